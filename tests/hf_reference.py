@@ -1,0 +1,208 @@
+"""A Mistral-format Pixtral directory as transformers' own models, in float32.
+
+transformers rotates the halves of a head where Mistral's format rotates adjacent elements, so
+the rows of every wq and wk are reordered on the way; all else is renaming.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
+    PixtralVisionModel,
+)
+
+RENAMED = {
+    "tok_embeddings.weight": "model.language_model.embed_tokens.weight",
+    "norm.weight": "model.language_model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "pre_mm_projector_norm.weight": "model.multi_modal_projector.norm.weight",
+    "patch_merger.merging_layer.weight": (
+        "model.multi_modal_projector.patch_merger.merging_layer.weight"
+    ),
+}
+PREFIXES = {
+    "layers.": "model.language_model.layers.",
+    "vision_encoder.": "model.vision_tower.",
+    "vision_language_adapter.w_in.": "model.multi_modal_projector.linear_1.",
+    "vision_language_adapter.w_out.": "model.multi_modal_projector.linear_2.",
+}
+PROJECTIONS = {
+    "attention.wq.": "attention.q_proj.",
+    "attention.wk.": "attention.k_proj.",
+    "attention.wv.": "attention.v_proj.",
+    "attention.wo.": "attention.o_proj.",
+    "feed_forward.w1.": "feed_forward.gate_proj.",
+    "feed_forward.w2.": "feed_forward.down_proj.",
+    "feed_forward.w3.": "feed_forward.up_proj.",
+}
+TEXT_MODULES = {
+    ".attention.": ".self_attn.",
+    ".feed_forward.": ".mlp.",
+    ".attention_norm.": ".input_layernorm.",
+    ".ffn_norm.": ".post_attention_layernorm.",
+}
+TOWER = "model.vision_tower."
+
+
+def load_hf_vision(directory: Path) -> PixtralVisionModel:
+    """The vision tower alone, before any patch merger."""
+    params = _params(directory)
+    model = PixtralVisionModel(_vision_config(params["vision_encoder"]))
+    state = _converted(directory, params, only="vision_encoder.")
+    model.load_state_dict({name.removeprefix(TOWER): tensor for name, tensor in state.items()})
+    return model.eval()
+
+
+def load_hf(directory: Path) -> LlavaForConditionalGeneration | Mistral3ForConditionalGeneration:
+    """The whole model: Llava, or Mistral3 where the checkpoint has a patch merger."""
+    params = _params(directory)
+    vision = params["vision_encoder"]
+    common: dict[str, Any] = {
+        "vision_config": _vision_config(vision),
+        "text_config": _text_config(params),
+        "image_token_index": vision["image_token_id"],
+        "multimodal_projector_bias": vision["adapter_bias"],
+        "vision_feature_layer": -1,
+        "tie_word_embeddings": False,
+    }
+    model: LlavaForConditionalGeneration | Mistral3ForConditionalGeneration
+    if vision.get("mm_projector_id") == "patch_merge":
+        merge = vision["spatial_merge_size"]
+        config = Mistral3Config(**common, spatial_merge_size=merge)
+        model = Mistral3ForConditionalGeneration(config)
+    else:
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(**common, vision_feature_select_strategy="full")
+        )
+    model.load_state_dict(_converted(directory, params))
+    return model.eval()
+
+
+@torch.inference_mode()
+def hf_embed(model: PixtralVisionModel, images: list[NDArray[np.float32]]) -> list[Tensor]:
+    """The tower's output for each image alone, (patches, width)."""
+    return [
+        model(torch.from_numpy(np.ascontiguousarray(image))[None]).last_hidden_state[0]
+        for image in images
+    ]
+
+
+@torch.inference_mode()
+def hf_generate(
+    model: LlavaForConditionalGeneration | Mistral3ForConditionalGeneration,
+    token_ids: list[int],
+    images: list[NDArray[np.float32]],
+    max_tokens: int,
+) -> list[int]:
+    """Greedy continuation by transformers' own `generate`, images padded to one batch."""
+    inputs: dict[str, Tensor] = {}
+    if images:
+        sizes = [image.shape[1:] for image in images]
+        height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+        pixels = torch.zeros(len(images), 3, height, width)
+        for index, image in enumerate(images):
+            pixels[index, :, : image.shape[1], : image.shape[2]] = torch.from_numpy(image)
+        inputs = {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)}
+    tokens = torch.tensor([token_ids])
+    generated = model.generate(
+        input_ids=tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=2,
+        pad_token_id=2,
+        **inputs,
+    )
+    continuation: list[int] = generated[0, len(token_ids) :].tolist()
+    return continuation
+
+
+def _params(directory: Path) -> dict[str, Any]:
+    params: dict[str, Any] = json.loads((directory / "params.json").read_text("utf-8"))
+    return params
+
+
+def _vision_config(vision: dict[str, Any]) -> PixtralVisionConfig:
+    return PixtralVisionConfig(
+        hidden_size=vision["hidden_size"],
+        intermediate_size=vision["intermediate_size"],
+        num_hidden_layers=vision["num_hidden_layers"],
+        num_attention_heads=vision["num_attention_heads"],
+        num_channels=vision["num_channels"],
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        hidden_act="silu",
+        rope_parameters={"rope_type": "axial", "rope_theta": vision["rope_theta"]},
+    )
+
+
+def _text_config(params: dict[str, Any]) -> MistralConfig:
+    return MistralConfig(
+        vocab_size=params["vocab_size"],
+        hidden_size=params["dim"],
+        intermediate_size=params["hidden_dim"],
+        num_hidden_layers=params["n_layers"],
+        num_attention_heads=params["n_heads"],
+        num_key_value_heads=params["n_kv_heads"],
+        head_dim=params["head_dim"],
+        hidden_act="silu",
+        max_position_embeddings=params.get("max_position_embeddings", 128_000),
+        rms_norm_eps=params["norm_eps"],
+        rope_parameters={"rope_type": "default", "rope_theta": params["rope_theta"]},
+        sliding_window=None,
+        tie_word_embeddings=False,
+    )
+
+
+def _converted(
+    directory: Path, params: dict[str, Any], *, only: str | None = None
+) -> dict[str, Tensor]:
+    heads = {
+        ("text", "wq"): params["n_heads"],
+        ("text", "wk"): params["n_kv_heads"],
+        ("vision", "wq"): params["vision_encoder"]["num_attention_heads"],
+        ("vision", "wk"): params["vision_encoder"]["num_attention_heads"],
+    }
+    converted = {}
+    for shard in sorted(directory.glob("consolidated*.safetensors")):
+        for name, stored in load_file(shard).items():
+            if only is not None and not name.startswith(only):
+                continue
+            tensor = stored.float()
+            side = "vision" if name.startswith("vision_encoder.") else "text"
+            if found := re.search(r"\.attention\.(wq|wk)\.weight$", name):
+                tensor = _halves_from_pairs(tensor, heads[side, found.group(1)])
+            converted[_renamed(name)] = tensor
+    return converted
+
+
+def _halves_from_pairs(weight: Tensor, n_heads: int) -> Tensor:
+    pairs = weight.view(n_heads, -1, 2, weight.shape[1])
+    return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def _renamed(name: str) -> str:
+    if name in RENAMED:
+        return RENAMED[name]
+    for old, new in PROJECTIONS.items():
+        name = name.replace(old, new)
+    if name.startswith("layers."):
+        for old, new in TEXT_MODULES.items():
+            name = name.replace(old, new)
+    for old, new in PREFIXES.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    raise ValueError(f"unknown tensor {name}")
