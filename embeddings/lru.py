@@ -1,0 +1,57 @@
+"""A least-recently-used cache bounded by bytes."""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class ByteLru(Generic[K, V]):
+    """Holds at most `max_bytes` of values, by the sizes that `put` is told.
+
+    Not thread-safe: for use from one event loop.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes < 0:
+            raise ValueError("max_bytes must not be negative")
+        self._max_bytes = max_bytes
+        self._nbytes = 0
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: K, value: V, nbytes: int) -> None:
+        """Keeps the value as the most recently used; one larger than the bound is not kept."""
+        self.pop(key)
+        if nbytes > self._max_bytes:
+            return
+        self._entries[key] = (value, nbytes)
+        self._nbytes += nbytes
+        while self._nbytes > self._max_bytes:
+            _, (_, freed) = self._entries.popitem(last=False)
+            self._nbytes -= freed
+
+    def pop(self, key: K) -> V | None:
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return None
+        self._nbytes -= entry[1]
+        return entry[0]
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._entries
