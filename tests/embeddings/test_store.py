@@ -1,0 +1,166 @@
+import asyncio
+import hashlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from embeddings.codec import DType, Embedding, encode
+from embeddings.key import EmbeddingKey
+from embeddings.store import FAILURES, EmbeddingStore
+from tests.redis_server import RedisServer
+
+WIDTH = 64
+
+
+def key_of(name: str) -> EmbeddingKey:
+    return EmbeddingKey(hashlib.sha256(name.encode()).digest(), "f00d", "public")
+
+
+def value_of(name: str, rows: int = 2) -> bytes:
+    key = key_of(name)
+    data = key.digest * (rows * WIDTH * 2 // 32)
+    return encode(key, Embedding(rows, 1, WIDTH, DType.BF16, data))
+
+
+def failures(operation: str, reason: str) -> float:
+    return FAILURES.labels(operation, reason)._value.get()
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def store(server: RedisServer) -> AsyncIterator[EmbeddingStore]:
+    store = EmbeddingStore.from_url(server.url, width=WIDTH, dtype=DType.BF16)
+    yield store
+    await store.close()
+
+
+async def test_what_is_put_is_there_for_another_client(
+    server: RedisServer, store: EmbeddingStore
+) -> None:
+    assert await store.put(key_of("a"), value_of("a"))
+    other = EmbeddingStore.from_url(server.url, width=WIDTH, dtype=DType.BF16)
+    found = await other.get(key_of("a"))
+    await other.close()
+    assert found is not None
+    assert bytes(found.data) == key_of("a").digest * 8
+    assert await store.exist([key_of("a"), key_of("b"), key_of("a")]) == [True, False, True]
+    assert await store.exist([]) == []
+    assert await store.get(key_of("b")) is None
+
+
+async def test_a_large_value_comes_back_whole(store: EmbeddingStore) -> None:
+    value = value_of("large", rows=4096)
+    assert await store.put(key_of("large"), value)
+    found = await store.get(key_of("large"))
+    assert found is not None
+    assert encode(key_of("large"), found) == value
+
+
+@pytest.mark.parametrize("rows", [2, 8192])
+async def test_a_damaged_value_is_a_miss_counted_and_deleted(
+    server: RedisServer, store: EmbeddingStore, rows: int
+) -> None:
+    damaged = bytearray(value_of("a", rows))
+    damaged[-1] ^= 1
+    with server.client() as client:
+        client.set(key_of("a").redis_key, bytes(damaged))
+    before = failures("get", "damaged")
+    assert await store.get(key_of("a")) is None
+    assert failures("get", "damaged") == before + 1
+    assert await store.exist([key_of("a")]) == [False]
+
+
+async def test_a_value_under_another_key_is_a_miss(
+    server: RedisServer, store: EmbeddingStore
+) -> None:
+    with server.client() as client:
+        client.set(key_of("b").redis_key, value_of("a"))
+    assert await store.get(key_of("b")) is None
+
+
+async def test_without_redis_all_are_misses_and_it_recovers(
+    server: RedisServer, store: EmbeddingStore
+) -> None:
+    assert await store.put(key_of("a"), value_of("a"))
+    server.stop()
+    assert await store.get(key_of("a")) is None
+    assert await store.exist([key_of("a")]) == [False]
+    assert not await store.put(key_of("a"), value_of("a"))
+    server.start()
+    async with asyncio.timeout(20):
+        while not await store.put(key_of("a"), value_of("a")):
+            await asyncio.sleep(0.05)
+    assert await store.get(key_of("a")) is not None
+
+
+async def test_a_redis_that_hangs_costs_one_timeout_and_then_none(
+    server: RedisServer, store: EmbeddingStore
+) -> None:
+    assert await store.put(key_of("a"), value_of("a"))
+    with server.client() as client:
+        pid = int(client.info("server")["process_id"])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        timeouts, paused = failures("exist", "timeout"), failures("exist", "paused")
+        for _ in range(5):
+            assert await store.exist([key_of("a")]) == [False]
+        assert failures("exist", "timeout") == timeouts + 1
+        assert failures("exist", "paused") == paused + 4
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    async with asyncio.timeout(20):
+        while await store.get(key_of("a")) is None:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_full_redis_stores_nothing_and_still_reads(server: RedisServer) -> None:
+    with RedisServer(maxmemory="1mb", maxmemory_policy="noeviction") as full:
+        store = EmbeddingStore.from_url(full.url, width=WIDTH, dtype=DType.BF16)
+        with full.client() as client:
+            client.set(key_of("a").redis_key, value_of("a"))
+        refused = failures("put", "refused")
+        for number in range(64):
+            await store.put(key_of(str(number)), value_of(str(number), rows=8192))
+        assert failures("put", "refused") > refused
+        assert await store.get(key_of("a")) is not None
+        await store.close()
+
+
+async def test_a_cancelled_call_never_hands_its_reply_to_another(
+    server: RedisServer,
+) -> None:
+    """redis-py once left a cancelled caller's reply in the connection for the next one to read."""
+    store = EmbeddingStore.from_url(server.url, width=WIDTH, dtype=DType.BF16, max_connections=2)
+    names = [str(n) for n in range(8)]
+    for name in names:
+        assert await store.put(key_of(name), value_of(name, rows=4096))
+    answered = 0
+    for round_ in range(60):
+        tasks = [asyncio.create_task(store.get(key_of(name))) for name in names]
+        for _ in range(round_ % 12):
+            await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for name, result in zip(names, results, strict=True):
+            if isinstance(result, Embedding):
+                answered += 1
+                assert bytes(result.data[:32]) == key_of(name).digest
+            else:
+                assert result is None or isinstance(result, asyncio.CancelledError)
+    assert answered > 60
+    # No connection was lost to a cancelled caller: both still serve.
+    assert all([await store.get(key_of(name)) for name in names])
+    await store.close()
+
+
+def test_a_malformed_url_is_refused() -> None:
+    with pytest.raises(ValueError, match="scheme"):
+        EmbeddingStore.from_url("http://example.test", width=WIDTH, dtype=DType.BF16)
