@@ -1,0 +1,8 @@
+"""What tiers count alike; defined once, so that two tiers can be in one process."""
+
+from prometheus_client import Counter
+
+# `result`: local, redis, peer or encoded. An encoder never counts peer, a decoder never encoded.
+REQUESTS = Counter(
+    "pixtral_embedding_requests_total", "Image embeddings asked for, by where they were", ["result"]
+)
