@@ -1,0 +1,67 @@
+# Everything is made from here; `make help` lists it. The first command makes the environment.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BUF := node_modules/.bin/buf
+MODEL := .cache/random-pixtral
+PICTURE := docs/pictures/cat.jpg
+# Where pip finds no CPU build of torch by itself, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format protos bench clean
+
+help: ## Show what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Make the environment and install everything into it
+
+# pip's warnings of indexes that lack a package are dropped; its errors are not.
+$(INSTALLED): requirements/dev.txt pyproject.toml
+	@echo "[1/4] environment: $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[2/4] PyTorch, about 200 MB, half a minute"
+	@$(PIP) install --quiet --quiet -c requirements/dev.txt "$$(grep '^torch==' requirements/dev.txt)"
+	@echo "[3/4] vLLM and $$(grep -c == requirements/dev.txt) packages, about 500 MB, one to two minutes"
+	@$(PIP) install --quiet --quiet --no-deps -r requirements/dev.txt
+	@echo "[4/4] pixtral-serve itself"
+	@$(PIP) install --quiet --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(MODEL)/params.json: $(INSTALLED) models/random_checkpoint.py
+	@echo "making a small random checkpoint in $(MODEL)"
+	@$(BIN)/python -m models.random_checkpoint $(MODEL)
+
+demo: $(MODEL)/params.json ## Start the whole stack, ask about a picture, ask again, stop it
+	@$(BIN)/pixtral-serve demo --model-dir $(MODEL) --image $(PICTURE)
+
+test: $(INSTALLED) ## Run all tests
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos and stubs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BUF) lint
+	@$(BUF) format --diff --exit-code
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py --check
+	@tools/breaking
+
+format: $(INSTALLED) $(BUF) ## Format the code and the protos
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BUF) format --write
+
+protos: $(INSTALLED) ## Generate the Python stubs anew
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py
+
+$(BUF): package-lock.json
+	@npm ci --no-audit --no-fund --silent
+	@touch $@
+
+clean: ## Remove the environment and everything that was made
+	rm -rf $(VENV) .cache node_modules build *.egg-info
