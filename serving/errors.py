@@ -1,0 +1,203 @@
+"""What a call may fail with, as an exception here and as a gRPC status with details on the wire."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+logger = logging.getLogger(__name__)
+
+DOMAIN = "pixtral"
+DETAILS_KEY = "grpc-status-details-bin"
+
+# A client refuses trailing metadata above 8 KiB, and would then see nothing of the error.
+MAX_TEXT = 512
+MAX_VIOLATIONS = 4
+
+
+class ServingError(Exception):
+    """A failure that a client is told of.
+
+    `reason` is UPPER_SNAKE_CASE, `message` and `violations` (path of the field, what is wrong with
+    it) are safe to show, `retry_after` is in seconds, `metadata` goes into ErrorInfo. Texts are cut
+    at 512 characters, violations after the fourth.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        reason: str,
+        message: str,
+        *,
+        violations: Sequence[tuple[str, str]] = (),
+        retry_after: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message[:MAX_TEXT])
+        self.code = code
+        self.reason = reason
+        self.message = message[:MAX_TEXT]
+        self.violations = tuple(
+            (field[:MAX_TEXT], description[:MAX_TEXT])
+            for field, description in violations[:MAX_VIOLATIONS]
+        )
+        self.retry_after = retry_after
+        self.metadata = dict(metadata or {})
+
+
+class InvalidRequest(ServingError):
+    """The request is wrong, and will be wrong again; `field` is a path in the request's proto."""
+
+    def __init__(self, field: str, description: str, reason: str = "INVALID_FIELD") -> None:
+        super().__init__(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            reason,
+            f"{field}: {description}",
+            violations=((field, description),),
+        )
+
+
+class NotFound(ServingError):
+    def __init__(
+        self,
+        message: str,
+        reason: str = "NOT_FOUND",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(grpc.StatusCode.NOT_FOUND, reason, message, metadata=metadata)
+
+
+class FailedPrecondition(ServingError):
+    def __init__(
+        self, message: str, reason: str, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(grpc.StatusCode.FAILED_PRECONDITION, reason, message, metadata=metadata)
+
+
+class Overloaded(ServingError):
+    """There is no room now; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0, reason: str = "OVERLOADED") -> None:
+        super().__init__(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, reason, message, retry_after=retry_after
+        )
+
+
+class Unavailable(ServingError):
+    """What the call needs is not there now; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0, reason: str = "UNAVAILABLE") -> None:
+        super().__init__(grpc.StatusCode.UNAVAILABLE, reason, message, retry_after=retry_after)
+
+
+class DeadlineExceeded(ServingError):
+    def __init__(
+        self, message: str = "the deadline has passed", reason: str = "DEADLINE_EXCEEDED"
+    ) -> None:
+        super().__init__(grpc.StatusCode.DEADLINE_EXCEEDED, reason, message)
+
+
+class Unauthenticated(ServingError):
+    def __init__(self, message: str, reason: str = "UNAUTHENTICATED") -> None:
+        super().__init__(grpc.StatusCode.UNAUTHENTICATED, reason, message)
+
+
+_CLASSES: dict[grpc.StatusCode, type[ServingError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+}
+
+# gRPC's own texts name addresses and files; these stand for a status that is not one of ours.
+_MESSAGES = {
+    grpc.StatusCode.UNAVAILABLE: "the service cannot be reached",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "the deadline has passed",
+    grpc.StatusCode.CANCELLED: "the call was cancelled",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "a message or quota is exhausted",
+    grpc.StatusCode.UNIMPLEMENTED: "the service does not know this method",
+}
+
+
+def to_status(error: BaseException) -> grpc.Status:
+    """The rich gRPC status of an error.
+
+    Anything but a ServingError is a bug: its traceback is logged, and the client reads "internal
+    error" alone.
+    """
+    if not isinstance(error, ServingError):
+        logger.error("unexpected error", exc_info=error)
+        error = ServingError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=error.message)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    status.details.add().Pack(info)
+    if error.violations:
+        request = error_details_pb2.BadRequest()
+        for field, description in error.violations:
+            request.field_violations.add(field=field, description=description)
+        status.details.add().Pack(request)
+    if error.retry_after is not None:
+        delay = Duration()
+        delay.FromNanoseconds(round(error.retry_after * 1e9))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return rpc_status.to_status(status)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> ServingError:
+    """The error that the other side raised, as the class that stands for its code.
+
+    A status without this project's details (gRPC's own, another server's) keeps its code and gets
+    a reason that is the code's name and a message of ours.
+    """
+    code = error.code()
+    made = _CLASSES.get(code, ServingError)
+    result = made.__new__(made)
+    ServingError.__init__(result, code, code.name, _MESSAGES.get(code, "the call failed"))
+    status = _rich_status(error)
+    if status is None:
+        return result
+    info = error_details_pb2.ErrorInfo()
+    bad_request = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        for message in (info, bad_request, retry):
+            if detail.Is(message.DESCRIPTOR):
+                detail.Unpack(message)
+    if info.domain != DOMAIN:
+        return result
+    ServingError.__init__(
+        result,
+        code,
+        info.reason,
+        status.message,
+        violations=[(v.field, v.description) for v in bad_request.field_violations],
+        retry_after=(
+            retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None
+        ),
+        metadata=info.metadata,
+    )
+    return result
+
+
+def _rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY:
+            try:
+                status = status_pb2.Status.FromString(value)
+                # Details in an Any are parsed only when unpacked.
+                for detail in status.details:
+                    _ = detail.TypeName()
+            except Exception:
+                return None
+            return status if status.code == error.code().value[0] else None
+    return None
+
+
+class StartupError(Exception):
+    """The process cannot start, for a reason that the operator can mend: told in one line."""

@@ -1,0 +1,216 @@
+"""What surrounds every RPC: the gate, the metrics, and errors as statuses."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from prometheus_client import Counter, Histogram
+
+from serving.errors import ServingError, Unavailable, to_status
+from serving.metrics import HANDLED, SECONDS, STARTED
+
+
+class Gate:
+    """Refuses the tier's calls while it is not ready, and counts those in flight."""
+
+    def __init__(self, refusal: str) -> None:
+        self._refusal: str | None = refusal
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def open(self) -> None:
+        self._refusal = None
+
+    def shut(self, refusal: str) -> None:
+        self._refusal = refusal
+
+    def enter(self, context: grpc.aio.ServicerContext) -> None:
+        """Counts the call until its status is sent. Raises Unavailable while shut."""
+        if self._refusal is not None:
+            raise Unavailable(self._refusal)
+        self._in_flight += 1
+        self._idle.clear()
+        context.add_done_callback(self._leave)
+
+    async def wait_idle(self, seconds: float) -> bool:
+        """Waits until no call is in flight; False where that took longer than `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _leave(self, context: grpc.aio.ServicerContext) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Wraps each method once; `ungated` services answer while the gate is shut."""
+
+    def __init__(self, gate: Gate, ungated: frozenset[str]) -> None:
+        self._gate = gate
+        self._ungated = ungated
+        self._wrapped: dict[str, grpc.RpcMethodHandler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        wrapped = self._wrapped.get(details.method)
+        if wrapped is None:
+            handler = await continuation(details)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[details.method] = self._wrap(details.method, handler)
+        return wrapped
+
+    def _wrap(self, path: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+        service, _, name = path.removeprefix("/").partition("/")
+        gate = None if service in self._ungated else self._gate
+        method = _Method.of(handler, service, name)
+        body = _body(handler)
+
+        async def behavior(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            return await _run(method, gate, body, request, context)
+
+        make = _MAKERS[handler.request_streaming, handler.response_streaming]
+        return make(
+            behavior,
+            # A single request is parsed inside, where a malformed one is answered and counted.
+            _strict(handler.request_deserializer) if handler.request_streaming else None,
+            handler.response_serializer,
+        )
+
+
+_MAKERS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+_TYPES = {
+    (False, False): "unary",
+    (False, True): "server_stream",
+    (True, False): "client_stream",
+    (True, True): "bidi_stream",
+}
+
+Body = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    labels: tuple[str, str, str]
+    started: Counter
+    seconds: Histogram
+
+    @classmethod
+    def of(cls, handler: grpc.RpcMethodHandler, service: str, name: str) -> "_Method":
+        labels = (_TYPES[handler.request_streaming, handler.response_streaming], service, name)
+        return cls(labels, STARTED.labels(*labels), SECONDS.labels(*labels))
+
+
+async def _run(
+    method: _Method, gate: Gate | None, body: Body, request: Any, context: grpc.aio.ServicerContext
+) -> Any:
+    method.started.inc()
+    begun = time.perf_counter()
+    granted: float | None = context.time_remaining()
+    code = grpc.StatusCode.OK
+    try:
+        if gate is not None:
+            gate.enter(context)
+        return await body(request, context)
+    except grpc.aio.AbortError:
+        code = context.code()
+        raise
+    except grpc.aio.InternalError:
+        # gRPC's own: the client went away while it was written to or read from.
+        code = _why_cancelled(granted, context)
+        raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            code = _why_cancelled(granted, context)
+            raise
+        # Something that the handler awaited was cancelled, not the call; gRPC would never answer.
+        code = grpc.StatusCode.INTERNAL
+        await _abort(context, to_status(error), error)
+    except Exception as error:
+        status = to_status(error)
+        code = status.code
+        await _abort(context, status, error)
+    finally:
+        HANDLED.labels(*method.labels, code.name).inc()
+        method.seconds.observe(time.perf_counter() - begun)
+
+
+async def _abort(
+    context: grpc.aio.ServicerContext, status: grpc.Status, error: BaseException
+) -> None:
+    if context.done():
+        raise error
+    await context.abort_with_status(status)
+
+
+def _why_cancelled(granted: float | None, context: grpc.aio.ServicerContext) -> grpc.StatusCode:
+    # A deadline is seen here as the client's cancel, a little before it passes on this side: the
+    # client started to count earlier, and what it sent was rounded up by as much as a hundredth.
+    if granted is not None and context.time_remaining() <= 0.05 + granted / 100:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
+
+
+def _body(handler: grpc.RpcMethodHandler) -> Body:
+    inner = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    parse = None if handler.request_streaming else _strict(handler.request_deserializer)
+
+    def parsed(request: Any) -> Any:
+        return request if parse is None else parse(request)
+
+    async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        return await inner(parsed(request), context)
+
+    async def stream(request: Any, context: grpc.aio.ServicerContext) -> None:
+        # Written here and not yielded on, so that a cancelled call closes the servicer's generator
+        # at once, wherever it stands, and not when the garbage collector finds it.
+        async with aclosing(inner(parsed(request), context)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    async def refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
+        raise ServingError(
+            grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED", "this method is not served"
+        )
+
+    if inspect.isasyncgenfunction(inner):
+        return stream
+    # What generated servicers hold for a method that nobody wrote is no coroutine.
+    return answer if inspect.iscoroutinefunction(inner) else refuse
+
+
+def _strict(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def strict(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            raise ServingError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "MALFORMED_MESSAGE",
+                "the request is not a message of this method's type",
+            ) from None
+
+    return strict

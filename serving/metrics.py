@@ -1,0 +1,51 @@
+"""Prometheus: the gRPC server's metrics and the HTTP server that shows all of a process's."""
+
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+import prometheus_client
+from prometheus_client import Counter, Histogram
+
+from serving.errors import StartupError
+
+# The names and labels are those of the gRPC ecosystem's own Prometheus middlewares.
+_METHOD = ["grpc_type", "grpc_service", "grpc_method"]
+
+STARTED = Counter("grpc_server_started_total", "RPCs started", _METHOD)
+HANDLED = Counter(
+    "grpc_server_handled_total", "RPCs completed, by status code", [*_METHOD, "grpc_code"]
+)
+SECONDS = Histogram(
+    "grpc_server_handling_seconds",
+    "Time from the start of an RPC's handler to its end",
+    _METHOD,
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+
+
+class MetricsServer:
+    """The default registry over HTTP, in a thread of its own, until `close`."""
+
+    def __init__(self, address: str, server: WSGIServer, thread: Thread) -> None:
+        self.address = address
+        self._server = server
+        self._thread = thread
+
+    def close(self) -> None:
+        """Blocks until the thread has ended: up to half a second."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def start_metrics_server(listen: str) -> MetricsServer:
+    """Serves on `listen` (host:port; port 0 takes a free one, told in `address`).
+
+    Raises StartupError where the address cannot be bound.
+    """
+    host, _, port = listen.rpartition(":")
+    try:
+        server, thread = prometheus_client.start_http_server(int(port), host.strip("[]"))
+    except OSError as error:
+        raise StartupError(f"cannot serve metrics on {listen}: {error.strerror}") from None
+    return MetricsServer(f"{host}:{server.server_port}", server, thread)

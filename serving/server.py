@@ -1,0 +1,274 @@
+"""A process's gRPC server from its first socket to its exit code."""
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn, Protocol, TypeVar
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from serving.channel import MAX_MESSAGE_BYTES, read_pem
+from serving.errors import StartupError
+from serving.interceptor import CallInterceptor, Gate
+from serving.logs import configure_logging
+from serving.metrics import MetricsServer, start_metrics_server
+from serving.settings import ProcessSettings
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=ProcessSettings)
+
+# What a handler that was cancelled, a tier that stops, and a start that is cut short may take.
+CANCEL_SECONDS = 5.0
+STOP_SECONDS = 30.0
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A second process on the same port is a mistake, not a second worker.
+    ("grpc.so_reuseport", 0),
+    # A client that vanished is noticed, and its calls cancelled, within 40 seconds.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+
+class Tier(Protocol):
+    """What a process serves."""
+
+    # Full names, for health and reflection.
+    services: tuple[str, ...]
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the servicers. They are called only between `start` and `stop`."""
+
+    async def start(self) -> None:
+        """Loads. Until it returns, calls are refused as UNAVAILABLE and health is NOT_SERVING.
+
+        Cancelled by a signal. StartupError is told in one line, anything else with its traceback.
+        """
+
+    async def failed(self) -> None:
+        """Returns when the process must end, for a reason that it has logged."""
+
+    async def stop(self) -> None:
+        """Frees everything. After the drain; after a `start` that failed or was cut short too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a process can be reached: host:port, with the ports that were bound."""
+
+    grpc: str
+    metrics: str
+
+
+@asynccontextmanager
+async def running(tier: Tier, settings: ProcessSettings) -> AsyncIterator[Addresses]:
+    """The whole server in this process, ready on entry, drained and stopped on exit."""
+    chassis = _Chassis(tier, settings)
+    try:
+        addresses = await chassis.open()
+        await chassis.start()
+        yield addresses
+    finally:
+        await chassis.close(settings.drain_seconds)
+
+
+def run(tier_factory: Callable[[S], Tier], settings: S) -> NoReturn:
+    """Serves until SIGTERM or SIGINT, then drains and exits 0. A second signal ends it at once.
+
+    Exits 1 where the tier cannot start or has failed.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    outcome = runner.run(_serve(tier_factory, settings))
+    if outcome.start_cut_short:
+        _leave_at_once(outcome.exit_code)
+    runner.close()
+    sys.exit(outcome.exit_code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    exit_code: int
+    start_cut_short: bool = False
+
+
+async def _serve(tier_factory: Callable[[S], Tier], settings: S) -> _Outcome:
+    signalled = asyncio.create_task(_signalled())
+    try:
+        tier = tier_factory(settings)
+        chassis = _Chassis(tier, settings)
+    except Exception as error:
+        return _cannot_start(error)
+    drain_seconds = settings.drain_seconds
+    try:
+        addresses = await chassis.open()
+        logger.info("gRPC on %s, metrics on %s", addresses.grpc, addresses.metrics)
+        starting = asyncio.create_task(chassis.start())
+        await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait((starting,), timeout=CANCEL_SECONDS)
+            return _Outcome(0, start_cut_short=True)
+        starting.result()
+        logger.info("ready")
+        failing = asyncio.create_task(tier.failed())
+        await asyncio.wait((failing, signalled), return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            drain_seconds = min(drain_seconds, CANCEL_SECONDS)
+            logger.error("the tier has failed", exc_info=failing.exception())
+            return _Outcome(1)
+        failing.cancel()
+        return _Outcome(0)
+    except Exception as error:
+        return _cannot_start(error)
+    finally:
+        await chassis.close(drain_seconds)
+
+
+def _cannot_start(error: Exception) -> _Outcome:
+    if isinstance(error, StartupError):
+        logger.error("cannot start: %s", error)
+    else:
+        logger.error("cannot start", exc_info=error)
+    return _Outcome(1)
+
+
+async def _signalled() -> None:
+    """Returns on the first signal; the second then has its default effect."""
+    loop = asyncio.get_running_loop()
+    received: asyncio.Future[signal.Signals] = loop.create_future()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def receive(number: signal.Signals) -> None:
+        for each in signals:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        received.set_result(number)
+
+    for each in signals:
+        loop.add_signal_handler(each, receive, each)
+    logger.info("%s: shutting down", (await received).name)
+
+
+def _leave_at_once(exit_code: int) -> NoReturn:
+    # A load that runs in a thread cannot be interrupted, and an ordinary exit would wait for it.
+    for child in multiprocessing.active_children():
+        child.terminate()
+        child.join(CANCEL_SECONDS)
+        child.kill()
+    logging.shutdown()
+    os._exit(exit_code)
+
+
+class _Chassis:
+    def __init__(self, tier: Tier, settings: ProcessSettings) -> None:
+        self._tier = tier
+        self._settings = settings
+        self._gate = Gate("the server is starting")
+        self._health = health.aio.HealthServicer()
+        self._services = ("", *tier.services)
+        self._metrics: MetricsServer | None = None
+        ungated = frozenset((health.SERVICE_NAME, reflection.SERVICE_NAME))
+        self._server = grpc.aio.server(
+            interceptors=(CallInterceptor(self._gate, ungated),), options=_OPTIONS
+        )
+        tier.register(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((*tier.services, *sorted(ungated)), self._server)
+
+    async def open(self) -> Addresses:
+        """Binds, tells the addresses, and answers health checks. Raises StartupError."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._metrics = start_metrics_server(self._settings.metrics_listen)
+        addresses = Addresses(_bind(self._server, self._settings), self._metrics.address)
+        await self._server.start()
+        if self._settings.address_file is not None:
+            _write_addresses(self._settings.address_file, addresses)
+        return addresses
+
+    async def start(self) -> None:
+        await self._tier.start()
+        self._gate.open()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self, drain_seconds: float) -> None:
+        """Not ready, then drained, then stopped. Logs what fails on the way, raises nothing."""
+        self._gate.shut("the server is shutting down")
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if not await self._gate.wait_idle(drain_seconds):
+            logger.warning("calls still in flight after %g s are cancelled", drain_seconds)
+        await self._server.stop(None)
+        if not await self._gate.wait_idle(CANCEL_SECONDS):
+            logger.error("calls that were cancelled have not ended")
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._tier.stop()
+        except Exception:
+            logger.exception("the tier did not stop as it should")
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        # A watcher that reads nothing would hold this up.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await asyncio.gather(*(self._health.set(name, status) for name in self._services))
+
+
+def _bind(server: grpc.aio.Server, settings: ProcessSettings) -> str:
+    credentials = _credentials(settings)
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(settings.listen)
+        else:
+            port = server.add_secure_port(settings.listen, credentials)
+    except RuntimeError:
+        raise StartupError(f"cannot listen on {settings.listen}") from None
+    return f"{settings.listen.rpartition(':')[0]}:{port}"
+
+
+def _credentials(settings: ProcessSettings) -> grpc.ServerCredentials | None:
+    certificate, private_key = settings.tls_certificate, settings.tls_private_key
+    if certificate is None or private_key is None:
+        return None
+    pair = (read_pem(private_key), read_pem(certificate))
+    try:
+        # gRPC itself would only fail every handshake.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            certificate, private_key, password=b""
+        )
+    except (ssl.SSLError, ValueError):
+        raise StartupError(
+            f"{private_key} is not the private key, without a password, of {certificate}"
+        ) from None
+    client_ca = settings.tls_client_ca
+    return grpc.ssl_server_credentials(
+        (pair,),
+        root_certificates=None if client_ca is None else read_pem(client_ca),
+        require_client_auth=client_ca is not None,
+    )
+
+
+def _write_addresses(path: Path, addresses: Addresses) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(asdict(addresses)) + "\n", "utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise StartupError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,238 @@
+"""A process's settings: read once, at start, from the environment, a TOML file and flags."""
+
+import argparse
+import ipaddress
+import os
+import sys
+import tomllib
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FilePath,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+from serving.channel import ClientTls
+
+S = TypeVar("S", bound="ProcessSettings")
+
+ENV_PREFIX = "PIXTRAL_"
+CONFIG_VARIABLE = "PIXTRAL_CONFIG"
+
+
+def _check_address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ValueError("must be host:port")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError("an IPv6 host must stand in brackets")
+    return value
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+# host:port, the host of IPv6 in brackets.
+Address = Annotated[str, AfterValidator(_check_address)]
+# In the environment and in flags, separated by commas; in the file, an array.
+Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split)]
+Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+def is_loopback(address: str) -> bool:
+    """Whether host:port can be reached from this machine alone."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class ProcessSettings(BaseSettings):
+    """What every process is told. Each tier adds its own fields, all with descriptions.
+
+    Made directly, it reads nothing from outside; `load` reads the environment, file and flags.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        validate_default=True,
+    )
+
+    listen: Address = Field("127.0.0.1:0", description="host:port to serve gRPC on; port 0 is any.")
+    metrics_listen: Address = Field(
+        "127.0.0.1:0", description="host:port to serve Prometheus metrics on; port 0 is any."
+    )
+    address_file: Path | None = Field(
+        None, description="File to write the addresses to, as JSON, once they are bound."
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, description="How long calls in flight may go on after SIGTERM."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least severe messages to log."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How to log to stderr: lines of text or of JSON."
+    )
+    tls_certificate: FilePath | None = Field(
+        None, description="PEM file of this server's certificate chain."
+    )
+    tls_private_key: FilePath | None = Field(
+        None, description="PEM file of the certificate's private key."
+    )
+    tls_client_ca: FilePath | None = Field(
+        None, description="PEM file of the authority that every client must be signed by (mTLS)."
+    )
+    allow_insecure: bool = Field(
+        False, description="Serve without TLS on an address that is not loopback."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_private_key is None):
+            raise ValueError("tls_certificate and tls_private_key must be set together")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_private_key")
+        if self.tls_certificate is None and not (self.allow_insecure or is_loopback(self.listen)):
+            raise ValueError(
+                f"listen: {self.listen} is not a loopback address: set tls_certificate and "
+                "tls_private_key, or allow_insecure to serve without TLS"
+            )
+        return self
+
+
+class PeerTlsSettings(ProcessSettings):
+    """For a process that calls other tiers."""
+
+    peer_tls_ca: FilePath | None = Field(
+        None, description="PEM file of the authority that other tiers are signed by; none: no TLS."
+    )
+    peer_tls_certificate: FilePath | None = Field(
+        None, description="PEM file of the certificate shown to other tiers (mTLS)."
+    )
+    peer_tls_private_key: FilePath | None = Field(
+        None, description="PEM file of that certificate's private key."
+    )
+
+    @property
+    def peer_tls(self) -> ClientTls | None:
+        """What `open_channel` takes."""
+        if self.peer_tls_ca is None:
+            return None
+        return ClientTls(self.peer_tls_ca, self.peer_tls_certificate, self.peer_tls_private_key)
+
+    @model_validator(mode="after")
+    def _check_peer_tls(self) -> Self:
+        if (self.peer_tls_certificate is None) != (self.peer_tls_private_key is None):
+            raise ValueError("peer_tls_certificate and peer_tls_private_key must be set together")
+        if self.peer_tls_certificate is not None and self.peer_tls_ca is None:
+            raise ValueError("peer_tls_certificate needs peer_tls_ca")
+        return self
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def load(cls: type[S], argv: Sequence[str] | None = None, *, prog: str) -> S:
+    """Settings from the environment, over it the TOML file, over it the flags.
+
+    The file is named by --config or PIXTRAL_CONFIG. A wrong value ends the process with exit code
+    2 and one line on stderr for each.
+    """
+    parser = _Parser(prog=prog, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help=f"TOML file [env: {CONFIG_VARIABLE}]")
+    flags: CliSettingsSource[Any] = CliSettingsSource(
+        cls,
+        root_parser=parser,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+        cli_kebab_case=True,
+        cli_show_env_vars=True,
+    )
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    config = parser.parse_args(arguments).config or os.environ.get(CONFIG_VARIABLE)
+    try:
+        sources = {
+            "flag": flags(args=arguments)(),
+            str(config): _read_file(Path(config)) if config else {},
+            "environment": EnvSettingsSource(cls)(),
+        }
+    except (SettingsError, ValueError) as error:
+        parser.error(str(error))
+    try:
+        return cls(**dict(ChainMap(*sources.values())))
+    except ValidationError as error:
+        problems = [_explain(problem, sources) for problem in error.errors(include_input=False)]
+        parser.exit(2, "".join(f"{prog}: {problem}\n" for problem in problems))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from None
+
+
+def _explain(problem: "ErrorDetails", sources: Mapping[str, Mapping[str, Any]]) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    origin = next((origin for origin, values in sources.items() if name in values), None)
+    variable = ENV_PREFIX + name.upper()
+    match origin, problem["type"]:
+        case None, "missing":
+            flag = name.replace("_", "-")
+            return f"{name} must be set: by --{flag}, {variable} or the configuration file"
+        case _, "extra_forbidden":
+            return f"{name} (in {origin}): there is no such setting"
+        case "flag", _:
+            return f"--{name.replace('_', '-')}: {message}"
+        case "environment", _:
+            return f"{name} (from {variable}): {message}"
+        case _:
+            return f"{name} (in {origin}): {message}"
