@@ -1,0 +1,52 @@
+"""Client of pixtral-serve: a Python SDK and the `pixtral-serve` command."""
+
+from pixtral_client.client import AsyncClient, AsyncStream, Client, Stream
+from pixtral_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PixtralError,
+    Unavailable,
+    Violation,
+)
+from pixtral_client.requests import Sampling, Tls
+from pixtral_client.results import (
+    Completion,
+    Delta,
+    ImageReport,
+    Model,
+    Timings,
+    TokenCount,
+    Usage,
+)
+from pixtral_client.stack import Progress, Stack, StackError
+from pixtral_client.standalone import local, pixtral_stack
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "Client",
+    "Completion",
+    "DeadlineExceeded",
+    "Delta",
+    "ImageReport",
+    "InvalidRequest",
+    "Model",
+    "NotFound",
+    "Overloaded",
+    "PixtralError",
+    "Progress",
+    "Sampling",
+    "Stack",
+    "StackError",
+    "Stream",
+    "Timings",
+    "Tls",
+    "TokenCount",
+    "Unavailable",
+    "Usage",
+    "Violation",
+    "local",
+    "pixtral_stack",
+]

@@ -1,0 +1,123 @@
+"""Errors of a call, with what the server says of them in google.rpc details."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NoReturn, cast
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A field of the request, such as `messages[1].content[0].image.url`, and what is wrong."""
+
+    field: str
+    description: str
+
+
+class PixtralError(Exception):
+    """A call that failed.
+
+    Attributes:
+        code: the gRPC status code.
+        reason: the server's word for it, in UPPER_SNAKE_CASE; empty where it gave none.
+        message: what went wrong, in a sentence.
+        violations: the fields at fault.
+        retry_after: seconds after which a retry may succeed, where the server said so.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        reason: str = "",
+        violations: tuple[Violation, ...] = (),
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.violations = violations
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        text = f"{self.code.name}: {self.message}"
+        fields = "; ".join(f"{item.field}: {item.description}" for item in self.violations)
+        if fields and fields not in text:
+            text += f" ({fields})"
+        if self.retry_after is not None:
+            text += f" (retry after {self.retry_after:g} s)"
+        return text
+
+
+class InvalidRequest(PixtralError):
+    """The request can never succeed as it is; `violations` names the fields."""
+
+
+class NotFound(PixtralError):
+    """No such model."""
+
+
+class Overloaded(PixtralError):
+    """The server refused more work than it can hold; try again after `retry_after`."""
+
+
+class Unavailable(PixtralError):
+    """The server is not there, not ready, or cannot do this now."""
+
+
+class DeadlineExceeded(PixtralError):
+    """The call's timeout passed. The server has stopped working on it."""
+
+
+_CLASSES: dict[grpc.StatusCode, type[PixtralError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+}
+
+
+def raise_from(error: grpc.RpcError) -> NoReturn:
+    """Raises the `PixtralError` that a failed call, sync or asyncio, stands for."""
+    raise from_rpc_error(error) from None
+
+
+def from_rpc_error(error: grpc.RpcError) -> PixtralError:
+    code, message = error.code(), error.details() or ""
+    reason, retry_after = "", None
+    violations: tuple[Violation, ...] = ()
+    for detail in _details(error):
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+            reason = info.reason
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest()
+            detail.Unpack(bad)
+            violations = tuple(
+                Violation(item.field, item.description) for item in bad.field_violations
+            )
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    return _CLASSES.get(code, PixtralError)(
+        code, message, reason=reason, violations=violations, retry_after=retry_after
+    )
+
+
+def _details(error: grpc.RpcError) -> list[Any]:
+    metadata = dict(cast(Iterable[tuple[str, bytes]], error.trailing_metadata() or ()))
+    try:
+        return list(status_pb2.Status.FromString(metadata.get(_DETAILS_KEY, b"")).details)
+    except DecodeError:
+        return []

@@ -1,0 +1,64 @@
+"""Fetches an image by http(s), within limits of time and size."""
+
+import time
+import urllib.request
+from http.client import HTTPException, HTTPResponse
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+TIMEOUT_SECONDS = 30.0
+MAX_BYTES = 48 * 2**20
+_PIECE = 64 * 2**10
+
+
+def fetch(url: str, *, timeout: float = TIMEOUT_SECONDS, max_bytes: int = MAX_BYTES) -> bytes:
+    """Reads what is at `url`: http and https only, redirects included.
+
+    Raises:
+        OSError: it could not be had in `timeout` seconds.
+        ValueError: it is longer than `max_bytes`, or the URL is none of these.
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError("only http and https are fetched")
+    deadline = time.monotonic() + timeout
+    request = urllib.request.Request(url, headers={"User-Agent": "pixtral-client"})  # noqa: S310
+    try:
+        with _opener().open(request, timeout=timeout) as response:
+            return _read(response, deadline, max_bytes)
+    except HTTPError as error:
+        with error:
+            raise OSError(f"HTTP {error.code}") from None
+    except URLError as error:
+        raise OSError(str(error.reason)) from None
+    except HTTPException as error:
+        raise OSError(f"not HTTP as it should be ({type(error).__name__})") from None
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    # Built by hand, because the default one also opens file: and ftp:, which a redirect could name.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _read(response: HTTPResponse, deadline: float, max_bytes: int) -> bytes:
+    pieces, length = [], 0
+    while piece := response.read1(_PIECE):
+        length += len(piece)
+        if length > max_bytes:
+            raise ValueError(f"longer than {max_bytes} bytes")
+        if time.monotonic() > deadline:
+            raise TimeoutError("timed out")
+        pieces.append(piece)
+    if response.length:
+        raise OSError("the connection closed early")
+    return b"".join(pieces)

@@ -1,0 +1,148 @@
+"""The requests that `Client` and `AsyncClient` send alike, and how they open a channel."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import grpc
+
+from pixtral.v1 import chat_pb2
+from pixtral_client.messages import Messages, to_protos
+from pixtral_client.results import (
+    Completion,
+    Delta,
+    completion_from_proto,
+    delta_from_proto,
+)
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+DEFAULT_TIMEOUT = 600.0
+MAX_MESSAGE_BYTES = 64 * 2**20
+
+CHANNEL_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files for a connection over TLS.
+
+    Without `ca` the system's authorities are trusted; certificate and key together are this
+    client's own, for a server that asks for one.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key go together")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(
+            root_certificates=self.ca.read_bytes() if self.ca else None,
+            private_key=self.private_key.read_bytes() if self.private_key else None,
+            certificate_chain=self.certificate.read_bytes() if self.certificate else None,
+        )
+
+
+class Sampling(TypedDict, total=False):
+    """How to pick the next token: `pixtral.v1.SamplingParams`. What is absent or None takes the
+    model's own default; temperature 0 is greedy."""
+
+    max_tokens: int | None
+    min_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+
+
+def complete_request(
+    messages: Messages, model: str | None, sampling: Mapping[str, Any]
+) -> chat_pb2.CompleteRequest:
+    return chat_pb2.CompleteRequest(
+        model=model or "", sampling=_sampling(sampling), messages=to_protos(messages)
+    )
+
+
+def stream_request(
+    messages: Messages, model: str | None, sampling: Mapping[str, Any]
+) -> chat_pb2.StreamCompleteRequest:
+    return chat_pb2.StreamCompleteRequest(
+        model=model or "", sampling=_sampling(sampling), messages=to_protos(messages)
+    )
+
+
+def count_request(messages: Messages, model: str | None) -> chat_pb2.CountTokensRequest:
+    return chat_pb2.CountTokensRequest(model=model or "", messages=to_protos(messages))
+
+
+def completion(response: chat_pb2.CompleteResponse) -> Completion:
+    return completion_from_proto(
+        delta_from_proto(response.choices[0]),
+        response.completion,
+        call_id=response.id,
+        model=response.model,
+    )
+
+
+class Answer:
+    """Gathers a stream's events into the completion that it ends with."""
+
+    def __init__(self, model: str | None) -> None:
+        self._model = model or ""
+        self._deltas: list[Delta] = []
+        self.completion: Completion | None = None
+
+    def add(self, event: chat_pb2.StreamCompleteResponse) -> Delta | None:
+        """The event's delta; None for the last event, which holds the summary."""
+        if event.HasField("completion"):
+            self.completion = completion_from_proto(
+                self.so_far, event.completion, call_id=event.id, model=self._model
+            )
+            return None
+        delta = delta_from_proto(event.delta)
+        self._deltas.append(delta)
+        return delta
+
+    @property
+    def so_far(self) -> Delta:
+        return Delta(
+            text="".join(delta.text for delta in self._deltas),
+            token_ids=tuple(token for delta in self._deltas for token in delta.token_ids),
+            finish_reason=self._deltas[-1].finish_reason if self._deltas else None,
+        )
+
+
+def _sampling(sampling: Mapping[str, Any]) -> chat_pb2.SamplingParams:
+    params = chat_pb2.SamplingParams()
+    for name, value in sampling.items():
+        if name not in Sampling.__annotations__:
+            known = ", ".join(Sampling.__annotations__)
+            raise TypeError(f"unknown argument {name!r}; sampling takes {known}")
+        if value is None:
+            continue
+        if name == "stop" and isinstance(value, str):
+            value = [value]
+        try:
+            if name in ("stop", "stop_token_ids"):
+                getattr(params, name).extend(value)
+            else:
+                setattr(params, name, value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    return params

@@ -1,0 +1,132 @@
+"""What a call gives back. Durations are seconds; token ids are the model's own."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from google.protobuf.duration_pb2 import Duration
+
+from pixtral.v1 import chat_pb2
+
+FinishReason = Literal["stop", "length"]
+
+_FINISH_REASONS: dict[int, FinishReason] = {
+    chat_pb2.FINISH_REASON_STOP: "stop",
+    chat_pb2.FINISH_REASON_LENGTH: "length",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request; image and cached tokens are among the prompt's."""
+
+    prompt_tokens: int
+    image_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where a request's time went, in seconds from its arrival at the gateway."""
+
+    queue: float
+    encode: float
+    time_to_first_token: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    """What became of one image; `cached` means that nothing was encoded for this request."""
+
+    sha256: str
+    width: int
+    height: int
+    tokens: int
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new in a stream; `finish_reason` is None until the last."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer. `images` are in the order of the conversation.
+
+    `model` is the gateway's name for what answered; of a stream, the name that was asked for.
+    """
+
+    id: str
+    model: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    usage: Usage
+    timings: Timings
+    images: tuple[ImageReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    prompt_tokens: int
+    image_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that the gateway serves; `context_length` holds prompt and answer together."""
+
+    name: str
+    context_length: int
+    max_images: int
+    max_image_bytes: int
+
+
+def delta_from_proto(choice: chat_pb2.Choice) -> Delta:
+    return Delta(choice.text, tuple(choice.token_ids), _FINISH_REASONS.get(choice.finish_reason))
+
+
+def completion_from_proto(
+    answer: Delta, summary: chat_pb2.Completion, *, call_id: str, model: str
+) -> Completion:
+    usage, timings = summary.usage, summary.timings
+    return Completion(
+        id=call_id,
+        model=model,
+        text=answer.text,
+        token_ids=answer.token_ids,
+        finish_reason=answer.finish_reason,
+        usage=Usage(
+            prompt_tokens=usage.prompt_tokens,
+            image_tokens=usage.image_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+        ),
+        timings=Timings(
+            queue=_seconds(timings.queue),
+            encode=_seconds(timings.encode),
+            time_to_first_token=_seconds(timings.time_to_first_token),
+            total=_seconds(timings.total),
+        ),
+        images=tuple(
+            ImageReport(image.sha256, image.width, image.height, image.tokens, image.cached)
+            for image in summary.images
+        ),
+    )
+
+
+def models_from_proto(response: chat_pb2.ListModelsResponse) -> list[Model]:
+    return [
+        Model(model.name, model.context_length, model.max_images, model.max_image_bytes)
+        for model in response.models
+    ]
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
