@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 logger = logging.getLogger(__name__)
@@ -13,8 +15,10 @@ logger = logging.getLogger(__name__)
 DOMAIN = "pixtral"
 DETAILS_KEY = "grpc-status-details-bin"
 
-# A client refuses trailing metadata above 8 KiB, and would then see nothing of the error.
-MAX_TEXT = 512
+# A client refuses trailing metadata above 8 KiB, and would then see nothing of the error. Texts
+# are sent in base64 and, the message, once more with three bytes for one.
+MAX_TEXT_BYTES = 512
+MAX_FIELD_BYTES = 256
 MAX_VIOLATIONS = 4
 
 
@@ -23,7 +27,7 @@ class ServingError(Exception):
 
     `reason` is UPPER_SNAKE_CASE, `message` and `violations` (path of the field, what is wrong with
     it) are safe to show, `retry_after` is in seconds, `metadata` goes into ErrorInfo. Texts are cut
-    at 512 characters, violations after the fourth.
+    at 512 bytes, paths at 256, violations after the fourth.
     """
 
     def __init__(
@@ -36,16 +40,20 @@ class ServingError(Exception):
         retry_after: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message[:MAX_TEXT])
         self.code = code
         self.reason = reason
-        self.message = message[:MAX_TEXT]
+        self.message = _cut(message, MAX_TEXT_BYTES)
         self.violations = tuple(
-            (field[:MAX_TEXT], description[:MAX_TEXT])
+            (_cut(field, MAX_FIELD_BYTES), _cut(description, MAX_TEXT_BYTES))
             for field, description in violations[:MAX_VIOLATIONS]
         )
         self.retry_after = retry_after
         self.metadata = dict(metadata or {})
+        super().__init__(self.message)
+
+
+def _cut(text: str, size: int) -> str:
+    return text.encode("utf-8", "replace")[:size].decode("utf-8", "ignore")
 
 
 class InvalidRequest(ServingError):
@@ -134,18 +142,18 @@ def to_status(error: BaseException) -> grpc.Status:
     if not isinstance(error, ServingError):
         logger.error("unexpected error", exc_info=error)
         error = ServingError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code.name), message=error.message)
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    status = Status(code=error.code.value[0], message=error.message)
+    info = ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     status.details.add().Pack(info)
     if error.violations:
-        request = error_details_pb2.BadRequest()
+        request = BadRequest()
         for field, description in error.violations:
             request.field_violations.add(field=field, description=description)
         status.details.add().Pack(request)
     if error.retry_after is not None:
         delay = Duration()
         delay.FromNanoseconds(round(error.retry_after * 1e9))
-        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+        status.details.add().Pack(RetryInfo(retry_delay=delay))
     return rpc_status.to_status(status)
 
 
@@ -158,45 +166,42 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> ServingError:
     code = error.code()
     made = _CLASSES.get(code, ServingError)
     result = made.__new__(made)
-    ServingError.__init__(result, code, code.name, _MESSAGES.get(code, "the call failed"))
-    status = _rich_status(error)
-    if status is None:
+    try:
+        details = _read_details(error)
+    except (DecodeError, ValueError):
+        details = None
+    if details is None:
+        ServingError.__init__(result, code, code.name, _MESSAGES.get(code, "the call failed"))
         return result
-    info = error_details_pb2.ErrorInfo()
-    bad_request = error_details_pb2.BadRequest()
-    retry = error_details_pb2.RetryInfo()
-    for detail in status.details:
-        for message in (info, bad_request, retry):
-            if detail.Is(message.DESCRIPTOR):
-                detail.Unpack(message)
-    if info.domain != DOMAIN:
-        return result
+    message, info, request, retry = details
     ServingError.__init__(
         result,
         code,
         info.reason,
-        status.message,
-        violations=[(v.field, v.description) for v in bad_request.field_violations],
-        retry_after=(
-            retry.retry_delay.ToNanoseconds() / 1e9 if retry.HasField("retry_delay") else None
-        ),
+        message,
+        violations=[(each.field, each.description) for each in request.field_violations],
+        retry_after=retry.retry_delay.ToNanoseconds() / 1e9
+        if retry.HasField("retry_delay")
+        else None,
         metadata=info.metadata,
     )
     return result
 
 
-def _rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
-    for key, value in error.trailing_metadata() or ():
-        if key == DETAILS_KEY:
-            try:
-                status = status_pb2.Status.FromString(value)
-                # Details in an Any are parsed only when unpacked.
-                for detail in status.details:
-                    _ = detail.TypeName()
-            except Exception:
-                return None
-            return status if status.code == error.code().value[0] else None
-    return None
+def _read_details(
+    error: grpc.aio.AioRpcError,
+) -> tuple[str, ErrorInfo, BadRequest, RetryInfo] | None:
+    value = next((value for key, value in error.trailing_metadata() if key == DETAILS_KEY), None)
+    if not isinstance(value, bytes):
+        return None
+    status = Status.FromString(value)
+    details = ErrorInfo(), BadRequest(), RetryInfo()
+    for packed in status.details:
+        for detail in details:
+            packed.Unpack(detail)
+    if status.code != error.code().value[0] or details[0].domain != DOMAIN:
+        return None
+    return status.message, *details
 
 
 class StartupError(Exception):

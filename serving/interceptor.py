@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -14,6 +14,11 @@ from prometheus_client import Counter, Histogram
 
 from serving.errors import ServingError, Unavailable, to_status
 from serving.metrics import HANDLED, SECONDS, STARTED
+
+# gRPC's classes are generic in their stubs alone.
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Body: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 class Gate:
@@ -31,13 +36,13 @@ class Gate:
     def shut(self, refusal: str) -> None:
         self._refusal = refusal
 
-    def enter(self, context: grpc.aio.ServicerContext) -> None:
+    def enter(self, context: Context) -> None:
         """Counts the call until its status is sent. Raises Unavailable while shut."""
         if self._refusal is not None:
             raise Unavailable(self._refusal)
         self._in_flight += 1
         self._idle.clear()
-        context.add_done_callback(self._leave)
+        context.add_done_callback(self._leave)  # type: ignore[arg-type]  # the stub is no protocol
 
     async def wait_idle(self, seconds: float) -> bool:
         """Waits until no call is in flight; False where that took longer than `seconds`."""
@@ -48,25 +53,25 @@ class Gate:
             return False
         return True
 
-    def _leave(self, context: grpc.aio.ServicerContext) -> None:
+    def _leave(self, context: Context) -> None:
         self._in_flight -= 1
         if not self._in_flight:
             self._idle.set()
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps each method once; `ungated` services answer while the gate is shut."""
 
     def __init__(self, gate: Gate, ungated: frozenset[str]) -> None:
         self._gate = gate
         self._ungated = ungated
-        self._wrapped: dict[str, grpc.RpcMethodHandler] = {}
+        self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
+    ) -> Handler | None:
         wrapped = self._wrapped.get(details.method)
         if wrapped is None:
             handler = await continuation(details)
@@ -75,13 +80,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             wrapped = self._wrapped[details.method] = self._wrap(details.method, handler)
         return wrapped
 
-    def _wrap(self, path: str, handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    def _wrap(self, path: str, handler: Handler) -> Handler:
         service, _, name = path.removeprefix("/").partition("/")
         gate = None if service in self._ungated else self._gate
         method = _Method.of(handler, service, name)
         body = _body(handler)
 
-        async def behavior(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        async def behavior(request: Any, context: Context) -> Any:
             return await _run(method, gate, body, request, context)
 
         make = _MAKERS[handler.request_streaming, handler.response_streaming]
@@ -106,8 +111,6 @@ _TYPES = {
     (True, True): "bidi_stream",
 }
 
-Body = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
-
 
 @dataclass(frozen=True, slots=True)
 class _Method:
@@ -116,13 +119,13 @@ class _Method:
     seconds: Histogram
 
     @classmethod
-    def of(cls, handler: grpc.RpcMethodHandler, service: str, name: str) -> "_Method":
+    def of(cls, handler: Handler, service: str, name: str) -> "_Method":
         labels = (_TYPES[handler.request_streaming, handler.response_streaming], service, name)
         return cls(labels, STARTED.labels(*labels), SECONDS.labels(*labels))
 
 
 async def _run(
-    method: _Method, gate: Gate | None, body: Body, request: Any, context: grpc.aio.ServicerContext
+    method: _Method, gate: Gate | None, body: Body, request: Any, context: Context
 ) -> Any:
     method.started.inc()
     begun = time.perf_counter()
@@ -156,15 +159,13 @@ async def _run(
         method.seconds.observe(time.perf_counter() - begun)
 
 
-async def _abort(
-    context: grpc.aio.ServicerContext, status: grpc.Status, error: BaseException
-) -> None:
+async def _abort(context: Context, status: grpc.Status, error: BaseException) -> None:
     if context.done():
         raise error
     await context.abort_with_status(status)
 
 
-def _why_cancelled(granted: float | None, context: grpc.aio.ServicerContext) -> grpc.StatusCode:
+def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:
     # A deadline is seen here as the client's cancel, a little before it passes on this side: the
     # client started to count earlier, and what it sent was rounded up by as much as a hundredth.
     if granted is not None and context.time_remaining() <= 0.05 + granted / 100:
@@ -172,8 +173,8 @@ def _why_cancelled(granted: float | None, context: grpc.aio.ServicerContext) -> 
     return grpc.StatusCode.CANCELLED
 
 
-def _body(handler: grpc.RpcMethodHandler) -> Body:
-    inner = (
+def _body(handler: Handler) -> Body:
+    inner: Any = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
     parse = None if handler.request_streaming else _strict(handler.request_deserializer)
@@ -181,17 +182,17 @@ def _body(handler: grpc.RpcMethodHandler) -> Body:
     def parsed(request: Any) -> Any:
         return request if parse is None else parse(request)
 
-    async def answer(request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def answer(request: Any, context: Context) -> Any:
         return await inner(parsed(request), context)
 
-    async def stream(request: Any, context: grpc.aio.ServicerContext) -> None:
+    async def stream(request: Any, context: Context) -> None:
         # Written here and not yielded on, so that a cancelled call closes the servicer's generator
         # at once, wherever it stands, and not when the garbage collector finds it.
         async with aclosing(inner(parsed(request), context)) as responses:
             async for response in responses:
                 await context.write(response)
 
-    async def refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
+    async def refuse(request: Any, context: Context) -> None:
         raise ServingError(
             grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED", "this method is not served"
         )
@@ -202,10 +203,10 @@ def _body(handler: grpc.RpcMethodHandler) -> Body:
     return answer if inspect.iscoroutinefunction(inner) else refuse
 
 
-def _strict(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _strict(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     def strict(data: bytes) -> Any:
         try:
-            return parse(data)
+            return data if parse is None else parse(data)
         except DecodeError:
             raise ServingError(
                 grpc.StatusCode.INVALID_ARGUMENT,

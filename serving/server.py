@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=ProcessSettings)
 
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
 # What a handler that was cancelled, a tier that stops, and a start that is cut short may take.
 CANCEL_SECONDS = 5.0
 STOP_SECONDS = 30.0
@@ -194,7 +197,7 @@ class _Chassis:
 
     async def open(self) -> Addresses:
         """Binds, tells the addresses, and answers health checks. Raises StartupError."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_health(NOT_SERVING)
         self._metrics = start_metrics_server(self._settings.metrics_listen)
         addresses = Addresses(_bind(self._server, self._settings), self._metrics.address)
         await self._server.start()
@@ -205,12 +208,12 @@ class _Chassis:
     async def start(self) -> None:
         await self._tier.start()
         self._gate.open()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._set_health(SERVING)
 
     async def close(self, drain_seconds: float) -> None:
         """Not ready, then drained, then stopped. Logs what fails on the way, raises nothing."""
         self._gate.shut("the server is shutting down")
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_health(NOT_SERVING)
         if not await self._gate.wait_idle(drain_seconds):
             logger.warning("calls still in flight after %g s are cancelled", drain_seconds)
         await self._server.stop(None)
@@ -224,7 +227,7 @@ class _Chassis:
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _set_health(self, status: int) -> None:
         # A watcher that reads nothing would hold this up.
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
@@ -259,7 +262,7 @@ def _credentials(settings: ProcessSettings) -> grpc.ServerCredentials | None:
         ) from None
     client_ca = settings.tls_client_ca
     return grpc.ssl_server_credentials(
-        (pair,),
+        [pair],
         root_certificates=None if client_ca is None else read_pem(client_ca),
         require_client_auth=client_ca is not None,
     )

@@ -192,11 +192,15 @@ def load(cls: type[S], argv: Sequence[str] | None = None, *, prog: str) -> S:
         cli_show_env_vars=True,
     )
     arguments = list(sys.argv[1:] if argv is None else argv)
-    config = parser.parse_args(arguments).config or os.environ.get(CONFIG_VARIABLE)
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # Without its value: it may be a secret behind a misspelt flag.
+        parser.error(f"{unknown[0].partition('=')[0]}: there is no such flag")
+    config = known.config or os.environ.get(CONFIG_VARIABLE)
     try:
         sources = {
             "flag": flags(args=arguments)(),
-            str(config): _read_file(Path(config)) if config else {},
+            f"in {config}": _read_file(Path(config)) if config else {},
             "environment": EnvSettingsSource(cls)(),
         }
     except (SettingsError, ValueError) as error:
@@ -227,12 +231,12 @@ def _explain(problem: "ErrorDetails", sources: Mapping[str, Mapping[str, Any]]) 
     match origin, problem["type"]:
         case None, "missing":
             flag = name.replace("_", "-")
-            return f"{name} must be set: by --{flag}, {variable} or the configuration file"
+            return f"{name} must be set, by --{flag}, {variable} or the file of --config"
         case _, "extra_forbidden":
-            return f"{name} (in {origin}): there is no such setting"
+            return f"{name} ({origin}): there is no such setting"
         case "flag", _:
             return f"--{name.replace('_', '-')}: {message}"
         case "environment", _:
             return f"{name} (from {variable}): {message}"
         case _:
-            return f"{name} (in {origin}): {message}"
+            return f"{name} ({origin}): {message}"
