@@ -1,0 +1,1 @@
+"""The encoder tier: images to embeddings."""

@@ -1,0 +1,171 @@
+"""From an image file to its embedding in Redis, with every image encoded once."""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+import grpc
+import torch
+from torch import Tensor
+
+from embeddings import codec
+from embeddings.codec import DType, Embedding
+from embeddings.key import EmbeddingKey
+from embeddings.lru import ByteLru
+from embeddings.metrics import REQUESTS
+from embeddings.store import EmbeddingStore
+from embeddings.vision import Grid, VisionSpec
+from services.encoder.batcher import Batcher
+from services.encoder.preprocess import OpenedImage, Preprocessor
+from services.encoder.single_flight import SingleFlight
+from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError
+
+# Hashing this much takes about a millisecond.
+OFFLOAD_BYTES = 1 << 20
+
+
+class Source(StrEnum):
+    """Where an embedding was found."""
+
+    LOCAL = "local"
+    REDIS = "redis"
+    ENCODED = "encoded"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedResult:
+    """What became of one request; `stored` says that Redis holds the embedding."""
+
+    grid: Grid
+    source: Source
+    stored: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An embedding in its wire form."""
+
+    grid: Grid
+    value: bytes
+
+
+class Encoder:
+    """Finds embeddings in memory or Redis, and makes those that are in neither.
+
+    Concurrent requests for one key share one piece of work. It goes on for as long as one of
+    them waits, and is cancelled with the last: an image that nobody waits for any more is not
+    decoded, nor put into a batch; one whose batch is running is computed in vain.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: VisionSpec,
+        dtype: DType,
+        fingerprint: str,
+        preprocessor: Preprocessor,
+        batcher: Batcher,
+        store: EmbeddingStore,
+        cache_bytes: int,
+        queue_images: int,
+        max_image_bytes: int,
+    ) -> None:
+        self._spec = spec
+        self._dtype = dtype
+        self._fingerprint = fingerprint
+        self._preprocessor = preprocessor
+        self._batcher = batcher
+        self._store = store
+        self._held: ByteLru[EmbeddingKey, Held] = ByteLru(cache_bytes)
+        self._flights: SingleFlight[EmbeddingKey, EncodedResult] = SingleFlight()
+        self._queue_images = queue_images
+        self._max_image_bytes = max_image_bytes
+
+    async def encode(self, key: EmbeddingKey, image: bytes) -> EncodedResult:
+        """Sees to it that the embedding of `image` is in memory or in Redis.
+
+        Raises:
+            InvalidRequest: where the image cannot be decoded, or is not the key's.
+            FailedPrecondition: where the key asks for another model's embedding.
+            Overloaded: where too many images wait.
+            Unavailable: where the device is lost.
+        """
+        if key.fingerprint != self._fingerprint:
+            raise FailedPrecondition(
+                "the key is for another model, preprocessing or dtype than this encoder's",
+                "FINGERPRINT_MISMATCH",
+            )
+        await self._check_image(key, image)
+        if key not in self._flights and len(self._flights) >= self._queue_images:
+            raise Overloaded("too many images are waiting to be encoded")
+        result = await self._flights.run(key, lambda: self._find_or_encode(key, image))
+        REQUESTS.labels(result.source).inc()
+        return result
+
+    def held(self, key: EmbeddingKey) -> bytes | None:
+        """The embedding in its wire form, where this process has it in memory."""
+        held = self._held.get(key)
+        return None if held is None else held.value
+
+    async def close(self) -> None:
+        """Ends the threads and the connections."""
+        await asyncio.to_thread(self._preprocessor.close)
+        await asyncio.to_thread(self._batcher.close)
+        await self._store.close()
+
+    async def _check_image(self, key: EmbeddingKey, image: bytes) -> None:
+        if len(image) > self._max_image_bytes:
+            raise InvalidRequest(
+                "image",
+                f"the image is larger than {self._max_image_bytes} bytes",
+                "IMAGE_TOO_LARGE",
+            )
+        if not image:
+            raise InvalidRequest("image", "the image is empty", "IMAGE_EMPTY")
+        if len(image) > OFFLOAD_BYTES:
+            digest = await asyncio.to_thread(_sha256, image)
+        else:
+            digest = _sha256(image)
+        if digest != key.image_sha256:
+            raise InvalidRequest("key.image_sha256", "not the SHA-256 of the image", "KEY_MISMATCH")
+
+    async def _find_or_encode(self, key: EmbeddingKey, image: bytes) -> EncodedResult:
+        held = self._held.get(key)
+        if held is not None:
+            # Redis may have lost it since: whoever asks here has not found it there.
+            stored = await self._is_stored(key) or await self._store.put(key, held.value)
+            return EncodedResult(held.grid, Source.LOCAL, stored)
+        opened = await self._preprocessor.open(image)
+        if await self._is_stored(key):
+            return EncodedResult(opened.grid, Source.REDIS, stored=True)
+        value = await self._encode(key, opened)
+        self._held.put(key, Held(opened.grid, value), len(value))
+        return EncodedResult(opened.grid, Source.ENCODED, await self._store.put(key, value))
+
+    async def _is_stored(self, key: EmbeddingKey) -> bool:
+        return (await self._store.exist([key]))[0]
+
+    async def _encode(self, key: EmbeddingKey, opened: OpenedImage) -> bytes:
+        grid = opened.grid
+        patches = grid.tokens * self._spec.merge_size**2
+        with self._batcher.admit(patches):
+            pixels = torch.from_numpy(await self._preprocessor.pixels(opened))
+            embedding = await self._batcher.embed(pixels, patches)
+        return await asyncio.to_thread(self._to_wire, key, grid, embedding)
+
+    def _to_wire(self, key: EmbeddingKey, grid: Grid, embedding: Tensor) -> bytes:
+        if not bool(torch.isfinite(embedding).all()):
+            raise ServingError(
+                grpc.StatusCode.INTERNAL,
+                "EMBEDDING_NOT_FINITE",
+                "the model's numbers overflow on this image",
+            )
+        data = embedding.flatten().view(torch.uint8).numpy().data
+        return codec.encode(
+            key, Embedding(grid.rows, grid.cols, self._spec.width, self._dtype, data)
+        )
+
+
+def _sha256(image: bytes) -> bytes:
+    return hashlib.sha256(image).digest()

@@ -1,0 +1,22 @@
+"""What the encoder measures."""
+
+from prometheus_client import Counter, Histogram
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+IMAGES_ENCODED = Counter(
+    "pixtral_encoder_images_encoded_total", "Images that went through the vision tower"
+)
+BATCH_PATCHES = Histogram(
+    "pixtral_encoder_batch_patches",
+    "Patches in one run of the vision tower",
+    buckets=[2**power for power in range(6, 19)],
+)
+QUEUE_SECONDS = Histogram(
+    "pixtral_encoder_queue_seconds",
+    "Wait of a decoded image for the vision tower",
+    buckets=SECONDS,
+)
+ENCODE_SECONDS = Histogram(
+    "pixtral_encoder_encode_seconds", "Time of one run of the vision tower", buckets=SECONDS
+)

@@ -1,0 +1,121 @@
+"""The encoder process: what it loads, and in which order."""
+
+import asyncio
+import logging
+
+import grpc
+import torch
+
+from embeddings.codec import DType
+from embeddings.fingerprint import fingerprint
+from embeddings.store import EmbeddingStore
+from embeddings.vision import BadCheckpoint, VisionSpec, read_params
+from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from services.encoder.batcher import Batcher
+from services.encoder.encoder import Encoder
+from services.encoder.preprocess import Preprocessor
+from services.encoder.service import EncoderInfo, EncoderService
+from services.encoder.settings import EncoderSettings
+from services.encoder.tower import VisionTower
+from services.encoder.weights import load_tower
+from serving.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
+
+
+class EncoderTier:
+    """What `serving.server` runs."""
+
+    services: tuple[str, ...] = (
+        encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
+    )
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        self._settings = settings
+        self._service = EncoderService()
+        self._encoder: Encoder | None = None
+        self._device_lost = asyncio.Event()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._service, server)
+
+    async def start(self) -> None:
+        """Raises StartupError where the checkpoint, the device or the Redis URL is no good."""
+        settings = self._settings
+        try:
+            spec = VisionSpec.from_params(read_params(settings.model_dir))
+            tower, made_by = await asyncio.to_thread(self._load, spec)
+        except BadCheckpoint as error:
+            raise StartupError(str(error)) from None
+        self._encoder = Encoder(
+            spec=spec,
+            dtype=settings.dtype,
+            fingerprint=made_by,
+            preprocessor=Preprocessor(
+                spec,
+                workers=settings.decode_threads,
+                max_pixels=settings.max_image_pixels,
+                timeout_seconds=settings.decode_seconds,
+            ),
+            batcher=Batcher(
+                tower.embed,
+                batch_patches=settings.batch_patches,
+                queue_patches=settings.queue_patches,
+                device_lost=self._device_lost,
+            ),
+            store=self._open_store(spec),
+            cache_bytes=settings.cache_bytes,
+            queue_images=settings.queue_images,
+            max_image_bytes=settings.max_image_bytes,
+        )
+        info = EncoderInfo(
+            model=settings.model or settings.model_dir.resolve().name,
+            fingerprint=made_by,
+            width=spec.width,
+            dtype=settings.dtype,
+            device=_describe(tower.device),
+        )
+        self._service.encoder, self._service.info = self._encoder, info
+        logger.info("%s in %s on %s", info.model, info.dtype, info.device)
+
+    async def failed(self) -> None:
+        await self._device_lost.wait()
+        logger.error("the device is lost")
+
+    async def stop(self) -> None:
+        if self._encoder is not None:
+            await self._encoder.close()
+
+    def _load(self, spec: VisionSpec) -> tuple[VisionTower, str]:
+        settings = self._settings
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        made_by = fingerprint(settings.model_dir, settings.dtype)
+        tower = load_tower(
+            settings.model_dir, spec, dtype=TORCH_DTYPES[settings.dtype], device=self._device()
+        )
+        # The first product on a device costs what no request should pay.
+        tower.embed([torch.zeros(spec.channels, spec.token_size, spec.token_size)])
+        return tower, made_by
+
+    def _device(self) -> torch.device:
+        chosen, has_gpu = self._settings.device, torch.cuda.is_available()
+        if chosen == "cuda" and not has_gpu:
+            raise StartupError("device is cuda, and torch finds no GPU")
+        return torch.device("cpu" if chosen == "cpu" or not has_gpu else "cuda")
+
+    def _open_store(self, spec: VisionSpec) -> EmbeddingStore:
+        settings = self._settings
+        try:
+            return EmbeddingStore.from_url(
+                settings.redis_url, width=spec.width, dtype=settings.dtype
+            )
+        except ValueError:
+            # Not its text: the URL may hold a password.
+            raise StartupError("redis_url is not a redis://, rediss:// or unix:// URL") from None
+
+
+def _describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

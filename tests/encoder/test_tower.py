@@ -1,0 +1,135 @@
+"""The tower against transformers' own, with the same weights, in float32."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mistral_common.tokens.tokenizers.image import transform_image
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import PixtralVisionModel
+
+from embeddings.vision import VisionSpec, read_params
+from models.random_checkpoint import RandomSpec, write_random_checkpoint
+from services.encoder.tower import VisionTower
+from services.encoder.weights import load_tower
+from tests.hf_reference import hf_embed, load_hf_vision
+
+SIZES = [(1, 1), (16, 1024), (1024, 16), (333, 777), (1024, 1024)]
+MERGING = RandomSpec(patch_size=14, max_image_size=1540, spatial_merge_size=2)
+
+Pixels = NDArray[np.float32]
+Pair = tuple[VisionTower, PixtralVisionModel, VisionSpec]
+
+
+@pytest.fixture(scope="module", params=[RandomSpec(), MERGING], ids=["pixtral", "merging"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_checkpoint(tmp_path_factory.mktemp("checkpoint"), request.param)
+
+
+@pytest.fixture(scope="module")
+def pair(checkpoint: Path) -> Pair:
+    spec = VisionSpec.from_params(read_params(checkpoint))
+    tower = load_tower(checkpoint, spec, dtype=torch.float32, device=torch.device("cpu"))
+    return tower, load_hf_vision(checkpoint), spec
+
+
+@pytest.fixture(scope="module")
+def merge_weights(checkpoint: Path) -> tuple[Tensor, Tensor] | None:
+    """The pre-projector norm and the merging layer, where the checkpoint has them."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(checkpoint / "consolidated.safetensors")
+    if "patch_merger.merging_layer.weight" not in tensors:
+        return None
+    return tensors["pre_mm_projector_norm.weight"], tensors["patch_merger.merging_layer.weight"]
+
+
+def picture(spec: VisionSpec, width: int, height: int, seed: int = 0) -> Pixels:
+    """A noise image of that size, as the tower is given it."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return transform_image(Image.fromarray(noise), spec.resized(spec.grid(width, height)))
+
+
+def merged(x: Tensor, rows: int, cols: int, weights: tuple[Tensor, Tensor]) -> Tensor:
+    """Norm and merger written out token by token."""
+    norm, layer = weights
+    width = x.shape[1]
+    x = x / (x.pow(2).mean(1, keepdim=True) + 1e-5).sqrt() * norm
+    grid = x.view(rows, cols, width)
+    kernel = layer.view(width, width, 2, 2)
+    tokens = [
+        sum(kernel[:, :, i, j] @ grid[row + i, col + j] for i in range(2) for j in range(2))
+        for row in range(0, rows, 2)
+        for col in range(0, cols, 2)
+    ]
+    return torch.stack(tokens)
+
+
+def expected(
+    pair: Pair, images: list[Pixels], weights: tuple[Tensor, Tensor] | None
+) -> list[Tensor]:
+    _, reference, spec = pair
+    towers = hf_embed(reference, images)
+    if weights is None:
+        return towers
+    side = spec.patch_size
+    return [
+        merged(x, image.shape[1] // side, image.shape[2] // side, weights)
+        for x, image in zip(towers, images, strict=True)
+    ]
+
+
+def relative_error(found: Tensor, reference: Tensor) -> float:
+    assert found.shape == reference.shape
+    return float((found - reference).norm() / reference.norm())
+
+
+def embed(tower: VisionTower, images: list[Pixels]) -> list[Tensor]:
+    return tower.embed([torch.from_numpy(np.ascontiguousarray(image)) for image in images])
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_one_image_equals_transformers(
+    pair: Pair, merge_weights: tuple[Tensor, Tensor] | None, width: int, height: int
+) -> None:
+    image = picture(pair[2], width, height)
+    (reference,) = expected(pair, [image], merge_weights)
+    (found,) = embed(pair[0], [image])
+    assert found.shape == (pair[2].grid(width, height).tokens, pair[2].width)
+    assert relative_error(found, reference) < 1e-4
+
+
+def test_a_mixed_batch_equals_transformers(
+    pair: Pair, merge_weights: tuple[Tensor, Tensor] | None
+) -> None:
+    images = [picture(pair[2], *size, seed) for seed, size in enumerate(SIZES[:4])]
+    found = embed(pair[0], images)
+    references = expected(pair, images, merge_weights)
+    assert [relative_error(*both) < 1e-4 for both in zip(found, references, strict=True)] == [
+        True
+    ] * len(images)
+
+
+def test_an_image_does_not_depend_on_its_companions(pair: Pair) -> None:
+    tower, _, spec = pair
+    images = [picture(spec, *size, seed) for seed, size in enumerate(SIZES[:4])]
+    alone = [embed(tower, [image])[0] for image in images]
+    for batch in ([0, 1, 2, 3], [3, 1], [2, 0, 1], [0, 3]):
+        together = embed(tower, [images[index] for index in batch])
+        for index, found in zip(batch, together, strict=True):
+            if len(found) >= 16:
+                assert torch.equal(found, alone[index])
+            else:
+                assert relative_error(found, alone[index]) < 1e-6
+
+
+def test_bfloat16_is_near_float32(checkpoint: Path, pair: Pair) -> None:
+    tower, _, spec = pair
+    half = load_tower(checkpoint, spec, dtype=torch.bfloat16, device=torch.device("cpu"))
+    image = picture(spec, 333, 777)
+    (found,) = embed(half, [image])
+    assert found.dtype == torch.bfloat16
+    assert relative_error(found.float(), embed(tower, [image])[0]) < 0.02
