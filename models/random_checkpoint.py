@@ -90,7 +90,9 @@ def write_random_checkpoint(
         name: torch.from_numpy(values).to(dtype)
         for name, values in _tensors(spec, np.random.default_rng(seed))
     }
-    save_file(tensors, directory / "consolidated.safetensors", metadata={"format": "pt"})
+    weights = directory / "consolidated.safetensors"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors keeps it from other users, and servers run as one
     return directory
 
 
@@ -166,6 +168,9 @@ def _tensors(spec: RandomSpec, rng: np.random.Generator) -> Iterator[tuple[str, 
             hidden_dim=spec.hidden_dim,
             q_dim=spec.n_heads * spec.head_dim,
             kv_dim=spec.n_kv_heads * spec.head_dim,
+            # Attention that chooses among tokens: a mean over thousands of patches would wash
+            # every picture out to nearly the same vector.
+            qk_gain=2.5,
         )
 
     pixels = 3 * spec.patch_size**2
@@ -183,6 +188,7 @@ def _tensors(spec: RandomSpec, rng: np.random.Generator) -> Iterator[tuple[str, 
             hidden_dim=spec.vision_intermediate_size,
             q_dim=width,
             kv_dim=width,
+            qk_gain=1.5,
         )
 
     if spec.merges_patches:
@@ -198,18 +204,23 @@ def _tensors(spec: RandomSpec, rng: np.random.Generator) -> Iterator[tuple[str, 
 
 
 def _block(
-    rng: np.random.Generator, prefix: str, *, dim: int, hidden_dim: int, q_dim: int, kv_dim: int
+    rng: np.random.Generator,
+    prefix: str,
+    *,
+    dim: int,
+    hidden_dim: int,
+    q_dim: int,
+    kv_dim: int,
+    qk_gain: float,
 ) -> Iterator[tuple[str, Array]]:
     yield f"{prefix}.attention_norm.weight", _norm(rng, dim)
-    # Gains above 1 make attention choose among tokens: a mean over thousands of patches would
-    # wash every picture out to nearly the same vector.
-    yield f"{prefix}.attention.wq.weight", _linear(rng, q_dim, dim, gain=1.5)
-    yield f"{prefix}.attention.wk.weight", _linear(rng, kv_dim, dim, gain=1.5)
+    yield f"{prefix}.attention.wq.weight", _linear(rng, q_dim, dim, gain=qk_gain)
+    yield f"{prefix}.attention.wk.weight", _linear(rng, kv_dim, dim, gain=qk_gain)
     yield f"{prefix}.attention.wv.weight", _linear(rng, kv_dim, dim)
-    yield f"{prefix}.attention.wo.weight", _linear(rng, dim, q_dim, gain=2.0)
+    yield f"{prefix}.attention.wo.weight", _linear(rng, dim, q_dim)
     yield f"{prefix}.ffn_norm.weight", _norm(rng, dim)
     yield f"{prefix}.feed_forward.w1.weight", _linear(rng, hidden_dim, dim)
-    yield f"{prefix}.feed_forward.w2.weight", _linear(rng, dim, hidden_dim)
+    yield f"{prefix}.feed_forward.w2.weight", _linear(rng, dim, hidden_dim, gain=2.0)
     yield f"{prefix}.feed_forward.w3.weight", _linear(rng, hidden_dim, dim)
 
 

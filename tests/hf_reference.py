@@ -24,6 +24,8 @@ from transformers import (
     PixtralVisionModel,
 )
 
+WholeModel = LlavaForConditionalGeneration | Mistral3ForConditionalGeneration
+
 RENAMED = {
     "tok_embeddings.weight": "model.language_model.embed_tokens.weight",
     "norm.weight": "model.language_model.norm.weight",
@@ -60,13 +62,16 @@ TOWER = "model.vision_tower."
 def load_hf_vision(directory: Path) -> PixtralVisionModel:
     """The vision tower alone, before any patch merger."""
     params = _params(directory)
-    model = PixtralVisionModel(_vision_config(params["vision_encoder"]))
+    model: Any = PixtralVisionModel(  # type: ignore[no-untyped-call]
+        _vision_config(params["vision_encoder"])
+    )
     state = _converted(directory, params, only="vision_encoder.")
     model.load_state_dict({name.removeprefix(TOWER): tensor for name, tensor in state.items()})
-    return model.eval()
+    tower: PixtralVisionModel = model.eval()
+    return tower
 
 
-def load_hf(directory: Path) -> LlavaForConditionalGeneration | Mistral3ForConditionalGeneration:
+def load_hf(directory: Path) -> WholeModel:
     """The whole model: Llava, or Mistral3 where the checkpoint has a patch merger."""
     params = _params(directory)
     vision = params["vision_encoder"]
@@ -78,7 +83,7 @@ def load_hf(directory: Path) -> LlavaForConditionalGeneration | Mistral3ForCondi
         "vision_feature_layer": -1,
         "tie_word_embeddings": False,
     }
-    model: LlavaForConditionalGeneration | Mistral3ForConditionalGeneration
+    model: Any
     if vision.get("mm_projector_id") == "patch_merge":
         merge = vision["spatial_merge_size"]
         config = Mistral3Config(**common, spatial_merge_size=merge)
@@ -88,7 +93,8 @@ def load_hf(directory: Path) -> LlavaForConditionalGeneration | Mistral3ForCondi
             LlavaConfig(**common, vision_feature_select_strategy="full")
         )
     model.load_state_dict(_converted(directory, params))
-    return model.eval()
+    whole: WholeModel = model.eval()
+    return whole
 
 
 @torch.inference_mode()
@@ -102,13 +108,13 @@ def hf_embed(model: PixtralVisionModel, images: list[NDArray[np.float32]]) -> li
 
 @torch.inference_mode()
 def hf_generate(
-    model: LlavaForConditionalGeneration | Mistral3ForConditionalGeneration,
+    model: WholeModel,
     token_ids: list[int],
     images: list[NDArray[np.float32]],
     max_tokens: int,
 ) -> list[int]:
     """Greedy continuation by transformers' own `generate`, images padded to one batch."""
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[str, Any] = {}
     if images:
         sizes = [image.shape[1:] for image in images]
         height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
@@ -117,7 +123,8 @@ def hf_generate(
             pixels[index, :, : image.shape[1], : image.shape[2]] = torch.from_numpy(image)
         inputs = {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)}
     tokens = torch.tensor([token_ids])
-    generated = model.generate(
+    generate: Any = model.generate  # type: ignore[misc]  # its mixin's self is a private protocol
+    generated = generate(
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens),
         max_new_tokens=max_tokens,
