@@ -128,7 +128,7 @@ _MESSAGES = {
     grpc.StatusCode.UNAVAILABLE: "the service cannot be reached",
     grpc.StatusCode.DEADLINE_EXCEEDED: "the deadline has passed",
     grpc.StatusCode.CANCELLED: "the call was cancelled",
-    grpc.StatusCode.RESOURCE_EXHAUSTED: "a message or quota is exhausted",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "a limit of the service was reached",
     grpc.StatusCode.UNIMPLEMENTED: "the service does not know this method",
 }
 
