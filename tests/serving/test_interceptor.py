@@ -1,0 +1,211 @@
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from prometheus_client import REGISTRY
+
+from serving.errors import InvalidRequest, from_rpc_error
+from tests.serving.echo import SERVICE, EchoTier, echo
+
+Context = grpc.aio.ServicerContext
+
+
+class Counts:
+    """How far the server's counters moved since this was made."""
+
+    def __init__(self, kind: str, method: str) -> None:
+        self._labels = {"grpc_type": kind, "grpc_service": SERVICE, "grpc_method": method}
+        self._before = self._read()
+
+    def _read(self) -> dict[str, float]:
+        found = {"started": self._sample("grpc_server_started_total", {})}
+        for code in grpc.StatusCode:
+            found[code.name] = self._sample("grpc_server_handled_total", {"grpc_code": code.name})
+        found["timed"] = self._sample("grpc_server_handling_seconds_count", {})
+        return found
+
+    def _sample(self, name: str, more: dict[str, str]) -> float:
+        return REGISTRY.get_sample_value(name, self._labels | more) or 0.0
+
+    def moved(self) -> dict[str, float]:
+        now = self._read()
+        return {k: now[k] - self._before[k] for k in now if now[k] != self._before[k]}
+
+    async def become(self, expected: dict[str, float]) -> None:
+        async with asyncio.timeout(5):
+            while self.moved() != expected:
+                await asyncio.sleep(0.005)
+
+
+async def upper(request: StringValue, context: Context) -> StringValue:
+    return StringValue(value=request.value.upper())
+
+
+async def letters(request: StringValue, context: Context) -> AsyncIterator[StringValue]:
+    for letter in request.value:
+        if letter == "!":
+            raise InvalidRequest("value", "must not hold !")
+        yield StringValue(value=letter)
+
+
+async def join(requests: AsyncIterator[StringValue], context: Context) -> StringValue:
+    return StringValue(value="".join([request.value async for request in requests]))
+
+
+async def reply(
+    requests: AsyncIterator[StringValue], context: Context
+) -> AsyncIterator[StringValue]:
+    async for request in requests:
+        yield StringValue(value=request.value.upper())
+
+
+async def sent(*values: str) -> AsyncIterator[StringValue]:
+    for value in values:
+        yield StringValue(value=value)
+
+
+async def test_calls_of_every_kind_are_answered_and_counted() -> None:
+    kinds = {
+        "unary": "Unary",
+        "server_stream": "Stream",
+        "client_stream": "Collect",
+        "bidi_stream": "Chat",
+    }
+    counts = [Counts(kind, method) for kind, method in kinds.items()]
+    async with echo(EchoTier(upper, letters, join, reply)) as stub:
+        assert (await stub.unary(StringValue(value="a"))).value == "A"
+        assert [r.value async for r in stub.stream(StringValue(value="abc"))] == ["a", "b", "c"]
+        assert (await stub.collect(sent("a", "b"))).value == "ab"
+        assert [r.value async for r in stub.chat(sent("a", "b"))] == ["A", "B"]
+        for count in counts:
+            await count.become({"started": 1, "OK": 1, "timed": 1})
+
+
+async def test_an_error_amid_a_stream_comes_after_what_was_sent() -> None:
+    counts = Counts("server_stream", "Stream")
+    async with echo(EchoTier(stream=letters)) as stub:
+        call = stub.stream(StringValue(value="ab!c"))
+        assert [(await call.read()).value for _ in "ab"] == ["a", "b"]
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call.read()
+        assert from_rpc_error(failed.value).violations == (("value", "must not hold !"),)
+        await counts.become({"started": 1, "INVALID_ARGUMENT": 1, "timed": 1})
+
+
+async def test_an_error_of_a_client_stream_is_told() -> None:
+    async def collect(requests: AsyncIterator[StringValue], context: Context) -> StringValue:
+        async for request in requests:
+            raise InvalidRequest("value", f"{request.value} is one too many")
+        return StringValue()
+
+    async with echo(EchoTier(collect=collect)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await stub.collect(sent("this"))
+    assert from_rpc_error(failed.value).violations == (("value", "this is one too many"),)
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+@pytest.mark.parametrize("end", ["CANCELLED", "DEADLINE_EXCEEDED"])
+async def test_a_call_that_the_client_ends_is_cancelled_and_counted_as_such(
+    kind: str, end: str
+) -> None:
+    entered, left = asyncio.Event(), asyncio.Event()
+
+    async def unary(request: StringValue, context: Context) -> StringValue:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+        return StringValue()
+
+    async def stream(request: StringValue, context: Context) -> AsyncIterator[StringValue]:
+        yield await unary(request, context)
+
+    counts = Counts("server_stream" if kind == "stream" else "unary", kind.title())
+    async with echo(EchoTier(unary, stream)) as stub:
+        deadline = 0.3 if end == "DEADLINE_EXCEEDED" else 60
+        call = getattr(stub, kind)(StringValue(), timeout=deadline)
+        reading = asyncio.ensure_future(call.read() if kind == "stream" else call.code())
+        async with asyncio.timeout(5):
+            await entered.wait()
+            if end == "CANCELLED":
+                call.cancel()
+            await left.wait()
+        await asyncio.wait((reading,))
+        assert (await call.code()).name == end
+        reading.cancelled() or reading.exception()
+        await counts.become({"started": 1, end: 1, "timed": 1})
+
+
+async def test_a_stream_that_nobody_reads_is_closed_when_the_client_leaves() -> None:
+    left = asyncio.Event()
+
+    async def flood(request: StringValue, context: Context) -> AsyncIterator[StringValue]:
+        try:
+            while True:
+                yield StringValue(value="x" * 100_000)
+        finally:
+            left.set()
+
+    counts = Counts("server_stream", "Stream")
+    async with echo(EchoTier(stream=flood)) as stub:
+        call = stub.stream(StringValue())
+        await call.read()
+        call.cancel()
+        async with asyncio.timeout(5):
+            await left.wait()
+        await counts.become({"started": 1, "CANCELLED": 1, "timed": 1})
+
+
+async def test_a_cancellation_that_is_not_the_calls_own_is_an_internal_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def unary(request: StringValue, context: Context) -> StringValue:
+        shared: asyncio.Future[StringValue] = asyncio.get_running_loop().create_future()
+        shared.cancel()
+        return await shared
+
+    async with echo(EchoTier(unary=unary)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await stub.unary(StringValue(), timeout=5)
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+async def test_bytes_that_are_no_message_are_the_clients_fault() -> None:
+    async def one(data: bytes) -> AsyncIterator[bytes]:
+        yield data
+
+    counts = Counts("unary", "Unary")
+    async with echo(EchoTier(unary=upper, collect=join)) as stub:
+        for call in (stub.raw_unary(b"\xff\xff"), stub.raw_collect(one(b"\xff\xff"))):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await call
+            assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert from_rpc_error(failed.value).reason == "MALFORMED_MESSAGE"
+        await counts.become({"started": 1, "INVALID_ARGUMENT": 1, "timed": 1})
+
+
+async def test_unknown_methods_are_refused_and_make_no_labels() -> None:
+    async with echo(EchoTier(unary=upper)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await stub.unknown(StringValue())
+    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    samples = (sample for metric in REGISTRY.collect() for sample in metric.samples)
+    assert "Unknown" not in {sample.labels.get("grpc_method") for sample in samples}
+
+
+async def test_a_servicers_own_status_is_relayed_and_counted() -> None:
+    async def unary(request: StringValue, context: Context) -> None:
+        await context.abort(grpc.StatusCode.ABORTED, "own words")
+
+    counts = Counts("unary", "Unary")
+    async with echo(EchoTier(unary=unary)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await stub.unary(StringValue())
+        assert failed.value.details() == "own words"
+        await counts.become({"started": 1, "ABORTED": 1, "timed": 1})
