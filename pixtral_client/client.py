@@ -6,6 +6,7 @@ there is an `Unavailable` at once.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -174,6 +175,7 @@ class AsyncStream(AsyncIterator[Delta]):
     ) -> None:
         self._call = call
         self._events = aiter(call)
+        self._loop = asyncio.get_running_loop()
         self._answer = Answer(model)
         self._closed = False
 
@@ -196,6 +198,13 @@ class AsyncStream(AsyncIterator[Delta]):
     async def aclose(self) -> None:
         self._closed = True
         self._call.cancel()
+
+    def __del__(self) -> None:
+        # Unlike the sync call, this one is kept by its loop. The collector may run in any thread,
+        # and when the loop is gone.
+        if not self._call.done():
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._call.cancel)
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,0 +1,142 @@
+"""A `ChatService` that answers as its test tells it to, in this process on a free port."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
+
+WORDS = ["A ", "cat ", "on ", "a ", "mat."]
+SUMMARY = chat_pb2.Completion(
+    usage=chat_pb2.Usage(
+        prompt_tokens=70, image_tokens=64, cached_tokens=32, completion_tokens=len(WORDS)
+    ),
+    timings=chat_pb2.Timings(
+        queue=Duration(nanos=1_000_000),
+        encode=Duration(nanos=250_000_000),
+        time_to_first_token=Duration(seconds=1, nanos=500_000_000),
+        total=Duration(seconds=2),
+    ),
+    images=[chat_pb2.ImageReport(sha256="ab", width=640, height=480, tokens=64, cached=True)],
+)
+
+
+class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
+    """`requests` holds what came; `failure` is what every call then ends with; with `stuck` a call
+    sends its first delta and waits until it is cancelled, which sets `cancelled`."""
+
+    def __init__(self) -> None:
+        self.requests: list[object] = []
+        self.failure: status_pb2.Status | None = None
+        self.stuck = False
+        self.cancelled = threading.Event()
+        self.address = ""
+
+    def Complete(  # noqa: N802
+        self, request: chat_pb2.CompleteRequest, context: grpc.ServicerContext
+    ) -> chat_pb2.CompleteResponse:
+        self._arrive(request, context)
+        if self.stuck:
+            self._wait_for_cancel(context)
+        return chat_pb2.CompleteResponse(
+            id="call-1",
+            model="pixtral",
+            choices=[
+                chat_pb2.Choice(
+                    text="".join(WORDS),
+                    token_ids=range(len(WORDS)),
+                    finish_reason=chat_pb2.FINISH_REASON_STOP,
+                )
+            ],
+            completion=SUMMARY,
+        )
+
+    def StreamComplete(  # noqa: N802
+        self, request: chat_pb2.StreamCompleteRequest, context: grpc.ServicerContext
+    ) -> Iterator[chat_pb2.StreamCompleteResponse]:
+        self._arrive(request, context)
+        for index, word in enumerate(WORDS):
+            delta = chat_pb2.Choice(text=word, token_ids=[index])
+            if index == len(WORDS) - 1:
+                delta.finish_reason = chat_pb2.FINISH_REASON_STOP
+            yield chat_pb2.StreamCompleteResponse(id="call-1", delta=delta)
+            if self.stuck:
+                self._wait_for_cancel(context)
+                return
+        yield chat_pb2.StreamCompleteResponse(id="call-1", completion=SUMMARY)
+
+    def CountTokens(  # noqa: N802
+        self, request: chat_pb2.CountTokensRequest, context: grpc.ServicerContext
+    ) -> chat_pb2.CountTokensResponse:
+        self._arrive(request, context)
+        return chat_pb2.CountTokensResponse(prompt_tokens=70, image_tokens=64)
+
+    def ListModels(  # noqa: N802
+        self, request: chat_pb2.ListModelsRequest, context: grpc.ServicerContext
+    ) -> chat_pb2.ListModelsResponse:
+        self._arrive(request, context)
+        model = chat_pb2.Model(
+            name="pixtral", context_length=4096, max_images=8, max_image_bytes=2**20
+        )
+        return chat_pb2.ListModelsResponse(models=[model])
+
+    def _arrive(self, request: object, context: grpc.ServicerContext) -> None:
+        self.requests.append(request)
+        context.add_callback(self.cancelled.set)
+        if self.failure is not None:
+            context.abort_with_status(rpc_status.to_status(self.failure))
+
+    def _wait_for_cancel(self, context: grpc.ServicerContext) -> None:
+        deadline = time.monotonic() + 30
+        while context.is_active() and time.monotonic() < deadline:
+            self.cancelled.wait(0.1)
+
+
+def failure(code: grpc.StatusCode, message: str, *details: object) -> status_pb2.Status:
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return status_pb2.Status(code=code.value[0], message=message, details=packed)
+
+
+BAD_IMAGE = failure(
+    grpc.StatusCode.INVALID_ARGUMENT,
+    "invalid request",
+    error_details_pb2.ErrorInfo(reason="IMAGE_TRUNCATED", domain="pixtral"),
+    error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(
+                field="messages[1].content[0].image.data", description="ends early"
+            )
+        ]
+    ),
+)
+TOO_MUCH = failure(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "too many requests",
+    error_details_pb2.ErrorInfo(reason="OVERLOADED", domain="pixtral"),
+    error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000)),
+)
+
+
+@contextmanager
+def serving(gateway: FakeGateway) -> Iterator[str]:
+    server = grpc.server(
+        ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 64 * 2**20)]
+    )
+    chat_pb2_grpc.add_ChatServiceServicer_to_server(gateway, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()

@@ -1,0 +1,305 @@
+"""Both clients against a gateway in this process: the same calls, results and errors."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from pixtral.v1 import chat_pb2
+from pixtral_client import (
+    AsyncClient,
+    Client,
+    Completion,
+    DeadlineExceeded,
+    Delta,
+    ImageReport,
+    InvalidRequest,
+    Model,
+    NotFound,
+    Overloaded,
+    PixtralError,
+    Timings,
+    Tls,
+    TokenCount,
+    Unavailable,
+    Usage,
+    Violation,
+)
+from tests.client.fake_gateway import BAD_IMAGE, TOO_MUCH, WORDS, FakeGateway, failure, serving
+
+HELLO = [{"role": "user", "content": "Hello"}]
+DEADLINE = 20.0
+
+
+@pytest.fixture
+def gateway() -> Iterator[FakeGateway]:
+    fake = FakeGateway()
+    with serving(fake) as address:
+        fake.address = address
+        yield fake
+
+
+@pytest.fixture
+def client(gateway: FakeGateway) -> Iterator[Client]:
+    with Client(gateway.address, timeout=10 * DEADLINE) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(gateway: FakeGateway) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(gateway.address, timeout=10 * DEADLINE) as client:
+        yield client
+
+
+def answer(model: str) -> Completion:
+    return Completion(
+        id="call-1",
+        model=model,
+        text="A cat on a mat.",
+        token_ids=(0, 1, 2, 3, 4),
+        finish_reason="stop",
+        usage=Usage(prompt_tokens=70, image_tokens=64, cached_tokens=32, completion_tokens=5),
+        timings=Timings(queue=0.001, encode=0.25, time_to_first_token=1.5, total=2.0),
+        images=(ImageReport(sha256="ab", width=640, height=480, tokens=64, cached=True),),
+    )
+
+
+SAMPLING: dict[str, Any] = {
+    "max_tokens": 64,
+    "min_tokens": 1,
+    "temperature": 0.0,
+    "top_p": 0.9,
+    "top_k": 40,
+    "min_p": 0.1,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.2,
+    "frequency_penalty": 0.3,
+    "seed": 7,
+    "stop": ["\n", "END"],
+    "stop_token_ids": [2],
+    "ignore_eos": True,
+}
+
+
+def test_chat(client: Client, gateway: FakeGateway) -> None:
+    assert client.chat(HELLO, model="pixtral", **SAMPLING) == answer("pixtral")
+    assert gateway.requests == [
+        chat_pb2.CompleteRequest(
+            model="pixtral",
+            messages=[
+                chat_pb2.Message(
+                    role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="Hello")]
+                )
+            ],
+            sampling=chat_pb2.SamplingParams(**SAMPLING),
+        )
+    ]
+
+
+def test_stream(client: Client, gateway: FakeGateway) -> None:
+    with client.stream(HELLO, model="pixtral", **SAMPLING) as stream:
+        assert stream.completion is None
+        deltas = list(stream)
+    assert [delta.text for delta in deltas] == WORDS
+    assert deltas[0] == Delta(text="A ", token_ids=(0,), finish_reason=None)
+    assert deltas[-1].finish_reason == "stop"
+    assert stream.completion == answer("pixtral")
+    (request,) = gateway.requests
+    assert request.sampling == chat_pb2.SamplingParams(**SAMPLING)
+
+
+def test_sampling_not_given_is_absent(client: Client, gateway: FakeGateway) -> None:
+    client.chat(HELLO, temperature=None, stop="END")
+    (request,) = gateway.requests
+    assert request.sampling == chat_pb2.SamplingParams(stop=["END"])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "error", "said"),
+    [
+        ({"temprature": 1.0}, TypeError, "unknown argument 'temprature'"),
+        ({"max_tokens": -1}, ValueError, "max_tokens: "),
+        ({"temperature": "hot"}, TypeError, "temperature: "),
+        ({"stop": [1]}, TypeError, "stop: "),
+    ],
+)
+def test_wrong_sampling_is_named(
+    client: Client, gateway: FakeGateway, sampling: Any, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        client.chat(HELLO, **sampling)
+    assert gateway.requests == []
+
+
+def test_count_and_models(client: Client) -> None:
+    assert client.count_tokens(HELLO) == TokenCount(prompt_tokens=70, image_tokens=64)
+    assert client.models() == [
+        Model(name="pixtral", context_length=4096, max_images=8, max_image_bytes=2**20)
+    ]
+
+
+def test_large_images_fit(client: Client, gateway: FakeGateway) -> None:
+    client.count_tokens([{"role": "user", "content": [bytes(40 * 2**20)]}])
+    (request,) = gateway.requests
+    assert len(request.messages[0].content[0].image.data) == 40 * 2**20
+
+
+def test_leaving_a_stream_cancels_the_call(client: Client, gateway: FakeGateway) -> None:
+    gateway.stuck = True
+    for _ in client.stream(HELLO):
+        break
+    gc.collect()
+    assert gateway.cancelled.wait(DEADLINE)
+
+
+def test_closing_a_stream_cancels_the_call(client: Client, gateway: FakeGateway) -> None:
+    gateway.stuck = True
+    with client.stream(HELLO) as stream:
+        next(stream)
+    assert gateway.cancelled.wait(DEADLINE)
+    assert list(stream) == []
+    assert stream.completion is None
+
+
+def test_details_of_an_error(client: Client, gateway: FakeGateway) -> None:
+    gateway.failure = BAD_IMAGE
+    with pytest.raises(InvalidRequest) as caught:
+        client.chat(HELLO)
+    error = caught.value
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.reason == "IMAGE_TRUNCATED"
+    assert error.message == "invalid request"
+    assert error.violations == (Violation("messages[1].content[0].image.data", "ends early"),)
+    assert error.retry_after is None
+    assert "messages[1].content[0].image.data: ends early" in str(error)
+
+    gateway.failure = TOO_MUCH
+    with pytest.raises(Overloaded, match=r"retry after 1\.5 s") as overloaded:
+        list(client.stream(HELLO))
+    assert overloaded.value.retry_after == 1.5
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (grpc.StatusCode.NOT_FOUND, NotFound),
+        (grpc.StatusCode.UNAVAILABLE, Unavailable),
+        (grpc.StatusCode.INTERNAL, PixtralError),
+    ],
+)
+def test_class_of_an_error(
+    client: Client, gateway: FakeGateway, code: grpc.StatusCode, error: type[PixtralError]
+) -> None:
+    gateway.failure = failure(code, "no")
+    calls = (client.chat, client.count_tokens, lambda messages: next(client.stream(messages)))
+    for call in calls:
+        with pytest.raises(PixtralError, match="no") as caught:
+            call(HELLO)
+        assert type(caught.value) is error
+        assert caught.value.code is code
+    with pytest.raises(error):
+        client.models()
+
+
+def test_timeout(client: Client, gateway: FakeGateway) -> None:
+    gateway.stuck = True
+    with pytest.raises(DeadlineExceeded):
+        client.chat(HELLO, timeout=0.2)
+    with pytest.raises(DeadlineExceeded):
+        list(client.stream(HELLO, timeout=0.2))
+    with Client(gateway.address, timeout=0.2) as impatient, pytest.raises(DeadlineExceeded):
+        impatient.chat(HELLO)
+
+
+def test_nobody_there() -> None:
+    with Client("127.0.0.1:1") as client, pytest.raises(Unavailable):
+        client.chat(HELLO)
+
+
+def test_certificate_and_key_go_together(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="together"):
+        Tls(certificate=tmp_path / "client.pem")
+
+
+async def test_async_chat(async_client: AsyncClient, gateway: FakeGateway) -> None:
+    assert await async_client.chat(HELLO, model="pixtral", **SAMPLING) == answer("pixtral")
+    assert gateway.requests[0].sampling == chat_pb2.SamplingParams(**SAMPLING)
+    assert await async_client.count_tokens(HELLO) == TokenCount(70, 64)
+    assert [model.name for model in await async_client.models()] == ["pixtral"]
+
+
+async def test_async_stream(async_client: AsyncClient) -> None:
+    async with await async_client.stream(HELLO, model="pixtral") as stream:
+        assert [delta.text async for delta in stream] == WORDS
+    assert stream.completion == answer("pixtral")
+
+
+async def test_async_errors(async_client: AsyncClient, gateway: FakeGateway) -> None:
+    gateway.failure = BAD_IMAGE
+    with pytest.raises(InvalidRequest) as caught:
+        await async_client.chat(HELLO)
+    assert caught.value.reason == "IMAGE_TRUNCATED"
+    assert caught.value.violations[0].field == "messages[1].content[0].image.data"
+    gateway.failure = TOO_MUCH
+    with pytest.raises(Overloaded):
+        async for _ in await async_client.stream(HELLO):
+            pass
+    gateway.failure = failure(grpc.StatusCode.NOT_FOUND, "no")
+    with pytest.raises(NotFound):
+        await async_client.count_tokens(HELLO)
+    with pytest.raises(NotFound):
+        await async_client.models()
+
+
+async def test_async_timeout(async_client: AsyncClient, gateway: FakeGateway) -> None:
+    gateway.stuck = True
+    with pytest.raises(DeadlineExceeded):
+        await async_client.chat(HELLO, timeout=0.2)
+    with pytest.raises(DeadlineExceeded):
+        async for _ in await async_client.stream(HELLO, timeout=0.2):
+            pass
+
+
+async def heard(event: Any) -> bool:
+    return await asyncio.to_thread(event.wait, DEADLINE)
+
+
+async def test_leaving_an_async_stream_cancels_the_call(
+    async_client: AsyncClient, gateway: FakeGateway
+) -> None:
+    gateway.stuck = True
+    async for _ in await async_client.stream(HELLO):
+        break
+    gc.collect()
+    assert await heard(gateway.cancelled)
+
+
+async def test_closing_an_async_stream_cancels_the_call(
+    async_client: AsyncClient, gateway: FakeGateway
+) -> None:
+    gateway.stuck = True
+    async with await async_client.stream(HELLO) as stream:
+        await anext(stream)
+    assert await heard(gateway.cancelled)
+    assert [delta async for delta in stream] == []
+
+
+async def test_cancelling_the_task_cancels_the_call(
+    async_client: AsyncClient, gateway: FakeGateway
+) -> None:
+    gateway.stuck = True
+    started = asyncio.Event()
+
+    async def read() -> None:
+        async for _ in await async_client.stream(HELLO):
+            started.set()
+
+    task = asyncio.create_task(read())
+    await asyncio.wait_for(started.wait(), DEADLINE)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await heard(gateway.cancelled)
