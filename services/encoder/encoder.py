@@ -18,8 +18,8 @@ from embeddings.store import EmbeddingStore
 from embeddings.vision import Grid, VisionSpec
 from services.encoder.batcher import Batcher
 from services.encoder.preprocess import OpenedImage, Preprocessor
-from services.encoder.single_flight import SingleFlight
 from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError
+from serving.single_flight import SingleFlight
 
 # Hashing this much takes about a millisecond.
 OFFLOAD_BYTES = 1 << 20
