@@ -41,6 +41,9 @@ demo: $(MODEL)/params.json ## Start the whole stack, ask about a picture, ask ag
 test: $(INSTALLED) ## Run all tests
 	@$(BIN)/python -m pytest
 
+bench: $(MODEL)/params.json ## Measure against stock vLLM on the same pictures, in one run
+	@$(BIN)/python -m bench.compare --model-dir $(MODEL)
+
 lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos and stubs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

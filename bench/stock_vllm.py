@@ -1,0 +1,81 @@
+"""Stock vLLM's OpenAI server on the same checkpoint, to compare with."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+START_SECONDS = 300.0
+# vLLM's own Pixtral imports torchvision, of which there is no CPU build. The CUDA build imports
+# beside a CPU torch once the one module that registers its compiled operators is empty.
+TORCHVISION = "torchvision==0.28.0"
+EMPTIED = Path("torchvision/_meta_registrations.py")
+
+
+def prepare(directory: Path) -> None:
+    """Puts into `directory` what stock vLLM needs besides this environment."""
+    if (directory / EMPTIED).exists():
+        return
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--quiet", "--no-deps"]
+        + ["--target", str(directory), TORCHVISION],
+        check=True,
+    )
+    (directory / EMPTIED).write_text("", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def stock_server(
+    model_dir: Path,
+    extra_packages: Path | None,
+    log: Path,
+    arguments: list[str],
+    *,
+    cpu_kv_cache_gib: str = "1",
+) -> Iterator[str]:
+    """Runs the server until the block ends; yields its base URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1"}
+    environment["VLLM_NO_USAGE_STATS"] = "1"
+    environment["VLLM_CPU_KVCACHE_SPACE"] = cpu_kv_cache_gib
+    if extra_packages is not None:
+        paths = [str(extra_packages), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(model_dir), "--served-model-name", "stock"]
+    for option in ("--tokenizer-mode", "--config-format", "--load-format"):
+        command += [option, "mistral"]
+    command += ["--host", "127.0.0.1", "--port", str(port), *arguments]
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(server, url, log)
+            yield url
+        finally:
+            server.terminate()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise RuntimeError(f"stock vLLM ended with {server.returncode}; see {log}")
+        with contextlib.suppress(urllib.error.URLError, OSError):
+            with urllib.request.urlopen(f"{url}/health", timeout=1):
+                return
+        time.sleep(0.25)
+    raise RuntimeError(f"stock vLLM was not ready after {START_SECONDS:g} s; see {log}")

@@ -1,0 +1,83 @@
+"""The running service as its tests see it: its processes, its counters, its engine."""
+
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from pixtral.v1 import decoder_pb2, decoder_pb2_grpc
+from pixtral_client import Client, pixtral_stack
+from pixtral_client.stack import Stack
+
+PATIENCE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Encoder, decoder and gateway, each its own process, and a client of the gateway."""
+
+    stack: Stack
+    client: Client
+
+    def value(self, tier: str, sample: str, **labels: str) -> float:
+        """The sum of a Prometheus sample of one tier over the labels that are not given."""
+        url = f"http://{self.stack.addresses[tier].metrics}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            text = response.read().decode()
+        return sum(
+            found.value
+            for family in text_string_to_metric_families(text)
+            for found in family.samples
+            if found.name == sample and labels.items() <= found.labels.items()
+        )
+
+    def encoded(self) -> int:
+        """Images that the encoder has run its tower over since it started."""
+        return int(self.value("encoder", "pixtral_encoder_images_encoded_total"))
+
+    def generated(self) -> int:
+        """Tokens that the engine has made since it started."""
+        return int(self.value("decoder", "vllm:generation_tokens_total"))
+
+    def running(self) -> int:
+        """Requests that the engine holds, running or waiting."""
+        with grpc.insecure_channel(self.stack.addresses["decoder"].grpc) as channel:
+            stub = decoder_pb2_grpc.DecoderServiceStub(channel)
+            info = stub.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest(), timeout=10)
+        return info.running + info.waiting
+
+    def permits(self) -> int:
+        """Admission permits that are held in the gateway."""
+        return int(self.value("gateway", "pixtral_gateway_permits_in_use"))
+
+    def is_idle(self) -> bool:
+        return self.permits() == 0 and self.running() == 0
+
+
+@contextmanager
+def serve(model_dir: Path, redis_url: str, log_dir: Path) -> Iterator[Service]:
+    """All tiers in float32, where answers can be compared to the last bit."""
+    stack = pixtral_stack(
+        model_dir,
+        dtype="f32",
+        redis_url=redis_url,
+        log_dir=log_dir,
+        decoder_args=["--max-model-len", "32768"],
+        gateway_args=["--max-image-bytes", "1000000", "--max-images", "6"],
+        start_timeout=240,
+    )
+    with stack, Client(stack.target, timeout=120) as client:
+        yield Service(stack, client)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {PATIENCE_SECONDS:g} s: {what}")
+        time.sleep(0.02)

@@ -1,0 +1,109 @@
+"""Greedy answers of the whole service are those of the plain model, token for token."""
+
+import base64
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from PIL import Image
+
+from tests.e2e.pictures import new_picture
+from tests.e2e.service import Service
+from tests.reference import Reference
+
+TOKENS = 64
+SIZES = [(16, 16), (64, 48), (33, 77), (200, 120), (480, 352), (1, 300)]
+
+
+def conversation(rng: random.Random, images: int) -> list[dict[str, Any]]:
+    """One to three turns with `images` pictures between them, before, between and after text."""
+    turns = rng.randint(1, 3)
+    messages: list[dict[str, Any]] = []
+    if rng.random() < 0.5:
+        messages.append({"role": "system", "content": f"Answer in {rng.randint(2, 9)} words."})
+    placed = [rng.randrange(turns) for _ in range(images)]
+    for turn in range(turns):
+        parts: list[dict[str, Any]] = [
+            {"type": "text", "text": f"Question {rng.randint(0, 999)}: what do you see?"}
+        ]
+        for _ in range(placed.count(turn)):
+            picture = new_picture(*rng.choice(SIZES), form=rng.choice(["PNG", "JPEG"]))
+            url = "data:image/png;base64," + base64.b64encode(picture).decode()
+            part = {"type": "image_url", "image_url": {"url": url}}
+            parts.insert(rng.randint(0, len(parts)), part)
+        messages.append({"role": "user", "content": parts})
+        if turn < turns - 1:
+            messages.append({"role": "assistant", "content": f"I see {rng.randint(2, 99)} things."})
+    return messages
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Path) -> Reference:
+    return Reference(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint: Path) -> MistralTokenizer:
+    return MistralTokenizer.from_file(str(checkpoint / "tekken.json"))
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_tokens_are_those_of_the_plain_model(
+    service: Service, reference: Reference, tokenizer: MistralTokenizer, number: int
+) -> None:
+    messages = conversation(random.Random(number), images=number % 5)
+    encoded = tokenizer.encode_chat_completion(ChatCompletionRequest.from_openai(messages))
+    expected = reference.generate(encoded.tokens, encoded.images, TOKENS)
+
+    answer = service.client.chat(messages, max_tokens=TOKENS, temperature=0, ignore_eos=True)
+
+    assert list(answer.token_ids) == expected
+    assert answer.usage.prompt_tokens == len(encoded.tokens)
+    assert answer.usage.image_tokens == sum(image.tokens for image in answer.images)
+    assert len(answer.images) == number % 5
+
+
+def test_the_answer_depends_on_the_picture(service: Service) -> None:
+    # Without this, a service that ignores pictures could pass all of the above.
+    answers = {
+        service.client.chat(
+            [{"role": "user", "content": [new_picture(), "What is this?"]}],
+            max_tokens=16,
+            temperature=0,
+        ).token_ids
+        for _ in range(4)
+    }
+    assert len(answers) == 4
+
+
+def test_swapped_pictures_swap_nothing_else(service: Service) -> None:
+    one, two = new_picture(), new_picture()
+
+    def ask(first: bytes, second: bytes) -> tuple[int, ...]:
+        content = [first, "and", second, "differ how?"]
+        messages = [{"role": "user", "content": content}]
+        return service.client.chat(messages, max_tokens=16, temperature=0).token_ids
+
+    forward, backward = ask(one, two), ask(two, one)
+    assert forward != backward
+    assert (ask(one, two), ask(two, one)) == (forward, backward)
+
+
+def test_a_gif_is_its_first_frame(service: Service) -> None:
+    frames = [Image.open(io.BytesIO(new_picture())) for _ in range(2)]
+    still, moving = io.BytesIO(), io.BytesIO()
+    frames[0].save(still, "GIF")
+    frames[0].save(moving, "GIF", save_all=True, append_images=frames[1:])
+    answers = {
+        service.client.chat(
+            [{"role": "user", "content": ["What is this?", gif.getvalue()]}],
+            max_tokens=16,
+            temperature=0,
+        ).token_ids
+        for gif in (still, moving)
+    }
+    assert len(answers) == 1
