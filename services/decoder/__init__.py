@@ -1,0 +1,1 @@
+"""The decoder: prompt tokens and image embeddings to text, by vLLM."""

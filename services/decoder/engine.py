@@ -1,0 +1,235 @@
+"""The vLLM engine, as a plain class: prompts in, deltas out."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+import torch
+
+from services.decoder.engine_args import EngineOptions, engine_args
+from services.decoder.plugin import ARCHITECTURE
+from services.decoder.sampling import Sampling
+from services.decoder.vllm_inputs import ImagePlace, embedding_item, engine_input
+
+T = TypeVar("T")
+
+BEGIN_OF_SEQUENCE = 1
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class EngineDead(Exception):
+    """The engine's process has ended; this one cannot serve any more."""
+
+
+class EngineFailed(Exception):
+    """The engine gave up on this request, and lives."""
+
+
+class ImagesNotHeld(Exception):
+    """The engine does not hold an image that was not given to it; nothing was generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A prompt that has passed `checks`.
+
+    Attributes:
+        request_id: unique among running requests.
+        token_ids: the prompt.
+        images: in the order of their placeholders.
+        sampling: how to pick tokens.
+        cache_salt: requests share the prefix cache only where this is equal.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    images: Sequence[ImagePlace]
+    sampling: Sampling
+    cache_salt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step of the engine added to an answer.
+
+    Attributes:
+        text: may be empty: bytes of an unfinished character, or of a possible stop string.
+        token_ids: the step's tokens.
+        finish_reason: in the last delta.
+        cached_tokens: prompt tokens found in the prefix cache.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    cached_tokens: int
+
+
+class DecoderEngine:
+    """One vLLM engine and its process.
+
+    `start` and `shutdown` once each; `generate` any number of times at once, from one event loop.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self.active = 0
+        self._llm: Any = None
+        self._cache: Any = None
+        self._sampling_defaults: dict[str, Any] = {}
+
+    async def start(self) -> None:
+        """Loads the model and generates a token, in 10 s to minutes.
+
+        Raises whatever vLLM raises for a model or machine that does not do.
+        """
+        self._llm = await _in_daemon_thread(lambda: _load(self.options))
+        # vLLM's own record, on this side, of the images that the engine's process holds.
+        self._cache = self._llm.renderer.mm_processor_cache
+        self._sampling_defaults = self._llm.model_config.get_diff_sampling_param()
+        probe = EngineRequest("start", [BEGIN_OF_SEQUENCE], (), Sampling(max_tokens=1))
+        async with aclosing(self.generate(probe, ())) as deltas:
+            async for _ in deltas:
+                pass
+
+    @property
+    def dead(self) -> bool:
+        return self._llm is not None and bool(self._llm.errored)
+
+    async def wait_dead(self) -> None:
+        """Returns once the engine's process has ended by itself."""
+        # vLLM notices at once, and tells nobody.
+        while not self.dead:  # noqa: ASYNC110
+            await asyncio.sleep(0.25)
+
+    def holds(self, image: ImagePlace) -> bool:
+        """Whether the engine's process has the image's embedding, which then need not be sent."""
+        return self._cache is not None and bool(self._cache.is_cached_item(image.identity))
+
+    async def generate(
+        self,
+        request: EngineRequest,
+        embeddings: Sequence[torch.Tensor | None],
+        *,
+        resend: bool = False,
+    ) -> AsyncGenerator[Delta]:
+        """Deltas as the engine makes them; closing or cancelling stops the engine's work.
+
+        `embeddings[i]` is image i's, `(tokens, width)` on the CPU, or None where the engine holds
+        it. `resend` sends them all, whatever the engine is thought to hold.
+
+        Raises:
+            ImagesNotHeld: before the first delta; to be tried again with all and `resend`.
+            EngineDead, EngineFailed: at any time.
+            ValueError: for sampling that vLLM refuses.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        parameters = request.sampling.to_vllm(self._sampling_defaults)
+        self.active += 1
+        try:
+            # No await from here until vLLM has sent the request: the engine's process keeps its
+            # images in the order in which requests reach it, as the record on this side does.
+            items = self._items(request.images, embeddings, resend)
+            prompt = engine_input(request.token_ids, request.images, items, request.cache_salt)
+            stream = self._llm.generate(prompt, parameters, request.request_id)
+            async with aclosing(stream):
+                async for output in stream:
+                    yield _delta(output, bool(request.images) and not resend)
+        except EngineDeadError:
+            raise EngineDead from None
+        except EngineGenerateError as error:
+            raise (EngineDead if self.dead else EngineFailed) from error
+        finally:
+            self.active -= 1
+
+    def shutdown(self) -> None:
+        """Ends the engine's process; blocks for seconds. What still runs is aborted."""
+        if self._llm is not None:
+            self._llm.shutdown()
+
+    def _items(
+        self,
+        images: Sequence[ImagePlace],
+        embeddings: Sequence[torch.Tensor | None],
+        resend: bool,
+    ) -> list[Any]:
+        items = [None if tensor is None else embedding_item(tensor) for tensor in embeddings]
+        cache = self._cache
+        if cache is None or resend:
+            if None in items:
+                raise ImagesNotHeld
+            return items
+        names = [image.identity for image in images]
+        for name in names:
+            # As the other side does: what is touched first is not evicted for what comes new.
+            cache.touch_sender_cache_item(name)
+        for position, (name, item) in enumerate(zip(names, items, strict=True)):
+            if item is None and not cache.is_cached_item(name):
+                raise ImagesNotHeld
+            given: Any = None if item is None else (item, [])
+            items[position], _ = cache.get_and_update_item(given, name)
+        return items
+
+
+def _delta(output: Any, may_miss_images: bool) -> Delta:
+    (completion,) = output.outputs
+    reason = completion.finish_reason
+    if reason not in (None, "stop", "length"):
+        # Refused before it ran: all that can be amiss with a checked request is that the engine's
+        # process has dropped an image that was thought to be there.
+        if may_miss_images and not completion.token_ids:
+            raise ImagesNotHeld
+        raise EngineFailed
+    return Delta(
+        text=completion.text,
+        token_ids=tuple(completion.token_ids),
+        finish_reason=None if reason is None else FinishReason(reason),
+        cached_tokens=output.num_cached_tokens or 0,
+    )
+
+
+def _load(options: EngineOptions) -> Any:
+    arguments = engine_args(options)
+
+    from vllm import ModelRegistry
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from services.decoder.model import PixtralEmbeddingsForConditionalGeneration
+
+    # The plug-in names the class, and vLLM would start a process to look at it, for 10 s. It is
+    # imported here in any case.
+    ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
+    return AsyncLLM.from_engine_args(arguments)
+
+
+async def _in_daemon_thread(work: Callable[[], T]) -> T:
+    # Not the default executor: a process that is told to stop while it loads would wait for it.
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            outcome: tuple[T | None, BaseException | None] = (work(), None)
+        except BaseException as error:
+            outcome = (None, error)
+        loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=run, name="load-engine", daemon=True).start()
+    return await done

@@ -1,0 +1,112 @@
+"""How vLLM is asked to run: all that differs between its versions, or between CPU and GPU."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from embeddings.vision import read_params
+from services.decoder.plugin import ARCHITECTURE, OWNED_BY_DECODER
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the engine is started with.
+
+    Attributes:
+        model_dir: a checkpoint in Mistral format.
+        dtype: of the language model's weights and activations; "auto" is the checkpoint's own.
+        context_length: most tokens that a prompt and its answer hold together, where the model
+            takes as many.
+        max_running: most requests that the engine runs at once; the others wait.
+        max_images: most images in one prompt.
+        image_cache_bytes: image embeddings that the engine keeps.
+        kv_cache_bytes: memory for keys and values; None is what the GPU has left.
+        gpu_memory_fraction: of the GPU's memory, for weights, activations, keys and values.
+        tensor_parallel: GPUs that share the model.
+        cpu_threads: threads that compute, where there is no GPU; None leaves one core free.
+        metrics: keep vLLM's own Prometheus metrics.
+    """
+
+    model_dir: Path
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    context_length: int = 32768
+    max_running: int = 64
+    max_images: int = 32
+    image_cache_bytes: int = GIB
+    kv_cache_bytes: int | None = None
+    gpu_memory_fraction: float = 0.9
+    tensor_parallel: int = 1
+    cpu_threads: int | None = None
+    metrics: bool = True
+
+
+def engine_args(options: EngineOptions) -> Any:
+    """vLLM's arguments; sets what vLLM and its processes read from the environment.
+
+    Imports vLLM, which takes seconds.
+    """
+    os.environ[OWNED_BY_DECODER] = "1"
+    # Forking a process that serves gRPC copies locks in whatever state they are.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    # A model is a directory; neither a model hub nor a statistics server is ever asked.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, Any] = {
+        "model": str(options.model_dir),
+        "tokenizer_mode": "mistral",
+        "config_format": "mistral",
+        "load_format": "mistral",
+        "hf_overrides": {"architectures": [ARCHITECTURE]},
+        "dtype": options.dtype,
+        "max_model_len": _context_length(options),
+        "max_num_seqs": options.max_running,
+        "limit_mm_per_prompt": {"image": options.max_images},
+        "mm_processor_cache_gb": options.image_cache_bytes / GIB,
+        # There is no tower to profile; the adapter needs less than the language model's own run.
+        "skip_mm_profiling": True,
+        "enable_prefix_caching": True,
+        "enable_chunked_prefill": True,
+        "kv_cache_memory_bytes": options.kv_cache_bytes,
+        "gpu_memory_utilization": options.gpu_memory_fraction,
+        "tensor_parallel_size": options.tensor_parallel,
+        "disable_log_stats": not options.metrics,
+        "enable_log_requests": False,
+        "use_tqdm_on_load": False,
+    }
+    if current_platform.is_cpu():
+        _prepare_cpu(options)
+        arguments |= {
+            "distributed_executor_backend": "uni",
+            # Compiling takes longer than it saves within minutes of serving.
+            "enforce_eager": True,
+            # A prompt's tail within a block is computed anew. vLLM's 128 here costs a repeated
+            # image 60 more tokens of attention over all of it; its kernels take multiples of 32.
+            "block_size": 32,
+            "kv_cache_memory_bytes": options.kv_cache_bytes or GIB,
+        }
+    return AsyncEngineArgs(**arguments)
+
+
+def _context_length(options: EngineOptions) -> int:
+    params = read_params(options.model_dir)
+    named = (params.get("max_position_embeddings"), params.get("max_seq_len"))
+    return min([options.context_length, *(int(length) for length in named if length)])
+
+
+def _prepare_cpu(options: EngineOptions) -> None:
+    # With this at 1, the CPU build runs the model in one more process behind the engine's: 10 s
+    # of start-up and a copy of each step's input for a single worker. AsyncLLM gives the engine a
+    # process of its own whatever this says.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # OpenMP threads wait for each other by spinning: with as many of them as cores, whatever else
+    # runs on the machine stalls them all, tenfold and more.
+    threads = options.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
