@@ -1,0 +1,203 @@
+import asyncio
+import json
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serving.channel import open_channel
+from serving.errors import from_rpc_error
+from tests.serving.echo import SERVICE, EchoStub
+from tests.serving.process import exists
+
+ROOT = Path(__file__).parents[2]
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Process:
+    def __init__(self, child: asyncio.subprocess.Process, directory: Path) -> None:
+        self.child = child
+        self.address_file = directory / "address.json"
+        self.release = directory / "release"
+        self.failure = directory / "failure"
+        self.stopped = directory / "stopped"
+
+    async def addresses(self) -> dict[str, str]:
+        async with asyncio.timeout(10):
+            await exists(self.address_file)
+        found: dict[str, str] = json.loads(self.address_file.read_text())
+        return found
+
+    async def ended(self) -> tuple[int | None, str]:
+        """Exit code and what was logged."""
+        async with asyncio.timeout(10):
+            _, err = await self.child.communicate()
+        return self.child.returncode, err.decode()
+
+
+@asynccontextmanager
+async def process(directory: Path, *flags: str) -> AsyncIterator[Process]:
+    made = Process(
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.serving.process",
+            *("--address-file", directory / "address.json", "--release", directory / "release"),
+            *("--failure", directory / "failure", "--stopped", directory / "stopped"),
+            *flags,
+            cwd=ROOT,
+            stderr=asyncio.subprocess.PIPE,
+        ),
+        directory,
+    )
+    try:
+        yield made
+    finally:
+        if made.child.returncode is None:
+            made.child.kill()
+            await made.child.wait()
+
+
+async def becomes(health: health_pb2_grpc.HealthStub, status: int, service: str = "") -> None:
+    async with asyncio.timeout(10):
+        while (
+            await health.Check(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True)
+        ).status != status:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
+    async with process(tmp_path) as served:
+        addresses = await served.addresses()
+        async with open_channel(addresses["grpc"], None) as channel:
+            stub, health = EchoStub(channel), health_pb2_grpc.HealthStub(channel)
+            await becomes(health, SERVING, SERVICE)
+            watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+            assert (await watch.read()).status == SERVING
+            stream = stub.stream(StringValue())
+            assert (await stream.read()).value == "first"
+
+            served.child.send_signal(number)
+
+            assert (await watch.read()).status == NOT_SERVING
+            await becomes(health, NOT_SERVING)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.stream(StringValue()).read()
+            error = from_rpc_error(refused.value)
+            assert (error.code, error.retry_after) == (grpc.StatusCode.UNAVAILABLE, 1.0)
+            assert not served.stopped.exists()
+
+            served.release.touch()
+            assert (await stream.read()).value == "last"
+            assert await stream.read() is grpc.aio.EOF
+            assert await stream.code() is grpc.StatusCode.OK
+            # The watcher, which never ends by itself, does not hold the process up.
+            assert (await served.ended())[0] == 0
+            watch.cancel()
+    assert served.stopped.exists()
+
+
+async def test_what_does_not_finish_in_time_is_cancelled(tmp_path: Path) -> None:
+    async with process(tmp_path, "--drain-seconds", "0.1") as served:
+        addresses = await served.addresses()
+        async with open_channel(addresses["grpc"], None) as channel:
+            await becomes(health_pb2_grpc.HealthStub(channel), SERVING)
+            stream = EchoStub(channel).stream(StringValue())
+            await stream.read()
+            served.child.terminate()
+            with pytest.raises(grpc.aio.AioRpcError) as cut:
+                await stream.read()
+            assert cut.value.code() is grpc.StatusCode.UNAVAILABLE
+            code, log = await served.ended()
+    assert code == 0
+    assert "still in flight after 0.1 s" in log
+    assert served.stopped.exists()
+
+
+async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    async with process(tmp_path) as served:
+        addresses = await served.addresses()
+        async with open_channel(addresses["grpc"], None) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            await becomes(health, SERVING)
+            stream = EchoStub(channel).stream(StringValue())
+            await stream.read()
+            served.child.terminate()
+            await becomes(health, NOT_SERVING)
+            served.child.terminate()
+            assert (await served.ended())[0] == -signal.SIGTERM
+    assert not served.stopped.exists()
+
+
+@pytest.mark.parametrize("start", ["awaits", "blocks"])
+async def test_a_signal_cuts_the_start_short(tmp_path: Path, start: str) -> None:
+    async with process(tmp_path, "--start", start) as served:
+        addresses = await served.addresses()
+        async with open_channel(addresses["grpc"], None) as channel:
+            await becomes(health_pb2_grpc.HealthStub(channel), NOT_SERVING)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await EchoStub(channel).stream(StringValue()).read()
+            error = from_rpc_error(refused.value)
+            assert (error.code, error.message) == (
+                grpc.StatusCode.UNAVAILABLE,
+                "the server is starting",
+            )
+        served.child.terminate()
+        assert (await served.ended())[0] == 0
+    assert served.stopped.exists()
+
+
+@pytest.mark.parametrize("start", ["refuses", "breaks"])
+async def test_a_tier_that_cannot_start_ends_the_process(tmp_path: Path, start: str) -> None:
+    async with process(tmp_path, "--start", start) as served:
+        code, log = await served.ended()
+    assert code == 1
+    assert ("cannot start: the model is not there" in log) is (start == "refuses")
+    assert ("Traceback" in log) is (start == "breaks")
+    assert served.stopped.exists()
+
+
+async def test_a_tier_that_fails_ends_the_process(tmp_path: Path) -> None:
+    async with process(tmp_path) as served:
+        addresses = await served.addresses()
+        async with open_channel(addresses["grpc"], None) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            await becomes(health, SERVING)
+            stream = EchoStub(channel).stream(StringValue())
+            await stream.read()
+            served.failure.touch()
+            await becomes(health, NOT_SERVING, SERVICE)
+            served.release.touch()
+            assert (await served.ended())[0] == 1
+            assert (await stream.read()).value == "last"
+    assert served.stopped.exists()
+
+
+@pytest.mark.parametrize("flag", ["--listen", "--metrics-listen"])
+async def test_an_address_that_is_taken_is_named(tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        async with process(tmp_path, flag, address) as served:
+            code, log = await served.ended()
+    assert code == 1
+    assert re.search(rf"cannot start: cannot .* on {address}", log)
+    assert not served.address_file.exists()
+
+
+async def test_logs_can_be_json(tmp_path: Path) -> None:
+    async with process(tmp_path, "--log-format", "json", "--start", "breaks") as served:
+        _, log = await served.ended()
+    records = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert [record["level"] for record in records] == ["info", "error"]
+    assert "KeyError" in records[1]["traceback"]
+    assert all(re.fullmatch(r"[\d-]+T[\d:.]+Z", record["time"]) for record in records)

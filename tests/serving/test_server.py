@@ -1,0 +1,280 @@
+import asyncio
+import datetime
+import ipaddress
+import json
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.wrappers_pb2 import StringValue
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from serving.channel import MAX_MESSAGE_BYTES, ClientTls, open_channel
+from serving.errors import StartupError
+from serving.server import running
+from serving.settings import ProcessSettings
+from tests.serving.echo import SERVICE, EchoStub, EchoTier, echo
+
+Context = grpc.aio.ServicerContext
+
+
+async def upper(request: StringValue, context: Context) -> StringValue:
+    return StringValue(value=request.value.upper())
+
+
+async def test_health_knows_the_process_and_each_service() -> None:
+    async with (
+        running(EchoTier(unary=upper), ProcessSettings()) as addresses,
+        open_channel(addresses.grpc, None) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        for service in ("", SERVICE):
+            reply = await health.Check(health_pb2.HealthCheckRequest(service=service))
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await health.Check(health_pb2.HealthCheckRequest(service="other"))
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_reflection_lists_the_services() -> None:
+    async def requests() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
+        yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+    async with (
+        running(EchoTier(unary=upper), ProcessSettings()) as addresses,
+        open_channel(addresses.grpc, None) as channel,
+    ):
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        [reply] = [reply async for reply in stub.ServerReflectionInfo(requests())]
+    assert {service.name for service in reply.list_services_response.service} == {
+        SERVICE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+
+
+async def test_metrics_are_served_over_http() -> None:
+    async with running(EchoTier(unary=upper), ProcessSettings()) as addresses:
+        async with open_channel(addresses.grpc, None) as channel:
+            await EchoStub(channel).unary(StringValue())
+        with await asyncio.to_thread(
+            urllib.request.urlopen, f"http://{addresses.metrics}/metrics", timeout=5
+        ) as reply:
+            text = reply.read().decode()
+    assert 'grpc_server_handled_total{grpc_code="OK",grpc_method="Unary"' in text
+    assert "process_resident_memory_bytes" in text
+
+
+async def test_calls_are_refused_until_the_tier_has_started(tmp_path: Path) -> None:
+    loaded = asyncio.Event()
+
+    class Slow(EchoTier):
+        async def start(self) -> None:
+            await loaded.wait()
+
+    file = tmp_path / "address.json"
+    entered = asyncio.Event()
+    leave = asyncio.Event()
+
+    async def serve() -> None:
+        async with running(Slow(unary=upper), ProcessSettings(address_file=file)):
+            entered.set()
+            await leave.wait()
+
+    serving = asyncio.create_task(serve())
+    async with asyncio.timeout(5):
+        while not file.exists():
+            await asyncio.sleep(0.005)
+    addresses = json.loads(file.read_text())
+    assert set(addresses) == {"grpc", "metrics"}
+    async with open_channel(addresses["grpc"], None) as channel:
+        stub, health = EchoStub(channel), health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.unary(StringValue())
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        reply = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        loaded.set()
+        async with asyncio.timeout(5):
+            await entered.wait()
+        assert (await stub.unary(StringValue(value="a"))).value == "A"
+    leave.set()
+    await serving
+
+
+async def test_a_call_in_flight_is_finished_before_the_tier_is_stopped() -> None:
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    async def unary(request: StringValue, context: Context) -> StringValue:
+        entered.set()
+        await release.wait()
+        return StringValue(value=str(tier.stopped))
+
+    tier = EchoTier(unary=unary)
+    stack = running(tier, ProcessSettings())
+    addresses = await stack.__aenter__()
+    async with open_channel(addresses.grpc, None) as channel:
+        call = asyncio.ensure_future(EchoStub(channel).unary(StringValue()))
+        async with asyncio.timeout(5):
+            await entered.wait()
+        leaving = asyncio.create_task(stack.__aexit__(None, None, None))
+        health = health_pb2_grpc.HealthStub(channel)
+        async with asyncio.timeout(5):
+            while (
+                await health.Check(health_pb2.HealthCheckRequest())
+            ).status != health_pb2.HealthCheckResponse.NOT_SERVING:
+                await asyncio.sleep(0.005)
+        release.set()
+        assert (await call).value == "False"
+        await leaving
+    assert tier.stopped
+
+
+async def test_several_servers_share_a_process() -> None:
+    async with (
+        echo(EchoTier(unary=upper)) as one,
+        echo(EchoTier(unary=upper)) as two,
+    ):
+        assert (await one.unary(StringValue(value="a"))).value == "A"
+        assert (await two.unary(StringValue(value="b"))).value == "B"
+
+
+async def test_a_large_image_passes_and_a_larger_one_is_refused() -> None:
+    async def length(request: StringValue, context: Context) -> StringValue:
+        return StringValue(value=str(len(request.value)))
+
+    async with (
+        running(EchoTier(unary=length), ProcessSettings()) as addresses,
+        # The limit meant here is the server's, not that of the project's own channels.
+        grpc.aio.insecure_channel(
+            addresses.grpc, options=[("grpc.max_send_message_length", -1)]
+        ) as channel,
+    ):
+        stub = EchoStub(channel)
+        size = MAX_MESSAGE_BYTES - 100
+        assert (await stub.unary(StringValue(value="x" * size))).value == str(size)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await stub.unary(StringValue(value="x" * (size + 200)))
+        assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_tier_whose_start_fails_is_stopped() -> None:
+    class Broken(EchoTier):
+        async def start(self) -> None:
+            raise StartupError("no model")
+
+    tier = Broken()
+    with pytest.raises(StartupError, match="no model"):
+        async with running(tier, ProcessSettings()):
+            pass
+    assert tier.stopped
+
+
+class Authority:
+    """Signs certificates for 127.0.0.1 into files of `directory`."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(self._name, self._key, x509.BasicConstraints(True, None))
+        self.ca = directory / f"{name}.pem"
+        self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """Certificate and private key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        certificate = self._sign(subject, key, x509.SubjectAlternativeName([address]))
+        files = self._directory / f"{name}.pem", self._directory / f"{name}.key"
+        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files[1].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return files
+
+    def _sign(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        extension: x509.ExtensionType,
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(extension, critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+
+
+async def answers(address: str, tls: ClientTls | None) -> bool:
+    async with open_channel(address, tls) as channel:
+        try:
+            reply = await EchoStub(channel).unary(StringValue(value="a"), timeout=10)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return False
+        return reply.value == "A"
+
+
+async def test_tls(tmp_path: Path) -> None:
+    ours, others = Authority(tmp_path, "ours"), Authority(tmp_path, "others")
+    certificate, private_key = ours.issue("server")
+    settings = ProcessSettings(tls_certificate=certificate, tls_private_key=private_key)
+    async with running(EchoTier(unary=upper), settings) as addresses:
+        assert await answers(addresses.grpc, ClientTls(ours.ca))
+        assert not await answers(addresses.grpc, ClientTls(others.ca))
+        assert not await answers(addresses.grpc, None)
+
+
+async def test_mutual_tls_refuses_clients_that_the_authority_has_not_signed(
+    tmp_path: Path,
+) -> None:
+    ours, others = Authority(tmp_path, "ours"), Authority(tmp_path, "others")
+    certificate, private_key = ours.issue("server")
+    settings = ProcessSettings(
+        tls_certificate=certificate, tls_private_key=private_key, tls_client_ca=ours.ca
+    )
+    async with running(EchoTier(unary=upper), settings) as addresses:
+        assert await answers(addresses.grpc, ClientTls(ours.ca, *ours.issue("client")))
+        assert not await answers(addresses.grpc, ClientTls(ours.ca))
+        assert not await answers(addresses.grpc, ClientTls(ours.ca, *others.issue("stranger")))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda certificate, key, other: key.write_bytes(other.read_bytes()),
+        lambda certificate, key, other: key.write_text("not PEM"),
+        lambda certificate, key, other: certificate.write_text("-----BEGIN CERTIFICATE-----\n"),
+    ],
+    ids=["another's key", "no PEM", "cut short"],
+)
+async def test_tls_files_that_do_not_serve_are_named_at_start(
+    tmp_path: Path, spoil: Callable[[Path, Path, Path], None]
+) -> None:
+    authority = Authority(tmp_path, "ours")
+    certificate, private_key = authority.issue("server")
+    spoil(certificate, private_key, authority.issue("other")[1])
+    settings = ProcessSettings(tls_certificate=certificate, tls_private_key=private_key)
+    with pytest.raises(StartupError, match=r"server\.(key|pem)"):
+        async with running(EchoTier(unary=upper), settings):
+            pass
