@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import base64
 import json
+import os
 import platform
 import time
 from collections.abc import Awaitable, Callable
@@ -71,8 +72,10 @@ async def measure_ours(target: str) -> Workloads:
             started = time.perf_counter()
             messages = [{"role": "user", "content": content}]
             first = 0.0
-            async for _ in client.stream(messages, max_tokens=1, temperature=0, ignore_eos=True):
-                first = first or time.perf_counter() - started
+            stream = await client.stream(messages, max_tokens=1, temperature=0, ignore_eos=True)
+            async with stream:
+                async for _ in stream:
+                    first = first or time.perf_counter() - started
             return first
 
         return await measure(ask)
@@ -154,7 +157,7 @@ def main() -> None:
     text = table(ours, stock)
     print(text)
     report = {
-        "machine": f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "pixtral_serve": {w: {k: asdict(s) for k, s in v.items()} for w, v in ours.items()},
         "stock_vllm": {w: {k: asdict(s) for k, s in v.items()} for w, v in stock.items()},
     }

@@ -26,7 +26,7 @@ async def closed_loop(ask: Ask, *, at_once: int, requests: int, first: int = 0) 
     times: list[float] = []
 
     async def worker() -> None:
-        for number in numbers:
+        while (number := next(numbers, None)) is not None:
             times.append(await ask(number))
 
     started = time.perf_counter()

@@ -22,11 +22,8 @@ def prepare(directory: Path) -> None:
     """Puts into `directory` what stock vLLM needs besides this environment."""
     if (directory / EMPTIED).exists():
         return
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--quiet", "--no-deps"]
-        + ["--target", str(directory), TORCHVISION],
-        check=True,
-    )
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--quiet", "--no-deps"]
+    subprocess.run([*command, "--target", str(directory), TORCHVISION], check=True)
     (directory / EMPTIED).write_text("", encoding="utf-8")
 
 
@@ -74,8 +71,10 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise RuntimeError(f"stock vLLM ended with {server.returncode}; see {log}")
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            with urllib.request.urlopen(f"{url}/health", timeout=1):
-                return
+        with (
+            contextlib.suppress(urllib.error.URLError, OSError),
+            urllib.request.urlopen(f"{url}/health", timeout=1),
+        ):
+            return
         time.sleep(0.25)
     raise RuntimeError(f"stock vLLM was not ready after {START_SECONDS:g} s; see {log}")

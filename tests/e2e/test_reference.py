@@ -46,14 +46,17 @@ def reference(checkpoint: Path) -> Reference:
     return Reference(checkpoint)
 
 
+Tokenizer = MistralTokenizer[Any, Any, Any, Any, Any]
+
+
 @pytest.fixture(scope="session")
-def tokenizer(checkpoint: Path) -> MistralTokenizer:
+def tokenizer(checkpoint: Path) -> Tokenizer:
     return MistralTokenizer.from_file(str(checkpoint / "tekken.json"))
 
 
 @pytest.mark.parametrize("number", range(20))
 def test_tokens_are_those_of_the_plain_model(
-    service: Service, reference: Reference, tokenizer: MistralTokenizer, number: int
+    service: Service, reference: Reference, tokenizer: Tokenizer, number: int
 ) -> None:
     messages = conversation(random.Random(number), images=number % 5)
     encoded = tokenizer.encode_chat_completion(ChatCompletionRequest.from_openai(messages))

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def too_many_bytes() -> bytes:
 
 LOOK = text("What is this?")
 DATA = "messages[0].content[0].image.data"
-BAD = {
+BAD: dict[str, tuple[Callable[[], chat_pb2.CompleteRequest], str]] = {
     "no messages": (lambda: request(), "messages"),
     "empty text": (lambda: request(turn(USER, text(""))), "messages[0].content[0].text"),
     "no content": (lambda: request(turn(USER)), "messages[0].content"),

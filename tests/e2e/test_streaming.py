@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from pixtral_client import DeadlineExceeded
+from pixtral_client import DeadlineExceeded, Sampling
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until
 
@@ -14,7 +14,7 @@ MANY = 20_000
 
 def test_deltas_add_up_to_the_whole_answer(service: Service) -> None:
     messages = [{"role": "user", "content": [new_picture(), "Tell me all."]}]
-    options = {"max_tokens": 48, "temperature": 0, "ignore_eos": True}
+    options: Sampling = {"max_tokens": 48, "temperature": 0, "ignore_eos": True}
     whole = service.client.chat(messages, **options)
     with service.client.stream(messages, **options) as stream:
         deltas = list(stream)

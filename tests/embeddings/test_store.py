@@ -5,10 +5,11 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from prometheus_client import REGISTRY
 
 from embeddings.codec import DType, Embedding, encode
 from embeddings.key import EmbeddingKey
-from embeddings.store import FAILURES, EmbeddingStore
+from embeddings.store import EmbeddingStore
 from tests.redis_server import RedisServer
 
 WIDTH = 64
@@ -25,7 +26,8 @@ def value_of(name: str, rows: int = 2) -> bytes:
 
 
 def failures(operation: str, reason: str) -> float:
-    return FAILURES.labels(operation, reason)._value.get()
+    labels = {"operation": operation, "reason": reason}
+    return REGISTRY.get_sample_value("pixtral_embedding_store_failures_total", labels) or 0.0
 
 
 @pytest.fixture
