@@ -98,8 +98,6 @@ class Preprocessor:
         width, height = image.size
         if width * height > self._max_pixels:
             raise self._too_many_pixels()
-        if width < 1 or height < 1:
-            raise InvalidRequest(FIELD, "the image has no pixels", "IMAGE_MALFORMED")
         return OpenedImage(image, self._spec.grid(width, height))
 
     def _pixels(self, opened: OpenedImage) -> NDArray[np.float32]:

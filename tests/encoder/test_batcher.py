@@ -1,0 +1,150 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.encoder.batcher import Batcher
+from serving.errors import Overloaded, Unavailable
+
+DEADLINE = 30.0
+
+
+class Device:
+    """An `embed` that stands still until it is told to go on, and notes what it was given."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Semaphore(0)
+        self.error: Exception | None = None
+
+    def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
+        self.batches.append([int(image) for image in images])
+        assert self.go.acquire(timeout=DEADLINE)
+        if self.error is not None and len(images) > 1:
+            raise self.error
+        if any(int(image) < 0 for image in images):
+            raise self.error or ValueError("a negative image")
+        return [image * 10 for image in images]
+
+
+@pytest.fixture
+def device() -> Device:
+    return Device()
+
+
+@pytest.fixture
+async def batcher(device: Device) -> AsyncIterator[Batcher]:
+    made = Batcher(device, batch_patches=100, queue_patches=1000, device_lost=asyncio.Event())
+    yield made
+    device.go.release(100)
+    made.close()
+
+
+def submit(batcher: Batcher, image: int, patches: int) -> "asyncio.Task[Tensor]":
+    return asyncio.create_task(batcher.embed(torch.tensor(image), patches))
+
+
+async def until_batches(device: Device, count: int) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while len(device.batches) < count:
+            await asyncio.sleep(0.001)
+
+
+async def test_what_waits_when_the_device_is_free_goes_as_one_batch(
+    device: Device, batcher: Batcher
+) -> None:
+    first = submit(batcher, 1, 10)
+    await until_batches(device, 1)
+    others = [submit(batcher, image, 30) for image in (2, 3, 4)]
+    await asyncio.sleep(0)
+    device.go.release(2)
+    results = await asyncio.gather(first, *others)
+    assert device.batches == [[1], [2, 3, 4]]
+    assert [int(result) for result in results] == [10, 20, 30, 40]
+
+
+async def test_batches_keep_to_the_budget_and_the_order(device: Device, batcher: Batcher) -> None:
+    tasks = [submit(batcher, 1, 10)]
+    await until_batches(device, 1)
+    sizes = {2: 60, 3: 50, 4: 50, 5: 500, 6: 1, 7: 99}
+    tasks += [submit(batcher, image, patches) for image, patches in sizes.items()]
+    await asyncio.sleep(0)
+    device.go.release(10)
+    await asyncio.gather(*tasks)
+    # 5 is above the budget: a batch of its own.
+    assert device.batches == [[1], [2], [3, 4], [5], [6, 7]]
+
+
+async def test_one_that_is_cancelled_while_it_waits_is_not_embedded(
+    device: Device, batcher: Batcher
+) -> None:
+    running, dropped, kept = (submit(batcher, image, 10) for image in (1, 2, 3))
+    await until_batches(device, 1)
+    dropped.cancel()
+    running.cancel()
+    await asyncio.wait([dropped, running])
+    device.go.release(2)
+    assert int(await kept) == 30
+    assert device.batches == [[1], [3]]
+
+
+async def test_the_loop_is_free_while_the_device_works(device: Device, batcher: Batcher) -> None:
+    task = submit(batcher, 1, 10)
+    await until_batches(device, 1)
+    assert not task.done()
+    device.go.release()
+    assert int(await task) == 10
+
+
+async def test_a_full_queue_refuses_at_once_and_gives_its_room_back(batcher: Batcher) -> None:
+    with batcher.admit(900):
+        with pytest.raises(Overloaded) as refused, batcher.admit(101):
+            pass
+        assert refused.value.retry_after
+        with batcher.admit(100):
+            pass
+    with batcher.admit(5000):
+        # Alone, even one that is larger than the queue gets in.
+        pass
+    with batcher.admit(1000):
+        pass
+
+
+async def test_an_image_that_fails_does_not_fail_its_companions(
+    device: Device, batcher: Batcher
+) -> None:
+    first = submit(batcher, 1, 10)
+    await until_batches(device, 1)
+    others = [submit(batcher, image, 10) for image in (2, -3, 4)]
+    await asyncio.sleep(0)
+    device.go.release(10)
+    await first
+    outcomes = await asyncio.gather(*others, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Tensor, ValueError, Tensor]
+    assert device.batches == [[1], [2, -3, 4], [2], [-3], [4]]
+
+
+async def test_a_batch_too_large_for_the_memory_is_made_in_parts(
+    device: Device, batcher: Batcher
+) -> None:
+    device.error = torch.OutOfMemoryError("no room")
+    first = submit(batcher, 1, 10)
+    await until_batches(device, 1)
+    others = [submit(batcher, image, 10) for image in (2, 3)]
+    await asyncio.sleep(0)
+    device.go.release(10)
+    assert [int(result) for result in await asyncio.gather(first, *others)] == [10, 20, 30]
+
+
+async def test_a_lost_device_is_told(device: Device) -> None:
+    lost = asyncio.Event()
+    batcher = Batcher(device, batch_patches=100, queue_patches=1000, device_lost=lost)
+    device.error = torch.AcceleratorError("unspecified launch failure")
+    device.go.release(10)
+    with pytest.raises(Unavailable):
+        await submit(batcher, -1, 10)
+    assert lost.is_set()
+    batcher.close()

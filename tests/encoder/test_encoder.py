@@ -1,0 +1,264 @@
+"""The encoder without the wire: a real tower, a real Redis."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import REGISTRY
+from torch import Tensor
+
+from embeddings import codec
+from embeddings.codec import DType
+from embeddings.key import EmbeddingKey
+from embeddings.store import EmbeddingStore
+from embeddings.vision import VisionSpec, read_params
+from services.encoder.batcher import Batcher
+from services.encoder.encoder import Encoder, Source
+from services.encoder.preprocess import Preprocessor
+from services.encoder.tower import VisionTower
+from services.encoder.weights import load_tower
+from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError
+from tests.encoder.pictures import file_of, picture, png, png_that_claims
+from tests.redis_server import RedisServer
+
+FINGERPRINT = "f00d"
+MIB = 1 << 20
+
+Make = Callable[..., Encoder]
+Embed = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+def key_of(image: bytes, scope: str = "public", fingerprint: str = FINGERPRINT) -> EmbeddingKey:
+    return EmbeddingKey(hashlib.sha256(image).digest(), fingerprint, scope)
+
+
+def images_encoded() -> float:
+    return REGISTRY.get_sample_value("pixtral_encoder_images_encoded_total") or 0.0
+
+
+def requests(result: str) -> float:
+    return REGISTRY.get_sample_value("pixtral_embedding_requests_total", {"result": result}) or 0.0
+
+
+@pytest.fixture
+def spec(checkpoint_dir: Path) -> VisionSpec:
+    return VisionSpec.from_params(read_params(checkpoint_dir))
+
+
+@pytest.fixture
+def tower(checkpoint_dir: Path, spec: VisionSpec) -> VisionTower:
+    return load_tower(checkpoint_dir, spec, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture
+async def make(redis: RedisServer, spec: VisionSpec, tower: VisionTower) -> AsyncIterator[Make]:
+    async with AsyncExitStack() as stack:
+
+        def made(
+            *, embed: Embed = tower.embed, queue_images: int = 100, cache_bytes: int = 64 * MIB
+        ) -> Encoder:
+            encoder = Encoder(
+                spec=spec,
+                dtype=DType.F32,
+                fingerprint=FINGERPRINT,
+                preprocessor=Preprocessor(
+                    spec, workers=2, max_pixels=64_000_000, timeout_seconds=30
+                ),
+                batcher=Batcher(
+                    embed,
+                    batch_patches=16_384,
+                    queue_patches=65_536,
+                    device_lost=asyncio.Event(),
+                ),
+                store=EmbeddingStore.from_url(redis.url, width=spec.width, dtype=DType.F32),
+                cache_bytes=cache_bytes,
+                queue_images=queue_images,
+                max_image_bytes=20 * MIB,
+            )
+            stack.push_async_callback(encoder.close)
+            return encoder
+
+        yield made
+
+
+@pytest.fixture
+def encoder(make: Make) -> Encoder:
+    return make()
+
+
+def stored(redis: RedisServer) -> dict[bytes, bytes]:
+    with redis.client() as client:
+        return {name: client.get(name) for name in client.scan_iter()}
+
+
+async def test_what_is_stored_and_held_is_the_towers_output(
+    encoder: Encoder, redis: RedisServer, spec: VisionSpec, tower: VisionTower
+) -> None:
+    image = png(333, 77)
+    result = await encoder.encode(key_of(image), image)
+    assert (result.source, result.stored) == (Source.ENCODED, True)
+    assert (result.grid.rows, result.grid.cols) == (5, 21)
+    values = stored(redis)
+    assert set(values) == {key_of(image).redis_key.encode()}
+    (value,) = values.values()
+    assert encoder.held(key_of(image)) == value
+    embedding = codec.decode(key_of(image), value, width=spec.width, dtype=DType.F32)
+    assert (embedding.rows, embedding.cols) == (5, 21)
+    preprocessor = Preprocessor(spec, workers=1, max_pixels=10**6, timeout_seconds=30)
+    pixels = await preprocessor.pixels(await preprocessor.open(image))
+    preprocessor.close()
+    (expected,) = tower.embed([torch.from_numpy(pixels)])
+    assert np.array_equal(np.frombuffer(embedding.data, "<f4"), expected.numpy().ravel())
+
+
+async def test_concurrent_requests_for_one_new_image_encode_it_once(encoder: Encoder) -> None:
+    image = png(640, 480)
+    before, answered = images_encoded(), requests("encoded")
+    results = await asyncio.gather(*(encoder.encode(key_of(image), image) for _ in range(20)))
+    assert images_encoded() == before + 1
+    assert {result.source for result in results} == {Source.ENCODED}
+    assert all(result.stored for result in results)
+    assert requests("encoded") == answered + 20
+
+
+async def test_the_same_image_again_is_local(encoder: Encoder) -> None:
+    image = png()
+    first = await encoder.encode(key_of(image), image)
+    before = images_encoded()
+    again = await encoder.encode(key_of(image), image)
+    assert (again.source, again.stored, again.grid) == (Source.LOCAL, True, first.grid)
+    assert images_encoded() == before
+
+
+async def test_a_restarted_encoder_finds_in_redis_what_the_last_one_made(make: Make) -> None:
+    image = png()
+    first = await make().encode(key_of(image), image)
+    before = images_encoded()
+    restarted = make()
+    again = await restarted.encode(key_of(image), image)
+    assert (again.source, again.stored, again.grid) == (Source.REDIS, True, first.grid)
+    assert images_encoded() == before
+    assert restarted.held(key_of(image)) is None
+
+
+async def test_redis_gets_back_what_it_lost(encoder: Encoder, redis: RedisServer) -> None:
+    image = png()
+    await encoder.encode(key_of(image), image)
+    kept = stored(redis)
+    before = images_encoded()
+    with redis.client() as client:
+        client.flushall()
+    again = await encoder.encode(key_of(image), image)
+    assert (again.source, again.stored) == (Source.LOCAL, True)
+    assert stored(redis) == kept
+    assert images_encoded() == before
+
+
+async def test_scopes_share_nothing(encoder: Encoder, redis: RedisServer) -> None:
+    image = png()
+    before = images_encoded()
+    for scope in ("one", "two"):
+        result = await encoder.encode(key_of(image, scope), image)
+        assert result.source == Source.ENCODED
+    assert images_encoded() == before + 2
+    assert len(stored(redis)) == 2
+
+
+async def test_one_cancelled_request_leaves_the_others_undisturbed(encoder: Encoder) -> None:
+    image = png(640, 480)
+    before = images_encoded()
+    tasks = [asyncio.create_task(encoder.encode(key_of(image), image)) for _ in range(3)]
+    await asyncio.sleep(0)
+    tasks.pop(0).cancel()
+    results = await asyncio.gather(*tasks)
+    assert [result.source for result in results] == [Source.ENCODED] * 2
+    assert images_encoded() == before + 1
+
+
+async def test_an_image_that_nobody_waits_for_is_not_encoded_and_leaves_no_trace(
+    make: Make, redis: RedisServer
+) -> None:
+    encoder = make(queue_images=1)
+    image, other = png(640, 480), png(32, 32)
+    before = images_encoded()
+    tasks = [asyncio.create_task(encoder.encode(key_of(image), image)) for _ in range(2)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    # The one place in the queue is free again.
+    await encoder.encode(key_of(other), other)
+    assert images_encoded() == before + 1
+    assert encoder.held(key_of(image)) is None
+    assert len(stored(redis)) == 1
+
+
+async def test_too_many_different_images_are_refused_and_more_of_one_are_not(make: Make) -> None:
+    encoder = make(queue_images=2)
+    images = [png(640, 480, seed) for seed in range(3)]
+    waiting = [
+        asyncio.create_task(encoder.encode(key_of(image), image))
+        for image in (images[0], images[1], images[1])
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await encoder.encode(key_of(images[2]), images[2])
+    await asyncio.gather(*waiting)
+    assert (await encoder.encode(key_of(images[2]), images[2])).source == Source.ENCODED
+
+
+async def test_numbers_that_are_not_finite_are_never_stored(make: Make, redis: RedisServer) -> None:
+    encoder = make(embed=lambda images: [torch.full((12, 64), torch.nan) for _ in images])
+    image = png(64, 48)
+    with pytest.raises(ServingError) as refused:
+        await encoder.encode(key_of(image), image)
+    assert refused.value.reason == "EMBEDDING_NOT_FINITE"
+    assert encoder.held(key_of(image)) is None
+    assert stored(redis) == {}
+
+
+JPEG = file_of(picture(400, 300), "JPEG")
+BAD_IMAGES = {
+    "nothing": (b"", "IMAGE_EMPTY"),
+    "garbage": (b"\xde\xad\xbe\xef" * 100, "IMAGE_FORMAT_UNSUPPORTED"),
+    "truncated JPEG": (JPEG[: len(JPEG) // 2], "IMAGE_MALFORMED"),
+    "a bomb": (png_that_claims(50_000, 50_000), "IMAGE_TOO_MANY_PIXELS"),
+    "too many bytes": (png() + bytes(20 * MIB), "IMAGE_TOO_LARGE"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+async def test_a_bad_image_is_refused_and_nothing_is_kept(
+    encoder: Encoder, redis: RedisServer, name: str
+) -> None:
+    image, reason = BAD_IMAGES[name]
+    before = images_encoded()
+    with pytest.raises(InvalidRequest) as refused:
+        await encoder.encode(key_of(image), image)
+    assert refused.value.reason == reason
+    assert [field for field, _ in refused.value.violations] == ["image"]
+    assert images_encoded() == before
+    assert encoder.held(key_of(image)) is None
+    assert stored(redis) == {}
+    assert (await encoder.encode(key_of(png()), png())).source == Source.ENCODED
+
+
+@pytest.mark.parametrize("width", [64, 1024], ids=["small", "above a mebibyte"])
+async def test_another_images_key_is_refused(
+    encoder: Encoder, redis: RedisServer, width: int
+) -> None:
+    image = png(width, width // 2)
+    with pytest.raises(InvalidRequest) as refused:
+        await encoder.encode(key_of(png(seed=1)), image)
+    assert refused.value.reason == "KEY_MISMATCH"
+    assert stored(redis) == {}
+
+
+async def test_another_models_key_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(FailedPrecondition):
+        await encoder.encode(key_of(png(), fingerprint="beef"), png())

@@ -1,0 +1,178 @@
+"""Preprocessing against `mistral_common`'s own, from the same files."""
+
+import asyncio
+import base64
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from mistral_common.protocol.instruct.chunk import ImageURLChunk
+from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from embeddings.vision import VisionSpec
+from services.encoder import preprocess
+from services.encoder.preprocess import Preprocessor
+from serving.errors import InvalidRequest
+from tests.encoder.pictures import file_of, picture, png, png_that_claims
+
+
+def spec_of(patch_size: int, merge_size: int, max_image_size: int) -> VisionSpec:
+    return VisionSpec.from_params(
+        {
+            "vision_encoder": {
+                "hidden_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 128,
+                "rope_theta": 10_000,
+                "patch_size": patch_size,
+                "spatial_merge_size": merge_size,
+                "max_image_size": max_image_size,
+                "image_token_id": 10,
+            }
+        }
+    )
+
+
+PIXTRAL = spec_of(16, 1, 1024)
+MERGING = spec_of(14, 2, 1540)
+
+
+@pytest.fixture
+def preprocessor() -> Iterator[Preprocessor]:
+    made = Preprocessor(PIXTRAL, workers=2, max_pixels=64_000_000, timeout_seconds=10)
+    yield made
+    made.close()
+
+
+def reference(data: bytes, spec: VisionSpec) -> NDArray[np.float32]:
+    encoder = ImageEncoder(
+        ImageConfig(spec.patch_size, spec.max_image_size, spec.merge_size),
+        SpecialImageIDs(10, 12, 13),
+    )
+    url = "data:image/any;base64," + base64.b64encode(data).decode()
+    return encoder(ImageURLChunk(image_url=url)).image
+
+
+def frames(count: int) -> list[Image.Image]:
+    return [picture(70, 50, seed) for seed in range(count)]
+
+
+def with_alpha() -> Image.Image:
+    image = picture(333, 77).convert("RGBA")
+    image.putalpha(picture(333, 77, seed=1).convert("L"))
+    return image
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return exif
+
+
+FILES = {
+    "rgb": png(333, 777),
+    "one pixel": png(1, 1),
+    "wide": png(1024, 16),
+    "tall": png(16, 1024),
+    "larger than the model takes": png(1500, 700),
+    "very thin": png(3000, 1),
+    "rgba": file_of(with_alpha()),
+    "grey": file_of(picture(99, 101).convert("L")),
+    "grey with alpha": file_of(with_alpha().convert("LA")),
+    "bilevel": file_of(picture(99, 101).convert("1")),
+    "palette": file_of(picture(99, 101).convert("P")),
+    "palette with transparency": file_of(picture(99, 101).convert("P"), transparency=3),
+    "16-bit grey": file_of(
+        Image.fromarray(np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 20)
+    ),
+    "jpeg": file_of(picture(333, 777), "JPEG"),
+    "progressive jpeg": file_of(picture(200, 100), "JPEG", progressive=True),
+    "grey jpeg": file_of(picture(200, 100).convert("L"), "JPEG"),
+    "cmyk jpeg": file_of(picture(200, 100).convert("CMYK"), "JPEG"),
+    "turned jpeg": file_of(
+        picture(200, 100),
+        "JPEG",
+        exif=turned(),
+    ),
+    "gif": file_of(picture(120, 80), "GIF"),
+    "animated gif": file_of(frames(3)[0], "GIF", save_all=True, append_images=frames(3)[1:]),
+    "webp": file_of(picture(120, 80), "WEBP"),
+    "lossless webp with alpha": file_of(with_alpha(), "WEBP", lossless=True),
+    "animated webp": file_of(frames(3)[0], "WEBP", save_all=True, append_images=frames(3)[1:]),
+}
+
+
+@pytest.mark.parametrize("spec", [PIXTRAL, MERGING], ids=["pixtral", "merging"])
+@pytest.mark.parametrize("name", FILES)
+async def test_equals_mistral_common_to_the_bit(name: str, spec: VisionSpec) -> None:
+    preprocessor = Preprocessor(spec, workers=1, max_pixels=64_000_000, timeout_seconds=10)
+    opened = await preprocessor.open(FILES[name])
+    pixels = await preprocessor.pixels(opened)
+    preprocessor.close()
+    expected = reference(FILES[name], spec)
+    assert pixels.dtype == np.float32
+    assert pixels.shape == (3, *reversed(spec.resized(opened.grid)))
+    assert np.array_equal(pixels, expected)
+
+
+JPEG = file_of(picture(400, 300), "JPEG")
+PNG = png(400, 300)
+BAD_FILES = {
+    "garbage": (b"\xde\xad\xbe\xef" * 100, "IMAGE_FORMAT_UNSUPPORTED"),
+    "text": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "IMAGE_FORMAT_UNSUPPORTED"),
+    "a format that Pillow knows and we do not": (
+        file_of(picture(8, 8), "BMP"),
+        "IMAGE_FORMAT_UNSUPPORTED",
+    ),
+    "a JPEG's first bytes": (JPEG[:3], "IMAGE_FORMAT_UNSUPPORTED"),
+    "truncated JPEG": (JPEG[: len(JPEG) // 2], "IMAGE_MALFORMED"),
+    "truncated PNG": (PNG[: len(PNG) // 2], "IMAGE_MALFORMED"),
+    "PNG with a wrong byte": (PNG[:2000] + b"\0\0\0\0" + PNG[2004:], "IMAGE_MALFORMED"),
+    "truncated GIF": (FILES["gif"][: len(FILES["gif"]) // 2], "IMAGE_MALFORMED"),
+    "truncated WebP": (FILES["webp"][: len(FILES["webp"]) // 2], "IMAGE_FORMAT_UNSUPPORTED"),
+    "one row too few": (png_that_claims(10, 10), "IMAGE_MALFORMED"),
+    "no pixels": (png_that_claims(0, 10), "IMAGE_FORMAT_UNSUPPORTED"),
+    "above the cap": (png_that_claims(8001, 8000), "IMAGE_TOO_MANY_PIXELS"),
+    "above Pillow's warning": (png_that_claims(10_000, 10_000), "IMAGE_TOO_MANY_PIXELS"),
+    "a bomb": (png_that_claims(50_000, 50_000), "IMAGE_TOO_MANY_PIXELS"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+async def test_a_bad_file_is_the_requests_fault(preprocessor: Preprocessor, name: str) -> None:
+    data, reason = BAD_FILES[name]
+    with pytest.raises(InvalidRequest) as refused:
+        await preprocessor.pixels(await preprocessor.open(data))
+    assert refused.value.reason == reason
+    assert [field for field, _ in refused.value.violations] == ["image"]
+
+
+async def test_one_that_takes_too_long_is_refused_and_others_wait_without_a_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release = threading.Event()
+    transform = preprocess.transform_image
+
+    def slow(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
+        if image.size == (64, 48):
+            release.wait(60)
+        return transform(image, size)
+
+    monkeypatch.setattr(preprocess, "transform_image", slow)
+    preprocessor = Preprocessor(PIXTRAL, workers=1, max_pixels=64_000_000, timeout_seconds=0.2)
+    slow_one, other = await preprocessor.open(png(64, 48)), await preprocessor.open(png(32, 32))
+    slow_pixels = asyncio.create_task(preprocessor.pixels(slow_one))
+    await asyncio.sleep(0)
+    other_pixels = asyncio.create_task(preprocessor.pixels(other))
+    with pytest.raises(InvalidRequest) as refused:
+        await slow_pixels
+    assert refused.value.reason == "IMAGE_DECODE_TIMEOUT"
+    # The only thread is still taken, past the time that the other one may take.
+    assert await asyncio.wait([other_pixels], timeout=0.4) == (set(), {other_pixels})
+    release.set()
+    assert (await other_pixels).shape == (3, 32, 32)
+    preprocessor.close()
