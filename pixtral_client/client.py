@@ -48,6 +48,11 @@ class Stream(Iterator[Delta]):
         self._closed = False
 
     @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._answer.so_far.text
+
+    @property
     def completion(self) -> Completion | None:
         """The whole answer; None until the stream has ended."""
         return self._answer.completion
@@ -178,6 +183,11 @@ class AsyncStream(AsyncIterator[Delta]):
         self._loop = asyncio.get_running_loop()
         self._answer = Answer(model)
         self._closed = False
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._answer.so_far.text
 
     @property
     def completion(self) -> Completion | None:

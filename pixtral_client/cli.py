@@ -1,0 +1,177 @@
+"""The command line: `pixtral-serve`."""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pixtral_client.client import Client
+from pixtral_client.conversation import Conversation
+from pixtral_client.demo import run_demo
+from pixtral_client.doctor import run_doctor
+from pixtral_client.errors import PixtralError
+from pixtral_client.requests import DEFAULT_TARGET, Sampling, Tls
+from pixtral_client.stack import Stack, StackError
+from pixtral_client.standalone import pixtral_stack
+from pixtral_client.terminal import console, print_error, start_progress
+
+TIERS = {"gateway": "gateway", "encoder": "services.encoder", "decoder": "services.decoder"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in TIERS:
+        _become_tier(TIERS[arguments[0]], arguments[1:])
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (PixtralError, StackError, OSError, ValueError, TypeError) as error:
+        print_error(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _become_tier(module: str, arguments: Sequence[str]) -> NoReturn:
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    os.execv(sys.executable, command)  # noqa: S606 - the tier in place of this process
+
+
+def _up(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stack = _start(options, listen=options.listen)
+    try:
+        console.print(f"\n[green]ready[/] at [bold]{stack.target}[/]; logs are in {stack.log_dir}")
+        at = "" if stack.target == DEFAULT_TARGET else f" --target {stack.target}"
+        console.print(f'  pixtral-serve chat{at} --image cat.jpg "What is this?"')
+        console.print(f"  pixtral-serve chat{at}")
+        console.print("Ctrl-C stops it all.")
+        stack.wait()
+    except KeyboardInterrupt:
+        console.print("stopping")
+    finally:
+        stack.close()
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not options.image.is_file():
+        raise FileNotFoundError(f"no picture at {options.image}")
+    stack = _start(options, listen="127.0.0.1:0")
+    try:
+        return run_demo(stack, options.image)
+    finally:
+        stack.close()
+        console.print("[dim]everything is stopped[/]")
+
+
+def _chat(options: argparse.Namespace) -> int:
+    tls = None
+    if options.tls or options.tls_ca or options.tls_certificate:
+        tls = Tls(options.tls_ca, options.tls_certificate, options.tls_private_key)
+    sampling: Sampling = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+    with Client(options.target, tls=tls) as client:
+        conversation = Conversation(client, options.model, sampling)
+        for name in options.image:
+            conversation.add_picture(name)
+        if options.question:
+            conversation.ask(options.question)
+        else:
+            conversation.converse()
+    return 0
+
+
+def _start(options: argparse.Namespace, *, listen: str) -> Stack:
+    with start_progress() as progress:
+        stack = pixtral_stack(
+            options.model_dir,
+            dtype=options.dtype,
+            listen=listen,
+            redis_max_memory=options.redis_max_memory,
+            encoder_args=shlex.split(options.encoder_args),
+            decoder_args=shlex.split(options.decoder_args),
+            gateway_args=shlex.split(options.gateway_args),
+            log_dir=options.log_dir,
+            progress=progress,
+        )
+        stack.start()
+    return stack
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pixtral-serve",
+        description="Serves Pixtral in three tiers, and talks to it.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    up = command("up", _up, "Run Redis, encoder, decoder and gateway here until Ctrl-C.")
+    up.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
+    _add_stack_arguments(up)
+
+    chat = command("chat", _chat, "Ask a question, or have a conversation, with pictures.")
+    chat.add_argument("question", nargs="?", help="without one: an interactive conversation")
+    chat.add_argument(
+        *("--image", "-i"), action="append", default=[], metavar="PATH|URL", help="repeatable"
+    )
+    chat.add_argument("--target", default=DEFAULT_TARGET, help="the gateway (%(default)s)")
+    chat.add_argument("--model", help="a name that the gateway lists; its own by default")
+    chat.add_argument("--max-tokens", type=int, default=1024, help="of an answer (%(default)s)")
+    chat.add_argument("--temperature", type=float, help="0 is greedy; the model's own by default")
+    chat.add_argument("--tls", action="store_true", help="TLS with the system's authorities")
+    chat.add_argument("--tls-ca", type=Path, metavar="PEM", help="TLS with this authority")
+    chat.add_argument("--tls-certificate", type=Path, metavar="PEM", help="this client's own")
+    chat.add_argument("--tls-private-key", type=Path, metavar="PEM", help="and its key")
+
+    demo = command("demo", _demo, "Start all, ask about a picture twice, and stop all.")
+    demo.add_argument("--image", type=Path, required=True, help="the picture")
+    _add_stack_arguments(demo)
+
+    doctor = command("doctor", run_doctor, "Say what is missing or misconfigured here.")
+    doctor.add_argument("--model-dir", type=Path, help="the model that is to run here")
+    doctor.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
+
+    for name in TIERS:
+        commands.add_parser(
+            name, help=f"Run the {name} alone; `pixtral-serve {name} --help` lists its settings."
+        )
+    return parser
+
+
+def _add_stack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-dir", type=Path, required=True, help="the model, a directory in Mistral format"
+    )
+    parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="(%(default)s)")
+    parser.add_argument(
+        "--redis-max-memory",
+        default="1gb",
+        metavar="SIZE",
+        help="of the Redis that is started where PIXTRAL_REDIS_URL names none (%(default)s)",
+    )
+    for name in TIERS:
+        parser.add_argument(
+            f"--{name}-args",
+            default="",
+            metavar="FLAGS",
+            help=f"more flags for the {name}, in one string",
+        )
+    parser.add_argument(
+        "--log-dir", type=Path, help="where logs go; by default they are kept on failure only"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
