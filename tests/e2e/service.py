@@ -67,7 +67,6 @@ def serve(model_dir: Path, redis_url: str, log_dir: Path) -> Iterator[Service]:
         dtype="f32",
         redis_url=redis_url,
         log_dir=log_dir,
-        decoder_args=["--max-model-len", "32768"],
         gateway_args=["--max-image-bytes", "1000000", "--max-images", "6"],
         start_timeout=240,
     )
