@@ -33,7 +33,8 @@ S = TypeVar("S", bound=ProcessSettings)
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
-# What a handler that was cancelled, a tier that stops, and a start that is cut short may take.
+# What it may take to end connections, calls or a start that were cancelled, and a tier.
+GOAWAY_SECONDS = 0.2
 CANCEL_SECONDS = 5.0
 STOP_SECONDS = 30.0
 
@@ -216,7 +217,8 @@ class _Chassis:
         await self._set_health(NOT_SERVING)
         if not await self._gate.wait_idle(drain_seconds):
             logger.warning("calls still in flight after %g s are cancelled", drain_seconds)
-        await self._server.stop(None)
+        # Connections are told to end; health watchers, which never do by themselves, are cut off.
+        await self._server.stop(GOAWAY_SECONDS)
         if not await self._gate.wait_idle(CANCEL_SECONDS):
             logger.error("calls that were cancelled have not ended")
         try:

@@ -1,6 +1,7 @@
 """A process's settings: read once, at start, from the environment, a TOML file and flags."""
 
 import argparse
+import inspect
 import ipaddress
 import os
 import sys
@@ -8,7 +9,7 @@ import tomllib
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -112,7 +113,7 @@ class ProcessSettings(BaseSettings):
         None, description="PEM file of the authority that every client must be signed by (mTLS)."
     )
     allow_insecure: bool = Field(
-        False, description="Serve without TLS on an address that is not loopback."
+        False, description="Do without TLS on addresses that are not loopback."
     )
 
     @classmethod
@@ -141,7 +142,9 @@ class ProcessSettings(BaseSettings):
 
 
 class PeerTlsSettings(ProcessSettings):
-    """For a process that calls other tiers."""
+    """For a process that calls other tiers; `peer_fields` names the fields with their addresses."""
+
+    peer_fields: ClassVar[tuple[str, ...]] = ()
 
     peer_tls_ca: FilePath | None = Field(
         None, description="PEM file of the authority that other tiers are signed by; none: no TLS."
@@ -166,6 +169,14 @@ class PeerTlsSettings(ProcessSettings):
             raise ValueError("peer_tls_certificate and peer_tls_private_key must be set together")
         if self.peer_tls_certificate is not None and self.peer_tls_ca is None:
             raise ValueError("peer_tls_certificate needs peer_tls_ca")
+        if self.peer_tls_ca is None and not self.allow_insecure:
+            for name in self.peer_fields:
+                for address in getattr(self, name):
+                    if not is_loopback(address):
+                        raise ValueError(
+                            f"{name}: {address} is not a loopback address: set peer_tls_ca, or "
+                            "allow_insecure to call it without TLS"
+                        )
         return self
 
 
@@ -180,7 +191,7 @@ def load(cls: type[S], argv: Sequence[str] | None = None, *, prog: str) -> S:
     The file is named by --config or PIXTRAL_CONFIG. A wrong value ends the process with exit code
     2 and one line on stderr for each.
     """
-    parser = _Parser(prog=prog, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=inspect.getdoc(cls), allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help=f"TOML file [env: {CONFIG_VARIABLE}]")
     flags: CliSettingsSource[Any] = CliSettingsSource(
         cls,

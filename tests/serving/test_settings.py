@@ -8,6 +8,9 @@ from serving.settings import Addresses, PeerTlsSettings, ProcessSettings, is_loo
 
 
 class TierSettings(PeerTlsSettings):
+    """Does this and that."""
+
+    peer_fields = ("encoders",)
     encoders: Addresses = Field((), description="Addresses of the encoders.")
     max_images: int = Field(8, ge=1, description="The most images of a request.")
     redis_password: SecretStr | None = Field(None, description="Password of Redis.")
@@ -57,18 +60,18 @@ def test_the_file_can_be_named_by_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "tier.toml"
-    file.write_text('encoders = ["a:1", "b:2"]\n')
+    file.write_text('encoders = ["127.0.0.1:1", "127.0.0.1:2"]\n')
     monkeypatch.setenv("PIXTRAL_CONFIG", str(file))
-    assert load(TierSettings, [], prog="tier").encoders == ("a:1", "b:2")
+    assert load(TierSettings, [], prog="tier").encoders == ("127.0.0.1:1", "127.0.0.1:2")
 
 
 def test_lists_are_split_at_commas_in_the_environment_and_in_flags(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PIXTRAL_ENCODERS", "a:1, b:2")
-    assert load(TierSettings, [], prog="tier").encoders == ("a:1", "b:2")
-    argv = ["--encoders", "c:3,d:4"]
-    assert load(TierSettings, argv, prog="tier").encoders == ("c:3", "d:4")
+    monkeypatch.setenv("PIXTRAL_ENCODERS", "127.0.0.1:1, [::1]:2")
+    assert load(TierSettings, [], prog="tier").encoders == ("127.0.0.1:1", "[::1]:2")
+    argv = ["--encoders", "127.0.0.1:3,127.0.0.1:4"]
+    assert load(TierSettings, argv, prog="tier").encoders == ("127.0.0.1:3", "127.0.0.1:4")
 
 
 def test_switches() -> None:
@@ -108,6 +111,7 @@ def test_help_shows_each_setting_its_default_and_its_variable(
         assert f"[env: PIXTRAL_{name.upper()}]" in shown
     assert "(default: 8)" in shown
     assert "--config FILE" in shown
+    assert "Does this and that." in shown
 
 
 def test_each_wrong_value_is_named_with_where_it_came_from(
@@ -192,6 +196,18 @@ def test_plaintext_stays_on_loopback_unless_it_is_allowed(
     assert "allow_insecure" in line
     assert load(TierSettings, ["--listen", "0.0.0.0:1", "--allow-insecure"], prog="tier")
     assert load(TierSettings, ["--listen", "[::1]:1"], prog="tier")
+
+
+def test_peers_are_called_without_tls_on_loopback_unless_it_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--encoders", "127.0.0.1:1,encoder:1"]
+    [line] = refused(argv, capsys)
+    assert "encoders: encoder:1 is not a loopback address" in line
+    assert load(TierSettings, [*argv, "--allow-insecure"], prog="tier")
+    authority = tmp_path / "ca.pem"
+    authority.touch()
+    assert load(TierSettings, [*argv, "--peer-tls-ca", str(authority)], prog="tier").peer_tls
 
 
 @pytest.mark.parametrize(
