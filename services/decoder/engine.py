@@ -12,8 +12,9 @@ import torch
 
 from services.decoder.engine_args import EngineOptions, engine_args
 from services.decoder.plugin import ARCHITECTURE
+from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling
-from services.decoder.vllm_inputs import ImagePlace, embedding_item, engine_input
+from services.decoder.vllm_inputs import embedding_item, engine_input
 
 T = TypeVar("T")
 
@@ -33,27 +34,12 @@ class EngineFailed(Exception):
     """The engine gave up on this request, and lives."""
 
 
+class SamplingRefused(Exception):
+    """vLLM does not take a sampling parameter."""
+
+
 class ImagesNotHeld(Exception):
     """The engine does not hold an image that was not given to it; nothing was generated."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """A prompt that has passed `checks`.
-
-    Attributes:
-        request_id: unique among running requests.
-        token_ids: the prompt.
-        images: in the order of their placeholders.
-        sampling: how to pick tokens.
-        cache_salt: requests share the prefix cache only where this is equal.
-    """
-
-    request_id: str
-    token_ids: list[int]
-    images: Sequence[ImagePlace]
-    sampling: Sampling
-    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +67,6 @@ class DecoderEngine:
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
-        self.active = 0
         self._llm: Any = None
         self._cache: Any = None
         self._sampling_defaults: dict[str, Any] = {}
@@ -95,10 +80,15 @@ class DecoderEngine:
         # vLLM's own record, on this side, of the images that the engine's process holds.
         self._cache = self._llm.renderer.mm_processor_cache
         self._sampling_defaults = self._llm.model_config.get_diff_sampling_param()
-        probe = EngineRequest("start", [BEGIN_OF_SEQUENCE], (), Sampling(max_tokens=1))
+        probe = Prompt("start", [BEGIN_OF_SEQUENCE], (), Sampling(max_tokens=1))
         async with aclosing(self.generate(probe, ())) as deltas:
             async for _ in deltas:
                 pass
+
+    @property
+    def context_length(self) -> int:
+        """As started: at most the model's own."""
+        return int(self._llm.model_config.max_model_len)
 
     @property
     def dead(self) -> bool:
@@ -116,7 +106,7 @@ class DecoderEngine:
 
     async def generate(
         self,
-        request: EngineRequest,
+        prompt: Prompt,
         embeddings: Sequence[torch.Tensor | None],
         *,
         resend: bool = False,
@@ -129,27 +119,25 @@ class DecoderEngine:
         Raises:
             ImagesNotHeld: before the first delta; to be tried again with all and `resend`.
             EngineDead, EngineFailed: at any time.
-            ValueError: for sampling that vLLM refuses.
+            SamplingRefused: before the first delta.
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        parameters = request.sampling.to_vllm(self._sampling_defaults)
-        self.active += 1
         try:
+            parameters = prompt.sampling.to_vllm(self._sampling_defaults)
             # No await from here until vLLM has sent the request: the engine's process keeps its
             # images in the order in which requests reach it, as the record on this side does.
-            items = self._items(request.images, embeddings, resend)
-            prompt = engine_input(request.token_ids, request.images, items, request.cache_salt)
-            stream = self._llm.generate(prompt, parameters, request.request_id)
+            items = self._items(prompt.images, embeddings, resend)
+            stream = self._llm.generate(engine_input(prompt, items), parameters, prompt.request_id)
             async with aclosing(stream):
                 async for output in stream:
-                    yield _delta(output, bool(request.images) and not resend)
+                    yield _delta(output, bool(prompt.images) and not resend)
         except EngineDeadError:
             raise EngineDead from None
         except EngineGenerateError as error:
             raise (EngineDead if self.dead else EngineFailed) from error
-        finally:
-            self.active -= 1
+        except ValueError as error:
+            raise SamplingRefused from error
 
     def shutdown(self) -> None:
         """Ends the engine's process; blocks for seconds. What still runs is aborted."""

@@ -27,7 +27,6 @@ class EngineOptions:
         gpu_memory_fraction: of the GPU's memory, for weights, activations, keys and values.
         tensor_parallel: GPUs that share the model.
         cpu_threads: threads that compute, where there is no GPU; None leaves one core free.
-        metrics: keep vLLM's own Prometheus metrics.
     """
 
     model_dir: Path
@@ -40,7 +39,6 @@ class EngineOptions:
     gpu_memory_fraction: float = 0.9
     tensor_parallel: int = 1
     cpu_threads: int | None = None
-    metrics: bool = True
 
 
 def engine_args(options: EngineOptions) -> Any:
@@ -77,7 +75,8 @@ def engine_args(options: EngineOptions) -> Any:
         "kv_cache_memory_bytes": options.kv_cache_bytes,
         "gpu_memory_utilization": options.gpu_memory_fraction,
         "tensor_parallel_size": options.tensor_parallel,
-        "disable_log_stats": not options.metrics,
+        # They are its Prometheus metrics, too.
+        "disable_log_stats": False,
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
     }

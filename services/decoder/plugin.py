@@ -7,6 +7,7 @@ process that starts an engine and again in the engine's own.
 import multiprocessing
 import os
 import threading
+from importlib.metadata import entry_points
 from multiprocessing.connection import wait
 
 ARCHITECTURE = "PixtralEmbeddingsForConditionalGeneration"
@@ -26,6 +27,16 @@ def register() -> None:
     ModelRegistry.register_model(ARCHITECTURE, f"services.decoder.model:{ARCHITECTURE}")
     if os.environ.get(OWNED_BY_DECODER):
         _end_with_parent()
+
+
+def is_installed() -> bool:
+    """Whether vLLM's processes will find `register`."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    return any(
+        entry.value == f"{__name__}:{register.__name__}"
+        and (allowed is None or entry.name in allowed.split(","))
+        for entry in entry_points(group="vllm.general_plugins")
+    )
 
 
 def _end_with_parent() -> None:

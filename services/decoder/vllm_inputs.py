@@ -1,7 +1,6 @@
 """An engine's input from token ids and image embeddings, past vLLM's multimodal processor."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,29 +14,11 @@ from vllm.multimodal.inputs import (
     PlaceholderRange,
 )
 
-from embeddings.key import EmbeddingKey
 from embeddings.vision import Grid
 from services.decoder.model import EMBEDDING_FIELD
+from services.decoder.prompt import Prompt
 
 MODALITY = "image"
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePlace:
-    """An image and where it stands in the prompt: `grid.placeholder_length` tokens at `offset`."""
-
-    key: EmbeddingKey
-    offset: int
-    grid: Grid
-
-    @property
-    def identity(self) -> str:
-        """What the image is called in vLLM's caches.
-
-        With its grid: what is cached under a name can then never meet placeholders of another
-        size, which would end the engine.
-        """
-        return f"{self.key.identity}-{self.grid.rows}x{self.grid.cols}"
 
 
 def embedding_item(tensor: torch.Tensor) -> Any:
@@ -46,22 +27,17 @@ def embedding_item(tensor: torch.Tensor) -> Any:
     return MultiModalKwargsItem({EMBEDDING_FIELD: element})
 
 
-def engine_input(
-    token_ids: list[int],
-    images: Sequence[ImagePlace],
-    items: Sequence[Any | None],
-    cache_salt: str | None,
-) -> Any:
+def engine_input(prompt: Prompt, items: Sequence[Any | None]) -> Any:
     """What `AsyncLLM.generate` takes.
 
     `items[i]` is image i's `embedding_item`, or None where the engine holds it already.
     """
-    if not images:
-        return tokens_input(token_ids, cache_salt=cache_salt)
+    if not prompt.images:
+        return tokens_input(prompt.token_ids, cache_salt=prompt.cache_salt)
     return mm_input(
-        token_ids,
+        prompt.token_ids,
         mm_kwargs=MultiModalKwargsItems({MODALITY: list(items)}),
-        mm_hashes={MODALITY: [image.identity for image in images]},
+        mm_hashes={MODALITY: [image.identity for image in prompt.images]},
         mm_placeholders={
             MODALITY: [
                 PlaceholderRange(
@@ -69,10 +45,10 @@ def engine_input(
                     length=image.grid.placeholder_length,
                     is_embed=_embedding_mask(image.grid),
                 )
-                for image in images
+                for image in prompt.images
             ]
         },
-        cache_salt=cache_salt,
+        cache_salt=prompt.cache_salt,
     )
 
 

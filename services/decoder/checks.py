@@ -1,0 +1,134 @@
+"""The checks before the engine: what passes them cannot end it.
+
+vLLM's engine dies, for everyone, of an embedding that does not fit its placeholders
+(CVE-2025-62372) and of ids outside the vocabulary; and its caches believe the names they are
+given. So nothing reaches it unchecked, whoever sent it.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from embeddings.vision import Grid, VisionSpec
+from services.decoder.prompt import Prompt
+from services.decoder.sampling import Sampling
+from serving.errors import InvalidRequest
+
+MAX_REQUEST_ID = 128
+MAX_STOPS = 64
+MAX_STOP_CHARACTERS = 1024
+MAX_CACHE_SALT = 256
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the loaded model and engine take."""
+
+    spec: VisionSpec
+    vocab_size: int
+    context_length: int
+    max_images: int
+
+    @property
+    def max_grid_side(self) -> int:
+        return -(-self.spec.max_image_size // self.spec.token_size)
+
+
+def check_prompt(prompt: Prompt, limits: Limits) -> None:
+    """Raises InvalidRequest with the field's path in GenerateRequest."""
+    if not 0 < len(prompt.request_id) <= MAX_REQUEST_ID:
+        raise InvalidRequest("request_id", f"must have 1 to {MAX_REQUEST_ID} characters")
+    if len(prompt.cache_salt or "") > MAX_CACHE_SALT:
+        raise InvalidRequest("cache_salt", f"must have at most {MAX_CACHE_SALT} characters")
+    if not prompt.token_ids:
+        raise InvalidRequest("prompt_token_ids", "must not be empty")
+    if len(prompt.token_ids) + 1 > limits.context_length:
+        raise InvalidRequest(
+            "prompt_token_ids",
+            f"{len(prompt.token_ids)} tokens leave no room for an answer in a context of "
+            f"{limits.context_length}",
+            reason="CONTEXT_LENGTH_EXCEEDED",
+        )
+    if max(prompt.token_ids) >= limits.vocab_size:
+        raise InvalidRequest(
+            "prompt_token_ids", f"an id is outside the vocabulary of {limits.vocab_size}"
+        )
+    _check_places(prompt, limits)
+    check_sampling(prompt.sampling, limits, len(prompt.token_ids))
+
+
+def check_sampling(sampling: Sampling, limits: Limits, prompt_length: int) -> None:
+    """Raises InvalidRequest with the field's path in GenerateRequest."""
+    room = limits.context_length - prompt_length
+    most = room if sampling.max_tokens is None else sampling.max_tokens
+    _check_range("max_tokens", sampling.max_tokens, 1, INT32_MAX)
+    _check_range("min_tokens", sampling.min_tokens, 0, min(most, room))
+    _check_range("temperature", sampling.temperature, 0, 100)
+    _check_range("top_p", sampling.top_p, 1e-9, 1)
+    _check_range("top_k", sampling.top_k, 0, INT32_MAX)
+    _check_range("min_p", sampling.min_p, 0, 1)
+    _check_range("repetition_penalty", sampling.repetition_penalty, 1e-3, 1e3)
+    _check_range("presence_penalty", sampling.presence_penalty, -2, 2)
+    _check_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
+    # An id outside the vocabulary is an index outside the logits.
+    for position, token_id in enumerate(sampling.stop_token_ids):
+        _check_range(f"stop_token_ids[{position}]", token_id, 0, limits.vocab_size - 1)
+    for name in ("stop", "stop_token_ids"):
+        if len(getattr(sampling, name)) > MAX_STOPS:
+            raise InvalidRequest(f"sampling.{name}", f"must hold at most {MAX_STOPS}")
+    for position, text in enumerate(sampling.stop):
+        if not 0 < len(text) <= MAX_STOP_CHARACTERS:
+            raise InvalidRequest(
+                f"sampling.stop[{position}]", f"must have 1 to {MAX_STOP_CHARACTERS} characters"
+            )
+
+
+def check_fits(index: int, claimed: Grid, found: Grid) -> None:
+    """Whether image `index`'s embedding is as large as the request says."""
+    if claimed != found:
+        raise InvalidRequest(
+            f"images[{index}].rows",
+            f"the embedding has {found.rows} rows and {found.cols} columns, not {claimed.rows} "
+            f"and {claimed.cols}",
+        )
+
+
+def _check_places(prompt: Prompt, limits: Limits) -> None:
+    """Every run of image tokens is claimed by exactly one image, and every image's is there."""
+    if len(prompt.images) > limits.max_images:
+        raise InvalidRequest(
+            "images", f"must hold at most {limits.max_images}", reason="TOO_MANY_IMAGES"
+        )
+    spec, token_ids = limits.spec, prompt.token_ids
+    free_from, claimed = 0, 0
+    for index, image in enumerate(prompt.images):
+        path, grid = f"images[{index}]", image.grid
+        for name, side in (("rows", grid.rows), ("cols", grid.cols)):
+            if not 0 < side <= limits.max_grid_side:
+                raise InvalidRequest(f"{path}.{name}", f"must be 1 to {limits.max_grid_side}")
+        if image.offset < free_from:
+            raise InvalidRequest(
+                f"{path}.offset", "must lie behind the image before, in the prompt's order"
+            )
+        if image.end > len(token_ids):
+            raise InvalidRequest(f"{path}.offset", "the image's tokens end outside the prompt")
+        if token_ids[image.offset : image.end] != _placeholder(spec, grid):
+            raise InvalidRequest(
+                f"{path}.offset", "the prompt has no image tokens of these rows and columns there"
+            )
+        free_from = image.end
+        claimed += grid.placeholder_length
+    image_token_ids = (spec.image_token_id, spec.image_break_token_id, spec.image_end_token_id)
+    if sum(map(token_ids.count, image_token_ids)) != claimed:
+        raise InvalidRequest("prompt_token_ids", "image tokens belong to none of the images")
+
+
+def _check_range(name: str, value: float | None, least: float, most: float) -> None:
+    # NaN fails every comparison, and so this.
+    if value is not None and not least <= value <= most:
+        raise InvalidRequest(f"sampling.{name}", f"must be {least:.15g} to {most:.15g}")
+
+
+@lru_cache(maxsize=1024)
+def _placeholder(spec: VisionSpec, grid: Grid) -> list[int]:
+    return spec.placeholder(grid)

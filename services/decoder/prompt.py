@@ -1,0 +1,53 @@
+"""A request to the decoder, as plain data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from embeddings.key import EmbeddingKey
+from embeddings.vision import Grid
+from services.decoder.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePlace:
+    """An image and where it stands in the prompt: `grid.placeholder_length` tokens at `offset`.
+
+    `encoder` is the host:port that the embedding can be fetched from, or empty.
+    """
+
+    key: EmbeddingKey
+    offset: int
+    grid: Grid
+    encoder: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What the image is called in the engine's caches.
+
+        With its grid: what is cached under a name can then never meet placeholders of another
+        size, which would end the engine.
+        """
+        return f"{self.key.identity}-{self.grid.rows}x{self.grid.cols}"
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.grid.placeholder_length
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to continue, and how.
+
+    Attributes:
+        request_id: unique among running requests.
+        token_ids: text, control and image tokens.
+        images: in the order of their placeholders.
+        sampling: how to pick tokens.
+        cache_salt: prompts share the engine's prefix cache only where this is equal.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    images: Sequence[ImagePlace]
+    sampling: Sampling
+    cache_salt: str | None = None

@@ -1,0 +1,107 @@
+"""The decoder on the wire: protobuf in, protobuf out."""
+# ruff: noqa: N802 - methods have the names of the proto
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+
+from embeddings.codec import DType
+from embeddings.key import BadKey, from_proto
+from embeddings.vision import Grid
+from pixtral.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
+from services.decoder.decoder import Decoder
+from services.decoder.engine import Delta, FinishReason
+from services.decoder.prompt import ImagePlace, Prompt
+from services.decoder.sampling import Sampling
+from serving.errors import InvalidRequest
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+FINISH_REASONS = {
+    None: chat_pb2.FINISH_REASON_UNSPECIFIED,
+    FinishReason.STOP: chat_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: chat_pb2.FINISH_REASON_LENGTH,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderInfo:
+    """What a gateway compares with an encoder's before it pairs the two, and what it plans by."""
+
+    model: str
+    fingerprint: str
+    width: int
+    dtype: DType
+    context_length: int
+    max_running: int
+
+
+class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
+    """`decoder` and `info` are set once loaded; no call comes before."""
+
+    decoder: Decoder
+    info: DecoderInfo
+
+    async def Generate(
+        self, request: decoder_pb2.GenerateRequest, context: Context
+    ) -> AsyncGenerator[decoder_pb2.GenerateResponse]:
+        is_first = True
+        async with aclosing(self.decoder.generate(_prompt(request))) as deltas:
+            async for delta in deltas:
+                yield _response(delta, delta.cached_tokens if is_first else 0)
+                is_first = False
+
+    async def GetDecoderInfo(
+        self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
+    ) -> decoder_pb2.GetDecoderInfoResponse:
+        info, admitted = self.info, self.decoder.admitted
+        running = min(admitted, info.max_running)
+        return decoder_pb2.GetDecoderInfoResponse(
+            model=info.model,
+            fingerprint=info.fingerprint,
+            width=info.width,
+            dtype=info.dtype,
+            context_length=info.context_length,
+            max_running=info.max_running,
+            running=running,
+            waiting=admitted - running,
+        )
+
+
+def _prompt(request: decoder_pb2.GenerateRequest) -> Prompt:
+    return Prompt(
+        request_id=request.request_id,
+        token_ids=list(request.prompt_token_ids),
+        images=tuple(_image(index, image) for index, image in enumerate(request.images)),
+        sampling=_sampling(request.sampling),
+        cache_salt=request.cache_salt or None,
+    )
+
+
+def _image(index: int, image: decoder_pb2.PromptImage) -> ImagePlace:
+    try:
+        key = from_proto(image.key)
+    except BadKey as error:
+        # Its texts are its own and hold nothing of the message.
+        raise InvalidRequest(f"images[{index}].key", str(error)) from None
+    return ImagePlace(key, image.offset, Grid(image.rows, image.cols), image.encoder)
+
+
+def _sampling(sampling: chat_pb2.SamplingParams) -> Sampling:
+    given = {field.name: value for field, value in sampling.ListFields()}
+    given |= {"stop": tuple(sampling.stop), "stop_token_ids": tuple(sampling.stop_token_ids)}
+    return Sampling(**given)
+
+
+def _response(delta: Delta, cached_tokens: int) -> decoder_pb2.GenerateResponse:
+    return decoder_pb2.GenerateResponse(
+        delta=chat_pb2.Choice(
+            text=delta.text,
+            token_ids=delta.token_ids,
+            finish_reason=FINISH_REASONS[delta.finish_reason],
+        ),
+        cached_tokens=cached_tokens,
+    )

@@ -1,0 +1,59 @@
+"""The decoder process's settings."""
+
+from pydantic import DirectoryPath, Field
+
+from embeddings.codec import DType
+from serving.settings import Address, PeerTlsSettings
+
+MIB = 1 << 20
+
+
+class DecoderSettings(PeerTlsSettings):
+    """Answers prompts for a Pixtral model: its language model, in vLLM, on GPUs or a CPU."""
+
+    listen: Address = Field(
+        "127.0.0.1:50053", description="host:port to serve gRPC on; port 0 is any."
+    )
+    model_dir: DirectoryPath = Field(
+        description="Directory of the model in Mistral format: params.json, "
+        "consolidated*.safetensors, tekken.json."
+    )
+    model: str = Field("", description="The model's name; empty: the directory's.")
+    dtype: DType = Field(
+        DType.BF16, description="Of weights and embeddings; the encoders must have the same."
+    )
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        description="The Redis that holds the embeddings: redis://, rediss:// or unix://.",
+    )
+    cache_bytes: int = Field(
+        512 * MIB, ge=64 * MIB, description="Embeddings kept in this process's memory, in bytes."
+    )
+    engine_cache_bytes: int = Field(
+        1024 * MIB, ge=64 * MIB, description="Embeddings kept in the engine's process, in bytes."
+    )
+    context_length: int = Field(
+        32_768,
+        ge=1,
+        description="Tokens of a prompt and its answer together; at most the model's own.",
+    )
+    max_images: int = Field(32, ge=1, description="The most images in one prompt.")
+    max_running: int = Field(64, ge=1, description="Requests that the engine runs at once.")
+    max_waiting: int = Field(
+        256, ge=0, description="Requests that wait for the engine before more are refused."
+    )
+    peer_seconds: float = Field(
+        5.0, gt=0, description="How long fetching one embedding from an encoder may take."
+    )
+    kv_cache_bytes: int | None = Field(
+        None,
+        ge=64 * MIB,
+        description="Memory for keys and values; unset: what the GPU has left, 1 GiB on a CPU.",
+    )
+    gpu_memory_fraction: float = Field(
+        0.9, gt=0, le=1, description="Of each GPU's memory, what the engine may use."
+    )
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share the model.")
+    cpu_threads: int | None = Field(
+        None, ge=1, description="Threads that compute on a CPU; unset: all cores but one."
+    )

@@ -1,0 +1,144 @@
+"""Where an image's embedding comes from: this process's memory, Redis, or the encoder."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Literal
+
+import grpc
+import torch
+
+from embeddings import codec
+from embeddings.codec import DamagedValue, DType, Embedding
+from embeddings.key import EmbeddingKey, to_proto
+from embeddings.lru import ByteLru
+from embeddings.metrics import REQUESTS
+from embeddings.store import EmbeddingStore
+from embeddings.vision import Grid
+from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from services.decoder.prompt import ImagePlace
+from serving.channel import ClientTls, open_channel
+from serving.single_flight import SingleFlight
+
+logger = logging.getLogger(__name__)
+
+TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
+MAX_CHANNELS = 64
+
+Found = Literal["redis", "peer"]
+
+
+class EmbeddingMissing(Exception):
+    """Neither Redis nor the encoder that is said to have it could give the embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEmbedding:
+    """An embedding that has passed every check of its own: `tensor` is `(tokens, width)`, finite,
+    on the CPU."""
+
+    grid: Grid
+    tensor: torch.Tensor
+
+
+class Peers:
+    """Reads embeddings from the encoders that made them.
+
+    `tls` None is plaintext. Channels are kept, at most 64, the least recently used closed.
+    """
+
+    def __init__(self, *, width: int, dtype: DType, seconds: float, tls: ClientTls | None) -> None:
+        self._width = width
+        self._dtype = dtype
+        self._seconds = seconds
+        self._tls = tls
+        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+
+    async def fetch(self, key: EmbeddingKey, address: str, grid: Grid) -> Embedding | None:
+        """The embedding, or None where the encoder lacks it, does not answer, or sends less or
+        more than an image of that grid."""
+        most = codec.PAYLOAD_OFFSET + grid.tokens * self._width * self._dtype.itemsize
+        value = bytearray()
+        stub = encoder_pb2_grpc.EncoderServiceStub(await self._channel(address))
+        call = stub.Fetch(encoder_pb2.FetchRequest(key=to_proto(key)), timeout=self._seconds)
+        try:
+            async for piece in call:
+                value += piece.data
+                if len(value) > most:
+                    return None
+            return await asyncio.to_thread(
+                codec.decode, key, value, width=self._width, dtype=self._dtype
+            )
+        except (grpc.aio.AioRpcError, DamagedValue) as error:
+            logger.warning("an encoder gave no embedding: %s", type(error).__name__)
+            return None
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        while self._channels:
+            _, channel = self._channels.popitem()
+            await channel.close()
+
+    async def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = open_channel(address, self._tls)
+        self._channels.move_to_end(address)
+        if len(self._channels) > MAX_CHANNELS:
+            _, oldest = self._channels.popitem(last=False)
+            await oldest.close()
+        return channel
+
+
+class EmbeddingSource:
+    """Looks for embeddings in order of nearness; those who ask for the same share one look."""
+
+    def __init__(self, *, store: EmbeddingStore, peers: Peers, cache_bytes: int) -> None:
+        self._store = store
+        self._peers = peers
+        self._cache: ByteLru[EmbeddingKey, ImageEmbedding] = ByteLru(cache_bytes)
+        self._flights: SingleFlight[
+            tuple[EmbeddingKey, Grid, str], tuple[ImageEmbedding, Found]
+        ] = SingleFlight()
+
+    async def get(self, image: ImagePlace) -> ImageEmbedding:
+        """Raises EmbeddingMissing. Each step has a deadline of its own."""
+        held = self._cache.get(image.key)
+        if held is not None:
+            REQUESTS.labels("local").inc()
+            return held
+        flight = (image.key, image.grid, image.encoder)
+        embedding, found = await self._flights.run(flight, lambda: self._look(image))
+        REQUESTS.labels(found).inc()
+        return embedding
+
+    async def close(self) -> None:
+        await self._peers.close()
+        await self._store.close()
+
+    async def _look(self, image: ImagePlace) -> tuple[ImageEmbedding, Found]:
+        embedding = await self._checked(await self._store.get(image.key))
+        found: Found = "redis"
+        if embedding is None and image.encoder:
+            fetched = await self._peers.fetch(image.key, image.encoder, image.grid)
+            embedding, found = await self._checked(fetched), "peer"
+        if embedding is None:
+            raise EmbeddingMissing
+        self._cache.put(image.key, embedding, embedding.tensor.nbytes)
+        return embedding, found
+
+    async def _checked(self, embedding: Embedding | None) -> ImageEmbedding | None:
+        return None if embedding is None else await asyncio.to_thread(_to_tensor, embedding)
+
+
+def _to_tensor(embedding: Embedding) -> ImageEmbedding | None:
+    """None where a value is not finite."""
+    # A copy: torch takes buffers that can be written to alone.
+    flat = torch.frombuffer(bytearray(embedding.data), dtype=TORCH_DTYPES[embedding.dtype])
+    if not bool(torch.isfinite(flat).all()):
+        logger.error("an embedding holds values that are not finite")
+        return None
+    grid = Grid(embedding.rows, embedding.cols)
+    return ImageEmbedding(grid, flat.view(grid.tokens, embedding.width))

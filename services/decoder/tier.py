@@ -1,0 +1,118 @@
+"""The decoder process: what it loads, and in which order."""
+
+import asyncio
+import logging
+
+import grpc
+
+from embeddings.codec import DType
+from embeddings.fingerprint import fingerprint
+from embeddings.store import EmbeddingStore
+from embeddings.vision import BadCheckpoint, VisionSpec, read_params
+from pixtral.v1 import decoder_pb2, decoder_pb2_grpc
+from services.decoder import plugin
+from services.decoder.checks import Limits
+from services.decoder.decoder import Decoder
+from services.decoder.engine import DecoderEngine
+from services.decoder.engine_args import EngineOptions
+from services.decoder.service import DecoderInfo, DecoderService
+from services.decoder.settings import DecoderSettings
+from services.decoder.source import EmbeddingSource, Peers
+from serving.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+
+class DecoderTier:
+    """What `serving.server` runs."""
+
+    services: tuple[str, ...] = (
+        decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name,
+    )
+
+    def __init__(self, settings: DecoderSettings) -> None:
+        self._settings = settings
+        self._service = DecoderService()
+        self._engine = DecoderEngine(_engine_options(settings))
+        self._decoder: Decoder | None = None
+
+    def register(self, server: grpc.aio.Server) -> None:
+        decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self._service, server)
+
+    async def start(self) -> None:
+        """Raises StartupError where the checkpoint, the installation or the Redis URL is no
+        good."""
+        settings, engine = self._settings, self._engine
+        if not plugin.is_installed():
+            raise StartupError(
+                "vLLM cannot find this project's plug-in: install the project (pip install -e .), "
+                "and if VLLM_PLUGINS is set, let it name pixtral"
+            )
+        try:
+            params = read_params(settings.model_dir)
+            spec = VisionSpec.from_params(params)
+            made_by = await asyncio.to_thread(fingerprint, settings.model_dir, settings.dtype)
+        except BadCheckpoint as error:
+            raise StartupError(str(error)) from None
+        source = self._source(spec)
+        await engine.start()
+        self._decoder = Decoder(
+            engine=engine,
+            source=source,
+            limits=Limits(
+                spec, int(params["vocab_size"]), engine.context_length, settings.max_images
+            ),
+            fingerprint=made_by,
+            max_admitted=settings.max_running + settings.max_waiting,
+        )
+        info = DecoderInfo(
+            model=settings.model or settings.model_dir.resolve().name,
+            fingerprint=made_by,
+            width=spec.width,
+            dtype=settings.dtype,
+            context_length=engine.context_length,
+            max_running=settings.max_running,
+        )
+        self._service.decoder, self._service.info = self._decoder, info
+        logger.info("%s in %s, %d tokens of context", info.model, info.dtype, info.context_length)
+
+    async def failed(self) -> None:
+        await self._engine.wait_dead()
+        logger.error("the engine has died")
+
+    async def stop(self) -> None:
+        if self._decoder is not None:
+            await self._decoder.close()
+        await asyncio.to_thread(self._engine.shutdown)
+
+    def _source(self, spec: VisionSpec) -> EmbeddingSource:
+        settings = self._settings
+        try:
+            store = EmbeddingStore.from_url(
+                settings.redis_url, width=spec.width, dtype=settings.dtype
+            )
+        except ValueError:
+            # Not its text: the URL may hold a password.
+            raise StartupError("redis_url is not a redis://, rediss:// or unix:// URL") from None
+        peers = Peers(
+            width=spec.width,
+            dtype=settings.dtype,
+            seconds=settings.peer_seconds,
+            tls=settings.peer_tls,
+        )
+        return EmbeddingSource(store=store, peers=peers, cache_bytes=settings.cache_bytes)
+
+
+def _engine_options(settings: DecoderSettings) -> EngineOptions:
+    return EngineOptions(
+        model_dir=settings.model_dir,
+        dtype="bfloat16" if settings.dtype is DType.BF16 else "float32",
+        context_length=settings.context_length,
+        max_running=settings.max_running,
+        max_images=settings.max_images,
+        image_cache_bytes=settings.engine_cache_bytes,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        gpu_memory_fraction=settings.gpu_memory_fraction,
+        tensor_parallel=settings.tensor_parallel,
+        cpu_threads=settings.cpu_threads,
+    )
