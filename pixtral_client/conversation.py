@@ -17,7 +17,7 @@ HELP = (
     "@cat.jpg or @https://… in a question shows a picture, as does /image PATH_OR_URL before it; "
     "/reset starts anew, /quit or Ctrl-D ends, Ctrl-C stops an answer."
 )
-_PICTURE = re.compile(r'(?:(?<=\s)|^)@(?:"([^"]+)"|(\S+))')
+_PICTURE = re.compile(r'(?:(?<=\s)|^)@(?:"([^"]+)"|(\S+?)(?=[,.;:!?)]*(?:\s|$)))')
 
 
 def load_picture(name: str) -> bytes:

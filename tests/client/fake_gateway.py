@@ -5,10 +5,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -34,7 +36,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
     sends its first delta and waits until it is cancelled, which sets `cancelled`."""
 
     def __init__(self) -> None:
-        self.requests: list[object] = []
+        self.requests: list[Any] = []
         self.failure: status_pb2.Status | None = None
         self.stuck = False
         self.cancelled = threading.Event()
@@ -100,7 +102,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
             self.cancelled.wait(0.1)
 
 
-def failure(code: grpc.StatusCode, message: str, *details: object) -> status_pb2.Status:
+def failure(code: grpc.StatusCode, message: str, *details: Message) -> status_pb2.Status:
     packed = []
     for detail in details:
         packed.append(any_pb2.Any())

@@ -9,6 +9,7 @@ import pytest
 from pixtral_client.fetch import fetch
 from pixtral_client.messages import to_protos
 
+RELEASED = threading.Event()
 PICTURE = b"\x89PNG" + bytes(100_000)
 
 
@@ -26,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
             case "/cut-short":
                 self._answer(200, PICTURE[:50_000], ("Content-Length", str(len(PICTURE))))
             case "/stuck":
-                self.server.released.wait()
+                RELEASED.wait()
             case _:
                 self._answer(404, b"no")
 
@@ -44,11 +45,10 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.released = threading.Event()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
-    server.released.set()
+    RELEASED.set()
     server.shutdown()
     thread.join()
     server.server_close()

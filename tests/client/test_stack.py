@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,22 +218,20 @@ with stack(directory, three_tiers(directory)):
 
 
 @contextlib.contextmanager
-def caller(directory: Path, *arguments: str):
+def caller(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Another Python process that holds a stack; yields it with the pids of all it started."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", CALLER, str(directory), *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{STAND_IN.parent}"},
-    )
-    try:
+    ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        try:
+            assert process.stdout.readline() == "up\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def family(directory: Path) -> list[int]:
