@@ -1,0 +1,1 @@
+"""The only door: conversations in, streamed answers out."""

@@ -1,0 +1,300 @@
+"""The path of a request, from the conversation to the last token."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+from embeddings.key import EmbeddingKey, to_proto
+from embeddings.store import EmbeddingStore
+from gateway.admission import Admission
+from gateway.conversation import Conversation, Role
+from gateway.deadline import Deadline
+from gateway.decoders import Decoders
+from gateway.encoders import Encoded, Encoders
+from gateway.images import ImageInput, ImageReader
+from gateway.metrics import ENCODE_SECONDS, IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
+from gateway.prompt import Prompt, PromptEncoder
+from gateway.tiers import Contract, Tiers
+from gateway.validation import check_length
+from pixtral.v1 import chat_pb2, decoder_pb2
+from serving.errors import FailedPrecondition, ServingError, Unavailable
+
+# There is one tenant, and everyone is it.
+SCOPE = "public"
+
+# Tiers keep the deadline themselves; after this long only a client that stopped reading is left.
+GRACE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a client asks for. `arrival` is on the monotonic clock, in seconds."""
+
+    id: str
+    conversation: Conversation
+    sampling: chat_pb2.SamplingParams
+    arrival: float
+    deadline: Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """In tokens; image and cached ones are among the prompt's."""
+
+    prompt_tokens: int
+    image_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """In seconds, all but `encode` from the request's arrival; `encode` is the wait for images."""
+
+    queue: float
+    encode: float
+    time_to_first_token: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    sha256: str
+    width: int
+    height: int
+    tokens: int
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What is known of a request at its end, `images` in the order of the conversation."""
+
+    usage: Usage
+    timings: Timings
+    images: tuple[ImageReport, ...]
+
+
+class Completions:
+    """Answers conversations. One for the life of the process, used by all requests at once."""
+
+    def __init__(
+        self,
+        *,
+        images: ImageReader,
+        prompts: PromptEncoder,
+        store: EmbeddingStore,
+        tiers: Tiers,
+        admission: Admission,
+    ) -> None:
+        self._images = images
+        self._prompts = prompts
+        self._store = store
+        self._tiers = tiers
+        self._encoders = Encoders(tiers.encoders)
+        self._decoders = Decoders(tiers.decoders)
+        self._admission = admission
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._prompts.vocabulary_size
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self._tiers.context_length
+
+    async def stream(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
+        """Streams what is generated, and at the end what is known of it.
+
+        Raises ServingError. Closing the generator stops the work in every tier and frees the
+        permit. A task that does not take what it is streamed is cancelled soon after the deadline.
+        """
+        code = "CANCELLED"
+        overdue = _cancel_task(ask.deadline.remaining() + GRACE_SECONDS)
+        try:
+            with self._admission.permit():
+                async with aclosing(self._answer(ask)) as events:
+                    async for event in events:
+                        yield event
+            code = "OK"
+        except ServingError as error:
+            code = error.code.name
+            raise
+        except Exception:
+            code = "INTERNAL"
+            raise
+        finally:
+            overdue.cancel()
+            REQUESTS.labels(code).inc()
+
+    async def count(self, conversation: Conversation) -> Prompt:
+        """The prompt that a conversation makes. Raises InvalidRequest."""
+        _, prompt = await self._read(conversation)
+        return prompt
+
+    async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
+        queue = time.monotonic() - ask.arrival
+        contract = self._tiers.contract()
+        images, prompt = await self._read(ask.conversation)
+        check_length(len(prompt.token_ids), ask.sampling, self._tiers.context_length)
+        keys = [EmbeddingKey(image.sha256, contract.fingerprint, SCOPE) for image in images]
+        wanted = dict(zip(keys, images, strict=True))
+        head = _head(ask.conversation, images)
+
+        encoding_began = time.monotonic()
+        places = await self._find(wanted, contract, ask.deadline)
+        encode = _since(encoding_began) if _any_encoded(places) else 0.0
+
+        first_token = 0.0
+        cached_tokens = completion_tokens = 0
+        for is_retry in (False, True):
+            request = _generate_request(f"{ask.id}-{int(is_retry)}", prompt, keys, places, ask)
+            try:
+                async with aclosing(
+                    self._decoders.generate(request, head, contract, ask.deadline)
+                ) as responses:
+                    async for response in responses:
+                        cached_tokens = cached_tokens or response.cached_tokens
+                        completion_tokens += len(response.delta.token_ids)
+                        if not first_token:
+                            first_token = _since(ask.arrival)
+                            _observe(first_token, places)
+                        yield response.delta
+                break
+            except FailedPrecondition as error:
+                if is_retry or completion_tokens:
+                    raise Unavailable("an image's embedding cannot be had") from error
+                encoding_began = time.monotonic()
+                missing = {keys[i]: images[i] for i in _missing(error, len(images))}
+                places |= await self._encode(missing, contract, ask.deadline)
+                encode += _since(encoding_began)
+        yield Finished(
+            Usage(len(prompt.token_ids), prompt.image_tokens, cached_tokens, completion_tokens),
+            Timings(queue, encode, first_token, _since(ask.arrival)),
+            _report(images, prompt, [places[key].cached for key in keys]),
+        )
+
+    async def _read(self, conversation: Conversation) -> tuple[list[ImageInput], Prompt]:
+        images = [await self._images.read(source) for source in conversation.images]
+        prompt = await self._prompts.encode(conversation, [image.grid for image in images])
+        return images, prompt
+
+    async def _find(
+        self, wanted: Mapping[EmbeddingKey, ImageInput], contract: Contract, deadline: Deadline
+    ) -> dict[EmbeddingKey, Encoded]:
+        """Where each embedding is; what Redis does not hold is encoded."""
+        stored = dict(zip(wanted, await self._store.exist(list(wanted)), strict=True))
+        places = {
+            key: Encoded(self._encoders.owner(key, contract), cached=True)
+            for key, is_stored in stored.items()
+            if is_stored
+        }
+        misses = {key: image for key, image in wanted.items() if not stored[key]}
+        if not misses:
+            return places
+        try:
+            return places | await self._encode(misses, contract, deadline)
+        except Unavailable:
+            # The decoder may hold them still, and says so where it does not.
+            return places | {key: Encoded("", cached=True) for key in misses}
+
+    async def _encode(
+        self, misses: Mapping[EmbeddingKey, ImageInput], contract: Contract, deadline: Deadline
+    ) -> dict[EmbeddingKey, Encoded]:
+        with ENCODE_SECONDS.time():
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = {
+                        key: group.create_task(
+                            self._encoders.encode(image, key, contract, deadline)
+                        )
+                        for key, image in misses.items()
+                    }
+            except BaseExceptionGroup as failures:
+                raise failures.exceptions[0] from None
+        return {key: task.result() for key, task in tasks.items()}
+
+
+def _cancel_task(seconds: float) -> asyncio.TimerHandle:
+    task = cast("asyncio.Task[None]", asyncio.current_task())
+    return asyncio.get_running_loop().call_later(seconds, task.cancel)
+
+
+def _generate_request(
+    request_id: str,
+    prompt: Prompt,
+    keys: Sequence[EmbeddingKey],
+    places: Mapping[EmbeddingKey, Encoded],
+    ask: Ask,
+) -> decoder_pb2.GenerateRequest:
+    return decoder_pb2.GenerateRequest(
+        request_id=request_id,
+        prompt_token_ids=prompt.token_ids,
+        images=[
+            decoder_pb2.PromptImage(
+                key=to_proto(key),
+                offset=placed.offset,
+                rows=placed.rows,
+                cols=placed.cols,
+                encoder=places[key].encoder,
+            )
+            for key, placed in zip(keys, prompt.images, strict=True)
+        ],
+        sampling=ask.sampling,
+        cache_salt=SCOPE,
+    )
+
+
+def _head(conversation: Conversation, images: Sequence[ImageInput]) -> bytes:
+    """Stands for a prompt's beginning: its system message, and its first image or else text.
+
+    Equal for all turns of a conversation, and for all questions on one image.
+    """
+    first, *rest = conversation.turns
+    digest = hashlib.sha256()
+    if first.role is Role.SYSTEM:
+        digest.update(repr(first.parts).encode())
+        first = rest[0]
+    if any(not isinstance(part, str) for part in first.parts):
+        digest.update(images[0].sha256)
+    else:
+        digest.update(repr(first.parts).encode())
+    return digest.digest()
+
+
+def _missing(error: FailedPrecondition, images: int) -> list[int]:
+    """Indexes of the images that a decoder could not get."""
+    named = error.metadata.get("images", "").split(",")
+    indexes = [int(index) for index in named if index.isdecimal()]
+    if not indexes or max(indexes) >= images:
+        raise RuntimeError("a decoder misses images that it was not given")
+    return indexes
+
+
+def _report(
+    images: Sequence[ImageInput], prompt: Prompt, cached: Sequence[bool]
+) -> tuple[ImageReport, ...]:
+    for is_cached in cached:
+        IMAGES.labels("cached" if is_cached else "encoded").inc()
+    return tuple(
+        ImageReport(image.sha256.hex(), image.width, image.height, placed.length, is_cached)
+        for image, placed, is_cached in zip(images, prompt.images, cached, strict=True)
+    )
+
+
+def _any_encoded(places: Mapping[EmbeddingKey, Encoded]) -> bool:
+    return not all(place.cached for place in places.values())
+
+
+def _observe(first_token: float, places: Mapping[EmbeddingKey, Encoded]) -> None:
+    images = "none" if not places else "encoded" if _any_encoded(places) else "cached"
+    TIME_TO_FIRST_TOKEN.labels(images).observe(first_token)
+
+
+def _since(moment: float) -> float:
+    return time.monotonic() - moment

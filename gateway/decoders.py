@@ -1,0 +1,78 @@
+"""Calls to the decoder tier."""
+
+from collections.abc import AsyncGenerator, Sequence
+
+import grpc
+
+from gateway.deadline import Deadline
+from gateway.routing import rendezvous, with_bounded_load
+from gateway.tiers import GONE, RETRY_SECONDS, Contract, DecoderReplica, under
+from pixtral.v1 import decoder_pb2
+from serving.errors import ServingError, Unavailable, from_rpc_error
+
+MAX_ATTEMPTS = 3
+
+EMBEDDING_MISSING = "EMBEDDING_MISSING"
+
+
+class Decoders:
+    """Sends requests that begin alike to the same replica, for the keys and values it holds."""
+
+    def __init__(self, replicas: Sequence[DecoderReplica]) -> None:
+        self._replicas = replicas
+
+    async def generate(
+        self,
+        request: decoder_pb2.GenerateRequest,
+        head: bytes,
+        contract: Contract,
+        deadline: Deadline,
+    ) -> AsyncGenerator[decoder_pb2.GenerateResponse]:
+        """Streams what a replica generates; another is asked where one goes before it has begun.
+
+        `head` stands for the prompt's beginning. Raises Unavailable where no replica answers or
+        one goes midway, FailedPrecondition with reason EMBEDDING_MISSING, and whatever else the
+        decoder refuses with. Closing the generator cancels the call, and with it the work in the
+        engine.
+        """
+        tried: set[str] = set()
+        while len(tried) < MAX_ATTEMPTS:
+            replica = self._choose(head, contract, tried)
+            tried.add(replica.address)
+            has_begun = False
+            call = replica.stub.Generate(request, timeout=deadline.remaining())
+            replica.outstanding += 1
+            try:
+                async for response in call:
+                    has_begun = True
+                    yield response
+                return
+            except grpc.aio.AioRpcError as error:
+                refusal = from_rpc_error(error)
+                if not _is_gone(refusal):
+                    raise refusal from None
+                replica.lost()
+                if has_begun:
+                    raise _gone("the decoder went away midway") from None
+            finally:
+                replica.outstanding -= 1
+                call.cancel()
+        raise _gone("no decoder answers")
+
+    def _choose(self, head: bytes, contract: Contract, tried: set[str]) -> DecoderReplica:
+        ready = under(self._replicas, contract)
+        preference = [address for address in rendezvous(head, ready) if address not in tried]
+        if not preference:
+            raise _gone("no decoder is ready")
+        load = {address: replica.outstanding for address, replica in ready.items()}
+        return ready[with_bounded_load(preference, load)]
+
+
+def _is_gone(refusal: ServingError) -> bool:
+    # A replica restarted with other weights refuses the keys.
+    is_other = refusal.code is grpc.StatusCode.FAILED_PRECONDITION
+    return refusal.code in GONE or (is_other and refusal.reason != EMBEDDING_MISSING)
+
+
+def _gone(message: str) -> ServingError:
+    return Unavailable(message, RETRY_SECONDS)

@@ -1,0 +1,72 @@
+"""Calls to the encoder tier."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from embeddings.key import EmbeddingKey, to_proto
+from gateway.deadline import Deadline
+from gateway.images import ImageInput
+from gateway.routing import rendezvous
+from gateway.tiers import GONE, RETRY_SECONDS, Contract, EncoderReplica, under
+from pixtral.v1 import encoder_pb2
+from serving.errors import InvalidRequest, ServingError, Unavailable, from_rpc_error
+
+# An image that brings encoders down must not bring all of them down.
+MAX_ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """`encoder` is the address of the replica that holds the embedding now."""
+
+    encoder: str
+    cached: bool
+
+
+class Encoders:
+    """Sends an image to the replica that its key names, so that no two ever encode the same one."""
+
+    def __init__(self, replicas: Sequence[EncoderReplica]) -> None:
+        self._replicas = replicas
+
+    def owner(self, key: EmbeddingKey, contract: Contract) -> str:
+        """Address of the replica that a key names; empty while there is none."""
+        preference = rendezvous(key.image_sha256, under(self._replicas, contract))
+        return preference[0] if preference else ""
+
+    async def encode(
+        self, image: ImageInput, key: EmbeddingKey, contract: Contract, deadline: Deadline
+    ) -> Encoded:
+        """Has the image encoded, where no cache of the encoder's holds it.
+
+        Raises InvalidRequest naming the image's field where it cannot be decoded, Unavailable
+        where no replica answers, and whatever else the encoder refuses with.
+        """
+        request = encoder_pb2.EncodeRequest(key=to_proto(key), image=image.data)
+        replicas = under(self._replicas, contract)
+        for address in rendezvous(key.image_sha256, replicas)[:MAX_ATTEMPTS]:
+            replica = replicas[address]
+            try:
+                response = await replica.stub.Encode(request, timeout=deadline.remaining())
+            except grpc.aio.AioRpcError as error:
+                # A replica restarted with other weights refuses the key.
+                if error.code() in GONE or error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    replica.lost()
+                    continue
+                raise _refusal(error, image) from None
+            if (response.rows, response.cols) != (image.grid.rows, image.grid.cols):
+                raise InvalidRequest(
+                    image.path, "the image's header and content disagree", "IMAGE_MALFORMED"
+                )
+            return Encoded(address, response.source != encoder_pb2.EMBEDDING_SOURCE_ENCODED)
+        raise Unavailable("no encoder is ready for an image that is not cached", RETRY_SECONDS)
+
+
+def _refusal(error: grpc.aio.AioRpcError, image: ImageInput) -> ServingError:
+    refusal = from_rpc_error(error)
+    if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+        return refusal
+    description = refusal.violations[0][1] if refusal.violations else "the image is malformed"
+    return InvalidRequest(image.path, description, refusal.reason)

@@ -1,0 +1,98 @@
+"""Images of a request: bytes, digest and size. No pixel is decoded here."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+
+from embeddings.vision import Grid, VisionSpec
+from gateway.conversation import ImageSource
+from gateway.image_header import BadHeader, ImageHeader, read_header
+from serving.errors import InvalidRequest
+
+# Hashing or decoding this much takes about a millisecond.
+OFFLOAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """An image file that passed the gateway's checks.
+
+    `width` and `height` are pixels as the header gives them, `grid` the tokens that stand for
+    it, `sha256` the 32-byte digest of `data`; `path` is the request's field that it came in.
+    """
+
+    data: bytes
+    sha256: bytes
+    width: int
+    height: int
+    grid: Grid
+    path: str
+
+
+class ImageReader:
+    """Reads images up to `max_bytes` of file and `max_pixels` of width times height."""
+
+    def __init__(self, spec: VisionSpec, *, max_bytes: int, max_pixels: int) -> None:
+        self._spec = spec
+        self._max_bytes = max_bytes
+        self._max_pixels = max_pixels
+
+    async def read(self, source: ImageSource) -> ImageInput:
+        """Raises InvalidRequest naming the source's field."""
+        data = source.data if source.url is None else await self._from_url(source.url, source.path)
+        if not data:
+            raise InvalidRequest(source.path, "the image is empty", "IMAGE_EMPTY")
+        self._check_size(len(data), source.path)
+        header = self._header(data, source.path)
+        if len(data) > OFFLOAD_BYTES:
+            sha256 = await asyncio.to_thread(_sha256, data)
+        else:
+            sha256 = _sha256(data)
+        grid = self._spec.grid(header.width, header.height)
+        return ImageInput(data, sha256, header.width, header.height, grid, source.path)
+
+    async def _from_url(self, url: str, path: str) -> bytes:
+        head, comma, payload = url.partition(",")
+        if not comma or head[:5].lower() != "data:":
+            raise InvalidRequest(path, "only data: URLs are taken", "IMAGE_URL_NOT_ALLOWED")
+        if not head.lower().endswith(";base64"):
+            raise InvalidRequest(path, "the data: URL is not base64", "IMAGE_URL_NOT_ALLOWED")
+        self._check_size(len(payload) // 4 * 3 - payload[-2:].count("="), path)
+        try:
+            if len(payload) > OFFLOAD_BYTES:
+                return await asyncio.to_thread(base64.b64decode, payload, validate=True)
+            return base64.b64decode(payload, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidRequest(path, "the base64 is malformed", "IMAGE_MALFORMED") from None
+
+    def _check_size(self, nbytes: int, path: str) -> None:
+        if nbytes > self._max_bytes:
+            raise InvalidRequest(
+                path, f"the image is larger than {self._max_bytes} bytes", "IMAGE_TOO_LARGE"
+            )
+
+    def _header(self, data: bytes, path: str) -> ImageHeader:
+        try:
+            header = read_header(data)
+        except BadHeader as error:
+            raise InvalidRequest(
+                path, f"the image is malformed: {error}", "IMAGE_MALFORMED"
+            ) from None
+        if header is None:
+            raise InvalidRequest(
+                path, "not a PNG, JPEG, WebP or GIF image", "IMAGE_FORMAT_UNSUPPORTED"
+            )
+        if header.width * header.height > self._max_pixels:
+            raise InvalidRequest(
+                path,
+                f"the image has {header.width}x{header.height} pixels, "
+                f"more than {self._max_pixels} in all",
+                "IMAGE_TOO_MANY_PIXELS",
+            )
+        return header
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

@@ -1,0 +1,25 @@
+"""What the gateway measures."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+REQUESTS = Counter("pixtral_gateway_requests_total", "Completions ended, by status code", ["code"])
+PERMITS = Gauge("pixtral_gateway_permits_in_use", "Completions running")
+TIME_TO_FIRST_TOKEN = Histogram(
+    "pixtral_gateway_time_to_first_token_seconds",
+    "From a request's arrival to its first token, by what became of its images",
+    ["images"],
+    buckets=SECONDS,
+)
+ENCODE_SECONDS = Histogram(
+    "pixtral_gateway_encode_seconds",
+    "Wait of a request for images that no cache held",
+    buckets=SECONDS,
+)
+IMAGES = Counter(
+    "pixtral_gateway_images_total", "Images of answered requests, by where they were", ["result"]
+)
+REPLICAS = Gauge(
+    "pixtral_gateway_replicas_ready", "Replicas that answered their last handshake", ["tier"]
+)

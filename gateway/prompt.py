@@ -1,0 +1,178 @@
+"""Conversations to token ids, as mistral_common encodes them, without looking into an image."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mistral_common.protocol.instruct.chunk import (
+    ContentChunk,
+    ImageChunk,
+    ImageURLChunk,
+    TextChunk,
+)
+from mistral_common.protocol.instruct.messages import (
+    AssistantMessage,
+    ChatMessage,
+    SystemMessage,
+    UserMessage,
+)
+from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+from mistral_common.tokens.tokenizers.image import (
+    ImageConfig,
+    ImageEncoder,
+    ImageEncoding,
+    SpecialImageIDs,
+)
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+from embeddings.vision import BadCheckpoint, Grid, VisionSpec
+from gateway.conversation import Conversation, Role, Turn
+
+# Tokenizing this many characters takes about a millisecond.
+OFFLOAD_CHARACTERS = 1 << 13
+
+NO_PIXELS = np.empty(0, dtype=np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedImage:
+    """Where an image stands in a prompt: `length` tokens from `offset` on."""
+
+    offset: int
+    rows: int
+    cols: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids of a conversation; `images` in its order, `image_tokens` their lengths' sum."""
+
+    token_ids: Sequence[int]
+    images: tuple[PlacedImage, ...]
+    image_tokens: int
+
+
+class PromptEncoder:
+    """A checkpoint's own tokenizer. Holds no state of a request; any thread may call it."""
+
+    def __init__(self, tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], spec: VisionSpec):
+        """Raises BadCheckpoint where tokenizer and `spec` disagree."""
+        _check_agreement(tokenizer, spec)
+        self._tokenizer = tokenizer
+        self._spec = spec
+        tokenizer.instruct_tokenizer.image_encoder = _GridEncoder(spec)
+        # mistral_common spells every prompt out again as text, for its own tests: two thirds of
+        # the time that an encoding takes.
+        tokenizer.instruct_tokenizer.decode = _spell_nothing  # type: ignore[method-assign]
+
+    @classmethod
+    def load(cls, model_dir: Path, spec: VisionSpec) -> "PromptEncoder":
+        """Reads `tekken.json`, which takes a second or two. Raises BadCheckpoint."""
+        path = model_dir / "tekken.json"
+        if not path.is_file():
+            raise BadCheckpoint(f"{path} is missing: a model in Mistral format is needed")
+        try:
+            tokenizer = MistralTokenizer.from_file(path)
+        except Exception as error:
+            raise BadCheckpoint(f"{path} is no tokenizer that mistral_common reads") from error
+        return cls(tokenizer, spec)
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self._tokenizer.instruct_tokenizer.tokenizer.n_words)
+
+    async def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
+        """As `encode_now`, off the event loop where the text is long."""
+        characters = sum(
+            len(part) for turn in conversation.turns for part in turn.parts if isinstance(part, str)
+        )
+        if characters > OFFLOAD_CHARACTERS:
+            return await asyncio.to_thread(self.encode_now, conversation, grids)
+        return self.encode_now(conversation, grids)
+
+    def encode_now(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
+        """Encodes a validated conversation whose images have these grids, in its order."""
+        remaining = iter(grids)
+        messages = [_message(turn, remaining) for turn in conversation.turns]
+        tokens = self._tokenizer.encode_chat_completion(
+            ChatCompletionRequest(messages=messages)
+        ).tokens
+        images, at = [], 0
+        for grid in grids:
+            # Text never becomes a control token, so that the next one is the next image's.
+            offset = tokens.index(self._spec.image_token_id, at)
+            at = offset + grid.placeholder_length
+            images.append(PlacedImage(offset, grid.rows, grid.cols, grid.placeholder_length))
+        return Prompt(tokens, tuple(images), sum(image.length for image in images))
+
+
+class _GridEncoder(ImageEncoder):
+    """Stands where mistral_common's encoder stood: a chunk names the image's grid, no image."""
+
+    def __init__(self, spec: VisionSpec) -> None:
+        super().__init__(
+            ImageConfig(spec.patch_size, spec.max_image_size, spec.merge_size), _image_ids(spec)
+        )
+        self._spec = spec
+
+    def __call__(self, content: ImageChunk | ImageURLChunk) -> ImageEncoding:
+        if not isinstance(content, ImageURLChunk):
+            raise TypeError("the gateway's prompts hold grids only")
+        rows, cols = map(int, content.get_url().split("x"))
+        return ImageEncoding(tokens=self._spec.placeholder(Grid(rows, cols)), image=NO_PIXELS)
+
+
+def _message(turn: Turn, grids: Iterator[Grid]) -> ChatMessage:
+    content: list[ContentChunk] = []
+    for part in turn.parts:
+        if isinstance(part, str):
+            content.append(TextChunk(text=part))
+        else:
+            grid = next(grids)
+            content.append(ImageURLChunk(image_url=f"{grid.rows}x{grid.cols}"))
+    match turn.role:
+        case Role.SYSTEM:
+            return SystemMessage(content=content)
+        case Role.USER:
+            return UserMessage(content=content)
+        case Role.ASSISTANT:
+            return AssistantMessage(content=content)
+
+
+def _spell_nothing(tokens: list[int], special_token_policy: SpecialTokenPolicy) -> str:
+    return ""
+
+
+def _image_ids(spec: VisionSpec) -> SpecialImageIDs:
+    return SpecialImageIDs(
+        img=spec.image_token_id,
+        img_break=spec.image_break_token_id,
+        img_end=spec.image_end_token_id,
+    )
+
+
+def _check_agreement(
+    tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], spec: VisionSpec
+) -> None:
+    encoder = tokenizer.instruct_tokenizer.image_encoder
+    if encoder is None:
+        raise BadCheckpoint("tekken.json has no image settings: not a Pixtral tokenizer")
+    config = encoder.image_config
+    ids = encoder.special_ids
+    for name, in_tokenizer, in_params in (
+        ("the patch size", config.image_patch_size, spec.patch_size),
+        ("the largest image side", config.max_image_size, spec.max_image_size),
+        ("the patches merged along a side", config.spatial_merge_size, spec.merge_size),
+        ("the id of [IMG]", ids.img, spec.image_token_id),
+        ("the id of [IMG_BREAK]", ids.img_break, spec.image_break_token_id),
+        ("the id of [IMG_END]", ids.img_end, spec.image_end_token_id),
+    ):
+        if in_tokenizer != in_params:
+            raise BadCheckpoint(
+                f"tekken.json and params.json disagree on {name}: {in_tokenizer} and {in_params}"
+            )

@@ -1,0 +1,132 @@
+"""The public gRPC service: protobuf in, protobuf out."""
+# ruff: noqa: N802 - methods have the names of the proto
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from gateway.completion import Ask, Completions, Finished
+from gateway.deadline import Deadline
+from gateway.settings import GatewaySettings
+from gateway.validation import check_model, check_sampling, read_conversation
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class ChatService(chat_pb2_grpc.ChatServiceServicer):
+    """`completions` is set once loaded; no call comes before."""
+
+    completions: Completions
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._model = settings.model_name
+
+    async def StreamComplete(
+        self, request: chat_pb2.StreamCompleteRequest, context: Context
+    ) -> AsyncGenerator[chat_pb2.StreamCompleteResponse]:
+        ask = self._ask(request, context)
+        async with aclosing(self.completions.stream(ask)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    yield chat_pb2.StreamCompleteResponse(id=ask.id, completion=_completion(event))
+                else:
+                    yield chat_pb2.StreamCompleteResponse(id=ask.id, delta=event)
+
+    async def Complete(
+        self, request: chat_pb2.CompleteRequest, context: Context
+    ) -> chat_pb2.CompleteResponse:
+        ask = self._ask(request, context)
+        response = chat_pb2.CompleteResponse(id=ask.id, model=self._model)
+        choice = response.choices.add()
+        texts = []
+        async with aclosing(self.completions.stream(ask)) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    response.completion.CopyFrom(_completion(event))
+                else:
+                    texts.append(event.text)
+                    choice.token_ids.extend(event.token_ids)
+                    choice.finish_reason = event.finish_reason
+        choice.text = "".join(texts)
+        return response
+
+    async def CountTokens(
+        self, request: chat_pb2.CountTokensRequest, context: Context
+    ) -> chat_pb2.CountTokensResponse:
+        check_model(request.model, self._model)
+        conversation = read_conversation(request.messages, max_images=self._settings.max_images)
+        prompt = await self.completions.count(conversation)
+        return chat_pb2.CountTokensResponse(
+            prompt_tokens=len(prompt.token_ids), image_tokens=prompt.image_tokens
+        )
+
+    async def ListModels(
+        self, request: chat_pb2.ListModelsRequest, context: Context
+    ) -> chat_pb2.ListModelsResponse:
+        model = chat_pb2.Model(
+            name=self._model,
+            context_length=self.completions.context_length,
+            max_images=self._settings.max_images,
+            max_image_bytes=self._settings.max_image_bytes,
+        )
+        return chat_pb2.ListModelsResponse(models=[model])
+
+    def _ask(
+        self,
+        request: chat_pb2.CompleteRequest | chat_pb2.StreamCompleteRequest,
+        context: Context,
+    ) -> Ask:
+        arrival = time.monotonic()
+        check_model(request.model, self._model)
+        conversation = read_conversation(request.messages, max_images=self._settings.max_images)
+        check_sampling(request.sampling, vocabulary_size=self.completions.vocabulary_size)
+        seconds = self._settings.request_timeout_seconds
+        client_seconds = context.time_remaining()
+        if client_seconds is not None:
+            seconds = min(seconds, client_seconds)
+        return Ask(
+            id=uuid.uuid4().hex,
+            conversation=conversation,
+            sampling=request.sampling,
+            arrival=arrival,
+            deadline=Deadline(arrival + seconds),
+        )
+
+
+def _completion(finished: Finished) -> chat_pb2.Completion:
+    usage, timings = finished.usage, finished.timings
+    return chat_pb2.Completion(
+        usage=chat_pb2.Usage(
+            prompt_tokens=usage.prompt_tokens,
+            image_tokens=usage.image_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+        ),
+        timings=chat_pb2.Timings(
+            queue=_duration(timings.queue),
+            encode=_duration(timings.encode),
+            time_to_first_token=_duration(timings.time_to_first_token),
+            total=_duration(timings.total),
+        ),
+        images=[
+            chat_pb2.ImageReport(
+                sha256=image.sha256,
+                width=image.width,
+                height=image.height,
+                tokens=image.tokens,
+                cached=image.cached,
+            )
+            for image in finished.images
+        ],
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    return Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))

@@ -1,0 +1,41 @@
+"""What a gateway is told at its start."""
+
+from pathlib import Path
+
+from pydantic import DirectoryPath, Field
+
+from serving.settings import Address, Addresses, PeerTlsSettings
+
+
+class GatewaySettings(PeerTlsSettings):
+    """Serves a Pixtral model over gRPC, by way of encoder and decoder processes."""
+
+    listen: Address = Field(
+        "127.0.0.1:50051", description="host:port to serve gRPC on; port 0 is any."
+    )
+    model_dir: DirectoryPath = Field(
+        description="Directory of the model in Mistral format: its params.json and tekken.json."
+    )
+    model: str = Field("", description="The model's public name; empty: the directory's name.")
+    encoders: Addresses = Field((), description="host:port of each encoder.")
+    decoders: Addresses = Field(min_length=1, description="host:port of each decoder.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="URL of the Redis that holds image embeddings."
+    )
+    max_concurrent_requests: int = Field(
+        256, ge=1, description="Completions that may run at once; more are refused."
+    )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, description="The longest that a completion may take."
+    )
+    max_images: int = Field(16, ge=0, description="Images that one request may hold.")
+    max_image_bytes: int = Field(
+        20 << 20, ge=1, description="The largest image file that is taken, in bytes."
+    )
+    max_image_pixels: int = Field(
+        64_000_000, ge=1, description="The largest image that is taken, as width times height."
+    )
+
+    @property
+    def model_name(self) -> str:
+        return self.model or Path(self.model_dir).resolve().name

@@ -1,0 +1,76 @@
+"""The gateway as a process: what it loads, and what it holds open."""
+
+import asyncio
+
+import grpc
+
+from embeddings.codec import DType
+from embeddings.store import EmbeddingStore
+from embeddings.vision import BadCheckpoint, VisionSpec, read_params
+from gateway.admission import Admission
+from gateway.completion import Completions
+from gateway.images import ImageReader
+from gateway.prompt import PromptEncoder
+from gateway.service import ChatService
+from gateway.settings import GatewaySettings
+from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
+from serving.channel import open_channel
+from serving.errors import StartupError
+
+
+class GatewayTier:
+    """Ready once its tokenizer is loaded and a decoder has answered."""
+
+    services: tuple[str, ...] = (chat_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,)
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._service = ChatService(settings)
+        self._tiers: Tiers | None = None
+        self._store: EmbeddingStore | None = None
+
+    def register(self, server: grpc.aio.Server) -> None:
+        chat_pb2_grpc.add_ChatServiceServicer_to_server(self._service, server)
+
+    async def start(self) -> None:
+        """Raises StartupError where the checkpoint or a setting cannot be served."""
+        settings = self._settings
+        try:
+            spec, prompts = await asyncio.to_thread(_load, settings)
+            # Only asked which keys are there: the dtype is the tiers' own affair.
+            store = EmbeddingStore.from_url(settings.redis_url, width=spec.width, dtype=DType.BF16)
+        except (BadCheckpoint, ValueError) as error:
+            raise StartupError(str(error)) from error
+        self._store = store
+        tls = settings.peer_tls
+        self._tiers = Tiers(
+            encoders=[EncoderReplica(a, open_channel(a, tls)) for a in settings.encoders],
+            decoders=[DecoderReplica(a, open_channel(a, tls)) for a in settings.decoders],
+            width=spec.width,
+        )
+        self._service.completions = Completions(
+            images=ImageReader(
+                spec, max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
+            ),
+            prompts=prompts,
+            store=store,
+            tiers=self._tiers,
+            admission=Admission(settings.max_concurrent_requests),
+        )
+        await self._tiers.start()
+
+    async def failed(self) -> None:
+        """Never returns: whatever goes wrong behind a gateway can mend itself."""
+        await asyncio.get_running_loop().create_future()
+
+    async def stop(self) -> None:
+        if self._tiers is not None:
+            await self._tiers.stop()
+        if self._store is not None:
+            await self._store.close()
+
+
+def _load(settings: GatewaySettings) -> tuple[VisionSpec, PromptEncoder]:
+    spec = VisionSpec.from_params(read_params(settings.model_dir))
+    return spec, PromptEncoder.load(settings.model_dir, spec)

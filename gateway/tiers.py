@@ -1,0 +1,211 @@
+"""The replicas of the other tiers: which are there, and which fit together."""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import grpc
+
+from gateway.metrics import REPLICAS
+from pixtral.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
+from serving.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS = 2.0
+# A replica that is not there is asked often, so that it is found as soon as it comes.
+SECONDS_BETWEEN_HANDSHAKES = 5.0
+SECONDS_BETWEEN_ATTEMPTS = 0.5
+# A replica too busy for a handshake is not gone: only so many in a row say that it hangs.
+SLOW_HANDSHAKES = 3
+
+# What a call ends with when the process behind it has gone, or goes.
+GONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What an encoder and a decoder must have in common to work together."""
+
+    model: str
+    fingerprint: str
+    width: int
+    dtype: str
+
+
+class Replica(ABC):
+    """One process of another tier, at `address`.
+
+    Attributes:
+        contract: what it announced; None while it is not to be used.
+        outstanding: calls of this gateway's requests that it has not ended yet.
+    """
+
+    tier: str
+
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        self.address = address
+        self.contract: Contract | None = None
+        self.outstanding = 0
+        self._channel = channel
+        self._asked_to_look = asyncio.Event()
+
+    @abstractmethod
+    async def handshake(self) -> Contract:
+        """Asks the process what it is. Raises AioRpcError."""
+
+    def lost(self) -> None:
+        """A call found the process gone: it is used again when it answers a handshake."""
+        self._announce(None)
+        self._asked_to_look.set()
+
+    async def watch(self, width: int, changed: asyncio.Event) -> None:
+        """Keeps `contract` true until cancelled; `changed` is set whenever it becomes one.
+
+        A replica whose embeddings are not `width` wide is of another model, and never used.
+        """
+        slow = 0
+        while True:
+            try:
+                contract = await self.handshake()
+            except grpc.aio.AioRpcError as error:
+                is_slow = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                slow = slow + 1 if is_slow else SLOW_HANDSHAKES
+                if slow >= SLOW_HANDSHAKES:
+                    self._announce(None)
+            else:
+                slow = 0
+                fits = contract.width == width
+                if not fits:
+                    logger.warning("%s %s is of another model", self.tier, self.address)
+                self._announce(contract if fits else None)
+                changed.set()
+            await self._pause()
+
+    async def close(self) -> None:
+        self._announce(None)
+        await self._channel.close()
+
+    async def _pause(self) -> None:
+        self._asked_to_look.clear()
+        if self.contract is None:
+            await asyncio.sleep(SECONDS_BETWEEN_ATTEMPTS)
+            return
+        try:
+            async with asyncio.timeout(SECONDS_BETWEEN_HANDSHAKES):
+                await self._asked_to_look.wait()
+            await asyncio.sleep(SECONDS_BETWEEN_ATTEMPTS)
+        except TimeoutError:
+            pass
+
+    def _announce(self, contract: Contract | None) -> None:
+        if contract == self.contract:
+            return
+        if contract is None:
+            logger.warning("%s %s is not ready", self.tier, self.address)
+        else:
+            logger.info(
+                "%s %s is ready: %s, fingerprint %s, %d wide, %s",
+                self.tier,
+                self.address,
+                contract.model,
+                contract.fingerprint,
+                contract.width,
+                contract.dtype,
+            )
+        REPLICAS.labels(self.tier).inc((contract is not None) - (self.contract is not None))
+        self.contract = contract
+
+
+class EncoderReplica(Replica):
+    tier = "encoder"
+
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        super().__init__(address, channel)
+        self.stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+
+    async def handshake(self) -> Contract:
+        info = await self.stub.GetEncoderInfo(
+            encoder_pb2.GetEncoderInfoRequest(), timeout=HANDSHAKE_SECONDS
+        )
+        return Contract(info.model, info.fingerprint, info.width, info.dtype)
+
+
+class DecoderReplica(Replica):
+    """`context_length` is in tokens, as of the last handshake."""
+
+    tier = "decoder"
+
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        super().__init__(address, channel)
+        self.stub = decoder_pb2_grpc.DecoderServiceStub(channel)
+        self.context_length = 0
+
+    async def handshake(self) -> Contract:
+        info = await self.stub.GetDecoderInfo(
+            decoder_pb2.GetDecoderInfoRequest(), timeout=HANDSHAKE_SECONDS
+        )
+        self.context_length = info.context_length
+        return Contract(info.model, info.fingerprint, info.width, info.dtype)
+
+
+R = TypeVar("R", bound=Replica)
+
+
+@dataclass(slots=True)
+class Tiers:
+    """All replicas that this gateway was told of.
+
+    `width` is the embeddings' width that the gateway's own checkpoint gives.
+    """
+
+    encoders: Sequence[EncoderReplica]
+    decoders: Sequence[DecoderReplica]
+    width: int
+    _watchers: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def start(self) -> None:
+        """Starts to watch the replicas; returns once there is a decoder to work with."""
+        changed = asyncio.Event()
+        self._watchers = [
+            asyncio.create_task(replica.watch(self.width, changed))
+            for replica in (*self.encoders, *self.decoders)
+        ]
+        while not any(decoder.contract for decoder in self.decoders):
+            changed.clear()
+            await changed.wait()
+
+    async def stop(self) -> None:
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        for replica in (*self.encoders, *self.decoders):
+            await replica.close()
+
+    def contract(self) -> Contract:
+        """The contract to serve the next request by. Raises Unavailable without a decoder.
+
+        While a rolling upgrade makes for two, the one that images can be encoded under and that
+        has more decoders.
+        """
+        decoders = Counter(d.contract for d in self.decoders if d.contract is not None)
+        if not decoders:
+            raise Unavailable("no decoder is ready", RETRY_SECONDS)
+        encodable = {encoder.contract for encoder in self.encoders}
+        return max(decoders, key=lambda c: (c in encodable, decoders[c], c.fingerprint))
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that fit on every decoder that has ever answered."""
+        return min((d.context_length for d in self.decoders if d.context_length), default=0)
+
+
+def under(replicas: Sequence[R], contract: Contract) -> dict[str, R]:
+    """The ready replicas of a contract, by address."""
+    return {r.address: r for r in replicas if r.contract == contract}

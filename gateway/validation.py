@@ -1,0 +1,154 @@
+"""Checks of a request before any work is done for it, each naming the field that fails."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gateway.conversation import Conversation, ImageSource, Role, Turn
+from pixtral.v1 import chat_pb2
+from serving.errors import InvalidRequest, NotFound
+
+# Each is searched for after every token.
+MAX_STOP_STRINGS = 64
+MAX_STOP_LENGTH = 1024
+
+ROLES: dict[int, Role] = {
+    chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
+    chat_pb2.ROLE_USER: Role.USER,
+    chat_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+}
+
+
+def check_model(asked: str, served: str) -> None:
+    """Raises NotFound where a request asks for another model; empty is whichever is served."""
+    if asked not in ("", served):
+        raise NotFound("this gateway does not serve that model", "MODEL_NOT_FOUND")
+
+
+def read_conversation(messages: Sequence[chat_pb2.Message], *, max_images: int) -> Conversation:
+    """The conversation, if it is one that Mistral's template takes.
+
+    That is: at first a system message or none, then user and assistant by turns, the user last;
+    images in user messages only; no empty text. Raises InvalidRequest.
+    """
+    if not messages:
+        raise InvalidRequest("messages", "at least one message is needed")
+    turns = tuple(
+        Turn(_role(message, f"messages[{i}]"), _parts(message, f"messages[{i}]"))
+        for i, message in enumerate(messages)
+    )
+    _check_order([turn.role for turn in turns])
+    conversation = Conversation(turns)
+    if len(conversation.images) > max_images:
+        raise InvalidRequest(
+            "messages", f"more than {max_images} images in a request", "TOO_MANY_IMAGES"
+        )
+    return conversation
+
+
+def check_sampling(sampling: chat_pb2.SamplingParams, *, vocabulary_size: int) -> None:
+    """Raises InvalidRequest for a value that the engine would refuse, or could not bear."""
+    values: Any = sampling
+    for field, allowed, description in _RANGES:
+        if values.HasField(field) and not allowed(getattr(values, field)):
+            raise InvalidRequest(f"sampling.{field}", description)
+    if sampling.HasField("max_tokens") and sampling.min_tokens > sampling.max_tokens:
+        raise InvalidRequest("sampling.min_tokens", "must not be above max_tokens")
+    if len(sampling.stop) > MAX_STOP_STRINGS:
+        raise InvalidRequest("sampling.stop", f"more than {MAX_STOP_STRINGS} strings")
+    for i, stop in enumerate(sampling.stop):
+        if not 0 < len(stop) <= MAX_STOP_LENGTH:
+            raise InvalidRequest(
+                f"sampling.stop[{i}]", f"must have 1 to {MAX_STOP_LENGTH} characters"
+            )
+    for i, token_id in enumerate(sampling.stop_token_ids):
+        if token_id >= vocabulary_size:
+            raise InvalidRequest(f"sampling.stop_token_ids[{i}]", "not in the vocabulary")
+
+
+def check_length(
+    prompt_tokens: int, sampling: chat_pb2.SamplingParams, context_length: int
+) -> None:
+    """Raises InvalidRequest where prompt and answer do not fit in `context_length` tokens."""
+    if prompt_tokens >= context_length:
+        raise InvalidRequest(
+            "messages",
+            f"the prompt has {prompt_tokens} tokens and the context holds {context_length}, "
+            "the answer among them",
+            "PROMPT_TOO_LONG",
+        )
+    room = context_length - prompt_tokens
+    if sampling.HasField("max_tokens") and sampling.max_tokens > room:
+        raise InvalidRequest(
+            "sampling.max_tokens", f"beside the prompt the context holds {room} tokens"
+        )
+    if sampling.min_tokens > room:
+        raise InvalidRequest(
+            "sampling.min_tokens", f"beside the prompt the context holds {room} tokens"
+        )
+
+
+def _role(message: chat_pb2.Message, path: str) -> Role:
+    role = ROLES.get(message.role)
+    if role is None:
+        raise InvalidRequest(f"{path}.role", "must be system, user or assistant")
+    return role
+
+
+def _parts(message: chat_pb2.Message, path: str) -> tuple[str | ImageSource, ...]:
+    if not message.content:
+        raise InvalidRequest(f"{path}.content", "must not be empty")
+    return tuple(
+        _part(part, f"{path}.content[{i}]", message.role) for i, part in enumerate(message.content)
+    )
+
+
+def _part(part: chat_pb2.ContentPart, path: str, role: int) -> str | ImageSource:
+    match part.WhichOneof("part"):
+        case "text":
+            if not part.text:
+                raise InvalidRequest(f"{path}.text", "must not be empty")
+            return part.text
+        case "image":
+            if role != chat_pb2.ROLE_USER:
+                raise InvalidRequest(f"{path}.image", "only user messages may hold images")
+            return _image(part.image, f"{path}.image")
+        case _:
+            raise InvalidRequest(path, "must be text or an image")
+
+
+def _image(image: chat_pb2.Image, path: str) -> ImageSource:
+    match image.WhichOneof("source"):
+        case "data":
+            return ImageSource(f"{path}.data", data=image.data)
+        case "url":
+            return ImageSource(f"{path}.url", url=image.url)
+        case _:
+            raise InvalidRequest(path, "must have data or a URL")
+
+
+def _check_order(roles: list[Role]) -> None:
+    first = 1 if roles[0] is Role.SYSTEM else 0
+    expected = Role.USER
+    for i, role in enumerate(roles[first:], start=first):
+        if role is not expected:
+            raise InvalidRequest(f"messages[{i}].role", f"must be {expected} here")
+        expected = Role.ASSISTANT if role is Role.USER else Role.USER
+    if roles[-1] is not Role.USER:
+        raise InvalidRequest(f"messages[{len(roles) - 1}].role", "the last must be user")
+
+
+def _within(low: float, high: float) -> Callable[[float], bool]:
+    return lambda value: low <= value <= high
+
+
+# The ranges are those of vLLM's SamplingParams; a NaN is in none of them.
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("max_tokens", lambda value: value >= 1, "must be at least 1"),
+    ("temperature", _within(0, 2), "must be from 0 to 2"),
+    ("top_p", lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+    ("min_p", _within(0, 1), "must be from 0 to 1"),
+    ("repetition_penalty", lambda value: 0 < value < math.inf, "must be above 0"),
+    ("presence_penalty", _within(-2, 2), "must be from -2 to 2"),
+    ("frequency_penalty", _within(-2, 2), "must be from -2 to 2"),
+)

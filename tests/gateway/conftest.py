@@ -1,0 +1,97 @@
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from embeddings.codec import DType
+from embeddings.store import EmbeddingStore
+from embeddings.vision import VisionSpec, read_params
+from gateway.prompt import PromptEncoder
+from models.random_checkpoint import RandomSpec, write_random_checkpoint
+from tests.gateway.fake_tiers import WIDTH, FakeDecoder, FakeEncoder
+from tests.gateway.harness import Harness
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as small as its vocabulary allows: only its settings and tokenizer are read."""
+    spec = RandomSpec(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, vision_layers=1)
+    return write_random_checkpoint(tmp_path_factory.mktemp("models") / "pixtral-small", spec)
+
+
+@pytest.fixture(scope="session")
+def merging_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Patches merged two by two, and a template with system messages of their own."""
+    spec = RandomSpec(
+        dim=8,
+        n_layers=1,
+        n_heads=1,
+        n_kv_heads=1,
+        vision_layers=1,
+        patch_size=14,
+        spatial_merge_size=2,
+        max_image_size=1540,
+    )
+    directory = write_random_checkpoint(tmp_path_factory.mktemp("models") / "merging", spec)
+    path = directory / "tekken.json"
+    tekken = json.loads(path.read_text())
+    tekken["config"]["version"] = "v7"
+    path.write_text(json.dumps(tekken))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def spec(model_dir: Path) -> VisionSpec:
+    return VisionSpec.from_params(read_params(model_dir))
+
+
+@pytest.fixture(scope="session")
+def prompts(model_dir: Path, spec: VisionSpec) -> PromptEncoder:
+    return PromptEncoder.load(model_dir, spec)
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis(redis_server: RedisServer) -> RedisServer:
+    client = redis_server.client()
+    client.flushall()
+    client.close()
+    return redis_server
+
+
+@pytest.fixture
+async def encoders(spec: VisionSpec) -> AsyncIterator[list[FakeEncoder]]:
+    servers = [await FakeEncoder.started(spec) for _ in range(2)]
+    yield servers
+    await asyncio.gather(*(server.stop() for server in servers))
+
+
+@pytest.fixture
+async def decoders() -> AsyncIterator[list[FakeDecoder]]:
+    servers = [await FakeDecoder.started() for _ in range(2)]
+    yield servers
+    await asyncio.gather(*(server.stop() for server in servers))
+
+
+@pytest.fixture
+async def gateway(
+    spec: VisionSpec,
+    prompts: PromptEncoder,
+    redis: RedisServer,
+    encoders: list[FakeEncoder],
+    decoders: list[FakeDecoder],
+) -> AsyncIterator[Harness]:
+    """The request path on real gRPC and a real Redis, with all replicas ready."""
+    store = EmbeddingStore.from_url(redis.url, width=WIDTH, dtype=DType.F32)
+    harness = await Harness.started(spec, prompts, store, encoders, decoders)
+    yield harness
+    await harness.stop()
+    await store.close()

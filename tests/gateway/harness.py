@@ -1,0 +1,107 @@
+"""The gateway's request path as a test holds it."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from embeddings.key import EmbeddingKey
+from embeddings.store import EmbeddingStore
+from embeddings.vision import VisionSpec
+from gateway.admission import Admission
+from gateway.completion import SCOPE, Ask, Completions, Finished
+from gateway.deadline import Deadline
+from gateway.images import ImageReader
+from gateway.prompt import PromptEncoder
+from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
+from gateway.validation import read_conversation
+from pixtral.v1 import chat_pb2
+from serving.channel import open_channel
+from tests.gateway.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder, FakeEncoder
+
+MAX_CONCURRENT = 4
+
+
+@dataclass(frozen=True)
+class Answer:
+    deltas: list[chat_pb2.Choice]
+    finished: Finished
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+
+class Harness:
+    def __init__(self, completions: Completions, tiers: Tiers, admission: Admission) -> None:
+        self.completions = completions
+        self.tiers = tiers
+        self.admission = admission
+
+    @classmethod
+    async def started(
+        cls,
+        spec: VisionSpec,
+        prompts: PromptEncoder,
+        store: EmbeddingStore,
+        encoders: Sequence[FakeEncoder],
+        decoders: Sequence[FakeDecoder],
+    ) -> "Harness":
+        tiers = Tiers(
+            encoders=[EncoderReplica(e.address, open_channel(e.address, None)) for e in encoders],
+            decoders=[DecoderReplica(d.address, open_channel(d.address, None)) for d in decoders],
+            width=WIDTH,
+        )
+        admission = Admission(MAX_CONCURRENT)
+        completions = Completions(
+            images=ImageReader(spec, max_bytes=1 << 20, max_pixels=1 << 24),
+            prompts=prompts,
+            store=store,
+            tiers=tiers,
+            admission=admission,
+        )
+        await tiers.start()
+        replicas = [*tiers.encoders, *tiers.decoders]
+        await eventually(lambda: all(replica.contract for replica in replicas))
+        return cls(completions, tiers, admission)
+
+    async def stop(self) -> None:
+        await self.tiers.stop()
+
+    async def answer(self, *messages: chat_pb2.Message, seconds: float = 30) -> Answer:
+        deltas, finished = [], []
+        async with aclosing(self.completions.stream(ask(*messages, seconds=seconds))) as events:
+            async for event in events:
+                if isinstance(event, Finished):
+                    finished.append(event)
+                else:
+                    deltas.append(event)
+        (end,) = finished
+        return Answer(deltas, end)
+
+
+def ask(
+    *messages: chat_pb2.Message,
+    seconds: float = 30,
+    sampling: chat_pb2.SamplingParams | None = None,
+) -> Ask:
+    now = time.monotonic()
+    return Ask(
+        id=f"{now}",
+        conversation=read_conversation(messages, max_images=16),
+        sampling=sampling or chat_pb2.SamplingParams(),
+        arrival=now,
+        deadline=Deadline(now + seconds),
+    )
+
+
+def key_of(sha256: bytes) -> EmbeddingKey:
+    return EmbeddingKey(sha256, FINGERPRINT, SCOPE)
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Returns once the condition holds. Raises TimeoutError where it does not come to."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -1,0 +1,87 @@
+"""Image files for tests, and conversations that hold them."""
+
+import io
+import random
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from pixtral.v1 import chat_pb2
+
+
+def picture(
+    width: int, height: int, *, form: str = "PNG", mode: str = "RGB", seed: int = 0
+) -> bytes:
+    """A file of that size; equal arguments give equal bytes."""
+    rng = np.random.default_rng([seed, width, height])
+    small = rng.integers(0, 256, (min(height, 32), min(width, 32), 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((width, height)).convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def header_of(data: bytes) -> bytes:
+    """The file cut off before its first byte of image data."""
+    if data.startswith(b"\x89PNG"):
+        return data[: data.index(b"IDAT")]
+    if data.startswith(b"\xff\xd8"):
+        return data[: data.index(b"\xff\xda")]
+    if data.startswith(b"RIFF"):
+        return data[:30]
+    descriptor = data.index(b",", 13 + (3 << (data[10] & 7) + 1))
+    return data[: descriptor + 10]
+
+
+def text(words: str) -> chat_pb2.ContentPart:
+    return chat_pb2.ContentPart(text=words)
+
+
+def image(data: bytes) -> chat_pb2.ContentPart:
+    return chat_pb2.ContentPart(image=chat_pb2.Image(data=data))
+
+
+def image_url(url: str) -> chat_pb2.ContentPart:
+    return chat_pb2.ContentPart(image=chat_pb2.Image(url=url))
+
+
+def system(*parts: chat_pb2.ContentPart) -> chat_pb2.Message:
+    return chat_pb2.Message(role=chat_pb2.ROLE_SYSTEM, content=parts)
+
+
+def user(*parts: chat_pb2.ContentPart) -> chat_pb2.Message:
+    return chat_pb2.Message(role=chat_pb2.ROLE_USER, content=parts)
+
+
+def assistant(*parts: chat_pb2.ContentPart) -> chat_pb2.Message:
+    return chat_pb2.Message(role=chat_pb2.ROLE_ASSISTANT, content=parts)
+
+
+WORDS = [
+    *("What", "is", "in", "this", "picture?", "cat", "and", "dog", "...", "", "12345", "naïve"),
+    *("[IMG]", "[IMG_END]", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "</s>", "<s>", "<pad>"),
+    *("日本語", "🙂", "def f(x):\n\treturn x", "a\n\nb"),
+]
+
+
+def random_words(rng: random.Random) -> str:
+    words = " ".join(rng.choices(WORDS, k=rng.randint(1, 12)))
+    return (words + rng.choice(["", "", " ", "\n"])) or "x"
+
+
+def random_conversation(rng: random.Random, pictures: Iterable[bytes]) -> list[chat_pb2.Message]:
+    """1 to 5 user turns, perhaps a system message, and the pictures anywhere among the text."""
+    turns = rng.randint(1, 5)
+    content: list[list[chat_pb2.ContentPart]] = [
+        [text(random_words(rng)) for _ in range(rng.randint(0, 3))] for _ in range(turns)
+    ]
+    for data in pictures:
+        parts = rng.choice(content)
+        parts.insert(rng.randint(0, len(parts)), image(data))
+    messages = [system(text(random_words(rng)))] if rng.random() < 0.5 else []
+    for i, parts in enumerate(content):
+        messages.append(user(*(parts or [text(random_words(rng))])))
+        if i < turns - 1:
+            messages.append(assistant(*(text(random_words(rng)) for _ in range(rng.randint(1, 2)))))
+    return messages

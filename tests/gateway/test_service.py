@@ -1,0 +1,193 @@
+"""The gateway as a process has it: its tier on the chassis, called over gRPC."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client import REGISTRY
+
+from gateway.settings import GatewaySettings
+from gateway.tier import GatewayTier
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
+from serving.errors import StartupError, from_rpc_error
+from serving.server import running
+from tests.gateway.fake_tiers import FakeDecoder, FakeEncoder, answers, never_ends
+from tests.gateway.harness import eventually
+from tests.gateway.pictures import assistant, image, image_url, picture, system, text, user
+from tests.gateway.test_image_header import png_of
+from tests.redis_server import RedisServer
+
+HELLO = user(text("Hello?"))
+PICTURE = picture(40, 30)
+
+
+@dataclass
+class Client:
+    stub: "chat_pb2_grpc.ChatServiceAsyncStub"
+    settings: GatewaySettings
+
+
+@pytest.fixture
+async def client(
+    model_dir: Path, redis: RedisServer, encoders: list[FakeEncoder], decoders: list[FakeDecoder]
+) -> AsyncIterator[Client]:
+    settings = GatewaySettings(
+        listen="127.0.0.1:0",
+        model_dir=model_dir,
+        encoders=[encoder.address for encoder in encoders],
+        decoders=[decoder.address for decoder in decoders],
+        redis_url=redis.url,
+        max_images=3,
+        max_image_bytes=100_000,
+        drain_seconds=5,
+    )
+    async with (
+        running(GatewayTier(settings), settings) as addresses,
+        grpc.aio.insecure_channel(addresses.grpc) as channel,
+    ):
+        yield Client(chat_pb2_grpc.ChatServiceStub(channel), settings)
+
+
+def permits() -> float:
+    return REGISTRY.get_sample_value("pixtral_gateway_permits_in_use") or 0.0
+
+
+async def test_stream_ends_with_completion_and_equals_complete(client: Client) -> None:
+    messages = [system(text("Be brief.")), user(image(PICTURE), text("What is this?"))]
+
+    stream = client.stub.StreamComplete(chat_pb2.StreamCompleteRequest(messages=messages))
+    events = [event async for event in stream]
+    whole = await client.stub.Complete(chat_pb2.CompleteRequest(messages=messages))
+
+    *deltas, last = events
+    assert [event.WhichOneof("event") for event in events] == ["delta", "delta", "completion"]
+    assert len({event.id for event in events}) == 1
+    (choice,) = whole.choices
+    assert choice.text == "".join(event.delta.text for event in deltas) == "Hello world"
+    assert list(choice.token_ids) == [t for event in deltas for t in event.delta.token_ids]
+    assert choice.finish_reason == deltas[-1].delta.finish_reason == chat_pb2.FINISH_REASON_STOP
+    assert whole.completion.usage == last.completion.usage
+    assert whole.completion.usage.prompt_tokens > whole.completion.usage.image_tokens > 0
+    assert whole.model == "pixtral-small"
+    assert [report.cached for report in last.completion.images] == [False]
+    assert [report.cached for report in whole.completion.images] == [True]
+    assert last.completion.timings.encode.ToNanoseconds() > 0
+    assert last.completion.timings.total.ToNanoseconds() > 0
+
+
+async def test_tokens_are_counted_as_a_completion_counts_them(client: Client) -> None:
+    messages = [user(image(PICTURE), text("What is this?"))]
+
+    counted = await client.stub.CountTokens(chat_pb2.CountTokensRequest(messages=messages))
+    whole = await client.stub.Complete(chat_pb2.CompleteRequest(messages=messages))
+
+    assert counted.prompt_tokens == whole.completion.usage.prompt_tokens
+    assert counted.image_tokens == whole.completion.usage.image_tokens
+
+
+async def test_model_is_listed_under_its_directorys_name(client: Client) -> None:
+    (model,) = (await client.stub.ListModels(chat_pb2.ListModelsRequest())).models
+
+    assert model == chat_pb2.Model(
+        name="pixtral-small", context_length=32_768, max_images=3, max_image_bytes=100_000
+    )
+    await client.stub.Complete(chat_pb2.CompleteRequest(model=model.name, messages=[HELLO]))
+
+
+CONTENT = "messages[0].content[0]"
+BAD_REQUESTS: dict[str, tuple[list[chat_pb2.Message], dict[str, Any], str]] = {
+    "no messages": ([], {}, "messages"),
+    "empty text": ([user(text(""))], {}, f"{CONTENT}.text"),
+    "unknown role": ([chat_pb2.Message(role=9, content=[text("x")])], {}, "messages[0].role"),  # type: ignore[arg-type]
+    "role order": ([HELLO, assistant(text("x")), assistant(text("x"))], {}, "messages[2].role"),
+    "not an image": ([user(image(b"GIF? no"))], {}, f"{CONTENT}.image.data"),
+    "0 bytes": ([user(image(b""))], {}, f"{CONTENT}.image.data"),
+    "50000x50000": ([user(image(png_of(50_000, 50_000)))], {}, f"{CONTENT}.image.data"),
+    "over the byte cap": ([user(image(PICTURE + bytes(100_000)))], {}, f"{CONTENT}.image.data"),
+    "a web URL": ([user(image_url("https://example.com/a.png"))], {}, f"{CONTENT}.image.url"),
+    "too many images": ([user(*[image(PICTURE)] * 4)], {}, "messages"),
+    "too long": ([user(text("word " * 40_000))], {}, "messages"),
+    "temperature -1": ([HELLO], {"temperature": -1}, "sampling.temperature"),
+    "stop token": ([HELLO], {"stop_token_ids": [1 << 30]}, "sampling.stop_token_ids[0]"),
+    "max_tokens": ([HELLO], {"max_tokens": 40_000}, "sampling.max_tokens"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+async def test_bad_requests_name_their_field_and_disturb_nothing(
+    client: Client, encoders: list[FakeEncoder], redis: RedisServer, name: str
+) -> None:
+    messages, sampling, field = BAD_REQUESTS[name]
+    params = chat_pb2.SamplingParams(**sampling)
+    calls = (
+        client.stub.Complete(chat_pb2.CompleteRequest(messages=messages, sampling=params)),
+        client.stub.StreamComplete(
+            chat_pb2.StreamCompleteRequest(messages=messages, sampling=params)
+        ).read(),
+    )
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+
+        error = from_rpc_error(refused.value)
+        assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert [path for path, _ in error.violations] == [field]
+    assert not any(encoder.calls for encoder in encoders)
+    assert permits() == 0
+    await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO]))
+
+
+@pytest.mark.parametrize("method", ["Complete", "CountTokens"])
+async def test_other_models_are_not_found(client: Client, method: str) -> None:
+    request = {
+        "Complete": chat_pb2.CompleteRequest(model="other", messages=[HELLO]),
+        "CountTokens": chat_pb2.CountTokensRequest(model="other", messages=[HELLO]),
+    }[method]
+
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await getattr(client.stub, method)(request)
+
+    error = from_rpc_error(refused.value)
+    assert error.code is grpc.StatusCode.NOT_FOUND
+    assert error.reason == "MODEL_NOT_FOUND"
+
+
+async def test_cancelled_call_stops_the_decoder_and_frees_its_permit(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [never_ends, answers]
+    call = client.stub.StreamComplete(chat_pb2.StreamCompleteRequest(messages=[HELLO]))
+    await call.read()
+    assert permits() == 1
+    call.cancel()
+
+    await eventually(lambda: sum(decoder.cancelled for decoder in decoders) == 1)
+    await eventually(lambda: permits() == 0)
+
+
+async def test_deadline_stops_the_decoder_and_frees_its_permit(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [never_ends, answers]
+
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO]), timeout=0.3)
+
+    assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await eventually(lambda: sum(decoder.cancelled for decoder in decoders) == 1)
+    await eventually(lambda: permits() == 0)
+
+
+async def test_checkpoint_that_cannot_be_served_is_told_at_the_start(tmp_path: Path) -> None:
+    settings = GatewaySettings(
+        listen="127.0.0.1:0", model_dir=tmp_path, decoders=["127.0.0.1:1"], drain_seconds=0
+    )
+
+    with pytest.raises(StartupError, match=r"params\.json"):
+        async with running(GatewayTier(settings), settings):
+            pass

@@ -1,0 +1,92 @@
+import asyncio
+
+import pytest
+from prometheus_client import REGISTRY
+
+from embeddings.vision import VisionSpec
+from gateway.tiers import Contract, DecoderReplica, EncoderReplica, Tiers, under
+from serving.channel import open_channel
+from serving.errors import Unavailable
+from tests.gateway.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder, FakeEncoder
+from tests.gateway.harness import eventually
+
+CONTRACT = Contract("small", FINGERPRINT, WIDTH, "f32")
+
+
+def watching(encoders: list[FakeEncoder], decoders: list[FakeDecoder]) -> Tiers:
+    return Tiers(
+        encoders=[EncoderReplica(e.address, open_channel(e.address, None)) for e in encoders],
+        decoders=[DecoderReplica(d.address, open_channel(d.address, None)) for d in decoders],
+        width=WIDTH,
+    )
+
+
+def ready(tier: str) -> float:
+    return REGISTRY.get_sample_value("pixtral_gateway_replicas_ready", {"tier": tier}) or 0.0
+
+
+async def test_starts_with_the_first_decoder_and_without_an_encoder(spec: VisionSpec) -> None:
+    encoder = await FakeEncoder.started(spec)
+    decoder = await FakeDecoder.started()
+    await asyncio.gather(encoder.stop(), decoder.stop())
+    tiers = watching([encoder], [decoder])
+    starting = asyncio.create_task(tiers.start())
+    done, _ = await asyncio.wait((starting,), timeout=0.2)
+    assert not done
+
+    await decoder.start()
+    await asyncio.wait_for(starting, 20)
+
+    assert tiers.contract() == CONTRACT
+    assert tiers.context_length == decoder.context_length
+    assert under(tiers.encoders, CONTRACT) == {}
+    await encoder.start()
+    await eventually(lambda: under(tiers.encoders, CONTRACT))
+    assert (ready("encoder"), ready("decoder")) == (1, 1)
+    await tiers.stop()
+    assert (ready("encoder"), ready("decoder")) == (0, 0)
+    await asyncio.gather(encoder.stop(), decoder.stop())
+
+
+async def test_only_equal_encoders_and_decoders_are_paired(
+    encoders: list[FakeEncoder], decoders: list[FakeDecoder]
+) -> None:
+    encoders[0].fingerprint = decoders[0].fingerprint = "beef"
+    decoders[0].width = 2 * WIDTH
+    tiers = watching(encoders, decoders)
+    await tiers.start()
+    await eventually(lambda: all(encoder.contract for encoder in tiers.encoders))
+
+    assert tiers.contract() == CONTRACT
+    assert list(under(tiers.encoders, CONTRACT)) == [encoders[1].address]
+    assert list(under(tiers.decoders, CONTRACT)) == [decoders[1].address]
+    await tiers.stop()
+
+
+async def test_rolling_upgrade_serves_by_what_images_can_be_encoded_for(
+    encoders: list[FakeEncoder], decoders: list[FakeDecoder]
+) -> None:
+    for encoder in encoders:
+        encoder.fingerprint = "beef"
+    decoders[1].fingerprint = "beef"
+    tiers = watching(encoders, decoders)
+    await tiers.start()
+    await eventually(lambda: all(r.contract for r in (*tiers.encoders, *tiers.decoders)))
+
+    assert tiers.contract().fingerprint == "beef"
+    await tiers.stop()
+
+
+async def test_replica_that_is_lost_is_found_again(
+    encoders: list[FakeEncoder], decoders: list[FakeDecoder]
+) -> None:
+    tiers = watching(encoders, decoders[:1])
+    await tiers.start()
+    (replica,) = tiers.decoders
+    replica.lost()
+
+    with pytest.raises(Unavailable):
+        tiers.contract()
+    await eventually(lambda: replica.contract)
+    assert tiers.contract() == CONTRACT
+    await tiers.stop()

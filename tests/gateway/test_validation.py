@@ -1,0 +1,161 @@
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from gateway.conversation import Role
+from gateway.validation import check_length, check_model, check_sampling, read_conversation
+from pixtral.v1 import chat_pb2
+from serving.errors import InvalidRequest, NotFound
+from tests.gateway.pictures import assistant, image, image_url, picture, system, text, user
+
+HI = text("hi")
+PICTURE = image(picture(8, 8))
+
+
+def field_of(refused: pytest.ExceptionInfo[InvalidRequest]) -> str:
+    ((field, _),) = refused.value.violations
+    return field
+
+
+def test_roles_text_and_images_come_in_order() -> None:
+    conversation = read_conversation(
+        [system(HI), user(PICTURE, HI), assistant(HI), user(HI, image_url("data:,"), PICTURE)],
+        max_images=3,
+    )
+
+    assert [turn.role for turn in conversation.turns] == [
+        Role.SYSTEM,
+        Role.USER,
+        Role.ASSISTANT,
+        Role.USER,
+    ]
+    assert conversation.turns[0].parts == ("hi",)
+    assert [source.path for source in conversation.images] == [
+        "messages[1].content[0].image.data",
+        "messages[3].content[1].image.url",
+        "messages[3].content[2].image.data",
+    ]
+    assert conversation.images[1].url == "data:,"
+
+
+@pytest.mark.parametrize(
+    ("messages", "field"),
+    [
+        ([], "messages"),
+        ([user()], "messages[0].content"),
+        ([user(text(""))], "messages[0].content[0].text"),
+        ([user(PICTURE, text(""))], "messages[0].content[1].text"),
+        ([system(text("")), user(HI)], "messages[0].content[0].text"),
+        ([user(HI), assistant(text("")), user(HI)], "messages[1].content[0].text"),
+        ([user(HI, chat_pb2.ContentPart())], "messages[0].content[1]"),
+        ([user(chat_pb2.ContentPart(image=chat_pb2.Image()))], "messages[0].content[0].image"),
+        ([chat_pb2.Message(content=[HI])], "messages[0].role"),
+        ([user(HI), chat_pb2.Message(role=17, content=[HI])], "messages[1].role"),  # type: ignore[arg-type]
+        ([user(HI), user(HI)], "messages[1].role"),
+        ([assistant(HI), user(HI)], "messages[0].role"),
+        ([user(HI), system(HI), user(HI)], "messages[1].role"),
+        ([system(HI), system(HI), user(HI)], "messages[1].role"),
+        ([system(HI), assistant(HI)], "messages[1].role"),
+        ([system(HI)], "messages[0].role"),
+        ([user(HI), assistant(HI)], "messages[1].role"),
+        ([system(PICTURE), user(HI)], "messages[0].content[0].image"),
+        ([user(HI), assistant(HI, PICTURE), user(HI)], "messages[1].content[1].image"),
+        ([user(PICTURE, PICTURE), assistant(HI), user(PICTURE, PICTURE)], "messages"),
+    ],
+)
+def test_bad_conversations_name_their_field(
+    messages: Sequence[chat_pb2.Message], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_conversation(messages, max_images=3)
+
+    assert field_of(refused) == field
+
+
+def test_too_many_images_are_told_as_such() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_conversation([user(PICTURE, PICTURE)], max_images=1)
+
+    assert refused.value.reason == "TOO_MANY_IMAGES"
+
+
+@pytest.mark.parametrize("asked", ["", "pixtral"])
+def test_own_name_and_none_are_served(asked: str) -> None:
+    check_model(asked, "pixtral")
+
+
+def test_other_model_is_not_found_and_not_echoed() -> None:
+    with pytest.raises(NotFound) as refused:
+        check_model("gpt-99", "pixtral")
+
+    assert refused.value.reason == "MODEL_NOT_FOUND"
+    assert "gpt-99" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("sampling", "field"),
+    [
+        (chat_pb2.SamplingParams(max_tokens=0), "sampling.max_tokens"),
+        (chat_pb2.SamplingParams(max_tokens=3, min_tokens=4), "sampling.min_tokens"),
+        (chat_pb2.SamplingParams(temperature=-1), "sampling.temperature"),
+        (chat_pb2.SamplingParams(temperature=math.nan), "sampling.temperature"),
+        (chat_pb2.SamplingParams(temperature=math.inf), "sampling.temperature"),
+        (chat_pb2.SamplingParams(temperature=2.1), "sampling.temperature"),
+        (chat_pb2.SamplingParams(top_p=0), "sampling.top_p"),
+        (chat_pb2.SamplingParams(top_p=1.01), "sampling.top_p"),
+        (chat_pb2.SamplingParams(top_p=math.nan), "sampling.top_p"),
+        (chat_pb2.SamplingParams(min_p=-0.1), "sampling.min_p"),
+        (chat_pb2.SamplingParams(repetition_penalty=0), "sampling.repetition_penalty"),
+        (chat_pb2.SamplingParams(repetition_penalty=math.inf), "sampling.repetition_penalty"),
+        (chat_pb2.SamplingParams(presence_penalty=-2.1), "sampling.presence_penalty"),
+        (chat_pb2.SamplingParams(frequency_penalty=math.nan), "sampling.frequency_penalty"),
+        (chat_pb2.SamplingParams(stop=["a", ""]), "sampling.stop[1]"),
+        (chat_pb2.SamplingParams(stop=["a" * 2000]), "sampling.stop[0]"),
+        (chat_pb2.SamplingParams(stop=["a"] * 65), "sampling.stop"),
+        (chat_pb2.SamplingParams(stop_token_ids=[5, 100]), "sampling.stop_token_ids[1]"),
+    ],
+)
+def test_sampling_out_of_range_names_its_field(
+    sampling: chat_pb2.SamplingParams, field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_sampling(sampling, vocabulary_size=100)
+
+    assert field_of(refused) == field
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        chat_pb2.SamplingParams(),
+        chat_pb2.SamplingParams(temperature=0, top_p=1, top_k=0, min_p=0, seed=-1, max_tokens=1),
+        chat_pb2.SamplingParams(
+            temperature=2, presence_penalty=-2, frequency_penalty=2, stop=["x"], stop_token_ids=[99]
+        ),
+    ],
+)
+def test_sampling_within_range_passes(sampling: chat_pb2.SamplingParams) -> None:
+    check_sampling(sampling, vocabulary_size=100)
+
+
+@pytest.mark.parametrize("tokens", [100, 101])
+def test_prompt_that_leaves_no_room_is_too_long(tokens: int) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_length(tokens, chat_pb2.SamplingParams(), context_length=100)
+
+    assert field_of(refused) == "messages"
+    assert refused.value.reason == "PROMPT_TOO_LONG"
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "min_tokens"])
+def test_answer_that_does_not_fit_names_its_field(field: str) -> None:
+    fits, exceeds = chat_pb2.SamplingParams(), chat_pb2.SamplingParams()
+    setattr(fits, field, 10)
+    setattr(exceeds, field, 11)
+
+    check_length(90, fits, context_length=100)
+    with pytest.raises(InvalidRequest) as refused:
+        check_length(90, exceeds, context_length=100)
+
+    assert field_of(refused) == f"sampling.{field}"
