@@ -4,6 +4,8 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 from hypothesis import given
 from hypothesis import strategies as st
@@ -154,6 +156,15 @@ async def test_a_status_without_our_details_keeps_its_code_and_none_of_its_text(
     assert isinstance(read, Unavailable)
     assert read.reason == "UNAVAILABLE"
     assert "10.0.0.7" not in read.message
+
+
+def test_another_projects_details_are_not_relayed() -> None:
+    status = Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="no row 7 in table secrets")
+    status.details.add().Pack(ErrorInfo(reason="NO_ROW", domain="other.example"))
+    read = from_rpc_error(received(rpc_status.to_status(status)))
+    assert isinstance(read, NotFound)
+    assert read.reason == "NOT_FOUND"
+    assert "secrets" not in read.message
 
 
 @given(st.binary(max_size=200))

@@ -161,6 +161,29 @@ async def test_a_stream_that_nobody_reads_is_closed_when_the_client_leaves() -> 
         await counts.become({"started": 1, "CANCELLED": 1, "timed": 1})
 
 
+async def test_a_call_ends_only_when_its_generator_has_cleaned_up() -> None:
+    leaving, release = asyncio.Event(), asyncio.Event()
+
+    async def flood(request: StringValue, context: Context) -> AsyncIterator[StringValue]:
+        try:
+            while True:
+                yield StringValue(value="x" * 100_000)
+        finally:
+            leaving.set()
+            await release.wait()
+
+    counts = Counts("server_stream", "Stream")
+    async with echo(EchoTier(stream=flood)) as stub:
+        call = stub.stream(StringValue())
+        await call.read()
+        call.cancel()
+        async with asyncio.timeout(5):
+            await leaving.wait()
+        assert counts.moved() == {"started": 1}
+        release.set()
+        await counts.become({"started": 1, "CANCELLED": 1, "timed": 1})
+
+
 async def test_a_cancellation_that_is_not_the_calls_own_is_an_internal_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -124,7 +124,8 @@ async def test_what_does_not_finish_in_time_is_cancelled(tmp_path: Path) -> None
     assert served.stopped.exists()
 
 
-async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
     async with process(tmp_path) as served:
         addresses = await served.addresses()
         async with open_channel(addresses["grpc"], None) as channel:
@@ -132,10 +133,12 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
             await becomes(health, SERVING)
             stream = EchoStub(channel).stream(StringValue())
             await stream.read()
-            served.child.terminate()
+            served.child.send_signal(number)
             await becomes(health, NOT_SERVING)
-            served.child.terminate()
-            assert (await served.ended())[0] == -signal.SIGTERM
+            served.child.send_signal(number)
+            code, log = await served.ended()
+            assert code == -number
+            assert "Traceback" not in log
     assert not served.stopped.exists()
 
 
@@ -185,7 +188,7 @@ async def test_a_tier_that_fails_ends_the_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flag", ["--listen", "--metrics-listen"])
 async def test_an_address_that_is_taken_is_named(tmp_path: Path, flag: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         async with process(tmp_path, flag, address) as served:
             code, log = await served.ended()
