@@ -75,10 +75,9 @@ def tensor_shapes(spec: VisionSpec) -> dict[str, Shape]:
 class VisionTower:
     """The whole of a Pixtral before its vision-language adapter.
 
-    All images of a call are one packed sequence: nothing is padded and nothing masked. On the
-    CPU an image's embedding does not depend on its companions: to the bit where it has 16
-    patches or more, and within float32 rounding below that, where products of a few rows take
-    another kernel.
+    All images of a call are one packed sequence: nothing is padded and nothing masked. An
+    image's embedding does not depend on its companions, save for rounding (below 1e-6 in
+    float32): products of only a few rows are summed in another order.
     """
 
     def __init__(self, spec: VisionSpec, weights: Mapping[str, Tensor]) -> None:

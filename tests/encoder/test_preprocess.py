@@ -8,12 +8,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from mistral_common.protocol.instruct.chunk import ImageURLChunk
-from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
+from mistral_common.tokens.tokenizers.image import (
+    ImageConfig,
+    ImageEncoder,
+    SpecialImageIDs,
+    transform_image,
+)
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from embeddings.vision import VisionSpec
-from services.encoder import preprocess
 from services.encoder.preprocess import Preprocessor
 from serving.errors import InvalidRequest
 from tests.encoder.pictures import file_of, picture, png, png_that_claims
@@ -155,14 +159,13 @@ async def test_one_that_takes_too_long_is_refused_and_others_wait_without_a_cloc
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     release = threading.Event()
-    transform = preprocess.transform_image
 
     def slow(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
         if image.size == (64, 48):
             release.wait(60)
-        return transform(image, size)
+        return transform_image(image, size)
 
-    monkeypatch.setattr(preprocess, "transform_image", slow)
+    monkeypatch.setattr("services.encoder.preprocess.transform_image", slow)
     preprocessor = Preprocessor(PIXTRAL, workers=1, max_pixels=64_000_000, timeout_seconds=0.2)
     slow_one, other = await preprocessor.open(png(64, 48)), await preprocessor.open(png(32, 32))
     slow_pixels = asyncio.create_task(preprocessor.pixels(slow_one))

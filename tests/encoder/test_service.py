@@ -213,7 +213,10 @@ async def test_what_cannot_be_served_is_told_in_one_line(
 async def info_once_ready(stub: Any) -> encoder_pb2.GetEncoderInfoResponse:
     while True:
         try:
-            return await stub.GetEncoderInfo(encoder_pb2.GetEncoderInfoRequest())
+            info: encoder_pb2.GetEncoderInfoResponse = await stub.GetEncoderInfo(
+                encoder_pb2.GetEncoderInfoRequest()
+            )
+            return info
         except grpc.aio.AioRpcError as error:
             if error.code() != grpc.StatusCode.UNAVAILABLE:
                 raise

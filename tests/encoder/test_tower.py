@@ -60,8 +60,9 @@ def merged(x: Tensor, rows: int, cols: int, weights: tuple[Tensor, Tensor]) -> T
     x = x / (x.pow(2).mean(1, keepdim=True) + 1e-5).sqrt() * norm
     grid = x.view(rows, cols, width)
     kernel = layer.view(width, width, 2, 2)
+    corners = [(0, 0), (0, 1), (1, 0), (1, 1)]
     tokens = [
-        sum(kernel[:, :, i, j] @ grid[row + i, col + j] for i in range(2) for j in range(2))
+        torch.stack([kernel[:, :, i, j] @ grid[row + i, col + j] for i, j in corners]).sum(0)
         for row in range(0, rows, 2)
         for col in range(0, cols, 2)
     ]

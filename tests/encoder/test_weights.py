@@ -23,7 +23,8 @@ def spec(checkpoint_dir: Path) -> VisionSpec:
 
 @pytest.fixture(scope="module")
 def all_tensors(checkpoint_dir: Path) -> Tensors:
-    return load_file(checkpoint_dir / "consolidated.safetensors")
+    tensors: Tensors = load_file(checkpoint_dir / "consolidated.safetensors")
+    return tensors
 
 
 @pytest.fixture
