@@ -19,7 +19,7 @@ from gateway.images import ImageInput, ImageReader
 from gateway.metrics import ENCODE_SECONDS, IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
 from gateway.prompt import Prompt, PromptEncoder
 from gateway.tiers import Contract, Tiers
-from gateway.validation import check_length
+from gateway.validation import check_length, check_text
 from pixtral.v1 import chat_pb2, decoder_pb2
 from serving.errors import FailedPrecondition, ServingError, Unavailable
 
@@ -180,6 +180,7 @@ class Completions:
         )
 
     async def _read(self, conversation: Conversation) -> tuple[list[ImageInput], Prompt]:
+        check_text(conversation, self._prompts.longest_token, self._tiers.context_length)
         images = [await self._images.read(source) for source in conversation.images]
         prompt = await self._prompts.encode(conversation, [image.grid for image in images])
         return images, prompt

@@ -38,3 +38,8 @@ class Conversation:
     def images(self) -> list[ImageSource]:
         """In the order of the conversation, which is also that of the prompt."""
         return [part for turn in self.turns for part in turn.parts if isinstance(part, ImageSource)]
+
+    @property
+    def characters(self) -> int:
+        """Of text."""
+        return sum(len(part) for turn in self.turns for part in turn.parts if isinstance(part, str))

@@ -8,7 +8,7 @@ from gateway.deadline import Deadline
 from gateway.routing import rendezvous, with_bounded_load
 from gateway.tiers import GONE, RETRY_SECONDS, Contract, DecoderReplica, under
 from pixtral.v1 import decoder_pb2
-from serving.errors import ServingError, Unavailable, from_rpc_error
+from serving.errors import InvalidRequest, ServingError, Unavailable, from_rpc_error
 
 MAX_ATTEMPTS = 3
 
@@ -48,7 +48,7 @@ class Decoders:
                     yield response
                 return
             except grpc.aio.AioRpcError as error:
-                refusal = from_rpc_error(error)
+                refusal = _refusal(error)
                 if not _is_gone(refusal):
                     raise refusal from None
                 replica.lost()
@@ -66,6 +66,16 @@ class Decoders:
             raise _gone("no decoder is ready")
         load = {address: replica.outstanding for address, replica in ready.items()}
         return ready[with_bounded_load(preference, load)]
+
+
+def _refusal(error: grpc.aio.AioRpcError) -> ServingError:
+    refusal = from_rpc_error(error)
+    if not isinstance(refusal, InvalidRequest):
+        return refusal
+    # A decoder names the fields of its own request; the client's has only the sampling in common.
+    field, description = (*refusal.violations, ("", "the model does not take the prompt"))[0]
+    path = field if field.startswith("sampling.") else "messages"
+    return InvalidRequest(path, description, refusal.reason)
 
 
 def _is_gone(refusal: ServingError) -> bool:

@@ -58,12 +58,20 @@ class Prompt:
 
 
 class PromptEncoder:
-    """A checkpoint's own tokenizer. Holds no state of a request; any thread may call it."""
+    """A checkpoint's own tokenizer. Holds no state of a request; any thread may call it.
+
+    Attributes:
+        vocabulary_size: token ids are below it.
+        longest_token: in characters.
+    """
 
     def __init__(self, tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], spec: VisionSpec):
         """Raises BadCheckpoint where tokenizer and `spec` disagree."""
         _check_agreement(tokenizer, spec)
         self._tokenizer = tokenizer
+        vocabulary = tokenizer.instruct_tokenizer.tokenizer.vocab()
+        self.vocabulary_size = len(vocabulary)
+        self.longest_token = max(map(len, vocabulary))
         self._spec = spec
         tokenizer.instruct_tokenizer.image_encoder = _GridEncoder(spec)
         # mistral_common spells every prompt out again as text, for its own tests: two thirds of
@@ -82,16 +90,9 @@ class PromptEncoder:
             raise BadCheckpoint(f"{path} is no tokenizer that mistral_common reads") from error
         return cls(tokenizer, spec)
 
-    @property
-    def vocabulary_size(self) -> int:
-        return int(self._tokenizer.instruct_tokenizer.tokenizer.n_words)
-
     async def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
         """As `encode_now`, off the event loop where the text is long."""
-        characters = sum(
-            len(part) for turn in conversation.turns for part in turn.parts if isinstance(part, str)
-        )
-        if characters > OFFLOAD_CHARACTERS:
+        if conversation.characters > OFFLOAD_CHARACTERS:
             return await asyncio.to_thread(self.encode_now, conversation, grids)
         return self.encode_now(conversation, grids)
 

@@ -66,6 +66,16 @@ def check_sampling(sampling: chat_pb2.SamplingParams, *, vocabulary_size: int) -
             raise InvalidRequest(f"sampling.stop_token_ids[{i}]", "not in the vocabulary")
 
 
+def check_text(conversation: Conversation, longest_token: int, context_length: int) -> None:
+    """Raises InvalidRequest for text too long for the context, however it would be tokenized."""
+    if conversation.characters > longest_token * context_length:
+        raise InvalidRequest(
+            "messages",
+            f"the text is longer than the context of {context_length} tokens",
+            "PROMPT_TOO_LONG",
+        )
+
+
 def check_length(
     prompt_tokens: int, sampling: chat_pb2.SamplingParams, context_length: int
 ) -> None:

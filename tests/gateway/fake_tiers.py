@@ -64,7 +64,7 @@ class FakeEncoder(_Process, encoder_pb2_grpc.EncoderServiceServicer):
         self.cancelled = 0
         self.hold = asyncio.Event()
         self.hold.set()
-        self._spec = spec
+        self.spec = spec
 
     @classmethod
     async def started(cls, spec: VisionSpec) -> "FakeEncoder":
@@ -86,7 +86,7 @@ class FakeEncoder(_Process, encoder_pb2_grpc.EncoderServiceServicer):
             raise
         header = read_header(request.image)
         assert header is not None
-        grid = self._spec.grid(header.width, header.height)
+        grid = self.spec.grid(header.width, header.height)
         is_new = key not in self.encoded
         self.encoded.add(key)
         return encoder_pb2.EncodeResponse(

@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from prometheus_client import REGISTRY
@@ -265,6 +266,41 @@ async def test_decoders_refusal_is_relayed(gateway: Harness, decoders: list[Fake
     assert refused.retry_after == 2.5
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("sampling.top_k", "sampling.top_k"), ("images[0].rows", "messages"), ("", "messages")],
+)
+async def test_decoders_refusal_names_a_field_of_the_clients(
+    gateway: Harness, decoders: list[FakeDecoder], theirs: str, ours: str
+) -> None:
+    everywhere(decoders, refuses(InvalidRequest(theirs, "is not taken", "SOME_REASON")))
+
+    refused = await refusal(gateway, user(text("Hello?")))
+
+    assert refused.violations == ((ours, "is not taken"),)
+    assert refused.reason == "SOME_REASON"
+
+
+async def test_decoder_of_other_weights_is_passed_over(
+    gateway: Harness, decoders: list[FakeDecoder]
+) -> None:
+    await gateway.answer(user(text("Hello?")))
+    chosen = serving(decoders)
+    chosen.behaviours = [refuses(FailedPrecondition("other weights", "FINGERPRINT_MISMATCH"))]
+
+    assert (await gateway.answer(user(text("Hello?")))).text == "Hello world"
+
+
+async def test_encoder_of_other_weights_is_passed_over(
+    gateway: Harness, encoders: list[FakeEncoder]
+) -> None:
+    other = owner(encoders, CAT)
+    other.refusal = FailedPrecondition("other weights", "FINGERPRINT_MISMATCH")
+
+    assert (await gateway.answer(user(image(CAT), QUESTION))).text == "Hello world"
+    assert all_calls(encoders) == [sha(CAT)] * 2
+
+
 async def test_dead_encoder_is_passed_over(
     gateway: Harness, encoders: list[FakeEncoder], decoders: list[FakeDecoder]
 ) -> None:
@@ -361,14 +397,7 @@ async def test_size_that_the_encoder_sees_otherwise_is_refused(
     gateway: Harness, encoders: list[FakeEncoder], spec: VisionSpec
 ) -> None:
     for encoder in encoders:
-        encoder._spec = VisionSpec(
-            **{
-                name: getattr(spec, name)
-                for name in spec.__dataclass_fields__
-                if name != "norm_eps"
-            }
-            | {"max_image_size": 16}
-        )
+        encoder.spec = replace(spec, max_image_size=16)
 
     refused = await refusal(gateway, user(image(CAT), QUESTION))
 

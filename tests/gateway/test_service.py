@@ -9,6 +9,7 @@ import grpc
 import pytest
 from prometheus_client import REGISTRY
 
+from gateway.prompt import PromptEncoder
 from gateway.settings import GatewaySettings
 from gateway.tier import GatewayTier
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
@@ -32,8 +33,15 @@ class Client:
 
 @pytest.fixture
 async def client(
-    model_dir: Path, redis: RedisServer, encoders: list[FakeEncoder], decoders: list[FakeDecoder]
+    model_dir: Path,
+    prompts: PromptEncoder,
+    redis: RedisServer,
+    encoders: list[FakeEncoder],
+    decoders: list[FakeDecoder],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Client]:
+    # Nothing but its loading, a second's work, is left out.
+    monkeypatch.setattr(PromptEncoder, "load", lambda *_: prompts)
     settings = GatewaySettings(
         listen="127.0.0.1:0",
         model_dir=model_dir,

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 import pytest
 
 from gateway.conversation import Role
-from gateway.validation import check_length, check_model, check_sampling, read_conversation
+from gateway.validation import (
+    check_length,
+    check_model,
+    check_sampling,
+    check_text,
+    read_conversation,
+)
 from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest, NotFound
 from tests.gateway.pictures import assistant, image, image_url, picture, system, text, user
@@ -159,3 +165,14 @@ def test_answer_that_does_not_fit_names_its_field(field: str) -> None:
         check_length(90, exceeds, context_length=100)
 
     assert field_of(refused) == f"sampling.{field}"
+
+
+def test_text_too_long_for_any_tokenizing_is_refused_before_it() -> None:
+    conversation = read_conversation([user(PICTURE, text("a" * 60), text("b" * 40))], max_images=1)
+
+    check_text(conversation, longest_token=10, context_length=10)
+    with pytest.raises(InvalidRequest) as refused:
+        check_text(conversation, longest_token=9, context_length=11)
+
+    assert field_of(refused) == "messages"
+    assert refused.value.reason == "PROMPT_TOO_LONG"

@@ -1,0 +1,110 @@
+"""`python -m gateway` as a process of its own."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+
+from gateway.settings import GatewaySettings
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
+from serving.settings import load
+from tests.gateway.fake_tiers import FakeDecoder
+from tests.gateway.harness import eventually
+from tests.gateway.pictures import text, user
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
+
+
+async def test_serves_until_told_to_stop(
+    model_dir: Path, tmp_path: Path, decoders: list[FakeDecoder]
+) -> None:
+    told = tmp_path / "addresses.json"
+    flags = {
+        "listen": "127.0.0.1:0",
+        "model-dir": str(model_dir),
+        "decoders": ",".join(decoder.address for decoder in decoders),
+        "address-file": str(told),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "gateway"),
+        *(f"--{name}={value}" for name, value in flags.items()),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    try:
+        await eventually(told.exists, 60)
+        address = json.loads(told.read_text())["grpc"]
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = chat_pb2_grpc.ChatServiceStub(channel)
+            response = await _when_ready(
+                stub, chat_pb2.CompleteRequest(messages=[user(text("Hello?"))])
+            )
+        assert response.choices[0].text == "Hello world"
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def _when_ready(
+    stub: "chat_pb2_grpc.ChatServiceAsyncStub", request: chat_pb2.CompleteRequest
+) -> chat_pb2.CompleteResponse:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await stub.Complete(request)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ([], "model_dir"),
+        (["--decoders="], "decoders"),
+        (["--decoders=127.0.0.1:1", "--listen=0.0.0.0:1"], "allow_insecure"),
+        (["--decoders=nowhere"], "decoders"),
+    ],
+)
+def test_wrong_settings_are_told_in_a_line(
+    model_dir: Path,
+    flags: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PIXTRAL_")]:
+        monkeypatch.delenv(name)
+    argv = [*flags, *([f"--model-dir={model_dir}"] if flags else [])]
+
+    with pytest.raises(SystemExit) as left:
+        load(GatewaySettings, argv, prog="gateway")
+
+    assert left.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_name_is_the_directorys_unless_given(model_dir: Path) -> None:
+    def named(**values: str) -> str:
+        return GatewaySettings(model_dir=model_dir, decoders=("127.0.0.1:1",), **values).model_name  # type: ignore[arg-type]
+
+    assert named() == "pixtral-small"
+    assert named(model="pixtral") == "pixtral"
+
+
+def test_needs_neither_torch_nor_vllm() -> None:
+    script = "import sys, gateway.tier; sys.exit(bool({'torch', 'vllm'} & set(sys.modules)))"
+
+    assert subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT).returncode == 0
