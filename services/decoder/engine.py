@@ -1,4 +1,8 @@
-"""The vLLM engine, as a plain class: prompts in, deltas out."""
+"""The vLLM engine, as a plain class: prompts in, deltas out.
+
+vLLM takes seconds to import. It is imported where it is used, so that a process answers health
+checks while it does.
+"""
 
 import asyncio
 import threading
@@ -14,7 +18,6 @@ from services.decoder.engine_args import EngineOptions, engine_args
 from services.decoder.plugin import ARCHITECTURE
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling
-from services.decoder.vllm_inputs import embedding_item, engine_input
 
 T = TypeVar("T")
 
@@ -123,6 +126,8 @@ class DecoderEngine:
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        from services.decoder.vllm_inputs import engine_input
+
         try:
             parameters = prompt.sampling.to_vllm(self._sampling_defaults)
             # No await from here until vLLM has sent the request: the engine's process keeps its
@@ -141,8 +146,9 @@ class DecoderEngine:
 
     def shutdown(self) -> None:
         """Ends the engine's process; blocks for seconds. What still runs is aborted."""
-        if self._llm is not None:
-            self._llm.shutdown()
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.shutdown()
 
     def _items(
         self,
@@ -150,6 +156,8 @@ class DecoderEngine:
         embeddings: Sequence[torch.Tensor | None],
         resend: bool,
     ) -> list[Any]:
+        from services.decoder.vllm_inputs import embedding_item
+
         items = [None if tensor is None else embedding_item(tensor) for tensor in embeddings]
         cache = self._cache
         if cache is None or resend:
