@@ -5,12 +5,12 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import cast
 
 from embeddings.key import EmbeddingKey, to_proto
 from embeddings.store import EmbeddingStore
 from gateway.admission import Admission
+from gateway.answer import Ask, Finished, ImageReport, Timings, Usage
 from gateway.conversation import Conversation, Role
 from gateway.deadline import Deadline
 from gateway.decoders import Decoders
@@ -28,55 +28,6 @@ SCOPE = "public"
 
 # Tiers keep the deadline themselves; after this long only a client that stopped reading is left.
 GRACE_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What a client asks for. `arrival` is on the monotonic clock, in seconds."""
-
-    id: str
-    conversation: Conversation
-    sampling: chat_pb2.SamplingParams
-    arrival: float
-    deadline: Deadline
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """In tokens; image and cached ones are among the prompt's."""
-
-    prompt_tokens: int
-    image_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """In seconds, all but `encode` from the request's arrival; `encode` is the wait for images."""
-
-    queue: float
-    encode: float
-    time_to_first_token: float
-    total: float
-
-
-@dataclass(frozen=True, slots=True)
-class ImageReport:
-    sha256: str
-    width: int
-    height: int
-    tokens: int
-    cached: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """What is known of a request at its end, `images` in the order of the conversation."""
-
-    usage: Usage
-    timings: Timings
-    images: tuple[ImageReport, ...]
 
 
 class Completions:

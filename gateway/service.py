@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from gateway.completion import Ask, Completions, Finished
+from gateway.answer import Ask, Finished
+from gateway.completion import Completions
 from gateway.deadline import Deadline
 from gateway.settings import GatewaySettings
 from gateway.validation import check_model, check_sampling, read_conversation

@@ -38,6 +38,9 @@ class Contract:
     width: int
     dtype: str
 
+    def __str__(self) -> str:
+        return f"{self.model}, fingerprint {self.fingerprint}, {self.width} wide, {self.dtype}"
+
 
 class Replica(ABC):
     """One process of another tier, at `address`.
@@ -70,17 +73,21 @@ class Replica(ABC):
 
         A replica whose embeddings are not `width` wide is of another model, and never used.
         """
-        slow = 0
+        slow, has_failed = 0, False
         while True:
             try:
                 contract = await self.handshake()
             except grpc.aio.AioRpcError as error:
+                if not has_failed:
+                    code = error.code().name
+                    logger.warning("%s %s does not answer: %s", self.tier, self.address, code)
+                has_failed = True
                 is_slow = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                 slow = slow + 1 if is_slow else SLOW_HANDSHAKES
                 if slow >= SLOW_HANDSHAKES:
                     self._announce(None)
             else:
-                slow = 0
+                slow, has_failed = 0, False
                 fits = contract.width == width
                 if not fits:
                     logger.warning("%s %s is of another model", self.tier, self.address)
@@ -89,7 +96,7 @@ class Replica(ABC):
             await self._pause()
 
     async def close(self) -> None:
-        self._announce(None)
+        self._set(None)
         await self._channel.close()
 
     async def _pause(self) -> None:
@@ -110,15 +117,10 @@ class Replica(ABC):
         if contract is None:
             logger.warning("%s %s is not ready", self.tier, self.address)
         else:
-            logger.info(
-                "%s %s is ready: %s, fingerprint %s, %d wide, %s",
-                self.tier,
-                self.address,
-                contract.model,
-                contract.fingerprint,
-                contract.width,
-                contract.dtype,
-            )
+            logger.info("%s %s is ready: %s", self.tier, self.address, contract)
+        self._set(contract)
+
+    def _set(self, contract: Contract | None) -> None:
         REPLICAS.labels(self.tier).inc((contract is not None) - (self.contract is not None))
         self.contract = contract
 

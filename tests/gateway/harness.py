@@ -10,7 +10,8 @@ from embeddings.key import EmbeddingKey
 from embeddings.store import EmbeddingStore
 from embeddings.vision import VisionSpec
 from gateway.admission import Admission
-from gateway.completion import SCOPE, Ask, Completions, Finished
+from gateway.answer import Ask, Finished
+from gateway.completion import SCOPE, Completions
 from gateway.deadline import Deadline
 from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
