@@ -72,6 +72,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _chat(options: argparse.Namespace) -> int:
+    # A script that reads the answer wants nothing else on standard output.
+    console.stderr = True
     tls = None
     if options.tls or options.tls_ca or options.tls_certificate:
         tls = Tls(options.tls_ca, options.tls_certificate, options.tls_private_key)

@@ -18,7 +18,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pixtral_client.errors import Unavailable
-from pixtral_client.supervisor import Plan, Process, Redis
+from pixtral_client.plan import Plan, Process, Redis
 
 GRACE_SECONDS = 15.0
 START_TIMEOUT = 1800.0

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from pixtral_client.client import Client
+from pixtral_client.plan import Process, Redis
 from pixtral_client.redis_server import find_redis_server
 from pixtral_client.stack import START_TIMEOUT, Progress, Stack, StackError
-from pixtral_client.supervisor import Process, Redis
 
 DRAIN_SECONDS = 5.0
 

@@ -25,62 +25,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pixtral_client.plan import Plan, Redis
 from pixtral_client.processes import become_subreaper, die_with_parent, kill_descendants
 from pixtral_client.redis_server import RedisServer, free_port
 
 _POLL_SECONDS = 0.05
 _REDIS_ATTEMPTS = 5
 _WAKING_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """A tier to start: `command` plus `--address-file FILE`, where it writes its addresses.
-
-    `connects` maps a flag to the process whose gRPC address is its value; this process is started
-    once those have bound.
-    """
-
-    name: str
-    command: Sequence[str]
-    connects: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Redis:
-    binary: str
-    max_memory: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to run. Logs and address files go to `directory`.
-
-    With `redis`, a server is started first and its URL given to all by PIXTRAL_REDIS_URL.
-    `grace_seconds` is what each process may take to end after SIGTERM before it is killed.
-    """
-
-    caller: int
-    directory: str
-    processes: Sequence[Process]
-    redis: Redis | None
-    environment: Mapping[str, str]
-    grace_seconds: float
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Plan":
-        fields = json.loads(text)
-        fields["processes"] = [Process(**process) for process in fields["processes"]]
-        fields["redis"] = Redis(**fields["redis"]) if fields["redis"] else None
-        return cls(**fields)
 
 
 class _StopRequested(Exception):

@@ -1,4 +1,4 @@
-"""What the commands print: answers on standard output, all else on standard error."""
+"""What the commands print. Errors go to standard error, and what `chat` says beside its answers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,8 @@ from pixtral_client.results import Completion
 from pixtral_client.stack import Progress
 
 answers = Console(highlight=False)
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:
@@ -54,12 +55,12 @@ def duration(seconds: float) -> str:
 
 
 def print_error(error: Exception) -> None:
-    console.print(f"error: {printable(str(error))}", style="red", markup=False)
+    errors.print(f"error: {printable(str(error))}", style="red", markup=False)
     if isinstance(error, Unavailable):
-        console.print("Is a gateway running there? `pixtral-serve up --model-dir DIR` starts one.")
+        errors.print("Is a gateway running there? `pixtral-serve up --model-dir DIR` starts one.")
     if isinstance(error, PixtralError):
         for note in getattr(error, "__notes__", ()):
-            console.print(printable(note), markup=False)
+            errors.print(printable(note), markup=False)
 
 
 class StartProgress:

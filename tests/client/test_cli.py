@@ -12,8 +12,13 @@ from typing import Any
 
 import pytest
 
-from pixtral_client import checkpoint, cli, conversation, doctor
+from pixtral_client import checkpoint, cli, conversation, doctor, terminal
 from tests.client.fake_gateway import BAD_IMAGE, FakeGateway, serving
+
+
+@pytest.fixture(autouse=True)
+def _console(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.console, "stderr", False)
 
 
 @pytest.fixture
@@ -202,7 +207,7 @@ def test_doctor_fails_on_a_broken_model(
     # What takes seconds to import has its own check, and is not the point here.
     monkeypatch.setattr(doctor, "_probe", lambda code: (None, "skipped"))
     assert cli.main(["doctor", "--model-dir", str(tmp_path)]) == 1
-    printed = capsys.readouterr().err
+    printed = capsys.readouterr().out
     assert re.search(r"^fail .*params\.json is missing or not JSON$", printed, re.MULTILINE)
     assert re.search(r"^ok +Python 3", printed, re.MULTILINE)
     assert "->" in printed

@@ -15,10 +15,10 @@ import psutil
 import pytest
 import redis
 
+from pixtral_client.plan import Process, Redis
 from pixtral_client.processes import descendants
 from pixtral_client.redis_server import find_redis_server
 from pixtral_client.stack import Progress, Stack, StackError
-from pixtral_client.supervisor import Process, Redis
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 DEADLINE = 30.0

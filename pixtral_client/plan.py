@@ -1,0 +1,50 @@
+"""What a supervisor is given to run, as data."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A tier to start: `command` plus `--address-file FILE`, where it writes its addresses.
+
+    `connects` maps a flag to the process whose gRPC address is its value; this process is started
+    once those have bound.
+    """
+
+    name: str
+    command: Sequence[str]
+    connects: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Redis:
+    binary: str
+    max_memory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run. Logs and address files go to `directory`.
+
+    With `redis`, a server is started first and its URL given to all by PIXTRAL_REDIS_URL.
+    `grace_seconds` is what each process may take to end after SIGTERM before it is killed.
+    """
+
+    caller: int
+    directory: str
+    processes: Sequence[Process]
+    redis: Redis | None
+    environment: Mapping[str, str]
+    grace_seconds: float
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        fields = json.loads(text)
+        fields["processes"] = [Process(**process) for process in fields["processes"]]
+        fields["redis"] = Redis(**fields["redis"]) if fields["redis"] else None
+        return cls(**fields)
