@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from pixtral_client.plan import Process, Redis
 from pixtral_client.processes import descendants
@@ -115,7 +117,8 @@ def test_redis_is_limited_and_needs_its_password(tmp_path: Path) -> None:
             assert client.config_get("bind") == {"bind": "127.0.0.1"}
             password = client.connection_pool.connection_kwargs["password"]
             port = client.connection_pool.connection_kwargs["port"]
-        with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger = redis.Redis(port=port, retry=Retry(NoBackoff(), 0))
+        with stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
         for pid in descendants(os.getpid()):
             assert password not in " ".join(psutil.Process(pid).cmdline())
