@@ -1,6 +1,7 @@
 """What a gateway is told at its start."""
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import DirectoryPath, Field
 
@@ -9,6 +10,8 @@ from serving.settings import Address, Addresses, PeerTlsSettings
 
 class GatewaySettings(PeerTlsSettings):
     """Serves a Pixtral model over gRPC, by way of encoder and decoder processes."""
+
+    peer_fields: ClassVar[tuple[str, ...]] = ("encoders", "decoders")
 
     listen: Address = Field(
         "127.0.0.1:50051", description="host:port to serve gRPC on; port 0 is any."

@@ -1,4 +1,4 @@
-"""A process's settings: read once, at start, from the environment, a TOML file and flags."""
+"""A process's settings: read once, at start, from a TOML file, the environment and flags."""
 
 import argparse
 import inspect
@@ -76,7 +76,7 @@ def is_loopback(address: str) -> bool:
 class ProcessSettings(BaseSettings):
     """What every process is told. Each tier adds its own fields, all with descriptions.
 
-    Made directly, it reads nothing from outside; `load` reads the environment, file and flags.
+    Made directly, it reads nothing from outside; `load` reads file, environment and flags.
     """
 
     model_config = SettingsConfigDict(
@@ -186,7 +186,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def load(cls: type[S], argv: Sequence[str] | None = None, *, prog: str) -> S:
-    """Settings from the environment, over it the TOML file, over it the flags.
+    """Settings from the TOML file, over it the environment, over it the flags.
 
     The file is named by --config or PIXTRAL_CONFIG. A wrong value ends the process with exit code
     2 and one line on stderr for each.
@@ -211,8 +211,8 @@ def load(cls: type[S], argv: Sequence[str] | None = None, *, prog: str) -> S:
     try:
         sources = {
             "flag": flags(args=arguments)(),
-            f"in {config}": _read_file(Path(config)) if config else {},
             "environment": EnvSettingsSource(cls)(),
+            f"in {config}": _read_file(Path(config)) if config else {},
         }
     except (SettingsError, ValueError) as error:
         parser.error(str(error))

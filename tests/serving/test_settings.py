@@ -41,14 +41,13 @@ def test_defaults() -> None:
     assert settings.peer_tls is None
 
 
-def test_flags_go_over_the_file_and_the_file_over_the_environment(
+def test_flags_go_over_the_environment_and_the_environment_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "tier.toml"
-    file.write_text('max_images = 2\nlisten = "127.0.0.1:2"\n')
-    monkeypatch.setenv("PIXTRAL_MAX_IMAGES", "1")
-    monkeypatch.setenv("PIXTRAL_LISTEN", "127.0.0.1:1")
-    monkeypatch.setenv("PIXTRAL_DRAIN_SECONDS", "1")
+    file.write_text('max_images = 1\nlisten = "127.0.0.1:1"\ndrain_seconds = 1\n')
+    monkeypatch.setenv("PIXTRAL_MAX_IMAGES", "2")
+    monkeypatch.setenv("PIXTRAL_LISTEN", "127.0.0.1:2")
     argv = ["--config", str(file), "--max-images", "3"]
     settings = load(TierSettings, argv, prog="tier")
     assert settings.max_images == 3
