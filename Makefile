@@ -62,8 +62,10 @@ format: $(INSTALLED) $(BUF) ## Format the code and the protos
 protos: $(INSTALLED) ## Generate the Python stubs anew
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py
 
-$(BUF): package-lock.json
-	@npm ci --no-audit --no-fund --silent
+# Buf is pinned to the digit in package.json and has no dependencies but its own binaries, not
+# all of which every registry carries: a lock of them would not install.
+$(BUF): package.json
+	@npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@
 
 clean: ## Remove the environment and everything that was made

@@ -44,11 +44,9 @@ def requirements(extras: list[str]) -> list[str]:
 
 
 def resolve(wanted: list[str]) -> list[tuple[str, str]]:
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
     report = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
-        + ["--quiet", "--report", "-", *wanted],
-        check=True,
-        stdout=subprocess.PIPE,
+        [*pip, "--quiet", "--report", "-", *wanted], check=True, stdout=subprocess.PIPE
     )
     return sorted(
         (
