@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -18,8 +18,6 @@ from services.decoder.engine_args import EngineOptions, engine_args
 from services.decoder.plugin import ARCHITECTURE
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling
-
-T = TypeVar("T")
 
 BEGIN_OF_SEQUENCE = 1
 
@@ -79,7 +77,7 @@ class DecoderEngine:
 
         Raises whatever vLLM raises for a model or machine that does not do.
         """
-        self._llm = await _in_daemon_thread(lambda: _load(self.options))
+        await _in_daemon_thread(self._load)
         # vLLM's own record, on this side, of the images that the engine's process holds.
         self._cache = self._llm.renderer.mm_processor_cache
         self._sampling_defaults = self._llm.model_config.get_diff_sampling_param()
@@ -144,11 +142,28 @@ class DecoderEngine:
         except ValueError as error:
             raise SamplingRefused from error
 
-    def shutdown(self) -> None:
-        """Ends the engine's process; blocks for seconds. What still runs is aborted."""
+    async def shutdown(self) -> None:
+        """Ends the engine's process, in seconds. What still runs is aborted."""
         llm, self._llm = self._llm, None
-        if llm is not None:
-            llm.shutdown()
+        if llm is None:
+            return
+        if llm.output_handler is not None:
+            # It would take the end of the engine's process for its death.
+            llm.output_handler.cancel()
+        await asyncio.to_thread(llm.shutdown)
+
+    def _load(self) -> None:
+        arguments = engine_args(self.options)
+
+        from vllm import ModelRegistry
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from services.decoder.model import PixtralEmbeddingsForConditionalGeneration
+
+        # The plug-in names the class, and vLLM would start a process to look at it, for 10 s. It
+        # is imported here in any case.
+        ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
+        self._llm = AsyncLLM.from_engine_args(arguments)
 
     def _items(
         self,
@@ -193,39 +208,26 @@ def _delta(output: Any, may_miss_images: bool) -> Delta:
     )
 
 
-def _load(options: EngineOptions) -> Any:
-    arguments = engine_args(options)
-
-    from vllm import ModelRegistry
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    from services.decoder.model import PixtralEmbeddingsForConditionalGeneration
-
-    # The plug-in names the class, and vLLM would start a process to look at it, for 10 s. It is
-    # imported here in any case.
-    ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
-    return AsyncLLM.from_engine_args(arguments)
-
-
-async def _in_daemon_thread(work: Callable[[], T]) -> T:
+async def _in_daemon_thread(work: Callable[[], None]) -> None:
     # Not the default executor: a process that is told to stop while it loads would wait for it.
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
+    done: asyncio.Future[None] = loop.create_future()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
+    def settle(error: BaseException | None) -> None:
         if done.cancelled():
             return
-        if error is not None:
-            done.set_exception(error)
+        if error is None:
+            done.set_result(None)
         else:
-            done.set_result(result)  # type: ignore[arg-type]
+            done.set_exception(error)
 
     def run() -> None:
         try:
-            outcome: tuple[T | None, BaseException | None] = (work(), None)
+            work()
         except BaseException as error:
-            outcome = (None, error)
-        loop.call_soon_threadsafe(settle, *outcome)
+            loop.call_soon_threadsafe(settle, error)
+        else:
+            loop.call_soon_threadsafe(settle, None)
 
     threading.Thread(target=run, name="load-engine", daemon=True).start()
-    return await done
+    await done

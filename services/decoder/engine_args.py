@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embeddings.vision import read_params
-from services.decoder.plugin import ARCHITECTURE, OWNED_BY_DECODER
+from services.decoder.plugin import ARCHITECTURE, CONFIG_FORMAT, OWNED_BY_DECODER
 
 GIB = 1 << 30
 
@@ -60,7 +60,7 @@ def engine_args(options: EngineOptions) -> Any:
     arguments: dict[str, Any] = {
         "model": str(options.model_dir),
         "tokenizer_mode": "mistral",
-        "config_format": "mistral",
+        "config_format": CONFIG_FORMAT,
         "load_format": "mistral",
         "hf_overrides": {"architectures": [ARCHITECTURE]},
         "dtype": options.dtype,

@@ -11,20 +11,25 @@ from importlib.metadata import entry_points
 from multiprocessing.connection import wait
 
 ARCHITECTURE = "PixtralEmbeddingsForConditionalGeneration"
+CONFIG_FORMAT = "pixtral-params"
 # Set by the decoder for its engine's processes alone: the plug-in is loaded by every vLLM that
 # runs in the same environment.
 OWNED_BY_DECODER = "PIXTRAL_ENGINE_OF_DECODER"
 
 
 def register() -> None:
-    """Registers the model class with vLLM. Calling it again changes nothing."""
+    """Registers the model class and how to read its config. Calling it again changes nothing."""
     from vllm import ModelRegistry
+    from vllm.transformers_utils.config import register_config_parser
+
+    from services.decoder.config_parser import ParamsParser
 
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
     # By name: the class is imported only where the model is built, and never before a worker has
     # chosen its device.
     ModelRegistry.register_model(ARCHITECTURE, f"services.decoder.model:{ARCHITECTURE}")
+    register_config_parser(CONFIG_FORMAT)(ParamsParser)
     if os.environ.get(OWNED_BY_DECODER):
         _end_with_parent()
 

@@ -83,7 +83,7 @@ class DecoderTier:
     async def stop(self) -> None:
         if self._decoder is not None:
             await self._decoder.close()
-        await asyncio.to_thread(self._engine.shutdown)
+        await self._engine.shutdown()
 
     def _source(self, spec: VisionSpec) -> EmbeddingSource:
         settings = self._settings

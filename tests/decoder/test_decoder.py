@@ -1,0 +1,178 @@
+"""Admission, embeddings and retries around an engine that the tests steer."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from embeddings.vision import Grid
+from services.decoder.checks import Limits
+from services.decoder.decoder import Decoder
+from services.decoder.engine import Delta, EngineDead, FinishReason, ImagesNotHeld
+from services.decoder.prompt import ImagePlace, Prompt
+from services.decoder.source import EmbeddingMissing, ImageEmbedding
+from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, Unavailable
+from tests.decoder.prompts import FINGERPRINT, SPEC, eventually, key_of, prompt_of, values
+
+GRID = Grid(2, 3)
+LAST = Delta("b", (2,), FinishReason.LENGTH, 0)
+
+
+class Engine:
+    """Answers with two deltas, the second once `gate` is open."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self.error: Exception | None = None
+        self.calls: list[tuple[list[bool], bool]] = []
+        self.closed = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def holds(self, image: ImagePlace) -> bool:
+        return image.identity in self.held
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        embeddings: Sequence[torch.Tensor | None],
+        *,
+        resend: bool = False,
+    ) -> AsyncGenerator[Delta]:
+        self.calls.append(([tensor is not None for tensor in embeddings], resend))
+        try:
+            if self.error is not None:
+                error, self.error = self.error, None
+                raise error
+            yield Delta("a", (1,), None, 0)
+            await self.gate.wait()
+            yield LAST
+        finally:
+            self.closed += 1
+
+
+class Source:
+    def __init__(self) -> None:
+        self.embeddings: dict[bytes, ImageEmbedding] = {}
+        self.asked = 0
+
+    async def get(self, image: ImagePlace) -> ImageEmbedding:
+        self.asked += 1
+        try:
+            return self.embeddings[image.key.digest]
+        except KeyError:
+            raise EmbeddingMissing from None
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def source() -> Source:
+    source = Source()
+    for name in ("a", "b"):
+        source.embeddings[key_of(name).digest] = ImageEmbedding(GRID, values(GRID))
+    return source
+
+
+@pytest.fixture
+def decoder(engine: Any, source: Any) -> Decoder:
+    return Decoder(
+        engine=engine,
+        source=source,
+        limits=Limits(SPEC, 131072, 4096, 4),
+        fingerprint=FINGERPRINT,
+        max_admitted=2,
+    )
+
+
+async def drain(decoder: Decoder, prompt: Prompt) -> list[Delta]:
+    return [delta async for delta in decoder.generate(prompt)]
+
+
+async def test_embeddings_are_given_in_the_images_order(
+    decoder: Decoder, engine: Engine, source: Source
+) -> None:
+    prompt = prompt_of(1, (key_of("a"), GRID), 2, (key_of("b"), GRID))
+    assert (await drain(decoder, prompt))[-1] == LAST
+    assert engine.calls == [([True, True], False)]
+
+
+async def test_what_the_engine_holds_is_not_looked_for(
+    decoder: Decoder, engine: Engine, source: Source
+) -> None:
+    prompt = prompt_of(1, (key_of("a"), GRID), 2, (key_of("b"), GRID))
+    engine.held = {prompt.images[0].identity}
+    await drain(decoder, prompt)
+    assert engine.calls == [([False, True], False)]
+    assert source.asked == 1
+
+
+async def test_what_the_engine_turns_out_not_to_hold_is_sent_again(
+    decoder: Decoder, engine: Engine, source: Source
+) -> None:
+    prompt = prompt_of(1, (key_of("a"), GRID))
+    engine.held, engine.error = {prompt.images[0].identity}, ImagesNotHeld()
+    assert len(await drain(decoder, prompt)) == 2
+    assert engine.calls == [([False], False), ([True], True)]
+
+
+async def test_every_missing_image_is_named(decoder: Decoder, engine: Engine) -> None:
+    names = ["x", "a", "y"]
+    with pytest.raises(FailedPrecondition) as refusal:
+        await drain(decoder, prompt_of(1, *((key_of(name), GRID) for name in names)))
+    assert refusal.value.reason == "EMBEDDING_MISSING"
+    assert refusal.value.metadata == {"images": "0,2"}
+    assert engine.calls == []
+    assert decoder.admitted == 0
+
+
+async def test_an_embedding_of_another_size_does_not_reach_the_engine(
+    decoder: Decoder, engine: Engine
+) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        await drain(decoder, prompt_of(1, (key_of("a"), Grid(3, 3))))
+    assert refusal.value.violations[0][0] == "images[0].rows"
+    assert engine.calls == []
+
+
+async def test_another_models_embeddings_are_refused(decoder: Decoder, engine: Engine) -> None:
+    with pytest.raises(FailedPrecondition) as refusal:
+        await drain(decoder, prompt_of(1, (key_of("a", "e" * 32), GRID)))
+    assert refusal.value.reason == "FINGERPRINT_MISMATCH"
+    assert engine.calls == []
+
+
+async def test_beyond_its_room_the_decoder_refuses_at_once(
+    decoder: Decoder, engine: Engine
+) -> None:
+    engine.gate.clear()
+    running = [asyncio.create_task(drain(decoder, prompt_of(1))) for _ in range(2)]
+    await eventually(lambda: len(engine.calls) == 2)
+    with pytest.raises(Overloaded) as refusal:
+        await drain(decoder, prompt_of(1))
+    assert refusal.value.retry_after
+    engine.gate.set()
+    await asyncio.gather(*running)
+    assert len(await drain(decoder, prompt_of(1))) == 2
+
+
+async def test_a_cancelled_request_leaves_nothing(decoder: Decoder, engine: Engine) -> None:
+    engine.gate.clear()
+    task = asyncio.create_task(drain(decoder, prompt_of(1)))
+    await eventually(lambda: engine.calls)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (engine.closed, decoder.admitted) == (1, 0)
+
+
+async def test_a_dead_engine_is_unavailable(decoder: Decoder, engine: Engine) -> None:
+    engine.error = EngineDead()
+    with pytest.raises(Unavailable):
+        await drain(decoder, prompt_of(1))
+    assert decoder.admitted == 0
