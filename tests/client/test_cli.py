@@ -119,6 +119,24 @@ def test_conversation_goes_on_after_an_error(
     assert len(gateway.requests) == 1
 
 
+def test_ctrl_c_stops_the_answer_only(
+    gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt_once(text: str) -> str:
+        if gateway.stuck:
+            gateway.stuck = False
+            raise KeyboardInterrupt
+        return text
+
+    monkeypatch.setattr(terminal, "printable", interrupt_once)
+    type_lines(monkeypatch, "Hello", "Again")
+    gateway.stuck = True
+    assert cli.main(["chat", "--target", gateway.address]) == 0
+    assert gateway.cancelled.wait(20)
+    assert "stopped" in capsys.readouterr().err
+    assert texts(gateway.requests[1]) == [["Hello"], ["A "], ["Again"]]
+
+
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["chat", "--target", "127.0.0.1:1", "Hello"]) == 1
     assert "pixtral-serve up --model-dir" in capsys.readouterr().err
