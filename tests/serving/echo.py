@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.wrappers_pb2 import StringValue
+from grpc_health.v1 import health_pb2_grpc
 
 from serving.channel import open_channel
 from serving.server import running
@@ -14,6 +15,8 @@ from serving.settings import ProcessSettings
 
 SERVICE = "test.Echo"
 
+Context: TypeAlias = "grpc.aio.ServicerContext[StringValue, StringValue]"
+StreamCall: TypeAlias = "grpc.aio.UnaryStreamCall[Any, StringValue]"
 Handler = Callable[..., Any]
 
 
@@ -65,9 +68,25 @@ class EchoStub:
         self.stream = channel.unary_stream(f"/{SERVICE}/Stream", write, read)
         self.collect = channel.stream_unary(f"/{SERVICE}/Collect", write, read)
         self.chat = channel.stream_stream(f"/{SERVICE}/Chat", write, read)
-        self.raw_unary = channel.unary_unary(f"/{SERVICE}/Unary")
-        self.raw_collect = channel.stream_unary(f"/{SERVICE}/Collect")
+        self.raw_unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            f"/{SERVICE}/Unary"
+        )
+        self.raw_collect: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(
+            f"/{SERVICE}/Collect"
+        )
         self.unknown = channel.unary_unary(f"/{SERVICE}/Unknown", write, read)
+
+
+async def read_message(call: StreamCall) -> StringValue:
+    """The stream's next message, which is not its end."""
+    message = await call.read()
+    assert isinstance(message, StringValue)
+    return message
+
+
+def health_stub(channel: grpc.aio.Channel) -> Any:
+    # The stubs of gRPC's own health service leave its methods out.
+    return health_pb2_grpc.HealthStub(channel)
 
 
 @asynccontextmanager

@@ -6,14 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
-import grpc
 from google.protobuf.wrappers_pb2 import StringValue
 from pydantic import Field
 
 from serving.errors import StartupError
 from serving.server import run
 from serving.settings import ProcessSettings, load
-from tests.serving.echo import EchoTier
+from tests.serving.echo import Context, EchoTier
 
 
 class Settings(ProcessSettings):
@@ -48,9 +47,7 @@ class Tier(EchoTier):
         if self._settings.stopped is not None:
             self._settings.stopped.touch()
 
-    async def _stream(
-        self, request: StringValue, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[StringValue]:
+    async def _stream(self, request: StringValue, context: Context) -> AsyncIterator[StringValue]:
         yield StringValue(value="first")
         await exists(self._settings.release)
         yield StringValue(value="last")

@@ -22,7 +22,7 @@ from serving.errors import (
     from_rpc_error,
     to_status,
 )
-from tests.serving.echo import EchoTier, echo
+from tests.serving.echo import Context, EchoTier, echo
 
 FAILURES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -85,7 +85,7 @@ def test_an_error_survives_the_wire(
     ],
 )
 async def test_a_raised_error_is_read_back_as_its_class(error: ServingError) -> None:
-    async def unary(request: StringValue, context: grpc.aio.ServicerContext) -> StringValue:
+    async def unary(request: StringValue, context: Context) -> StringValue:
         raise error
 
     async with echo(EchoTier(unary=unary)) as stub:
@@ -97,7 +97,7 @@ async def test_a_raised_error_is_read_back_as_its_class(error: ServingError) -> 
 
 
 async def test_details_are_those_of_google_rpc() -> None:
-    async def unary(request: StringValue, context: grpc.aio.ServicerContext) -> StringValue:
+    async def unary(request: StringValue, context: Context) -> StringValue:
         raise InvalidRequest("messages[1].content[0].image", "is not an image", "BAD_IMAGE")
 
     async with echo(EchoTier(unary=unary)) as stub:
@@ -105,6 +105,7 @@ async def test_details_are_those_of_google_rpc() -> None:
         with pytest.raises(grpc.aio.AioRpcError):
             await call
         status = await rpc_status.aio.from_call(call)
+    assert status is not None
     names = [detail.TypeName() for detail in status.details]
     assert names == ["google.rpc.ErrorInfo", "google.rpc.BadRequest"]
     assert "messages[1].content[0].image" in str(status)
@@ -115,7 +116,7 @@ async def test_details_are_those_of_google_rpc() -> None:
 async def test_the_largest_error_reaches_the_client(letter: str) -> None:
     long = letter * 5000
 
-    async def unary(request: StringValue, context: grpc.aio.ServicerContext) -> StringValue:
+    async def unary(request: StringValue, context: Context) -> StringValue:
         raise ServingError(
             grpc.StatusCode.INVALID_ARGUMENT, "LONG", long, violations=[(long, long)] * 100
         )
@@ -131,7 +132,7 @@ async def test_the_largest_error_reaches_the_client(letter: str) -> None:
 
 
 async def test_an_unexpected_error_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
-    async def unary(request: StringValue, context: grpc.aio.ServicerContext) -> StringValue:
+    async def unary(request: StringValue, context: Context) -> StringValue:
         raise KeyError("password of the database")
 
     async with echo(EchoTier(unary=unary)) as stub:
@@ -146,7 +147,7 @@ async def test_an_unexpected_error_is_logged_and_not_told(caplog: pytest.LogCapt
 
 
 async def test_a_status_without_our_details_keeps_its_code_and_none_of_its_text() -> None:
-    async def unary(request: StringValue, context: grpc.aio.ServicerContext) -> None:
+    async def unary(request: StringValue, context: Context) -> None:
         await context.abort(grpc.StatusCode.UNAVAILABLE, "10.0.0.7 refused")
 
     async with echo(EchoTier(unary=unary)) as stub:

@@ -8,9 +8,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from prometheus_client import REGISTRY
 
 from serving.errors import InvalidRequest, from_rpc_error
-from tests.serving.echo import SERVICE, EchoTier, echo
-
-Context = grpc.aio.ServicerContext
+from tests.serving.echo import SERVICE, Context, EchoTier, echo, read_message
 
 
 class Counts:
@@ -88,7 +86,7 @@ async def test_an_error_amid_a_stream_comes_after_what_was_sent() -> None:
     counts = Counts("server_stream", "Stream")
     async with echo(EchoTier(stream=letters)) as stub:
         call = stub.stream(StringValue(value="ab!c"))
-        assert [(await call.read()).value for _ in "ab"] == ["a", "b"]
+        assert [(await read_message(call)).value for _ in "ab"] == ["a", "b"]
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call.read()
         assert from_rpc_error(failed.value).violations == (("value", "must not hold !"),)

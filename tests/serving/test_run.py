@@ -7,15 +7,16 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from serving.channel import open_channel
 from serving.errors import from_rpc_error
-from tests.serving.echo import SERVICE, EchoStub
+from tests.serving.echo import SERVICE, EchoStub, health_stub, read_message
 from tests.serving.process import exists
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +68,7 @@ async def process(directory: Path, *flags: str) -> AsyncIterator[Process]:
             await made.child.wait()
 
 
-async def becomes(health: health_pb2_grpc.HealthStub, status: int, service: str = "") -> None:
+async def becomes(health: Any, status: int, service: str = "") -> None:
     async with asyncio.timeout(10):
         while (
             await health.Check(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True)
@@ -80,12 +81,12 @@ async def test_a_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
     async with process(tmp_path) as served:
         addresses = await served.addresses()
         async with open_channel(addresses["grpc"], None) as channel:
-            stub, health = EchoStub(channel), health_pb2_grpc.HealthStub(channel)
+            stub, health = EchoStub(channel), health_stub(channel)
             await becomes(health, SERVING, SERVICE)
             watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
             assert (await watch.read()).status == SERVING
             stream = stub.stream(StringValue())
-            assert (await stream.read()).value == "first"
+            assert (await read_message(stream)).value == "first"
 
             served.child.send_signal(number)
 
@@ -98,7 +99,7 @@ async def test_a_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
             assert not served.stopped.exists()
 
             served.release.touch()
-            assert (await stream.read()).value == "last"
+            assert (await read_message(stream)).value == "last"
             assert await stream.read() is grpc.aio.EOF
             assert await stream.code() is grpc.StatusCode.OK
             # The watcher, which never ends by itself, does not hold the process up.
@@ -111,7 +112,7 @@ async def test_what_does_not_finish_in_time_is_cancelled(tmp_path: Path) -> None
     async with process(tmp_path, "--drain-seconds", "0.1") as served:
         addresses = await served.addresses()
         async with open_channel(addresses["grpc"], None) as channel:
-            await becomes(health_pb2_grpc.HealthStub(channel), SERVING)
+            await becomes(health_stub(channel), SERVING)
             stream = EchoStub(channel).stream(StringValue())
             await stream.read()
             served.child.terminate()
@@ -129,7 +130,7 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path, number: signal.Signa
     async with process(tmp_path) as served:
         addresses = await served.addresses()
         async with open_channel(addresses["grpc"], None) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health = health_stub(channel)
             await becomes(health, SERVING)
             stream = EchoStub(channel).stream(StringValue())
             await stream.read()
@@ -147,7 +148,7 @@ async def test_a_signal_cuts_the_start_short(tmp_path: Path, start: str) -> None
     async with process(tmp_path, "--start", start) as served:
         addresses = await served.addresses()
         async with open_channel(addresses["grpc"], None) as channel:
-            await becomes(health_pb2_grpc.HealthStub(channel), NOT_SERVING)
+            await becomes(health_stub(channel), NOT_SERVING)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await EchoStub(channel).stream(StringValue()).read()
             error = from_rpc_error(refused.value)
@@ -174,7 +175,7 @@ async def test_a_tier_that_fails_ends_the_process(tmp_path: Path) -> None:
     async with process(tmp_path) as served:
         addresses = await served.addresses()
         async with open_channel(addresses["grpc"], None) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health = health_stub(channel)
             await becomes(health, SERVING)
             stream = EchoStub(channel).stream(StringValue())
             await stream.read()
@@ -182,7 +183,7 @@ async def test_a_tier_that_fails_ends_the_process(tmp_path: Path) -> None:
             await becomes(health, NOT_SERVING, SERVICE)
             served.release.touch()
             assert (await served.ended())[0] == 1
-            assert (await stream.read()).value == "last"
+            assert (await read_message(stream)).value == "last"
     assert served.stopped.exists()
 
 

@@ -5,6 +5,7 @@ import json
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -12,16 +13,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.wrappers_pb2 import StringValue
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from serving.channel import MAX_MESSAGE_BYTES, ClientTls, open_channel
 from serving.errors import StartupError
 from serving.server import running
 from serving.settings import ProcessSettings
-from tests.serving.echo import SERVICE, EchoStub, EchoTier, echo
-
-Context = grpc.aio.ServicerContext
+from tests.serving.echo import SERVICE, Context, EchoStub, EchoTier, echo, health_stub
 
 
 async def upper(request: StringValue, context: Context) -> StringValue:
@@ -33,7 +32,7 @@ async def test_health_knows_the_process_and_each_service() -> None:
         running(EchoTier(unary=upper), ProcessSettings()) as addresses,
         open_channel(addresses.grpc, None) as channel,
     ):
-        health = health_pb2_grpc.HealthStub(channel)
+        health = health_stub(channel)
         for service in ("", SERVICE):
             reply = await health.Check(health_pb2.HealthCheckRequest(service=service))
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
@@ -50,7 +49,9 @@ async def test_reflection_lists_the_services() -> None:
         running(EchoTier(unary=upper), ProcessSettings()) as addresses,
         open_channel(addresses.grpc, None) as channel,
     ):
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        # Its types know neither the asynchronous channel nor the method.
+        make_stub: Any = reflection_pb2_grpc.ServerReflectionStub
+        stub = make_stub(channel)
         [reply] = [reply async for reply in stub.ServerReflectionInfo(requests())]
     assert {service.name for service in reply.list_services_response.service} == {
         SERVICE,
@@ -94,7 +95,7 @@ async def test_calls_are_refused_until_the_tier_has_started(tmp_path: Path) -> N
     addresses = json.loads(file.read_text())
     assert set(addresses) == {"grpc", "metrics"}
     async with open_channel(addresses["grpc"], None) as channel:
-        stub, health = EchoStub(channel), health_pb2_grpc.HealthStub(channel)
+        stub, health = EchoStub(channel), health_stub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.unary(StringValue())
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -124,7 +125,7 @@ async def test_a_call_in_flight_is_finished_before_the_tier_is_stopped() -> None
         async with asyncio.timeout(5):
             await entered.wait()
         leaving = asyncio.create_task(stack.__aexit__(None, None, None))
-        health = health_pb2_grpc.HealthStub(channel)
+        health = health_stub(channel)
         async with asyncio.timeout(5):
             while (
                 await health.Check(health_pb2.HealthCheckRequest())
