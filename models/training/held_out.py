@@ -1,0 +1,65 @@
+"""The questions that the model is measured with: seeds, words and fonts never trained on."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from models.training import scenes
+from models.training.batches import sample_grid, sample_scenes
+from models.training.scenes import CATEGORIES, Question
+
+# Apart from every (seed, step) that training draws from.
+HELD_OUT_SEED: Final = 1 << 60
+LARGEST_GRID: Final = 12
+MOST_PATCHES: Final = 77
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A question about one picture or two, each a PNG file."""
+
+    pictures: tuple[bytes, ...]
+    question: Question
+
+
+def held_out(count: int, *, seed: int = 0) -> list[Item]:
+    """`count` items, as many of each category as of another; the same for the same seed.
+
+    No two of a category are about the same picture.
+    """
+    rng = np.random.default_rng((HELD_OUT_SEED, seed))
+    room = {category: -(-count // len(CATEGORIES)) for category in CATEGORIES}
+    items: list[Item] = []
+    while len(items) < count:
+        if room["compare"] and rng.random() < 1 / len(CATEGORIES):
+            grids = [sample_grid(rng, 8, MOST_PATCHES // 2) for _ in range(2)]
+        else:
+            grids = [sample_grid(rng, LARGEST_GRID, MOST_PATCHES)]
+        (scene,) = sample_scenes(rng, grids, 1, scenes.HELD_OUT)
+        wanted = [question for question in scene.questions if room[question.category]]
+        if not wanted:
+            continue
+        question = _rarest(rng, wanted, room)
+        room[question.category] -= 1
+        pictures = tuple(_png(picture.image) for picture in scene.pictures)
+        items.append(Item(pictures, question))
+    return items
+
+
+def _rarest(
+    rng: np.random.Generator, questions: list[Question], room: Mapping[str, int]
+) -> Question:
+    """One of the questions of the category that most are still needed of."""
+    most = max(room[question.category] for question in questions)
+    best = [question for question in questions if room[question.category] == most]
+    return best[int(rng.integers(len(best)))]
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

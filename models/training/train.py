@@ -1,0 +1,250 @@
+"""Trains the small Pixtral and writes it as a checkpoint.
+
+    python -m models.training.train --preset h200 --work DIR --output models/pixtral-mini
+
+Stopped at any time, the same command goes on from the last saved step. DIR holds the state, the
+log (`log.jsonl`) and the plot of the losses (`loss.png`).
+
+First the vision tower learns alone, from what was drawn on each patch; then the whole model
+learns to answer, the tower still being told. The learning rate holds until the last third and
+falls to nothing there, so that `--steps` can still be raised while a run holds it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
+
+from models.training.batches import Batch, Batches, BatchPlan, normalise
+from models.training.drawing import ATTRIBUTES
+from models.training.export import write_checkpoint
+from models.training.model import ModelSpec, PatchTeacher, Pixtral
+from models.training.plot import plot_losses
+from models.training.tokenizer import write_tokenizer
+
+WARM_UP_STEPS = 40
+FALLING_SHARE = 0.35
+TEACHER_WEIGHT = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A model, its batches and its schedule, sized for a machine."""
+
+    spec: ModelSpec
+    plan: BatchPlan
+    tower_steps: int
+    steps: int
+    learning_rate: float
+    workers: int
+    save_every: int
+
+
+PRESETS = {
+    "cpu": Preset(
+        spec=ModelSpec(
+            dim=192,
+            n_layers=4,
+            n_heads=6,
+            n_kv_heads=2,
+            hidden_dim=512,
+            vision_dim=192,
+            vision_layers=5,
+            vision_heads=6,
+            vision_hidden_dim=512,
+            max_image_size=192,
+        ),
+        plan=BatchPlan(patches=4000, largest_grid=12, most_patches=77, turns=5),
+        tower_steps=2000,
+        steps=12000,
+        learning_rate=3e-3,
+        workers=0,
+        save_every=100,
+    ),
+    "h200": Preset(
+        spec=ModelSpec(
+            dim=256,
+            n_layers=6,
+            n_heads=8,
+            n_kv_heads=2,
+            hidden_dim=704,
+            vision_dim=256,
+            vision_layers=7,
+            vision_heads=8,
+            vision_hidden_dim=704,
+            max_image_size=256,
+        ),
+        plan=BatchPlan(patches=40000, largest_grid=16, most_patches=160, turns=6),
+        tower_steps=1500,
+        steps=9000,
+        learning_rate=3e-3,
+        workers=14,
+        save_every=1000,
+    ),
+}
+
+
+class Trainer:
+    """The model, its teacher and their optimizers; all that a run has to save but its step."""
+
+    def __init__(self, preset: Preset, device: torch.device, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.preset, self.device = preset, device
+        self.model = Pixtral(preset.spec).to(device)
+        self.teacher = PatchTeacher(preset.spec.vision_dim, ATTRIBUTES).to(device)
+        if device.type == "cuda":
+            for block in (*self.model.layers, *self.model.vision_encoder.transformer.layers):
+                block.compile(dynamic=True)
+        matrices: list[nn.Parameter] = []
+        others = list(self.teacher.parameters())
+        for name, parameter in self.model.named_parameters():
+            is_hidden = parameter.ndim == 2 and name.split(".")[0] not in {
+                "tok_embeddings",
+                "output",
+            }
+            (matrices if is_hidden else others).append(parameter)
+        rate = preset.learning_rate
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        ]
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model, "teacher": self.teacher}
+
+    def step(self, batch: Batch, *, alone: bool, scale: float) -> dict[str, float]:
+        """One update; `alone` teaches the tower only. Returns the losses and what is right."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.preset.learning_rate * scale
+        batch = batch.to(self.device)
+        # On a CPU the fused attention takes a third of the whole step at these short lengths.
+        attention = SDPBackend.MATH if self.device.type == "cpu" else SDPBackend.FLASH_ATTENTION
+        with torch.autocast(self.device.type, torch.bfloat16), sdpa_kernel(attention):
+            patches = [normalise(patches) for patches in batch.patches]
+            embeddings = self.model.embed_images(patches, batch.grids)
+            taught = self.teacher(torch.cat(embeddings, dim=1), torch.cat(batch.labels, dim=1))
+            loss = taught.sum()
+            figures: dict[str, Tensor] = {"tower": taught.mean(), "kind": taught[0]}
+            if not alone:
+                asked = batch.targets >= 0
+                logits = self.model.output(self.model.hidden(batch.token_ids, embeddings)[asked])
+                targets = batch.targets[asked]
+                answers = F.cross_entropy(logits.float(), targets)
+                loss = answers + TEACHER_WEIGHT * loss
+                figures["answers"] = answers
+                figures["right"] = (logits.argmax(-1) == targets).float().mean()
+        loss.backward()
+        for module in self.modules.values():
+            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return {name: figure.item() for name, figure in figures.items()}
+
+    def save(self, path: Path, step: int) -> None:
+        state = {
+            "step": step,
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> int:
+        """Takes up a saved state; returns the step to go on with."""
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        return int(state["step"])
+
+
+def learning_rate_scale(step: int, steps: int) -> float:
+    falling = (steps - step) / (steps * FALLING_SHARE)
+    return min(1.0, (step + 1) / WARM_UP_STEPS, falling)
+
+
+def train(preset: Preset, work: Path, output: Path, seed: int, minutes: float) -> bool:
+    """Trains until the last step or for `minutes`. Returns whether the last step is done."""
+    work.mkdir(parents=True, exist_ok=True)
+    state, log = work / "state.pt", work / "log.jsonl"
+    tokenizer = work / "tekken.json"
+    spec = preset.spec
+    write_tokenizer(tokenizer, vocab_size=spec.vocab_size, max_image_size=spec.max_image_size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(preset, device, seed)
+    start = trainer.load(state) if state.exists() else 0
+    began = time.monotonic()
+    step = start
+    for batch in _batches(tokenizer, preset, seed, start):
+        scale = learning_rate_scale(step, preset.steps)
+        figures = trainer.step(batch, alone=step < preset.tower_steps, scale=scale)
+        step += 1
+        if step % 10 == 0 or step == preset.steps:
+            with log.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"step": step, **figures}) + "\n")
+            _show_progress(step, start, preset.steps, began, figures)
+        out_of_time = time.monotonic() - began > minutes * 60
+        if step % preset.save_every == 0 or step == preset.steps or out_of_time:
+            trainer.save(state, step)
+            plot_losses(log, work / "loss.png")
+            write_checkpoint(output, trainer.model)
+        if out_of_time:
+            break
+    print()
+    return step == preset.steps
+
+
+def _batches(tokenizer: Path, preset: Preset, seed: int, start: int) -> Iterator[Batch]:
+    loader = DataLoader(
+        Batches(tokenizer, preset.plan, seed, start, preset.steps),
+        batch_size=None,
+        num_workers=preset.workers,
+        prefetch_factor=8 if preset.workers else None,
+    )
+    return iter(loader)
+
+
+def _show_progress(
+    step: int, start: int, steps: int, began: float, figures: dict[str, float]
+) -> None:
+    left = (time.monotonic() - began) / (step - start) * (steps - step) / 60
+    done = "#" * (30 * step // steps)
+    losses = "  ".join(f"{name} {figure:.3f}" for name, figure in figures.items())
+    print(f"\r[{done:<30}] {step}/{steps}  {losses}  {left:.0f} min left ", end="", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m models.training.train", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--preset", choices=PRESETS, required=True, help="sized for a machine")
+    parser.add_argument("--work", type=Path, required=True, help="state, log and plot")
+    parser.add_argument("--output", type=Path, required=True, help="where the checkpoint goes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="instead of the preset's")
+    parser.add_argument("--tower-steps", type=int, help="instead of the preset's")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop, resumable, after these")
+    given = parser.parse_args()
+    preset = PRESETS[given.preset]
+    changes = {"steps": given.steps, "tower_steps": given.tower_steps}
+    preset = replace(preset, **{name: n for name, n in changes.items() if n is not None})
+    done = train(preset, given.work, given.output, given.seed, given.minutes)
+    print("done" if done else "stopped: the same command goes on", given.output)
+
+
+if __name__ == "__main__":
+    main()
