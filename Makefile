@@ -7,7 +7,6 @@ BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
 PICTURE := docs/pictures/cat.jpg
 # Where pip finds no CPU build of torch by itself, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
-PIP := $(BIN)/python -m pip --disable-pip-version-check
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
@@ -18,17 +17,10 @@ help: ## Show what there is
 
 setup: $(INSTALLED) ## Make the environment and install everything into it
 
-# pip's warnings of indexes that lack a package are dropped; its errors are not.
 $(INSTALLED): requirements/dev.txt pyproject.toml
-	@echo "[1/4] environment: $(VENV) with $(PYTHON)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "[2/4] PyTorch, about 200 MB, half a minute"
-	@$(PIP) install --quiet --quiet -c requirements/dev.txt "$$(grep '^torch==' requirements/dev.txt)"
-	@echo "[3/4] vLLM and $$(grep -c == requirements/dev.txt) packages, about 500 MB, one to two minutes"
-	@$(PIP) install --quiet --quiet --no-deps -r requirements/dev.txt
-	@echo "[4/4] pixtral-serve itself"
-	@$(PIP) install --quiet --quiet --no-deps --no-build-isolation --editable .
+	@test -x $(BIN)/python || (echo "making the environment $(VENV)" && $(PYTHON) -m venv $(VENV))
+	@$(BIN)/python tools/install.py
 	@touch $@
 
 $(MODEL)/params.json: $(INSTALLED) models/random_checkpoint.py
