@@ -17,12 +17,12 @@ from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_client.errors import raise_from
 from pixtral_client.messages import Messages
 from pixtral_client.requests import (
-    CHANNEL_OPTIONS,
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT,
     Answer,
     Sampling,
     Tls,
+    channel_options,
     complete_request,
     completion,
     count_request,
@@ -100,10 +100,11 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         self._timeout = timeout
+        options = channel_options(target)
         if tls is None:
-            self._channel = grpc.insecure_channel(target, CHANNEL_OPTIONS)
+            self._channel = grpc.insecure_channel(target, options)
         else:
-            self._channel = grpc.secure_channel(target, tls.credentials(), CHANNEL_OPTIONS)
+            self._channel = grpc.secure_channel(target, tls.credentials(), options)
         self._stub = chat_pb2_grpc.ChatServiceStub(self._channel)
 
     def chat(
@@ -237,10 +238,11 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         self._timeout = timeout
+        options = channel_options(target)
         if tls is None:
-            self._channel = grpc.aio.insecure_channel(target, CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(target, options)
         else:
-            self._channel = grpc.aio.secure_channel(target, tls.credentials(), CHANNEL_OPTIONS)
+            self._channel = grpc.aio.secure_channel(target, tls.credentials(), options)
         self._stub = chat_pb2_grpc.ChatServiceStub(self._channel)
 
     async def chat(

@@ -44,7 +44,8 @@ def run_demo(stack: Stack, picture: Path) -> int:
 def images_encoded(stack: Stack) -> int:
     """The encoder's own count, from its metrics."""
     url = f"http://{stack.addresses['encoder'].metrics}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as response:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url, timeout=10) as response:
         lines = response.read().decode().splitlines()
     return int(sum(float(line.split()[1]) for line in lines if line.startswith(f"{ENCODED} ")))
 

@@ -20,12 +20,18 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 600.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 
-CHANNEL_OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-]
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+
+def channel_options(target: str) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # gRPC would ask the environment's http_proxy for this machine, too.
+        ("grpc.enable_http_proxy", int(not target.startswith(_LOOPBACK))),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

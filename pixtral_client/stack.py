@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pixtral_client.errors import Unavailable
 from pixtral_client.plan import Plan, Process, Redis
+from pixtral_client.requests import channel_options
 
 GRACE_SECONDS = 15.0
 START_TIMEOUT = 1800.0
@@ -220,7 +221,7 @@ class Stack:
 
 
 def _is_serving(address: str) -> bool:
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, channel_options(address)) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             response = stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT)

@@ -214,6 +214,12 @@ def test_timeout(client: Client, gateway: FakeGateway) -> None:
         impatient.chat(HELLO)
 
 
+def test_no_proxy_for_this_machine(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with Client(gateway.address, timeout=DEADLINE) as client:
+        assert client.chat(HELLO).text == "A cat on a mat."
+
+
 def test_nobody_there() -> None:
     with Client("127.0.0.1:1") as client, pytest.raises(Unavailable):
         client.chat(HELLO)
