@@ -56,7 +56,7 @@ def duration(seconds: float) -> str:
 
 def print_error(error: Exception) -> None:
     errors.print(f"error: {printable(str(error))}", style="red", markup=False)
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable) and not error.reason:
         errors.print("Is a gateway running there? `pixtral-serve up --model-dir DIR` starts one.")
     if isinstance(error, PixtralError):
         for note in getattr(error, "__notes__", ()):
