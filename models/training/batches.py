@@ -124,21 +124,36 @@ def sample_scenes(
                 yield scenes.shapes_scene(rng, rows, columns)
 
 
+def sample_lessons(rng: np.random.Generator, grid: Grid, count: int) -> Iterator[Scene]:
+    """Scenes to teach the tower with alone: mostly those that are full of what is to be learnt."""
+    for _ in range(count):
+        chance = rng.random()
+        if chance < 0.5:
+            yield scenes.page_scene(rng, *grid, scenes.TRAINING)
+        elif chance < 0.7:
+            yield scenes.crowd_scene(rng, *grid)
+        else:
+            yield from sample_scenes(rng, [grid], 1, scenes.TRAINING)
+
+
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """`patches` in each batch, about; `turns` questions to a conversation."""
+    """`patches` in each batch, about; `turns` questions to a conversation; before `tower_steps`,
+    lessons for the tower alone."""
 
     patches: int
     largest_grid: int
     most_patches: int
     turns: int
+    tower_steps: int
     two_pictures: float = 0.2
 
 
 def draw_batch(seed: int, step: int, plan: BatchPlan, tokenizer: Tekkenizer) -> Batch:
     """The batch of a step; the same for the same seed, wherever and whenever it is drawn."""
     rng = np.random.default_rng((seed, step))
-    if rng.random() < plan.two_pictures:
+    alone = step < plan.tower_steps
+    if not alone and rng.random() < plan.two_pictures:
         half = plan.most_patches // 2
         grids = [sample_grid(rng, min(8, plan.largest_grid), half) for _ in range(2)]
     else:
@@ -146,7 +161,12 @@ def draw_batch(seed: int, step: int, plan: BatchPlan, tokenizer: Tekkenizer) -> 
     # The text costs too: about as much as 40 patches.
     count = max(4, plan.patches // (40 + sum(rows * columns for rows, columns in grids)))
     sequences, patches, labels = [], [], []
-    for scene in sample_scenes(rng, grids, count, scenes.TRAINING):
+    drawn = (
+        sample_lessons(rng, grids[0], count)
+        if alone
+        else sample_scenes(rng, grids, count, scenes.TRAINING)
+    )
+    for scene in drawn:
         picked = _pick(rng, scene.questions, plan.turns)
         sequences.append(conversation(tokenizer, grids, picked))
         patches.append([patchify(picture.resized) for picture in scene.pictures])

@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.training.model import ModelSpec, Pixtral
+from models.training.model import CHANNELS, ModelSpec, Pixtral
 from models.training.tokenizer import write_tokenizer
+
+PATCH_CONV = "vision_encoder.patch_conv.weight"
 
 
 def write_checkpoint(directory: Path, model: Pixtral) -> None:
@@ -23,6 +25,7 @@ def write_checkpoint(directory: Path, model: Pixtral) -> None:
         name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
         for name, tensor in model.state_dict().items()
     }
+    tensors[PATCH_CONV] = tensors[PATCH_CONV].view(-1, CHANNELS, spec.patch_size, spec.patch_size)
     weights = directory / "consolidated.safetensors"
     save_file(tensors, weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors keeps it from other users, and servers run as one
@@ -52,5 +55,6 @@ def read_checkpoint(directory: Path) -> Pixtral:
     )
     model = Pixtral(spec)
     tensors = load_file(directory / "consolidated.safetensors")
+    tensors[PATCH_CONV] = tensors[PATCH_CONV].flatten(1)
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return model

@@ -94,6 +94,33 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
+def cosines(count: int, size: int) -> Tensor:
+    """The first `count` cosine waves of a patch, (count, channels * size * size), the slowest
+    first, in each of: all channels alike, red against blue, green against both.
+
+    Patches seen so are evenly lit in no direction: a wave is scaled up by how fast it is, about
+    as much as it is fainter in pictures.
+    """
+    middles = (torch.arange(size) + 0.5) * torch.pi / size
+    waves = torch.cos(torch.outer(torch.arange(size).float(), middles))
+    speeds = [(u * u + v * v, u, v) for u in range(size) for v in range(size)]
+    channels = torch.tensor([(1.0, 1.0, 1.0), (1.4, 0.0, -1.4), (-0.8, 1.6, -0.8)])
+    rows = []
+    for at in range(count):
+        speed, u, v = sorted(speeds)[at // len(channels)]
+        wave = torch.outer(waves[u], waves[v])
+        wave = wave / wave.norm() * (1 + speed) ** 0.5
+        rows.append((channels[at % len(channels)][:, None, None] * wave).flatten())
+    return torch.stack(rows) / (3**0.5 * size)
+
+
+class RMSNorm(nn.RMSNorm):
+    """In float32, whatever it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float())
+
+
 class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, kv_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -142,8 +169,8 @@ class Block(nn.Module):
         super().__init__()
         self.attention = Attention(dim, heads, kv_heads, head_dim)
         self.feed_forward = FeedForward(dim, hidden_dim)
-        self.attention_norm = nn.RMSNorm(dim, eps)
-        self.ffn_norm = nn.RMSNorm(dim, eps)
+        self.attention_norm = RMSNorm(dim, eps)
+        self.ffn_norm = RMSNorm(dim, eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, is_causal: bool) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin, is_causal)
@@ -168,10 +195,9 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         dim, heads = spec.vision_dim, spec.vision_heads
-        self.patch_conv = nn.Conv2d(
-            CHANNELS, dim, spec.patch_size, stride=spec.patch_size, bias=False
-        )
-        self.ln_pre = nn.RMSNorm(dim, VISION_NORM_EPS)
+        # A convolution whose stride is its size, and so a matrix; `export` gives it its shape.
+        self.patch_conv = nn.Linear(CHANNELS * spec.patch_size**2, dim, bias=False)
+        self.ln_pre = RMSNorm(dim, VISION_NORM_EPS)
         self.transformer = Blocks(
             [
                 Block(dim, spec.vision_hidden_dim, heads, heads, dim // heads, VISION_NORM_EPS)
@@ -181,7 +207,7 @@ class VisionEncoder(nn.Module):
 
     def forward(self, patches: Tensor, grid: Grid) -> Tensor:
         """(pictures, rows * columns, channels * patch pixels) to (pictures, tokens, width)."""
-        x = self.ln_pre(F.linear(patches, self.patch_conv.weight.flatten(1)))
+        x = self.ln_pre(self.patch_conv(patches))
         head_dim = self.spec.vision_dim // self.spec.vision_heads
         angles = angles_2d(grid, head_dim, self.spec.vision_rope_theta, patches.device)
         y: Tensor = self.transformer(x, angles, is_causal=False)
@@ -218,7 +244,7 @@ class Pixtral(nn.Module):
             )
             for _ in range(spec.n_layers)
         )
-        self.norm = nn.RMSNorm(spec.dim, spec.norm_eps)
+        self.norm = RMSNorm(spec.dim, spec.norm_eps)
         self.output = nn.Linear(spec.dim, spec.vocab_size, bias=False)
         self._initialise()
 
@@ -233,6 +259,9 @@ class Pixtral(nn.Module):
             if name.endswith(("wo.weight", "w2.weight")):
                 std *= 0.3
             nn.init.normal_(parameter, std=std)
+        patch_conv = self.vision_encoder.patch_conv.weight
+        with torch.no_grad():
+            patch_conv.copy_(cosines(len(patch_conv), self.spec.patch_size))
 
     def embed_images(self, patches: list[Tensor], grids: list[Grid]) -> list[Tensor]:
         """What goes into the adapter: for each place of a picture in the sequences, the

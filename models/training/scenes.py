@@ -26,6 +26,7 @@ PLACES = (
 )  # fmt: skip
 MOST_SHAPES: Final = 6
 ORDINALS: Final = ("first", "second")
+INKS: dict[str, Rgb] = {**COLOURS, "white": (250, 250, 250)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,42 @@ def chart_scene(rng: np.random.Generator, rows: int, columns: int, source: Sourc
     return Scene((canvas.finish(),), tuple(questions))
 
 
+def page_scene(rng: np.random.Generator, rows: int, columns: int, source: Source) -> Scene:
+    """Lines of words and numbers from edge to edge: nothing is asked, but every patch of it is a
+    lesson in reading."""
+    canvas = Canvas(rows, columns, rng)
+    y = float(rng.uniform(0, 8))
+    while True:
+        size = int(rng.integers(18, 38))
+        if y + size * 0.72 > canvas.height:
+            break
+        face, ink = choose(rng, source.fonts), _ink(canvas)
+        spacing, x = float(rng.uniform(0.5, 3.0)), float(rng.uniform(-4, 12))
+        while True:
+            text = random_number(rng) if rng.random() < 0.35 else random_letters(rng, 6)
+            width, _ = canvas.text_size(text, face, size, spacing)
+            if x + width > canvas.width:
+                break
+            colour = ink if ink in COLOURS else None
+            canvas.text(text, (x, y), face, size, INKS[ink], spacing=spacing, colour=colour)
+            x += width + size * 0.6
+        y += size * 0.72 + float(rng.uniform(4, 14))
+    return Scene((canvas.finish(),), ())
+
+
+def crowd_scene(rng: np.random.Generator, rows: int, columns: int) -> Scene:
+    """As many shapes as there is room for: nothing is asked, as with a page."""
+    canvas = Canvas(rows, columns, rng)
+    radius = float(rng.uniform(8.5, 16.0))
+    step = 2.3 * radius + 1
+    for y in np.arange(radius + 1, canvas.height - radius, step):
+        for x in np.arange(radius + 1, canvas.width - radius, step):
+            size = radius * float(rng.uniform(0.8, 1.0))
+            centre = float(x + rng.uniform(-1, 1)), float(y + rng.uniform(-1, 1))
+            canvas.shape(choose(rng, SHAPES), _colour(canvas), centre, max(8.5, size))
+    return Scene((canvas.finish(),), ())
+
+
 def pair_scene(rng: np.random.Generator, grids: Sequence[tuple[int, int]], source: Source) -> Scene:
     """Two pictures, both of shapes or both of print."""
     if rng.random() < 0.6:
@@ -214,8 +251,7 @@ def _draw_shapes(canvas: Canvas, band: tuple[float, float], count: int) -> list[
     rng, high, wide = canvas.rng, canvas.height * (band[1] - band[0]), canvas.width
     # Few colours and few kinds now and then, so that there is something to count.
     kinds = rng.permutation(SHAPES)[: int(rng.integers(1, 7))].tolist()
-    names = [name for name in COLOURS if not (canvas.is_dark and name == "black")]
-    colours = rng.permutation(names)[: int(rng.integers(1, 7))].tolist()
+    colours = rng.permutation(_colours(canvas))[: int(rng.integers(1, 7))].tolist()
     shapes: list[Shape] = []
     spots: list[tuple[float, float, float]] = []
     largest = max(9.0, min(high, wide) * (0.42 if count == 1 else 0.3))
@@ -259,18 +295,30 @@ def _draw_print(canvas: Canvas, source: Source, box: tuple[float, float, float, 
     width, height = canvas.text_size(text, face, size, spacing)
     x = x0 + 3 + float(rng.random()) * max(wide - width - 6, 0)
     y = y0 + 3 + float(rng.random()) * max(high - height - 6, 0)
-    dark = canvas.is_dark
     if rng.random() < 0.3:
         panel = choose(rng, ("red", "green", "blue", "purple", "black"))
         canvas.rectangle((x - 4, y - 4, x + width + 4, y + height + 4), COLOURS[panel])
-        colour, fill = "white", (250, 250, 250)
+        colour = "white"
     else:
-        unlike = ("black", "purple", "blue") if dark else ("yellow", "pink")
-        colour = choose(rng, [name for name in COLOURS if name not in unlike])
-        fill = COLOURS[colour]
+        colour = _ink(canvas)
     labelled = colour if colour in COLOURS else None
-    canvas.text(text, (x, y), face, size, fill, spacing=spacing, colour=labelled)
+    canvas.text(text, (x, y), face, size, INKS[colour], spacing=spacing, colour=labelled)
     return Print(text, colour)
+
+
+def _colours(canvas: Canvas) -> list[str]:
+    """The colours of shapes that show on the canvas."""
+    return [name for name in COLOURS if not (canvas.is_dark and name == "black")]
+
+
+def _colour(canvas: Canvas) -> str:
+    return choose(canvas.rng, _colours(canvas))
+
+
+def _ink(canvas: Canvas) -> str:
+    """A colour that can be read on the canvas."""
+    unlike = ("black", "purple", "blue") if canvas.is_dark else ("yellow", "pink", "white")
+    return choose(canvas.rng, [name for name in INKS if name not in unlike])
 
 
 def _about_shapes(rng: np.random.Generator, shapes: Sequence[Shape]) -> list[Question]:

@@ -42,7 +42,6 @@ class Preset:
 
     spec: ModelSpec
     plan: BatchPlan
-    tower_steps: int
     steps: int
     learning_rate: float
     workers: int
@@ -63,8 +62,7 @@ PRESETS = {
             vision_hidden_dim=512,
             max_image_size=192,
         ),
-        plan=BatchPlan(patches=4000, largest_grid=12, most_patches=77, turns=5),
-        tower_steps=2000,
+        plan=BatchPlan(patches=4000, largest_grid=12, most_patches=77, turns=5, tower_steps=2000),
         steps=12000,
         learning_rate=3e-3,
         workers=0,
@@ -83,8 +81,7 @@ PRESETS = {
             vision_hidden_dim=704,
             max_image_size=256,
         ),
-        plan=BatchPlan(patches=40000, largest_grid=16, most_patches=160, turns=6),
-        tower_steps=1500,
+        plan=BatchPlan(patches=40000, largest_grid=16, most_patches=160, turns=6, tower_steps=1500),
         steps=9000,
         learning_rate=3e-3,
         workers=14,
@@ -115,8 +112,11 @@ class Trainer:
         rate = preset.learning_rate
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+            torch.optim.AdamW(others, rate / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         ]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -126,7 +126,7 @@ class Trainer:
         """One update; `alone` teaches the tower only. Returns the losses and what is right."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.preset.learning_rate * scale
+                group["lr"] = group["initial_lr"] * scale
         batch = batch.to(self.device)
         # On a CPU the fused attention takes a third of the whole step at these short lengths.
         attention = SDPBackend.MATH if self.device.type == "cpu" else SDPBackend.FLASH_ATTENTION
@@ -181,6 +181,7 @@ def train(preset: Preset, work: Path, output: Path, seed: int, minutes: float) -
     """Trains until the last step or for `minutes`. Returns whether the last step is done."""
     work.mkdir(parents=True, exist_ok=True)
     state, log = work / "state.pt", work / "log.jsonl"
+    log.touch()
     tokenizer = work / "tekken.json"
     spec = preset.spec
     write_tokenizer(tokenizer, vocab_size=spec.vocab_size, max_image_size=spec.max_image_size)
@@ -191,7 +192,7 @@ def train(preset: Preset, work: Path, output: Path, seed: int, minutes: float) -
     step = start
     for batch in _batches(tokenizer, preset, seed, start):
         scale = learning_rate_scale(step, preset.steps)
-        figures = trainer.step(batch, alone=step < preset.tower_steps, scale=scale)
+        figures = trainer.step(batch, alone=step < preset.plan.tower_steps, scale=scale)
         step += 1
         if step % 10 == 0 or step == preset.steps:
             with log.open("a", encoding="utf-8") as lines:
@@ -240,8 +241,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop, resumable, after these")
     given = parser.parse_args()
     preset = PRESETS[given.preset]
-    changes = {"steps": given.steps, "tower_steps": given.tower_steps}
-    preset = replace(preset, **{name: n for name, n in changes.items() if n is not None})
+    if given.tower_steps is not None:
+        preset = replace(preset, plan=replace(preset.plan, tower_steps=given.tower_steps))
+    if given.steps is not None:
+        preset = replace(preset, steps=given.steps)
     done = train(preset, given.work, given.output, given.seed, given.minutes)
     print("done" if done else "stopped: the same command goes on", given.output)
 
