@@ -28,6 +28,7 @@ $(MODEL)/params.json: $(INSTALLED) models/random_checkpoint.py
 	@$(BIN)/python -m models.random_checkpoint $(MODEL)
 
 demo: $(MODEL)/params.json ## Start the whole stack, ask about a picture, ask again, stop it
+	@echo "The model is small and random: its words mean nothing. All else is real."
 	@$(BIN)/pixtral-serve demo --model-dir $(MODEL) --image $(PICTURE)
 
 test: $(INSTALLED) ## Run all tests

@@ -35,10 +35,12 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         ask = self._ask(request, context)
         async with aclosing(self.completions.stream(ask)) as events:
             async for event in events:
+                response = chat_pb2.StreamCompleteResponse(id=ask.id, model=self._model)
                 if isinstance(event, Finished):
-                    yield chat_pb2.StreamCompleteResponse(id=ask.id, completion=_completion(event))
+                    response.completion.CopyFrom(_completion(event))
                 else:
-                    yield chat_pb2.StreamCompleteResponse(id=ask.id, delta=event)
+                    response.delta.CopyFrom(event)
+                yield response
 
     async def Complete(
         self, request: chat_pb2.CompleteRequest, context: Context

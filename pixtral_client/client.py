@@ -41,10 +41,9 @@ class Stream(Iterator[Delta]):
     def __init__(
         self,
         call: "grpc._CallIterator[chat_pb2.StreamCompleteResponse]",
-        model: str | None,
     ) -> None:
         self._call = call
-        self._answer = Answer(model)
+        self._answer = Answer()
         self._closed = False
 
     @property
@@ -133,7 +132,7 @@ class Client:
         """Answers a conversation as the answer is generated."""
         request = stream_request(messages, model, sampling)
         call = self._stub.StreamComplete(request, timeout=timeout or self._timeout)
-        return Stream(call, model)
+        return Stream(call)
 
     def count_tokens(
         self, messages: Messages, *, model: str | None = None, timeout: float | None = None
@@ -177,12 +176,11 @@ class AsyncStream(AsyncIterator[Delta]):
     def __init__(
         self,
         call: grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse],
-        model: str | None,
     ) -> None:
         self._call = call
         self._events = aiter(call)
         self._loop = asyncio.get_running_loop()
-        self._answer = Answer(model)
+        self._answer = Answer()
         self._closed = False
 
     @property
@@ -271,7 +269,7 @@ class AsyncClient:
         """Answers a conversation as the answer is generated."""
         request = await asyncio.to_thread(stream_request, messages, model, sampling)
         call = self._stub.StreamComplete(request, timeout=timeout or self._timeout)
-        return AsyncStream(call, model)
+        return AsyncStream(call)
 
     async def count_tokens(
         self, messages: Messages, *, model: str | None = None, timeout: float | None = None

@@ -109,8 +109,7 @@ def completion(response: chat_pb2.CompleteResponse) -> Completion:
 class Answer:
     """Gathers a stream's events into the completion that it ends with."""
 
-    def __init__(self, model: str | None) -> None:
-        self._model = model or ""
+    def __init__(self) -> None:
         self._deltas: list[Delta] = []
         self.completion: Completion | None = None
 
@@ -118,7 +117,7 @@ class Answer:
         """The event's delta; None for the last event, which holds the summary."""
         if event.HasField("completion"):
             self.completion = completion_from_proto(
-                self.so_far, event.completion, call_id=event.id, model=self._model
+                self.so_far, event.completion, call_id=event.id, model=event.model
             )
             return None
         delta = delta_from_proto(event.delta)

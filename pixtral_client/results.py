@@ -59,7 +59,7 @@ class Delta:
 class Completion:
     """A whole answer. `images` are in the order of the conversation.
 
-    `model` is the gateway's name for what answered; of a stream, the name that was asked for.
+    `model` is the gateway's name for what answered.
     """
 
     id: str

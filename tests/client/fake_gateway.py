@@ -69,11 +69,11 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
             delta = chat_pb2.Choice(text=word, token_ids=[index])
             if index == len(WORDS) - 1:
                 delta.finish_reason = chat_pb2.FINISH_REASON_STOP
-            yield chat_pb2.StreamCompleteResponse(id="call-1", delta=delta)
+            yield chat_pb2.StreamCompleteResponse(id="call-1", model="pixtral", delta=delta)
             if self.stuck:
                 self._wait_for_cancel(context)
                 return
-        yield chat_pb2.StreamCompleteResponse(id="call-1", completion=SUMMARY)
+        yield chat_pb2.StreamCompleteResponse(id="call-1", model="pixtral", completion=SUMMARY)
 
     def CountTokens(  # noqa: N802
         self, request: chat_pb2.CountTokensRequest, context: grpc.ServicerContext

@@ -100,7 +100,7 @@ def test_chat(client: Client, gateway: FakeGateway) -> None:
 
 
 def test_stream(client: Client, gateway: FakeGateway) -> None:
-    with client.stream(HELLO, model="pixtral", **SAMPLING) as stream:
+    with client.stream(HELLO, **SAMPLING) as stream:
         assert stream.completion is None
         deltas = list(stream)
     assert [delta.text for delta in deltas] == WORDS
@@ -238,7 +238,7 @@ async def test_async_chat(async_client: AsyncClient, gateway: FakeGateway) -> No
 
 
 async def test_async_stream(async_client: AsyncClient) -> None:
-    async with await async_client.stream(HELLO, model="pixtral") as stream:
+    async with await async_client.stream(HELLO) as stream:
         assert [delta.text async for delta in stream] == WORDS
     assert stream.completion == answer("pixtral")
 
