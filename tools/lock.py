@@ -23,7 +23,7 @@ LOCKS: dict[str, tuple[list[str], list[str], tuple[str, ...]]] = {
     # The CPU build of vLLM asks for CUDA builds of torchvision, torchaudio and torchcodec, which
     # break its import beside a CPU torch and are not needed.
     "dev": (
-        ["gateway", "encoder", "decoder-cpu", "client", "dev"],
+        ["gateway", "encoder", "decoder-cpu", "client", "training", "dev"],
         [TORCH],
         ("nvidia-", "cuda-", "triton", "torchvision", "torchaudio", "torchcodec"),
     ),
