@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from models.training.fonts import font
+from models.training.fonts import advance, font
 
 PATCH: Final = 16
 SUPERSAMPLING: Final = 2
@@ -109,10 +109,10 @@ class Canvas:
         x0, y0, x1, y1 = box
         xs = _covered(x0 * self.columns / self.width, x1 * self.columns / self.width, self.columns)
         ys = _covered(y0 * self.rows / self.height, y1 * self.rows / self.height, self.rows)
-        at = np.ix_(ys, xs)
-        self.labels[..., 0][at] = KINDS[kind]
-        self.labels[..., 1][at] = UNLABELLED if colour is None else COLOUR_IDS[colour]
-        self.labels[..., 2][at] = UNLABELLED if order is None else order
+        covered = self.labels[ys, xs]
+        covered[..., 0] = KINDS[kind]
+        covered[..., 1] = UNLABELLED if colour is None else COLOUR_IDS[colour]
+        covered[..., 2] = UNLABELLED if order is None else order
 
     def rectangle(self, box: Box, fill: Rgb) -> None:
         self._draw.rectangle([value * self._scale for value in box], fill=fill)
@@ -138,7 +138,7 @@ class Canvas:
 
     def text_size(self, text: str, face: str, size: int, spacing: float) -> tuple[float, float]:
         """Width and height in pixels of the printed capitals."""
-        advances = sum(font(face, size * self._scale).getlength(letter) for letter in text)
+        advances = sum(advance(face, size * self._scale, letter) for letter in text)
         return advances / self._scale + spacing * (len(text) - 1), size * 0.72
 
     def text(
@@ -158,9 +158,9 @@ class Canvas:
         x = at[0] * s
         for order, letter in enumerate(text):
             self._draw.text((x, baseline), letter, fill=fill, font=loaded, anchor="ls")
-            advance = loaded.getlength(letter)
-            self.mark((x / s, at[1], (x + advance) / s, at[1] + size * 0.72), letter, colour, order)
-            x += advance + spacing * s
+            pen = advance(face, size * s, letter)
+            self.mark((x / s, at[1], (x + pen) / s, at[1] + size * 0.72), letter, colour, order)
+            x += pen + spacing * s
 
     def count_shapes(self, shapes: Sequence[tuple[str, str]]) -> None:
         """Labels every patch with how many shapes there are, and those of shapes with how many
@@ -204,12 +204,12 @@ def _background(rng: np.random.Generator) -> Rgb:
     return jitter(rng, (level, level, level), 12)
 
 
-def _covered(start: float, end: float, cells: int) -> NDArray[np.intp]:
+def _covered(start: float, end: float, cells: int) -> slice:
     """The cells, each 1 wide, whose middle lies in [start, end], or the one at its middle."""
     first, last = math.ceil(start - 0.5), math.floor(end - 0.5)
     if first > last:
         first = last = math.floor((start + end) / 2)
-    return np.arange(max(first, 0), min(last, cells - 1) + 1)
+    return slice(max(first, 0), max(last, 0) + 1)
 
 
 def _regular(points: int, inner: float) -> list[tuple[float, float]]:

@@ -44,3 +44,9 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
         raise FileNotFoundError(f"install {package.replace('_', '-')}: its fonts are drawn with")
     path = Path(found.origin).parent / "files" / file
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@cache
+def advance(name: str, size: int, character: str) -> float:
+    """How far the pen moves, in pixels."""
+    return font(name, size).getlength(character)

@@ -177,7 +177,7 @@ def page_scene(rng: np.random.Generator, rows: int, columns: int, source: Source
     canvas = Canvas(rows, columns, rng)
     y = float(rng.uniform(0, 8))
     while True:
-        size = int(rng.integers(18, 38))
+        size = int(rng.integers(18, 34))
         if y + size * 0.72 > canvas.height:
             break
         face, ink = choose(rng, source.fonts), _ink(canvas)
@@ -290,7 +290,7 @@ def _draw_print(canvas: Canvas, source: Source, box: tuple[float, float, float, 
     face = choose(rng, source.fonts)
     spacing = float(rng.uniform(0.5, 3.0))
     per_pixel = canvas.text_size(text, face, 20, 0)[0] / 20
-    largest = min((wide - 8 - spacing * len(text)) / per_pixel, (high - 6) / 0.72, 44)
+    largest = min((wide - 8 - spacing * len(text)) / per_pixel, (high - 6) / 0.72, 34)
     size = int(rng.uniform(min(20.0, largest), largest))
     width, height = canvas.text_size(text, face, size, spacing)
     x = x0 + 3 + float(rng.random()) * max(wide - width - 6, 0)

@@ -33,6 +33,9 @@ from models.training.tokenizer import write_tokenizer
 
 WARM_UP_STEPS = 40
 FALLING_SHARE = 0.35
+# Of the teacher's losses beside each other, and of all of them beside the answers'. What a patch
+# shows is the hardest to learn, and all the rest stands on it.
+ATTRIBUTE_WEIGHTS = {"kind": 3.0, "same_kind": 0.5, "same_colour": 0.5, "total": 0.5}
 TEACHER_WEIGHT = 0.3
 
 
@@ -98,6 +101,8 @@ class Trainer:
         self.preset, self.device = preset, device
         self.model = Pixtral(preset.spec).to(device)
         self.teacher = PatchTeacher(preset.spec.vision_dim, ATTRIBUTES).to(device)
+        weights = [ATTRIBUTE_WEIGHTS.get(name, 1.0) for name in ATTRIBUTES]
+        self.attribute_weights = torch.tensor(weights, device=device)
         if device.type == "cuda":
             for block in (*self.model.layers, *self.model.vision_encoder.transformer.layers):
                 block.compile(dynamic=True)
@@ -134,7 +139,7 @@ class Trainer:
             patches = [normalise(patches) for patches in batch.patches]
             embeddings = self.model.embed_images(patches, batch.grids)
             taught = self.teacher(torch.cat(embeddings, dim=1), torch.cat(batch.labels, dim=1))
-            loss = taught.sum()
+            loss = (taught * self.attribute_weights).sum()
             figures: dict[str, Tensor] = {"tower": taught.mean(), "kind": taught[0]}
             if not alone:
                 asked = batch.targets >= 0
