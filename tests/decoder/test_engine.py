@@ -7,6 +7,7 @@ import random
 import urllib.request
 import warnings
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,23 +168,25 @@ async def served(checkpoint: Path, redis_server: RedisServer) -> AsyncIterator[S
         drain_seconds=0,
     )
     tier = DecoderTier(settings)
-    with warnings.catch_warnings():
-        # vLLM's own, at import and while it loads.
-        warnings.simplefilter("ignore")
-        async with (
-            running(tier, settings) as addresses,
-            open_channel(addresses.grpc, None) as channel,
-        ):
-            yield Served(
-                decoder_pb2_grpc.DecoderServiceStub(channel),
-                addresses.metrics,
-                tier._engine,
-                await asyncio.to_thread(Reference, checkpoint),
-                await asyncio.to_thread(fingerprint, checkpoint, DType.F32),
-                redis_server,
-            )
-        # vLLM leaves sockets to the garbage collector, which warns of them.
-        gc.collect()
+    async with AsyncExitStack() as stack:
+        with warnings.catch_warnings():
+            # vLLM's own, at import and while it loads.
+            warnings.simplefilter("ignore")
+            addresses = await stack.enter_async_context(running(tier, settings))
+        channel = await stack.enter_async_context(open_channel(addresses.grpc, None))
+        yield Served(
+            decoder_pb2_grpc.DecoderServiceStub(channel),
+            addresses.metrics,
+            tier._engine,
+            await asyncio.to_thread(Reference, checkpoint),
+            await asyncio.to_thread(fingerprint, checkpoint, DType.F32),
+            redis_server,
+        )
+        with warnings.catch_warnings():
+            # vLLM leaves sockets to the garbage collector, which warns of them.
+            warnings.simplefilter("ignore")
+            await stack.aclose()
+            gc.collect()
 
 
 @pytest.mark.parametrize("images", range(5))
