@@ -31,7 +31,8 @@ class Batch:
     """Sequences whose pictures have the same grids.
 
     `patches` are uint8 (sequences, tokens, 768) for each picture of a sequence, `labels` (…,
-    tokens, attributes) beside them; `targets` is -100 where nothing is to be learnt.
+    tokens, attributes) beside them; `targets` is -100 where nothing is to be learnt. A batch of
+    lessons has no sequences.
     """
 
     grids: list[Grid]
@@ -39,6 +40,10 @@ class Batch:
     labels: list[Tensor]
     token_ids: Tensor
     targets: Tensor
+
+    @property
+    def is_lesson(self) -> bool:
+        return self.token_ids.numel() == 0
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(
@@ -108,7 +113,7 @@ def sample_scenes(
             yield scenes.pair_scene(rng, grids, source)
         return
     rows, columns = grids[0]
-    kinds = ["print"] * (3 if columns >= 4 else 0)
+    kinds = ["print"] * (2 if columns >= 4 else 0)
     kinds += ["shapes"] * (3 if rows >= 4 and columns >= 4 else 1)
     kinds += ["street"] * (1 if rows >= 5 and columns >= 6 else 0)
     kinds += ["chart"] * (3 if rows >= 6 and columns >= 5 else 0)
@@ -124,70 +129,92 @@ def sample_scenes(
                 yield scenes.shapes_scene(rng, rows, columns)
 
 
-def sample_lessons(rng: np.random.Generator, grid: Grid, count: int) -> Iterator[Scene]:
-    """Scenes to teach the tower with alone: mostly those that are full of what is to be learnt."""
+def sample_lessons(
+    rng: np.random.Generator, grid: Grid, count: int, source: Source
+) -> Iterator[Scene]:
+    """Scenes to teach the tower with alone, nothing asked about them: mostly those that are full
+    of what is to be learnt."""
     for _ in range(count):
         chance = rng.random()
         if chance < 0.5:
-            yield scenes.page_scene(rng, *grid, scenes.TRAINING)
+            yield scenes.page_scene(rng, *grid, source)
         elif chance < 0.7:
             yield scenes.crowd_scene(rng, *grid)
         else:
-            yield from sample_scenes(rng, [grid], 1, scenes.TRAINING)
+            (scene,) = sample_scenes(rng, [grid], 1, source)
+            yield Scene(scene.pictures, ())
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """`patches` in each batch, about; `turns` questions to a conversation; before `tower_steps`,
-    lessons for the tower alone."""
+    """`tokens` in each batch, about; `turns` questions to a conversation. Before `tower_steps`
+    all batches are lessons for the tower alone, and later these shares of them are:"""
 
-    patches: int
+    tokens: int
     largest_grid: int
     most_patches: int
     turns: int
     tower_steps: int
-    two_pictures: float = 0.2
+    lessons: float = 0.15
+    pairs: float = 0.2
+    # Of one word or number each: few patches and short texts, and so many to a batch.
+    prints: float = 0.25
 
 
 def draw_batch(seed: int, step: int, plan: BatchPlan, tokenizer: Tekkenizer) -> Batch:
     """The batch of a step; the same for the same seed, wherever and whenever it is drawn."""
     rng = np.random.default_rng((seed, step))
-    alone = step < plan.tower_steps
-    if not alone and rng.random() < plan.two_pictures:
-        half = plan.most_patches // 2
-        grids = [sample_grid(rng, min(8, plan.largest_grid), half) for _ in range(2)]
-    else:
-        grids = [sample_grid(rng, plan.largest_grid, plan.most_patches)]
-    # The text costs too: about as much as 40 patches.
-    count = max(4, plan.patches // (40 + sum(rows * columns for rows, columns in grids)))
-    sequences, patches, labels = [], [], []
-    drawn = (
-        sample_lessons(rng, grids[0], count)
-        if alone
-        else sample_scenes(rng, grids, count, scenes.TRAINING)
-    )
-    for scene in drawn:
-        picked = _pick(rng, scene.questions, plan.turns)
-        sequences.append(conversation(tokenizer, grids, picked))
-        patches.append([patchify(picture.resized) for picture in scene.pictures])
-        labels.append(
-            [picture.labels.reshape(-1, picture.labels.shape[-1]) for picture in scene.pictures]
-        )
+    drawn, grids = _draw(rng, plan, alone=step < plan.tower_steps)
+    pictures = [[scene.pictures[place] for scene in drawn] for place in range(len(grids))]
+    patches = [np.stack([patchify(picture.resized) for picture in of]) for of in pictures]
+    labels = [np.stack([picture.labels for picture in of]) for of in pictures]
+    sequences = [
+        conversation(tokenizer, grids, _pick(rng, scene.questions, plan.turns))
+        for scene in drawn
+        if scene.questions
+    ]
     # To a multiple of 16, so that few shapes have to be compiled.
-    longest = -(-max(len(ids) for ids, _ in sequences) // 16) * 16
-    token_ids = np.full((count, longest), PAD, dtype=np.int64)
-    targets = np.full((count, longest), -100, dtype=np.int64)
+    longest = -(-max((len(ids) for ids, _ in sequences), default=0) // 16) * 16
+    token_ids = np.full((len(sequences), longest), PAD, dtype=np.int64)
+    targets = np.full((len(sequences), longest), -100, dtype=np.int64)
     for at, (ids, answers) in enumerate(sequences):
         token_ids[at, : len(ids)] = ids
         targets[at, : len(answers)] = answers
-    places = range(len(grids))
     return Batch(
         grids,
-        [torch.from_numpy(np.stack([of[place] for of in patches])) for place in places],
-        [torch.from_numpy(np.stack([of[place] for of in labels])) for place in places],
+        [torch.from_numpy(of) for of in patches],
+        [torch.from_numpy(of).flatten(1, 2) for of in labels],
         torch.from_numpy(token_ids),
         torch.from_numpy(targets),
     )
+
+
+def _draw(
+    rng: np.random.Generator, plan: BatchPlan, *, alone: bool
+) -> tuple[list[Scene], list[Grid]]:
+    """The scenes of a batch, and the grids that the pictures of all of them have."""
+    source = scenes.TRAINING
+    chance = 0.0 if alone else rng.random()
+    if chance < plan.lessons:
+        grid = sample_grid(rng, plan.largest_grid, plan.most_patches)
+        count = _count(plan, [grid], text=30)
+        return list(sample_lessons(rng, grid, count, source)), [grid]
+    if chance < plan.lessons + plan.pairs:
+        half = plan.most_patches // 2
+        grids = [sample_grid(rng, min(8, plan.largest_grid), half) for _ in range(2)]
+        count = _count(plan, grids, text=70)
+        return list(sample_scenes(rng, grids, count, source)), grids
+    if chance < plan.lessons + plan.pairs + plan.prints:
+        grid = int(rng.integers(2, 5)), int(rng.integers(4, plan.largest_grid + 1))
+        count = _count(plan, [grid], text=35)
+        return [scenes.print_scene(rng, *grid, source) for _ in range(count)], [grid]
+    grid = sample_grid(rng, plan.largest_grid, plan.most_patches)
+    count = _count(plan, [grid], text=80)
+    return list(sample_scenes(rng, [grid], count, source)), [grid]
+
+
+def _count(plan: BatchPlan, grids: Sequence[Grid], *, text: int) -> int:
+    return max(4, plan.tokens // (text + sum(rows * columns for rows, columns in grids)))
 
 
 def _pick(rng: np.random.Generator, questions: Sequence[Question], turns: int) -> list[Question]:

@@ -65,7 +65,7 @@ PRESETS = {
             vision_hidden_dim=512,
             max_image_size=192,
         ),
-        plan=BatchPlan(patches=4000, largest_grid=12, most_patches=77, turns=5, tower_steps=2000),
+        plan=BatchPlan(tokens=4000, largest_grid=12, most_patches=77, turns=5, tower_steps=2000),
         steps=12000,
         learning_rate=3e-3,
         workers=0,
@@ -84,7 +84,7 @@ PRESETS = {
             vision_hidden_dim=704,
             max_image_size=256,
         ),
-        plan=BatchPlan(patches=40000, largest_grid=16, most_patches=160, turns=6, tower_steps=1500),
+        plan=BatchPlan(tokens=40000, largest_grid=16, most_patches=160, turns=6, tower_steps=1500),
         steps=9000,
         learning_rate=3e-3,
         workers=14,
@@ -127,8 +127,8 @@ class Trainer:
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "teacher": self.teacher}
 
-    def step(self, batch: Batch, *, alone: bool, scale: float) -> dict[str, float]:
-        """One update; `alone` teaches the tower only. Returns the losses and what is right."""
+    def step(self, batch: Batch, *, scale: float) -> dict[str, float]:
+        """One update. Returns the losses and what is right."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scale
@@ -141,7 +141,7 @@ class Trainer:
             taught = self.teacher(torch.cat(embeddings, dim=1), torch.cat(batch.labels, dim=1))
             loss = (taught * self.attribute_weights).sum()
             figures: dict[str, Tensor] = {"tower": taught.mean(), "kind": taught[0]}
-            if not alone:
+            if not batch.is_lesson:
                 asked = batch.targets >= 0
                 logits = self.model.output(self.model.hidden(batch.token_ids, embeddings)[asked])
                 targets = batch.targets[asked]
@@ -197,7 +197,7 @@ def train(preset: Preset, work: Path, output: Path, seed: int, minutes: float) -
     step = start
     for batch in _batches(tokenizer, preset, seed, start):
         scale = learning_rate_scale(step, preset.steps)
-        figures = trainer.step(batch, alone=step < preset.plan.tower_steps, scale=scale)
+        figures = trainer.step(batch, scale=scale)
         step += 1
         if step % 10 == 0 or step == preset.steps:
             with log.open("a", encoding="utf-8") as lines:

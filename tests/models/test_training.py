@@ -44,7 +44,7 @@ SMALL = ModelSpec(
     vocab_size=2048,
     max_image_size=192,
 )
-PLAN = BatchPlan(patches=400, largest_grid=8, most_patches=40, turns=3, tower_steps=2)
+PLAN = BatchPlan(tokens=400, largest_grid=8, most_patches=40, turns=3, tower_steps=2)
 QUICK = Preset(SMALL, PLAN, steps=6, learning_rate=3e-3, workers=0, save_every=3)
 
 
