@@ -1,5 +1,7 @@
 """The decoder process's settings."""
 
+from typing import Literal
+
 from pydantic import DirectoryPath, Field
 
 from embeddings.codec import DType
@@ -19,7 +21,7 @@ class DecoderSettings(PeerTlsSettings):
         "consolidated*.safetensors, tekken.json."
     )
     model: str = Field("", description="The model's name; empty: the directory's.")
-    dtype: DType = Field(
+    dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16, description="Of weights and embeddings; the encoders must have the same."
     )
     redis_url: str = Field(

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import grpc
 
@@ -51,6 +53,9 @@ class DecoderTier:
         try:
             params = read_params(settings.model_dir)
             spec = VisionSpec.from_params(params)
+            vocab_size = _vocab_size(params)
+            if not (settings.model_dir / "tekken.json").is_file():
+                raise BadCheckpoint(f"{settings.model_dir} holds no tekken.json")
             made_by = await asyncio.to_thread(fingerprint, settings.model_dir, settings.dtype)
         except BadCheckpoint as error:
             raise StartupError(str(error)) from None
@@ -59,9 +64,7 @@ class DecoderTier:
         self._decoder = Decoder(
             engine=engine,
             source=source,
-            limits=Limits(
-                spec, int(params["vocab_size"]), engine.context_length, settings.max_images
-            ),
+            limits=Limits(spec, vocab_size, engine.context_length, settings.max_images),
             fingerprint=made_by,
             max_admitted=settings.max_running + settings.max_waiting,
         )
@@ -116,3 +119,10 @@ def _engine_options(settings: DecoderSettings) -> EngineOptions:
         tensor_parallel=settings.tensor_parallel,
         cpu_threads=settings.cpu_threads,
     )
+
+
+def _vocab_size(params: Mapping[str, Any]) -> int:
+    size = params.get("vocab_size")
+    if not isinstance(size, int) or size < 1:
+        raise BadCheckpoint("params.json: vocab_size is missing or no number of tokens")
+    return size

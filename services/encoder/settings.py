@@ -29,7 +29,7 @@ class EncoderSettings(ProcessSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the vision tower runs; auto: on a GPU where there is one."
     )
-    dtype: DType = Field(
+    dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16, description="Of weights and embeddings; the decoders must have the same."
     )
     redis_url: str = Field(

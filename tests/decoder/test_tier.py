@@ -1,0 +1,42 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.random_checkpoint import RandomSpec, write_random_checkpoint
+from services.decoder.settings import DecoderSettings
+from services.decoder.tier import DecoderTier
+from serving.errors import StartupError
+
+
+def without_tokenizer(directory: Path) -> None:
+    (directory / "tekken.json").unlink()
+
+
+def without_vocabulary(directory: Path) -> None:
+    params = json.loads((directory / "params.json").read_text())
+    del params["vocab_size"]
+    (directory / "params.json").write_text(json.dumps(params))
+
+
+def without_weights(directory: Path) -> None:
+    (directory / "consolidated.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (without_tokenizer, "tekken.json"),
+        (without_vocabulary, "vocab_size"),
+        (without_weights, "consolidated"),
+    ],
+)
+async def test_an_unfit_checkpoint_is_told_in_one_line_before_the_engine_starts(
+    tmp_path: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    spoil(write_random_checkpoint(tmp_path / "model", RandomSpec(dim=32)))
+    tier = DecoderTier(DecoderSettings(model_dir=tmp_path / "model"))
+    with pytest.raises(StartupError, match=says):
+        await tier.start()
+    await tier.stop()
