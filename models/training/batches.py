@@ -238,7 +238,6 @@ class Batches(IterableDataset[Batch]):
         self._steps = range(start, end)
 
     def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
         tokenizer = Tekkenizer.from_file(self._tokenizer)
         worker = torch.utils.data.get_worker_info()
         first, apart = (0, 1) if worker is None else (worker.id, worker.num_workers)
