@@ -75,8 +75,9 @@ class EmbeddingStore:
             timeout=None,
             socket_connect_timeout=0.25,
             socket_read_size=READ_SIZE,
-            # A retry would sleep inside an operation's own deadline.
-            retry=Retry(NoBackoff(), 0),
+            # At once and once: a connection may have ended while it lay idle in the pool, after a
+            # restart of Redis every one of them, and says nothing of Redis now.
+            retry=Retry(NoBackoff(), 1),
             health_check_interval=0,
         )
         return cls(Redis(connection_pool=pool), width=width, dtype=dtype)

@@ -102,6 +102,19 @@ async def test_without_redis_all_are_misses_and_it_recovers(
     assert await store.get(key_of("a")) is not None
 
 
+async def test_connections_that_ended_while_idle_cost_nothing(
+    server: RedisServer, store: EmbeddingStore
+) -> None:
+    assert await store.put(key_of("a"), value_of("a"))
+    # Several connections, all idle after it.
+    assert all(await asyncio.gather(*(store.get(key_of("a")) for _ in range(8))))
+    with server.client() as client:
+        assert client.client_kill_filter(_type="normal", skipme=True) > 1
+    before = failures("get", "connection")
+    assert all(await asyncio.gather(*(store.get(key_of("a")) for _ in range(8))))
+    assert failures("get", "connection") == before
+
+
 async def test_a_redis_that_hangs_costs_one_timeout_and_then_none(
     server: RedisServer, store: EmbeddingStore
 ) -> None:
