@@ -136,9 +136,14 @@ class Encoder:
             # Redis may have lost it since: whoever asks here has not found it there.
             stored = await self._is_stored(key) or await self._store.put(key, held.value)
             return EncodedResult(held.grid, Source.LOCAL, stored)
+        found = await self._store.get(key)
+        if found is not None:
+            # Held too, for Fetch: a gateway or decoder that asks here may not get it from Redis.
+            value = await asyncio.to_thread(codec.encode, key, found)
+            grid = Grid(found.rows, found.cols)
+            self._held.put(key, Held(grid, value), len(value))
+            return EncodedResult(grid, Source.REDIS, stored=True)
         opened = await self._preprocessor.open(image)
-        if await self._is_stored(key):
-            return EncodedResult(opened.grid, Source.REDIS, stored=True)
         value = await self._encode(key, opened)
         self._held.put(key, Held(opened.grid, value), len(value))
         return EncodedResult(opened.grid, Source.ENCODED, await self._store.put(key, value))

@@ -135,7 +135,9 @@ async def test_the_same_image_again_is_local(encoder: Encoder) -> None:
     assert images_encoded() == before
 
 
-async def test_a_restarted_encoder_finds_in_redis_what_the_last_one_made(make: Make) -> None:
+async def test_a_restarted_encoder_finds_in_redis_what_the_last_one_made(
+    make: Make, redis: RedisServer
+) -> None:
     image = png()
     first = await make().encode(key_of(image), image)
     before = images_encoded()
@@ -143,7 +145,23 @@ async def test_a_restarted_encoder_finds_in_redis_what_the_last_one_made(make: M
     again = await restarted.encode(key_of(image), image)
     assert (again.source, again.stored, again.grid) == (Source.REDIS, True, first.grid)
     assert images_encoded() == before
-    assert restarted.held(key_of(image)) is None
+    # For decoders that cannot read it there.
+    with redis.client() as client:
+        assert restarted.held(key_of(image)) == client.get(key_of(image).redis_key)
+
+
+async def test_what_redis_holds_damaged_is_encoded_anew(
+    encoder: Encoder, redis: RedisServer
+) -> None:
+    cut_short, no_string = png(320, 240), png(240, 320)
+    with redis.client() as client:
+        client.set(key_of(cut_short).redis_key, b"PXE1")
+        client.rpush(key_of(no_string).redis_key, b"PXE1")
+    for image in (cut_short, no_string):
+        result = await encoder.encode(key_of(image), image)
+        assert (result.source, result.stored) == (Source.ENCODED, True)
+    for image in (cut_short, no_string):
+        assert stored(redis)[key_of(image).redis_key.encode()] == encoder.held(key_of(image))
 
 
 async def test_redis_gets_back_what_it_lost(encoder: Encoder, redis: RedisServer) -> None:
