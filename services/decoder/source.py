@@ -19,6 +19,7 @@ from embeddings.vision import Grid
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
 from services.decoder.prompt import ImagePlace
 from serving.channel import ClientTls, open_channel
+from serving.settings import is_loopback
 from serving.single_flight import SingleFlight
 
 logger = logging.getLogger(__name__)
@@ -45,19 +46,32 @@ class ImageEmbedding:
 class Peers:
     """Reads embeddings from the encoders that made them.
 
-    `tls` None is plaintext. Channels are kept, at most 64, the least recently used closed.
+    Addresses come with requests: without `tls` one off this machine is dialled only where
+    `allow_insecure` is set. Channels are kept, at most 64, the least recently used closed.
     """
 
-    def __init__(self, *, width: int, dtype: DType, seconds: float, tls: ClientTls | None) -> None:
+    def __init__(
+        self,
+        *,
+        width: int,
+        dtype: DType,
+        seconds: float,
+        tls: ClientTls | None,
+        allow_insecure: bool,
+    ) -> None:
         self._width = width
         self._dtype = dtype
         self._seconds = seconds
         self._tls = tls
+        self._allow_insecure = allow_insecure
         self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
 
     async def fetch(self, key: EmbeddingKey, address: str, grid: Grid) -> Embedding | None:
-        """The embedding, or None where the encoder lacks it, does not answer, or sends less or
-        more than an image of that grid."""
+        """The embedding, or None where the encoder lacks it, does not answer, sends less or more
+        than an image of that grid, or could only be asked without TLS."""
+        if self._tls is None and not (self._allow_insecure or is_loopback(address)):
+            logger.warning("an encoder off this machine is not asked without peer_tls_ca")
+            return None
         most = codec.PAYLOAD_OFFSET + grid.tokens * self._width * self._dtype.itemsize
         value = bytearray()
         stub = encoder_pb2_grpc.EncoderServiceStub(await self._channel(address))

@@ -17,6 +17,7 @@ from services.decoder.checks import Limits
 from services.decoder.decoder import Decoder
 from services.decoder.engine import DecoderEngine
 from services.decoder.engine_args import EngineOptions
+from services.decoder.metrics import ENGINE_UP
 from services.decoder.service import DecoderInfo, DecoderService
 from services.decoder.settings import DecoderSettings
 from services.decoder.source import EmbeddingSource, Peers
@@ -61,6 +62,7 @@ class DecoderTier:
             raise StartupError(str(error)) from None
         source = self._source(spec)
         await engine.start()
+        ENGINE_UP.set(1)
         self._decoder = Decoder(
             engine=engine,
             source=source,
@@ -81,6 +83,7 @@ class DecoderTier:
 
     async def failed(self) -> None:
         await self._engine.wait_dead()
+        ENGINE_UP.set(0)
         logger.error("the engine has died")
 
     async def stop(self) -> None:
@@ -102,6 +105,7 @@ class DecoderTier:
             dtype=settings.dtype,
             seconds=settings.peer_seconds,
             tls=settings.peer_tls,
+            allow_insecure=settings.allow_insecure,
         )
         return EmbeddingSource(store=store, peers=peers, cache_bytes=settings.cache_bytes)
 

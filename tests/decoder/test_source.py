@@ -72,11 +72,17 @@ async def peer() -> AsyncIterator[Peer]:
 
 @asynccontextmanager
 async def source_of(
-    url: str, cache_bytes: int = 1 << 20, seconds: float = 5.0
+    url: str, cache_bytes: int = 1 << 20, seconds: float = 5.0, allow_insecure: bool = False
 ) -> AsyncIterator[EmbeddingSource]:
     source = EmbeddingSource(
         store=EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.F32),
-        peers=Peers(width=WIDTH, dtype=DType.F32, seconds=seconds, tls=None),
+        peers=Peers(
+            width=WIDTH,
+            dtype=DType.F32,
+            seconds=seconds,
+            tls=None,
+            allow_insecure=allow_insecure,
+        ),
         cache_bytes=cache_bytes,
     )
     try:
@@ -177,6 +183,21 @@ async def test_nobody_has_it(source: EmbeddingSource, peer: Peer) -> None:
 async def test_the_encoder_is_gone(source: EmbeddingSource) -> None:
     with pytest.raises(EmbeddingMissing):
         await source.get(ImagePlace(key_of("a"), 0, GRID, "127.0.0.1:1"))
+
+
+async def test_an_encoder_off_this_machine_is_asked_over_tls_alone(
+    redis: RedisServer, peer: Peer
+) -> None:
+    key, tensor = key_of("a"), values(GRID)
+    peer.servicer.values[key] = wire(key, tensor, GRID)
+    # An address of this machine by a name that does not say so.
+    image = ImagePlace(key, 0, GRID, peer.address.replace("127.0.0.1", "0.0.0.0"))  # noqa: S104
+    async with source_of(redis.url) as source:
+        with pytest.raises(EmbeddingMissing):
+            await source.get(image)
+    assert peer.servicer.calls == 0
+    async with source_of(redis.url, allow_insecure=True) as source:
+        assert torch.equal((await source.get(image)).tensor, tensor)
 
 
 async def test_an_encoder_that_hangs_is_given_up(redis: RedisServer, peer: Peer) -> None:
