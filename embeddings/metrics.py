@@ -6,3 +6,7 @@ from prometheus_client import Counter
 REQUESTS = Counter(
     "pixtral_embedding_requests_total", "Image embeddings asked for, by where they were", ["result"]
 )
+
+# Shown from the start: no rate sees a counter that begins at one.
+for result in ("local", "redis", "peer", "encoded"):
+    REQUESTS.labels(result)

@@ -29,6 +29,12 @@ SECONDS = Histogram(
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
 )
 
+# Shown from the start: no rate sees a counter that begins at one.
+for operation in ("get", "put", "exist", "delete"):
+    for reason in ("timeout", "connection", "refused", "paused"):
+        FAILURES.labels(operation, reason)
+FAILURES.labels("get", "damaged")
+
 # redis-py reads 64 KiB at a time unless told; an 8 MiB value reads a quarter faster so.
 READ_SIZE = 1 << 20
 # Checksums of values above this are taken off the event loop.

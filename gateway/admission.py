@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gateway.metrics import PERMITS
+from gateway.metrics import PERMITS, PERMITS_LIMIT
 from serving.errors import Overloaded
 
 
@@ -13,6 +13,7 @@ class Admission:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._in_use = 0
+        PERMITS_LIMIT.set(limit)
 
     @property
     def in_use(self) -> int:

@@ -65,16 +65,18 @@ class Completions:
         Raises ServingError. Closing the generator stops the work in every tier and frees the
         permit. A task that does not take what it is streamed is cancelled soon after the deadline.
         """
-        code = "CANCELLED"
+        code = "OK"
         overdue = _cancel_task(ask.deadline.remaining() + GRACE_SECONDS)
         try:
             with self._admission.permit():
                 async with aclosing(self._answer(ask)) as events:
                     async for event in events:
                         yield event
-            code = "OK"
         except ServingError as error:
             code = error.code.name
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            code = "DEADLINE_EXCEEDED" if _is_late(ask) else "CANCELLED"
             raise
         except Exception:
             code = "INTERNAL"
@@ -175,6 +177,13 @@ class Completions:
 def _cancel_task(seconds: float) -> asyncio.TimerHandle:
     task = cast("asyncio.Task[None]", asyncio.current_task())
     return asyncio.get_running_loop().call_later(seconds, task.cancel)
+
+
+def _is_late(ask: Ask) -> bool:
+    # A client's deadline is seen here as its cancel, a little before it passes on this side: what
+    # it sent was rounded up by as much as a hundredth.
+    granted = ask.deadline.at - ask.arrival
+    return time.monotonic() >= ask.deadline.at - 0.05 - granted / 100
 
 
 def _generate_request(

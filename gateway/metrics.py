@@ -6,6 +6,7 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 
 REQUESTS = Counter("pixtral_gateway_requests_total", "Completions ended, by status code", ["code"])
 PERMITS = Gauge("pixtral_gateway_permits_in_use", "Completions running")
+PERMITS_LIMIT = Gauge("pixtral_gateway_permits_limit", "Completions that may run at once")
 TIME_TO_FIRST_TOKEN = Histogram(
     "pixtral_gateway_time_to_first_token_seconds",
     "From a request's arrival to its first token, by what became of its images",
@@ -23,3 +24,24 @@ IMAGES = Counter(
 REPLICAS = Gauge(
     "pixtral_gateway_replicas_ready", "Replicas that answered their last handshake", ["tier"]
 )
+
+# Shown from the start: no rate sees a counter that begins at one.
+CODES = (
+    "OK",
+    "CANCELLED",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "INTERNAL",
+    "UNAVAILABLE",
+)
+for code in CODES:
+    REQUESTS.labels(code)
+for images in ("none", "cached", "encoded"):
+    TIME_TO_FIRST_TOKEN.labels(images)
+for result in ("cached", "encoded"):
+    IMAGES.labels(result)
+for tier in ("encoder", "decoder"):
+    REPLICAS.labels(tier)

@@ -2,13 +2,21 @@
 
 import socket
 from contextlib import suppress
+from importlib import metadata
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Histogram, Info
 
 from serving.errors import StartupError
+
+# Twice the series, and nothing that Prometheus reads.
+prometheus_client.disable_created_metrics()
+
+BUILD = Info("pixtral_build", "Which release this process runs")
+with suppress(metadata.PackageNotFoundError):
+    BUILD.info({"version": metadata.version("pixtral-serve")})
 
 # The names and labels are those of the gRPC ecosystem's own Prometheus middlewares.
 _METHOD = ["grpc_type", "grpc_service", "grpc_method"]

@@ -15,6 +15,7 @@ from services.decoder.engine import (
     ImagesNotHeld,
     SamplingRefused,
 )
+from services.decoder.metrics import ADMITTED, ADMITTED_LIMIT
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.source import EmbeddingMissing, EmbeddingSource
 from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, Unavailable
@@ -38,6 +39,7 @@ class Decoder:
         self._limits = limits
         self._fingerprint = fingerprint
         self._max_admitted = max_admitted
+        ADMITTED_LIMIT.set(max_admitted)
 
     async def generate(self, prompt: Prompt) -> AsyncGenerator[Delta]:
         """Deltas as the engine makes them; closing or cancelling stops the engine's work.
@@ -52,6 +54,7 @@ class Decoder:
         if self.admitted >= self._max_admitted:
             raise Overloaded("the decoder's queue is full")
         self.admitted += 1
+        ADMITTED.inc()
         try:
             async with aclosing(self._run(prompt)) as deltas:
                 async for delta in deltas:
@@ -62,6 +65,7 @@ class Decoder:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None
         finally:
             self.admitted -= 1
+            ADMITTED.dec()
 
     async def close(self) -> None:
         await self._source.close()

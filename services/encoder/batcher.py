@@ -16,7 +16,9 @@ from services.encoder.metrics import (
     BATCH_PATCHES,
     ENCODE_SECONDS,
     IMAGES_ENCODED,
+    QUEUE_PATCHES_LIMIT,
     QUEUE_SECONDS,
+    QUEUED_PATCHES,
 )
 from serving.errors import Overloaded, Unavailable
 
@@ -57,6 +59,7 @@ class Batcher:
         self._running = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
         self._device_lost = device_lost
+        QUEUE_PATCHES_LIMIT.set(queue_patches)
 
     @contextlib.contextmanager
     def admit(self, patches: int) -> Iterator[None]:
@@ -67,10 +70,12 @@ class Batcher:
         if self._admitted and self._admitted + patches > self._queue_patches:
             raise Overloaded("too many images are waiting to be encoded")
         self._admitted += patches
+        QUEUED_PATCHES.inc(patches)
         try:
             yield
         finally:
             self._admitted -= patches
+            QUEUED_PATCHES.dec(patches)
 
     async def embed(self, pixels: Tensor, patches: int) -> Tensor:
         """The embedding, (tokens, width) on the CPU, of an image (3, height, width).

@@ -1,11 +1,17 @@
 """What the encoder measures."""
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 IMAGES_ENCODED = Counter(
     "pixtral_encoder_images_encoded_total", "Images that went through the vision tower"
+)
+QUEUED_PATCHES = Gauge(
+    "pixtral_encoder_queued_patches", "Patches of images that are admitted and not yet embedded"
+)
+QUEUE_PATCHES_LIMIT = Gauge(
+    "pixtral_encoder_queue_patches_limit", "Patches above which images are refused"
 )
 BATCH_PATCHES = Histogram(
     "pixtral_encoder_batch_patches",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from embeddings.vision import Grid
 from services.decoder.checks import Limits
@@ -147,18 +148,24 @@ async def test_another_models_embeddings_are_refused(decoder: Decoder, engine: E
     assert engine.calls == []
 
 
+def shown(name: str) -> float | None:
+    return REGISTRY.get_sample_value(f"pixtral_decoder_{name}")
+
+
 async def test_beyond_its_room_the_decoder_refuses_at_once(
     decoder: Decoder, engine: Engine
 ) -> None:
     engine.gate.clear()
     running = [asyncio.create_task(drain(decoder, prompt_of(1))) for _ in range(2)]
     await eventually(lambda: len(engine.calls) == 2)
+    assert (shown("requests_admitted"), shown("requests_limit")) == (2, 2)
     with pytest.raises(Overloaded) as refusal:
         await drain(decoder, prompt_of(1))
     assert refusal.value.retry_after
     engine.gate.set()
     await asyncio.gather(*running)
     assert len(await drain(decoder, prompt_of(1))) == 2
+    assert shown("requests_admitted") == 0
 
 
 async def test_a_cancelled_request_leaves_nothing(decoder: Decoder, engine: Engine) -> None:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 from torch import Tensor
 
 from services.encoder.batcher import Batcher
@@ -148,3 +149,16 @@ async def test_a_lost_device_is_told(device: Device) -> None:
         await submit(batcher, -1, 10)
     assert lost.is_set()
     batcher.close()
+
+
+async def test_patches_are_shown_from_admission_to_the_end(batcher: Batcher) -> None:
+    def shown(name: str) -> float:
+        return REGISTRY.get_sample_value(f"pixtral_encoder_{name}") or 0.0
+
+    before = shown("queued_patches")
+    assert shown("queue_patches_limit") == 1000
+    with batcher.admit(300), batcher.admit(200):
+        assert shown("queued_patches") == before + 500
+    with pytest.raises(ZeroDivisionError), batcher.admit(300):
+        _ = 1 / 0
+    assert shown("queued_patches") == before

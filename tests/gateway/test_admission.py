@@ -20,6 +20,11 @@ def test_beyond_the_limit_is_refused_at_once_with_a_time_to_retry() -> None:
         assert admission.in_use == 2
 
 
+def test_limit_is_shown_beside_what_is_in_use() -> None:
+    Admission(7)
+    assert REGISTRY.get_sample_value("pixtral_gateway_permits_limit") == 7
+
+
 def test_permit_is_freed_however_the_request_ends() -> None:
     admission = Admission(1)
     before = in_use()

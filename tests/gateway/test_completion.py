@@ -502,11 +502,13 @@ async def test_deadline_ends_a_request_whose_client_reads_nothing(
             await anext(events)
             await asyncio.Event().wait()
 
+    before = ended("DEADLINE_EXCEEDED"), ended("CANCELLED")
     running = asyncio.create_task(reads_one())
     await asyncio.wait((running,), timeout=20)
 
     assert running.cancelled()
     assert gateway.admission.in_use == 0
+    assert (ended("DEADLINE_EXCEEDED"), ended("CANCELLED")) == (before[0] + 1, before[1])
 
 
 async def test_beyond_the_permits_is_refused_at_once(
@@ -541,20 +543,22 @@ async def test_conversation_stays_with_its_decoder(
         assert sorted(calls) == [0, 3]
 
 
+def ended(code: str) -> float:
+    value = REGISTRY.get_sample_value("pixtral_gateway_requests_total", {"code": code})
+    assert value is not None
+    return value
+
+
 async def test_ends_are_counted_by_their_code(
     gateway: Harness, decoders: list[FakeDecoder]
 ) -> None:
-    def count(code: str) -> float:
-        labels = {"code": code}
-        return REGISTRY.get_sample_value("pixtral_gateway_requests_total", labels) or 0.0
-
     codes = ("OK", "UNAVAILABLE", "INTERNAL", "CANCELLED")
-    before = [count(code) for code in codes]
+    before = [ended(code) for code in codes]
     await gateway.answer(user(text("Hello?")))
     everywhere(decoders, breaks_midway(UNAVAILABLE))
     await refusal(gateway, user(text("Hello?")))
 
-    assert [count(code) - n for code, n in zip(codes, before, strict=True)] == [1, 1, 0, 0]
+    assert [ended(code) - n for code, n in zip(codes, before, strict=True)] == [1, 1, 0, 0]
 
 
 async def test_sampling_is_passed_on_as_it_is(

@@ -1,0 +1,11 @@
+"""What the decoder measures beside vLLM, which counts for itself."""
+
+from prometheus_client import Gauge
+
+ADMITTED = Gauge(
+    "pixtral_decoder_requests_admitted", "Requests that wait for embeddings or are in the engine"
+)
+ADMITTED_LIMIT = Gauge("pixtral_decoder_requests_limit", "Requests above which others are refused")
+ENGINE_UP = Gauge(
+    "pixtral_decoder_engine_up", "1 from the engine's first token to its death, 0 else"
+)
