@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from pydantic import DirectoryPath, Field
 
-from serving.settings import Address, Addresses, PeerTlsSettings
+from serving.settings import Address, Addresses, PeerTlsSettings, RedisSettings
 
 
-class GatewaySettings(PeerTlsSettings):
+class GatewaySettings(PeerTlsSettings, RedisSettings):
     """Serves a Pixtral model over gRPC, by way of encoder and decoder processes."""
 
     peer_fields: ClassVar[tuple[str, ...]] = ("encoders", "decoders")
@@ -22,9 +22,6 @@ class GatewaySettings(PeerTlsSettings):
     model: str = Field("", description="The model's public name; empty: the directory's name.")
     encoders: Addresses = Field((), description="host:port of each encoder.")
     decoders: Addresses = Field(min_length=1, description="host:port of each decoder.")
-    redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="URL of the Redis that holds image embeddings."
-    )
     max_concurrent_requests: int = Field(
         256, ge=1, description="Completions that may run at once; more are refused."
     )

@@ -40,7 +40,8 @@ class GatewayTier:
             spec, prompts = await asyncio.to_thread(_load, settings)
         except BadCheckpoint as error:
             raise StartupError(str(error)) from error
-        store = _open_store(settings.redis_url, spec)
+        # Only asked which keys are there: the dtype is the tiers' own affair.
+        store = EmbeddingStore.from_url(settings.redis_url, width=spec.width, dtype=DType.BF16)
         self._store = store
         tls = settings.peer_tls
         self._tiers = Tiers(
@@ -73,12 +74,3 @@ class GatewayTier:
 def _load(settings: GatewaySettings) -> tuple[VisionSpec, PromptEncoder]:
     spec = VisionSpec.from_params(read_params(settings.model_dir))
     return spec, PromptEncoder.load(settings.model_dir, spec)
-
-
-def _open_store(url: str, spec: VisionSpec) -> EmbeddingStore:
-    try:
-        # Only asked which keys are there: the dtype is the tiers' own affair.
-        return EmbeddingStore.from_url(url, width=spec.width, dtype=DType.BF16)
-    except ValueError:
-        # Not its text: the URL may hold a password.
-        raise StartupError("redis_url is not a redis://, rediss:// or unix:// URL") from None

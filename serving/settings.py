@@ -10,6 +10,7 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +29,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
+from redis.asyncio.connection import parse_url
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -52,6 +54,15 @@ def _check_address(value: str) -> str:
 def _split(value: object) -> object:
     if isinstance(value, str):
         return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+def _check_redis_url(value: str) -> str:
+    try:
+        parse_url(value)
+    except ValueError:
+        # Not its text: the URL may hold a password.
+        raise ValueError("must be a redis://, rediss:// or unix:// URL") from None
     return value
 
 
@@ -113,7 +124,7 @@ class ProcessSettings(BaseSettings):
         None, description="PEM file of the authority that every client must be signed by (mTLS)."
     )
     allow_insecure: bool = Field(
-        False, description="Do without TLS on addresses that are not loopback."
+        False, description="Do without TLS, and Redis without a password, off this machine."
     )
 
     @classmethod
@@ -177,6 +188,27 @@ class PeerTlsSettings(ProcessSettings):
                             f"{name}: {address} is not a loopback address: set peer_tls_ca, or "
                             "allow_insecure to call it without TLS"
                         )
+        return self
+
+
+class RedisSettings(ProcessSettings):
+    """For a process that uses the Redis of the image embeddings."""
+
+    redis_url: Annotated[str, AfterValidator(_check_redis_url)] = Field(
+        "redis://127.0.0.1:6379/0",
+        description="The Redis that holds the embeddings: unix://, redis:// on this machine, "
+        "rediss:// (TLS) with a password elsewhere.",
+    )
+
+    @model_validator(mode="after")
+    def _check_redis(self) -> Self:
+        url = urlsplit(self.redis_url)
+        is_local = url.scheme == "unix" or is_loopback(f"{url.hostname or 'localhost'}:")
+        if not (is_local or self.allow_insecure or (url.scheme == "rediss" and url.password)):
+            raise ValueError(
+                "redis_url: the host is not a loopback address: use rediss:// and a password, or "
+                "allow_insecure to do without"
+            )
         return self
 
 

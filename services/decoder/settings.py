@@ -5,12 +5,12 @@ from typing import Literal
 from pydantic import DirectoryPath, Field
 
 from embeddings.codec import DType
-from serving.settings import Address, PeerTlsSettings
+from serving.settings import Address, PeerTlsSettings, RedisSettings
 
 MIB = 1 << 20
 
 
-class DecoderSettings(PeerTlsSettings):
+class DecoderSettings(PeerTlsSettings, RedisSettings):
     """Answers prompts for a Pixtral model: its language model, in vLLM, on GPUs or a CPU."""
 
     listen: Address = Field(
@@ -23,10 +23,6 @@ class DecoderSettings(PeerTlsSettings):
     model: str = Field("", description="The model's name; empty: the directory's.")
     dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16, description="Of weights and embeddings; the encoders must have the same."
-    )
-    redis_url: str = Field(
-        "redis://127.0.0.1:6379/0",
-        description="The Redis that holds the embeddings: redis://, rediss:// or unix://.",
     )
     cache_bytes: int = Field(
         512 * MIB, ge=64 * MIB, description="Embeddings kept in this process's memory, in bytes."

@@ -43,8 +43,7 @@ class DecoderTier:
         decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self._service, server)
 
     async def start(self) -> None:
-        """Raises StartupError where the checkpoint, the installation or the Redis URL is no
-        good."""
+        """Raises StartupError where the checkpoint or the installation is no good."""
         settings, engine = self._settings, self._engine
         if not plugin.is_installed():
             raise StartupError(
@@ -93,13 +92,7 @@ class DecoderTier:
 
     def _source(self, spec: VisionSpec) -> EmbeddingSource:
         settings = self._settings
-        try:
-            store = EmbeddingStore.from_url(
-                settings.redis_url, width=spec.width, dtype=settings.dtype
-            )
-        except ValueError:
-            # Not its text: the URL may hold a password.
-            raise StartupError("redis_url is not a redis://, rediss:// or unix:// URL") from None
+        store = EmbeddingStore.from_url(settings.redis_url, width=spec.width, dtype=settings.dtype)
         peers = Peers(
             width=spec.width,
             dtype=settings.dtype,

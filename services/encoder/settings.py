@@ -8,14 +8,14 @@ from pydantic import DirectoryPath, Field
 
 from embeddings.codec import DType
 from serving.channel import MAX_MESSAGE_BYTES
-from serving.settings import Address, ProcessSettings
+from serving.settings import Address, RedisSettings
 
 MIB = 1 << 20
 # Above this many pixels Pillow itself takes a file for a decompression bomb.
 PILLOW_MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 0
 
 
-class EncoderSettings(ProcessSettings):
+class EncoderSettings(RedisSettings):
     """Encodes images for a Pixtral model: its vision tower, on a GPU or CPU."""
 
     listen: Address = Field(
@@ -31,10 +31,6 @@ class EncoderSettings(ProcessSettings):
     )
     dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16, description="Of weights and embeddings; the decoders must have the same."
-    )
-    redis_url: str = Field(
-        "redis://127.0.0.1:6379/0",
-        description="The Redis that holds the embeddings: redis://, rediss:// or unix://.",
     )
     cache_bytes: int = Field(
         1024 * MIB, ge=64 * MIB, description="Embeddings kept in this process's memory, in bytes."

@@ -42,7 +42,7 @@ class EncoderTier:
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._service, server)
 
     async def start(self) -> None:
-        """Raises StartupError where the checkpoint, the device or the Redis URL is no good."""
+        """Raises StartupError where the checkpoint or the device is no good."""
         settings = self._settings
         try:
             spec = VisionSpec.from_params(read_params(settings.model_dir))
@@ -65,7 +65,9 @@ class EncoderTier:
                 queue_patches=settings.queue_patches,
                 device_lost=self._device_lost,
             ),
-            store=self._open_store(spec),
+            store=EmbeddingStore.from_url(
+                settings.redis_url, width=spec.width, dtype=settings.dtype
+            ),
             cache_bytes=settings.cache_bytes,
             queue_images=settings.queue_images,
             max_image_bytes=settings.max_image_bytes,
@@ -105,16 +107,6 @@ class EncoderTier:
         if chosen == "cuda" and not has_gpu:
             raise StartupError("device is cuda, and torch finds no GPU")
         return torch.device("cpu" if chosen == "cpu" or not has_gpu else "cuda")
-
-    def _open_store(self, spec: VisionSpec) -> EmbeddingStore:
-        settings = self._settings
-        try:
-            return EmbeddingStore.from_url(
-                settings.redis_url, width=spec.width, dtype=settings.dtype
-            )
-        except ValueError:
-            # Not its text: the URL may hold a password.
-            raise StartupError("redis_url is not a redis://, rediss:// or unix:// URL") from None
 
 
 def _describe(device: torch.device) -> str:

@@ -195,19 +195,10 @@ async def test_a_key_that_is_not_the_images_or_not_a_key_is_refused(client: Clie
     )
 
 
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [({"redis_url": "http://user:secret@host"}, "redis_url"), ({"model_dir": None}, "params.json")],
-)
-async def test_what_cannot_be_served_is_told_in_one_line(
-    checkpoint_dir: Path, tmp_path: Path, wrong: dict[str, Any], told: str
-) -> None:
-    settings = {"model_dir": checkpoint_dir, "redis_url": "redis://127.0.0.1:1", **wrong}
-    settings["model_dir"] = settings["model_dir"] or tmp_path
-    with pytest.raises(StartupError, match=told) as refused:
-        async with serving(**settings):
+async def test_a_model_that_cannot_be_served_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"params\.json"):
+        async with serving(tmp_path, "redis://127.0.0.1:1"):
             pass
-    assert "secret" not in str(refused.value)
 
 
 async def info_once_ready(stub: Any) -> encoder_pb2.GetEncoderInfoResponse:

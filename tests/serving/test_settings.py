@@ -5,7 +5,14 @@ import pytest
 from pydantic import Field, SecretStr, ValidationError
 
 from serving.channel import ClientTls
-from serving.settings import Addresses, PeerTlsSettings, ProcessSettings, is_loopback, load
+from serving.settings import (
+    Addresses,
+    PeerTlsSettings,
+    ProcessSettings,
+    RedisSettings,
+    is_loopback,
+    load,
+)
 
 
 class TierSettings(PeerTlsSettings):
@@ -250,3 +257,43 @@ def test_tls_files_belong_together(tmp_path: Path) -> None:
             TierSettings(**wrong)
     settings = TierSettings(peer_tls_ca=file, peer_tls_certificate=file, peer_tls_private_key=file)
     assert settings.peer_tls == ClientTls(file, file, file)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:6379/0",
+        "redis:///0",
+        "redis://localhost",
+        "redis://[::1]:1",
+        "unix:///run/redis.sock",
+        "rediss://:secret@redis.example:6379",
+        "rediss://me:secret@redis.example",
+    ],
+)
+def test_a_redis_here_or_one_by_tls_and_password_is_taken(url: str) -> None:
+    assert RedisSettings(redis_url=url).redis_url == url
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://redis.example", "redis://:secret@10.0.0.7:6379", "rediss://redis.example"]
+)
+def test_a_redis_elsewhere_without_tls_or_password_must_be_allowed(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (told,) = refused(["--redis-url", url], capsys, RedisSettings)
+    assert "redis_url" in told
+    assert "allow_insecure" in told
+    assert "secret" not in told
+    assert RedisSettings(redis_url=url, allow_insecure=True).redis_url == url
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:secret@host", "redis://:sec/ret@host", "redis://host?db=secret", "secret"]
+)
+def test_what_is_no_redis_url_is_refused_without_its_text(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (told,) = refused(["--redis-url", url], capsys, RedisSettings)
+    assert told.startswith("tier: --redis-url: must be")
+    assert "sec" not in told.replace("rediss", "")
