@@ -86,8 +86,9 @@ class Completions:
             REQUESTS.labels(code).inc()
 
     async def count(self, conversation: Conversation) -> Prompt:
-        """The prompt that a conversation makes. Raises InvalidRequest."""
-        _, prompt = await self._read(conversation)
+        """The prompt that a conversation makes. Raises InvalidRequest and Overloaded."""
+        with self._admission.permit():
+            _, prompt = await self._read(conversation)
         return prompt
 
     async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:

@@ -5,8 +5,10 @@ from prometheus_client import Counter, Gauge, Histogram
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 REQUESTS = Counter("pixtral_gateway_requests_total", "Completions ended, by status code", ["code"])
-PERMITS = Gauge("pixtral_gateway_permits_in_use", "Completions running")
-PERMITS_LIMIT = Gauge("pixtral_gateway_permits_limit", "Completions that may run at once")
+PERMITS = Gauge("pixtral_gateway_permits_in_use", "Completions and counts running")
+PERMITS_LIMIT = Gauge(
+    "pixtral_gateway_permits_limit", "Completions and counts that may run at once"
+)
 TIME_TO_FIRST_TOKEN = Histogram(
     "pixtral_gateway_time_to_first_token_seconds",
     "From a request's arrival to its first token, by what became of its images",

@@ -12,9 +12,10 @@ from google.protobuf.duration_pb2 import Duration
 
 from gateway.answer import Ask, Finished
 from gateway.completion import Completions
+from gateway.conversation import Conversation
 from gateway.deadline import Deadline
 from gateway.settings import GatewaySettings
-from gateway.validation import check_model, check_sampling, read_conversation
+from gateway.validation import check_model, check_parts, check_sampling, read_conversation
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -63,9 +64,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     async def CountTokens(
         self, request: chat_pb2.CountTokensRequest, context: Context
     ) -> chat_pb2.CountTokensResponse:
-        check_model(request.model, self._model)
-        conversation = read_conversation(request.messages, max_images=self._settings.max_images)
-        prompt = await self.completions.count(conversation)
+        prompt = await self.completions.count(self._conversation(request))
         return chat_pb2.CountTokensResponse(
             prompt_tokens=len(prompt.token_ids), image_tokens=prompt.image_tokens
         )
@@ -81,14 +80,23 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         )
         return chat_pb2.ListModelsResponse(models=[model])
 
+    def _conversation(
+        self,
+        request: chat_pb2.CompleteRequest
+        | chat_pb2.StreamCompleteRequest
+        | chat_pb2.CountTokensRequest,
+    ) -> Conversation:
+        check_model(request.model, self._model)
+        check_parts(request.messages, self.completions.context_length)
+        return read_conversation(request.messages, max_images=self._settings.max_images)
+
     def _ask(
         self,
         request: chat_pb2.CompleteRequest | chat_pb2.StreamCompleteRequest,
         context: Context,
     ) -> Ask:
         arrival = time.monotonic()
-        check_model(request.model, self._model)
-        conversation = read_conversation(request.messages, max_images=self._settings.max_images)
+        conversation = self._conversation(request)
         check_sampling(request.sampling, vocabulary_size=self.completions.vocabulary_size)
         seconds = self._settings.request_timeout_seconds
         client_seconds = context.time_remaining()

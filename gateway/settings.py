@@ -23,7 +23,9 @@ class GatewaySettings(PeerTlsSettings, RedisSettings):
     encoders: Addresses = Field((), description="host:port of each encoder.")
     decoders: Addresses = Field(min_length=1, description="host:port of each decoder.")
     max_concurrent_requests: int = Field(
-        256, ge=1, description="Completions that may run at once; more are refused."
+        256,
+        ge=1,
+        description="Completions and token counts that may run at once; more are refused.",
     )
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="The longest that a completion may take."

@@ -25,6 +25,19 @@ def check_model(asked: str, served: str) -> None:
         raise NotFound("this gateway does not serve that model", "MODEL_NOT_FOUND")
 
 
+def check_parts(messages: Sequence[chat_pb2.Message], context_length: int) -> None:
+    """Raises InvalidRequest for more parts than the context has tokens: each takes one or more.
+
+    Before `read_conversation`, which goes through all of them while nothing else is served.
+    """
+    if len(messages) > context_length or sum(len(m.content) for m in messages) > context_length:
+        raise InvalidRequest(
+            "messages",
+            f"there are more parts than the context of {context_length} tokens holds",
+            "PROMPT_TOO_LONG",
+        )
+
+
 def read_conversation(messages: Sequence[chat_pb2.Message], *, max_images: int) -> Conversation:
     """The conversation, if it is one that Mistral's template takes.
 

@@ -118,6 +118,9 @@ BAD_REQUESTS: dict[str, tuple[list[chat_pb2.Message], dict[str, Any], str]] = {
     "a web URL": ([user(image_url("https://example.com/a.png"))], {}, f"{CONTENT}.image.url"),
     "too many images": ([user(*[image(PICTURE)] * 4)], {}, "messages"),
     "too long": ([user(text("word " * 40_000))], {}, "messages"),
+    # Told of all, and not of the first that is wrong: they are counted before they are read.
+    "too many parts": ([user(*[text("")] * 40_000)], {}, "messages"),
+    "too many messages": ([user(text(""))] * 40_000, {}, "messages"),
     "temperature -1": ([HELLO], {"temperature": -1}, "sampling.temperature"),
     "stop token": ([HELLO], {"stop_token_ids": [1 << 30]}, "sampling.stop_token_ids[0]"),
     "max_tokens": ([HELLO], {"max_tokens": 40_000}, "sampling.max_tokens"),
