@@ -12,7 +12,7 @@ from prometheus_client import Counter, Histogram, Info
 from serving.errors import StartupError
 
 # Twice the series, and nothing that Prometheus reads.
-prometheus_client.disable_created_metrics()
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 BUILD = Info("pixtral_build", "Which release this process runs")
 with suppress(metadata.PackageNotFoundError):
