@@ -74,9 +74,8 @@ def _demo(options: argparse.Namespace) -> int:
 def _chat(options: argparse.Namespace) -> int:
     # A script that reads the answer wants nothing else on standard output.
     console.stderr = True
-    tls = None
-    if options.tls or options.tls_ca or options.tls_certificate:
-        tls = Tls(options.tls_ca, options.tls_certificate, options.tls_private_key)
+    files = (options.tls_ca, options.tls_certificate, options.tls_private_key)
+    tls = Tls(*files) if options.tls or any(files) else None
     sampling: Sampling = {"max_tokens": options.max_tokens, "temperature": options.temperature}
     with Client(options.target, tls=tls) as client:
         conversation = Conversation(client, options.model, sampling)

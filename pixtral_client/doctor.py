@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pixtral_client.checkpoint import GIB, Finding, Findings, check_memory, check_model
 from pixtral_client.redis_server import RedisServer, find_redis_server, free_port
@@ -87,7 +86,7 @@ def check_packages(*, required: bool) -> Findings:
             yield Finding(
                 "fail" if required or extra == "client" else "warn",
                 f"{extra}: not installed: {', '.join(missing)}",
-                f'pip install "pixtral-serve[{extra}]"',
+                f"pip install '.[{extra}]' (in a checkout)",
             )
         else:
             yield Finding("ok", f"{extra}: its packages are installed")
@@ -205,20 +204,24 @@ def check_shared_memory() -> Findings:
 
 
 def _reach_redis(url: str) -> Finding:
-    parts = urlsplit(url)
+    # Imported here, as only this needs it.
+    import redis
+
     try:
-        if parts.scheme == "unix":
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(parts.path)
-        else:
-            address = (parts.hostname or "localhost", parts.port or 6379)
-            socket.create_connection(address, timeout=3.0).close()
-    except (OSError, ValueError) as error:
-        # Never the URL: it holds a password.
+        with redis.Redis.from_url(url, socket_connect_timeout=3.0, socket_timeout=3.0) as client:
+            client.ping()
+    except ValueError:
+        # Not its text: that may hold a piece of the password.
         return Finding(
-            "fail", f"the Redis of PIXTRAL_REDIS_URL cannot be reached: {error}", "check the URL"
+            "fail",
+            "PIXTRAL_REDIS_URL is not a redis://, rediss:// or unix:// URL",
+            "check it; special characters of a password are written as %2F and the like",
         )
-    return Finding("ok", "the Redis of PIXTRAL_REDIS_URL can be reached")
+    except (redis.RedisError, OSError) as error:
+        return Finding(
+            "fail", f"the Redis of PIXTRAL_REDIS_URL cannot be used: {error}", "check the URL"
+        )
+    return Finding("ok", "the Redis of PIXTRAL_REDIS_URL answers")
 
 
 def _probe(code: str) -> tuple[Any, str]:

@@ -14,6 +14,7 @@ import pytest
 
 from pixtral_client import checkpoint, cli, conversation, doctor, terminal
 from tests.client.fake_gateway import BAD_IMAGE, FakeGateway, serving
+from tests.redis_server import RedisServer
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,15 @@ def test_one_question(
     assert "images cached: 1 of 1" in printed.err
     (request,) = gateway.requests
     assert texts(request) == [["<cat>", "What is this?"]]
+
+
+def test_a_key_without_its_certificate_is_not_passed_over(
+    gateway: FakeGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["chat", "--target", gateway.address, "--tls-private-key", "key.pem", "Hello?"]
+    assert cli.main(arguments) == 1
+    assert "go together" in capsys.readouterr().err
+    assert not gateway.requests
 
 
 def test_conversation(
@@ -210,7 +220,27 @@ def test_doctor_starts_redis_or_tries_the_given_one(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PIXTRAL_REDIS_URL", "redis://:secret@127.0.0.1:1/0")
     (finding,) = doctor.check_redis()
     assert finding.level == "fail"
+    assert "cannot be used" in finding.what
     assert "secret" not in finding.what + finding.advice
+
+
+def test_doctor_tries_the_password_of_the_given_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    with RedisServer() as server, server.client() as client:
+        client.config_set("requirepass", "right")
+        levels = {}
+        for password in ("right", "wrong"):
+            url = f"redis://:{password}@127.0.0.1:{server.port}/0"
+            monkeypatch.setenv("PIXTRAL_REDIS_URL", url)
+            (finding,) = doctor.check_redis()
+            levels[password] = finding.level
+    assert levels == {"right": "ok", "wrong": "fail"}
+
+
+def test_doctor_tells_nothing_of_a_malformed_redis_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXTRAL_REDIS_URL", "redis://:sec/ret@127.0.0.1:1/0")
+    (finding,) = doctor.check_redis()
+    assert finding.level == "fail"
+    assert "sec" not in (finding.what + finding.advice).replace("rediss", "").replace("special", "")
 
 
 def test_doctor_sees_a_taken_port(gateway: FakeGateway) -> None:
