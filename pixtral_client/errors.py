@@ -110,9 +110,11 @@ def from_rpc_error(error: grpc.RpcError) -> PixtralError:
             retry = error_details_pb2.RetryInfo()
             detail.Unpack(retry)
             retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-    return _CLASSES.get(code, PixtralError)(
-        code, message, reason=reason, violations=violations, retry_after=retry_after
-    )
+    made = _CLASSES.get(code, PixtralError)
+    if made is Overloaded and not reason:
+        # gRPC's own, for a message above its limit: no other time will do.
+        made = PixtralError
+    return made(code, message, reason=reason, violations=violations, retry_after=retry_after)
 
 
 def _details(error: grpc.RpcError) -> list[Any]:

@@ -28,6 +28,7 @@ from pixtral_client import (
     Usage,
     Violation,
 )
+from pixtral_client.requests import MAX_MESSAGE_BYTES
 from tests.client.fake_gateway import BAD_IMAGE, TOO_MUCH, WORDS, FakeGateway, failure, serving
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -180,6 +181,13 @@ def test_details_of_an_error(client: Client, gateway: FakeGateway) -> None:
     with pytest.raises(Overloaded, match=r"retry after 1\.5 s") as overloaded:
         list(client.stream(HELLO))
     assert overloaded.value.retry_after == 1.5
+
+
+def test_a_message_above_the_limit_is_no_overload(client: Client) -> None:
+    with pytest.raises(PixtralError) as caught:
+        client.chat([{"role": "user", "content": [bytes(MAX_MESSAGE_BYTES + 1)]}])
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not isinstance(caught.value, Overloaded)
 
 
 @pytest.mark.parametrize(
