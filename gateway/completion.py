@@ -21,7 +21,7 @@ from gateway.prompt import Prompt, PromptEncoder
 from gateway.tiers import Contract, Tiers
 from gateway.validation import check_length, check_text
 from pixtral.v1 import chat_pb2, decoder_pb2
-from serving.errors import FailedPrecondition, ServingError, Unavailable
+from serving.errors import DeadlineExceeded, FailedPrecondition, ServingError, Unavailable
 
 # There is one tenant, and everyone is it.
 SCOPE = "public"
@@ -177,7 +177,7 @@ class Completions:
 
 def _cancel_task(seconds: float) -> asyncio.TimerHandle:
     task = cast("asyncio.Task[None]", asyncio.current_task())
-    return asyncio.get_running_loop().call_later(seconds, task.cancel)
+    return asyncio.get_running_loop().call_later(seconds, task.cancel, DeadlineExceeded())
 
 
 def _is_late(ask: Ask) -> bool:

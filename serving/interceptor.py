@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 else:
     Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
 Body: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+
+# What it may take to send the status of a call whose client reads nothing.
+GIVE_UP_SECONDS = 1.0
 
 
 class Gate:
@@ -147,6 +150,14 @@ async def _run(
         raise
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
+        if task is not None and (given := _given_up_for(error)) is not None:
+            task.uncancel()
+            code = given.code
+            # Behind what the client has not read: told in time or not, the call is over here.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GIVE_UP_SECONDS):
+                    await _abort(context, to_status(given), error)
+            raise
         if task is not None and task.cancelling():
             code = _why_cancelled(granted, context)
             raise
@@ -160,6 +171,12 @@ async def _run(
     finally:
         HANDLED.labels(*method.labels, code.name).inc()
         method.seconds.observe(time.perf_counter() - begun)
+
+
+def _given_up_for(error: asyncio.CancelledError) -> ServingError | None:
+    """What a tier cancelled its own call with, by `task.cancel(error)`: gRPC would never answer."""
+    (given,) = error.args or (None,)
+    return given if isinstance(given, ServingError) else None
 
 
 async def _abort(context: Context, status: grpc.Status, error: BaseException) -> None:

@@ -1,14 +1,16 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from prometheus_client import REGISTRY
 
-from serving.errors import InvalidRequest, from_rpc_error
-from tests.serving.echo import SERVICE, Context, EchoTier, echo, read_message
+from serving import interceptor
+from serving.errors import DeadlineExceeded, InvalidRequest, from_rpc_error
+from tests.serving.echo import SERVICE, Context, EchoTier, StreamCall, echo, read_message
 
 
 class Counts:
@@ -195,6 +197,35 @@ async def test_a_cancellation_that_is_not_the_calls_own_is_an_internal_error(
             await stub.unary(StringValue(), timeout=5)
     assert failed.value.code() is grpc.StatusCode.INTERNAL
     assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+async def read_on(call: StreamCall) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+async def test_a_call_that_the_tier_gives_up_ends_with_its_reason_though_nobody_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interceptor, "GIVE_UP_SECONDS", 0.05)
+    handler: list[asyncio.Task[Any]] = []
+
+    async def flood(request: StringValue, context: Context) -> AsyncIterator[StringValue]:
+        task = asyncio.current_task()
+        assert task is not None
+        handler.append(task)
+        while True:
+            yield StringValue(value="x" * 100_000)
+
+    counts = Counts("server_stream", "Stream")
+    async with echo(EchoTier(stream=flood)) as stub:
+        call = stub.stream(StringValue())
+        await call.read()
+        handler[0].cancel(DeadlineExceeded())
+        await counts.become({"started": 1, "DEADLINE_EXCEEDED": 1, "timed": 1})
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await asyncio.wait_for(read_on(call), 5)
+    assert from_rpc_error(failed.value).code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_bytes_that_are_no_message_are_the_clients_fault() -> None:
