@@ -1,6 +1,6 @@
 """Calls to the decoder tier."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable
 
 import grpc
 
@@ -18,7 +18,7 @@ EMBEDDING_MISSING = "EMBEDDING_MISSING"
 class Decoders:
     """Sends requests that begin alike to the same replica, for the keys and values it holds."""
 
-    def __init__(self, replicas: Sequence[DecoderReplica]) -> None:
+    def __init__(self, replicas: Iterable[DecoderReplica]) -> None:
         self._replicas = replicas
 
     async def generate(

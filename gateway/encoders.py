@@ -1,6 +1,6 @@
 """Calls to the encoder tier."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grpc
@@ -28,7 +28,7 @@ class Encoded:
 class Encoders:
     """Sends an image to the replica that its key names, so that no two ever encode the same one."""
 
-    def __init__(self, replicas: Sequence[EncoderReplica]) -> None:
+    def __init__(self, replicas: Iterable[EncoderReplica]) -> None:
         self._replicas = replicas
 
     def owner(self, key: EmbeddingKey, contract: Contract) -> str:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import DirectoryPath, Field
 
-from serving.settings import Address, Addresses, PeerTlsSettings, RedisSettings
+from serving.settings import Address, PeerTlsSettings, RedisSettings, Targets
 
 
 class GatewaySettings(PeerTlsSettings, RedisSettings):
@@ -20,8 +20,14 @@ class GatewaySettings(PeerTlsSettings, RedisSettings):
         description="Directory of the model in Mistral format: its params.json and tekken.json."
     )
     model: str = Field("", description="The model's public name; empty: the directory's name.")
-    encoders: Addresses = Field((), description="host:port of each encoder.")
-    decoders: Addresses = Field(min_length=1, description="host:port of each decoder.")
+    encoders: Targets = Field(
+        (),
+        description="host:port of each encoder, or dns:///name:port for one at every address that "
+        "the name has at the time.",
+    )
+    decoders: Targets = Field(
+        min_length=1, description="Of each decoder: host:port or dns:///name:port."
+    )
     max_concurrent_requests: int = Field(
         256,
         ge=1,

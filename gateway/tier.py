@@ -1,6 +1,7 @@
 """The gateway as a process: what it loads, and what it holds open."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
 
@@ -9,13 +10,14 @@ from embeddings.store import EmbeddingStore
 from embeddings.vision import BadCheckpoint, VisionSpec, read_params
 from gateway.admission import Admission
 from gateway.completion import Completions
+from gateway.discovery import Group
 from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
 from gateway.service import ChatService
 from gateway.settings import GatewaySettings
 from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
-from serving.channel import open_channel
+from serving.channel import ClientTls, open_channel
 from serving.errors import StartupError
 
 
@@ -45,8 +47,16 @@ class GatewayTier:
         self._store = store
         tls = settings.peer_tls
         self._tiers = Tiers(
-            encoders=[EncoderReplica(a, open_channel(a, tls)) for a in settings.encoders],
-            decoders=[DecoderReplica(a, open_channel(a, tls)) for a in settings.decoders],
+            encoders=Group(
+                settings.encoders,
+                lambda address, name: EncoderReplica(address, _open(address, name, tls)),
+                linger_seconds=settings.request_timeout_seconds,
+            ),
+            decoders=Group(
+                settings.decoders,
+                lambda address, name: DecoderReplica(address, _open(address, name, tls)),
+                linger_seconds=settings.request_timeout_seconds,
+            ),
             width=spec.width,
         )
         self._service.completions = Completions(
@@ -69,6 +79,13 @@ class GatewayTier:
             await self._tiers.stop()
         if self._store is not None:
             await self._store.close()
+
+
+def _open(address: str, name: str | None, tls: ClientTls | None) -> grpc.aio.Channel:
+    # A certificate is made out to the name, not to the address that it has today.
+    if tls is not None and tls.server_name is None:
+        tls = replace(tls, server_name=name)
+    return open_channel(address, tls)
 
 
 def _load(settings: GatewaySettings) -> tuple[VisionSpec, PromptEncoder]:

@@ -4,12 +4,13 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
 
+from gateway.discovery import Group
 from gateway.metrics import REPLICAS
 from pixtral.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 from serving.errors import Unavailable
@@ -95,6 +96,10 @@ class Replica(ABC):
                 changed.set()
             await self._pause()
 
+    def retire(self) -> None:
+        """It is not used for anything new; calls under way go on."""
+        self._announce(None)
+
     async def close(self) -> None:
         self._set(None)
         await self._channel.close()
@@ -157,38 +162,28 @@ class DecoderReplica(Replica):
         return Contract(info.model, info.fingerprint, info.width, info.dtype)
 
 
-R = TypeVar("R", bound=Replica)
-
-
 @dataclass(slots=True)
 class Tiers:
-    """All replicas that this gateway was told of.
+    """All replicas that this gateway knows of.
 
     `width` is the embeddings' width that the gateway's own checkpoint gives.
     """
 
-    encoders: Sequence[EncoderReplica]
-    decoders: Sequence[DecoderReplica]
+    encoders: Group[EncoderReplica]
+    decoders: Group[DecoderReplica]
     width: int
-    _watchers: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
         """Starts to watch the replicas; returns once there is a decoder to work with."""
         changed = asyncio.Event()
-        self._watchers = [
-            asyncio.create_task(replica.watch(self.width, changed))
-            for replica in (*self.encoders, *self.decoders)
-        ]
+        for group in (self.encoders, self.decoders):
+            group.start(lambda replica: replica.watch(self.width, changed))
         while not any(decoder.contract for decoder in self.decoders):
             changed.clear()
             await changed.wait()
 
     async def stop(self) -> None:
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        for replica in (*self.encoders, *self.decoders):
-            await replica.close()
+        await asyncio.gather(self.encoders.stop(), self.decoders.stop())
 
     def contract(self) -> Contract:
         """The contract to serve the next request by. Raises Unavailable without a decoder.
@@ -208,6 +203,9 @@ class Tiers:
         return min((d.context_length for d in self.decoders if d.context_length), default=0)
 
 
-def under(replicas: Sequence[R], contract: Contract) -> dict[str, R]:
+R = TypeVar("R", bound=Replica)
+
+
+def under(replicas: Iterable[R], contract: Contract) -> dict[str, R]:
     """The ready replicas of a contract, by address."""
     return {r.address: r for r in replicas if r.contract == contract}

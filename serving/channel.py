@@ -25,11 +25,15 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class ClientTls:
-    """PEM files: the authority that peers are checked against and, for mTLS, our own identity."""
+    """PEM files: the authority that peers are checked against and, for mTLS, our own identity.
+
+    `server_name` is what a peer's certificate must carry; None: the host that is called.
+    """
 
     ca: Path
     certificate: Path | None = None
     private_key: Path | None = None
+    server_name: str | None = None
 
 
 def open_channel(address: str, tls: ClientTls | None) -> grpc.aio.Channel:
@@ -44,7 +48,10 @@ def open_channel(address: str, tls: ClientTls | None) -> grpc.aio.Channel:
         private_key=read_pem(tls.private_key) if tls.private_key else None,
         certificate_chain=read_pem(tls.certificate) if tls.certificate else None,
     )
-    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+    options: tuple[tuple[str, int | str], ...] = _OPTIONS
+    if tls.server_name is not None:
+        options += (("grpc.ssl_target_name_override", tls.server_name),)
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 def read_pem(path: Path) -> bytes:

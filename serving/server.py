@@ -47,6 +47,9 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # A client connects anew now and then, and so to replicas that were not there before. Calls
+    # under way are not cut.
+    ("grpc.max_connection_age_ms", 300_000),
 )
 
 
@@ -194,14 +197,22 @@ class _Chassis:
         )
         tier.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health_server = grpc.aio.server(options=_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
         reflection.enable_server_reflection((*tier.services, *sorted(ungated)), self._server)
 
     async def open(self) -> Addresses:
         """Binds, tells the addresses, and answers health checks. Raises StartupError."""
         await self._set_health(NOT_SERVING)
         self._metrics = start_metrics_server(self._settings.metrics_listen)
-        addresses = Addresses(_bind(self._server, self._settings), self._metrics.address)
+        addresses = Addresses(
+            _bind(self._server, self._settings.listen, _credentials(self._settings)),
+            self._metrics.address,
+        )
         await self._server.start()
+        if self._settings.health_listen is not None:
+            _bind(self._health_server, self._settings.health_listen, None)
+            await self._health_server.start()
         if self._settings.address_file is not None:
             _write_addresses(self._settings.address_file, addresses)
         return addresses
@@ -221,6 +232,7 @@ class _Chassis:
         await self._server.stop(GOAWAY_SECONDS)
         if not await self._gate.wait_idle(CANCEL_SECONDS):
             logger.error("calls that were cancelled have not ended")
+        await self._health_server.stop(0)
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._tier.stop()
@@ -236,16 +248,15 @@ class _Chassis:
                 await asyncio.gather(*(self._health.set(name, status) for name in self._services))
 
 
-def _bind(server: grpc.aio.Server, settings: ProcessSettings) -> str:
-    credentials = _credentials(settings)
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
     try:
         if credentials is None:
-            port = server.add_insecure_port(settings.listen)
+            port = server.add_insecure_port(listen)
         else:
-            port = server.add_secure_port(settings.listen, credentials)
+            port = server.add_secure_port(listen, credentials)
     except RuntimeError:
-        raise StartupError(f"cannot listen on {settings.listen}") from None
-    return f"{settings.listen.rpartition(':')[0]}:{port}"
+        raise StartupError(f"cannot listen on {listen}") from None
+    return f"{listen.rpartition(':')[0]}:{port}"
 
 
 def _credentials(settings: ProcessSettings) -> grpc.ServerCredentials | None:

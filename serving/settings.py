@@ -40,6 +40,8 @@ S = TypeVar("S", bound="ProcessSettings")
 
 ENV_PREFIX = "PIXTRAL_"
 CONFIG_VARIABLE = "PIXTRAL_CONFIG"
+# gRPC's own way to write a name that stands for as many processes as it has addresses.
+DNS_SCHEME = "dns:///"
 
 
 def _check_address(value: str) -> str:
@@ -48,6 +50,11 @@ def _check_address(value: str) -> str:
         raise ValueError("must be host:port")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError("an IPv6 host must stand in brackets")
+    return value
+
+
+def _check_target(value: str) -> str:
+    _check_address(value.removeprefix(DNS_SCHEME))
     return value
 
 
@@ -70,6 +77,9 @@ def _check_redis_url(value: str) -> str:
 Address = Annotated[str, AfterValidator(_check_address)]
 # In the environment and in flags, separated by commas; in the file, an array.
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split)]
+# host:port, or dns:///name:port.
+Target = Annotated[str, AfterValidator(_check_target)]
+Targets = Annotated[tuple[Target, ...], NoDecode, BeforeValidator(_split)]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -101,6 +111,11 @@ class ProcessSettings(BaseSettings):
     listen: Address = Field("127.0.0.1:0", description="host:port to serve gRPC on; port 0 is any.")
     metrics_listen: Address = Field(
         "127.0.0.1:0", description="host:port to serve Prometheus metrics on; port 0 is any."
+    )
+    health_listen: Address | None = Field(
+        None,
+        description="host:port to answer health checks alone on, without TLS, which the gRPC "
+        "probes of Kubernetes cannot speak.",
     )
     address_file: Path | None = Field(
         None, description="File to write the addresses to, as JSON, once they are bound."
@@ -166,13 +181,24 @@ class PeerTlsSettings(ProcessSettings):
     peer_tls_private_key: FilePath | None = Field(
         None, description="PEM file of that certificate's private key."
     )
+    peer_tls_server_name: str | None = Field(
+        None,
+        min_length=1,
+        description="The name that other tiers' certificates carry; unset: the host that is "
+        "called, or the name behind dns:///.",
+    )
 
     @property
     def peer_tls(self) -> ClientTls | None:
         """What `open_channel` takes."""
         if self.peer_tls_ca is None:
             return None
-        return ClientTls(self.peer_tls_ca, self.peer_tls_certificate, self.peer_tls_private_key)
+        return ClientTls(
+            self.peer_tls_ca,
+            self.peer_tls_certificate,
+            self.peer_tls_private_key,
+            self.peer_tls_server_name,
+        )
 
     @model_validator(mode="after")
     def _check_peer_tls(self) -> Self:

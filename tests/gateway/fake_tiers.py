@@ -41,7 +41,8 @@ class _Process:
     async def start(self) -> None:
         self._server = grpc.aio.server()
         self._register(self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port(self.address)}"
+        port = self._server.add_insecure_port(self.address)
+        self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await self._server.start()
 
     async def stop(self) -> None:

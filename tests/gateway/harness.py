@@ -13,6 +13,7 @@ from gateway.admission import Admission
 from gateway.answer import Ask, Finished
 from gateway.completion import SCOPE, Completions
 from gateway.deadline import Deadline
+from gateway.discovery import Group
 from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
 from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
@@ -50,8 +51,8 @@ class Harness:
         decoders: Sequence[FakeDecoder],
     ) -> "Harness":
         tiers = Tiers(
-            encoders=[EncoderReplica(e.address, open_channel(e.address, None)) for e in encoders],
-            decoders=[DecoderReplica(d.address, open_channel(d.address, None)) for d in decoders],
+            encoders=Group((e.address for e in encoders), encoder_at),
+            decoders=Group((d.address for d in decoders), decoder_at),
             width=WIDTH,
         )
         admission = Admission(MAX_CONCURRENT)
@@ -80,6 +81,14 @@ class Harness:
                     deltas.append(event)
         (end,) = finished
         return Answer(deltas, end)
+
+
+def encoder_at(address: str, _: str | None = None) -> EncoderReplica:
+    return EncoderReplica(address, open_channel(address, None))
+
+
+def decoder_at(address: str, _: str | None = None) -> DecoderReplica:
+    return DecoderReplica(address, open_channel(address, None))
 
 
 def ask(

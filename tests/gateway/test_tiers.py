@@ -4,19 +4,19 @@ import pytest
 from prometheus_client import REGISTRY
 
 from embeddings.vision import VisionSpec
-from gateway.tiers import Contract, DecoderReplica, EncoderReplica, Tiers, under
-from serving.channel import open_channel
+from gateway.discovery import Group
+from gateway.tiers import Contract, Tiers, under
 from serving.errors import Unavailable
 from tests.gateway.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder, FakeEncoder
-from tests.gateway.harness import eventually
+from tests.gateway.harness import decoder_at, encoder_at, eventually
 
 CONTRACT = Contract("small", FINGERPRINT, WIDTH, "f32")
 
 
 def watching(encoders: list[FakeEncoder], decoders: list[FakeDecoder]) -> Tiers:
     return Tiers(
-        encoders=[EncoderReplica(e.address, open_channel(e.address, None)) for e in encoders],
-        decoders=[DecoderReplica(d.address, open_channel(d.address, None)) for d in decoders],
+        encoders=Group((e.address for e in encoders), encoder_at),
+        decoders=Group((d.address for d in decoders), decoder_at),
         width=WIDTH,
     )
 

@@ -41,6 +41,26 @@ async def test_health_knows_the_process_and_each_service() -> None:
         assert failed.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_health_alone_is_answered_without_tls_where_that_is_asked_for(
+    tmp_path: Path, unused_tcp_port: int
+) -> None:
+    certificate, private_key = Authority(tmp_path, "ours").issue("server")
+    settings = ProcessSettings(
+        tls_certificate=certificate,
+        tls_private_key=private_key,
+        health_listen=f"127.0.0.1:{unused_tcp_port}",
+    )
+    async with (
+        running(EchoTier(unary=upper), settings),
+        open_channel(f"127.0.0.1:{unused_tcp_port}", None) as channel,
+    ):
+        reply = await health_stub(channel).Check(health_pb2.HealthCheckRequest())
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await EchoStub(channel).unary(StringValue())
+        assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 async def test_reflection_lists_the_services() -> None:
     async def requests() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
         yield reflection_pb2.ServerReflectionRequest(list_services="")
@@ -188,12 +208,14 @@ class Authority:
         self.ca = directory / f"{name}.pem"
         self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Certificate and private key."""
+    def issue(self, name: str, dns_name: str | None = None) -> tuple[Path, Path]:
+        """Certificate and private key, for 127.0.0.1 unless it is for a name."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        certificate = self._sign(subject, key, x509.SubjectAlternativeName([address]))
+        holder: x509.GeneralName = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        if dns_name is not None:
+            holder = x509.DNSName(dns_name)
+        certificate = self._sign(subject, key, x509.SubjectAlternativeName([holder]))
         files = self._directory / f"{name}.pem", self._directory / f"{name}.key"
         files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         files[1].write_bytes(
@@ -244,6 +266,16 @@ async def test_tls(tmp_path: Path) -> None:
         assert await answers(addresses.grpc, ClientTls(ours.ca))
         assert not await answers(addresses.grpc, ClientTls(others.ca))
         assert not await answers(addresses.grpc, None)
+
+
+async def test_a_certificate_made_out_to_a_name_serves_at_an_address(tmp_path: Path) -> None:
+    ours = Authority(tmp_path, "ours")
+    certificate, private_key = ours.issue("server", dns_name="encoder")
+    settings = ProcessSettings(tls_certificate=certificate, tls_private_key=private_key)
+    async with running(EchoTier(unary=upper), settings) as addresses:
+        assert await answers(addresses.grpc, ClientTls(ours.ca, server_name="encoder"))
+        assert not await answers(addresses.grpc, ClientTls(ours.ca, server_name="decoder"))
+        assert not await answers(addresses.grpc, ClientTls(ours.ca))
 
 
 async def test_mutual_tls_refuses_clients_that_the_authority_has_not_signed(
