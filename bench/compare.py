@@ -34,21 +34,21 @@ Workloads = dict[str, dict[str, Seen]]
 AskAbout = Callable[[str, bytes | None], Awaitable[float]]
 
 
-def pictures(workload: str, offset: int) -> Callable[[int], bytes | None]:
+def pictures(workload: str) -> Callable[[int], bytes | None]:
     """The picture of request n: none, one of its own, or always the same."""
     if workload == "text":
         return lambda n: None
     if workload == "same":
         picture = jpeg(SAME)
         return lambda n: picture
-    made = {n: jpeg(n) for n in range(offset, offset + sum(COUNTS["new"]) + 1)}
+    made = {n: jpeg(n) for n in range(sum(COUNTS["new"]) + 1)}
     return lambda n: made[n]
 
 
 async def measure(ask: AskAbout) -> Workloads:
     seen: Workloads = {}
     for workload, (alone, together) in COUNTS.items():
-        picture = pictures(workload, 0)
+        picture = pictures(workload)
 
         async def one(n: int, picture: Callable[[int], bytes | None] = picture) -> float:
             return await ask(f"Question {n}: what is this?", picture(n))

@@ -29,12 +29,7 @@ def prepare(directory: Path) -> None:
 
 @contextlib.contextmanager
 def stock_server(
-    model_dir: Path,
-    extra_packages: Path | None,
-    log: Path,
-    arguments: list[str],
-    *,
-    cpu_kv_cache_gib: str = "1",
+    model_dir: Path, extra_packages: Path, log: Path, arguments: list[str]
 ) -> Iterator[str]:
     """Runs the server until the block ends; yields its base URL."""
     with socket.socket() as probe:
@@ -42,10 +37,9 @@ def stock_server(
         port = probe.getsockname()[1]
     environment = {**os.environ, "VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1"}
     environment["VLLM_NO_USAGE_STATS"] = "1"
-    environment["VLLM_CPU_KVCACHE_SPACE"] = cpu_kv_cache_gib
-    if extra_packages is not None:
-        paths = [str(extra_packages), os.environ.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    paths = [str(extra_packages), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model_dir), "--served-model-name", "stock"]
     for option in ("--tokenizer-mode", "--config-format", "--load-format"):
