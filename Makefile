@@ -10,7 +10,7 @@ PICTURE := docs/pictures/cat.jpg
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format protos bench clean
+.PHONY: help setup demo test lint format protos dashboards watch-check bench clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,16 @@ lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos and stubs
 	@$(BUF) format --diff --exit-code
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py --check
 	@tools/breaking
+	@$(MAKE) --no-print-directory watch-check
+
+watch-check: $(INSTALLED) ## Check rules, alerts and dashboards
+	@promtool=$$($(BIN)/python tools/promtool.py) \
+		&& $$promtool check rules --lint-fatal deploy/prometheus/rules.yaml \
+		&& $$promtool test rules deploy/prometheus/rules_test.yaml
+	@$(BIN)/python -m deploy.grafana.dashboards --check
+
+dashboards: $(INSTALLED) ## Generate the dashboards anew
+	@$(BIN)/python -m deploy.grafana.dashboards
 
 format: $(INSTALLED) $(BUF) ## Format the code and the protos
 	@$(BIN)/ruff check --fix .

@@ -1,0 +1,154 @@
+"""The whole fleet at a glance: is it well, and which tier is short."""
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from deploy.grafana.panels import NS, graph, new_dashboard, number, quantile, rate, row
+
+FIRST_TOKEN = "pixtral_gateway_time_to_first_token_seconds"  # noqa: S105
+ERRORS = "namespace:pixtral_gateway_errors:ratio"
+LATE = "namespace:pixtral_gateway_slow_first_token:ratio"
+
+
+def dashboard() -> Dashboard:
+    board = new_dashboard("fleet", "Pixtral: fleet", "Is it well, and which tier is short?")
+    board = board.with_row(row("Is it well?"))
+    for panel in (
+        number(
+            "Completions",
+            "Ended in a second.",
+            rate("pixtral_gateway_requests_total"),
+            unit="reqps",
+        ),
+        number(
+            "Errors",
+            "Share of completions, over 5 minutes, that a fault of the service ended.",
+            f"{ERRORS}_rate5m{{{NS}}}",
+            unit="percentunit",
+            decimals=2,
+        ),
+        number("First token, p95", "From arrival.", quantile(0.95, FIRST_TOKEN), unit="s"),
+        number(
+            "Late answers",
+            "Share, over 5 minutes, that begin after more than 2.5 s.",
+            f"{LATE}_rate5m{{{NS}}}",
+            unit="percentunit",
+            decimals=2,
+        ),
+        number(
+            "Images from the cache",
+            "Share over 15 minutes.",
+            f"namespace:pixtral_gateway_image_hits:ratio_rate15m{{{NS}}}",
+            unit="percentunit",
+        ),
+        number(
+            "Answers running",
+            "Admission permits in use.",
+            f"sum(pixtral_gateway_permits_in_use{{{NS}}})",
+        ),
+    ):
+        board = board.with_panel(panel)
+    board = board.with_row(row("What callers see"))
+    for graph_panel in (
+        graph(
+            "Completions by code",
+            "RESOURCE_EXHAUSTED is overload, refused at once.",
+            {"{{code}}": rate("pixtral_gateway_requests_total", "code")},
+            unit="reqps",
+            stacked=True,
+        ),
+        graph(
+            "Time to first token, p95",
+            "By what became of the request's images.",
+            {"images: {{images}}": quantile(0.95, FIRST_TOKEN, "images")},
+            unit="s",
+        ),
+        graph(
+            "Burn of the month's budgets",
+            "1 spends exactly the budget; 14.4 over an hour pages.",
+            {
+                "errors, 1 h": f"{ERRORS}_rate1h{{{NS}}} / 0.005",
+                "errors, 6 h": f"{ERRORS}_rate6h{{{NS}}} / 0.005",
+                "late, 1 h": f"{LATE}_rate1h{{{NS}}} / 0.05",
+                "late, 6 h": f"{LATE}_rate6h{{{NS}}} / 0.05",
+            },
+        ),
+    ):
+        board = board.with_panel(graph_panel)
+    board = board.with_row(row("Which tier is short?"))
+    for graph_panel in (
+        graph(
+            "Gateway: permits in use",
+            "Above 90 % for long: more gateways, or more behind them.",
+            {"in use": f"namespace:pixtral_gateway_permits:utilization{{{NS}}}"},
+            unit="percentunit",
+            ceiling=1,
+        ),
+        graph(
+            "Encoder: backlog",
+            "Seconds that the encoders need for the images that wait now.",
+            {"backlog": f"namespace:pixtral_encoder_backlog:seconds{{{NS}}}"},
+            unit="s",
+        ),
+        graph(
+            "Decoder: requests",
+            "Waiting ones for long: more decoders.",
+            {
+                "running": f"sum(vllm:num_requests_running{{{NS}}})",
+                "waiting": f"sum(vllm:num_requests_waiting{{{NS}}})",
+            },
+            stacked=True,
+        ),
+        graph(
+            "Decoder: KV cache in use",
+            "The fullest and the emptiest decoder.",
+            {
+                "most": f"max(vllm:kv_cache_usage_perc{{{NS}}})",
+                "least": f"min(vllm:kv_cache_usage_perc{{{NS}}})",
+            },
+            unit="percentunit",
+            ceiling=1,
+        ),
+        graph(
+            "Refused for want of room",
+            "Share of calls that each service answered with RESOURCE_EXHAUSTED.",
+            {"{{grpc_service}}": f"namespace_service:grpc_server_refused:ratio_rate5m{{{NS}}}"},
+            unit="percentunit",
+        ),
+        graph(
+            "Processes",
+            "Those that answer scrapes; decoders once their engine is up.",
+            {
+                "gateways": f"count(pixtral_gateway_permits_limit{{{NS}}})",
+                "encoders": f"count(pixtral_encoder_queue_patches_limit{{{NS}}})",
+                "decoders": f"sum(pixtral_decoder_engine_up{{{NS}}})",
+                "release {{version}}": f"count by (version) (pixtral_build_info{{{NS}}})",
+            },
+        ),
+    ):
+        board = board.with_panel(graph_panel)
+    board = board.with_row(row("Image embeddings"))
+    for graph_panel in (
+        graph(
+            "Images of answered requests",
+            "A cached one cost no encoding.",
+            {"{{result}}": rate("pixtral_gateway_images_total", "result")},
+            stacked=True,
+        ),
+        graph(
+            "Redis: failed operations",
+            "Each is taken as a miss: answers stay right and become slower.",
+            {
+                "{{operation}}: {{reason}}": rate(
+                    "pixtral_embedding_store_failures_total", "operation", "reason"
+                )
+            },
+        ),
+        graph(
+            "Redis: time of an operation, p99",
+            "As the tiers see it.",
+            {"{{operation}}": quantile(0.99, "pixtral_embedding_store_seconds", "operation")},
+            unit="s",
+        ),
+    ):
+        board = board.with_panel(graph_panel)
+    return board

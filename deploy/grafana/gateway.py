@@ -1,0 +1,108 @@
+"""The gateway: what comes in, what it waits for, and whom it finds behind it."""
+
+from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+from deploy.grafana.panels import (
+    NS,
+    graph,
+    new_dashboard,
+    processes,
+    quantile,
+    quantiles,
+    rate,
+    row,
+)
+
+CHAT = 'grpc_service="pixtral.v1.ChatService"'
+
+
+def dashboard() -> Dashboard:
+    board = new_dashboard("gateway", "Pixtral: gateway", "The only door.")
+    board = board.with_row(row("Calls"))
+    for panel in (
+        graph(
+            "Calls by method",
+            "Started in a second.",
+            {"{{grpc_method}}": rate("grpc_server_started_total", "grpc_method", where=CHAT)},
+            unit="reqps",
+            stacked=True,
+        ),
+        graph(
+            "Calls by code",
+            "With the calls that are refused before they become a completion.",
+            {"{{grpc_code}}": rate("grpc_server_handled_total", "grpc_code", where=CHAT)},
+            unit="reqps",
+            stacked=True,
+        ),
+        graph(
+            "Time of a call, p95",
+            "A stream's call lasts until its last token.",
+            {
+                "{{grpc_method}}": quantile(
+                    0.95, "grpc_server_handling_seconds", "grpc_method", where=CHAT
+                )
+            },
+            unit="s",
+        ),
+    ):
+        board = board.with_panel(panel)
+    board = board.with_row(row("Completions"))
+    for panel in (
+        graph(
+            "Time to first token",
+            "From a request's arrival.",
+            quantiles("pixtral_gateway_time_to_first_token_seconds"),
+            unit="s",
+        ),
+        graph(
+            "Wait for images",
+            "Of requests with images that no cache held.",
+            quantiles("pixtral_gateway_encode_seconds"),
+            unit="s",
+        ),
+        graph(
+            "Permits in use",
+            "Beyond the limit requests are refused at once.",
+            {
+                "{{instance}}": f"pixtral_gateway_permits_in_use{{{NS}}}",
+                "limit of one": f"max(pixtral_gateway_permits_limit{{{NS}}})",
+            },
+        ),
+        graph(
+            "Completions by code",
+            "CANCELLED: the client went away. DEADLINE_EXCEEDED: it waited in vain.",
+            {"{{code}}": rate("pixtral_gateway_requests_total", "code")},
+            unit="reqps",
+            stacked=True,
+        ),
+        graph(
+            "Images",
+            "Of answered requests.",
+            {"{{result}}": rate("pixtral_gateway_images_total", "result")},
+            stacked=True,
+        ),
+        graph(
+            "Replicas that fit",
+            "As each gateway sees them.",
+            {"{{tier}}s at {{instance}}": f"pixtral_gateway_replicas_ready{{{NS}}}"},
+        ),
+    ):
+        board = board.with_panel(panel)
+    board = board.with_row(row("Processes"))
+    for panel in processes("pixtral_gateway_permits_limit"):
+        board = board.with_panel(panel)
+    return board.with_panel(
+        graph(
+            "Redis: existence checks, p99",
+            "One round trip for all images of a request.",
+            {
+                "{{instance}}": quantile(
+                    0.99,
+                    "pixtral_embedding_store_seconds",
+                    "instance",
+                    where='operation="exist"',
+                )
+            },
+            unit="s",
+        )
+    )

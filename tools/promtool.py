@@ -1,0 +1,47 @@
+"""Prints the path of promtool, or with an argument of another program of Debian's `prometheus`.
+
+The one on the PATH, else the one of the distribution's package, unpacked under .cache without
+installing it, so that no root is needed.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+UNPACKED = Path(__file__).resolve().parent.parent / ".cache" / "prometheus"
+
+
+def find(program: str) -> str:
+    """Raises SystemExit where it can neither be found nor had."""
+    unpacked = UNPACKED / "usr" / "bin" / program
+    if not unpacked.is_file():
+        on_path = shutil.which(program)
+        if on_path is not None:
+            return on_path
+        unpack()
+    return str(unpacked)
+
+
+def unpack() -> None:
+    apt_get, dpkg_deb = shutil.which("apt-get"), shutil.which("dpkg-deb")
+    if apt_get is None or dpkg_deb is None:
+        sys.exit(
+            "promtool is needed and not on the PATH: install Prometheus, of which it is a part"
+        )
+    UNPACKED.mkdir(parents=True, exist_ok=True)
+    download = [apt_get, "download", "--quiet", "--quiet", "prometheus"]
+    try:
+        subprocess.run(download, cwd=UNPACKED, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        sys.exit(
+            "promtool is needed and not on the PATH, and the package `prometheus` cannot be "
+            f"downloaded; install it, or run `apt-get update` first\n{error.stderr}"
+        )
+    (package,) = UNPACKED.glob("prometheus_*.deb")
+    subprocess.run([dpkg_deb, "--extract", package, UNPACKED], check=True)
+    package.unlink()
+
+
+if __name__ == "__main__":
+    print(find(*(sys.argv[1:] or ["promtool"])))
