@@ -56,7 +56,7 @@ class Completions:
 
     @property
     def context_length(self) -> int:
-        """Tokens of prompt and answer together."""
+        """Tokens of prompt and answer together. Raises Unavailable without a decoder."""
         return self._tiers.context_length
 
     async def stream(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:

@@ -48,6 +48,7 @@ class Replica(ABC):
 
     Attributes:
         contract: what it announced; None while it is not to be used.
+        fits: it is of this gateway's model, by what it last announced.
         outstanding: calls of this gateway's requests that it has not ended yet.
     """
 
@@ -56,6 +57,7 @@ class Replica(ABC):
     def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
         self.address = address
         self.contract: Contract | None = None
+        self.fits = False
         self.outstanding = 0
         self._channel = channel
         self._asked_to_look = asyncio.Event()
@@ -89,10 +91,10 @@ class Replica(ABC):
                     self._announce(None)
             else:
                 slow, has_failed = 0, False
-                fits = contract.width == width
-                if not fits:
+                self.fits = contract.width == width
+                if not self.fits:
                     logger.warning("%s %s is of another model", self.tier, self.address)
-                self._announce(contract if fits else None)
+                self._announce(contract if self.fits else None)
                 changed.set()
             await self._pause()
 
@@ -199,8 +201,11 @@ class Tiers:
 
     @property
     def context_length(self) -> int:
-        """Tokens that fit on every decoder that has ever answered."""
-        return min((d.context_length for d in self.decoders if d.context_length), default=0)
+        """Tokens that fit on every decoder that has answered. Raises Unavailable where none has."""
+        lengths = [decoder.context_length for decoder in self.decoders if decoder.fits]
+        if not lengths:
+            raise Unavailable("no decoder is ready", RETRY_SECONDS)
+        return min(lengths)
 
 
 R = TypeVar("R", bound=Replica)

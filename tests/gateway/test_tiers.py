@@ -53,6 +53,7 @@ async def test_only_equal_encoders_and_decoders_are_paired(
 ) -> None:
     encoders[0].fingerprint = decoders[0].fingerprint = "beef"
     decoders[0].width = 2 * WIDTH
+    decoders[0].context_length = 512
     tiers = watching(encoders, decoders)
     await tiers.start()
     await eventually(lambda: all(encoder.contract for encoder in tiers.encoders))
@@ -60,6 +61,8 @@ async def test_only_equal_encoders_and_decoders_are_paired(
     assert tiers.contract() == CONTRACT
     assert list(under(tiers.encoders, CONTRACT)) == [encoders[1].address]
     assert list(under(tiers.decoders, CONTRACT)) == [decoders[1].address]
+    await eventually(lambda: any(d.context_length == 512 for d in tiers.decoders))
+    assert tiers.context_length == decoders[1].context_length
     await tiers.stop()
 
 
@@ -90,3 +93,11 @@ async def test_replica_that_is_lost_is_found_again(
     await eventually(lambda: replica.contract)
     assert tiers.contract() == CONTRACT
     await tiers.stop()
+
+
+async def test_without_a_decoder_there_is_no_context_to_be_too_long_for(
+    encoders: list[FakeEncoder],
+) -> None:
+    tiers = watching(encoders, [])
+    with pytest.raises(Unavailable):
+        _ = tiers.context_length
