@@ -8,7 +8,7 @@ from gateway.deadline import Deadline
 from gateway.routing import rendezvous, with_bounded_load
 from gateway.tiers import GONE, RETRY_SECONDS, Contract, DecoderReplica, under
 from pixtral.v1 import decoder_pb2
-from serving.errors import InvalidRequest, ServingError, Unavailable, from_rpc_error
+from serving.errors import InvalidRequest, Overloaded, ServingError, Unavailable, from_rpc_error
 
 MAX_ATTEMPTS = 3
 
@@ -28,16 +28,20 @@ class Decoders:
         contract: Contract,
         deadline: Deadline,
     ) -> AsyncGenerator[decoder_pb2.GenerateResponse]:
-        """Streams what a replica generates; another is asked where one goes before it has begun.
+        """Streams what a replica generates; another is asked where one is full, or goes before it
+        has begun.
 
         `head` stands for the prompt's beginning. Raises Unavailable where no replica answers or
-        one goes midway, FailedPrecondition with reason EMBEDDING_MISSING, and whatever else the
-        decoder refuses with. Closing the generator cancels the call, and with it the work in the
-        engine.
+        one goes midway, Overloaded where those that answer are full, FailedPrecondition with reason
+        EMBEDDING_MISSING, and whatever else the decoder refuses with. Closing the generator cancels
+        the call, and with it the work in the engine.
         """
         tried: set[str] = set()
+        full: ServingError | None = None
         while len(tried) < MAX_ATTEMPTS:
             replica = self._choose(head, contract, tried)
+            if replica is None:
+                break
             tried.add(replica.address)
             has_begun = False
             call = replica.stub.Generate(request, timeout=deadline.remaining())
@@ -49,6 +53,10 @@ class Decoders:
                 return
             except grpc.aio.AioRpcError as error:
                 refusal = _refusal(error)
+                if isinstance(refusal, Overloaded) and not has_begun:
+                    # With other gateways' requests, which this one's count of load leaves out.
+                    full = refusal
+                    continue
                 if not _is_gone(refusal):
                     raise refusal from None
                 replica.lost()
@@ -57,13 +65,13 @@ class Decoders:
             finally:
                 replica.outstanding -= 1
                 call.cancel()
-        raise _gone("no decoder answers")
+        raise full or _gone("no decoder answers")
 
-    def _choose(self, head: bytes, contract: Contract, tried: set[str]) -> DecoderReplica:
+    def _choose(self, head: bytes, contract: Contract, tried: set[str]) -> DecoderReplica | None:
         ready = under(self._replicas, contract)
         preference = [address for address in rendezvous(head, ready) if address not in tried]
         if not preference:
-            raise _gone("no decoder is ready")
+            return None
         load = {address: replica.outstanding for address, replica in ready.items()}
         return ready[with_bounded_load(preference, load)]
 

@@ -217,6 +217,19 @@ async def test_decoder_that_goes_before_the_first_token_is_unseen(
     assert [len(decoder.calls) for decoder in decoders if decoder is not chosen] == [1]
 
 
+async def test_full_decoder_is_passed_over_and_kept(
+    gateway: Harness, decoders: list[FakeDecoder]
+) -> None:
+    await gateway.answer(user(text("Hello?")))
+    chosen = serving(decoders)
+    chosen.behaviours = [refuses(Overloaded("the engine is full")), answers]
+
+    assert (await gateway.answer(user(text("Hello?")))).text == "Hello world"
+    assert [len(decoder.calls) for decoder in decoders if decoder is not chosen] == [1]
+    await gateway.answer(user(text("Hello?")))
+    assert len(chosen.calls) == 3
+
+
 async def test_dead_decoder_is_passed_over_and_found_again(
     gateway: Harness, decoders: list[FakeDecoder]
 ) -> None:
