@@ -170,6 +170,7 @@ class SamplingParams(_message.Message):
     presence_penalty: _builtins.float
     frequency_penalty: _builtins.float
     seed: _builtins.int
+    """-1 is none, as in vLLM."""
     ignore_eos: _builtins.bool
     """Goes on past the end-of-sequence token, for measuring."""
     @_builtins.property
