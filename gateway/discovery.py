@@ -6,6 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
+from serving.errors import StartupError
 from serving.settings import DNS_SCHEME
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,11 @@ class Group(Generic[M]):
                 for address in members.keys() - found:
                     self._leave(members.pop(address))
                 for address in sorted(found - members.keys()):
-                    members[address] = self._join(address, host, watch)
+                    try:
+                        members[address] = self._join(address, host, watch)
+                    except StartupError as error:
+                        # A certificate that is being replaced: there again at the next lookup.
+                        logger.warning("%s cannot be called: %s", address, error)
             await asyncio.sleep(SECONDS_BETWEEN_LOOKUPS)
 
     def _join(self, address: str, name: str, watch: Watch[M]) -> M:

@@ -7,6 +7,7 @@ from gateway import discovery
 from gateway.discovery import Group, resolve
 from gateway.tiers import Contract, DecoderReplica, Tiers, under
 from serving.channel import open_channel
+from serving.errors import StartupError
 from tests.gateway.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder
 from tests.gateway.harness import decoder_at, encoder_at, eventually
 
@@ -90,6 +91,24 @@ async def test_name_that_cannot_be_looked_up_changes_nothing() -> None:
 
     assert list(group) == [member]
     assert not member.retired
+    await group.stop()
+
+
+async def test_member_that_cannot_be_made_yet_joins_later() -> None:
+    unreadable = True
+
+    def make(address: str, name: str | None) -> Member:
+        if unreadable:
+            raise StartupError("cannot read tls.crt")
+        return Member(address, name)
+
+    names = Names("10.0.0.1")
+    group = Group(["dns:///encoder:2"], make, resolve=names)
+    group.start(Member.watch)
+    await eventually(lambda: len(names.asked) > 1)
+    assert addresses(group) == set()
+    unreadable = False
+    await eventually(lambda: addresses(group) == {"10.0.0.1:2"})
     await group.stop()
 
 
