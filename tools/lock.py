@@ -1,6 +1,6 @@
 """Writes the full pinned locks under requirements/, one an installation.
 
-Run where pip's `torch` is the CPU build (for the GPU decoder's lock it does not matter):
+Run where pip's `torch` is the CPU build:
 
     python tools/lock.py            # all
     python tools/lock.py dev client # some
