@@ -1,0 +1,55 @@
+"""Every PromQL expression that the project ships, and the metrics that it reads."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+RULES = DEPLOY / "prometheus" / "rules.yaml"
+
+_WORDS = frozenset({"and", "or", "unless", "bool", "offset"})
+_SPENT = (
+    r'"[^"]*"',
+    r"\{[^}]*\}",
+    r"\[[^\]]*\]",
+    r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """`name` says where it stands; `record` is the metric that a recording rule makes."""
+
+    name: str
+    text: str
+    record: str | None = None
+    is_alert: bool = False
+
+    def metrics(self) -> frozenset[str]:
+        """Names of the metrics and recorded series that are read."""
+        text = self.text
+        for pattern in _SPENT:
+            text = re.sub(pattern, " ", text)
+        # A name before a parenthesis is a function's.
+        names = re.findall(r"(?<![\w.:])[a-zA-Z_:][\w:]*\b(?!\s*\()", text)
+        return frozenset(names) - _WORDS
+
+
+def rules() -> Iterator[Expression]:
+    for group in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]:
+        for rule in group["rules"]:
+            record = rule.get("record")
+            name = record or rule["alert"]
+            yield Expression(name, rule["expr"], record, is_alert=record is None)
+
+
+def panels() -> Iterator[Expression]:
+    """Of the dashboards' JSON, with `$namespace` and the like as they stand there."""
+    for path in sorted((DEPLOY / "grafana").glob("*.json")):
+        for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]:
+            for target in panel.get("targets", ()):
+                yield Expression(f"{path.stem}: {panel['title']}", target["expr"])
