@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pixtral_client.checkpoint import GIB, Finding, Findings, check_memory, check_model
 from pixtral_client.redis_server import RedisServer, find_redis_server, free_port
+from pixtral_client.requests import LOOPBACK
 from pixtral_client.terminal import console, printable
 
 PROBE_TIMEOUT = 180.0
@@ -220,6 +222,13 @@ def _reach_redis(url: str) -> Finding:
     except (redis.RedisError, OSError) as error:
         return Finding(
             "fail", f"the Redis of PIXTRAL_REDIS_URL cannot be used: {error}", "check the URL"
+        )
+    host = urlsplit(url).netloc.rpartition("@")[2] or "localhost"
+    if url.startswith("redis://") and not f"{host}:".startswith(LOOPBACK):
+        return Finding(
+            "warn",
+            "the Redis of PIXTRAL_REDIS_URL answers, on another machine and without TLS",
+            "use rediss:// and a password; the tiers refuse it unless PIXTRAL_ALLOW_INSECURE=true",
         )
     return Finding("ok", "the Redis of PIXTRAL_REDIS_URL answers")
 

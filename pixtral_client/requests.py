@@ -20,7 +20,8 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 600.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
+# How host:port begins that is on this machine.
+LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
 def channel_options(target: str) -> list[tuple[str, Any]]:
@@ -30,7 +31,7 @@ def channel_options(target: str) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         # gRPC would ask the environment's http_proxy for this machine, too.
-        ("grpc.enable_http_proxy", int(not target.startswith(_LOOPBACK))),
+        ("grpc.enable_http_proxy", int(not target.startswith(LOOPBACK))),
     ]
 
 

@@ -236,6 +236,15 @@ def test_doctor_tries_the_password_of_the_given_redis(monkeypatch: pytest.Monkey
     assert levels == {"right": "ok", "wrong": "fail"}
 
 
+def test_doctor_warns_of_a_redis_that_the_tiers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    with RedisServer() as server:
+        # An address of this machine that does not say so.
+        monkeypatch.setenv("PIXTRAL_REDIS_URL", f"redis://0.0.0.0:{server.port}")
+        (finding,) = doctor.check_redis()
+    assert finding.level == "warn"
+    assert "PIXTRAL_ALLOW_INSECURE" in finding.advice
+
+
 def test_doctor_tells_nothing_of_a_malformed_redis_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIXTRAL_REDIS_URL", "redis://:sec/ret@127.0.0.1:1/0")
     (finding,) = doctor.check_redis()
