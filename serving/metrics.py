@@ -4,12 +4,17 @@ import socket
 from contextlib import suppress
 from importlib import metadata
 from threading import Thread
+from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
 from prometheus_client import Counter, Histogram, Info
 
 from serving.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 # Twice the series, and nothing that Prometheus reads.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -65,4 +70,14 @@ def start_metrics_server(listen: str) -> MetricsServer:
         server, thread = prometheus_client.start_http_server(int(port), host.strip("[]"))
     except OSError as error:
         raise StartupError(f"cannot serve metrics on {listen}: {error.strerror}") from None
+    server.set_app(_in_plain_text(prometheus_client.make_wsgi_app()))
     return MetricsServer(f"{host}:{server.server_port}", server, thread)
+
+
+def _in_plain_text(app: "WSGIApplication") -> "WSGIApplication":
+    # To whoever takes OpenMetrics, as Prometheus does, prometheus_client writes the samples of
+    # `vllm:num_requests_running` and its like with `vllm_`: names that nobody asks for.
+    def plain(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Iterable[bytes]":
+        return app({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)
+
+    return plain

@@ -19,10 +19,13 @@ def scrapes(service: Service) -> dict[str, str]:
     picture = new_picture()
     for content in (["Hello."], [picture, "What is this?"], [picture, "And why?"]):
         service.client.chat([{"role": "user", "content": content}], max_tokens=2)
-    urls = {tier: f"http://{service.stack.addresses[tier].metrics}/metrics" for tier in TIERS}
     found = {}
-    for tier, url in urls.items():
-        with urllib.request.urlopen(url, timeout=10) as response:
+    for tier in TIERS:
+        url = f"http://{service.stack.addresses[tier].metrics}/metrics"
+        # As Prometheus asks.
+        accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+        request = urllib.request.Request(url, headers={"Accept": accept})
+        with urllib.request.urlopen(request, timeout=10) as response:
             found[tier] = response.read().decode()
     return found
 
