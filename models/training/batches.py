@@ -113,8 +113,8 @@ def sample_scenes(
             yield scenes.pair_scene(rng, grids, source)
         return
     rows, columns = grids[0]
-    kinds = ["print"] * (2 if columns >= 4 else 0)
-    kinds += ["shapes"] * (3 if rows >= 4 and columns >= 4 else 1)
+    kinds = ["print"] * (1 if columns >= 4 else 0)
+    kinds += ["shapes"] * (4 if rows >= 4 and columns >= 4 else 1)
     kinds += ["street"] * (1 if rows >= 5 and columns >= 6 else 0)
     kinds += ["chart"] * (3 if rows >= 6 and columns >= 5 else 0)
     for _ in range(count):
@@ -155,10 +155,10 @@ class BatchPlan:
     most_patches: int
     turns: int
     tower_steps: int
-    lessons: float = 0.15
-    pairs: float = 0.2
+    lessons: float = 0.1
+    pairs: float = 0.18
     # Of one word or number each: few patches and short texts, and so many to a batch.
-    prints: float = 0.25
+    prints: float = 0.2
 
 
 def draw_batch(seed: int, step: int, plan: BatchPlan, tokenizer: Tekkenizer) -> Batch:

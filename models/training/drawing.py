@@ -43,7 +43,8 @@ COLOUR_IDS = {name: at for at, name in enumerate(COLOURS)}
 
 # The attributes that a patch is labelled with, and how many values each takes. `order` is the
 # place of a character in its word; the next three count what is alike in the whole picture, but
-# that in a chart `same_kind` is the number of the bar that a patch belongs to.
+# that in a chart `same_kind` is the number of the bar that a patch belongs to. `place` is the
+# ninth of the picture that the middle of what is drawn lies in.
 ATTRIBUTES: dict[str, int] = {
     "kind": 1 + len(KINDS),
     "colour": len(COLOURS),
@@ -95,8 +96,6 @@ class Canvas:
         self._draw = ImageDraw.Draw(self._image)
         self.labels: Labels = np.full((rows, columns, len(ATTRIBUTES)), UNLABELLED, np.int8)
         self.labels[..., 0] = 0
-        thirds = [np.arange(n) * 3 // n for n in (rows, columns)]
-        self.labels[..., 6] = thirds[0][:, None] * 3 + thirds[1][None, :]
 
     @property
     def is_dark(self) -> bool:
@@ -113,6 +112,8 @@ class Canvas:
         covered[..., 0] = KINDS[kind]
         covered[..., 1] = UNLABELLED if colour is None else COLOUR_IDS[colour]
         covered[..., 2] = UNLABELLED if order is None else order
+        middle = int((x0 + x1) / 2 * 3 / self.width), int((y0 + y1) / 2 * 3 / self.height)
+        covered[..., 6] = int(np.clip(middle[1], 0, 2)) * 3 + int(np.clip(middle[0], 0, 2))
 
     def rectangle(self, box: Box, fill: Rgb) -> None:
         self._draw.rectangle([value * self._scale for value in box], fill=fill)
