@@ -6,14 +6,15 @@ INSTALLED := $(VENV)/.installed
 BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
 PICTURE := docs/pictures/cat.jpg
+SCANNER := .cache/deploy-tools/bin/checkov
 # Where pip finds no CPU build of torch by itself, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format protos dashboards watch-check bench clean
+.PHONY: help setup demo test lint format protos dashboards watch-check watch-live bench clean
 
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make the environment and install everything into it
 
@@ -46,13 +47,27 @@ lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos and stubs
 	@$(BUF) format --diff --exit-code
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py --check
 	@tools/breaking
-	@$(MAKE) --no-print-directory watch-check
+	@$(MAKE) --no-print-directory watch-check deploy-check
 
 watch-check: $(INSTALLED) ## Check rules, alerts and dashboards
 	@promtool=$$($(BIN)/python tools/promtool.py) \
 		&& $$promtool check rules --lint-fatal deploy/prometheus/rules.yaml \
 		&& $$promtool test rules deploy/prometheus/rules_test.yaml
 	@$(BIN)/python -m deploy.grafana.dashboards --check
+
+watch-live: $(MODEL)/params.json ## Let a real Prometheus watch a real stack under load for two minutes
+	@$(BIN)/python -m bench.watch --model-dir $(MODEL) --draw bench/results/dashboards
+
+deploy-check: $(INSTALLED) $(SCANNER) ## Check images and manifests: build, schemas, rules, scan
+	@$(BIN)/python -m tools.deploy.check .cache/manifests
+	@$(SCANNER) --skip-download --quiet --compact --framework kubernetes dockerfile \
+		-d .cache/manifests -d deploy/docker && echo "checkov: no findings but those justified in place"
+
+$(SCANNER): requirements/deploy-tools.txt
+	@echo "installing what scans the manifests: about a minute"
+	@$(PYTHON) -m venv .cache/deploy-tools
+	@.cache/deploy-tools/bin/python -m pip install --quiet --quiet -r requirements/deploy-tools.txt
+	@touch $@
 
 dashboards: $(INSTALLED) ## Generate the dashboards anew
 	@$(BIN)/python -m deploy.grafana.dashboards
