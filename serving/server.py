@@ -1,6 +1,7 @@
 """A process's gRPC server from its first socket to its exit code."""
 
 import asyncio
+import gc
 import json
 import logging
 import multiprocessing
@@ -106,6 +107,8 @@ def run(tier_factory: Callable[[S], Tier], settings: S) -> NoReturn:
     if outcome.start_cut_short:
         _leave_at_once(outcome.exit_code)
     runner.close()
+    # What torch and vLLM have made would be searched for garbage once more, for seconds.
+    gc.freeze()
     sys.exit(outcome.exit_code)
 
 
