@@ -11,10 +11,10 @@ SCANNER := .cache/deploy-tools/bin/checkov
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format protos dashboards watch-check watch-live bench clean
+.PHONY: help setup demo test lint format protos dashboards watch-check watch-live deploy-check bench clean
 
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make the environment and install everything into it
 

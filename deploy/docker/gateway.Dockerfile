@@ -1,0 +1,20 @@
+# The gateway: no torch, no vLLM, no GPU. From the repository's root:
+#   docker build -f deploy/docker/gateway.Dockerfile -t pixtral-gateway .
+# checkov:skip=CKV_DOCKER_2:whoever runs the container probes its gRPC health
+# checkov:skip=CKV_DOCKER_7:the base image is pinned where it is an argument
+ARG PYTHON_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/pixtral
+COPY requirements/gateway.txt /src/requirements/
+RUN /opt/pixtral/bin/python -m pip install --no-deps -r /src/requirements/gateway.txt
+COPY . /src
+RUN /opt/pixtral/bin/python -m pip install --no-deps /src
+
+FROM ${PYTHON_IMAGE}
+COPY --from=build /opt/pixtral /opt/pixtral
+ENV PYTHONUNBUFFERED=1 HOME=/tmp
+USER 10001:10001
+EXPOSE 50051 8081 9090
+ENTRYPOINT ["/opt/pixtral/bin/python", "-m", "gateway"]

