@@ -30,7 +30,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """In seconds, all but `encode` from the request's arrival; `encode` is the wait for images."""
+    """In seconds: the waits for the engine and for images, then the time since the arrival."""
 
     queue: float
     encode: float

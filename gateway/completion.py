@@ -92,7 +92,6 @@ class Completions:
         return prompt
 
     async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
-        queue = time.monotonic() - ask.arrival
         contract = self._tiers.contract()
         images, prompt = await self._read(ask.conversation)
         check_length(len(prompt.token_ids), ask.sampling, self._tiers.context_length)
@@ -104,7 +103,7 @@ class Completions:
         places = await self._find(wanted, contract, ask.deadline)
         encode = _since(encoding_began) if _any_encoded(places) else 0.0
 
-        first_token = 0.0
+        queue = first_token = 0.0
         cached_tokens = completion_tokens = 0
         for is_retry in (False, True):
             request = _generate_request(f"{ask.id}-{int(is_retry)}", prompt, keys, places, ask)
@@ -117,6 +116,7 @@ class Completions:
                         completion_tokens += len(response.delta.token_ids)
                         if not first_token:
                             first_token = _since(ask.arrival)
+                            queue = response.queue.ToNanoseconds() / 1e9
                             _observe(first_token, places)
                         yield response.delta
                 break

@@ -27,7 +27,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a request's time went, in seconds from its arrival at the gateway."""
+    """Where a request's time went, in seconds: the waits for a place in the engine and for images,
+    and the times from its arrival at the gateway to its first token and to its end."""
 
     queue: float
     encode: float

@@ -52,12 +52,14 @@ class Delta:
         token_ids: the step's tokens.
         finish_reason: in the last delta.
         cached_tokens: prompt tokens found in the prefix cache.
+        queue_seconds: from the engine's taking the request to its first step.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     cached_tokens: int
+    queue_seconds: float
 
 
 class DecoderEngine:
@@ -205,7 +207,13 @@ def _delta(output: Any, may_miss_images: bool) -> Delta:
         token_ids=tuple(completion.token_ids),
         finish_reason=None if reason is None else FinishReason(reason),
         cached_tokens=output.num_cached_tokens or 0,
+        queue_seconds=_queue_seconds(output.metrics),
     )
+
+
+def _queue_seconds(stats: Any) -> float:
+    # vLLM keeps them only where it keeps its metrics.
+    return 0.0 if stats is None else max(stats.scheduled_ts - stats.queued_ts, 0.0)
 
 
 async def _in_daemon_thread(work: Callable[[], None]) -> None:

@@ -51,8 +51,12 @@ class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
         is_first = True
         async with aclosing(self.decoder.generate(_prompt(request))) as deltas:
             async for delta in deltas:
-                yield _response(delta, delta.cached_tokens if is_first else 0)
-                is_first = False
+                response = _response(delta)
+                if is_first:
+                    response.cached_tokens = delta.cached_tokens
+                    response.queue.FromNanoseconds(round(delta.queue_seconds * 1e9))
+                    is_first = False
+                yield response
 
     async def GetDecoderInfo(
         self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
@@ -96,12 +100,11 @@ def _sampling(sampling: chat_pb2.SamplingParams) -> Sampling:
     return Sampling(**given)
 
 
-def _response(delta: Delta, cached_tokens: int) -> decoder_pb2.GenerateResponse:
+def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
     return decoder_pb2.GenerateResponse(
         delta=chat_pb2.Choice(
             text=delta.text,
             token_ids=delta.token_ids,
             finish_reason=FINISH_REASONS[delta.finish_reason],
-        ),
-        cached_tokens=cached_tokens,
+        )
     )

@@ -18,7 +18,7 @@ from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, Unava
 from tests.decoder.prompts import FINGERPRINT, SPEC, eventually, key_of, prompt_of, values
 
 GRID = Grid(2, 3)
-LAST = Delta("b", (2,), FinishReason.LENGTH, 0)
+LAST = Delta("b", (2,), FinishReason.LENGTH, 0, 0.0)
 
 
 class Engine:
@@ -47,7 +47,7 @@ class Engine:
             if self.error is not None:
                 error, self.error = self.error, None
                 raise error
-            yield Delta("a", (1,), None, 0)
+            yield Delta("a", (1,), None, 0, 0.0)
             await self.gate.wait()
             yield LAST
         finally:

@@ -38,6 +38,7 @@ from tests.reference import Reference
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+MAX_RUNNING = 8
 DEADLINE = 120.0
 BOS, INST, END_INST = 1, 3, 4
 GREEDY = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True)
@@ -165,6 +166,7 @@ async def served(checkpoint: Path, redis_server: RedisServer) -> AsyncIterator[S
         redis_url=redis_server.url,
         max_images=6,
         context_length=8192,
+        max_running=MAX_RUNNING,
         drain_seconds=0,
     )
     tier = DecoderTier(settings)
@@ -236,6 +238,20 @@ async def test_a_question_on_the_same_image_reuses_its_keys_and_values(served: S
     assert (await served.answer(again)).cached_tokens >= 400
     of_another_tenant = served.prompt(BOS, INST, image, 2002, END_INST, salt="other")
     assert (await served.answer(of_another_tenant)).cached_tokens == 0
+
+
+async def test_the_wait_for_a_place_in_the_engine_is_told(served: Served) -> None:
+    long = replace(GREEDY, max_tokens=400)
+    running = [
+        served.call(served.prompt(BOS, INST, n, END_INST, sampling=long))
+        for n in range(1000, 1000 + MAX_RUNNING)
+    ]
+    first = [await call.read() for call in running]
+    waited = await served.answer(served.prompt(BOS, INST, 1004, END_INST))
+    for call in running:
+        call.cancel()
+    queues = [response.queue.ToNanoseconds() for response in first]
+    assert waited.responses[0].queue.ToNanoseconds() > max(queues)
 
 
 async def test_two_images_of_one_size_are_told_apart(served: Served) -> None:

@@ -170,6 +170,7 @@ def delta(
 async def answers(_: decoder_pb2.GenerateRequest) -> Responses:
     first = delta("Hello", 1001)
     first.cached_tokens = 3
+    first.queue.FromMilliseconds(250)
     yield first
     yield delta(" world", 1002, 1003, finish=chat_pb2.FINISH_REASON_STOP)
 

@@ -99,7 +99,8 @@ async def test_text_is_answered_without_an_encoder(
     assert (usage.image_tokens, usage.cached_tokens, usage.completion_tokens) == (0, 3, 3)
     timings = answer.finished.timings
     assert timings.encode == 0
-    assert 0 <= timings.queue <= timings.time_to_first_token <= timings.total
+    assert timings.queue == 0.25
+    assert 0 < timings.time_to_first_token <= timings.total
     assert gateway.admission.in_use == 0
 
 

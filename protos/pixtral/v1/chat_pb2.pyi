@@ -290,7 +290,7 @@ class Timings(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """From arrival to the first work for this request."""
+        """The wait for a place among the requests that the engine runs."""
 
     @_builtins.property
     def encode(self) -> _duration_pb2.Duration:

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from pixtral.v1 import chat_pb2 as _chat_pb2
@@ -100,21 +101,27 @@ class GenerateResponse(_message.Message):
 
     DELTA_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     cached_tokens: _builtins.int
     """Prompt tokens that were in the engine's prefix cache; set in the first response."""
     @_builtins.property
     def delta(self) -> _chat_pb2.Choice:
         """What is new since the last response; `finish_reason` is set in the last."""
 
+    @_builtins.property
+    def queue(self) -> _duration_pb2.Duration:
+        """The wait for a place among the requests that the engine runs; set in the first response."""
+
     def __init__(
         self,
         *,
         delta: _chat_pb2.Choice | None = ...,
         cached_tokens: _builtins.int = ...,
+        queue: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "queue", b"queue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "delta", b"delta"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "delta", b"delta", "queue", b"queue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
