@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from bench.prometheus import Prometheus, filled
@@ -33,7 +34,7 @@ def draw(server: Prometheus, begin: float, end: float, directory: Path) -> list[
             else:
                 axis.axis("off")
         figure.suptitle(board["title"], fontsize=14)
-        figure.tight_layout()
+        figure.tight_layout(rect=(0, 0, 1, 0.99))
         path = directory / f"{source.stem}.png"
         figure.savefig(path, dpi=64)
         plt.close(figure)
@@ -44,6 +45,7 @@ def draw(server: Prometheus, begin: float, end: float, directory: Path) -> list[
 def draw_graph(
     axis: Axes, panel: dict[str, Any], server: Prometheus, begin: float, end: float
 ) -> None:
+    lines: list[tuple[float, Line2D]] = []
     for target in panel["targets"]:
         series = server.get(
             "api/v1/query_range",
@@ -55,7 +57,11 @@ def draw_graph(
         for each in series:
             seconds = [float(at) - begin for at, _ in each["values"]]
             values = [float(value) for _, value in each["values"]]
-            axis.plot(seconds, values, label=legend(target["legendFormat"], each["metric"]))
+            (line,) = axis.plot(
+                seconds, values, label=legend(target["legendFormat"], each["metric"])
+            )
+            highest = max((value for value in values if not math.isnan(value)), default=0.0)
+            lines.append((highest, line))
     axis.set_title(panel["title"], fontsize=10)
     axis.set_ylim(bottom=0)
     axis.set_xlim(0, end - begin)
@@ -64,8 +70,10 @@ def draw_graph(
         axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
-    if axis.lines:
-        axis.legend(handles=axis.lines[:MOST_LEGENDS], fontsize=7, loc="upper left")
+    lines.sort(key=lambda line: line[0], reverse=True)
+    if lines:
+        handles = [line for _, line in lines[:MOST_LEGENDS]]
+        axis.legend(handles=handles, fontsize=7, loc="lower right")
 
 
 def legend(text: str, labels: dict[str, str]) -> str:

@@ -2,7 +2,18 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from deploy.grafana.panels import NS, graph, new_dashboard, of_tier, processes, quantiles, rate, row
+from deploy.grafana.panels import (
+    NS,
+    graph,
+    mean,
+    new_dashboard,
+    of_tier,
+    processes,
+    quantile,
+    quantiles,
+    rate,
+    row,
+)
 
 MARK = "pixtral_decoder_requests_limit"
 
@@ -36,8 +47,11 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Wait in the engine's queue",
-            "Until a request's first step.",
-            quantiles("vllm:request_queue_time_seconds"),
+            "Until a request's first step; vLLM's buckets begin at 0.3 s.",
+            {
+                "mean": mean("vllm:request_queue_time_seconds"),
+                "p99": quantile(0.99, "vllm:request_queue_time_seconds"),
+            },
             unit="s",
         ),
         graph(
@@ -77,8 +91,11 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Prefill",
-            "From the first step to the first token.",
-            quantiles("vllm:request_prefill_time_seconds"),
+            "From the first step to the first token; vLLM's buckets begin at 0.3 s.",
+            {
+                "mean": mean("vllm:request_prefill_time_seconds"),
+                "p99": quantile(0.99, "vllm:request_prefill_time_seconds"),
+            },
             unit="s",
         ),
         graph(

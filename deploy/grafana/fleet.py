@@ -137,11 +137,7 @@ def dashboard() -> Dashboard:
         graph(
             "Redis: failed operations",
             "Each is taken as a miss: answers stay right and become slower.",
-            {
-                "{{operation}}: {{reason}}": rate(
-                    "pixtral_embedding_store_failures_total", "operation", "reason"
-                )
-            },
+            {"{{reason}}": rate("pixtral_embedding_store_failures_total", "reason")},
         ),
         graph(
             "Redis: time of an operation, p99",

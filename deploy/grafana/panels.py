@@ -56,6 +56,11 @@ def rate(metric: str, *labels: str, where: str = "") -> str:
     return f"sum{by} (rate({metric}{{{selector}}}[$__rate_interval]))"
 
 
+def mean(metric: str) -> str:
+    """Of a histogram whose buckets are too wide for what is usual."""
+    return f"{rate(f'{metric}_sum')} / {rate(f'{metric}_count')}"
+
+
 def of_tier(expression: str, mark: str) -> str:
     """Keeps of a metric that all tiers have the processes that also have `mark`."""
     return f"{expression} and on (namespace, instance) {mark}"
