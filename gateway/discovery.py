@@ -68,15 +68,20 @@ class Group(Generic[M]):
         self._members = [make(t, None) for t in targets if not t.startswith(DNS_SCHEME)]
         self._tasks: dict[M, asyncio.Task[None]] = {}
         self._lookups: list[asyncio.Task[None]] = []
+        self._broken = asyncio.Event()
 
     def __iter__(self) -> Iterator[M]:
         return iter(self._members)
 
-    def start(self, watch: Watch[M]) -> None:
-        """Runs `watch` for each member for as long as it is one."""
+    def start(self, watch: Watch[M], broken: asyncio.Event) -> None:
+        """Runs `watch` for each member for as long as it is one.
+
+        `broken` is set where a watch or a lookup ends with an error.
+        """
+        self._broken = broken
         for member in self._members:
-            self._tasks[member] = asyncio.create_task(watch(member))
-        self._lookups = [asyncio.create_task(self._follow(name, watch)) for name in self._names]
+            self._tasks[member] = self._run(watch(member))
+        self._lookups = [self._run(self._follow(name, watch)) for name in self._names]
 
     async def stop(self) -> None:
         """Ends every task and closes all that is open."""
@@ -113,7 +118,7 @@ class Group(Generic[M]):
     def _join(self, address: str, name: str, watch: Watch[M]) -> M:
         member = self._make(address, name)
         self._members.append(member)
-        self._tasks[member] = asyncio.create_task(watch(member))
+        self._tasks[member] = self._run(watch(member))
         return member
 
     def _leave(self, member: M) -> None:
@@ -121,6 +126,16 @@ class Group(Generic[M]):
         self._tasks[member].cancel()
         member.retire()
         self._tasks[member] = asyncio.create_task(self._linger(member))
+
+    def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a watch over a tier has broken", exc_info=task.exception())
+            self._broken.set()
 
     async def _linger(self, member: M) -> None:
         await asyncio.sleep(self._linger_seconds)

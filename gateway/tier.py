@@ -71,8 +71,9 @@ class GatewayTier:
         await self._tiers.start()
 
     async def failed(self) -> None:
-        """Never returns: whatever goes wrong behind a gateway can mend itself."""
-        await asyncio.get_running_loop().create_future()
+        """Returns only for a fault of our own: what goes wrong behind a gateway can mend itself."""
+        if self._tiers is not None:
+            await self._tiers.failed()
 
     async def stop(self) -> None:
         if self._tiers is not None:

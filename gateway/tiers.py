@@ -5,7 +5,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import grpc
@@ -174,15 +174,20 @@ class Tiers:
     encoders: Group[EncoderReplica]
     decoders: Group[DecoderReplica]
     width: int
+    _broken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
         """Starts to watch the replicas; returns once there is a decoder to work with."""
         changed = asyncio.Event()
         for group in (self.encoders, self.decoders):
-            group.start(lambda replica: replica.watch(self.width, changed))
+            group.start(lambda replica: replica.watch(self.width, changed), self._broken)
         while not any(decoder.contract for decoder in self.decoders):
             changed.clear()
             await changed.wait()
+
+    async def failed(self) -> None:
+        """Returns once a watch over the replicas has broken, which leaves one as it last was."""
+        await self._broken.wait()
 
     async def stop(self) -> None:
         await asyncio.gather(self.encoders.stop(), self.decoders.stop())

@@ -1,6 +1,7 @@
 """What a call may fail with, as an exception here and as a gRPC status with details on the wire."""
 
 import logging
+import traceback
 from collections.abc import Mapping, Sequence
 
 import grpc
@@ -136,11 +137,13 @@ _MESSAGES = {
 def to_status(error: BaseException) -> grpc.Status:
     """The rich gRPC status of an error.
 
-    Anything but a ServingError is a bug: its traceback is logged, and the client reads "internal
-    error" alone.
+    Anything but a ServingError is a bug: its type and where it happened are logged, and the client
+    reads "internal error" alone.
     """
     if not isinstance(error, ServingError):
-        logger.error("unexpected error", exc_info=error)
+        # Where it happened, and not its message, which may quote a prompt.
+        where = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("unexpected %s\n%s", type(error).__name__, where)
         error = ServingError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
     status = Status(code=error.code.value[0], message=error.message)
     info = ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)

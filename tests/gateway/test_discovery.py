@@ -60,7 +60,7 @@ def addresses(group: Group[Member]) -> set[str]:
 async def test_addresses_of_a_name_come_and_go() -> None:
     names = Names("10.0.0.1", "10.0.0.2")
     group = Group(["10.1.0.9:1", "dns:///encoder:2"], Member, resolve=names)
-    group.start(Member.watch)
+    group.start(Member.watch, asyncio.Event())
     await eventually(lambda: addresses(group) == {"10.1.0.9:1", "10.0.0.1:2", "10.0.0.2:2"})
     await eventually(lambda: all(member.watched for member in group))
     assert names.asked[0] == ("encoder", 2)
@@ -81,7 +81,7 @@ async def test_addresses_of_a_name_come_and_go() -> None:
 async def test_name_that_cannot_be_looked_up_changes_nothing() -> None:
     names = Names("10.0.0.1")
     group = Group(["dns:///encoder:2"], Member, resolve=names)
-    group.start(Member.watch)
+    group.start(Member.watch, asyncio.Event())
     await eventually(lambda: addresses(group))
     (member,) = group
 
@@ -104,7 +104,7 @@ async def test_member_that_cannot_be_made_yet_joins_later() -> None:
 
     names = Names("10.0.0.1")
     group = Group(["dns:///encoder:2"], make, resolve=names)
-    group.start(Member.watch)
+    group.start(Member.watch, asyncio.Event())
     await eventually(lambda: len(names.asked) > 1)
     assert addresses(group) == set()
     unreadable = False
@@ -115,7 +115,7 @@ async def test_member_that_cannot_be_made_yet_joins_later() -> None:
 async def test_member_that_left_is_kept_open_for_what_it_has_begun() -> None:
     names = Names("10.0.0.1", "10.0.0.2")
     group = Group(["dns:///encoder:2"], Member, linger_seconds=3600, resolve=names)
-    group.start(Member.watch)
+    group.start(Member.watch, asyncio.Event())
     await eventually(lambda: len(addresses(group)) == 2)
     left = next(member for member in group if member.address == "10.0.0.2:2")
 
@@ -189,3 +189,24 @@ async def test_call_to_a_replica_that_left_goes_on() -> None:
     assert (await replica.handshake()).fingerprint == FINGERPRINT
     await tiers.stop()
     await decoder.stop()
+
+
+async def test_a_watch_that_breaks_is_told() -> None:
+    class Broken(Member):
+        async def watch(self) -> None:
+            raise RuntimeError("a fault of our own")
+
+    broken = asyncio.Event()
+    group = Group(["127.0.0.1:1"], Broken)
+    group.start(Broken.watch, broken)
+    async with asyncio.timeout(10):
+        await broken.wait()
+    await group.stop()
+
+
+async def test_a_watch_that_is_stopped_is_not_broken() -> None:
+    broken = asyncio.Event()
+    group = Group(["127.0.0.1:1"], Member)
+    group.start(Member.watch, broken)
+    await group.stop()
+    assert not broken.is_set()
