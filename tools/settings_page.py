@@ -1,0 +1,98 @@
+"""Writes docs/settings.md from the settings classes; with --check, tells whether it is up to date.
+
+python -m tools.settings_page [--check]
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from gateway.settings import GatewaySettings
+from services.decoder.settings import DecoderSettings
+from services.encoder.settings import EncoderSettings
+from serving.settings import ENV_PREFIX, ProcessSettings
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
+TIERS: dict[str, type[ProcessSettings]] = {
+    "gateway": GatewaySettings,
+    "encoder": EncoderSettings,
+    "decoder": DecoderSettings,
+}
+# Their defaults are the machine's.
+OF_THE_MACHINE = {"decode_threads": "its cores, at most 8"}
+
+HEAD = """\
+# Settings
+
+Made by `python -m tools.settings_page` from the settings classes. Each can be given as a flag
+(`--drain-seconds`), as a variable (`PIXTRAL_DRAIN_SECONDS`) or in the TOML file that `--config` or
+`PIXTRAL_CONFIG` names (`drain_seconds`); a flag goes over a variable, a variable over the file.
+They are read once, at start.
+"""
+
+
+def page() -> str:
+    names: dict[str, list[str]] = {}
+    for tier, cls in TIERS.items():
+        for name in cls.model_fields:
+            names.setdefault(name, []).append(tier)
+    common = [name for name, tiers in names.items() if len(tiers) > 1 and _is_alike(name, tiers)]
+    sections = [HEAD, _table("Of more than one tier", common, names)]
+    for tier, cls in TIERS.items():
+        own = [name for name in cls.model_fields if name not in common]
+        sections.append(_table(f"Of the {tier}", own, {name: [tier] for name in own}))
+    return "\n".join(sections)
+
+
+def _is_alike(name: str, tiers: list[str]) -> bool:
+    fields = [TIERS[tier].model_fields[name] for tier in tiers]
+    return len({(f.description, _default(name, f), str(f.annotation)) for f in fields}) == 1
+
+
+def _table(title: str, names: list[str], tiers: dict[str, list[str]]) -> str:
+    shared = any(len(tiers[name]) > 1 for name in names)
+    lines = [f"## {title}\n"]
+    lines += (
+        ["| variable | tiers | default | |", "|---|---|---|---|"]
+        if shared
+        else ["| variable | default | |", "|---|---|---|"]
+    )
+    for name in names:
+        info = TIERS[tiers[name][0]].model_fields[name]
+        of = f" {', '.join(tiers[name])} |" if shared else ""
+        meaning = f"{info.description}{_choices(info)}".replace("|", "\\|")
+        lines.append(f"| `{ENV_PREFIX}{name.upper()}` |{of} {_default(name, info)} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(name: str, info: FieldInfo) -> str:
+    if name in OF_THE_MACHINE:
+        return OF_THE_MACHINE[name]
+    if info.is_required():
+        return "must be set"
+    value: Any = info.default
+    if value is None or value in ("", ()):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _choices(info: FieldInfo) -> str:
+    if get_origin(info.annotation) is not Literal:
+        return ""
+    return f" One of {', '.join(f'`{choice}`' for choice in get_args(info.annotation))}."
+
+
+def main(arguments: list[str]) -> int:
+    if "--check" not in arguments:
+        PAGE.write_text(page(), "utf-8")
+        return 0
+    if PAGE.read_text("utf-8") != page():
+        print("docs/settings.md is not that of the settings: run python -m tools.settings_page")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
