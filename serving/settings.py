@@ -85,7 +85,7 @@ Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 def is_loopback(address: str) -> bool:
     """Whether host:port can be reached from this machine alone."""
-    host = address.rpartition(":")[0].strip("[]")
+    host = address.removeprefix(DNS_SCHEME).rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True
     try:

@@ -22,14 +22,15 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
 
 
+@pytest.mark.parametrize("scheme", ["", "dns:///"])
 async def test_serves_until_told_to_stop(
-    model_dir: Path, tmp_path: Path, decoders: list[FakeDecoder]
+    model_dir: Path, tmp_path: Path, decoders: list[FakeDecoder], scheme: str
 ) -> None:
     told = tmp_path / "addresses.json"
     flags = {
         "listen": "127.0.0.1:0",
         "model-dir": str(model_dir),
-        "decoders": ",".join(decoder.address for decoder in decoders),
+        "decoders": ",".join(scheme + decoder.address for decoder in decoders),
         "address-file": str(told),
     }
     process = await asyncio.create_subprocess_exec(
