@@ -36,7 +36,8 @@ from tests.decoder.prompts import prompt_of, store
 from tests.redis_server import RedisServer
 from tests.reference import Reference
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+# One engine for the module, and none left beside those of the tests that follow.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_RUNNING = 8
 DEADLINE = 120.0
@@ -157,7 +158,7 @@ def request_of(prompt: Prompt) -> decoder_pb2.GenerateRequest:
     )
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(checkpoint: Path, redis_server: RedisServer) -> AsyncIterator[Served]:
     settings = DecoderSettings(
         listen="127.0.0.1:0",
