@@ -84,8 +84,13 @@ class Peers:
             return await asyncio.to_thread(
                 codec.decode, key, value, width=self._width, dtype=self._dtype
             )
-        except (grpc.aio.AioRpcError, DamagedValue) as error:
-            logger.warning("an encoder gave no embedding: %s", type(error).__name__)
+        except grpc.aio.AioRpcError as error:
+            # One that holds it no longer is no fault.
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                logger.warning("an encoder gave no embedding: %s", error.code().name)
+            return None
+        except DamagedValue:
+            logger.warning("an encoder gave a damaged embedding")
             return None
         finally:
             call.cancel()
