@@ -31,6 +31,8 @@ def register() -> None:
     ModelRegistry.register_model(ARCHITECTURE, f"services.decoder.model:{ARCHITECTURE}")
     register_config_parser(CONFIG_FORMAT)(ParamsParser)
     if os.environ.get(OWNED_BY_DECODER):
+        # What loads the tokenizer detects the format for itself, and would read with vLLM's own.
+        register_config_parser("mistral")(ParamsParser)
         _end_with_parent()
 
 
