@@ -1,14 +1,13 @@
 """What a gateway is told at its start."""
 
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import DirectoryPath, Field
 
-from serving.settings import Address, PeerTlsSettings, RedisSettings, Targets
+from serving.settings import Address, ModelSettings, PeerTlsSettings, RedisSettings, Targets
 
 
-class GatewaySettings(PeerTlsSettings, RedisSettings):
+class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     """Serves a Pixtral model over gRPC, by way of encoder and decoder processes."""
 
     peer_fields: ClassVar[tuple[str, ...]] = ("encoders", "decoders")
@@ -19,7 +18,6 @@ class GatewaySettings(PeerTlsSettings, RedisSettings):
     model_dir: DirectoryPath = Field(
         description="Directory of the model in Mistral format: its params.json and tekken.json."
     )
-    model: str = Field("", description="The model's public name; empty: the directory's name.")
     encoders: Targets = Field(
         (),
         description="host:port of each encoder, or dns:///name:port for one at every address that "
@@ -43,7 +41,3 @@ class GatewaySettings(PeerTlsSettings, RedisSettings):
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="The largest image that is taken, as width times height."
     )
-
-    @property
-    def model_name(self) -> str:
-        return self.model or Path(self.model_dir).resolve().name

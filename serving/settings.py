@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    DirectoryPath,
     Field,
     FilePath,
     ValidationError,
@@ -236,6 +237,19 @@ class RedisSettings(ProcessSettings):
                 "allow_insecure to do without"
             )
         return self
+
+
+class ModelSettings(ProcessSettings):
+    """For a process that serves a model. Tiers work together where its name is the same."""
+
+    model_dir: DirectoryPath = Field(description="Directory of the model in Mistral format.")
+    model: str = Field(
+        "", description="The model's name, the same in every tier; empty: the directory's."
+    )
+
+    @property
+    def model_name(self) -> str:
+        return self.model or self.model_dir.resolve().name
 
 
 class _Parser(argparse.ArgumentParser):

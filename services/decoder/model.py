@@ -21,11 +21,12 @@ from vllm.multimodal.processing import (
     BaseProcessingInfo,
 )
 
+from embeddings.fingerprint import VISION_PREFIXES
+
 EMBEDDING_FIELD = "image_embeddings"
 """Name of the multimodal field, and of `embed_multimodal`'s argument, that holds embeddings."""
 
 _ADAPTER = "vision_language_adapter."
-_ENCODER_SIDE = ("vision_encoder.", "patch_merger.", "pre_mm_projector_norm.")
 
 
 def max_image_tokens(vision: Any) -> int:
@@ -147,7 +148,7 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal): 
                 if name.startswith(_ADAPTER):
                     default_weight_loader(adapter[name.removeprefix(_ADAPTER)], weight)
                     loaded.add(name)
-                elif not name.startswith(_ENCODER_SIDE):
+                elif not name.startswith(VISION_PREFIXES):
                     yield name, weight
 
         language = self.language_model.load_weights(language_weights())

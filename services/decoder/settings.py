@@ -5,12 +5,12 @@ from typing import Literal
 from pydantic import DirectoryPath, Field
 
 from embeddings.codec import DType
-from serving.settings import Address, PeerTlsSettings, RedisSettings
+from serving.settings import Address, ModelSettings, PeerTlsSettings, RedisSettings
 
 MIB = 1 << 20
 
 
-class DecoderSettings(PeerTlsSettings, RedisSettings):
+class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     """Answers prompts for a Pixtral model: its language model, in vLLM, on GPUs or a CPU."""
 
     listen: Address = Field(
@@ -20,7 +20,6 @@ class DecoderSettings(PeerTlsSettings, RedisSettings):
         description="Directory of the model in Mistral format: params.json, "
         "consolidated*.safetensors, tekken.json."
     )
-    model: str = Field("", description="The model's name; empty: the directory's.")
     dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16, description="Of weights and embeddings; the encoders must have the same."
     )

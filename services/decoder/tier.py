@@ -70,7 +70,7 @@ class DecoderTier:
             max_admitted=settings.max_running + settings.max_waiting,
         )
         info = DecoderInfo(
-            model=settings.model or settings.model_dir.resolve().name,
+            model=settings.model_name,
             fingerprint=made_by,
             width=spec.width,
             dtype=settings.dtype,

@@ -8,14 +8,14 @@ from pydantic import DirectoryPath, Field
 
 from embeddings.codec import DType
 from serving.channel import MAX_MESSAGE_BYTES
-from serving.settings import Address, RedisSettings
+from serving.settings import Address, ModelSettings, RedisSettings
 
 MIB = 1 << 20
 # Above this many pixels Pillow itself takes a file for a decompression bomb.
 PILLOW_MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 0
 
 
-class EncoderSettings(RedisSettings):
+class EncoderSettings(ModelSettings, RedisSettings):
     """Encodes images for a Pixtral model: its vision tower, on a GPU or CPU."""
 
     listen: Address = Field(
@@ -25,7 +25,6 @@ class EncoderSettings(RedisSettings):
         description="Directory of the model in Mistral format: params.json, "
         "consolidated*.safetensors."
     )
-    model: str = Field("", description="The model's name; empty: the directory's.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the vision tower runs; auto: on a GPU where there is one."
     )

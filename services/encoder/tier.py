@@ -73,7 +73,7 @@ class EncoderTier:
             max_image_bytes=settings.max_image_bytes,
         )
         info = EncoderInfo(
-            model=settings.model or settings.model_dir.resolve().name,
+            model=settings.model_name,
             fingerprint=made_by,
             width=spec.width,
             dtype=settings.dtype,
