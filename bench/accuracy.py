@@ -72,7 +72,7 @@ def main() -> None:
     items = held_out(given.questions, seed=given.seed)
     with ExitStack() as stack:
         if given.offline:
-            offline = OfflineModel(given.model)
+            offline = OfflineModel.from_checkpoint(given.model)
             answers = [offline.ask(item.pictures, item.question.text) for item in items]
         else:
             target = given.target

@@ -14,18 +14,25 @@ from torch import Tensor
 
 from models.training.batches import EOS
 from models.training.export import read_checkpoint
+from models.training.model import Pixtral
 
 MAX_TOKENS = 24
 
 
 class OfflineModel:
-    """A checkpoint in float32, its prompts encoded by mistral_common from end to end."""
+    """A model, its prompts encoded by mistral_common from end to end."""
 
-    def __init__(self, directory: Path) -> None:
-        self.model = read_checkpoint(directory).eval()
+    def __init__(self, model: Pixtral, tokenizer: Path) -> None:
+        self.model = model
+        self._device = next(model.parameters()).device
         self._tokenizer: MistralTokenizer[Any, Any, Any, Any, Any] = MistralTokenizer.from_file(
-            directory / "tekken.json"
+            tokenizer
         )
+
+    @classmethod
+    def from_checkpoint(cls, directory: Path) -> "OfflineModel":
+        """In float32."""
+        return cls(read_checkpoint(directory).eval(), directory / "tekken.json")
 
     def prompt(self, pictures: tuple[bytes, ...], question: str) -> tuple[Tensor, list[Tensor]]:
         """Token ids (1, tokens), and the image embeddings, each (1, image tokens, width)."""
@@ -37,7 +44,8 @@ class OfflineModel:
         )
         encoded = self._tokenizer.encode_chat_completion(request)
         images = [torch.from_numpy(image).float() for image in encoded.images]
-        return torch.tensor([encoded.tokens]), [self.embed(image) for image in images]
+        token_ids = torch.tensor([encoded.tokens], device=self._device)
+        return token_ids, [self.embed(image) for image in images]
 
     @torch.inference_mode()
     def embed(self, image: Tensor) -> Tensor:
@@ -45,7 +53,7 @@ class OfflineModel:
         size = self.model.spec.patch_size
         rows, columns = image.shape[1] // size, image.shape[2] // size
         cut = image.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4)
-        patches = cut.reshape(1, rows * columns, -1)
+        patches = cut.reshape(1, rows * columns, -1).to(self._device)
         (embedding,) = self.model.embed_images([patches], [(rows, columns)])
         return embedding
 
@@ -59,9 +67,19 @@ class OfflineModel:
             if token == EOS:
                 break
             answer.append(token)
-            token_ids = torch.cat([token_ids, torch.tensor([[token]])], dim=1)
+            token_ids = torch.cat([token_ids, token_ids.new_tensor([[token]])], dim=1)
         return self._tokenizer.decode(answer)
 
     def ask(self, pictures: tuple[bytes, ...], question: str) -> str:
         """The greedy answer to a question about pictures, each an image file."""
         return self.complete(*self.prompt(pictures, question))
+
+    @torch.inference_mode()
+    def answers(self, pictures: tuple[bytes, ...], question: str, expected: str) -> bool:
+        """Whether the greedy answer would be the expected one, in one step and not a token each."""
+        token_ids, embeddings = self.prompt(pictures, question)
+        tekken = self._tokenizer.instruct_tokenizer.tokenizer
+        answer = token_ids.new_tensor([[*tekken.encode(expected, bos=False, eos=False), EOS]])
+        states = self.model.hidden(torch.cat([token_ids, answer[:, :-1]], dim=1), embeddings)
+        greedy = self.model.output(states[:, token_ids.shape[1] - 1 :]).argmax(-1)
+        return bool((greedy == answer).all())

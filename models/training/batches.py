@@ -98,10 +98,16 @@ def conversation(
 def sample_grid(rng: np.random.Generator, largest: int, patches: int) -> Grid:
     """A random grid of at most `patches` patches, `largest` a side, wide more often than tall."""
     while True:
-        rows = int(rng.integers(2, largest))
+        rows = int(rng.integers(2, largest + 1))
         columns = int(rng.integers(3, largest + 1))
         if rows * columns <= patches and rows <= columns * 1.7:
             return rows, columns
+
+
+def sample_pair_of_grids(rng: np.random.Generator, largest: int, patches: int) -> list[Grid]:
+    """Two grids, most often smaller than a picture alone would have."""
+    smaller = largest if rng.random() < 0.3 else max(8, largest // 2)
+    return [sample_grid(rng, smaller, patches) for _ in range(2)]
 
 
 def sample_scenes(
@@ -200,8 +206,7 @@ def _draw(
         count = _count(plan, [grid], text=30)
         return list(sample_lessons(rng, grid, count, source)), [grid]
     if chance < plan.lessons + plan.pairs:
-        half = plan.most_patches // 2
-        grids = [sample_grid(rng, min(8, plan.largest_grid), half) for _ in range(2)]
+        grids = sample_pair_of_grids(rng, plan.largest_grid, plan.most_patches)
         count = _count(plan, grids, text=70)
         return list(sample_scenes(rng, grids, count, source)), grids
     if chance < plan.lessons + plan.pairs + plan.prints:

@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw
 from models.training.fonts import advance, font
 
 PATCH: Final = 16
+# A picture whose longer side is larger is reduced to this before it is cut into patches.
+MAX_IMAGE_SIZE: Final = 256
 SUPERSAMPLING: Final = 2
 
 Rgb = tuple[int, int, int]
@@ -81,7 +83,7 @@ class Picture:
 
 
 class Canvas:
-    """Draws in units of the picture's own pixels, `width` by `height` of them."""
+    """Draws in units of the pixels that the model is shown, `width` by `height` of them."""
 
     def __init__(self, rows: int, columns: int, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -89,7 +91,10 @@ class Canvas:
         whole = rng.random() < 0.5
         self.width = columns * PATCH - (0 if whole else int(rng.integers(0, PATCH)))
         self.height = rows * PATCH - (0 if whole else int(rng.integers(0, PATCH)))
-        self._scale = SUPERSAMPLING
+        # Some of the largest are left larger than the model takes them, to be reduced as it does.
+        is_largest = max(self.width, self.height) == MAX_IMAGE_SIZE
+        self._left_large = is_largest and bool(rng.random() < 0.5)
+        self._scale = int(rng.integers(2, 5)) if self._left_large else SUPERSAMPLING
         self.background = _background(rng)
         size = (self.width * self._scale, self.height * self._scale)
         self._image = Image.new("RGB", size, self.background)
@@ -174,12 +179,12 @@ class Canvas:
                 self.labels[..., column][is_shape & (self.labels[..., alike] == value)] = count
 
     def finish(self) -> Picture:
-        """Reduces the canvas to the picture's size and spoils it a little."""
-        image = self._image.reduce(self._scale)
+        """Reduces the canvas to the picture's size, or nearly, and spoils it a little."""
+        image = self._image if self._left_large else self._image.reduce(self._scale)
         pixels = np.asarray(image, dtype=np.float32)
         rng = self.rng
         if rng.random() < 0.3:
-            slope = np.linspace(-1, 1, self.width, dtype=np.float32)[None, :, None]
+            slope = np.linspace(-1, 1, image.width, dtype=np.float32)[None, :, None]
             pixels = pixels + slope * np.float32(rng.uniform(-14, 14))
         if rng.random() < 0.4:
             noise = rng.standard_normal(pixels.shape, dtype=np.float32)

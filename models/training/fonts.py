@@ -1,48 +1,57 @@
 """The fonts that words are printed in: packages of open fonts, some of them never trained on.
 
-They are needed to train and to measure, not to serve: `pip install font-roboto
-font-source-sans-pro font-source-serif-pro font-manrope font-fredoka-one font-caladea
-font-hanken-grotesk` (Apache-2.0 and OFL-1.1).
+They are needed to train and to measure, not to serve: the extra `training` installs them
+(Apache-2.0, OFL-1.1, and what matplotlib ships of DejaVu and STIX).
 """
 
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 from PIL import ImageFont
 
+_MATPLOTLIB: Final = "matplotlib/mpl-data/fonts/ttf"
+
+# A package, and a file in it.
 TRAINING_FONTS = (
-    "font_roboto/Roboto-Regular.ttf",
-    "font_roboto/Roboto-Medium.ttf",
-    "font_roboto/Roboto-Bold.ttf",
-    "font_roboto/Roboto-Black.ttf",
-    "font_roboto/Roboto-BoldItalic.ttf",
-    "font_source_sans_pro/SourceSansPro-Regular.ttf",
-    "font_source_sans_pro/SourceSansPro-Semibold.ttf",
-    "font_source_sans_pro/SourceSansPro-Bold.ttf",
-    "font_source_serif_pro/SourceSerifPro-Regular.ttf",
-    "font_source_serif_pro/SourceSerifPro-Semibold.ttf",
-    "font_source_serif_pro/SourceSerifPro-Bold.ttf",
-    "font_manrope/Manrope-Medium.ttf",
-    "font_manrope/Manrope-Bold.ttf",
-    "font_fredoka_one/FredokaOne-Regular.ttf",
+    *(
+        f"font_roboto/files/Roboto-{style}.ttf"
+        for style in ("Light", "Regular", "Medium", "Bold", "Black", "Italic", "BoldItalic")
+    ),
+    *(
+        f"font_source_sans_pro/files/SourceSansPro-{style}.ttf"
+        for style in ("Regular", "Semibold", "Bold", "It")
+    ),
+    *(
+        f"font_source_serif_pro/files/SourceSerifPro-{style}.ttf"
+        for style in ("Regular", "Semibold", "Bold")
+    ),
+    *(f"font_manrope/files/Manrope-{style}.ttf" for style in ("Regular", "Medium", "Bold")),
+    *(f"font_lato/files/Lato-{style}.ttf" for style in ("Regular", "Bold", "Black", "Italic")),
+    *(f"font_rhd/files/RedHatDisplay-{style}.ttf" for style in ("Regular", "Medium", "Bold")),
+    *(f"{_MATPLOTLIB}/DejaVuSans{style}.ttf" for style in ("", "-Bold", "Mono", "Mono-Bold")),
+    *(f"{_MATPLOTLIB}/DejaVuSerif{style}.ttf" for style in ("", "-Bold")),
+    *(f"{_MATPLOTLIB}/STIXGeneral{style}.ttf" for style in ("", "Bol")),
+    "font_fredoka_one/files/FredokaOne-Regular.ttf",
+    "font_fjallaone/files/FjallaOne-Regular.ttf",
 )
 HELD_OUT_FONTS = (
-    "font_hanken_grotesk/HankenGrotesk-Medium.otf",
-    "font_hanken_grotesk/HankenGrotesk-Bold.otf",
-    "font_caladea/Caladea-Regular.ttf",
-    "font_caladea/Caladea-Bold.ttf",
+    "font_hanken_grotesk/files/HankenGrotesk-Medium.otf",
+    "font_hanken_grotesk/files/HankenGrotesk-Bold.otf",
+    "font_caladea/files/Caladea-Regular.ttf",
+    "font_caladea/files/Caladea-Bold.ttf",
 )
 
 
 @cache
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     """The font at `size` pixels an em. Raises FileNotFoundError naming the package it is in."""
-    package, file = name.split("/")
+    package, _, file = name.partition("/")
     found = find_spec(package)
     if found is None or found.origin is None:
         raise FileNotFoundError(f"install {package.replace('_', '-')}: its fonts are drawn with")
-    path = Path(found.origin).parent / "files" / file
+    path = Path(found.origin).parent / file
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 

@@ -9,13 +9,14 @@ import numpy as np
 from PIL import Image
 
 from models.training import scenes
-from models.training.batches import sample_grid, sample_scenes
+from models.training.batches import sample_grid, sample_pair_of_grids, sample_scenes
+from models.training.drawing import MAX_IMAGE_SIZE, PATCH
 from models.training.scenes import CATEGORIES, Question
 
 # Apart from every (seed, step) that training draws from.
 HELD_OUT_SEED: Final = 1 << 60
-LARGEST_GRID: Final = 12
-MOST_PATCHES: Final = 77
+LARGEST_GRID: Final = MAX_IMAGE_SIZE // PATCH
+MOST_PATCHES: Final = LARGEST_GRID**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ def held_out(count: int, *, seed: int = 0) -> list[Item]:
     items: list[Item] = []
     while len(items) < count:
         if room["compare"] and rng.random() < 1 / len(CATEGORIES):
-            grids = [sample_grid(rng, 8, MOST_PATCHES // 2) for _ in range(2)]
+            grids = sample_pair_of_grids(rng, LARGEST_GRID, MOST_PATCHES)
         else:
             grids = [sample_grid(rng, LARGEST_GRID, MOST_PATCHES)]
         (scene,) = sample_scenes(rng, grids, 1, scenes.HELD_OUT)

@@ -266,13 +266,18 @@ def _draw_shapes(canvas: Canvas, band: tuple[float, float], count: int) -> list[
         if any(np.hypot(x - a, y - b) < (radius + c) * 1.12 + 1 for a, b, c in spots):
             continue
         # Too near the edge between two ninths to say which one it is in.
-        if any(abs(v * 3 - edge) < 0.12 for v in (x / wide, y / canvas.height) for edge in (1, 2)):
+        if _is_near_an_edge(x, wide) or _is_near_an_edge(y, canvas.height):
             continue
         shape = Shape(choose(rng, kinds), choose(rng, colours), x / wide, y / canvas.height)
         canvas.shape(shape.kind, shape.colour, (x, y), radius)
         shapes.append(shape)
         spots.append((x, y, radius))
     return shapes
+
+
+def _is_near_an_edge(at: float, size: float) -> bool:
+    """Whether `at` is near a third or two thirds of `size`, by 3 pixels or by a 25th of it."""
+    return any(abs(at - size * edge / 3) < max(3.0, size * 0.04) for edge in (1, 2))
 
 
 def _draw_print(canvas: Canvas, source: Source, box: tuple[float, float, float, float]) -> Print:

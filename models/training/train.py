@@ -7,7 +7,9 @@ log (`log.jsonl`) and the plot of the losses (`loss.png`).
 
 First the vision tower learns alone, from what was drawn on each patch; then the whole model
 learns to answer, the tower still being told. The learning rate holds until the last third and
-falls to nothing there, so that `--steps` can still be raised while a run holds it.
+falls to nothing there, so that `--steps` can still be raised while a run holds it. With each saved
+state the model is asked questions with words and fonts that it is not trained on; those that
+`bench/accuracy.py` asks are others.
 """
 
 import argparse
@@ -24,9 +26,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 
+from models.training.answer import OfflineModel
 from models.training.batches import Batch, Batches, BatchPlan, normalise
 from models.training.drawing import ATTRIBUTES
 from models.training.export import write_checkpoint
+from models.training.held_out import held_out
 from models.training.model import ModelSpec, PatchTeacher, Pixtral
 from models.training.plot import plot_losses
 from models.training.tokenizer import write_tokenizer
@@ -37,6 +41,8 @@ FALLING_SHARE = 0.35
 # shows is the hardest to learn, and all the rest stands on it.
 ATTRIBUTE_WEIGHTS = {"kind": 3.0, "same_kind": 0.5, "same_colour": 0.5, "total": 0.5}
 TEACHER_WEIGHT = 0.3
+# Of the questions asked on the way. What is told of the model at the end is of seed 0.
+HELD_OUT_SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class Preset:
     learning_rate: float
     workers: int
     save_every: int
+    questions: int
 
 
 PRESETS = {
@@ -63,13 +70,13 @@ PRESETS = {
             vision_layers=5,
             vision_heads=6,
             vision_hidden_dim=512,
-            max_image_size=192,
         ),
         plan=BatchPlan(tokens=4000, largest_grid=12, most_patches=77, turns=8, tower_steps=1200),
         steps=9000,
         learning_rate=3e-3,
         workers=0,
         save_every=100,
+        questions=80,
     ),
     "h200": Preset(
         spec=ModelSpec(
@@ -82,13 +89,13 @@ PRESETS = {
             vision_layers=7,
             vision_heads=8,
             vision_hidden_dim=704,
-            max_image_size=256,
         ),
-        plan=BatchPlan(tokens=40000, largest_grid=16, most_patches=160, turns=8, tower_steps=1500),
+        plan=BatchPlan(tokens=40000, largest_grid=16, most_patches=256, turns=8, tower_steps=1200),
         steps=9000,
         learning_rate=3e-3,
         workers=14,
         save_every=1000,
+        questions=400,
     ),
 }
 
@@ -127,8 +134,8 @@ class Trainer:
     def modules(self) -> dict[str, nn.Module]:
         return {"model": self.model, "teacher": self.teacher}
 
-    def step(self, batch: Batch, *, scale: float) -> dict[str, float]:
-        """One update. Returns the losses and what is right."""
+    def step(self, batch: Batch, *, scale: float) -> dict[str, Tensor]:
+        """One update. Returns the losses and what is right, which a device may still be at."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scale
@@ -140,7 +147,7 @@ class Trainer:
             embeddings = self.model.embed_images(patches, batch.grids)
             taught = self.teacher(torch.cat(embeddings, dim=1), torch.cat(batch.labels, dim=1))
             loss = (taught * self.attribute_weights).sum()
-            figures: dict[str, Tensor] = {"tower": taught.mean(), "kind": taught[0]}
+            figures = {"tower": taught.mean(), "kind": taught[0]}
             if not batch.is_lesson:
                 asked = batch.targets >= 0
                 logits = self.model.output(self.model.hidden(batch.token_ids, embeddings)[asked])
@@ -155,7 +162,21 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return {name: figure.item() for name, figure in figures.items()}
+        return {name: figure.detach() for name, figure in figures.items()}
+
+    def score(self, tokenizer: Path) -> dict[str, float]:
+        """The share of right answers, category by category."""
+        # A copy: the one that is trained would be compiled anew for one picture at a time.
+        model = Pixtral(self.preset.spec).to(self.device)
+        model.load_state_dict(self.model.state_dict())
+        offline = OfflineModel(model, tokenizer)
+        right: dict[str, list[bool]] = {}
+        with torch.autocast(self.device.type, torch.bfloat16):
+            for item in held_out(self.preset.questions, seed=HELD_OUT_SEED):
+                question = item.question
+                is_right = offline.answers(item.pictures, question.text, question.answer)
+                right.setdefault(question.category, []).append(is_right)
+        return {category: sum(of) / len(of) for category, of in right.items()}
 
     def save(self, path: Path, step: int) -> None:
         state = {
@@ -200,18 +221,27 @@ def train(preset: Preset, work: Path, output: Path, seed: int, minutes: float) -
         figures = trainer.step(batch, scale=scale)
         step += 1
         if step % 10 == 0 or step == preset.steps:
-            with log.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"step": step, **figures}) + "\n")
-            _show_progress(step, start, preset.steps, began, figures)
+            losses = {name: figure.item() for name, figure in figures.items()}
+            _write_line(log, {"step": step, **losses})
+            _show_progress(step, start, preset.steps, began, losses)
         out_of_time = time.monotonic() - began > minutes * 60
         if step % preset.save_every == 0 or step == preset.steps or out_of_time:
             trainer.save(state, step)
+            scores = trainer.score(tokenizer)
+            _write_line(log, {"step": step, "scores": scores})
+            shown = "  ".join(f"{category} {share:.0%}" for category, share in scores.items())
+            print(f"\n{step}: {shown}", flush=True)
             plot_losses(log, work / "loss.png")
             write_checkpoint(output, trainer.model)
         if out_of_time:
             break
     print()
     return step == preset.steps
+
+
+def _write_line(log: Path, line: dict[str, Any]) -> None:
+    with log.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line) + "\n")
 
 
 def _batches(tokenizer: Path, preset: Preset, seed: int, start: int) -> Iterator[Batch]:

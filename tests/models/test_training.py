@@ -42,10 +42,10 @@ SMALL = ModelSpec(
     vision_heads=2,
     vision_hidden_dim=96,
     vocab_size=2048,
-    max_image_size=192,
+    max_image_size=256,
 )
 PLAN = BatchPlan(tokens=400, largest_grid=8, most_patches=40, turns=3, tower_steps=2)
-QUICK = Preset(SMALL, PLAN, steps=6, learning_rate=3e-3, workers=0, save_every=3)
+QUICK = Preset(SMALL, PLAN, steps=6, learning_rate=3e-3, workers=0, save_every=3, questions=8)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def tekken(checkpoint: Path) -> Path:
 def test_the_tokenizer_spells_printed_words_and_keeps_the_words_of_its_sentences(
     tmp_path: Path,
 ) -> None:
-    write_tokenizer(tmp_path / "tekken.json", vocab_size=4096, max_image_size=192)
+    write_tokenizer(tmp_path / "tekken.json", vocab_size=4096, max_image_size=256)
     tokenizer = Tekkenizer.from_file(tmp_path / "tekken.json")
     assert tokenizer.n_words == 4096
     assert tokenizer.get_special_token("[IMG]") == 10
@@ -114,7 +114,7 @@ def test_pixels_reach_training_as_mistral_common_prepares_them(tekken: Path) -> 
 
 
 def test_the_trained_model_is_the_architecture_that_is_served(checkpoint: Path) -> None:
-    offline, reference = OfflineModel(checkpoint), Reference(checkpoint)
+    offline, reference = OfflineModel.from_checkpoint(checkpoint), Reference(checkpoint)
     tokenizer = MistralTokenizer.from_file(checkpoint / "tekken.json")
     encoder = tokenizer.instruct_tokenizer.image_encoder
     assert encoder is not None
