@@ -32,6 +32,7 @@ from models.training.drawing import ATTRIBUTES
 from models.training.export import write_checkpoint
 from models.training.held_out import held_out
 from models.training.model import ModelSpec, PatchTeacher, Pixtral
+from models.training.muon import StackedMuon
 from models.training.plot import plot_losses
 from models.training.tokenizer import write_tokenizer
 
@@ -94,8 +95,8 @@ PRESETS = {
         steps=9000,
         learning_rate=3e-3,
         workers=14,
-        save_every=1000,
-        questions=400,
+        save_every=3000,
+        questions=160,
     ),
 }
 
@@ -123,7 +124,7 @@ class Trainer:
             (matrices if is_hidden else others).append(parameter)
         rate = preset.learning_rate
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, rate, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+            StackedMuon(matrices, rate, weight_decay=0.02),
             torch.optim.AdamW(others, rate / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
         ]
         for optimizer in self.optimizers:
@@ -222,7 +223,8 @@ def train(preset: Preset, work: Path, output: Path, seed: int, minutes: float) -
         step += 1
         if step % 10 == 0 or step == preset.steps:
             losses = {name: figure.item() for name, figure in figures.items()}
-            _write_line(log, {"step": step, **losses})
+            seconds = round(time.monotonic() - began, 2)
+            _write_line(log, {"step": step, "seconds": seconds, **losses})
             _show_progress(step, start, preset.steps, began, losses)
         out_of_time = time.monotonic() - began > minutes * 60
         if step % preset.save_every == 0 or step == preset.steps or out_of_time:
