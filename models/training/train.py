@@ -175,7 +175,8 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16):
             for item in held_out(self.preset.questions, seed=HELD_OUT_SEED):
                 question = item.question
-                is_right = offline.answers(item.pictures, question.text, question.answer)
+                prompt = offline.prompt(item.pictures, question.text)
+                is_right = offline.would_say(*prompt, question.answer)
                 right.setdefault(question.category, []).append(is_right)
         return {category: sum(of) / len(of) for category, of in right.items()}
 
