@@ -35,7 +35,6 @@ _STANDARD = {
     "cached_tokens": "gen_ai.usage.cache_read.input_tokens",
     "completion_tokens": "gen_ai.usage.output_tokens",
     "ttft_seconds": "gen_ai.response.time_to_first_chunk",
-    "peer": "server.address",
 }
 # By the same: what a server answers with by its own fault.
 _FAULTS = frozenset(
@@ -178,11 +177,15 @@ def _resource(process: str) -> Resource:
 def _attributes(values: dict[str, Value]) -> dict[str, AttributeValue]:
     found: dict[str, AttributeValue] = {}
     for name, value in values.items():
-        if name == "finish_reason":
-            # One a choice.
-            found["gen_ai.response.finish_reasons"] = (str(value),)
-        else:
-            found[_STANDARD.get(name, f"pixtral.{name}")] = value
+        match name, value:
+            case "finish_reason", _:
+                # One a choice.
+                found["gen_ai.response.finish_reasons"] = (str(value),)
+            case "peer", str():
+                host, _, port = value.rpartition(":")
+                found |= {"server.address": host.strip("[]"), "server.port": int(port)}
+            case _:
+                found[_STANDARD.get(name, f"pixtral.{name}")] = value
     return found
 
 

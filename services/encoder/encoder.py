@@ -164,7 +164,8 @@ class Encoder:
             with current_span().child("preprocess", patches=patches):
                 pixels = torch.from_numpy(await self._preprocessor.pixels(opened))
             embedding = await self._batcher.embed(pixels, patches)
-        return await asyncio.to_thread(self._to_wire, key, grid, embedding)
+        with current_span().child("pack"):
+            return await asyncio.to_thread(self._to_wire, key, grid, embedding)
 
     def _patches(self, grid: Grid) -> int:
         return grid.tokens * self._spec.merge_size**2
