@@ -183,7 +183,9 @@ def _attributes(values: dict[str, Value]) -> dict[str, AttributeValue]:
                 found["gen_ai.response.finish_reasons"] = (str(value),)
             case "peer", str():
                 host, _, port = value.rpartition(":")
-                found |= {"server.address": host.strip("[]"), "server.port": int(port)}
+                found["server.address"] = host.strip("[]")
+                if port.isascii() and port.isdigit():
+                    found["server.port"] = int(port)
             case _:
                 found[_STANDARD.get(name, f"pixtral.{name}")] = value
     return found

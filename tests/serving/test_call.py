@@ -3,8 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
@@ -20,41 +19,14 @@ from serving.logs import JsonFormatter, TextFormatter
 from serving.server import running
 from serving.settings import ProcessSettings
 from serving.tracing import OFF, Tracer
+from tests.lines import Lines, logged
 from tests.serving.echo import SERVICE, Context, EchoStub, EchoTier, echo, health_stub
-
-MADE = r"[0-9a-f]{32}"
-
-
-class Lines(logging.Handler):
-    """What a process would have written, in both forms."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.json: list[dict[str, Any]] = []
-        self.text: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.json.append(json.loads(JsonFormatter().format(record)))
-        self.text.append(TextFormatter().format(record))
-
-    @property
-    def calls(self) -> list[dict[str, Any]]:
-        return [line for line in self.json if line["logger"] == "serving.call"]
-
-    async def become(self, condition: Callable[["Lines"], object]) -> None:
-        async with asyncio.timeout(5):
-            while not condition(self):
-                await asyncio.sleep(0.005)
 
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    handler, logger = Lines(), logging.getLogger("serving")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield handler
-    logger.setLevel(logging.NOTSET)
-    logger.removeHandler(handler)
+    with logged() as seen:
+        yield seen
 
 
 # In two pieces, for a traceback shows the line.
