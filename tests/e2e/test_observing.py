@@ -11,12 +11,13 @@ from typing import Any
 import grpc
 import pytest
 
+from bench.collector import Collector, SpanSeen, collector
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
-from tests.collector import Collector, SpanSeen, collector
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, serve, wait_until
 from tests.redis_server import RedisServer
 
+ROOT = Path(__file__).resolve().parents[2]
 TIERS = ("gateway", "encoder", "decoder")
 QUESTION = "Which xylophone is this?"
 CHAT = "pixtral.v1.ChatService/StreamComplete"
@@ -228,6 +229,21 @@ def test_a_clients_own_trace_goes_on(watched: Watched) -> None:
     spans = watched.trace(told.request_id)
     assert {span.trace_id for span in spans} == {trace_id}
     assert {span.service for span in spans} == {f"pixtral-{tier}" for tier in TIERS}
+
+
+def test_the_page_names_every_span_field_and_attribute(watched: Watched, answer: Answer) -> None:
+    text = (ROOT / "docs" / "observing.md").read_text()
+    page = set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)))
+    spans = watched.trace(answer.request_id)
+    assert {span.name for span in spans if "/" not in span.name} <= page
+    fields = {name for tier in TIERS for name in watched.line(tier, answer.request_id)}
+    assert fields - {"time", "level", "logger", "message"} <= page
+    attributes = {name for span in spans for name in span.attributes}
+    assert {n for n in attributes - page if n.removeprefix("pixtral.") not in page} <= {
+        "rpc.system.name",
+        "rpc.method",
+        "rpc.response.status_code",
+    }
 
 
 def test_handshakes_and_health_checks_make_neither_spans_nor_lines(watched: Watched) -> None:

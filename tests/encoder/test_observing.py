@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.collector import collector
 from embeddings.key import to_proto
 from pixtral.v1 import encoder_pb2
-from tests.collector import collector
 from tests.encoder.pictures import png
 from tests.encoder.test_service import DEADLINE, Client, serving
 from tests.lines import logged

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from bench.collector import Collector, collector
 from pixtral.v1 import chat_pb2, decoder_pb2
 from serving.errors import Overloaded
-from tests.collector import Collector, collector
 from tests.gateway.fake_tiers import FakeDecoder, Responses, answers, never_ends, refuses
 from tests.gateway.harness import Client
 from tests.gateway.pictures import image, picture, text, user

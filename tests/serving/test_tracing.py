@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2
 
+from bench.collector import Collector, SpanSeen, collector
 from serving.call import current_span, first_token, note, outgoing
 from serving.channel import open_channel
 from serving.errors import InvalidRequest, StartupError
@@ -21,7 +22,6 @@ from serving.server import running
 from serving.settings import ProcessSettings
 from serving.single_flight import Flight, SingleFlight
 from serving.tracing import OFF, start_tracing
-from tests.collector import Collector, SpanSeen, collector
 from tests.serving.echo import Context, EchoStub, EchoTier, echo, health_stub, read_message
 from tests.serving.test_run import ROOT, process
 

@@ -1,5 +1,6 @@
-"""A real OTLP receiver on loopback, and traces as a test or a reader wants them."""
+"""A small receiver of OTLP over gRPC on loopback, and traces as a test or a reader wants them."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +77,7 @@ def collector() -> Iterator[Collector]:
 
 
 def tree(spans: list[SpanSeen]) -> str:
-    """One trace as text: durations, offsets from its begin, and attributes."""
+    """One trace as text: when each span began, how long it took, and what it tells."""
     by_parent: dict[str, list[SpanSeen]] = {}
     known = {span.span_id for span in spans}
     for span in sorted(spans, key=lambda span: span.began):
@@ -85,12 +86,25 @@ def tree(spans: list[SpanSeen]) -> str:
 
     def lines(parent: str, indent: str) -> Iterator[str]:
         for span in by_parent.get(parent, []):
-            took = f"{1e3 * (span.began - zero):7.1f} +{1e3 * (span.ended - span.began):6.1f} ms"
-            told = " ".join(f"{name}={value}" for name, value in span.attributes.items())
-            yield f"{took}  {indent}{span.service}: {span.name}  {told}".rstrip()
+            service, name = span.service.removeprefix("pixtral-"), span.name.rpartition(".")[2]
+            at, took = 1e3 * (span.began - zero), 1e3 * (span.ended - span.began)
+            where = f"{indent}{service} {name}"
+            yield f"{at:6.1f} {took:6.1f} ms  {where:<36} {_told(span)}".rstrip()
             yield from lines(span.span_id, indent + "  ")
 
     return "\n".join(lines("", ""))
+
+
+# What tells of the request and not of the call.
+_SHOWN = re.compile(r"(?:pixtral|gen_ai\.usage)\.(.*)")
+
+
+def _told(span: SpanSeen) -> str:
+    return " ".join(
+        f"{shown[1]}={round(value, 4) if isinstance(value, float) else value}"
+        for name, value in span.attributes.items()
+        if (shown := _SHOWN.fullmatch(name))
+    )
 
 
 def _read(request: Any) -> Iterator[SpanSeen]:
