@@ -221,11 +221,26 @@ async def test_the_sampler_is_the_standard_ones(
 
 
 async def test_headers_that_are_no_trace_begin_a_new_one(received: Collector) -> None:
-    headers = (("traceparent", "00-nonsense"), ("tracestate", "x=" + "y" * 600))
     async with echo(EchoTier(work)) as stub:
-        await stub.unary(StringValue(value="a"), metadata=headers)
+        await stub.unary(StringValue(value="a"), metadata=(("traceparent", "00-nonsense"),))
         found = await spans(received, "test.Echo/Unary")
     assert found["test.Echo/Unary"].parent_id == ""
+
+
+@pytest.mark.usefixtures("received")
+@pytest.mark.parametrize("state", ["vendor=1,other=2", "x=" + "y" * 250 + ",z=" + "y" * 260])
+async def test_a_callers_state_goes_on_unless_it_is_long(state: str) -> None:
+    handed_on: list[dict[str, str]] = []
+
+    async def unary(request: StringValue, context: Context) -> StringValue:
+        handed_on.append(dict(outgoing(current_span())))
+        return request
+
+    headers = (("traceparent", f"00-{TRACE_ID}-{PARENT_ID}-01"), ("tracestate", state))
+    async with echo(EchoTier(unary)) as stub:
+        await stub.unary(StringValue(), metadata=headers)
+    assert handed_on[0].get("tracestate") == (state if len(state) <= 512 else None)
+    assert TRACE_ID in handed_on[0]["traceparent"]
 
 
 async def test_the_service_has_the_name_that_it_is_given(
