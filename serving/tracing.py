@@ -95,11 +95,9 @@ def start_tracing(process: str) -> Tracer:
     """
     if not _is_on():
         return Tracer()
-    protocol = _first(_PROTOCOLS)
+    name, protocol = _first(_PROTOCOLS)
     if protocol not in ("", "grpc"):
-        raise StartupError(
-            f"traces are sent by OTLP over gRPC alone: OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}"
-        )
+        raise StartupError(f"{name} is {protocol!r}: traces are sent by OTLP over gRPC alone")
     from serving.otel import OtlpTracer
 
     return OtlpTracer(process)
@@ -107,11 +105,13 @@ def start_tracing(process: str) -> Tracer:
 
 def _is_on() -> bool:
     return (
-        bool(_first(_ENDPOINTS))
+        _first(_ENDPOINTS) != ("", "")
         and os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
         and os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() != "none"
     )
 
 
-def _first(names: tuple[str, ...]) -> str:
-    return next((value for name in names if (value := os.environ.get(name, "").strip())), "")
+def _first(names: tuple[str, ...]) -> tuple[str, str]:
+    """The first that is set, and its value."""
+    told = ((name, os.environ.get(name, "").strip()) for name in names)
+    return next(((name, value) for name, value in told if value), ("", ""))

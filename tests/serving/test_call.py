@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
+from contextvars import copy_context
 
 import grpc
 import pytest
@@ -114,13 +115,17 @@ async def test_an_id_that_is_not_well_formed_is_replaced(lines: Lines, given_id:
 
 @given(st.text())
 def test_no_text_of_a_client_can_break_out_of_a_line(text: str) -> None:
-    call = Call.begin("a.B/C", ((REQUEST_ID, text),), Tracer())
-    record = logging.LogRecord("x", logging.INFO, "", 0, "call", (), None)
-    record.facts = {"name": text}
-    for line in (JsonFormatter().format(record), TextFormatter().format(record)):
-        assert len(line.splitlines()) == 1
-        assert call.request_id in line
-    assert call.request_id.isascii()
+    def check() -> None:
+        call = Call.begin("a.B/C", ((REQUEST_ID, text),), Tracer())
+        record = logging.LogRecord("x", logging.INFO, "", 0, "call", (), None)
+        record.facts = {"name": text}
+        for line in (JsonFormatter().format(record), TextFormatter().format(record)):
+            assert len(line.splitlines()) == 1
+            assert call.request_id in line
+        assert call.request_id.isascii()
+
+    # The call is this test's alone.
+    copy_context().run(check)
 
 
 async def test_calls_at_once_keep_their_facts_apart(lines: Lines) -> None:

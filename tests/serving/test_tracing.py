@@ -17,11 +17,11 @@ from grpc_health.v1 import health_pb2
 from bench.collector import Collector, SpanSeen, collector
 from serving.call import current_span, first_token, note, outgoing
 from serving.channel import open_channel
-from serving.errors import InvalidRequest, StartupError
+from serving.errors import InvalidRequest
 from serving.server import running
 from serving.settings import ProcessSettings
 from serving.single_flight import Flight, SingleFlight
-from serving.tracing import OFF, start_tracing
+from serving.tracing import OFF
 from tests.serving.echo import Context, EchoStub, EchoTier, echo, health_stub, read_message
 from tests.serving.test_run import ROOT, process
 
@@ -280,11 +280,17 @@ def test_where_it_is_off_the_exporter_is_not_even_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_a_protocol_that_is_not_spoken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["PROTOCOL", "TRACES_PROTOCOL"])
+async def test_a_protocol_that_is_not_spoken_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-    with pytest.raises(StartupError, match="http/protobuf"):
-        start_tracing("pixtral-echo")
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", "http/protobuf")
+    async with process(tmp_path) as served:
+        code, log = await served.ended()
+    assert code == 1
+    assert f"cannot start: OTEL_EXPORTER_OTLP_{name} is 'http/protobuf'" in log
+    assert "Traceback" not in log
 
 
 @pytest.fixture(params=["refuses", "never answers"])
