@@ -21,6 +21,7 @@ from gateway.prompt import Prompt, PromptEncoder
 from gateway.tiers import Contract, Tiers
 from gateway.validation import check_length, check_text
 from pixtral.v1 import chat_pb2, decoder_pb2
+from serving.call import current_span, first_token, note
 from serving.errors import DeadlineExceeded, FailedPrecondition, ServingError, Unavailable
 
 # There is one tenant, and everyone is it.
@@ -102,9 +103,11 @@ class Completions:
         encoding_began = time.monotonic()
         places = await self._find(wanted, contract, ask.deadline)
         encode = _since(encoding_began) if _any_encoded(places) else 0.0
+        note(**_image_facts([places[key] for key in keys], encode))
 
-        queue = first_token = 0.0
+        queue = time_to_first = 0.0
         cached_tokens = completion_tokens = 0
+        finish_reason = chat_pb2.FINISH_REASON_UNSPECIFIED
         for is_retry in (False, True):
             request = _generate_request(f"{ask.id}-{int(is_retry)}", prompt, keys, places, ask)
             try:
@@ -114,10 +117,12 @@ class Completions:
                     async for response in responses:
                         cached_tokens = cached_tokens or response.cached_tokens
                         completion_tokens += len(response.delta.token_ids)
-                        if not first_token:
-                            first_token = _since(ask.arrival)
+                        finish_reason = response.delta.finish_reason
+                        if not time_to_first:
+                            time_to_first = _since(ask.arrival)
                             queue = response.queue.ToNanoseconds() / 1e9
-                            _observe(first_token, places)
+                            first_token()
+                            _observe(time_to_first, places)
                         yield response.delta
                 break
             except FailedPrecondition as error:
@@ -127,23 +132,30 @@ class Completions:
                 missing = {keys[i]: images[i] for i in _missing(error, len(images))}
                 places |= await self._encode(missing, contract, ask.deadline)
                 encode += _since(encoding_began)
+                note(**_image_facts([places[key] for key in keys], encode))
+            finally:
+                note(**_answer_facts(cached_tokens, completion_tokens, finish_reason))
         yield Finished(
             Usage(len(prompt.token_ids), prompt.image_tokens, cached_tokens, completion_tokens),
-            Timings(queue, encode, first_token, _since(ask.arrival)),
+            Timings(queue, encode, time_to_first, _since(ask.arrival)),
             _report(images, prompt, [places[key].cached for key in keys]),
         )
 
     async def _read(self, conversation: Conversation) -> tuple[list[ImageInput], Prompt]:
         check_text(conversation, self._prompts.longest_token, self._tiers.context_length)
-        images = [await self._images.read(source) for source in conversation.images]
-        prompt = await self._prompts.encode(conversation, [image.grid for image in images])
+        with current_span().child("images", images=len(conversation.images)):
+            images = [await self._images.read(source) for source in conversation.images]
+        with current_span().child("prompt"):
+            prompt = await self._prompts.encode(conversation, [image.grid for image in images])
+        note(images=len(images), prompt_tokens=len(prompt.token_ids))
         return images, prompt
 
     async def _find(
         self, wanted: Mapping[EmbeddingKey, ImageInput], contract: Contract, deadline: Deadline
     ) -> dict[EmbeddingKey, Encoded]:
         """Where each embedding is; what Redis does not hold is encoded."""
-        stored = dict(zip(wanted, await self._store.exist(list(wanted)), strict=True))
+        with current_span().child("lookup", images=len(wanted)):
+            stored = dict(zip(wanted, await self._store.exist(list(wanted)), strict=True))
         places = {
             key: Encoded(self._encoders.owner(key, contract), cached=True)
             for key, is_stored in stored.items()
@@ -247,6 +259,24 @@ def _report(
         ImageReport(image.sha256.hex(), image.width, image.height, placed.length, is_cached)
         for image, placed, is_cached in zip(images, prompt.images, cached, strict=True)
     )
+
+
+def _image_facts(places: Sequence[Encoded], encode: float) -> dict[str, int | float]:
+    cached = sum(place.cached for place in places)
+    return {"cached_images": cached, "encode_seconds": encode}
+
+
+def _answer_facts(
+    cached_tokens: int, completion_tokens: int, finish_reason: chat_pb2.FinishReason.ValueType
+) -> dict[str, int | str]:
+    facts: dict[str, int | str] = {
+        "cached_tokens": cached_tokens,
+        "completion_tokens": completion_tokens,
+    }
+    if finish_reason:
+        name = chat_pb2.FinishReason.Name(finish_reason)
+        facts["finish_reason"] = name.removeprefix("FINISH_REASON_").lower()
+    return facts
 
 
 def _any_encoded(places: Mapping[EmbeddingKey, Encoded]) -> bool:

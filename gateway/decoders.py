@@ -8,6 +8,7 @@ from gateway.deadline import Deadline
 from gateway.routing import rendezvous, with_bounded_load
 from gateway.tiers import GONE, RETRY_SECONDS, Contract, DecoderReplica, under
 from pixtral.v1 import decoder_pb2
+from serving.call import current_span, outgoing
 from serving.errors import InvalidRequest, Overloaded, ServingError, Unavailable, from_rpc_error
 
 MAX_ATTEMPTS = 3
@@ -44,12 +45,17 @@ class Decoders:
                 break
             tried.add(replica.address)
             has_begun = False
-            call = replica.stub.Generate(request, timeout=deadline.remaining())
+            seconds = deadline.remaining()
+            span = current_span().child(
+                "generate", is_call=True, peer=replica.address, attempt=len(tried)
+            )
+            call = replica.stub.Generate(request, timeout=seconds, metadata=outgoing(span))
             replica.outstanding += 1
             try:
-                async for response in call:
-                    has_begun = True
-                    yield response
+                with span:
+                    async for response in call:
+                        has_begun = True
+                        yield response
                 return
             except grpc.aio.AioRpcError as error:
                 refusal = _refusal(error)

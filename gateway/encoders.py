@@ -11,6 +11,7 @@ from gateway.images import ImageInput
 from gateway.routing import rendezvous
 from gateway.tiers import GONE, RETRY_SECONDS, Contract, EncoderReplica, under
 from pixtral.v1 import encoder_pb2
+from serving.call import current_span, outgoing
 from serving.errors import InvalidRequest, ServingError, Unavailable, from_rpc_error
 
 # An image that brings encoders down must not bring all of them down.
@@ -46,10 +47,15 @@ class Encoders:
         """
         request = encoder_pb2.EncodeRequest(key=to_proto(key), image=image.data)
         replicas = under(self._replicas, contract)
-        for address in rendezvous(key.image_sha256, replicas)[:MAX_ATTEMPTS]:
+        preference = rendezvous(key.image_sha256, replicas)[:MAX_ATTEMPTS]
+        for attempt, address in enumerate(preference, 1):
             replica = replicas[address]
+            span = current_span().child("encode", is_call=True, peer=address, attempt=attempt)
             try:
-                response = await replica.stub.Encode(request, timeout=deadline.remaining())
+                with span:
+                    response = await replica.stub.Encode(
+                        request, timeout=deadline.remaining(), metadata=outgoing(span)
+                    )
             except grpc.aio.AioRpcError as error:
                 # A replica restarted with other weights refuses the key.
                 if error.code() in GONE or error.code() is grpc.StatusCode.FAILED_PRECONDITION:

@@ -17,6 +17,7 @@ from gateway.deadline import Deadline
 from gateway.settings import GatewaySettings
 from gateway.validation import check_model, check_parts, check_sampling, read_conversation
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
+from serving.call import current_span, note
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -102,8 +103,11 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         client_seconds = context.time_remaining()
         if client_seconds is not None:
             seconds = min(seconds, client_seconds)
+        completion_id = uuid.uuid4().hex
+        note(completion_id=completion_id)
+        current_span().set(operation="chat", model=self._model)
         return Ask(
-            id=uuid.uuid4().hex,
+            id=completion_id,
             conversation=conversation,
             sampling=request.sampling,
             arrival=arrival,

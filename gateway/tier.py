@@ -24,7 +24,9 @@ from serving.errors import StartupError
 class GatewayTier:
     """Ready once its tokenizer is loaded and a decoder has answered."""
 
+    name = "gateway"
     services: tuple[str, ...] = (chat_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,)
+    quiet: tuple[str, ...] = ()
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings

@@ -1,1 +1,1 @@
-"""The chassis that each process stands on: settings, gRPC server, errors, metrics, drain."""
+"""What each process stands on: settings, gRPC server, errors, metrics, logs, traces, drain."""

@@ -1,4 +1,4 @@
-"""What surrounds every RPC: the gate, the metrics, and errors as statuses."""
+"""What surrounds every RPC: the gate, metrics, log line and span, and errors as statuses."""
 
 import asyncio
 import inspect
@@ -12,8 +12,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Histogram
 
+from serving.call import REQUEST_ID, Call
 from serving.errors import ServingError, Unavailable, to_status
 from serving.metrics import HANDLED, SECONDS, STARTED
+from serving.tracing import Tracer
 
 # gRPC's classes are generic in their stubs alone.
 if TYPE_CHECKING:
@@ -66,11 +68,19 @@ class Gate:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps each method once; `ungated` services answer while the gate is shut."""
+    """Wraps each method once.
 
-    def __init__(self, gate: Gate, ungated: frozenset[str]) -> None:
+    `ungated` services answer while the gate is shut. Neither they nor the `quiet` methods
+    (package.Service/Method) are logged or traced: they are called all the time.
+    """
+
+    def __init__(
+        self, gate: Gate, ungated: frozenset[str], quiet: frozenset[str], tracer: Tracer
+    ) -> None:
         self._gate = gate
         self._ungated = ungated
+        self._quiet = quiet
+        self._tracer = tracer
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -87,13 +97,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, path: str, handler: Handler) -> Handler:
-        service, _, name = path.removeprefix("/").partition("/")
+        full_name = path.removeprefix("/")
+        service, _, name = full_name.partition("/")
         gate = None if service in self._ungated else self._gate
+        is_recorded = gate is not None and full_name not in self._quiet
         method = _Method.of(handler, service, name)
         body = _body(handler)
 
         async def behavior(request: Any, context: Context) -> Any:
-            return await _run(method, gate, body, request, context)
+            call = self._begin(full_name, context) if is_recorded else None
+            return await _run(method, gate, body, request, context, call)
 
         make = _MAKERS[handler.request_streaming, handler.response_streaming]
         return make(
@@ -102,6 +115,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             _strict(handler.request_deserializer) if handler.request_streaming else None,
             handler.response_serializer,
         )
+
+    def _begin(self, name: str, context: Context) -> Call:
+        call = Call.begin(name, context.invocation_metadata() or (), self._tracer)
+        # With the status, so that whoever asks about a failed call has it.
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        return call
 
 
 _MAKERS = {
@@ -131,7 +150,12 @@ class _Method:
 
 
 async def _run(
-    method: _Method, gate: Gate | None, body: Body, request: Any, context: Context
+    method: _Method,
+    gate: Gate | None,
+    body: Body,
+    request: Any,
+    context: Context,
+    call: Call | None,
 ) -> Any:
     method.started.inc()
     begun = time.perf_counter()
@@ -153,24 +177,28 @@ async def _run(
         if task is not None and (given := _given_up_for(error)) is not None:
             task.uncancel()
             code = given.code
+            _note_reason(call, given)
             # Behind what the client has not read: told in time or not, the call is over here.
             with suppress(TimeoutError):
                 async with asyncio.timeout(GIVE_UP_SECONDS):
-                    await _abort(context, to_status(given), error)
+                    await _abort(context, to_status(given), error, call)
             raise
         if task is not None and task.cancelling():
             code = _why_cancelled(granted, context)
             raise
         # Something that the handler awaited was cancelled, not the call; gRPC would never answer.
         code = grpc.StatusCode.INTERNAL
-        await _abort(context, to_status(error), error)
+        await _abort(context, to_status(error), error, call)
     except Exception as error:
         status = to_status(error)
         code = status.code
-        await _abort(context, status, error)
+        _note_reason(call, error)
+        await _abort(context, status, error, call)
     finally:
         HANDLED.labels(*method.labels, code.name).inc()
         method.seconds.observe(time.perf_counter() - begun)
+        if call is not None:
+            call.end(code)
 
 
 def _given_up_for(error: asyncio.CancelledError) -> ServingError | None:
@@ -179,10 +207,19 @@ def _given_up_for(error: asyncio.CancelledError) -> ServingError | None:
     return given if isinstance(given, ServingError) else None
 
 
-async def _abort(context: Context, status: grpc.Status, error: BaseException) -> None:
+def _note_reason(call: Call | None, error: Exception) -> None:
+    if call is not None and isinstance(error, ServingError):
+        call.facts["reason"] = error.reason
+
+
+async def _abort(
+    context: Context, status: grpc.Status, error: BaseException, call: Call | None
+) -> None:
     if context.done():
         raise error
-    await context.abort_with_status(status)
+    # What it was set to before is dropped for the status's own.
+    ours = () if call is None else ((REQUEST_ID, call.request_id),)
+    await context.abort(status.code, status.details, (*status.trailing_metadata, *ours))
 
 
 def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:

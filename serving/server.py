@@ -26,6 +26,7 @@ from serving.interceptor import CallInterceptor, Gate
 from serving.logs import configure_logging
 from serving.metrics import MetricsServer, start_metrics_server
 from serving.settings import ProcessSettings
+from serving.tracing import start_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,12 @@ _OPTIONS = (
 class Tier(Protocol):
     """What a process serves."""
 
+    # The name of the process in traces, behind "pixtral-".
+    name: str
     # Full names, for health and reflection.
     services: tuple[str, ...]
+    # Methods (package.Service/Method) that others call all the time: neither logged nor traced.
+    quiet: tuple[str, ...]
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicers. They are called only between `start` and `stop`."""
@@ -194,10 +199,10 @@ class _Chassis:
         self._health = health.aio.HealthServicer()
         self._services = ("", *tier.services)
         self._metrics: MetricsServer | None = None
+        self._tracer = start_tracing(f"pixtral-{tier.name}")
         ungated = frozenset((health.SERVICE_NAME, reflection.SERVICE_NAME))
-        self._server = grpc.aio.server(
-            interceptors=(CallInterceptor(self._gate, ungated),), options=_OPTIONS
-        )
+        interceptor = CallInterceptor(self._gate, ungated, frozenset(tier.quiet), self._tracer)
+        self._server = grpc.aio.server(interceptors=(interceptor,), options=_OPTIONS)
         tier.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._health_server = grpc.aio.server(options=_OPTIONS)
@@ -241,6 +246,7 @@ class _Chassis:
                 await self._tier.stop()
         except Exception:
             logger.exception("the tier did not stop as it should")
+        await self._tracer.close()
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
 

@@ -263,7 +263,13 @@ def load(cls: type[S], argv: Sequence[str] | None = None, *, prog: str) -> S:
     The file is named by --config or PIXTRAL_CONFIG. A wrong value ends the process with exit code
     2 and one line on stderr for each.
     """
-    parser = _Parser(prog=prog, description=inspect.getdoc(cls), allow_abbrev=False)
+    parser = _Parser(
+        prog=prog,
+        description=inspect.getdoc(cls),
+        epilog="Traces are sent where OTEL_EXPORTER_OTLP_ENDPOINT is set; other OTEL_* variables "
+        "say how.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", metavar="FILE", help=f"TOML file [env: {CONFIG_VARIABLE}]")
     flags: CliSettingsSource[Any] = CliSettingsSource(
         cls,

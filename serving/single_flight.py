@@ -5,13 +5,19 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from serving.call import current_span
+from serving.tracing import Span
+
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
 class Flight(Generic[T]):
+    """`span` is the first caller's, whose trace the work is in; those of the others link to it."""
+
     task: asyncio.Task[T]
+    span: Span
     waiters: int = 0
 
 
@@ -34,7 +40,9 @@ class SingleFlight(Generic[K, T]):
     async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = Flight(asyncio.create_task(work()))
+            flight = self._flights[key] = Flight(asyncio.create_task(work()), current_span())
+        else:
+            current_span().link(flight.span)
         flight.waiters += 1
         try:
             # Waiting does not raise: else whoever comes last would decide whose error it is.

@@ -20,8 +20,9 @@ LOCKS: dict[str, tuple[list[str], list[str], tuple[str, ...]]] = {
     "client": (["client"], [], ()),
     "gateway": (["gateway"], [], ()),
     "encoder": (["encoder"], [TORCH], ("nvidia-", "cuda-", "triton")),
-    # What goes onto vLLM's own image, which holds vLLM and torch.
-    "decoder": (["serving"], [], ()),
+    # What goes onto vLLM's own image, which holds vLLM, torch and all of OpenTelemetry, whose
+    # packages must be of one release.
+    "decoder": (["serving"], [], ("opentelemetry-",)),
     # The CPU build of vLLM asks for CUDA builds of torchvision, torchaudio and torchcodec, which
     # break its import beside a CPU torch and are not needed.
     "dev": (

@@ -1,12 +1,12 @@
 """From a request to its deltas: admission, checks, embeddings, engine."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import torch
 
-from embeddings.metrics import REQUESTS
 from services.decoder.checks import Limits, check_fits, check_prompt
 from services.decoder.engine import (
     DecoderEngine,
@@ -17,7 +17,8 @@ from services.decoder.engine import (
 )
 from services.decoder.metrics import ADMITTED, ADMITTED_LIMIT
 from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.source import EmbeddingMissing, EmbeddingSource
+from services.decoder.source import EmbeddingMissing, EmbeddingSource, record
+from serving.call import current_span, first_token, note
 from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, Unavailable
 
 
@@ -49,6 +50,7 @@ class Decoder:
             FailedPrecondition: EMBEDDING_MISSING, FINGERPRINT_MISMATCH.
             Overloaded, Unavailable: there is no room, or no engine.
         """
+        note(prompt_tokens=len(prompt.token_ids), images=len(prompt.images))
         check_prompt(prompt, self._limits)
         self._check_fingerprints(prompt.images)
         if self.admitted >= self._max_admitted:
@@ -73,7 +75,7 @@ class Decoder:
     async def _run(self, prompt: Prompt) -> AsyncGenerator[Delta]:
         embeddings = await self._embeddings(prompt.images, skip_held=True)
         try:
-            async with aclosing(self._engine.generate(prompt, embeddings)) as deltas:
+            async with aclosing(self._stream(prompt, embeddings, resend=False)) as deltas:
                 async for delta in deltas:
                     yield delta
             return
@@ -81,17 +83,35 @@ class Decoder:
             # Dropped by the engine since it was asked; rare, and before the first delta.
             pass
         embeddings = await self._embeddings(prompt.images, skip_held=False)
-        stream = self._engine.generate(prompt, embeddings, resend=True)
-        async with aclosing(stream) as deltas:
+        async with aclosing(self._stream(prompt, embeddings, resend=True)) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def _stream(
+        self, prompt: Prompt, embeddings: Sequence[torch.Tensor | None], *, resend: bool
+    ) -> AsyncGenerator[Delta]:
+        """The engine's deltas; the current call is told how long it took for them."""
+        began, first, tokens = time.monotonic(), None, 0
+        try:
+            stream = self._engine.generate(prompt, embeddings, resend=resend)
+            async with aclosing(stream) as deltas:
+                async for delta in deltas:
+                    if first is None:
+                        first = time.monotonic()
+                        _tell_first(delta, began, first)
+                    tokens += len(delta.token_ids)
+                    yield delta
+        finally:
+            if first is not None:
+                note(completion_tokens=tokens)
+                current_span().part("stream", first, time.monotonic(), completion_tokens=tokens)
 
     async def _embeddings(
         self, images: Sequence[ImagePlace], *, skip_held: bool
     ) -> list[torch.Tensor | None]:
         async def one(index: int, image: ImagePlace) -> torch.Tensor | None:
             if skip_held and self._engine.holds(image):
-                REQUESTS.labels("local").inc()
+                record("local")
                 return None
             embedding = await self._source.get(image)
             check_fits(index, image.grid, embedding.grid)
@@ -123,3 +143,11 @@ class Decoder:
             raise FailedPrecondition(
                 "an image's fingerprint is not this decoder's", "FINGERPRINT_MISMATCH"
             )
+
+
+def _tell_first(delta: Delta, began: float, now: float) -> None:
+    first_token()
+    note(cached_tokens=delta.cached_tokens, queue_seconds=delta.queue_seconds)
+    scheduled = min(began + delta.queue_seconds, now)
+    current_span().part("queue", began, scheduled)
+    current_span().part("prefill", scheduled, now, cached_tokens=delta.cached_tokens)

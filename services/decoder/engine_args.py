@@ -53,6 +53,8 @@ def engine_args(options: EngineOptions) -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # By this, which tracing has read by now, vLLM's processes would send traces of their own start.
+    os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
 
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform

@@ -18,6 +18,7 @@ from embeddings.store import EmbeddingStore
 from embeddings.vision import Grid
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
 from services.decoder.prompt import ImagePlace
+from serving.call import count, current_span, outgoing
 from serving.channel import ClientTls, open_channel
 from serving.settings import is_loopback
 from serving.single_flight import SingleFlight
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
 MAX_CHANNELS = 64
 
-Found = Literal["redis", "peer"]
+Found = Literal["local", "redis", "peer"]
 
 
 class EmbeddingMissing(Exception):
@@ -75,15 +76,21 @@ class Peers:
         most = codec.PAYLOAD_OFFSET + grid.tokens * self._width * self._dtype.itemsize
         value = bytearray()
         stub = encoder_pb2_grpc.EncoderServiceStub(await self._channel(address))
-        call = stub.Fetch(encoder_pb2.FetchRequest(key=to_proto(key)), timeout=self._seconds)
+        span = current_span().child("fetch", is_call=True, peer=address)
+        call = stub.Fetch(
+            encoder_pb2.FetchRequest(key=to_proto(key)),
+            timeout=self._seconds,
+            metadata=outgoing(span),
+        )
         try:
-            async for piece in call:
-                value += piece.data
-                if len(value) > most:
-                    return None
-            return await asyncio.to_thread(
-                codec.decode, key, value, width=self._width, dtype=self._dtype
-            )
+            with span:
+                async for piece in call:
+                    value += piece.data
+                    if len(value) > most:
+                        return None
+                return await asyncio.to_thread(
+                    codec.decode, key, value, width=self._width, dtype=self._dtype
+                )
         except grpc.aio.AioRpcError as error:
             # One that holds it no longer is no fault.
             if error.code() is not grpc.StatusCode.NOT_FOUND:
@@ -126,11 +133,13 @@ class EmbeddingSource:
         """Raises EmbeddingMissing. Each step has a deadline of its own."""
         held = self._cache.get(image.key)
         if held is not None:
-            REQUESTS.labels("local").inc()
+            record("local")
             return held
         flight = (image.key, image.grid, image.encoder)
-        embedding, found = await self._flights.run(flight, lambda: self._look(image))
-        REQUESTS.labels(found).inc()
+        with current_span().child("embedding") as span:
+            embedding, found = await self._flights.run(flight, lambda: self._look(image))
+            span.set(source=found)
+        record(found)
         return embedding
 
     async def close(self) -> None:
@@ -150,6 +159,12 @@ class EmbeddingSource:
 
     async def _checked(self, embedding: Embedding | None) -> ImageEmbedding | None:
         return None if embedding is None else await asyncio.to_thread(_to_tensor, embedding)
+
+
+def record(found: Found) -> None:
+    """Counts an embedding by where it was: in the metrics, and for the current call."""
+    REQUESTS.labels(found).inc()
+    count(f"embeddings_{found}")
 
 
 def _to_tensor(embedding: Embedding) -> ImageEmbedding | None:

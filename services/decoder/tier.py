@@ -29,9 +29,12 @@ logger = logging.getLogger(__name__)
 class DecoderTier:
     """What `serving.server` runs."""
 
+    name = "decoder"
     services: tuple[str, ...] = (
         decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name,
     )
+    # Every gateway's handshake, every few seconds.
+    quiet: tuple[str, ...] = (f"{services[0]}/GetDecoderInfo",)
 
     def __init__(self, settings: DecoderSettings) -> None:
         self._settings = settings

@@ -20,10 +20,21 @@ from services.encoder.metrics import (
     QUEUE_SECONDS,
     QUEUED_PATCHES,
 )
+from serving.call import current_span, note
 from serving.errors import Overloaded, Unavailable
 
 Embed = Callable[[Sequence[Tensor]], list[Tensor]]
 Outcome = Tensor | Exception
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of `embed` on a batch. Its times are on the monotonic clock."""
+
+    images: int
+    patches: int
+    began: float
+    ended: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +43,7 @@ class Waiting:
     patches: int
     result: asyncio.Future[Tensor]
     since: float = field(default_factory=time.monotonic)
+    run: Run | None = None
 
 
 class Batcher:
@@ -93,6 +105,7 @@ class Batcher:
         finally:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(waiting)
+            _tell(waiting)
 
     def close(self) -> None:
         """Blocks until the batch that runs has ended."""
@@ -102,14 +115,16 @@ class Batcher:
         if self._running or not self._waiting:
             return
         batch = self._next_batch()
+        run = Run(len(batch), sum(waiting.patches for waiting in batch), time.monotonic())
         for waiting in batch:
-            QUEUE_SECONDS.observe(time.monotonic() - waiting.since)
-        BATCH_PATCHES.observe(sum(waiting.patches for waiting in batch))
+            waiting.run = run
+            QUEUE_SECONDS.observe(run.began - waiting.since)
+        BATCH_PATCHES.observe(run.patches)
         self._running = True
-        run = asyncio.get_running_loop().run_in_executor(
+        outcomes = asyncio.get_running_loop().run_in_executor(
             self._thread, self._run, [waiting.pixels for waiting in batch]
         )
-        run.add_done_callback(partial(self._end_batch, batch))
+        outcomes.add_done_callback(partial(self._end_batch, batch, run))
 
     def _next_batch(self) -> list[Waiting]:
         batch = [self._waiting.popleft()]
@@ -134,15 +149,18 @@ class Batcher:
         # A batch may fail where its images do not: for want of memory, or for one of them.
         return [outcome for image in images for outcome in self._outcomes([image])]
 
-    def _end_batch(self, batch: list[Waiting], run: asyncio.Future[list[Outcome]]) -> None:
+    def _end_batch(
+        self, batch: list[Waiting], run: Run, ended: asyncio.Future[list[Outcome]]
+    ) -> None:
         self._running = False
-        if run.exception() is not None:
+        run.ended = time.monotonic()
+        if ended.exception() is not None:
             # A CUDA context does not come back from this: only a new process helps.
             self._device_lost.set()
         outcomes: list[Outcome] = (
             [Unavailable("the encoder's device is lost")] * len(batch)
             if self._device_lost.is_set()
-            else run.result()
+            else ended.result()
         )
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Tensor):
@@ -154,3 +172,15 @@ class Batcher:
             else:
                 waiting.result.set_exception(outcome)
         self._start_batch()
+
+
+def _tell(waiting: Waiting) -> None:
+    """Of a batch that has begun, to the call that its image is of; one cancelled midway is told
+    as far as it came."""
+    run = waiting.run
+    if run is None:
+        return
+    span, ended = current_span(), run.ended or time.monotonic()
+    note(queue_seconds=run.began - waiting.since)
+    span.part("queue", waiting.since, run.began)
+    span.part("batch", run.began, ended, images=run.images, patches=run.patches)

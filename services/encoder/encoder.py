@@ -18,6 +18,7 @@ from embeddings.store import EmbeddingStore
 from embeddings.vision import Grid, VisionSpec
 from services.encoder.batcher import Batcher
 from services.encoder.preprocess import OpenedImage, Preprocessor
+from serving.call import current_span, note
 from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError
 from serving.single_flight import SingleFlight
 
@@ -101,6 +102,7 @@ class Encoder:
             raise Overloaded("too many images are waiting to be encoded")
         result = await self._flights.run(key, lambda: self._find_or_encode(key, image))
         REQUESTS.labels(result.source).inc()
+        note(source=result.source.value, patches=self._patches(result.grid))
         return result
 
     def held(self, key: EmbeddingKey) -> bytes | None:
@@ -136,28 +138,37 @@ class Encoder:
             # Redis may have lost it since: whoever asks here has not found it there.
             stored = await self._is_stored(key) or await self._store.put(key, held.value)
             return EncodedResult(held.grid, Source.LOCAL, stored)
-        found = await self._store.get(key)
+        with current_span().child("lookup"):
+            found = await self._store.get(key)
         if found is not None:
             # Held too, for Fetch: a gateway or decoder that asks here may not get it from Redis.
             value = await asyncio.to_thread(codec.encode, key, found)
             grid = Grid(found.rows, found.cols)
             self._held.put(key, Held(grid, value), len(value))
             return EncodedResult(grid, Source.REDIS, stored=True)
-        opened = await self._preprocessor.open(image)
+        with current_span().child("open"):
+            opened = await self._preprocessor.open(image)
         value = await self._encode(key, opened)
         self._held.put(key, Held(opened.grid, value), len(value))
-        return EncodedResult(opened.grid, Source.ENCODED, await self._store.put(key, value))
+        with current_span().child("store", bytes=len(value)):
+            stored = await self._store.put(key, value)
+        return EncodedResult(opened.grid, Source.ENCODED, stored)
 
     async def _is_stored(self, key: EmbeddingKey) -> bool:
         return (await self._store.exist([key]))[0]
 
     async def _encode(self, key: EmbeddingKey, opened: OpenedImage) -> bytes:
         grid = opened.grid
-        patches = grid.tokens * self._spec.merge_size**2
+        patches = self._patches(grid)
         with self._batcher.admit(patches):
-            pixels = torch.from_numpy(await self._preprocessor.pixels(opened))
+            with current_span().child("preprocess", patches=patches):
+                pixels = torch.from_numpy(await self._preprocessor.pixels(opened))
             embedding = await self._batcher.embed(pixels, patches)
-        return await asyncio.to_thread(self._to_wire, key, grid, embedding)
+        with current_span().child("pack"):
+            return await asyncio.to_thread(self._to_wire, key, grid, embedding)
+
+    def _patches(self, grid: Grid) -> int:
+        return grid.tokens * self._spec.merge_size**2
 
     def _to_wire(self, key: EmbeddingKey, grid: Grid, embedding: Tensor) -> bytes:
         if not bool(torch.isfinite(embedding).all()):

@@ -11,6 +11,7 @@ from embeddings.codec import DType
 from embeddings.key import BadKey, EmbeddingKey, from_proto
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
 from services.encoder.encoder import Encoder, Source
+from serving.call import note
 from serving.errors import InvalidRequest, NotFound
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -59,6 +60,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
         value = self.encoder.held(_key(request.key))
         if value is None:
             raise NotFound("this encoder does not hold the embedding", "EMBEDDING_NOT_HELD")
+        note(bytes=len(value))
         view = memoryview(value)
         for begin in range(0, len(view), PIECE_BYTES):
             yield encoder_pb2.FetchResponse(data=bytes(view[begin : begin + PIECE_BYTES]))

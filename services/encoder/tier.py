@@ -28,9 +28,12 @@ TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
 class EncoderTier:
     """What `serving.server` runs."""
 
+    name = "encoder"
     services: tuple[str, ...] = (
         encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
     )
+    # Every gateway's handshake, every few seconds.
+    quiet: tuple[str, ...] = (f"{services[0]}/GetEncoderInfo",)
 
     def __init__(self, settings: EncoderSettings) -> None:
         self._settings = settings

@@ -14,7 +14,9 @@ from services.decoder.decoder import Decoder
 from services.decoder.engine import Delta, EngineDead, FinishReason, ImagesNotHeld
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.source import EmbeddingMissing, ImageEmbedding
+from serving.call import Call
 from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, Unavailable
+from serving.tracing import Tracer
 from tests.decoder.prompts import FINGERPRINT, SPEC, eventually, key_of, prompt_of, values
 
 GRID = Grid(2, 3)
@@ -183,3 +185,21 @@ async def test_a_dead_engine_is_unavailable(decoder: Decoder, engine: Engine) ->
     with pytest.raises(Unavailable):
         await drain(decoder, prompt_of(1))
     assert decoder.admitted == 0
+
+
+async def test_a_call_is_told_how_its_request_went(decoder: Decoder, engine: Engine) -> None:
+    call = Call.begin("a.B/C", (), Tracer())
+    prompt = prompt_of(1, (key_of("a"), GRID), 2, (key_of("b"), GRID))
+    engine.held = {prompt.images[0].identity}
+    await drain(decoder, prompt)
+    seconds = call.facts.pop("ttft_seconds")
+    assert isinstance(seconds, float)
+    assert 0 < seconds < call.seconds
+    assert call.facts == {
+        "prompt_tokens": len(prompt.token_ids),
+        "images": 2,
+        "embeddings_local": 1,
+        "cached_tokens": 0,
+        "queue_seconds": 0.0,
+        "completion_tokens": 2,
+    }

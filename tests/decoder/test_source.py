@@ -10,6 +10,7 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 
+from bench.collector import collector
 from embeddings.codec import DType
 from embeddings.key import EmbeddingKey, from_proto
 from embeddings.store import EmbeddingStore
@@ -17,6 +18,8 @@ from embeddings.vision import Grid
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
 from services.decoder.prompt import ImagePlace
 from services.decoder.source import EmbeddingMissing, EmbeddingSource, Peers
+from serving.call import Call
+from serving.tracing import start_tracing
 from tests.decoder.prompts import WIDTH, eventually, key_of, store, values, wire
 from tests.redis_server import RedisServer
 
@@ -29,6 +32,7 @@ class EncoderWithValues(encoder_pb2_grpc.EncoderServiceServicer):
     def __init__(self) -> None:
         self.values: dict[EmbeddingKey, bytes] = {}
         self.calls = 0
+        self.metadata: dict[str, str] = {}
         self.gone = 0
         self.gate = asyncio.Event()
         self.gate.set()
@@ -37,6 +41,7 @@ class EncoderWithValues(encoder_pb2_grpc.EncoderServiceServicer):
         self, request: encoder_pb2.FetchRequest, context: Any
     ) -> AsyncGenerator[encoder_pb2.FetchResponse]:
         self.calls += 1
+        self.metadata = dict(context.invocation_metadata())
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -132,6 +137,28 @@ async def test_from_the_encoder_where_redis_has_none(source: EmbeddingSource, pe
 
     assert torch.equal(got.tensor, tensor)
     assert since(before) == {"peer": 1}
+
+
+async def test_the_encoder_is_asked_in_the_callers_trace_and_by_its_id(
+    source: EmbeddingSource, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = key_of("a")
+    peer.servicer.values[key] = wire(key, values(GRID), GRID)
+    with collector() as received:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", received.endpoint)
+        tracer = start_tracing("pixtral-decoder")
+        call = Call.begin("a.B/C", (("x-request-id", "mine"),), tracer)
+        await source.get(peer.image(key))
+        call.end(grpc.StatusCode.OK)
+        await tracer.close()
+        spans = {span.name: span for span in received.spans}
+    assert call.facts == {"embeddings_peer": 1}
+    assert peer.servicer.metadata["x-request-id"] == "mine"
+    fetch = spans["fetch"]
+    told = peer.servicer.metadata["traceparent"]
+    assert told.startswith(f"00-{fetch.trace_id}-{fetch.span_id}-")
+    assert {fetch.parent_id, spans["embedding"].parent_id} == {spans["a.B/C"].span_id}
+    assert spans["embedding"].attributes == {"pixtral.source": "peer"}
 
 
 async def test_from_the_encoder_where_redis_is_gone(peer: Peer) -> None:

@@ -151,7 +151,7 @@ def test_gateway_image_holds_no_torch_and_the_encoder_image_no_vllm() -> None:
     assert "torch" in locked("encoder")
     assert "vllm" not in locked("encoder")
     # vLLM's image has its own, of the versions that fit together.
-    assert not locked("decoder") & {"torch", "vllm", "transformers", "numpy"}
+    assert not locked("decoder") & {"torch", "vllm", "transformers", "numpy", "opentelemetry-sdk"}
 
 
 def test_builder_is_sent_the_packages_that_the_project_has() -> None:

@@ -3,15 +3,20 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from embeddings.codec import DType
 from embeddings.store import EmbeddingStore
 from embeddings.vision import VisionSpec, read_params
 from gateway.prompt import PromptEncoder
+from gateway.settings import GatewaySettings
+from gateway.tier import GatewayTier
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
+from pixtral.v1 import chat_pb2_grpc
+from serving.server import running
 from tests.gateway.fake_tiers import WIDTH, FakeDecoder, FakeEncoder
-from tests.gateway.harness import Harness
+from tests.gateway.harness import Client, Harness
 from tests.redis_server import RedisServer
 
 
@@ -95,3 +100,31 @@ async def gateway(
     yield harness
     await harness.stop()
     await store.close()
+
+
+@pytest.fixture
+async def client(
+    model_dir: Path,
+    prompts: PromptEncoder,
+    redis: RedisServer,
+    encoders: list[FakeEncoder],
+    decoders: list[FakeDecoder],
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Client]:
+    # Nothing but its loading, a second's work, is left out.
+    monkeypatch.setattr(PromptEncoder, "load", lambda *_: prompts)
+    settings = GatewaySettings(
+        listen="127.0.0.1:0",
+        model_dir=model_dir,
+        encoders=[encoder.address for encoder in encoders],
+        decoders=[decoder.address for decoder in decoders],
+        redis_url=redis.url,
+        max_images=3,
+        max_image_bytes=100_000,
+        drain_seconds=5,
+    )
+    async with (
+        running(GatewayTier(settings), settings) as addresses,
+        grpc.aio.insecure_channel(addresses.grpc) as channel,
+    ):
+        yield Client(chat_pb2_grpc.ChatServiceStub(channel), settings)

@@ -16,9 +16,10 @@ from gateway.deadline import Deadline
 from gateway.discovery import Group
 from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
+from gateway.settings import GatewaySettings
 from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
 from gateway.validation import read_conversation
-from pixtral.v1 import chat_pb2
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.channel import open_channel
 from tests.gateway.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder, FakeEncoder
 
@@ -33,6 +34,12 @@ class Answer:
     @property
     def text(self) -> str:
         return "".join(delta.text for delta in self.deltas)
+
+
+@dataclass
+class Client:
+    stub: "chat_pb2_grpc.ChatServiceAsyncStub"
+    settings: GatewaySettings
 
 
 class Harness:

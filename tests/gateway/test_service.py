@@ -1,7 +1,5 @@
 """The gateway as a process has it: its tier on the chassis, called over gRPC."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,54 +7,19 @@ import grpc
 import pytest
 from prometheus_client import REGISTRY
 
-from gateway.prompt import PromptEncoder
 from gateway.settings import GatewaySettings
 from gateway.tier import GatewayTier
-from pixtral.v1 import chat_pb2, chat_pb2_grpc
+from pixtral.v1 import chat_pb2
 from serving.errors import StartupError, from_rpc_error
 from serving.server import running
 from tests.gateway.fake_tiers import FakeDecoder, FakeEncoder, answers, never_ends
-from tests.gateway.harness import eventually
+from tests.gateway.harness import Client, eventually
 from tests.gateway.pictures import assistant, image, image_url, picture, system, text, user
 from tests.gateway.test_image_header import png_of
 from tests.redis_server import RedisServer
 
 HELLO = user(text("Hello?"))
 PICTURE = picture(40, 30)
-
-
-@dataclass
-class Client:
-    stub: "chat_pb2_grpc.ChatServiceAsyncStub"
-    settings: GatewaySettings
-
-
-@pytest.fixture
-async def client(
-    model_dir: Path,
-    prompts: PromptEncoder,
-    redis: RedisServer,
-    encoders: list[FakeEncoder],
-    decoders: list[FakeDecoder],
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Client]:
-    # Nothing but its loading, a second's work, is left out.
-    monkeypatch.setattr(PromptEncoder, "load", lambda *_: prompts)
-    settings = GatewaySettings(
-        listen="127.0.0.1:0",
-        model_dir=model_dir,
-        encoders=[encoder.address for encoder in encoders],
-        decoders=[decoder.address for decoder in decoders],
-        redis_url=redis.url,
-        max_images=3,
-        max_image_bytes=100_000,
-        drain_seconds=5,
-    )
-    async with (
-        running(GatewayTier(settings), settings) as addresses,
-        grpc.aio.insecure_channel(addresses.grpc) as channel,
-    ):
-        yield Client(chat_pb2_grpc.ChatServiceStub(channel), settings)
 
 
 def permits() -> float:

@@ -23,7 +23,9 @@ Handler = Callable[..., Any]
 class EchoTier:
     """Serves what it is given as Unary, Stream, Collect and Chat of test.Echo."""
 
+    name = "echo"
     services: tuple[str, ...] = (SERVICE,)
+    quiet: tuple[str, ...] = (f"{SERVICE}/Collect",)
 
     def __init__(
         self,
