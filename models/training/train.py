@@ -92,7 +92,7 @@ PRESETS = {
             vision_hidden_dim=704,
         ),
         plan=BatchPlan(tokens=40000, largest_grid=16, most_patches=256, turns=8, tower_steps=1200),
-        steps=9000,
+        steps=8000,
         learning_rate=3e-3,
         workers=14,
         save_every=3000,
