@@ -3,6 +3,7 @@
     python -m bench.simulate measure --model-dir DIR    # service times of a stack on this machine
     python -m bench.simulate check --model-dir DIR      # the same arrivals to both, and the ratio
     python -m bench.simulate scale                      # the autoscaler at work, drawn
+    python -m bench.simulate thresholds                 # a decoder's, one after another
     python -m bench.simulate plan --rate 20 --reuse 0.5 --slo 2.5 --price 4
 
 docs/scaling.md says what it models and what it has shown.
@@ -19,7 +20,7 @@ from bench.simulation.fleet import Starts
 from bench.simulation.measure import measure
 from bench.simulation.plan import Planner
 from bench.simulation.plan import table as plan_table
-from bench.simulation.scenes import SCENES, draw
+from bench.simulation.scenes import SCENES, compare_thresholds, draw
 from pixtral_client import pixtral_stack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +46,14 @@ def scale(given: argparse.Namespace) -> None:
     for scene in SCENES:
         path = given.directory / f"scaling-{scene.name}.png"
         print(draw(scene, times.load(given.times), traffic, starts, given.seed, path))
+
+
+def thresholds(given: argparse.Namespace) -> None:
+    traffic = Traffic(reuse=given.reuse, output_tokens=given.output_tokens)
+    starts = Starts(given.gateway_start, given.encoder_start, given.decoder_start)
+    loaded = times.load(given.times)
+    for line in compare_thresholds(loaded, traffic, starts, given.seed, given.thresholds):
+        print(line, flush=True)
 
 
 def plan(given: argparse.Namespace) -> None:
@@ -81,24 +90,31 @@ def main() -> None:
     real[1].add_argument("--rates", type=float, nargs="+", default=[0.5, 1.5, 2.5, 6.0])
     real[1].add_argument("--seconds", type=float, default=60.0, help="of arrivals at each rate")
 
-    imagined = [
+    scaled = [
         command("scale", scale, "the autoscaler at work, drawn"),
+        command("thresholds", thresholds, "requests that a decoder is to hold, one after another"),
+    ]
+    imagined = [
+        *scaled,
         command("plan", plan, "replicas for a load, and the cost of a million images"),
     ]
     for each in imagined:
         each.add_argument("--times", default="h200-pixtral-12b", help="of bench/service_times")
         each.add_argument("--output-tokens", type=int, default=100, help="of an answer, mean")
-    imagined[0].add_argument("--reuse", type=float, default=0.5, help="share of images seen before")
-    imagined[0].add_argument("--directory", type=Path, default=ROOT / "docs" / "pictures")
-    for tier, seconds in (("gateway", 30.0), ("encoder", 90.0), ("decoder", 300.0)):
-        imagined[0].add_argument(
-            f"--{tier}-start", type=float, default=seconds, help="seconds until one is ready"
-        )
-    imagined[1].add_argument("--rate", type=float, required=True, help="requests a second")
-    imagined[1].add_argument("--reuse", type=float, required=True, help="share seen before")
-    imagined[1].add_argument("--slo", type=float, required=True, help="TTFT p95 in seconds")
-    imagined[1].add_argument("--window", type=int, default=1000, help="images that come again")
-    imagined[1].add_argument("--price", type=float, default=1.0, help="of a GPU hour")
+    for each in scaled:
+        each.add_argument("--reuse", type=float, default=0.5, help="share of images seen before")
+        for tier, seconds in (("gateway", 30.0), ("encoder", 90.0), ("decoder", 300.0)):
+            each.add_argument(
+                f"--{tier}-start", type=float, default=seconds, help="seconds until one is ready"
+            )
+    scaled[0].add_argument("--directory", type=Path, default=ROOT / "docs" / "pictures")
+    scaled[1].add_argument("--thresholds", type=float, nargs="+", default=[8, 12, 16, 24, 32, 48])
+    planned = imagined[-1]
+    planned.add_argument("--rate", type=float, required=True, help="requests a second")
+    planned.add_argument("--reuse", type=float, required=True, help="share seen before")
+    planned.add_argument("--slo", type=float, required=True, help="TTFT p95 in seconds")
+    planned.add_argument("--window", type=int, default=1000, help="images that come again")
+    planned.add_argument("--price", type=float, default=1.0, help="of a GPU hour")
     given = parser.parse_args()
     given.run(given)
 

@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -25,7 +24,8 @@ TRAFFIC = Traffic(reuse=0.25, text_tokens=20, output_tokens=16, same_length=True
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """`others` is how many cores processes that are no part of this kept busy meanwhile."""
+    """`others` is how many cores processes that are no part of this kept busy meanwhile, and that
+    the simulation does not have."""
 
     rate: float
     others: float
@@ -89,7 +89,8 @@ def compare(
         foreign, began = _foreign_seconds(), time.perf_counter()
         measured = asyncio.run(open_loop(stack, requests))
         others = (_foreign_seconds() - foreign) / (time.perf_counter() - began)
-        predicted = simulate(requests, times)
+        left = replace(times, shared_cores=times.shared_cores - max(0.0, others))
+        predicted = simulate(requests, left)
         compared.append(
             Compared(rate, others, summary(predicted, seconds), summary(measured, seconds))
         )
@@ -97,14 +98,13 @@ def compare(
 
 
 def _foreign_seconds() -> float:
-    """Processor time of all processes that are not this one's, dead ones left out."""
-    own = {os.getpid(), *(each.pid for each in psutil.Process().children(recursive=True))}
-    seconds = 0.0
-    for process in psutil.process_iter():
+    """Processor time of the whole machine, less that of this process and its children."""
+    own = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with contextlib.suppress(psutil.Error):
-            if process.pid not in own:
-                seconds += sum(process.cpu_times()[:2])
-    return seconds
+            own += sum(process.cpu_times()[:2])
+    whole = psutil.cpu_times()
+    return float(whole.user + whole.system) - own
 
 
 def table(compared: Sequence[Compared]) -> str:

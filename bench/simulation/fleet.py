@@ -18,7 +18,7 @@ MAX_ATTEMPTS = 3
 
 
 class Pool(Generic[R]):
-    """A tier's replicas: those that start, those that are ready, those that drain."""
+    """A tier's replicas: those that are ready, those that drain, and those that have gone."""
 
     def __init__(
         self, env: simpy.Environment, name: str, make: Callable[[str], R], start_seconds: float
@@ -30,6 +30,7 @@ class Pool(Generic[R]):
         self._numbers = itertools.count(1)
         self.ready: list[R] = []
         self.draining: list[R] = []
+        self.gone: list[R] = []
         self.wanted = 0
 
     def begin(self, replicas: int) -> None:
@@ -44,7 +45,8 @@ class Pool(Generic[R]):
         for _ in range(replicas - started):
             self._env.process(self._start())
         while len(self.ready) > replicas:
-            self._env.process(self._drain(self.ready.pop()))
+            self.draining.append(self.ready.pop())
+            self._env.process(self._drain(self.draining[-1]))
 
     def _new(self) -> R:
         return self._make(f"{self._name}-{next(self._numbers)}")
@@ -55,10 +57,15 @@ class Pool(Generic[R]):
             self.ready.append(self._new())
 
     def _drain(self, replica: R) -> Work:
-        self.draining.append(replica)
         while replica.in_flight:
             yield self._env.timeout(1.0)
         self.draining.remove(replica)
+        self.gone.append(replica)
+
+    @property
+    def ever(self) -> list[R]:
+        """For counters, of whose rates a replica that has gone takes nothing away."""
+        return [*self.ready, *self.draining, *self.gone]
 
 
 @dataclass(slots=True)

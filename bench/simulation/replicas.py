@@ -184,8 +184,7 @@ class Decoder(Replica):
 
     def _run(self) -> Work:
         while True:
-            self._admit()
-            if not self.running:
+            if not (self.running or self.waiting):
                 self._woken = self.env.event()
                 yield self._woken
                 continue
@@ -193,16 +192,19 @@ class Decoder(Replica):
             yield from self._step()
             self.busy_seconds += self.env.now - began
 
-    def _admit(self) -> None:
-        while self.waiting and len(self.running) < self._limits.max_running:
-            request = self.waiting[0].request
-            tokens = request.prompt_tokens + request.output_tokens
-            if self.running and self._reserved + tokens > self._times.kv_tokens:
-                return
-            sequence = self.waiting.popleft()
-            self._reserved += tokens
-            self._place(sequence)
-            self.running.append(sequence)
+    def _admit(self) -> Sequence | None:
+        """The next one that waits, where there is room for it."""
+        if not self.waiting or len(self.running) >= self._limits.max_running:
+            return None
+        request = self.waiting[0].request
+        tokens = request.prompt_tokens + request.output_tokens
+        if self.running and self._reserved + tokens > self._times.kv_tokens:
+            return None
+        sequence = self.waiting.popleft()
+        self._reserved += tokens
+        self._place(sequence)
+        self.running.append(sequence)
+        return sequence
 
     def _place(self, sequence: Sequence) -> None:
         request = sequence.request
@@ -226,17 +228,21 @@ class Decoder(Replica):
             held -= self._prefixes.popitem(last=False)[1]
 
     def _step(self) -> Work:
+        """As vLLM's scheduler: what runs comes first, and what waits while there is room for
+        tokens."""
         decoding = [each for each in self.running if not each.prompt_left]
-        prefilling = [each for each in self.running if each.prompt_left]
-        if not prefilling:
-            yield from self._decode(decoding)
-            return
+        prefilling = deque(each for each in self.running if each.prompt_left)
         room = self._times.step_tokens - len(decoding)
         taken: list[tuple[Sequence, int]] = []
-        for sequence in prefilling:
-            if room > 0:
-                taken.append((sequence, min(room, sequence.prompt_left)))
-                room -= taken[-1][1]
+        while room > 0:
+            sequence = prefilling.popleft() if prefilling else self._admit()
+            if sequence is None:
+                break
+            taken.append((sequence, min(room, sequence.prompt_left)))
+            room -= taken[-1][1]
+        if not taken:
+            yield from self._decode(decoding)
+            return
         seconds = self._times.step(sum(tokens for _, tokens in taken), len(decoding))
         for sequence, _ in taken:
             seconds += sequence.extra

@@ -1,7 +1,8 @@
 """A day's rise and a sudden burst, with the autoscaler at work, and a picture of both."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from bench.simulation.times import ServiceTimes
 
 TIERS = ("gateway", "encoder", "decoder")
 SAMPLE_SECONDS = 5.0
+# The objective of deploy/prometheus/rules.yaml.
+LATE_SECONDS = 2.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +91,27 @@ def _sample(fleet: Fleet, timeline: Timeline) -> Work:
         yield fleet.env.timeout(SAMPLE_SECONDS)
 
 
+def compare_thresholds(
+    times: ServiceTimes, traffic: Traffic, starts: Starts, seed: int, thresholds: Sequence[float]
+) -> Iterator[str]:
+    """A line for each number of requests that a decoder is to hold, and scene."""
+    manifest = from_manifest()
+    for threshold in thresholds:
+        decoder = manifest["decoder"]
+        numbers = (threshold, *decoder.thresholds[1:])
+        tiers = {**manifest, "decoder": replace(decoder, thresholds=numbers)}
+        for scene in SCENES:
+            run = play(scene, times, traffic, starts, partial(own, tiers=tiers), seed)
+            yield _line(f"{threshold:g} a decoder", scene, run)
+
+
 def draw(
     scene: Scene, times: ServiceTimes, traffic: Traffic, starts: Starts, seed: int, path: Path
 ) -> str:
     """Draws the scene under both kinds of signals; returns what came of them, a line each."""
     kinds: dict[str, Callable[[Scrapes], Signals]] = {
-        "the tiers' own signals": lambda scrapes: own(scrapes, from_manifest()),
-        "CPU, 70 %": lambda scrapes: by_cpu(scrapes, Host()),
+        "the tiers' own signals": partial(own, tiers=from_manifest()),
+        "CPU, 70 %": partial(by_cpu, host=Host()),
     }
     figure, axes = plt.subplots(4, len(kinds), figsize=(13, 11), sharex=True, sharey="row")
     lines = []
@@ -102,20 +119,25 @@ def draw(
         run = play(scene, times, traffic, starts, signals, seed)
         _draw_run(axes[:, column], scene, run)
         axes[0, column].set_title(name)
-        seen = summary(run.outcomes, scene.seconds)
-        late = sum(each.first is not None and each.first > 2.5 for each in run.outcomes)
-        # What has neither begun nor been refused at the end still waits.
-        lines.append(
-            f"{scene.name:6} {name:23} {seen.requests:>7} requests, "
-            f"{seen.refused / seen.requests:>6.1%} refused or waiting at the end, "
-            f"{late / seen.requests:>6.1%} later than 2.5 s, TTFT p50 {seen.ttft_p50:>6.2f} s, "
-            f"p95 {seen.ttft_p95:>6.2f} s, "
-            f"{_gpu_hours(run.timeline):>5.1f} GPU hours"
-        )
+        lines.append(_line(name, scene, run))
     figure.tight_layout()
     figure.savefig(path, dpi=64)
     plt.close(figure)
     return "\n".join(lines)
+
+
+def _line(name: str, scene: Scene, run: Run) -> str:
+    seen = summary(run.outcomes, scene.seconds)
+    # What came in the last minute may be under way still, and is left out.
+    settled = [each for each in run.outcomes if each.request.at < scene.seconds - 60]
+    refused = sum(each.first is None for each in settled)
+    late = sum(each.first is not None and each.first > LATE_SECONDS for each in settled)
+    return (
+        f"{scene.name:6} {name:23} {len(settled):>7} requests, "
+        f"{refused / len(settled):>6.1%} refused, {late / len(settled):>6.1%} late, "
+        f"TTFT p50 {seen.ttft_p50:>6.2f} s, p95 {seen.ttft_p95:>6.2f} s, "
+        f"{_gpu_hours(run.timeline):>5.1f} GPU hours"
+    )
 
 
 def _gpu_hours(timeline: Timeline) -> float:
@@ -139,7 +161,7 @@ def _draw_run(axes: Any, scene: Scene, run: Run) -> None:
     axes[2].legend(loc="upper left", fontsize=8)
     begun = [(each.request.at / 60, each.first) for each in run.outcomes if each.first is not None]
     axes[3].scatter(*zip(*begun, strict=True), s=1, alpha=0.3, rasterized=True)
-    axes[3].axhline(2.5, color="red", linewidth=0.8)
+    axes[3].axhline(LATE_SECONDS, color="red", linewidth=0.8)
     axes[3].set_ylabel("first token, s")
     axes[3].set_yscale("log")
     axes[3].set_xlabel("minutes")

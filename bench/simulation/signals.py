@@ -87,21 +87,20 @@ class Scrapes:
         now, newest = self.taken[-1]
         within = [(at, counters) for at, counters in self.taken if at >= now - seconds]
         at, oldest = within[0]
-        # A replica that has gone takes its counters with it, as a counter's reset would.
-        return max(0.0, newest[name] - oldest[name]) / (now - at) if now > at else 0.0
+        return (newest[name] - oldest[name]) / (now - at) if now > at else 0.0
 
     def _counters(self) -> dict[str, float]:
-        fleet = self.fleet
-        gateways = [*fleet.gateways.ready, *fleet.gateways.draining]
-        encoders = [*fleet.encoders.ready, *fleet.encoders.draining]
-        decoders = [*fleet.decoders.ready, *fleet.decoders.draining]
+        gateways, encoders, decoders = (
+            self.fleet.gateways.ever,
+            self.fleet.encoders.ever,
+            self.fleet.decoders.ever,
+        )
         return {
             "permits": sum(each.in_flight for each in gateways),
             "queued_patches": sum(each.queued_patches for each in encoders),
             "encoded_patches": sum(each.encoded_patches for each in encoders),
             "tower_seconds": sum(each.tower_seconds for each in encoders),
             "requests": sum(len(each.running) + len(each.waiting) for each in decoders),
-            "waiting": sum(len(each.waiting) for each in decoders),
             "kv_use": sum(each.kv_use for each in decoders),
             "gateway_host": sum(each.host_seconds for each in gateways),
             "encoder_host": sum(each.host_seconds for each in encoders),
