@@ -28,6 +28,7 @@ class Pool(Generic[R]):
         self._make = make
         self._start_seconds = start_seconds
         self._numbers = itertools.count(1)
+        self._turn = 0
         self.ready: list[R] = []
         self.draining: list[R] = []
         self.gone: list[R] = []
@@ -61,6 +62,10 @@ class Pool(Generic[R]):
             yield self._env.timeout(1.0)
         self.draining.remove(replica)
         self.gone.append(replica)
+
+    def in_turn(self) -> R:
+        self._turn += 1
+        return self.ready[self._turn % len(self.ready)]
 
     @property
     def ever(self) -> list[R]:
@@ -101,7 +106,6 @@ class Fleet:
     decoders: Pool[Decoder] = field(init=False)
     outcomes: list[Outcome] = field(default_factory=list)
     _stored: set[int] = field(default_factory=set)
-    _turn: int = 0
 
     def __post_init__(self) -> None:
         env, times, limits = self.env, self.times, self.limits
@@ -133,7 +137,7 @@ class Fleet:
             self.env.process(self._serve(request, outcome))
 
     def _serve(self, request: Request, outcome: Outcome) -> Work:
-        gateway = self._in_turn(self.gateways.ready)
+        gateway = self.gateways.in_turn()
         if gateway.in_flight >= self.limits.permits:
             return
         gateway.in_flight += 1
@@ -166,7 +170,7 @@ class Fleet:
         """As the gateway chooses, by what a prompt begins with; stock servers take turns."""
         ready = {decoder.address: decoder for decoder in self.decoders.ready}
         if self.stock:
-            chosen = self._in_turn(self.decoders.ready)
+            chosen = self.decoders.in_turn()
             return chosen if chosen.has_room else None
         head = f"image {request.image}" if request.image is not None else f"text {request.number}"
         preference = rendezvous(head.encode(), ready)
@@ -183,7 +187,3 @@ class Fleet:
         outcome.first = self.env.now - request.at
         yield sequence.done
         outcome.last = self.env.now - request.at
-
-    def _in_turn(self, replicas: list[R]) -> R:
-        self._turn += 1
-        return replicas[self._turn % len(replicas)]

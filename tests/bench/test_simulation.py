@@ -158,6 +158,20 @@ def test_more_than_is_let_in_is_refused() -> None:
     assert summary(outcomes, 10).refused == 1
 
 
+def test_stock_servers_share_the_load_and_encode_in_the_engine() -> None:
+    env = simpy.Environment()
+    took = replace(NOTHING, prefill_seconds=0.001, stock_image_seconds=4)
+    fleet = Fleet(env, took, stock=True)
+    fleet.gateways.begin(1)
+    fleet.decoders.begin(4)
+    env.process(fleet.replay([request(each * 10, image=1, number=each) for each in range(8)]))
+    env.run()
+    # Each of them meets the image for the first time once: 1024 of 4096 patches, a second.
+    assert sorted(each.first or 0 for each in fleet.outcomes) == pytest.approx(
+        [0.01] * 4 + [2.066] * 4
+    )
+
+
 def test_scaling_down_cuts_nothing() -> None:
     env = simpy.Environment()
     fleet = Fleet(env, replace(NOTHING, step_seconds=1))
