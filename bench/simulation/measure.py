@@ -5,7 +5,7 @@ import itertools
 import statistics
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -84,59 +84,50 @@ async def repeat(times: int, ask: Callable[[], Awaitable[Seen]]) -> list[Seen]:
     return [await ask() for _ in range(times)]
 
 
-def scrape(address: str) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
-        text = response.read().decode()
-    return {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if not sample.labels
-    }
-
-
 async def measure(stack: Stack, rounds: int) -> tuple[ServiceTimes, dict[str, str]]:
-    """Medians of `rounds` requests a kind, one at a time on an otherwise idle stack."""
+    """Of `rounds` requests a kind, one at a time, on an otherwise idle stack.
+
+    Of each, the time that a quarter of the requests stayed below: what the machine does besides
+    makes some of them slower, and none faster.
+    """
     async with AsyncClient(stack.target, timeout=300) as client:
         asker = Asker(client)
         short = await repeat(rounds, asker.ask)
-        alone = await repeat(max(rounds // 3, 2), lambda: asker.ask(tokens=STREAMED))
-        began = time.perf_counter()
-        many = await asyncio.gather(*(asker.ask(tokens=STREAMED) for _ in range(AT_ONCE)))
-        together = time.perf_counter() - began
+        alone = await repeat(max(rounds // 3, 3), lambda: asker.ask(tokens=STREAMED))
+        bundles = [
+            await asyncio.gather(*(asker.ask(tokens=STREAMED) for _ in range(AT_ONCE)))
+            for _ in range(3)
+        ]
+        encoder = _EncoderWatch(stack)
+        towers: list[tuple[float, float]] = []
 
-        metrics = stack.addresses["encoder"].metrics
-        process = _encoder(stack)
-        before, cpu_before = scrape(metrics), process.cpu_times()
-        new = await repeat(rounds, lambda: asker.ask(picture=asker.new_picture()))
-        after, cpu_after = scrape(metrics), process.cpu_times()
+        async def show_new() -> Seen:
+            before = encoder.seconds()
+            seen = await asker.ask(picture=asker.new_picture())
+            after = encoder.seconds()
+            towers.append((after[0] - before[0], after[1] - before[1]))
+            return seen
+
+        new = await repeat(rounds, show_new)
         known = asker.new_picture()
         same = await repeat(rounds, lambda: asker.ask(picture=known))
 
-    def median(seen: list[Seen], name: str = "first") -> float:
-        return statistics.median(float(getattr(each, name)) for each in seen)
-
-    one = statistics.median((each.last - each.first) / (STREAMED - 1) for each in alone)
-    sixteen = (together - max(each.first for each in many)) / (STREAMED - 1)
-    decode = max(0.0, (sixteen - one) / (AT_ONCE - 1))
+    text, image = (quarter(each.first for each in seen) for seen in (short, same))
+    one = quarter((each.last - each.first) / (STREAMED - 1) for each in alone)
+    many = quarter(
+        (max(each.last for each in bundle) - max(each.first for each in bundle)) / (STREAMED - 1)
+        for bundle in bundles
+    )
+    decode = max(0.0, (many - one) / (AT_ONCE - 1))
     step = one - decode
-    runs = (
-        after["pixtral_encoder_encode_seconds_count"]
-        - before["pixtral_encoder_encode_seconds_count"]
-    )
-    tower = (
-        after["pixtral_encoder_encode_seconds_sum"] - before["pixtral_encoder_encode_seconds_sum"]
-    ) / runs
-    encode = median(new, "encode")
-    cpu = (cpu_after.user + cpu_after.system - cpu_before.user - cpu_before.system) / runs
-    prefill = (median(new) - encode - median(same)) / (
-        new[0].prompt_tokens - short[0].prompt_tokens
-    )
-    gateway = median(short) - step - short[0].prompt_tokens * prefill
-    image = median(same) - median(short)
+    encode = quarter(each.encode for each in new)
+    tower = quarter(seconds for seconds, _ in towers)
+    cpu = quarter(seconds for _, seconds in towers)
+    image_tokens = new[0].prompt_tokens - short[0].prompt_tokens
+    prefill = (quarter(each.first - each.encode for each in new) - image) / image_tokens
     times = ServiceTimes(
-        gateway_seconds=gateway,
-        gateway_image_seconds=image,
+        gateway_seconds=max(0.0, text - step - short[0].prompt_tokens * prefill),
+        gateway_image_seconds=max(0.0, image - text),
         preprocess_seconds=encode - tower,
         tower_seconds=0.0,
         tower_patch_seconds=tower / PATCHES,
@@ -151,18 +142,31 @@ async def measure(stack: Stack, rounds: int) -> tuple[ServiceTimes, dict[str, st
         stock_image_seconds=0.0,
     )
     print(
-        f"medians in ms: text {median(short) * 1e3:.1f}, new picture {median(new) * 1e3:.1f}, "
-        f"the same again {median(same) * 1e3:.1f}, in the encoder {encode * 1e3:.1f}, "
-        f"its tower {tower * 1e3:.1f}, its CPU {cpu * 1e3:.1f}, "
-        f"a token {one * 1e3:.2f}, with {AT_ONCE} at once {sixteen * 1e3:.2f}"
+        f"ms: text {text * 1e3:.1f}, the same picture again {image * 1e3:.1f}, "
+        f"a new one {quarter(each.first for each in new) * 1e3:.1f}, "
+        f"in the encoder {encode * 1e3:.1f}, its tower {tower * 1e3:.1f}, its CPU {cpu * 1e3:.1f}, "
+        f"a token {one * 1e3:.2f}, with {AT_ONCE} at once {many * 1e3:.2f}"
     )
     return times, {field.name: SOURCES.get(field.name, MEASURED) for field in fields(times)}
 
 
-def _encoder(stack: Stack) -> psutil.Process:
-    port = int(stack.addresses["encoder"].grpc.rpartition(":")[2])
-    for process in psutil.Process().children(recursive=True):
-        for connection in process.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
-                return process
-    raise RuntimeError("no process listens at the encoder's address")
+def quarter(values: Iterable[float]) -> float:
+    return statistics.quantiles(values, n=4)[0]
+
+
+class _EncoderWatch:
+    """Seconds of the encoder's tower, and of processor time of the encoder, since it started."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._metrics = stack.addresses["encoder"].metrics
+
+    def seconds(self) -> tuple[float, float]:
+        url = f"http://{self._metrics}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            text = response.read().decode()
+        samples = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        return samples["pixtral_encoder_encode_seconds_sum"], samples["process_cpu_seconds_total"]

@@ -1,17 +1,20 @@
 """How many replicas of each tier an arrival rate needs, and what a million images cost."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.simulation.arrivals import Traffic, constant, trace
+from bench.simulation.fleet import Outcome
 from bench.simulation.run import LIMITS, Summary, simulate, summary
 from bench.simulation.times import ServiceTimes
 
 # A fleet is tried over this long, of which the beginning, with cold caches, does not count.
-SECONDS = 300.0
+SECONDS = 180.0
 WARM_SECONDS = 60.0
 MOST = 512
+GATEWAY_USE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +47,23 @@ class Planner:
 
     def tiers(self) -> Fleet:
         """The fewest decoders with encoders in plenty, then the fewest of those."""
-        gateways = self._gateways()
         plenty = math.ceil(self.rate * self.times.tower(self.traffic.patches) * 4) + 1
-
-        def attempt(encoders: int, decoders: int) -> Summary:
-            return self._try(gateways=gateways, encoders=encoders, decoders=decoders)
-
-        decoders = self._fewest(lambda n: attempt(plenty, n))
-        encoders = self._fewest(lambda n: attempt(n, decoders))
-        return Fleet(gateways, encoders, decoders, attempt(encoders, decoders))
+        decoders = self._fewest(lambda n: self._seen(self._try(plenty, n)))
+        encoders = self._fewest(lambda n: self._seen(self._try(n, decoders)))
+        outcomes = self._try(encoders, decoders)
+        return Fleet(self._gateways(outcomes), encoders, decoders, self._seen(outcomes))
 
     def stock(self) -> Fleet:
         """Servers of stock vLLM that are called in turn."""
-        gateways = self._gateways()
+        decoders = self._fewest(lambda n: self._seen(self._try(0, n, stock=True)))
+        return Fleet(0, 0, decoders, self._seen(self._try(0, decoders, stock=True)))
 
-        def attempt(decoders: int) -> Summary:
-            return self._try(gateways=gateways, encoders=0, decoders=decoders, stock=True)
-
-        decoders = self._fewest(attempt)
-        return Fleet(0, 0, decoders, attempt(decoders))
-
-    def _gateways(self) -> int:
-        """By their processor time, 60 % of a core each; their permits they never run out of."""
+    def _gateways(self, outcomes: Sequence[Outcome]) -> int:
+        """By processor time and by permits, 60 % of either."""
         seconds = self.times.gateway_seconds + self.times.gateway_image_seconds
-        return max(1, math.ceil(self.rate * seconds / 0.6))
+        by_time = self.rate * seconds / GATEWAY_USE
+        by_permits = _most_at_once(outcomes) / LIMITS.permits / GATEWAY_USE
+        return math.ceil(max(by_time, by_permits))
 
     def _fewest(self, attempt: Callable[[int], Summary]) -> int:
         """Found by doubling and halving: more replicas never make it worse."""
@@ -84,7 +80,10 @@ class Planner:
     def _keeps(self, seen: Summary) -> bool:
         return seen.refused == 0 and seen.ttft_p95 <= self.slo
 
-    def _try(self, *, gateways: int, encoders: int, decoders: int, stock: bool = False) -> Summary:
+    def _seen(self, outcomes: Sequence[Outcome]) -> Summary:
+        return summary([each for each in outcomes if each.request.at > WARM_SECONDS], SECONDS)
+
+    def _try(self, encoders: int, decoders: int, *, stock: bool = False) -> list[Outcome]:
         arrivals = trace(
             constant(self.rate),
             highest=self.rate,
@@ -92,16 +91,24 @@ class Planner:
             traffic=self.traffic,
             seed=self.seed,
         )
-        outcomes = simulate(
+        return simulate(
             arrivals,
             self.times,
-            gateways=gateways,
+            # So many that none runs out of permits: how many it takes is seen afterwards.
+            gateways=math.ceil(self.rate) + 1,
             encoders=encoders,
             decoders=decoders,
             stock=stock,
-            limits=LIMITS,
         )
-        return summary([each for each in outcomes if each.request.at > WARM_SECONDS], SECONDS)
+
+
+def _most_at_once(outcomes: Sequence[Outcome]) -> int:
+    changes = [
+        change
+        for each in outcomes
+        for change in ((each.request.at, 1), (each.request.at + (each.last or 0.0), -1))
+    ]
+    return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
 
 
 def table(planner: Planner, price: float) -> str:
