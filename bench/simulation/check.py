@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -24,8 +24,8 @@ TRAFFIC = Traffic(reuse=0.25, text_tokens=20, output_tokens=16, same_length=True
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """`others` is how many cores processes that are no part of this kept busy meanwhile, and that
-    the simulation does not have."""
+    """`others` is how many cores processes that are no part of this kept busy meanwhile, in the
+    simulation too."""
 
     rate: float
     others: float
@@ -89,8 +89,7 @@ def compare(
         foreign, began = _foreign_seconds(), time.perf_counter()
         measured = asyncio.run(open_loop(stack, requests))
         others = (_foreign_seconds() - foreign) / (time.perf_counter() - began)
-        left = replace(times, shared_cores=times.shared_cores - max(0.0, others))
-        predicted = simulate(requests, left)
+        predicted = simulate(requests, times, taken=max(0.0, others))
         compared.append(
             Compared(rate, others, summary(predicted, seconds), summary(measured, seconds))
         )

@@ -94,13 +94,15 @@ class Starts:
 
 @dataclass(slots=True)
 class Fleet:
-    """`stock` is of decoders alone, which encode themselves and are called in turn."""
+    """`stock` is of decoders alone, which encode themselves and are called in turn; `taken` of
+    the cores that all share, others keep busy."""
 
     env: simpy.Environment
     times: ServiceTimes
     limits: Limits = field(default_factory=Limits)
     starts: Starts = field(default_factory=lambda: Starts(0, 0, 0))
     stock: bool = False
+    taken: float = 0.0
     gateways: Pool[Gateway] = field(init=False)
     encoders: Pool[Encoder] = field(init=False)
     decoders: Pool[Decoder] = field(init=False)
@@ -109,7 +111,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         env, times, limits = self.env, self.times, self.limits
-        shared = Processor(env, times.shared_cores) if times.shared_cores else None
+        shared = Processor(env, times.shared_cores, self.taken) if times.shared_cores else None
         alone = shared or Processor(env, None)
         self.gateways = Pool(
             env, "gateway", lambda name: Gateway(env, name, times, alone), self.starts.gateway

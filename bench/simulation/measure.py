@@ -21,7 +21,7 @@ MEASURED = "python -m bench.simulate measure: two CPU cores, the random checkpoi
 SOURCES = {
     "tower_seconds": "assumed: on a CPU a batch takes what its patches take",
     "embedding_seconds": "within prefill_seconds, which was measured on an image's tokens",
-    "kv_tokens": "1 GiB, at 1 KiB a token of this checkpoint in bfloat16 and vLLM's two copies",
+    "kv_tokens": "computed: 1 GiB, at 1 KiB a token, more than ever fills",
     "step_tokens": "vLLM's default",
     "shared_cores": "cores of the machine",
     "stock_image_seconds": "not measured",

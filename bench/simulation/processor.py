@@ -8,12 +8,15 @@ import simpy
 
 class Processor:
     """Processor sharing: where the work under way could use more cores than there are, all of it
-    goes on at the same fraction of its speed. With no number of cores, nothing slows anything."""
+    goes on at the same fraction of its speed. With no number of cores, nothing slows anything.
 
-    def __init__(self, env: simpy.Environment, cores: float | None) -> None:
+    `taken` is how many of the cores other processes would keep busy, and have their share of.
+    """
+
+    def __init__(self, env: simpy.Environment, cores: float | None, taken: float = 0.0) -> None:
         self._env = env
         self._cores = cores
-        self._wanted = 0.0
+        self._taken = self._wanted = taken
         # Seconds of work that each piece has had since the beginning: they all go equally fast.
         self._done = 0.0
         self._since = 0.0
@@ -44,7 +47,7 @@ class Processor:
     def _plan(self) -> None:
         self._generation += 1
         if not self._pieces:
-            self._wanted = 0.0
+            self._wanted = self._taken
             return
         left = max(0.0, self._pieces[0][0] - self._done)
         self._env.process(self._end_first(left / self._speed(), self._generation))

@@ -48,11 +48,12 @@ def simulate(
     encoders: int = 1,
     decoders: int = 1,
     stock: bool = False,
+    taken: float = 0.0,
     limits: Limits = LIMITS,
 ) -> list[Outcome]:
     """Of a fleet that stays as it is."""
     env = simpy.Environment()
-    fleet = Fleet(env, times, limits, stock=stock)
+    fleet = Fleet(env, times, limits, stock=stock, taken=taken)
     fleet.gateways.begin(gateways)
     fleet.encoders.begin(encoders)
     fleet.decoders.begin(decoders)

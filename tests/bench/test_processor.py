@@ -37,5 +37,17 @@ def test_work_of_two_cores_takes_twice_the_share() -> None:
     assert ends(2, [(0, 2, 2), (0, 4, 1)]) == pytest.approx([3, 5])
 
 
+def test_others_have_their_share_and_no_more() -> None:
+    env = simpy.Environment()
+    processor = Processor(env, 2, taken=1)
+    alone = processor.work(1)
+    env.run(until=alone)
+    assert env.now == pytest.approx(1)
+    both = processor.work(2) & processor.work(2)
+    # Three cores' worth on two.
+    env.run(until=both)
+    assert env.now == pytest.approx(1 + 3)
+
+
 def test_without_a_number_of_cores_nothing_slows_anything() -> None:
     assert ends(None, [(0, 2, 1)] * 9) == pytest.approx([2] * 9)
