@@ -232,12 +232,18 @@ class _Chassis:
 
     async def close(self, drain_seconds: float) -> None:
         """Not ready, then drained, then stopped. Logs what fails on the way, raises nothing."""
-        self._gate.shut("the server is shutting down")
         await self._set_health(NOT_SERVING)
+        # Connections are told to end and none is taken any more, which is what makes callers go
+        # elsewhere: over a connection that is kept they would come until their next lookup.
+        ending = asyncio.create_task(self._server.stop(drain_seconds + CANCEL_SECONDS))
+        # What was accepted at that moment has yet to reach the gate.
+        await asyncio.wait((ending,), timeout=GOAWAY_SECONDS)
+        self._gate.shut("the server is shutting down")
         if not await self._gate.wait_idle(drain_seconds):
             logger.warning("calls still in flight after %g s are cancelled", drain_seconds)
-        # Connections are told to end; health watchers, which never do by themselves, are cut off.
+        # Health watchers, which never end by themselves, are cut off.
         await self._server.stop(GOAWAY_SECONDS)
+        await ending
         if not await self._gate.wait_idle(CANCEL_SECONDS):
             logger.error("calls that were cancelled have not ended")
         await self._health_server.stop(0)

@@ -26,15 +26,7 @@ class Service:
 
     def value(self, tier: str, sample: str, **labels: str) -> float:
         """The sum of a Prometheus sample of one tier over the labels that are not given."""
-        url = f"http://{self.stack.addresses[tier].metrics}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as response:
-            text = response.read().decode()
-        return sum(
-            found.value
-            for family in text_string_to_metric_families(text)
-            for found in family.samples
-            if found.name == sample and labels.items() <= found.labels.items()
-        )
+        return sample_value(self.stack.addresses[tier].metrics, sample, **labels)
 
     def encoded(self) -> int:
         """Images that the encoder has run its tower over since it started."""
@@ -74,9 +66,21 @@ def serve(model_dir: Path, redis_url: str, log_dir: Path) -> Iterator[Service]:
         yield Service(stack, client)
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def sample_value(address: str, sample: str, **labels: str) -> float:
+    """The sum of a Prometheus sample at host:port over the labels that are not given."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    return sum(
+        found.value
+        for family in text_string_to_metric_families(text)
+        for found in family.samples
+        if found.name == sample and labels.items() <= found.labels.items()
+    )
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {PATIENCE_SECONDS:g} s: {what}")
+            raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(0.02)

@@ -76,11 +76,30 @@ async def becomes(health: Any, status: int, service: str = "") -> None:
             await asyncio.sleep(0.01)
 
 
+async def refuses(address: str) -> None:
+    """Returns once nobody can connect any more."""
+    host, _, port = address.rpartition(":")
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(host, int(port))
+            except ConnectionRefusedError:
+                return
+            writer.close()
+            await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
-    async with process(tmp_path) as served:
+async def test_a_signal_drains(
+    tmp_path: Path, unused_tcp_port: int, number: signal.Signals
+) -> None:
+    probed = f"127.0.0.1:{unused_tcp_port}"
+    async with process(tmp_path, "--health-listen", probed) as served:
         addresses = await served.addresses()
-        async with open_channel(addresses["grpc"], None) as channel:
+        async with (
+            open_channel(addresses["grpc"], None) as channel,
+            open_channel(probed, None) as probe,
+        ):
             stub, health = EchoStub(channel), health_stub(channel)
             await becomes(health, SERVING, SERVICE)
             watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
@@ -91,11 +110,11 @@ async def test_a_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
             served.child.send_signal(number)
 
             assert (await watch.read()).status == NOT_SERVING
-            await becomes(health, NOT_SERVING)
+            await becomes(health_stub(probe), NOT_SERVING)
+            await refuses(addresses["grpc"])
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await stub.stream(StringValue()).read()
-            error = from_rpc_error(refused.value)
-            assert (error.code, error.retry_after) == (grpc.StatusCode.UNAVAILABLE, 1.0)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
             assert not served.stopped.exists()
 
             served.release.touch()
@@ -106,6 +125,40 @@ async def test_a_signal_drains(tmp_path: Path, number: signal.Signals) -> None:
             assert (await served.ended())[0] == 0
             watch.cancel()
     assert served.stopped.exists()
+
+
+async def test_a_caller_goes_to_another_while_one_drains(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    async with process(tmp_path / "one") as one, process(tmp_path / "other") as other:
+        targets = [(await each.addresses())["grpc"] for each in (one, other)]
+        for target in targets:
+            async with open_channel(target, None) as channel:
+                await becomes(health_stub(channel), SERVING)
+        # As a client within the cluster connects to all addresses of a name.
+        options = [("grpc.lb_policy_name", "round_robin"), ("grpc.enable_http_proxy", 0)]
+        async with (
+            grpc.aio.insecure_channel(f"ipv4:{','.join(targets)}", options) as channel,
+            open_channel(targets[0], None) as direct,
+        ):
+            stub = EchoStub(channel)
+            begun = [stub.stream(StringValue()) for _ in range(8)]
+            begun.append(EchoStub(direct).stream(StringValue()))
+            for stream in begun:
+                await read_message(stream)
+
+            one.child.terminate()
+            await refuses(targets[0])
+
+            other.release.touch()
+            for _ in range(8):
+                assert (await read_message(stub.stream(StringValue()))).value == "first"
+            assert one.child.returncode is None
+            one.release.touch()
+            for stream in begun:
+                assert (await read_message(stream)).value == "last"
+                assert await stream.code() is grpc.StatusCode.OK
+            assert (await one.ended())[0] == 0
 
 
 async def test_what_does_not_finish_in_time_is_cancelled(tmp_path: Path) -> None:
@@ -135,7 +188,7 @@ async def test_a_second_signal_ends_at_once(tmp_path: Path, number: signal.Signa
             stream = EchoStub(channel).stream(StringValue())
             await stream.read()
             served.child.send_signal(number)
-            await becomes(health, NOT_SERVING)
+            await refuses(addresses["grpc"])
             served.child.send_signal(number)
             code, log = await served.ended()
             assert code == -number
@@ -179,11 +232,14 @@ async def test_a_tier_that_fails_ends_the_process(tmp_path: Path) -> None:
             await becomes(health, SERVING)
             stream = EchoStub(channel).stream(StringValue())
             await stream.read()
+            watch = health.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+            assert (await watch.read()).status == SERVING
             served.failure.touch()
-            await becomes(health, NOT_SERVING, SERVICE)
+            assert (await watch.read()).status == NOT_SERVING
             served.release.touch()
             assert (await served.ended())[0] == 1
             assert (await read_message(stream)).value == "last"
+            watch.cancel()
     assert served.stopped.exists()
 
 

@@ -1,0 +1,1 @@
+"""The three tiers and their autoscaler as a discrete-event simulation."""

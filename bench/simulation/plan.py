@@ -1,0 +1,127 @@
+"""How many replicas of each tier an arrival rate needs, and what a million images cost."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.simulation.arrivals import Traffic, constant, trace
+from bench.simulation.fleet import Outcome
+from bench.simulation.run import LIMITS, Summary, simulate, summary
+from bench.simulation.times import ServiceTimes
+
+# A fleet is tried over this long, of which the beginning, with cold caches, does not count.
+SECONDS = 180.0
+WARM_SECONDS = 60.0
+MOST = 512
+GATEWAY_USE = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Replicas that keep the objective. Gateways have no GPU; stock vLLM has decoders alone."""
+
+    gateways: int
+    encoders: int
+    decoders: int
+    seen: Summary
+
+    @property
+    def gpus(self) -> int:
+        return self.encoders + self.decoders
+
+    def gpu_hours_a_million(self, rate: float) -> float:
+        """For a million requests, an image each, at the rate that it is for."""
+        return self.gpus * 1e6 / rate / 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """`slo` is the 95th percentile of the time to the first token, in seconds."""
+
+    times: ServiceTimes
+    rate: float
+    slo: float
+    traffic: Traffic
+    seed: int = 0
+
+    def tiers(self) -> Fleet:
+        """The fewest decoders with encoders in plenty, then the fewest of those."""
+        plenty = math.ceil(self.rate * self.times.tower(self.traffic.patches) * 4) + 1
+        decoders = self._fewest(lambda n: self._seen(self._try(plenty, n)))
+        encoders = self._fewest(lambda n: self._seen(self._try(n, decoders)))
+        outcomes = self._try(encoders, decoders)
+        return Fleet(self._gateways(outcomes), encoders, decoders, self._seen(outcomes))
+
+    def stock(self) -> Fleet:
+        """Servers of stock vLLM that are called in turn."""
+        decoders = self._fewest(lambda n: self._seen(self._try(0, n, stock=True)))
+        return Fleet(0, 0, decoders, self._seen(self._try(0, decoders, stock=True)))
+
+    def _gateways(self, outcomes: Sequence[Outcome]) -> int:
+        """By processor time and by permits, 60 % of either."""
+        seconds = self.times.gateway_seconds + self.times.gateway_image_seconds
+        by_time = self.rate * seconds / GATEWAY_USE
+        by_permits = _most_at_once(outcomes) / LIMITS.permits / GATEWAY_USE
+        return math.ceil(max(by_time, by_permits))
+
+    def _fewest(self, attempt: Callable[[int], Summary]) -> int:
+        """Found by doubling and halving: more replicas never make it worse."""
+        least, enough = 0, 1
+        while not self._keeps(attempt(enough)):
+            least, enough = enough, enough * 2
+            if enough > MOST:
+                raise ValueError(f"{MOST} replicas do not keep the objective")
+        while enough - least > 1:
+            middle = (least + enough) // 2
+            least, enough = (least, middle) if self._keeps(attempt(middle)) else (middle, enough)
+        return enough
+
+    def _keeps(self, seen: Summary) -> bool:
+        return seen.refused == 0 and seen.ttft_p95 <= self.slo
+
+    def _seen(self, outcomes: Sequence[Outcome]) -> Summary:
+        return summary([each for each in outcomes if each.request.at > WARM_SECONDS], SECONDS)
+
+    def _try(self, encoders: int, decoders: int, *, stock: bool = False) -> list[Outcome]:
+        arrivals = trace(
+            constant(self.rate),
+            highest=self.rate,
+            seconds=SECONDS,
+            traffic=self.traffic,
+            seed=self.seed,
+        )
+        return simulate(
+            arrivals,
+            self.times,
+            # So many that none runs out of permits: how many it takes is seen afterwards.
+            gateways=math.ceil(self.rate) + 1,
+            encoders=encoders,
+            decoders=decoders,
+            stock=stock,
+        )
+
+
+def _most_at_once(outcomes: Sequence[Outcome]) -> int:
+    changes = [
+        change
+        for each in outcomes
+        for change in ((each.request.at, 1), (each.request.at + (each.last or 0.0), -1))
+    ]
+    return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
+
+
+def table(planner: Planner, price: float) -> str:
+    """Both fleets, with a million requests' GPU hours and, at a GPU hour's price, their cost."""
+    lines = [
+        f"{'':14}{'gateways':>9}{'encoders':>9}{'decoders':>9}{'GPUs':>6}{'TTFT p95':>10}"
+        f"{'GPU h / million':>17}{'cost':>9}"
+    ]
+    for name, fleet in (("pixtral-serve", planner.tiers()), ("stock vLLM", planner.stock())):
+        hours = fleet.gpu_hours_a_million(planner.rate)
+        lines.append(
+            f"{name:14}{fleet.gateways or '-':>9}{fleet.encoders or '-':>9}{fleet.decoders:>9}"
+            f"{fleet.gpus:>6}{fleet.seen.ttft_p95 * 1e3:>7.0f} ms"
+            f"{hours:>17.0f}{hours * price:>9.0f}"
+        )
+    return "\n".join(lines)

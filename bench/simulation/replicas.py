@@ -1,0 +1,282 @@
+"""One process of each tier."""
+
+from collections import OrderedDict, deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import simpy
+
+from bench.simulation.arrivals import Request
+from bench.simulation.processor import Processor
+from bench.simulation.times import ServiceTimes
+
+Work: TypeAlias = Generator[simpy.Event, Any, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The tiers' own settings, as `deploy/k8s` has them."""
+
+    permits: int = 256
+    batch_patches: int = 16_384
+    queue_patches: int = 262_144
+    decode_threads: int = 8
+    max_running: int = 64
+    max_waiting: int = 64
+
+
+class Replica:
+    """`in_flight` are requests that it holds; `host_seconds` what it has computed on a CPU."""
+
+    def __init__(self, env: simpy.Environment, address: str) -> None:
+        self.env = env
+        self.address = address
+        self.in_flight = 0
+        self.host_seconds = 0.0
+
+
+class Gateway(Replica):
+    def __init__(
+        self, env: simpy.Environment, address: str, times: ServiceTimes, processor: Processor
+    ) -> None:
+        super().__init__(env, address)
+        self._times = times
+        self._processor = processor
+
+    def prepare(self, request: Request) -> Work:
+        """Everything that is neither encoding nor the engine."""
+        has_image = request.image is not None
+        seconds = self._times.gateway_seconds + has_image * self._times.gateway_image_seconds
+        self.host_seconds += seconds
+        yield self._processor.work(seconds)
+
+
+class Encoder(Replica):
+    """Its counters are those of the metrics that its scaling goes by."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        address: str,
+        times: ServiceTimes,
+        processor: Processor,
+        limits: Limits,
+    ) -> None:
+        super().__init__(env, address)
+        self._times = times
+        self._processor = processor
+        self._limits = limits
+        self._decoding = simpy.Resource(env, limits.decode_threads)
+        self._flights: dict[int, simpy.Event] = {}
+        self._waiting: deque[tuple[int, simpy.Event]] = deque()
+        self._woken = env.event()
+        self.queued_patches = 0
+        self.encoded_images = 0
+        self.encoded_patches = 0
+        self.tower_seconds = 0.0
+        env.process(self._run())
+
+    def has_room(self, image: int, patches: int) -> bool:
+        is_alone = self.queued_patches == 0 or image in self._flights
+        return is_alone or self.queued_patches + patches <= self._limits.queue_patches
+
+    def encode(self, image: int, patches: int) -> Work:
+        """Whoever asks for an image that is being encoded waits for that."""
+        if image in self._flights:
+            yield self._flights[image]
+            return
+        flight = self._flights[image] = self.env.event()
+        self.queued_patches += patches
+        with self._decoding.request() as turn:
+            yield turn
+            seconds = self._times.preprocess(patches)
+            self.host_seconds += seconds
+            yield self._processor.work(seconds)
+        embedded = self.env.event()
+        self._waiting.append((patches, embedded))
+        if not self._woken.triggered:
+            self._woken.succeed()
+        yield embedded
+        self.queued_patches -= patches
+        del self._flights[image]
+        flight.succeed()
+
+    def _run(self) -> Work:
+        while True:
+            if not self._waiting:
+                self._woken = self.env.event()
+                yield self._woken
+            batch = [self._waiting.popleft()]
+            room = self._limits.batch_patches - batch[0][0]
+            while self._waiting and self._waiting[0][0] <= room:
+                batch.append(self._waiting.popleft())
+                room -= batch[-1][0]
+            patches = sum(each for each, _ in batch)
+            began = self.env.now
+            yield self._processor.work(self._times.tower(patches), self._times.tower_cores)
+            self.tower_seconds += self.env.now - began
+            self.encoded_patches += patches
+            self.encoded_images += len(batch)
+            for _, embedded in batch:
+                embedded.succeed()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request in the engine; `extra` is work of its first step besides its tokens."""
+
+    request: Request
+    first: simpy.Event
+    done: simpy.Event
+    prompt_left: int = 0
+    output_left: int = 0
+    extra: float = 0.0
+
+
+class Decoder(Replica):
+    """Continuous batching with chunked prefill and a prefix cache of images, as in vLLM.
+
+    With `encodes`, it is stock vLLM: an image that its own cache does not hold is encoded in the
+    engine's step.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        address: str,
+        times: ServiceTimes,
+        processor: Processor,
+        limits: Limits,
+        *,
+        is_shared: bool = False,
+        encodes: bool = False,
+    ) -> None:
+        super().__init__(env, address)
+        self._times = times
+        self._processor = processor
+        self._limits = limits
+        self._is_shared = is_shared
+        self._encodes = encodes
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._prefixes: OrderedDict[int, int] = OrderedDict()
+        self._reserved = 0
+        self._woken = env.event()
+        self.busy_seconds = 0.0
+        self.prefix_hits = 0
+        env.process(self._run())
+
+    @property
+    def has_room(self) -> bool:
+        return self.in_flight < self._limits.max_running + self._limits.max_waiting
+
+    @property
+    def kv_use(self) -> float:
+        return min(1.0, self._reserved / self._times.kv_tokens)
+
+    def generate(self, request: Request) -> Sequence:
+        sequence = Sequence(request, self.env.event(), self.env.event())
+        self.waiting.append(sequence)
+        if not self._woken.triggered:
+            self._woken.succeed()
+        return sequence
+
+    def _run(self) -> Work:
+        while True:
+            if not (self.running or self.waiting):
+                self._woken = self.env.event()
+                yield self._woken
+                continue
+            began = self.env.now
+            yield from self._step()
+            self.busy_seconds += self.env.now - began
+
+    def _admit(self) -> Sequence | None:
+        """The next one that waits, where there is room for it."""
+        if not self.waiting or len(self.running) >= self._limits.max_running:
+            return None
+        request = self.waiting[0].request
+        tokens = request.prompt_tokens + request.output_tokens
+        if self.running and self._reserved + tokens > self._times.kv_tokens:
+            return None
+        sequence = self.waiting.popleft()
+        self._reserved += tokens
+        self._place(sequence)
+        self.running.append(sequence)
+        return sequence
+
+    def _place(self, sequence: Sequence) -> None:
+        request = sequence.request
+        sequence.output_left = request.output_tokens
+        sequence.prompt_left = request.prompt_tokens
+        if request.image is None:
+            return
+        if request.image in self._prefixes:
+            self.prefix_hits += 1
+            sequence.prompt_left = request.text_tokens
+            self._prefixes.move_to_end(request.image)
+        else:
+            cost = self._times.embedding(request.patches)
+            if self._encodes:
+                cost = self._times.stock_image_seconds * request.patches / 4096
+            sequence.extra = cost
+            self._prefixes[request.image] = request.image_tokens
+        room = self._times.kv_tokens - self._reserved
+        held = sum(self._prefixes.values())
+        while held > room and len(self._prefixes) > 1:
+            held -= self._prefixes.popitem(last=False)[1]
+
+    def _step(self) -> Work:
+        """As vLLM's scheduler: what runs comes first, and what waits while there is room for
+        tokens."""
+        decoding = [each for each in self.running if not each.prompt_left]
+        prefilling = deque(each for each in self.running if each.prompt_left)
+        room = self._times.step_tokens - len(decoding)
+        taken: list[tuple[Sequence, int]] = []
+        while room > 0:
+            sequence = prefilling.popleft() if prefilling else self._admit()
+            if sequence is None:
+                break
+            taken.append((sequence, min(room, sequence.prompt_left)))
+            room -= taken[-1][1]
+        if not taken:
+            yield from self._decode(decoding)
+            return
+        seconds = self._times.step(sum(tokens for _, tokens in taken), len(decoding))
+        for sequence, _ in taken:
+            seconds += sequence.extra
+            sequence.extra = 0.0
+        yield self._processor.work(seconds)
+        for sequence, tokens in taken:
+            sequence.prompt_left -= tokens
+        self._emit(decoding, 1)
+        self._emit([each for each, _ in taken if not each.prompt_left], 1)
+
+    def _decode(self, decoding: list[Sequence]) -> Work:
+        """Steps in which nothing is to happen are taken at once, until something comes."""
+        seconds = self._times.step(0, len(decoding))
+        if self._is_shared:
+            yield self._processor.work(seconds)
+            self._emit(decoding, 1)
+            return
+        most = min(each.output_left for each in decoding)
+        began = self.env.now
+        self._woken = self.env.event()
+        yield self.env.timeout(most * seconds) | self._woken
+        steps = min(most, max(1, -int(-(self.env.now - began) // seconds)))
+        rest = began + steps * seconds - self.env.now
+        if rest > 0:
+            yield self.env.timeout(rest)
+        self._emit(decoding, steps)
+
+    def _emit(self, sequences: list[Sequence], tokens: int) -> None:
+        for sequence in sequences:
+            if not sequence.first.triggered:
+                sequence.first.succeed()
+            sequence.output_left -= tokens
+            if sequence.output_left <= 0:
+                self.running.remove(sequence)
+                request = sequence.request
+                self._reserved -= request.prompt_tokens + request.output_tokens
+                sequence.done.succeed()

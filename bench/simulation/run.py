@@ -1,0 +1,62 @@
+"""A simulation from its first request to its last, and what was seen."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import simpy
+
+from bench.simulation.arrivals import Request
+from bench.simulation.fleet import Fleet, Outcome
+from bench.simulation.replicas import Limits
+from bench.simulation.times import ServiceTimes
+
+LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Of a run's requests: `per_second` counts those that ended while requests still came."""
+
+    requests: int
+    refused: int
+    per_second: float
+    ttft_p50: float
+    ttft_p95: float
+
+
+def summary(outcomes: Iterable[Outcome], seconds: float) -> Summary:
+    """Of requests that arrived within so many seconds."""
+    listed = list(outcomes)
+    ended = [each for each in listed if each.last is not None]
+    ttft = sorted(each.first for each in listed if each.first is not None)
+    in_time = sum(each.request.at + (each.last or 0.0) <= seconds for each in ended)
+    return Summary(
+        requests=len(listed),
+        refused=len(listed) - len(ended),
+        per_second=in_time / seconds,
+        ttft_p50=statistics.median(ttft) if ttft else float("inf"),
+        ttft_p95=ttft[min(int(len(ttft) * 0.95), len(ttft) - 1)] if ttft else float("inf"),
+    )
+
+
+def simulate(
+    requests: Iterable[Request],
+    times: ServiceTimes,
+    *,
+    gateways: int = 1,
+    encoders: int = 1,
+    decoders: int = 1,
+    stock: bool = False,
+    taken: float = 0.0,
+    limits: Limits = LIMITS,
+) -> list[Outcome]:
+    """Of a fleet that stays as it is."""
+    env = simpy.Environment()
+    fleet = Fleet(env, times, limits, stock=stock, taken=taken)
+    fleet.gateways.begin(gateways)
+    fleet.encoders.begin(encoders)
+    fleet.decoders.begin(decoders)
+    env.process(fleet.replay(requests))
+    env.run()
+    return fleet.outcomes

@@ -1,0 +1,82 @@
+"""Service times: what a piece of work takes, as measured, with where each number is from."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+DIRECTORY = Path(__file__).resolve().parent.parent / "service_times"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTimes:
+    """Of one model on one machine. Seconds are those of the work alone on an idle machine.
+
+    Attributes:
+        gateway_seconds: a request in the gateway, and all of its way but encoder and engine.
+        gateway_image_seconds: what an image adds to that.
+        preprocess_seconds: to decode and resize a picture of 4096 patches.
+        tower_seconds: a run of the vision tower, however small.
+        tower_patch_seconds: what a patch adds to it.
+        tower_cores: that a run keeps busy, where the tower runs on the cores that all share.
+        embedding_seconds: to fetch an embedding of 4096 patches and put it into the engine.
+        step_seconds: a step of the engine, however small.
+        prefill_seconds: what a prompt token adds to it.
+        decode_seconds: what a running sequence adds to it.
+        kv_tokens: tokens that the engine's KV cache holds.
+        step_tokens: prompt tokens that one step takes.
+        shared_cores: cores that all processes share; 0: each replica has a machine of its own.
+        stock_image_seconds: what a new picture of 4096 patches costs stock vLLM's engine; 0 where
+            that was not measured.
+    """
+
+    gateway_seconds: float
+    gateway_image_seconds: float
+    preprocess_seconds: float
+    tower_seconds: float
+    tower_patch_seconds: float
+    tower_cores: float
+    embedding_seconds: float
+    step_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    kv_tokens: int
+    step_tokens: int
+    shared_cores: float
+    stock_image_seconds: float
+
+    def tower(self, patches: int) -> float:
+        return self.tower_seconds + patches * self.tower_patch_seconds
+
+    def preprocess(self, patches: int) -> float:
+        return self.preprocess_seconds * patches / 4096
+
+    def embedding(self, patches: int) -> float:
+        return self.embedding_seconds * patches / 4096
+
+    def step(self, prompt_tokens: int, decoding: int) -> float:
+        """A step that computes prompt tokens and one more token of each decoding sequence."""
+        return (
+            self.step_seconds
+            + prompt_tokens * self.prefill_seconds
+            + decoding * self.decode_seconds
+        )
+
+
+def load(name: str) -> ServiceTimes:
+    return read(DIRECTORY / f"{name}.json")
+
+
+def read(path: Path) -> ServiceTimes:
+    """Of a file that holds, for each field, its `value` and where it is `from`."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return ServiceTimes(
+        **{field.name: found[field.name]["value"] for field in fields(ServiceTimes)}
+    )
+
+
+def write(path: Path, times: ServiceTimes, sources: dict[str, str]) -> None:
+    described = {
+        field.name: {"value": getattr(times, field.name), "from": sources[field.name]}
+        for field in fields(ServiceTimes)
+    }
+    path.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
