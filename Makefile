@@ -5,13 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
-PICTURE := docs/pictures/cat.jpg
 SCANNER := .cache/deploy-tools/bin/checkov
 # Where pip finds no CPU build of torch by itself, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format protos dashboards watch-check watch-live deploy-check bench clean
+.PHONY: help setup demo test accuracy lint format protos dashboards watch-check watch-live deploy-check bench clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,12 +27,14 @@ $(MODEL)/params.json: $(INSTALLED) models/random_checkpoint.py
 	@echo "making a small random checkpoint in $(MODEL)"
 	@$(BIN)/python -m models.random_checkpoint $(MODEL)
 
-demo: $(MODEL)/params.json ## Start the whole stack, ask about a picture, ask again, stop it
-	@echo "The model is small and random: its words mean nothing. All else is real."
-	@$(BIN)/pixtral-serve demo --model-dir $(MODEL) --image $(PICTURE)
+demo: $(INSTALLED) ## Start the whole stack, ask it about pictures, stop it
+	@$(BIN)/pixtral-serve demo --model-dir models/pixtral-mini docs/demo/questions.toml
 
 test: $(INSTALLED) ## Run all tests
 	@$(BIN)/python -m pytest
+
+accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the service
+	@$(BIN)/python -m bench.accuracy --picture bench/results/confusion.png
 
 bench: $(MODEL)/params.json ## Measure against stock vLLM on the same pictures, in one run
 	@$(BIN)/python -m bench.compare --model-dir $(MODEL)

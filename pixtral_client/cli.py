@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from pixtral_client.client import Client
 from pixtral_client.conversation import Conversation
-from pixtral_client.demo import run_demo
+from pixtral_client.demo import read_questions, run_demo
 from pixtral_client.doctor import run_doctor
 from pixtral_client.errors import PixtralError
 from pixtral_client.requests import DEFAULT_TARGET, Sampling, Tls
@@ -61,11 +61,10 @@ def _up(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if not options.image.is_file():
-        raise FileNotFoundError(f"no picture at {options.image}")
+    asks = read_questions(options.questions)
     stack = _start(options, listen="127.0.0.1:0")
     try:
-        return run_demo(stack, options.image)
+        return run_demo(stack, asks)
     finally:
         stack.close()
         console.print("[dim]everything is stopped[/]")
@@ -136,8 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--tls-certificate", type=Path, metavar="PEM", help="this client's own")
     chat.add_argument("--tls-private-key", type=Path, metavar="PEM", help="and its key")
 
-    demo = command("demo", _demo, "Start all, ask about a picture twice, and stop all.")
-    demo.add_argument("--image", type=Path, required=True, help="the picture")
+    demo = command("demo", _demo, "Start all, ask questions about pictures, and stop all.")
+    demo.add_argument(
+        "questions",
+        type=Path,
+        help="TOML file of [[ask]] tables: pictures, a question and, where it is known, the answer",
+    )
     _add_stack_arguments(demo)
 
     doctor = command("doctor", run_doctor, "Say what is missing or misconfigured here.")

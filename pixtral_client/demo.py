@@ -1,44 +1,87 @@
-"""`pixtral-serve demo`: the whole stack, a picture, two questions, and what was encoded."""
+"""`pixtral-serve demo`: the whole stack, pictures, questions, and what was encoded."""
 
+import tomllib
 import urllib.request
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
-
 from pixtral_client.client import Client
-from pixtral_client.results import Completion
 from pixtral_client.stack import Stack
-from pixtral_client.terminal import console, duration, print_answer
+from pixtral_client.terminal import console, print_answer
 
 ENCODED = "pixtral_encoder_images_encoded_total"
-QUESTIONS = ("What is in this picture?", "Which colours do you see in it?")
 MAX_TOKENS = 48
 
 
-def run_demo(stack: Stack, picture: Path) -> int:
-    """Asks about a picture in two conversations. Returns the exit code: 0 where the second encoded
-    nothing."""
-    completions: list[Completion] = []
-    counts = [images_encoded(stack)]
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question about pictures, and what is right where that is known."""
+
+    pictures: tuple[Path, ...]
+    question: str
+    answer: str | None
+
+
+def read_questions(path: Path) -> list[Ask]:
+    """The tables `[[ask]]` of a TOML file: `pictures`, named from where the file is, `question`
+    and, if the right answer is known, `answer`.
+
+    Raises ValueError naming the table that is wrong, FileNotFoundError for a picture.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))["ask"]
+        asks = [_ask(path, number, table) for number, table in enumerate(tables, 1)]
+    except (KeyError, TypeError, tomllib.TOMLDecodeError):
+        raise ValueError(f"{path}: not a TOML file of [[ask]] tables") from None
+    for picture in (picture for ask in asks for picture in ask.pictures):
+        if not picture.is_file():
+            raise FileNotFoundError(f"no picture at {picture}")
+    return asks
+
+
+def _ask(path: Path, number: int, table: dict[str, object]) -> Ask:
+    match table:
+        case {"pictures": list(names), "question": str(question)} if all(
+            isinstance(name, str) for name in names
+        ):
+            answer = table.get("answer")
+            if answer is None or isinstance(answer, str):
+                pictures = tuple(path.parent / name for name in names)
+                return Ask(pictures, question, answer)
+    raise ValueError(f"{path}: [[ask]] {number} needs pictures, an array of paths, and a question")
+
+
+def run_demo(stack: Stack, asks: Sequence[Ask]) -> int:
+    """Asks each question in a conversation of its own. Returns the exit code: 0 where every answer
+    is right and every picture was encoded once."""
+    before = images_encoded(stack)
+    right = known = shown = 0
     with Client(stack.target) as client:
-        for question in QUESTIONS:
-            console.print(f"\n[bold]{picture.name}[/] [bold]> {question}[/]")
-            messages = [{"role": "user", "content": [picture, question]}]
+        for ask in asks:
+            names = " and ".join(picture.name for picture in ask.pictures)
+            console.print(f"\n[bold]{names}[/] [bold]> {ask.question}[/]")
+            messages = [{"role": "user", "content": [*ask.pictures, ask.question]}]
             stream = client.stream(messages, max_tokens=MAX_TOKENS, temperature=0.0)
             with stream:
-                completion = print_answer(stream)
+                text, completion = print_answer(stream)
             if completion is None:
                 console.print("[red]The stream ended without its summary.[/]")
                 return 1
-            completions.append(completion)
-            counts.append(images_encoded(stack))
-    console.print(_table(completions, counts))
-    if counts[2] != counts[1] or not all(image.cached for image in completions[1].images):
-        console.print("[red]The picture was encoded again.[/]")
-        return 1
-    console.print("[green]The second conversation encoded nothing: the embedding was there.[/]")
-    return 0
+            shown += len(ask.pictures)
+            if ask.answer is not None:
+                known += 1
+                right += text == ask.answer
+                if text != ask.answer:
+                    console.print(f"[red]not right: {ask.answer}[/]")
+    encoded = images_encoded(stack) - before
+    different = len({picture.read_bytes() for ask in asks for picture in ask.pictures})
+    console.print(f"\n{right} of {known} answers are right" if known else "")
+    console.print(
+        f"{different} pictures were shown {shown} times in {len(asks)} conversations, and encoded "
+        f"{encoded} times"
+    )
+    return 0 if right == known and encoded <= different else 1
 
 
 def images_encoded(stack: Stack) -> int:
@@ -48,20 +91,3 @@ def images_encoded(stack: Stack) -> int:
     with direct.open(url, timeout=10) as response:
         lines = response.read().decode().splitlines()
     return int(sum(float(line.split()[1]) for line in lines if line.startswith(f"{ENCODED} ")))
-
-
-def _table(completions: list[Completion], counts: list[int]) -> Table:
-    table = Table("", "first conversation", "second conversation", box=None, pad_edge=False)
-    rows = {
-        "queue": [duration(c.timings.queue) for c in completions],
-        "encode": [duration(c.timings.encode) for c in completions],
-        "first token": [duration(c.timings.time_to_first_token) for c in completions],
-        "total": [duration(c.timings.total) for c in completions],
-        "image cached": ["yes" if all(i.cached for i in c.images) else "no" for c in completions],
-        "prompt tokens": [str(c.usage.prompt_tokens) for c in completions],
-        "of them in the KV cache": [str(c.usage.cached_tokens) for c in completions],
-        "images the encoder encoded": [str(b - a) for a, b in pairwise(counts)],
-    }
-    for name, values in rows.items():
-        table.add_row(f"[dim]{name}[/]", *values)
-    return table

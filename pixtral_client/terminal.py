@@ -22,16 +22,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
-def print_answer(stream: Stream) -> Completion | None:
-    """Prints an answer as it comes, and its timings. None where the stream was cut short."""
+def print_answer(stream: Stream) -> tuple[str, Completion | None]:
+    """Prints an answer as it comes, and its timings. Returns its text and what is known of the
+    call, None where the stream was cut short."""
+    texts = []
     try:
         for delta in stream:
+            texts.append(delta.text)
             answers.out(printable(delta.text), end="")
     finally:
         answers.out()
     if stream.completion:
         console.print(f"[dim]{describe(stream.completion)}[/]")
-    return stream.completion
+    return "".join(texts), stream.completion
 
 
 def describe(completion: Completion) -> str:

@@ -46,7 +46,7 @@ def held_out(count: int, *, seed: int = 0) -> list[Item]:
             continue
         question = _rarest(rng, wanted, room)
         room[question.category] -= 1
-        pictures = tuple(_png(picture.image) for picture in scene.pictures)
+        pictures = tuple(png(picture.image) for picture in scene.pictures)
         items.append(Item(pictures, question))
     return items
 
@@ -60,7 +60,7 @@ def _rarest(
     return best[int(rng.integers(len(best)))]
 
 
-def _png(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

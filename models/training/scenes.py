@@ -210,7 +210,7 @@ def crowd_scene(rng: np.random.Generator, rows: int, columns: int) -> Scene:
 def pair_scene(rng: np.random.Generator, grids: Sequence[tuple[int, int]], source: Source) -> Scene:
     """Two pictures, both of shapes or both of print."""
     if rng.random() < 0.6:
-        return _pair_of_shapes(rng, grids)
+        return pair_of_shapes(rng, grids)
     drawn = []
     for rows, columns in grids:
         canvas = Canvas(rows, columns, rng)
@@ -222,7 +222,8 @@ def pair_scene(rng: np.random.Generator, grids: Sequence[tuple[int, int]], sourc
     return Scene(tuple(canvas.finish() for canvas, _ in drawn), tuple(questions))
 
 
-def _pair_of_shapes(rng: np.random.Generator, grids: Sequence[tuple[int, int]]) -> Scene:
+def pair_of_shapes(rng: np.random.Generator, grids: Sequence[tuple[int, int]]) -> Scene:
+    """Two pictures of 1 to 4 shapes."""
     pictures, both = [], []
     for rows, columns in grids:
         canvas = Canvas(rows, columns, rng)

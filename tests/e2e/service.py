@@ -52,14 +52,16 @@ class Service:
 
 
 @contextmanager
-def serve(model_dir: Path, redis_url: str, log_dir: Path) -> Iterator[Service]:
+def serve(
+    model_dir: Path, redis_url: str, log_dir: Path, *, max_image_bytes: int = 1_000_000
+) -> Iterator[Service]:
     """All tiers in float32, where answers can be compared to the last bit."""
     stack = pixtral_stack(
         model_dir,
         dtype="f32",
         redis_url=redis_url,
         log_dir=log_dir,
-        gateway_args=["--max-image-bytes", "1000000", "--max-images", "6"],
+        gateway_args=["--max-image-bytes", str(max_image_bytes), "--max-images", "6"],
         start_timeout=240,
     )
     with stack, Client(stack.target, timeout=120) as client:
