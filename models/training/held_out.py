@@ -1,6 +1,7 @@
 """The questions that the model is measured with: seeds, words and fonts never trained on."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -30,10 +31,12 @@ class Item:
 def held_out(count: int, *, seed: int = 0) -> list[Item]:
     """`count` items, as many of each category as of another; the same for the same seed.
 
-    No two of a category are about the same picture.
+    No two of a category are about the same picture, and of what may be asked about a picture that
+    is asked whose answer has come up least.
     """
     rng = np.random.default_rng((HELD_OUT_SEED, seed))
     room = {category: -(-count // len(CATEGORIES)) for category in CATEGORIES}
+    answered: Counter[str] = Counter()
     items: list[Item] = []
     while len(items) < count:
         if room["compare"] and rng.random() < 1 / len(CATEGORIES):
@@ -44,7 +47,8 @@ def held_out(count: int, *, seed: int = 0) -> list[Item]:
         wanted = [question for question in scene.questions if room[question.category]]
         if not wanted:
             continue
-        question = _rarest(rng, wanted, room)
+        question = _rarest(rng, wanted, room, answered)
+        answered[value(question)] += 1
         room[question.category] -= 1
         pictures = tuple(png(picture.image) for picture in scene.pictures)
         items.append(Item(pictures, question))
@@ -52,12 +56,29 @@ def held_out(count: int, *, seed: int = 0) -> list[Item]:
 
 
 def _rarest(
-    rng: np.random.Generator, questions: list[Question], room: Mapping[str, int]
+    rng: np.random.Generator,
+    questions: list[Question],
+    room: Mapping[str, int],
+    answered: Mapping[str, int],
 ) -> Question:
-    """One of the questions of the category that most are still needed of."""
+    """Of the questions of the category that most are still needed of, the one whose answer came
+    up least."""
     most = max(room[question.category] for question in questions)
     best = [question for question in questions if room[question.category] == most]
-    return best[int(rng.integers(len(best)))]
+    order = [best[at] for at in rng.permutation(len(best))]
+    return min(order, key=lambda question: answered[value(question)])
+
+
+def value(question: Question) -> str:
+    """What an answer comes to: its category and the name, place, number or word in it."""
+    answer = question.answer.removesuffix(".")
+    if answer.startswith("There "):
+        found = next((word for word in answer.split() if word.isdigit()), "0")
+    elif question.category == "position":
+        found = answer.removeprefix("It is ")
+    else:
+        found = answer.split(" ")[-1]
+    return f"{question.category} {found}"
 
 
 def png(image: Image.Image) -> bytes:
