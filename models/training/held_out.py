@@ -65,8 +65,8 @@ def _rarest(
     up least."""
     most = max(room[question.category] for question in questions)
     best = [question for question in questions if room[question.category] == most]
-    order = [best[at] for at in rng.permutation(len(best))]
-    return min(order, key=lambda question: answered[value(question)])
+    order = [int(at) for at in rng.permutation(len(best))]
+    return best[min(order, key=lambda at: answered[value(best[at])])]
 
 
 def value(question: Question) -> str:
