@@ -59,8 +59,10 @@ watch-check: $(INSTALLED) ## Check rules, alerts and dashboards
 watch-live: $(MODEL)/params.json ## Let a real Prometheus watch a real stack under load for two minutes
 	@$(BIN)/python -m bench.watch --model-dir $(MODEL) --draw bench/results/dashboards
 
-deploy-check: $(INSTALLED) $(SCANNER) ## Check images and manifests: build, schemas, rules, scan
+deploy-check: $(INSTALLED) $(SCANNER) $(BUF) ## Check images and manifests: build, schemas, rules, scan
 	@$(BIN)/python -m tools.deploy.check .cache/manifests
+	@node --test --test-reporter=dot tools/deploy/custom_resources.test.mjs
+	@$(BIN)/python -m tools.deploy.as_json .cache/manifests | node tools/deploy/custom_resources.mjs
 	@$(SCANNER) --skip-download --quiet --compact --framework kubernetes dockerfile \
 		-d .cache/manifests -d deploy/docker && echo "checkov: no findings but those justified in place"
 
@@ -81,8 +83,8 @@ format: $(INSTALLED) $(BUF) ## Format the code and the protos
 protos: $(INSTALLED) ## Generate the Python stubs anew
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py
 
-# Buf is pinned to the digit in package.json and has no dependencies but its own binaries, not
-# all of which every registry carries: a lock of them would not install.
+# Pinned to the digit in package.json, but not locked: a lock would name all of Buf's binaries, not
+# all of which every registry carries.
 $(BUF): package.json
 	@npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@

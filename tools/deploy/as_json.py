@@ -1,0 +1,16 @@
+"""All objects of a directory's manifests as one array of JSON: `python -m tools.deploy.as_json DIR`."""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+
+def main(directory: Path) -> None:
+    texts = [path.read_text("utf-8") for path in sorted(directory.glob("*.yaml"))]
+    print(json.dumps([obj for text in texts for obj in yaml.safe_load_all(text)]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
