@@ -5,6 +5,7 @@ The architecture is that of arXiv:2410.07073 and mistral-inference's `vision_enc
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Where the images of one packed sequence lie.
+    """Where the images of one packed sequence lie, those of equal length beside each other.
 
     Attributes:
         grids: patches of each image, (rows, columns), in order.
@@ -30,6 +31,11 @@ class Packed:
     @property
     def lengths(self) -> list[int]:
         return [rows * cols for rows, cols in self.grids]
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """Of images of equal length: how many, and how long each is."""
+        return [(len(list(images)), length) for length, images in groupby(self.lengths)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,8 @@ class VisionTower:
         Returns:
             For each image (tokens, width) in the tower's dtype, on its device.
         """
-        x, packed = self._patches(images)
+        order = sorted(range(len(images)), key=lambda at: images[at][0].numel())
+        x, packed = self._patches([images[at] for at in order])
         for layer in self._layers:
             x = x + self._attention(layer, self._norm(x, layer.attention_norm), packed)
             x = x + _feed_forward(layer, self._norm(x, layer.ffn_norm))
@@ -113,7 +120,8 @@ class VisionTower:
         if self._merging_layer is not None:
             x = F.linear(self._squares(x, packed), self._merging_layer)
             lengths = [length // self._spec.merge_size**2 for length in lengths]
-        return list(torch.split(x, lengths))
+        embeddings = dict(zip(order, torch.split(x, lengths), strict=True))
+        return [embeddings[at] for at in range(len(images))]
 
     def _patches(self, images: Sequence[Tensor]) -> tuple[Tensor, Packed]:
         """(patches, width) of all images, row by row, and where each of them lies."""
@@ -144,11 +152,14 @@ class VisionTower:
         """Every patch attends to all patches of its own image and to no other."""
         qkv = F.linear(x, layer.wqkv).view(len(x), 3, self._spec.heads, -1)
         queries_keys = _rotate(qkv[:, :2], packed.rotations)
+        sizes = [count * length for count, length in packed.groups]
         attended = [
-            _attend(image_qk[:, 0], image_qk[:, 1], image_v)
-            for image_qk, image_v in zip(
-                torch.split(queries_keys, packed.lengths),
-                torch.split(qkv[:, 2], packed.lengths),
+            # Images of equal length are one call: many small ones would wait for its start.
+            _attend(*(each.view(*group, *each.shape[1:]) for each in (qk[:, 0], qk[:, 1], values)))
+            for group, qk, values in zip(
+                packed.groups,
+                torch.split(queries_keys, sizes),
+                torch.split(qkv[:, 2], sizes),
                 strict=True,
             )
         ]
@@ -197,11 +208,12 @@ def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention within one image: (patches, heads, head size) each, to (patches, width)."""
+    """Attention within each image: (images, patches, heads, head size) each, to (all patches,
+    width)."""
     attended = F.scaled_dot_product_attention(
-        queries.transpose(0, 1)[None], keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+        queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
     )
-    return attended[0].transpose(0, 1).flatten(1)
+    return attended.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _feed_forward(layer: Layer, x: Tensor) -> Tensor:

@@ -122,6 +122,16 @@ def test_an_image_does_not_depend_on_its_companions(pair: Pair) -> None:
             assert relative_error(found, alone[index]) < 1e-6
 
 
+def test_images_of_one_size_are_told_apart(
+    pair: Pair, merge_weights: tuple[Tensor, Tensor] | None
+) -> None:
+    sizes = [(64, 64), (300, 200), (64, 64), (128, 32), (64, 64), (300, 200)]
+    images = [picture(pair[2], *size, seed) for seed, size in enumerate(sizes)]
+    references = expected(pair, images, merge_weights)
+    for found, reference in zip(embed(pair[0], images), references, strict=True):
+        assert relative_error(found, reference) < 1e-4
+
+
 def test_bfloat16_is_near_float32(checkpoint: Path, pair: Pair) -> None:
     tower, _, spec = pair
     half = load_tower(checkpoint, spec, dtype=torch.bfloat16, device=torch.device("cpu"))
