@@ -144,7 +144,7 @@ class Completions:
     async def _read(self, conversation: Conversation) -> tuple[list[ImageInput], Prompt]:
         check_text(conversation, self._prompts.longest_token, self._tiers.context_length)
         with current_span().child("images", images=len(conversation.images)):
-            images = [await self._images.read(source) for source in conversation.images]
+            images = await self._images.read_all(conversation.images)
         with current_span().child("prompt"):
             prompt = await self._prompts.encode(conversation, [image.grid for image in images])
         note(images=len(images), prompt_tokens=len(prompt.token_ids))

@@ -23,6 +23,12 @@ ENCODE_SECONDS = Histogram(
 IMAGES = Counter(
     "pixtral_gateway_images_total", "Images of answered requests, by where they were", ["result"]
 )
+FETCHES = Counter(
+    "pixtral_gateway_image_fetches_total", "Images by https URL, by how it went", ["result"]
+)
+FETCH_SECONDS = Histogram(
+    "pixtral_gateway_image_fetch_seconds", "Time of a fetch, failed ones too", buckets=SECONDS
+)
 REPLICAS = Gauge(
     "pixtral_gateway_replicas_ready", "Replicas that answered their last handshake", ["tier"]
 )
@@ -45,5 +51,7 @@ for images in ("none", "cached", "encoded"):
     TIME_TO_FIRST_TOKEN.labels(images)
 for result in ("cached", "encoded"):
     IMAGES.labels(result)
+for result in ("fetched", "refused", "failed"):
+    FETCHES.labels(result)
 for tier in ("encoder", "decoder"):
     REPLICAS.labels(tier)

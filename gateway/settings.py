@@ -1,10 +1,28 @@
 """What a gateway is told at its start."""
 
-from typing import ClassVar
+import re
+from typing import Annotated, ClassVar
 
-from pydantic import DirectoryPath, Field
+from pydantic import AfterValidator, DirectoryPath, Field
 
-from serving.settings import Address, ModelSettings, PeerTlsSettings, RedisSettings, Targets
+from serving.settings import (
+    Address,
+    ModelSettings,
+    PeerTlsSettings,
+    RedisSettings,
+    Strings,
+    Targets,
+)
+
+
+def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
+        if not re.fullmatch(r"(\*|\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)(:[0-9]{1,5})?", host):
+            raise ValueError("must be names of hosts, .example.org, name:port or *")
+    return hosts
+
+
+ImageHosts = Annotated[Strings, AfterValidator(_check_hosts)]
 
 
 class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
@@ -37,6 +55,14 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_images: int = Field(16, ge=0, description="Images that one request may hold.")
     max_image_bytes: int = Field(
         20 << 20, ge=1, description="The largest image file that is taken, in bytes."
+    )
+    image_url_hosts: ImageHosts = Field(
+        (),
+        description="Hosts whose images are fetched by https URL: names, .example.org for all "
+        "below it, name:port, or * for every public host; empty: no URL but data:.",
+    )
+    image_url_timeout_seconds: float = Field(
+        5.0, gt=0, description="The longest that an image may take to be fetched."
     )
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="The largest image that is taken, as width times height."

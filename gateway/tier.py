@@ -11,6 +11,7 @@ from embeddings.vision import BadCheckpoint, VisionSpec, read_params
 from gateway.admission import Admission
 from gateway.completion import Completions
 from gateway.discovery import Group
+from gateway.fetch import Fetcher, Hosts
 from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
 from gateway.service import ChatService
@@ -33,6 +34,7 @@ class GatewayTier:
         self._service = ChatService(settings)
         self._tiers: Tiers | None = None
         self._store: EmbeddingStore | None = None
+        self._fetcher: Fetcher | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         chat_pb2_grpc.add_ChatServiceServicer_to_server(self._service, server)
@@ -61,9 +63,13 @@ class GatewayTier:
             ),
             width=spec.width,
         )
+        self._fetcher = _fetcher(settings)
         self._service.completions = Completions(
             images=ImageReader(
-                spec, max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
+                spec,
+                max_bytes=settings.max_image_bytes,
+                max_pixels=settings.max_image_pixels,
+                fetcher=self._fetcher,
             ),
             prompts=prompts,
             store=store,
@@ -82,6 +88,18 @@ class GatewayTier:
             await self._tiers.stop()
         if self._store is not None:
             await self._store.close()
+        if self._fetcher is not None:
+            await self._fetcher.close()
+
+
+def _fetcher(settings: GatewaySettings) -> Fetcher | None:
+    if not settings.image_url_hosts:
+        return None
+    return Fetcher(
+        Hosts(settings.image_url_hosts),
+        max_bytes=settings.max_image_bytes,
+        timeout_seconds=settings.image_url_timeout_seconds,
+    )
 
 
 def _open(address: str, name: str | None, tls: ClientTls | None) -> grpc.aio.Channel:

@@ -1,6 +1,4 @@
 import asyncio
-import datetime
-import ipaddress
 import json
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -9,9 +7,6 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -20,6 +15,7 @@ from serving.channel import MAX_MESSAGE_BYTES, ClientTls, open_channel
 from serving.errors import StartupError
 from serving.server import running
 from serving.settings import ProcessSettings
+from tests.authority import Authority
 from tests.serving.echo import SERVICE, Context, EchoStub, EchoTier, echo, health_stub
 
 
@@ -192,56 +188,6 @@ async def test_a_tier_whose_start_fails_is_stopped() -> None:
         async with running(tier, ProcessSettings()):
             pass
     assert tier.stopped
-
-
-class Authority:
-    """Signs certificates for 127.0.0.1 into files of `directory`."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self._directory = directory
-        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(self._name, self._key, x509.BasicConstraints(True, None))
-        self.ca = directory / f"{name}.pem"
-        self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def issue(self, name: str, dns_name: str | None = None) -> tuple[Path, Path]:
-        """Certificate and private key, for 127.0.0.1 unless it is for a name."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        holder: x509.GeneralName = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        if dns_name is not None:
-            holder = x509.DNSName(dns_name)
-        certificate = self._sign(subject, key, x509.SubjectAlternativeName([holder]))
-        files = self._directory / f"{name}.pem", self._directory / f"{name}.key"
-        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        files[1].write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-        )
-        return files
-
-    def _sign(
-        self,
-        subject: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
-        extension: x509.ExtensionType,
-    ) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(extension, critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
 
 
 async def answers(address: str, tls: ClientTls | None) -> bool:

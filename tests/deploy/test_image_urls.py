@@ -1,0 +1,51 @@
+"""The component that lets the gateway fetch images, added to an overlay as docs/deploy.md says."""
+
+import os
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from gateway.fetch import is_public
+from gateway.settings import GatewaySettings
+from tools.deploy.check import RULES
+from tools.deploy.manifests import K8S, build, kubernetes_versions, schema_violations
+from tools.deploy.objects import Object, environment, labels_of, matches, name_of, of_kind, tiers
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> list[Object]:
+    root = os.path.relpath(K8S.resolve(), tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\n"
+        "kind: Kustomization\n"
+        f"resources: [{root}/overlays/production]\n"
+        f"components: [{root}/components/image-urls]\n"
+        "namespace: pixtral\n"
+    )
+    return build(str(tmp_path))
+
+
+def test_it_fits_the_overlay(objects: list[Object]) -> None:
+    assert [problem for rule in RULES["production"] for problem in rule(objects)] == []
+    for version in kubernetes_versions():
+        for obj in objects:
+            assert list(schema_violations(obj, version)) == []
+
+
+def test_the_gateway_alone_may_go_out_and_to_public_addresses_alone(objects: list[Object]) -> None:
+    (policy,) = (o for o in of_kind(objects, "NetworkPolicy") if name_of(o) == "image-urls")
+    ((peer,),) = (rule["to"] for rule in policy["spec"]["egress"])
+    closed = [ip_network(block) for block in peer["ipBlock"]["except"]]
+    for address in ("10.0.0.1", "172.31.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1"):
+        assert not is_public(address)
+        assert any(ip_address(address) in block for block in closed)
+    assert not any(ip_address("93.184.215.14") in block for block in closed)
+    for deployment, container in tiers(objects):
+        is_gateway = name_of(deployment) == "gateway"
+        assert matches(policy["spec"]["podSelector"], labels_of(deployment)) == is_gateway
+        if is_gateway:
+            hosts = environment(objects, container)["PIXTRAL_IMAGE_URL_HOSTS"]
+            GatewaySettings(
+                model_dir=Path(), decoders=("127.0.0.1:1",), image_url_hosts=hosts.split(",")
+            )
