@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from gateway.conversation import Conversation
 from gateway.deadline import Deadline
+from gateway.tenants import Tenant
 from pixtral.v1 import chat_pb2
 
 
@@ -12,6 +13,7 @@ class Ask:
     """What a client asks for. `arrival` is on the monotonic clock, in seconds."""
 
     id: str
+    tenant: Tenant
     conversation: Conversation
     sampling: chat_pb2.SamplingParams
     arrival: float

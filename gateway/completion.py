@@ -18,14 +18,12 @@ from gateway.encoders import Encoded, Encoders
 from gateway.images import ImageInput, ImageReader
 from gateway.metrics import ENCODE_SECONDS, IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
 from gateway.prompt import Prompt, PromptEncoder
+from gateway.tenants import Tenant
 from gateway.tiers import Contract, Tiers
 from gateway.validation import check_length, check_text
 from pixtral.v1 import chat_pb2, decoder_pb2
 from serving.call import current_span, first_token, note
 from serving.errors import DeadlineExceeded, FailedPrecondition, ServingError, Unavailable
-
-# There is one tenant, and everyone is it.
-SCOPE = "public"
 
 # Tiers keep the deadline themselves; after this long only a client that stopped reading is left.
 GRACE_SECONDS = 1.0
@@ -69,7 +67,7 @@ class Completions:
         code = "OK"
         overdue = _cancel_task(ask.deadline.remaining() + GRACE_SECONDS)
         try:
-            with self._admission.permit():
+            with self._admission.permit(ask.tenant, len(ask.conversation.images)):
                 async with aclosing(self._answer(ask)) as events:
                     async for event in events:
                         yield event
@@ -86,17 +84,20 @@ class Completions:
             overdue.cancel()
             REQUESTS.labels(code).inc()
 
-    async def count(self, conversation: Conversation) -> Prompt:
+    async def count(self, conversation: Conversation, tenant: Tenant) -> Prompt:
         """The prompt that a conversation makes. Raises InvalidRequest and Overloaded."""
-        with self._admission.permit():
+        with self._admission.permit(tenant, len(conversation.images)):
             _, prompt = await self._read(conversation)
         return prompt
 
     async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         contract = self._tiers.contract()
         images, prompt = await self._read(ask.conversation)
+        ask.tenant.use("prompt", len(prompt.token_ids))
         check_length(len(prompt.token_ids), ask.sampling, self._tiers.context_length)
-        keys = [EmbeddingKey(image.sha256, contract.fingerprint, SCOPE) for image in images]
+        keys = [
+            EmbeddingKey(image.sha256, contract.fingerprint, ask.tenant.name) for image in images
+        ]
         wanted = dict(zip(keys, images, strict=True))
         head = _head(ask.conversation, images)
 
@@ -134,6 +135,7 @@ class Completions:
                 encode += _since(encoding_began)
                 note(**_image_facts([places[key] for key in keys], encode))
             finally:
+                ask.tenant.use("completion", completion_tokens)
                 note(**_answer_facts(cached_tokens, completion_tokens, finish_reason))
         yield Finished(
             Usage(len(prompt.token_ids), prompt.image_tokens, cached_tokens, completion_tokens),
@@ -220,7 +222,7 @@ def _generate_request(
             for key, placed in zip(keys, prompt.images, strict=True)
         ],
         sampling=ask.sampling,
-        cache_salt=SCOPE,
+        cache_salt=ask.tenant.name,
     )
 
 

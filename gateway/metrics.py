@@ -29,6 +29,14 @@ FETCHES = Counter(
 FETCH_SECONDS = Histogram(
     "pixtral_gateway_image_fetch_seconds", "Time of a fetch, failed ones too", buckets=SECONDS
 )
+TENANT_TOKENS = Counter(
+    "pixtral_gateway_tenant_tokens_total", "Tokens by whose they were", ["tenant", "kind"]
+)
+TENANT_REFUSALS = Counter(
+    "pixtral_gateway_tenant_refusals_total",
+    "Requests refused for a tenant's own limit",
+    ["tenant", "limit"],
+)
 REPLICAS = Gauge(
     "pixtral_gateway_replicas_ready", "Replicas that answered their last handshake", ["tier"]
 )

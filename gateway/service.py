@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -15,6 +15,7 @@ from gateway.completion import Completions
 from gateway.conversation import Conversation
 from gateway.deadline import Deadline
 from gateway.settings import GatewaySettings
+from gateway.tenants import Tenant, Tenants
 from gateway.validation import check_model, check_parts, check_sampling, read_conversation
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.call import current_span, note
@@ -27,8 +28,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
 
     completions: Completions
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
         self._settings = settings
+        self._tenants = tenants
         self._model = settings.model_name
 
     async def StreamComplete(
@@ -65,7 +67,8 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     async def CountTokens(
         self, request: chat_pb2.CountTokensRequest, context: Context
     ) -> chat_pb2.CountTokensResponse:
-        prompt = await self.completions.count(self._conversation(request))
+        tenant = self._tenant(context)
+        prompt = await self.completions.count(self._conversation(request), tenant)
         return chat_pb2.CountTokensResponse(
             prompt_tokens=len(prompt.token_ids), image_tokens=prompt.image_tokens
         )
@@ -73,6 +76,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     async def ListModels(
         self, request: chat_pb2.ListModelsRequest, context: Context
     ) -> chat_pb2.ListModelsResponse:
+        self._tenant(context)
         model = chat_pb2.Model(
             name=self._model,
             context_length=self.completions.context_length,
@@ -80,6 +84,12 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             max_image_bytes=self._settings.max_image_bytes,
         )
         return chat_pb2.ListModelsResponse(models=[model])
+
+    def _tenant(self, context: Context) -> Tenant:
+        metadata = dict(context.invocation_metadata() or ())
+        tenant = self._tenants.of(cast("str | None", metadata.get("authorization")))
+        note(tenant=tenant.name)
+        return tenant
 
     def _conversation(
         self,
@@ -97,6 +107,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         context: Context,
     ) -> Ask:
         arrival = time.monotonic()
+        tenant = self._tenant(context)
         conversation = self._conversation(request)
         check_sampling(request.sampling, vocabulary_size=self.completions.vocabulary_size)
         seconds = self._settings.request_timeout_seconds
@@ -108,6 +119,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         current_span().set(operation="chat", model=self._model)
         return Ask(
             id=completion_id,
+            tenant=tenant,
             conversation=conversation,
             sampling=request.sampling,
             arrival=arrival,

@@ -1,9 +1,9 @@
 """What a gateway is told at its start."""
 
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, DirectoryPath, Field
+from pydantic import AfterValidator, DirectoryPath, Field, FilePath, model_validator
 
 from serving.settings import (
     Address,
@@ -12,6 +12,7 @@ from serving.settings import (
     RedisSettings,
     Strings,
     Targets,
+    is_loopback,
 )
 
 
@@ -52,6 +53,14 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="The longest that a completion may take."
     )
+    api_keys: FilePath | None = Field(
+        None,
+        description="TOML file of tenants, the digests of their API keys and their limits; it is "
+        "read again when it changes.",
+    )
+    allow_anonymous: bool = Field(
+        False, description="Without api_keys, let in whoever reaches this gateway off this machine."
+    )
     max_images: int = Field(16, ge=0, description="Images that one request may hold.")
     max_image_bytes: int = Field(
         20 << 20, ge=1, description="The largest image file that is taken, in bytes."
@@ -67,3 +76,12 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="The largest image that is taken, as width times height."
     )
+
+    @model_validator(mode="after")
+    def _check_tenants(self) -> Self:
+        if self.api_keys is None and not (self.allow_anonymous or is_loopback(self.listen)):
+            raise ValueError(
+                f"listen: {self.listen} is not a loopback address: set api_keys, or "
+                "allow_anonymous to let in whoever asks"
+            )
+        return self

@@ -16,6 +16,7 @@ from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
 from gateway.service import ChatService
 from gateway.settings import GatewaySettings
+from gateway.tenants import Tenants
 from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.channel import ClientTls, open_channel
@@ -31,7 +32,8 @@ class GatewayTier:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._service = ChatService(settings)
+        self._tenants = Tenants(settings.api_keys)
+        self._service = ChatService(settings, self._tenants)
         self._tiers: Tiers | None = None
         self._store: EmbeddingStore | None = None
         self._fetcher: Fetcher | None = None
@@ -74,8 +76,9 @@ class GatewayTier:
             prompts=prompts,
             store=store,
             tiers=self._tiers,
-            admission=Admission(settings.max_concurrent_requests),
+            admission=Admission(settings.max_concurrent_requests, self._tenants),
         )
+        self._tenants.start()
         await self._tiers.start()
 
     async def failed(self) -> None:
@@ -84,6 +87,7 @@ class GatewayTier:
             await self._tiers.failed()
 
     async def stop(self) -> None:
+        await self._tenants.stop()
         if self._tiers is not None:
             await self._tiers.stop()
         if self._store is not None:

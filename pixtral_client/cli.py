@@ -1,7 +1,9 @@
 """The command line: `pixtral-serve`."""
 
 import argparse
+import hashlib
 import os
+import secrets
 import shlex
 import signal
 import sys
@@ -17,7 +19,7 @@ from pixtral_client.errors import PixtralError
 from pixtral_client.requests import DEFAULT_TARGET, Sampling, Tls
 from pixtral_client.stack import Stack, StackError
 from pixtral_client.standalone import pixtral_stack
-from pixtral_client.terminal import console, print_error, start_progress
+from pixtral_client.terminal import answers, console, print_error, start_progress
 
 TIERS = {"gateway": "gateway", "encoder": "services.encoder", "decoder": "services.decoder"}
 
@@ -87,6 +89,13 @@ def _chat(options: argparse.Namespace) -> int:
     return 0
 
 
+def _key(_: argparse.Namespace) -> int:
+    key = f"pixtral-{secrets.token_urlsafe(32)}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    answers.out(f'PIXTRAL_API_KEY={key}\nkeys = ["sha256:{digest}"]')
+    return 0
+
+
 def _start(options: argparse.Namespace, *, listen: str) -> Stack:
     with start_progress() as progress:
         stack = pixtral_stack(
@@ -146,6 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command("doctor", run_doctor, "Say what is missing or misconfigured here.")
     doctor.add_argument("--model-dir", type=Path, help="the model that is to run here")
     doctor.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
+
+    command("key", _key, "Make an API key, for its caller, and its digest, for the gateway's file.")
 
     for name in TIERS:
         commands.add_parser(

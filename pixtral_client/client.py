@@ -22,6 +22,7 @@ from pixtral_client.requests import (
     Answer,
     Sampling,
     Tls,
+    authorization,
     channel_options,
     complete_request,
     completion,
@@ -85,6 +86,8 @@ class Client:
         target: `host:port` of the gateway.
         tls: the connection's certificates; `Tls()` trusts the system's authorities. None is
             plaintext.
+        api_key: whose requests these are; else PIXTRAL_API_KEY, if that is set. Over TLS only,
+            but to this machine.
         timeout: seconds that a call may take, where the call does not say.
 
     Every call raises `PixtralError` or a subclass of it; messages that cannot be sent raise
@@ -96,9 +99,11 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         tls: Tls | None = None,
+        api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         self._timeout = timeout
+        self._metadata = authorization(api_key, target, tls)
         options = channel_options(target)
         if tls is None:
             self._channel = grpc.insecure_channel(target, options)
@@ -117,7 +122,11 @@ class Client:
         """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
         request = complete_request(messages, model, sampling)
         try:
-            return completion(self._stub.Complete(request, timeout=timeout or self._timeout))
+            return completion(
+                self._stub.Complete(
+                    request, timeout=timeout or self._timeout, metadata=self._metadata
+                )
+            )
         except grpc.RpcError as error:
             raise_from(error)
 
@@ -131,7 +140,9 @@ class Client:
     ) -> Stream:
         """Answers a conversation as the answer is generated."""
         request = stream_request(messages, model, sampling)
-        call = self._stub.StreamComplete(request, timeout=timeout or self._timeout)
+        call = self._stub.StreamComplete(
+            request, timeout=timeout or self._timeout, metadata=self._metadata
+        )
         return Stream(call)
 
     def count_tokens(
@@ -140,7 +151,9 @@ class Client:
         """Counts a conversation's prompt tokens without running the model."""
         request = count_request(messages, model)
         try:
-            response = self._stub.CountTokens(request, timeout=timeout or self._timeout)
+            response = self._stub.CountTokens(
+                request, timeout=timeout or self._timeout, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise_from(error)
         return TokenCount(response.prompt_tokens, response.image_tokens)
@@ -149,7 +162,9 @@ class Client:
         """Lists the models that the gateway serves."""
         try:
             request = chat_pb2.ListModelsRequest()
-            response = self._stub.ListModels(request, timeout=timeout or self._timeout)
+            response = self._stub.ListModels(
+                request, timeout=timeout or self._timeout, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise_from(error)
         return models_from_proto(response)
@@ -233,9 +248,11 @@ class AsyncClient:
         target: str = DEFAULT_TARGET,
         *,
         tls: Tls | None = None,
+        api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         self._timeout = timeout
+        self._metadata = authorization(api_key, target, tls)
         options = channel_options(target)
         if tls is None:
             self._channel = grpc.aio.insecure_channel(target, options)
@@ -254,7 +271,11 @@ class AsyncClient:
         """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
         request = await asyncio.to_thread(complete_request, messages, model, sampling)
         try:
-            return completion(await self._stub.Complete(request, timeout=timeout or self._timeout))
+            return completion(
+                await self._stub.Complete(
+                    request, timeout=timeout or self._timeout, metadata=self._metadata
+                )
+            )
         except grpc.RpcError as error:
             raise_from(error)
 
@@ -268,7 +289,9 @@ class AsyncClient:
     ) -> AsyncStream:
         """Answers a conversation as the answer is generated."""
         request = await asyncio.to_thread(stream_request, messages, model, sampling)
-        call = self._stub.StreamComplete(request, timeout=timeout or self._timeout)
+        call = self._stub.StreamComplete(
+            request, timeout=timeout or self._timeout, metadata=self._metadata
+        )
         return AsyncStream(call)
 
     async def count_tokens(
@@ -277,7 +300,9 @@ class AsyncClient:
         """Counts a conversation's prompt tokens without running the model."""
         request = await asyncio.to_thread(count_request, messages, model)
         try:
-            response = await self._stub.CountTokens(request, timeout=timeout or self._timeout)
+            response = await self._stub.CountTokens(
+                request, timeout=timeout or self._timeout, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise_from(error)
         return TokenCount(response.prompt_tokens, response.image_tokens)
@@ -286,7 +311,9 @@ class AsyncClient:
         """Lists the models that the gateway serves."""
         try:
             request = chat_pb2.ListModelsRequest()
-            response = await self._stub.ListModels(request, timeout=timeout or self._timeout)
+            response = await self._stub.ListModels(
+                request, timeout=timeout or self._timeout, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise_from(error)
         return models_from_proto(response)

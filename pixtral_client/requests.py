@@ -1,5 +1,6 @@
 """The requests that `Client` and `AsyncClient` send alike, and how they open a channel."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pixtral_client.results import (
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 600.0
 MAX_MESSAGE_BYTES = 64 * 2**20
+API_KEY_VARIABLE = "PIXTRAL_API_KEY"
 
 # How host:port begins that is on this machine.
 LOOPBACK = ("127.", "localhost:", "[::1]:")
@@ -57,6 +59,16 @@ class Tls:
             private_key=self.private_key.read_bytes() if self.private_key else None,
             certificate_chain=self.certificate.read_bytes() if self.certificate else None,
         )
+
+
+def authorization(api_key: str | None, target: str, tls: Tls | None) -> tuple[tuple[str, str], ...]:
+    """The metadata that says who calls. Raises ValueError where others could read the key."""
+    key = api_key or os.environ.get(API_KEY_VARIABLE)
+    if not key:
+        return ()
+    if tls is None and not target.startswith(LOOPBACK):
+        raise ValueError("an API key is sent over TLS only")
+    return (("authorization", f"Bearer {key}"),)
 
 
 class Sampling(TypedDict, total=False):

@@ -37,6 +37,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
+        self.authorizations: list[Any] = []
         self.failure: status_pb2.Status | None = None
         self.stuck = False
         self.cancelled = threading.Event()
@@ -92,6 +93,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
 
     def _arrive(self, request: object, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
+        self.authorizations.append(dict(context.invocation_metadata()).get("authorization"))
         context.add_callback(self.cancelled.set)
         if self.failure is not None:
             context.abort_with_status(rpc_status.to_status(self.failure))

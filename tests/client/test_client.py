@@ -317,3 +317,32 @@ async def test_cancelling_the_task_cancels_the_call(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await heard(gateway.cancelled)
+
+
+def test_every_call_shows_the_api_key(
+    gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = [{"role": "user", "content": "Hello?"}]
+    with Client(gateway.address, api_key="given") as client:
+        client.chat(messages)
+        list(client.stream(messages))
+        client.count_tokens(messages)
+        client.models()
+    monkeypatch.setenv("PIXTRAL_API_KEY", "of-the-environment")
+    with Client(gateway.address) as client:
+        client.models()
+    assert gateway.authorizations == ["Bearer given"] * 4 + ["Bearer of-the-environment"]
+
+
+async def test_the_asyncio_client_shows_it_too(gateway: FakeGateway) -> None:
+    async with AsyncClient(gateway.address, api_key="given") as client:
+        await client.models()
+        async with await client.stream([{"role": "user", "content": "Hello?"}]) as stream:
+            async for _ in stream:
+                pass
+    assert gateway.authorizations == ["Bearer given"] * 2
+
+
+def test_an_api_key_is_not_sent_where_others_can_read_it() -> None:
+    with pytest.raises(ValueError, match="over TLS only"):
+        Client("gateway.example:50051", api_key="given")

@@ -276,6 +276,12 @@ def without(key: str) -> Callable[[Object], object]:
             "Deployment encoder lets in whoever asks",
         ),
         (
+            "Deployment",
+            "gateway",
+            lambda o: set_variable(o, "PIXTRAL_API_KEYS", ""),
+            "Deployment gateway answers whoever asks",
+        ),
+        (
             "NetworkPolicy",
             "closed",
             lambda o: o["spec"].update(policyTypes=["Ingress"]),

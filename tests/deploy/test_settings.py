@@ -70,8 +70,10 @@ def test_tier_accepts_what_it_is_told(
     (tmp_path / "tls").mkdir()
     for name in ("tls.crt", "tls.key", "ca.crt"):
         (tmp_path / "tls" / name).touch()
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "tenants.toml").touch()
     for name, value in told.items():
-        path = f"{tmp_path}{value}" if value.startswith(("/models/", "/tls/")) else value
+        path = f"{tmp_path}{value}" if value.startswith(("/models/", "/tls/", "/keys/")) else value
         monkeypatch.setenv(name, path)
 
     settings = load(SETTINGS[tier], [], prog=tier)

@@ -11,12 +11,13 @@ from embeddings.store import EmbeddingStore
 from embeddings.vision import VisionSpec
 from gateway.admission import Admission
 from gateway.answer import Ask, Finished
-from gateway.completion import SCOPE, Completions
+from gateway.completion import Completions
 from gateway.deadline import Deadline
 from gateway.discovery import Group
 from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
 from gateway.settings import GatewaySettings
+from gateway.tenants import Tenant, Tenants
 from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
 from gateway.validation import read_conversation
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
@@ -24,6 +25,7 @@ from serving.channel import open_channel
 from tests.gateway.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder, FakeEncoder
 
 MAX_CONCURRENT = 4
+SCOPE = "public"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Harness:
             decoders=Group((d.address for d in decoders), decoder_at),
             width=WIDTH,
         )
-        admission = Admission(MAX_CONCURRENT)
+        admission = Admission(MAX_CONCURRENT, Tenants(None))
         completions = Completions(
             images=ImageReader(spec, max_bytes=1 << 20, max_pixels=1 << 24),
             prompts=prompts,
@@ -102,10 +104,12 @@ def ask(
     *messages: chat_pb2.Message,
     seconds: float = 30,
     sampling: chat_pb2.SamplingParams | None = None,
+    tenant: Tenant | None = None,
 ) -> Ask:
     now = time.monotonic()
     return Ask(
         id=f"{now}",
+        tenant=tenant or Tenant(SCOPE),
         conversation=read_conversation(messages, max_images=16),
         sampling=sampling or chat_pb2.SamplingParams(),
         arrival=now,

@@ -1,7 +1,10 @@
+import contextlib
+
 import pytest
 from prometheus_client import REGISTRY
 
 from gateway.admission import Admission
+from gateway.tenants import Tenant, Tenants
 from serving.errors import Overloaded
 
 
@@ -10,9 +13,9 @@ def in_use() -> float:
 
 
 def test_beyond_the_limit_is_refused_at_once_with_a_time_to_retry() -> None:
-    admission = Admission(2)
-    with admission.permit(), admission.permit():
-        with pytest.raises(Overloaded) as refused, admission.permit():
+    admission = Admission(2, Tenants(None))
+    with admission.permit(Tenant("a"), 0), admission.permit(Tenant("a"), 0):
+        with pytest.raises(Overloaded) as refused, admission.permit(Tenant("a"), 0):
             pass
 
         assert refused.value.retry_after is not None
@@ -21,21 +24,43 @@ def test_beyond_the_limit_is_refused_at_once_with_a_time_to_retry() -> None:
 
 
 def test_limit_is_shown_beside_what_is_in_use() -> None:
-    Admission(7)
+    Admission(7, Tenants(None))
     assert REGISTRY.get_sample_value("pixtral_gateway_permits_limit") == 7
 
 
 def test_permit_is_freed_however_the_request_ends() -> None:
-    admission = Admission(1)
+    admission = Admission(1, Tenants(None))
     before = in_use()
 
     def fail() -> None:
-        with admission.permit():
+        with admission.permit(Tenant("a"), 0):
             assert in_use() == before + 1
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
     assert in_use() == before
-    with admission.permit():
+    with admission.permit(Tenant("a"), 0):
         assert admission.in_use == 1
+
+
+def test_one_that_floods_leaves_a_quarter_to_the_others() -> None:
+    admission = Admission(8, ["flood", "calm"])
+    flood, calm = Tenant("flood"), Tenant("calm")
+    with contextlib.ExitStack() as held:
+        for _ in range(6):
+            held.enter_context(admission.permit(flood, 0))
+        with pytest.raises(Overloaded):
+            held.enter_context(admission.permit(flood, 0))
+        for _ in range(2):
+            held.enter_context(admission.permit(calm, 0))
+        with pytest.raises(Overloaded):
+            held.enter_context(admission.permit(calm, 0))
+    assert (flood.in_use, calm.in_use, admission.in_use) == (0, 0, 0)
+
+
+def test_who_is_alone_may_have_all() -> None:
+    admission = Admission(8, Tenants(None))
+    with contextlib.ExitStack() as held:
+        for _ in range(8):
+            held.enter_context(admission.permit(Tenant("a"), 0))

@@ -536,8 +536,9 @@ async def test_beyond_the_permits_is_refused_at_once(
 
     with pytest.raises(Overloaded) as refused:
         await gateway.answer(user(text("Hello?")))
+    asked = ask(user(text("Hello?")))
     with pytest.raises(Overloaded):
-        await gateway.completions.count(ask(user(text("Hello?"))).conversation)
+        await gateway.completions.count(asked.conversation, asked.tenant)
 
     assert refused.value.retry_after
     for task in running:

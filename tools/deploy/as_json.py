@@ -1,4 +1,4 @@
-"""All objects of a directory's manifests as one array of JSON: `python -m tools.deploy.as_json DIR`."""
+"""A directory's manifests as one array of JSON: `python -m tools.deploy.as_json DIR`."""
 
 import json
 import sys

@@ -27,6 +27,7 @@ from tools.deploy.fit import (
 from tools.deploy.manifests import OVERLAYS, build, builder, kubernetes_versions, schema_violations
 from tools.deploy.objects import Object, Rule
 from tools.deploy.safety import (
+    callers_are_known,
     network_is_closed,
     pods_are_confined,
     redis_is_a_bounded_cache,
@@ -47,7 +48,12 @@ EVERYWHERE: tuple[Rule, ...] = (
     redis_is_a_bounded_cache,
     devices_are_given,
 )
-SAFE: tuple[Rule, ...] = (secrets_are_references, traffic_is_encrypted, gpus_are_given)
+SAFE: tuple[Rule, ...] = (
+    secrets_are_references,
+    traffic_is_encrypted,
+    callers_are_known,
+    gpus_are_given,
+)
 AT_SCALE: Rule = partial(tiers_scale, kinds=("ScaledObject", "PodDisruptionBudget", "PodMonitor"))
 
 RULES: dict[str, tuple[Rule, ...]] = {

@@ -81,6 +81,15 @@ def traffic_is_encrypted(objects: Objects) -> Iterator[str]:
             yield f"Deployment {name} lets in whoever asks"
 
 
+def callers_are_known(objects: Objects) -> Iterator[str]:
+    for deployment, container in tiers(objects):
+        if name_of(deployment) != "gateway":
+            continue
+        told = environment(objects, container)
+        if "PIXTRAL_ALLOW_ANONYMOUS" in told or not told.get("PIXTRAL_API_KEYS"):
+            yield "Deployment gateway answers whoever asks"
+
+
 def network_is_closed(objects: Objects) -> Iterator[str]:
     policies = of_kind(objects, "NetworkPolicy")
     if not any(p["spec"]["podSelector"] == {} and _is_closed(p["spec"]) for p in policies):
