@@ -58,6 +58,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 else:
                     texts.append(event.text)
                     choice.token_ids.extend(event.token_ids)
+                    choice.logprobs.extend(event.logprobs)
                     choice.finish_reason = event.finish_reason
         choice.text = "".join(texts)
         return response

@@ -15,9 +15,11 @@ from pixtral_client.results import (
     Completion,
     Delta,
     ImageReport,
+    Logprob,
     Model,
     Timings,
     TokenCount,
+    TokenLogprobs,
     Usage,
 )
 from pixtral_client.stack import Progress, Stack, StackError
@@ -32,6 +34,7 @@ __all__ = [
     "Delta",
     "ImageReport",
     "InvalidRequest",
+    "Logprob",
     "Model",
     "NotFound",
     "Overloaded",
@@ -44,6 +47,7 @@ __all__ = [
     "Timings",
     "Tls",
     "TokenCount",
+    "TokenLogprobs",
     "Unavailable",
     "Usage",
     "Violation",

@@ -76,6 +76,10 @@ class Sampling(TypedDict, total=False):
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool | None
+    logprobs: int | None
+    logit_bias: Mapping[int, float] | None
+    bad_words: Sequence[str] | None
+    allowed_token_ids: Sequence[int] | None
 
 
 def complete_request(
@@ -131,6 +135,7 @@ class Answer:
             text="".join(delta.text for delta in self._deltas),
             token_ids=tuple(token for delta in self._deltas for token in delta.token_ids),
             finish_reason=self._deltas[-1].finish_reason if self._deltas else None,
+            logprobs=tuple(each for delta in self._deltas for each in delta.logprobs),
         )
 
 
@@ -145,8 +150,10 @@ def _sampling(sampling: Mapping[str, Any]) -> chat_pb2.SamplingParams:
         if name == "stop" and isinstance(value, str):
             value = [value]
         try:
-            if name in ("stop", "stop_token_ids"):
+            if name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
                 getattr(params, name).extend(value)
+            elif name == "logit_bias":
+                params.logit_bias.update(value)
             else:
                 setattr(params, name, value)
         except (TypeError, ValueError) as error:

@@ -48,12 +48,33 @@ class ImageReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token that the model could pick; its text is empty where it is a part of a character."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token of an answer was, and what was likeliest there, the likeliest first."""
+
+    chosen: Logprob
+    top: tuple[Logprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """What is new in a stream; `finish_reason` is None until the last."""
+    """What is new in a stream; `finish_reason` is None until the last.
+
+    `logprobs` has one for each token where they were asked for.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +92,7 @@ class Completion:
     usage: Usage
     timings: Timings
     images: tuple[ImageReport, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +112,12 @@ class Model:
 
 
 def delta_from_proto(choice: chat_pb2.Choice) -> Delta:
-    return Delta(choice.text, tuple(choice.token_ids), _FINISH_REASONS.get(choice.finish_reason))
+    return Delta(
+        choice.text,
+        tuple(choice.token_ids),
+        _FINISH_REASONS.get(choice.finish_reason),
+        tuple(_token_logprobs(each) for each in choice.logprobs),
+    )
 
 
 def completion_from_proto(
@@ -119,6 +146,7 @@ def completion_from_proto(
             ImageReport(image.sha256, image.width, image.height, image.tokens, image.cached)
             for image in summary.images
         ),
+        logprobs=answer.logprobs,
     )
 
 
@@ -127,6 +155,14 @@ def models_from_proto(response: chat_pb2.ListModelsResponse) -> list[Model]:
         Model(model.name, model.context_length, model.max_images, model.max_image_bytes)
         for model in response.models
     ]
+
+
+def _token_logprobs(position: chat_pb2.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(_logprob(position.chosen), tuple(map(_logprob, position.top)))
+
+
+def _logprob(each: chat_pb2.Logprob) -> Logprob:
+    return Logprob(each.token_id, each.text, each.logprob)
 
 
 def _seconds(duration: Duration) -> float:

@@ -61,8 +61,10 @@ class Decoder:
             async with aclosing(self._run(prompt)) as deltas:
                 async for delta in deltas:
                     yield delta
-        except SamplingRefused:
-            raise InvalidRequest("sampling", "a value is not one that the engine takes") from None
+        except SamplingRefused as refused:
+            raise InvalidRequest(
+                refused.field, "a value is not one that the engine takes"
+            ) from None
         except EngineDead:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None
         finally:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from services.decoder.engine_args import EngineOptions, engine_args
+from services.decoder.logprobs import TokenLogprobs, from_vllm
 from services.decoder.plugin import ARCHITECTURE
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling
@@ -36,7 +37,11 @@ class EngineFailed(Exception):
 
 
 class SamplingRefused(Exception):
-    """vLLM does not take a sampling parameter."""
+    """vLLM does not take a sampling parameter; `field` is its path in GenerateRequest."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field
 
 
 class ImagesNotHeld(Exception):
@@ -53,6 +58,7 @@ class Delta:
         finish_reason: in the last delta.
         cached_tokens: prompt tokens found in the prefix cache.
         queue_seconds: from the engine's taking the request to its first step.
+        logprobs: one for each of `token_ids` where they were asked for.
     """
 
     text: str
@@ -60,6 +66,7 @@ class Delta:
     finish_reason: FinishReason | None
     cached_tokens: int
     queue_seconds: float
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class DecoderEngine:
@@ -127,22 +134,23 @@ class DecoderEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         from services.decoder.vllm_inputs import engine_input
+        from services.decoder.vllm_sampling import REFUSALS, refused_field, vllm_sampling
 
         try:
-            parameters = prompt.sampling.to_vllm(self._sampling_defaults)
+            parameters = vllm_sampling(prompt.sampling, self._sampling_defaults)
             # No await from here until vLLM has sent the request: the engine's process keeps its
             # images in the order in which requests reach it, as the record on this side does.
             items = self._items(prompt.images, embeddings, resend)
             stream = self._llm.generate(engine_input(prompt, items), parameters, prompt.request_id)
             async with aclosing(stream):
                 async for output in stream:
-                    yield _delta(output, bool(prompt.images) and not resend)
+                    yield _delta(output, prompt.sampling, bool(prompt.images) and not resend)
         except EngineDeadError:
             raise EngineDead from None
         except EngineGenerateError as error:
             raise (EngineDead if self.dead else EngineFailed) from error
-        except ValueError as error:
-            raise SamplingRefused from error
+        except REFUSALS as error:
+            raise SamplingRefused(refused_field(error)) from error
 
     async def shutdown(self) -> None:
         """Ends the engine's process, in seconds. What still runs is aborted."""
@@ -193,7 +201,7 @@ class DecoderEngine:
         return items
 
 
-def _delta(output: Any, may_miss_images: bool) -> Delta:
+def _delta(output: Any, sampling: Sampling, may_miss_images: bool) -> Delta:
     (completion,) = output.outputs
     reason = completion.finish_reason
     if reason not in (None, "stop", "length"):
@@ -202,12 +210,16 @@ def _delta(output: Any, may_miss_images: bool) -> Delta:
         if may_miss_images and not completion.token_ids:
             raise ImagesNotHeld
         raise EngineFailed
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    if sampling.logprobs is not None:
+        logprobs = from_vllm(completion.logprobs, sampling.logprobs)
     return Delta(
         text=completion.text,
         token_ids=tuple(completion.token_ids),
         finish_reason=None if reason is None else FinishReason(reason),
         cached_tokens=output.num_cached_tokens or 0,
         queue_seconds=_queue_seconds(output.metrics),
+        logprobs=logprobs,
     )
 
 

@@ -31,6 +31,13 @@ SUMMARY = chat_pb2.Completion(
 )
 
 
+def likely(token: int) -> chat_pb2.TokenLogprobs:
+    chosen = chat_pb2.Logprob(token_id=token, text=WORDS[token], logprob=-0.5)
+    return chat_pb2.TokenLogprobs(
+        chosen=chosen, top=[chosen, chat_pb2.Logprob(token_id=99, logprob=-1.5)]
+    )
+
+
 class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
     """`requests` holds what came; `failure` is what every call then ends with; with `stuck` a call
     sends its first delta and waits until it is cancelled, which sets `cancelled`."""
@@ -56,6 +63,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
                     text="".join(WORDS),
                     token_ids=range(len(WORDS)),
                     finish_reason=chat_pb2.FINISH_REASON_STOP,
+                    logprobs=map(likely, range(len(WORDS))),
                 )
             ],
             completion=SUMMARY,
@@ -66,7 +74,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
     ) -> Iterator[chat_pb2.StreamCompleteResponse]:
         self._arrive(request, context)
         for index, word in enumerate(WORDS):
-            delta = chat_pb2.Choice(text=word, token_ids=[index])
+            delta = chat_pb2.Choice(text=word, token_ids=[index], logprobs=[likely(index)])
             if index == len(WORDS) - 1:
                 delta.finish_reason = chat_pb2.FINISH_REASON_STOP
             yield chat_pb2.StreamCompleteResponse(id="call-1", model="pixtral", delta=delta)

@@ -17,6 +17,7 @@ from pixtral_client import (
     Delta,
     ImageReport,
     InvalidRequest,
+    Logprob,
     Model,
     NotFound,
     Overloaded,
@@ -24,6 +25,7 @@ from pixtral_client import (
     Timings,
     Tls,
     TokenCount,
+    TokenLogprobs,
     Unavailable,
     Usage,
     Violation,
@@ -65,7 +67,14 @@ def answer(model: str) -> Completion:
         usage=Usage(prompt_tokens=70, image_tokens=64, cached_tokens=32, completion_tokens=5),
         timings=Timings(queue=0.001, encode=0.25, time_to_first_token=1.5, total=2.0),
         images=(ImageReport(sha256="ab", width=640, height=480, tokens=64, cached=True),),
+        logprobs=tuple(map(likely, range(5))),
     )
+
+
+def likely(token: int) -> TokenLogprobs:
+    """As the fake gateway has them for each token."""
+    top = (Logprob(token, WORDS[token], -0.5), Logprob(99, "", -1.5))
+    return TokenLogprobs(top[0], top)
 
 
 SAMPLING: dict[str, Any] = {
@@ -82,6 +91,10 @@ SAMPLING: dict[str, Any] = {
     "stop": ["\n", "END"],
     "stop_token_ids": [2],
     "ignore_eos": True,
+    "logprobs": 2,
+    "logit_bias": {7: -100.0, 9: 0.5},
+    "bad_words": ["mat"],
+    "allowed_token_ids": [1, 2],
 }
 
 
@@ -105,7 +118,7 @@ def test_stream(client: Client, gateway: FakeGateway) -> None:
         assert stream.completion is None
         deltas = list(stream)
     assert [delta.text for delta in deltas] == WORDS
-    assert deltas[0] == Delta(text="A ", token_ids=(0,), finish_reason=None)
+    assert deltas[0] == Delta(text="A ", token_ids=(0,), finish_reason=None, logprobs=(likely(0),))
     assert deltas[-1].finish_reason == "stop"
     assert stream.completion == answer("pixtral")
     (request,) = gateway.requests

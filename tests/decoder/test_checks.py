@@ -133,6 +133,15 @@ def test_too_many_images() -> None:
         ({"stop": ("a", "b" * 1025)}, "stop[1]"),
         ({"stop": ("a",) * 65}, "stop"),
         ({"stop_token_ids": (3, 131072)}, "stop_token_ids[1]"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logit_bias": {131072: 1.0}}, "logit_bias"),
+        ({"logit_bias": {7: float("nan")}}, "logit_bias"),
+        ({"logit_bias": dict.fromkeys(range(1025), 0.0)}, "logit_bias"),
+        ({"bad_words": ("a", "")}, "bad_words[1]"),
+        ({"bad_words": ("a",) * 65}, "bad_words"),
+        ({"allowed_token_ids": (131072,)}, "allowed_token_ids[0]"),
+        ({"allowed_token_ids": (7,) * 1025}, "allowed_token_ids"),
     ],
 )
 def test_sampling(fields: dict[str, Any], name: str) -> None:

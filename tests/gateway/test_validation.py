@@ -120,6 +120,18 @@ def test_other_model_is_not_found_and_not_echoed() -> None:
         (chat_pb2.SamplingParams(stop=["a" * 2000]), "sampling.stop[0]"),
         (chat_pb2.SamplingParams(stop=["a"] * 65), "sampling.stop"),
         (chat_pb2.SamplingParams(stop_token_ids=[5, 100]), "sampling.stop_token_ids[1]"),
+        (chat_pb2.SamplingParams(stop_token_ids=[5] * 1025), "sampling.stop_token_ids"),
+        (chat_pb2.SamplingParams(logprobs=21), "sampling.logprobs"),
+        (chat_pb2.SamplingParams(logit_bias={100: 1}), "sampling.logit_bias[100]"),
+        (chat_pb2.SamplingParams(logit_bias={7: 101}), "sampling.logit_bias[7]"),
+        (chat_pb2.SamplingParams(logit_bias={7: math.nan}), "sampling.logit_bias[7]"),
+        (chat_pb2.SamplingParams(logit_bias=dict.fromkeys(range(1025), 0)), "sampling.logit_bias"),
+        (chat_pb2.SamplingParams(bad_words=["a", ""]), "sampling.bad_words[1]"),
+        (chat_pb2.SamplingParams(bad_words=[" \n"]), "sampling.bad_words[0]"),
+        (chat_pb2.SamplingParams(bad_words=["a" * 129]), "sampling.bad_words[0]"),
+        (chat_pb2.SamplingParams(bad_words=["a"] * 65), "sampling.bad_words"),
+        (chat_pb2.SamplingParams(allowed_token_ids=[100]), "sampling.allowed_token_ids[0]"),
+        (chat_pb2.SamplingParams(allowed_token_ids=[7] * 1025), "sampling.allowed_token_ids"),
     ],
 )
 def test_sampling_out_of_range_names_its_field(
@@ -138,6 +150,9 @@ def test_sampling_out_of_range_names_its_field(
         chat_pb2.SamplingParams(temperature=0, top_p=1, top_k=0, min_p=0, seed=-1, max_tokens=1),
         chat_pb2.SamplingParams(
             temperature=2, presence_penalty=-2, frequency_penalty=2, stop=["x"], stop_token_ids=[99]
+        ),
+        chat_pb2.SamplingParams(
+            logprobs=20, logit_bias={0: -100, 99: 100}, bad_words=["a b"], allowed_token_ids=[0, 99]
         ),
     ],
 )
