@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gateway.conversation import Conversation, ImageSource, Role, Turn
+from gateway.structured import check_structured_output
 from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest, NotFound
 
@@ -83,6 +84,8 @@ def check_sampling(sampling: chat_pb2.SamplingParams, *, vocabulary_size: int) -
             if token_id >= vocabulary_size:
                 raise InvalidRequest(f"sampling.{field}[{i}]", "not in the vocabulary")
     _check_logit_bias(sampling.logit_bias, vocabulary_size)
+    if sampling.HasField("structured_output"):
+        check_structured_output(sampling)
 
 
 def _check_logit_bias(logit_bias: Mapping[int, float], vocabulary_size: int) -> None:

@@ -10,7 +10,7 @@ from pixtral_client.errors import (
     Unavailable,
     Violation,
 )
-from pixtral_client.requests import Sampling, Tls
+from pixtral_client.requests import Sampling, StructuredOutput, Tls
 from pixtral_client.results import (
     Completion,
     Delta,
@@ -44,6 +44,7 @@ __all__ = [
     "Stack",
     "StackError",
     "Stream",
+    "StructuredOutput",
     "Timings",
     "Tls",
     "TokenCount",

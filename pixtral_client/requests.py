@@ -1,5 +1,6 @@
 """The requests that `Client` and `AsyncClient` send alike, and how they open a channel."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,16 @@ class Tls:
         )
 
 
+class StructuredOutput(TypedDict, total=False):
+    """What an answer must be: exactly one of `pixtral.v1.StructuredOutput`'s constraints."""
+
+    json_schema: str | Mapping[str, Any]
+    regex: str
+    choice: Sequence[str]
+    grammar: str
+    json_object: bool
+
+
 class Sampling(TypedDict, total=False):
     """How to pick the next token: `pixtral.v1.SamplingParams`. What is absent or None takes the
     model's own default; temperature 0 is greedy."""
@@ -80,6 +91,7 @@ class Sampling(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     bad_words: Sequence[str] | None
     allowed_token_ids: Sequence[int] | None
+    structured_output: StructuredOutput | None
 
 
 def complete_request(
@@ -154,8 +166,22 @@ def _sampling(sampling: Mapping[str, Any]) -> chat_pb2.SamplingParams:
                 getattr(params, name).extend(value)
             elif name == "logit_bias":
                 params.logit_bias.update(value)
+            elif name == "structured_output":
+                params.structured_output.CopyFrom(_structured_output(value))
             else:
                 setattr(params, name, value)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
     return params
+
+
+def _structured_output(wanted: Mapping[str, Any]) -> chat_pb2.StructuredOutput:
+    if len(wanted) != 1 or not wanted.keys() <= StructuredOutput.__annotations__.keys():
+        known = ", ".join(StructuredOutput.__annotations__)
+        raise TypeError(f"takes exactly one of {known}")
+    ((name, value),) = wanted.items()
+    if name == "choice":
+        value = chat_pb2.StringChoices(values=value)
+    if name == "json_schema" and not isinstance(value, str):
+        value = json.dumps(value)
+    return chat_pb2.StructuredOutput(**{name: value})

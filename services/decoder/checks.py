@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from embeddings.vision import Grid, VisionSpec
 from services.decoder.prompt import Prompt
-from services.decoder.sampling import Sampling
+from services.decoder.sampling import Sampling, Structure, StructuredOutput
 from serving.errors import InvalidRequest
 
 MAX_REQUEST_ID = 128
@@ -20,6 +20,7 @@ MAX_LOGPROBS = 20
 MAX_TOKEN_IDS = 1024
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARACTERS = 128
+MAX_STRUCTURE_CHARACTERS = 1 << 17
 MAX_CACHE_SALT = 256
 INT32_MAX = 2**31 - 1
 
@@ -85,6 +86,8 @@ def check_sampling(sampling: Sampling, limits: Limits, prompt_length: int) -> No
     for token_id, bias in sampling.logit_bias.items():
         _check_range("logit_bias", token_id, 0, limits.vocab_size - 1)
         _check_range("logit_bias", bias, -100, 100)
+    if sampling.structured_output is not None:
+        _check_structure(sampling.structured_output)
     for name, most in (("stop", MAX_STOP_CHARACTERS), ("bad_words", MAX_BAD_WORD_CHARACTERS)):
         for position, text in enumerate(getattr(sampling, name)):
             if not 0 < len(text) <= most:
@@ -131,6 +134,17 @@ def _check_places(prompt: Prompt, limits: Limits) -> None:
     image_token_ids = (spec.image_token_id, spec.image_break_token_id, spec.image_end_token_id)
     if sum(map(token_ids.count, image_token_ids)) != claimed:
         raise InvalidRequest("prompt_token_ids", "image tokens belong to none of the images")
+
+
+def _check_structure(wanted: StructuredOutput) -> None:
+    # What it says is for vLLM to judge, off the event loop; not so how long that may take.
+    needs_text = wanted.structure is not Structure.JSON_OBJECT
+    if needs_text and not (wanted.values and all(wanted.values)):
+        raise InvalidRequest(wanted.path, "must not be empty")
+    if sum(map(len, wanted.values)) > MAX_STRUCTURE_CHARACTERS:
+        raise InvalidRequest(
+            wanted.path, f"must have at most {MAX_STRUCTURE_CHARACTERS} characters"
+        )
 
 
 _MOST_OF = (

@@ -5,8 +5,7 @@ checks while it does.
 """
 
 import asyncio
-import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
@@ -19,6 +18,8 @@ from services.decoder.logprobs import TokenLogprobs, from_vllm
 from services.decoder.plugin import ARCHITECTURE
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling
+from services.decoder.structured import NotTaken, StructureCheck
+from services.decoder.threads import in_daemon_thread
 
 BEGIN_OF_SEQUENCE = 1
 
@@ -80,13 +81,15 @@ class DecoderEngine:
         self._llm: Any = None
         self._cache: Any = None
         self._sampling_defaults: dict[str, Any] = {}
+        self._structures = StructureCheck()
 
     async def start(self) -> None:
         """Loads the model and generates a token, in 10 s to minutes.
 
         Raises whatever vLLM raises for a model or machine that does not do.
         """
-        await _in_daemon_thread(self._load)
+        # Not the default executor: a process that is told to stop while it loads would wait for it.
+        await in_daemon_thread(self._load, "load-engine")
         # vLLM's own record, on this side, of the images that the engine's process holds.
         self._cache = self._llm.renderer.mm_processor_cache
         self._sampling_defaults = self._llm.model_config.get_diff_sampling_param()
@@ -136,21 +139,33 @@ class DecoderEngine:
         from services.decoder.vllm_inputs import engine_input
         from services.decoder.vllm_sampling import REFUSALS, refused_field, vllm_sampling
 
+        sampling = prompt.sampling
         try:
-            parameters = vllm_sampling(prompt.sampling, self._sampling_defaults)
+            parameters = vllm_sampling(sampling, self._sampling_defaults)
+            if sampling.structured_output is not None:
+                await self._structures.check(parameters)
             # No await from here until vLLM has sent the request: the engine's process keeps its
             # images in the order in which requests reach it, as the record on this side does.
             items = self._items(prompt.images, embeddings, resend)
             stream = self._llm.generate(engine_input(prompt, items), parameters, prompt.request_id)
+            may_miss_images, is_first = bool(prompt.images) and not resend, True
             async with aclosing(stream):
                 async for output in stream:
-                    yield _delta(output, prompt.sampling, bool(prompt.images) and not resend)
+                    yield _delta(
+                        output,
+                        sampling,
+                        is_first=is_first,
+                        may_miss_images=may_miss_images,
+                    )
+                    is_first = False
         except EngineDeadError:
             raise EngineDead from None
         except EngineGenerateError as error:
             raise (EngineDead if self.dead else EngineFailed) from error
+        except NotTaken as error:
+            raise SamplingRefused(refused_field(error, sampling)) from error
         except REFUSALS as error:
-            raise SamplingRefused(refused_field(error)) from error
+            raise SamplingRefused(refused_field(error, sampling)) from error
 
     async def shutdown(self) -> None:
         """Ends the engine's process, in seconds. What still runs is aborted."""
@@ -201,14 +216,16 @@ class DecoderEngine:
         return items
 
 
-def _delta(output: Any, sampling: Sampling, may_miss_images: bool) -> Delta:
+def _delta(output: Any, sampling: Sampling, *, is_first: bool, may_miss_images: bool) -> Delta:
     (completion,) = output.outputs
     reason = completion.finish_reason
     if reason not in (None, "stop", "length"):
         # Refused before it ran: all that can be amiss with a checked request is that the engine's
-        # process has dropped an image that was thought to be there.
-        if may_miss_images and not completion.token_ids:
+        # process has dropped an image that was thought to be there, or cannot compile a grammar.
+        if may_miss_images and is_first:
             raise ImagesNotHeld
+        if is_first and sampling.structured_output is not None:
+            raise SamplingRefused(sampling.structured_output.path)
         raise EngineFailed
     logprobs: tuple[TokenLogprobs, ...] = ()
     if sampling.logprobs is not None:
@@ -226,28 +243,3 @@ def _delta(output: Any, sampling: Sampling, may_miss_images: bool) -> Delta:
 def _queue_seconds(stats: Any) -> float:
     # vLLM keeps them only where it keeps its metrics.
     return 0.0 if stats is None else max(stats.scheduled_ts - stats.queued_ts, 0.0)
-
-
-async def _in_daemon_thread(work: Callable[[], None]) -> None:
-    # Not the default executor: a process that is told to stop while it loads would wait for it.
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            loop.call_soon_threadsafe(settle, error)
-        else:
-            loop.call_soon_threadsafe(settle, None)
-
-    threading.Thread(target=run, name="load-engine", daemon=True).start()
-    await done

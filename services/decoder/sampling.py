@@ -2,6 +2,30 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Structure(Enum):
+    """What an answer can be held to, as pixtral.v1.StructuredOutput names it."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    GRAMMAR = "grammar"
+    JSON_OBJECT = "json_object"
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """`values` are the strings to choose from, or the one text of any other structure."""
+
+    structure: Structure
+    values: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Its field in GenerateRequest."""
+        return f"sampling.structured_output.{self.structure.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +53,4 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     bad_words: tuple[str, ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
+    structured_output: StructuredOutput | None = None

@@ -16,7 +16,7 @@ from services.decoder.decoder import Decoder
 from services.decoder.engine import Delta, FinishReason
 from services.decoder.logprobs import Logprob, TokenLogprobs
 from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.sampling import Sampling
+from services.decoder.sampling import Sampling, Structure, StructuredOutput
 from serving.errors import InvalidRequest
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -102,7 +102,22 @@ def _sampling(sampling: chat_pb2.SamplingParams) -> Sampling:
             given[name] = tuple(given[name])
     if sampling.logit_bias:
         given["logit_bias"] = dict(sampling.logit_bias)
+    if sampling.HasField("structured_output"):
+        given["structured_output"] = _structured_output(sampling.structured_output)
     return Sampling(**given)
+
+
+def _structured_output(wanted: chat_pb2.StructuredOutput) -> StructuredOutput:
+    name = wanted.WhichOneof("constraint")
+    match name:
+        case None:
+            raise InvalidRequest("sampling.structured_output", "must have one of its fields")
+        case "choice":
+            return StructuredOutput(Structure.CHOICE, tuple(wanted.choice.values))
+        case "json_object":
+            return StructuredOutput(Structure.JSON_OBJECT)
+        case _:
+            return StructuredOutput(Structure(name), (getattr(wanted, name),))
 
 
 def _response(delta: Delta) -> decoder_pb2.GenerateResponse:

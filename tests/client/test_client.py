@@ -132,8 +132,26 @@ def test_sampling_not_given_is_absent(client: Client, gateway: FakeGateway) -> N
 
 
 @pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({"json_schema": {"type": "object"}}, {"json_schema": '{"type": "object"}'}),
+        ({"json_schema": "{}"}, {"json_schema": "{}"}),
+        ({"choice": ("yes", "no")}, {"choice": {"values": ["yes", "no"]}}),
+        ({"regex": "a+"}, {"regex": "a+"}),
+        ({"json_object": True}, {"json_object": True}),
+    ],
+)
+def test_structured_output(client: Client, gateway: FakeGateway, given: Any, sent: Any) -> None:
+    client.chat(HELLO, structured_output=given)
+    (request,) = gateway.requests
+    assert request.sampling == chat_pb2.SamplingParams(structured_output=sent)
+
+
+@pytest.mark.parametrize(
     ("sampling", "error", "said"),
     [
+        ({"structured_output": {}}, TypeError, "structured_output: takes exactly one of"),
+        ({"structured_output": {"json": "{}"}}, TypeError, "structured_output: takes exactly one"),
         ({"temprature": 1.0}, TypeError, "unknown argument 'temprature'"),
         ({"max_tokens": -1}, ValueError, "max_tokens: "),
         ({"temperature": "hot"}, TypeError, "temperature: "),

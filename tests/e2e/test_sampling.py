@@ -1,9 +1,14 @@
 """Every way of picking tokens, through all processes, held against the plain model."""
 
+import contextlib
+import json
 import random
+import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -38,6 +43,11 @@ class Model:
     def expected(self, adjust: Callable[[Tensor, list[int]], Tensor]) -> list[int]:
         """The plain model's greedy answer, of logits that `adjust` changes."""
         return self._reference.generate(self.prompt().tokens, [], TOKENS, adjust)
+
+    def token(self, text: str) -> int:
+        """The one token that spells it."""
+        (token,) = self._tokenizer.instruct_tokenizer.tokenizer.encode(text, bos=False, eos=False)
+        return int(token)
 
     def is_spelled_by(self, text: str, token: int) -> bool:
         ids = self._tokenizer.instruct_tokenizer.tokenizer.encode(text, bos=False, eos=False)
@@ -199,3 +209,127 @@ def test_what_the_tokenizer_cannot_spell_is_refused_by_its_field(model: Model) -
     assert model.refused(logprobs=21) == "sampling.logprobs"
     assert model.refused(logit_bias={1 << 20: 1}) == "sampling.logit_bias[1048576]"
     assert model.refused(bad_words=[" "]) == "sampling.bad_words[0]"
+
+
+# Small, and long to read.
+PATTERN = "^(a{1,1000}){1,1000}$"
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "shape": {"enum": ["square", "cross"]},
+        "sides": {"type": "integer", "minimum": 3, "maximum": 12},
+        "label": {"type": "string", "maxLength": 8},
+        "not": {"type": "boolean"},
+    },
+    "required": ["shape", "sides", "label", "not"],
+    "additionalProperties": False,
+}
+ROOMY = {"max_tokens": 400, "ignore_eos": False}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_is_json_of_its_schema(model: Model, seed: int) -> None:
+    wanted = {"json_schema": SCHEMA}
+    # Left to itself, the random model would put out white space between the tokens for ever.
+    bias = {model.token(mark): 8 for mark in '"{}:,'}
+    answer = model.ask(structured_output=wanted, temperature=1, seed=seed, logit_bias=bias, **ROOMY)
+    assert answer.finish_reason == "stop"
+    jsonschema.validate(json.loads(answer.text), SCHEMA)
+
+
+def test_an_answer_is_a_json_object(model: Model) -> None:
+    wanted = {"json_object": True}
+    # The random model would hardly ever close it.
+    answer = model.ask(structured_output=wanted, logit_bias={model.token("}"): 100}, **ROOMY)
+    assert answer.finish_reason == "stop"
+    assert isinstance(json.loads(answer.text), dict)
+
+
+@pytest.mark.parametrize("pattern", [r"(ab|cd){3}-[0-9]{4}", ".{20}", r"\w{1,9}@[a-z]{2,5}\.org"])
+def test_an_answer_matches_its_expression(model: Model, pattern: str) -> None:
+    for seed in range(3):
+        answer = model.ask(structured_output={"regex": pattern}, temperature=1, seed=seed, **ROOMY)
+        assert re.fullmatch(pattern, answer.text)
+
+
+def test_an_answer_is_one_of_the_choices(model: Model) -> None:
+    choices = ["yes", "no", 'say "why"\n', "perhaps"]
+    answers = {
+        model.ask(structured_output={"choice": choices}, temperature=2, seed=seed, **ROOMY).text
+        for seed in range(6)
+    }
+    assert answers <= set(choices)
+    assert len(answers) > 1
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= term ("+" term){2}\nterm ::= [0-9] | "(" [a-c] ")"',
+        'start: term "+" term "+" term\nterm: /[0-9]/ | "(" /[a-c]/ ")"',
+    ],
+    ids=["ebnf", "lark"],
+)
+def test_an_answer_is_of_its_grammar(model: Model, grammar: str) -> None:
+    term = r"([0-9]|\([a-c]\))"
+    answer = model.ask(structured_output={"grammar": grammar}, temperature=1, seed=1, **ROOMY)
+    assert re.fullmatch(rf"{term}(\+{term}){{2}}", answer.text)
+
+
+def test_an_answer_of_a_structure_has_its_logprobs(model: Model) -> None:
+    wanted = {"choice": ["yes", "no"]}
+    answer = model.ask(structured_output=wanted, logprobs=2, **ROOMY)
+    assert [each.chosen.token_id for each in answer.logprobs] == list(answer.token_ids)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"json_schema": {"type": "no such"}},
+        {"json_schema": {"type": "array", "uniqueItems": True}},
+        {"json_schema": {"type": "string", "format": []}},
+        {"json_schema": {"properties": 7}},
+        {"json_schema": {"$ref": "https://example.com/schema"}},
+        {"json_schema": {"$ref": "#/$defs/absent"}},
+        {"json_schema": {"properties": {"a": {"items": {"not": {"type": "null"}}}}}},
+        {"json_schema": {"anyOf": [{"type": "string", "pattern": "(" * 100}]}},
+        {"json_schema": {"anyOf": [{"type": "string", "pattern": PATTERN} for _ in range(500)]}},
+        {"regex": "("},
+        {"regex": "a{2,1}"},
+        {"regex": r"(a)\1"},
+        {"grammar": "root ::= "},
+        {"grammar": "root ::= absent"},
+        {"grammar": "?"},
+        {"grammar": "(" * 10_000},
+    ],
+    ids=lambda wanted: str(wanted)[:40],
+)
+def test_what_the_engine_cannot_hold_an_answer_to_is_refused_by_its_field(
+    model: Model, wanted: dict[str, Any]
+) -> None:
+    (name,) = wanted
+    assert model.refused(structured_output=wanted, **ROOMY) == f"sampling.structured_output.{name}"
+    assert model.ask().token_ids
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"regex": "(a{1,1000}){1,1000}"},
+        {"regex": "((((a*)*)*)*b?)*"},
+        {"grammar": 'root ::= s\ns ::= s s s | s s | "a"'},
+        {"json_schema": {"type": "array", "minItems": 10_000, "items": {"$ref": "#"}}},
+    ],
+    ids=lambda wanted: str(wanted)[:40],
+)
+def test_what_is_made_to_take_long_keeps_nobody_else_waiting(
+    model: Model, greedy: Completion, wanted: dict[str, Any]
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        long = {"max_tokens": 200, "ignore_eos": False, "timeout": 60}
+        asked = [pool.submit(model.ask, structured_output=wanted, **long) for _ in range(2)]
+        assert model.ask(timeout=20).token_ids == greedy.token_ids
+        for each in asked:
+            with contextlib.suppress(InvalidRequest):
+                each.result()
+    assert model.ask().token_ids == greedy.token_ids

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -143,10 +144,66 @@ def test_sampling_out_of_range_names_its_field(
     assert field_of(refused) == field
 
 
+def structured(constraint: Any, **others: Any) -> chat_pb2.SamplingParams:
+    return chat_pb2.SamplingParams(structured_output=constraint, **others)
+
+
+SCHEMA = '{"type": "object"}'
+DEEP = '{"a": ' * 32 + "{}" + "}" * 32
+
+
+@pytest.mark.parametrize(
+    ("structure", "field"),
+    [
+        ({}, ""),
+        ({"json_schema": ""}, ".json_schema"),
+        ({"json_schema": '{"type": '}, ".json_schema"),
+        ({"json_schema": "[]"}, ".json_schema"),
+        ({"json_schema": "[" * 30_000}, ".json_schema"),
+        ({"json_schema": DEEP}, ".json_schema"),
+        ({"json_schema": '{"a": "' + "a" * 40_000 + '"}'}, ".json_schema"),
+        ({"regex": ""}, ".regex"),
+        ({"regex": "a\0b"}, ".regex"),
+        ({"regex": "a" * 5000}, ".regex"),
+        ({"choice": {"values": []}}, ".choice.values"),
+        ({"choice": {"values": ["a", ""]}}, ".choice.values[1]"),
+        ({"choice": {"values": ["a"] * 257}}, ".choice.values"),
+        ({"choice": {"values": ["a" * 513]}}, ".choice.values[0]"),
+        ({"grammar": ""}, ".grammar"),
+        ({"grammar": "a" * 20_000}, ".grammar"),
+        ({"json_object": False}, ".json_object"),
+    ],
+)
+def test_structured_output_that_cannot_be_names_its_field(
+    structure: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_sampling(structured(structure), vocabulary_size=100)
+
+    assert field_of(refused) == f"sampling.structured_output{field}"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"min_tokens": 1}, {"ignore_eos": True}, {"bad_words": ["a"]}, {"allowed_token_ids": [7]}],
+)
+def test_what_could_forbid_all_of_a_structure_is_refused(other: dict[str, Any]) -> None:
+    sampling = structured({"json_schema": SCHEMA}, **other)
+
+    with pytest.raises(InvalidRequest) as refused:
+        check_sampling(sampling, vocabulary_size=100)
+
+    assert field_of(refused) == f"sampling.{next(iter(other))}"
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
         chat_pb2.SamplingParams(),
+        structured({"json_schema": SCHEMA}, min_tokens=0),
+        structured({"json_schema": DEEP.replace('{"a": ', "", 1)[:-1]}),
+        structured({"choice": {"values": ["yes", "no"]}}),
+        structured({"json_object": True}),
         chat_pb2.SamplingParams(temperature=0, top_p=1, top_k=0, min_p=0, seed=-1, max_tokens=1),
         chat_pb2.SamplingParams(
             temperature=2, presence_penalty=-2, frequency_penalty=2, stop=["x"], stop_token_ids=[99]
