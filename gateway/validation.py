@@ -17,6 +17,7 @@ MAX_LOGPROBS = 20
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_LENGTH = 128
 MAX_TOKEN_IDS = 1024
+MAX_CHOICES = 64
 
 ROLES: dict[int, Role] = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -205,5 +206,6 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("repetition_penalty", lambda value: 0 < value < math.inf, "must be above 0"),
     ("presence_penalty", _within(-2, 2), "must be from -2 to 2"),
     ("frequency_penalty", _within(-2, 2), "must be from -2 to 2"),
+    ("n", _within(1, MAX_CHOICES), f"must be from 1 to {MAX_CHOICES}"),
     ("logprobs", _within(0, MAX_LOGPROBS), f"must be at most {MAX_LOGPROBS}"),
 )

@@ -12,6 +12,7 @@ from pixtral_client.errors import (
 )
 from pixtral_client.requests import Sampling, StructuredOutput, Tls
 from pixtral_client.results import (
+    Choice,
     Completion,
     Delta,
     ImageReport,
@@ -28,6 +29,7 @@ from pixtral_client.standalone import local, pixtral_stack
 __all__ = [
     "AsyncClient",
     "AsyncStream",
+    "Choice",
     "Client",
     "Completion",
     "DeadlineExceeded",

@@ -92,6 +92,7 @@ class Sampling(TypedDict, total=False):
     bad_words: Sequence[str] | None
     allowed_token_ids: Sequence[int] | None
     structured_output: StructuredOutput | None
+    n: int | None
 
 
 def complete_request(
@@ -116,7 +117,7 @@ def count_request(messages: Messages, model: str | None) -> chat_pb2.CountTokens
 
 def completion(response: chat_pb2.CompleteResponse) -> Completion:
     return completion_from_proto(
-        delta_from_proto(response.choices[0]),
+        [delta_from_proto(choice) for choice in response.choices],
         response.completion,
         call_id=response.id,
         model=response.model,
@@ -127,27 +128,36 @@ class Answer:
     """Gathers a stream's events into the completion that it ends with."""
 
     def __init__(self) -> None:
-        self._deltas: list[Delta] = []
+        self._deltas: dict[int, list[Delta]] = {}
         self.completion: Completion | None = None
 
     def add(self, event: chat_pb2.StreamCompleteResponse) -> Delta | None:
         """The event's delta; None for the last event, which holds the summary."""
         if event.HasField("completion"):
             self.completion = completion_from_proto(
-                self.so_far, event.completion, call_id=event.id, model=event.model
+                [self._joined(index) for index in sorted(self._deltas)] or [self.so_far],
+                event.completion,
+                call_id=event.id,
+                model=event.model,
             )
             return None
         delta = delta_from_proto(event.delta)
-        self._deltas.append(delta)
+        self._deltas.setdefault(delta.index, []).append(delta)
         return delta
 
     @property
     def so_far(self) -> Delta:
+        """Of the first choice."""
+        return self._joined(0)
+
+    def _joined(self, index: int) -> Delta:
+        deltas = self._deltas.get(index, [])
         return Delta(
-            text="".join(delta.text for delta in self._deltas),
-            token_ids=tuple(token for delta in self._deltas for token in delta.token_ids),
-            finish_reason=self._deltas[-1].finish_reason if self._deltas else None,
-            logprobs=tuple(each for delta in self._deltas for each in delta.logprobs),
+            text="".join(delta.text for delta in deltas),
+            token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+            finish_reason=deltas[-1].finish_reason if deltas else None,
+            logprobs=tuple(each for delta in deltas for each in delta.logprobs),
+            index=index,
         )
 
 

@@ -1,5 +1,6 @@
 """What a call gives back. Durations are seconds; token ids are the model's own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,20 +69,33 @@ class TokenLogprobs:
 class Delta:
     """What is new in a stream; `finish_reason` is None until the last.
 
-    `logprobs` has one for each token where they were asked for.
+    `logprobs` has one for each token where they were asked for. `index` is the choice's.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the answers to a request."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """A whole answer. `images` are in the order of the conversation.
 
-    `model` is the gateway's name for what answered.
+    `model` is the gateway's name for what answered. Where `n` answers were asked for, `choices` are
+    all of them; text, tokens, finish reason and logprobs are the first one's.
     """
 
     id: str
@@ -92,7 +106,8 @@ class Completion:
     usage: Usage
     timings: Timings
     images: tuple[ImageReport, ...]
-    logprobs: tuple[TokenLogprobs, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...]
+    choices: tuple[Choice, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +132,15 @@ def delta_from_proto(choice: chat_pb2.Choice) -> Delta:
         tuple(choice.token_ids),
         _FINISH_REASONS.get(choice.finish_reason),
         tuple(_token_logprobs(each) for each in choice.logprobs),
+        choice.index,
     )
 
 
 def completion_from_proto(
-    answer: Delta, summary: chat_pb2.Completion, *, call_id: str, model: str
+    answers: Sequence[Delta], summary: chat_pb2.Completion, *, call_id: str, model: str
 ) -> Completion:
-    usage, timings = summary.usage, summary.timings
+    """`answers` are the choices, each whole, in the order of their indexes."""
+    answer, usage, timings = answers[0], summary.usage, summary.timings
     return Completion(
         id=call_id,
         model=model,
@@ -147,6 +164,10 @@ def completion_from_proto(
             for image in summary.images
         ),
         logprobs=answer.logprobs,
+        choices=tuple(
+            Choice(each.index, each.text, each.token_ids, each.finish_reason, each.logprobs)
+            for each in answers
+        ),
     )
 
 

@@ -21,6 +21,7 @@ MAX_TOKEN_IDS = 1024
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARACTERS = 128
 MAX_STRUCTURE_CHARACTERS = 1 << 17
+MAX_CHOICES = 64
 MAX_CACHE_SALT = 256
 INT32_MAX = 2**31 - 1
 
@@ -75,6 +76,7 @@ def check_sampling(sampling: Sampling, limits: Limits, prompt_length: int) -> No
     _check_range("repetition_penalty", sampling.repetition_penalty, 1e-3, 1e3)
     _check_range("presence_penalty", sampling.presence_penalty, -2, 2)
     _check_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
+    _check_range("n", sampling.n, 1, MAX_CHOICES)
     _check_range("logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
     for name, most in _MOST_OF:
         if len(getattr(sampling, name)) > most:

@@ -7,7 +7,7 @@ checks while it does.
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -27,6 +27,10 @@ BEGIN_OF_SEQUENCE = 1
 class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
+
+
+# Whatever else it ends with is a failure.
+FINISHED = (None, "stop", "length")
 
 
 class EngineDead(Exception):
@@ -60,6 +64,7 @@ class Delta:
         cached_tokens: prompt tokens found in the prefix cache.
         queue_seconds: from the engine's taking the request to its first step.
         logprobs: one for each of `token_ids` where they were asked for.
+        index: of the request's answer that this belongs to.
     """
 
     text: str
@@ -68,6 +73,7 @@ class Delta:
     cached_tokens: int
     queue_seconds: float
     logprobs: tuple[TokenLogprobs, ...] = ()
+    index: int = 0
 
 
 class DecoderEngine:
@@ -137,11 +143,12 @@ class DecoderEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         from services.decoder.vllm_inputs import engine_input
-        from services.decoder.vllm_sampling import REFUSALS, refused_field, vllm_sampling
+        from services.decoder.vllm_sampling import REFUSALS, copies, refused_field, vllm_sampling
 
         sampling = prompt.sampling
         try:
             parameters = vllm_sampling(sampling, self._sampling_defaults)
+            alike = copies(sampling, parameters)
             if sampling.structured_output is not None:
                 await self._structures.check(parameters)
             # No await from here until vLLM has sent the request: the engine's process keeps its
@@ -151,13 +158,14 @@ class DecoderEngine:
             may_miss_images, is_first = bool(prompt.images) and not resend, True
             async with aclosing(stream):
                 async for output in stream:
-                    yield _delta(
-                        output,
-                        sampling,
-                        is_first=is_first,
-                        may_miss_images=may_miss_images,
-                    )
-                    is_first = False
+                    for completion in output.outputs:
+                        if completion.finish_reason not in FINISHED:
+                            raise _failure(sampling, is_first, may_miss_images)
+                        delta = _delta(output, completion, sampling)
+                        yield delta
+                        for index in range(1, alike):
+                            yield replace(delta, index=index)
+                        is_first = False
         except EngineDeadError:
             raise EngineDead from None
         except EngineGenerateError as error:
@@ -216,17 +224,18 @@ class DecoderEngine:
         return items
 
 
-def _delta(output: Any, sampling: Sampling, *, is_first: bool, may_miss_images: bool) -> Delta:
-    (completion,) = output.outputs
+def _failure(sampling: Sampling, is_first: bool, may_miss_images: bool) -> Exception:
+    # Refused before it ran: all that can be amiss with a checked request is that the engine's
+    # process has dropped an image that was thought to be there, or cannot compile a grammar.
+    if is_first and may_miss_images:
+        return ImagesNotHeld()
+    if is_first and sampling.structured_output is not None:
+        return SamplingRefused(sampling.structured_output.path)
+    return EngineFailed()
+
+
+def _delta(output: Any, completion: Any, sampling: Sampling) -> Delta:
     reason = completion.finish_reason
-    if reason not in (None, "stop", "length"):
-        # Refused before it ran: all that can be amiss with a checked request is that the engine's
-        # process has dropped an image that was thought to be there, or cannot compile a grammar.
-        if may_miss_images and is_first:
-            raise ImagesNotHeld
-        if is_first and sampling.structured_output is not None:
-            raise SamplingRefused(sampling.structured_output.path)
-        raise EngineFailed
     logprobs: tuple[TokenLogprobs, ...] = ()
     if sampling.logprobs is not None:
         logprobs = from_vllm(completion.logprobs, sampling.logprobs)
@@ -237,6 +246,7 @@ def _delta(output: Any, sampling: Sampling, *, is_first: bool, may_miss_images: 
         cached_tokens=output.num_cached_tokens or 0,
         queue_seconds=_queue_seconds(output.metrics),
         logprobs=logprobs,
+        index=completion.index,
     )
 
 

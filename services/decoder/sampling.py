@@ -54,3 +54,4 @@ class Sampling:
     bad_words: tuple[str, ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
     structured_output: StructuredOutput | None = None
+    n: int = 1

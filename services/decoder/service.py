@@ -123,6 +123,7 @@ def _structured_output(wanted: chat_pb2.StructuredOutput) -> StructuredOutput:
 def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
     response = decoder_pb2.GenerateResponse(
         delta=chat_pb2.Choice(
+            index=delta.index,
             text=delta.text,
             token_ids=delta.token_ids,
             finish_reason=FINISH_REASONS[delta.finish_reason],

@@ -15,6 +15,9 @@ REFUSALS: tuple[type[Exception], ...] = (
     getattr(exceptions, "VLLMClientError", ValueError),
 )
 
+# vLLM's own bound.
+GREEDY_BELOW = 1e-5
+
 
 def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> Any:
     """vLLM's SamplingParams. Raises one of REFUSALS where vLLM does not take a value."""
@@ -31,7 +34,15 @@ def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> Any:
         # would leave it unlike what was asked for.
         given |= {"structured_outputs": _structured(wanted), "skip_special_tokens": False}
     merged = {"max_tokens": None, **defaults, **given}
+    if merged.get("temperature", 1.0) < GREEDY_BELOW:
+        # It refuses more; see `copies`.
+        merged["n"] = 1
     return SamplingParams(**merged, output_kind=RequestOutputKind.DELTA)
+
+
+def copies(sampling: Sampling, parameters: Any) -> int:
+    """How many of the answers each one that vLLM makes stands for: greedy ones are all alike."""
+    return sampling.n // int(parameters.n)
 
 
 def refused_field(error: Exception, sampling: Sampling) -> str:

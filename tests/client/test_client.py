@@ -11,6 +11,7 @@ import pytest
 from pixtral.v1 import chat_pb2
 from pixtral_client import (
     AsyncClient,
+    Choice,
     Client,
     Completion,
     DeadlineExceeded,
@@ -68,6 +69,9 @@ def answer(model: str) -> Completion:
         timings=Timings(queue=0.001, encode=0.25, time_to_first_token=1.5, total=2.0),
         images=(ImageReport(sha256="ab", width=640, height=480, tokens=64, cached=True),),
         logprobs=tuple(map(likely, range(5))),
+        choices=(
+            Choice(0, "A cat on a mat.", (0, 1, 2, 3, 4), "stop", tuple(map(likely, range(5)))),
+        ),
     )
 
 
@@ -95,6 +99,7 @@ SAMPLING: dict[str, Any] = {
     "logit_bias": {7: -100.0, 9: 0.5},
     "bad_words": ["mat"],
     "allowed_token_ids": [1, 2],
+    "n": 1,
 }
 
 
@@ -123,6 +128,22 @@ def test_stream(client: Client, gateway: FakeGateway) -> None:
     assert stream.completion == answer("pixtral")
     (request,) = gateway.requests
     assert request.sampling == chat_pb2.SamplingParams(**SAMPLING)
+
+
+def test_choices_come_by_turns(client: Client, gateway: FakeGateway) -> None:
+    gateway.choices = 2
+    with client.stream(HELLO, n=2) as stream:
+        deltas = list(stream)
+        so_far = stream.text
+    completion = stream.completion
+    assert [delta.index for delta in deltas] == [0, 1] * len(WORDS)
+    assert completion is not None
+    assert [(choice.index, choice.text) for choice in completion.choices] == [
+        (0, so_far),
+        (1, so_far.upper()),
+    ]
+    assert completion.text == so_far == "".join(WORDS)
+    assert client.chat(HELLO, n=2).choices == completion.choices
 
 
 def test_sampling_not_given_is_absent(client: Client, gateway: FakeGateway) -> None:

@@ -135,6 +135,8 @@ def test_too_many_images() -> None:
         ({"stop_token_ids": (3, 131072)}, "stop_token_ids[1]"),
         ({"temperature": 2.1}, "temperature"),
         ({"logprobs": 21}, "logprobs"),
+        ({"n": 0}, "n"),
+        ({"n": 65}, "n"),
         ({"logit_bias": {131072: 1.0}}, "logit_bias"),
         ({"logit_bias": {7: float("nan")}}, "logit_bias"),
         ({"logit_bias": dict.fromkeys(range(1025), 0.0)}, "logit_bias"),

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from pixtral_client import Completion, InvalidRequest
 from tests.e2e.conftest import Tokenizer
-from tests.e2e.service import Service
+from tests.e2e.pictures import new_picture
+from tests.e2e.service import Service, wait_until
 from tests.e2e.test_reference import conversation
 from tests.reference import Reference
 
 TOKENS = 12
 ASK = [{"role": "user", "content": "What do you see?"}]
 EOS = 2
+ROOMY = {"max_tokens": 400, "ignore_eos": False}
 
 
 class Model:
@@ -211,6 +213,55 @@ def test_what_the_tokenizer_cannot_spell_is_refused_by_its_field(model: Model) -
     assert model.refused(bad_words=[" "]) == "sampling.bad_words[0]"
 
 
+def test_greedy_choices_are_all_alike(model: Model, greedy: Completion) -> None:
+    answer = model.ask(n=3, logprobs=1)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert {choice.token_ids for choice in answer.choices} == {greedy.token_ids}
+    assert {choice.text for choice in answer.choices} == {greedy.text}
+    assert {choice.finish_reason for choice in answer.choices} == {"length"}
+    assert answer.usage.completion_tokens == 3 * TOKENS
+
+
+def test_choices_of_a_seed_are_those_of_the_seeds_that_follow(
+    service: Service, model: Model
+) -> None:
+    content = [new_picture(), "What do you see?"]
+    sampling: Any = {"max_tokens": TOKENS, "temperature": 1.0, "ignore_eos": True}
+    encoded = service.encoded()
+    with service.client.stream(
+        [{"role": "user", "content": content}], n=4, seed=50, **sampling
+    ) as stream:
+        indexes = [delta.index for delta in stream]
+    answer = stream.completion
+
+    assert answer is not None
+    assert service.encoded() == encoded + 1
+    assert len(answer.images) == 1
+    assert len({choice.token_ids for choice in answer.choices}) == 4
+    assert answer.usage.completion_tokens == sum(len(c.token_ids) for c in answer.choices)
+    # By turns, and not one after the other.
+    assert indexes[: len(indexes) // 2].count(0) < indexes.count(0)
+    for choice in answer.choices:
+        alone = service.client.chat(
+            [{"role": "user", "content": content}], seed=50 + choice.index, **sampling
+        )
+        assert alone.token_ids == choice.token_ids
+
+
+def test_choices_of_a_structure_are_each_held_to_it(model: Model) -> None:
+    wanted = {"regex": "[ab]{6}"}
+    answer = model.ask(structured_output=wanted, n=4, temperature=1, seed=9, **ROOMY)
+    assert all(re.fullmatch("[ab]{6}", choice.text) for choice in answer.choices)
+    assert len(answer.choices) == 4
+
+
+def test_every_choice_ends_when_its_client_goes(service: Service, model: Model) -> None:
+    with service.client.stream(ASK, n=3, temperature=1, ignore_eos=True) as stream:
+        next(stream)
+        wait_until(lambda: service.running() == 3, "a place for each choice")
+    wait_until(service.is_idle, "the engine lets go of all choices")
+
+
 # Small, and long to read.
 PATTERN = "^(a{1,1000}){1,1000}$"
 SCHEMA = {
@@ -224,7 +275,6 @@ SCHEMA = {
     "required": ["shape", "sides", "label", "not"],
     "additionalProperties": False,
 }
-ROOMY = {"max_tokens": 400, "ignore_eos": False}
 
 
 @pytest.mark.parametrize("seed", range(4))

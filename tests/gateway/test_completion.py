@@ -546,6 +546,26 @@ async def test_beyond_the_permits_is_refused_at_once(
     assert gateway.admission.in_use == 0
 
 
+async def test_request_takes_a_permit_for_each_of_its_answers(
+    gateway: Harness, decoders: list[FakeDecoder]
+) -> None:
+    everywhere(decoders, never_ends)
+    hello = user(text("Hello?"))
+    most, more = (chat_pb2.SamplingParams(n=MAX_CONCURRENT + i) for i in range(2))
+    async with aclosing(gateway.completions.stream(ask(hello, sampling=most))) as events:
+        await anext(events)
+        assert gateway.admission.in_use == MAX_CONCURRENT
+        assert sum(decoder.outstanding for decoder in gateway.tiers.decoders) == MAX_CONCURRENT
+        with pytest.raises(Overloaded):
+            await gateway.answer(hello)
+
+    assert gateway.admission.in_use == 0
+    assert not any(decoder.outstanding for decoder in gateway.tiers.decoders)
+    with pytest.raises(InvalidRequest) as refused:
+        await anext(gateway.completions.stream(ask(hello, sampling=more)))
+    assert refused.value.violations[0][0] == "sampling.n"
+
+
 async def test_conversation_stays_with_its_decoder(
     gateway: Harness, decoders: list[FakeDecoder]
 ) -> None:

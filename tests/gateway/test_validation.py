@@ -123,6 +123,8 @@ def test_other_model_is_not_found_and_not_echoed() -> None:
         (chat_pb2.SamplingParams(stop_token_ids=[5, 100]), "sampling.stop_token_ids[1]"),
         (chat_pb2.SamplingParams(stop_token_ids=[5] * 1025), "sampling.stop_token_ids"),
         (chat_pb2.SamplingParams(logprobs=21), "sampling.logprobs"),
+        (chat_pb2.SamplingParams(n=0), "sampling.n"),
+        (chat_pb2.SamplingParams(n=65), "sampling.n"),
         (chat_pb2.SamplingParams(logit_bias={100: 1}), "sampling.logit_bias[100]"),
         (chat_pb2.SamplingParams(logit_bias={7: 101}), "sampling.logit_bias[7]"),
         (chat_pb2.SamplingParams(logit_bias={7: math.nan}), "sampling.logit_bias[7]"),
