@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import hashlib
 from contextlib import aclosing
 from dataclasses import replace
@@ -33,7 +34,7 @@ from tests.gateway.fake_tiers import (
     refuses,
 )
 from tests.gateway.harness import MAX_CONCURRENT, Harness, ask, eventually, key_of
-from tests.gateway.pictures import assistant, image, picture, system, text, user
+from tests.gateway.pictures import assistant, image, image_url, picture, system, text, user
 from tests.gateway.test_image_header import png_of
 from tests.redis_server import RedisServer
 
@@ -544,6 +545,17 @@ async def test_beyond_the_permits_is_refused_at_once(
         task.cancel()
     await asyncio.wait(running)
     assert gateway.admission.in_use == 0
+
+
+async def test_data_url_is_the_image_that_it_holds(
+    gateway: Harness, encoders: list[FakeEncoder]
+) -> None:
+    url = "data:image/png;base64," + base64.b64encode(CAT).decode()
+
+    answer = await gateway.answer(user(image_url(url), QUESTION))
+
+    assert [report.sha256 for report in answer.finished.images] == [sha(CAT).hex()]
+    assert all_calls(encoders) == [sha(CAT)]
 
 
 async def test_request_takes_a_permit_for_each_of_its_answers(
