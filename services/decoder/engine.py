@@ -18,7 +18,6 @@ from services.decoder.logprobs import TokenLogprobs, from_vllm
 from services.decoder.plugin import ARCHITECTURE
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling
-from services.decoder.structured import NotTaken, StructureCheck
 from services.decoder.threads import in_daemon_thread
 
 BEGIN_OF_SEQUENCE = 1
@@ -87,7 +86,7 @@ class DecoderEngine:
         self._llm: Any = None
         self._cache: Any = None
         self._sampling_defaults: dict[str, Any] = {}
-        self._structures = StructureCheck()
+        self._structures: Any = None
 
     async def start(self) -> None:
         """Loads the model and generates a token, in 10 s to minutes.
@@ -142,6 +141,7 @@ class DecoderEngine:
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        from services.decoder.structured import NotTaken
         from services.decoder.vllm_inputs import engine_input
         from services.decoder.vllm_sampling import REFUSALS, copies, refused_field, vllm_sampling
 
@@ -149,7 +149,7 @@ class DecoderEngine:
         try:
             parameters = vllm_sampling(sampling, self._sampling_defaults)
             alike = copies(sampling, parameters)
-            if sampling.structured_output is not None:
+            if sampling.structured_output is not None and sampling.structured_output.values:
                 await self._structures.check(parameters)
             # No await from here until vLLM has sent the request: the engine's process keeps its
             # images in the order in which requests reach it, as the record on this side does.
@@ -192,10 +192,12 @@ class DecoderEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from services.decoder.model import PixtralEmbeddingsForConditionalGeneration
+        from services.decoder.structured import StructureCheck
 
         # The plug-in names the class, and vLLM would start a process to look at it, for 10 s. It
         # is imported here in any case.
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
+        self._structures = StructureCheck()
         self._llm = AsyncLLM.from_engine_args(arguments)
 
     def _items(

@@ -10,7 +10,12 @@ import json
 import time
 from typing import Any
 
+from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
+from vllm.v1.structured_output.utils import grammar_is_likely_lark
+from xgrammar import Grammar
+
 from services.decoder.threads import in_daemon_thread
+from services.decoder.trial import is_slow
 
 # Of a thread's own processor time: a busy machine makes no schema too complex. Large ones that are
 # in use take a tenth of it.
@@ -29,34 +34,45 @@ class StructureCheck:
         self._threads = asyncio.Semaphore(2)
 
     async def check(self, parameters: Any) -> None:
-        """Raises NotTaken where vLLM's SamplingParams hold what it does not take."""
+        """Raises NotTaken where vLLM's SamplingParams hold what it does not take.
+
+        They name what an answer is to be, and not just that it be a JSON object.
+        """
         loop = asyncio.get_running_loop()
 
-        def read() -> float:
+        def read() -> None:
             try:
-                return _read(parameters)
+                _read(parameters)
             finally:
                 loop.call_soon_threadsafe(self._threads.release)
 
         await self._threads.acquire()
         try:
             async with asyncio.timeout(MAX_SECONDS):
-                cpu_seconds = await in_daemon_thread(read, "read-structure")
+                await in_daemon_thread(read, "read-structure")
         except Exception:
             # Mistakes show in whichever way the parsers of four languages have for them.
             raise NotTaken from None
-        if cpu_seconds > MAX_CPU_SECONDS:
-            raise NotTaken
 
 
-def _read(parameters: Any) -> float:
-    from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
-
-    began = time.thread_time()
-    if parameters.structured_outputs.json is not None:
-        _refuse_ignored(json.loads(parameters.structured_outputs.json))
+def _read(parameters: Any) -> None:
+    wanted, began = parameters.structured_outputs, time.thread_time()
+    if wanted.json is not None:
+        _refuse_ignored(json.loads(wanted.json))
+    # Leaves choices as a grammar.
     validate_xgrammar_grammar(parameters)
-    return time.thread_time() - began
+    if time.thread_time() - began > MAX_CPU_SECONDS or is_slow(_grammar(wanted)):
+        raise NotTaken
+
+
+def _grammar(wanted: Any) -> Any:
+    if wanted.json is not None:
+        return Grammar.from_json_schema(wanted.json)
+    if wanted.regex is not None:
+        return Grammar.from_regex(wanted.regex)
+    if grammar_is_likely_lark(wanted.grammar):
+        return Grammar.from_lark(wanted.grammar)
+    return Grammar.from_ebnf(wanted.grammar)
 
 
 # Passed over without a word, where an answer could then be something else than was asked for.

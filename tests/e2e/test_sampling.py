@@ -1,6 +1,5 @@
 """Every way of picking tokens, through all processes, held against the plain model."""
 
-import contextlib
 import json
 import random
 import re
@@ -343,7 +342,7 @@ def test_an_answer_of_a_structure_has_its_logprobs(model: Model) -> None:
         {"json_schema": {"$ref": "#/$defs/absent"}},
         {"json_schema": {"properties": {"a": {"items": {"not": {"type": "null"}}}}}},
         {"json_schema": {"anyOf": [{"type": "string", "pattern": "(" * 100}]}},
-        {"json_schema": {"anyOf": [{"type": "string", "pattern": PATTERN} for _ in range(500)]}},
+        {"json_schema": {"type": "string", "pattern": PATTERN}},
         {"regex": "("},
         {"regex": "a{2,1}"},
         {"regex": r"(a)\1"},
@@ -351,6 +350,7 @@ def test_an_answer_of_a_structure_has_its_logprobs(model: Model) -> None:
         {"grammar": "root ::= absent"},
         {"grammar": "?"},
         {"grammar": "(" * 10_000},
+        {"grammar": 'root ::= s\ns ::= s s s | s s | "a"'},
     ],
     ids=lambda wanted: str(wanted)[:40],
 )
@@ -362,24 +362,15 @@ def test_what_the_engine_cannot_hold_an_answer_to_is_refused_by_its_field(
     assert model.ask().token_ids
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        {"regex": "(a{1,1000}){1,1000}"},
-        {"regex": "((((a*)*)*)*b?)*"},
-        {"grammar": 'root ::= s\ns ::= s s s | s s | "a"'},
-        {"json_schema": {"type": "array", "minItems": 10_000, "items": {"$ref": "#"}}},
-    ],
-    ids=lambda wanted: str(wanted)[:40],
-)
 def test_what_is_made_to_take_long_keeps_nobody_else_waiting(
-    model: Model, greedy: Completion, wanted: dict[str, Any]
+    model: Model, greedy: Completion
 ) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        long = {"max_tokens": 200, "ignore_eos": False, "timeout": 60}
-        asked = [pool.submit(model.ask, structured_output=wanted, **long) for _ in range(2)]
+    wanted = {"anyOf": [{"type": "string", "pattern": PATTERN} for _ in range(60)]}
+    with ThreadPoolExecutor(4) as pool:
+        asked = [
+            pool.submit(model.refused, structured_output={"json_schema": wanted}, **ROOMY)
+            for _ in range(4)
+        ]
         assert model.ask(timeout=20).token_ids == greedy.token_ids
-        for each in asked:
-            with contextlib.suppress(InvalidRequest):
-                each.result()
+        assert {each.result() for each in asked} == {"sampling.structured_output.json_schema"}
     assert model.ask().token_ids == greedy.token_ids
