@@ -1,4 +1,4 @@
-"""Checks of what an answer is to be held to: bounded here, so that the decoder's work on it is."""
+"""Checks of what an answer is to be held to, and bounds for the decoder's work on it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,7 @@ from typing import Any
 from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest
 
-# What a compiler makes of a schema grows with its text, and the text with each request that holds
-# the same one; these are a dozen times what is seen in use.
+# Reading and compiling take longer with the text; these are many times what is seen in use.
 MAX_SCHEMA_LENGTH = 1 << 15
 MAX_REGEX_LENGTH = 1 << 12
 MAX_GRAMMAR_LENGTH = 1 << 14

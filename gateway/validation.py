@@ -12,9 +12,8 @@ from serving.errors import InvalidRequest, NotFound
 # Each is searched for after every token.
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
-# As many as vLLM tells, and as the tokenizer may make of its 128 sequences of bad tokens.
-MAX_LOGPROBS = 20
-MAX_BAD_WORDS = 64
+MAX_LOGPROBS = 20  # as many as vLLM tells
+MAX_BAD_WORDS = 64  # each becomes up to two of vLLM's 128 sequences of tokens
 MAX_BAD_WORD_LENGTH = 128
 MAX_TOKEN_IDS = 1024
 MAX_CHOICES = 64
@@ -79,8 +78,8 @@ def check_sampling(sampling: chat_pb2.SamplingParams, *, vocabulary_size: int) -
     for i, word in enumerate(sampling.bad_words):
         if word.isspace():
             raise InvalidRequest(f"sampling.bad_words[{i}]", "must have more than white space")
-    for field in ("stop_token_ids", "allowed_token_ids"):
-        _check_count(f"sampling.{field}", len(getattr(sampling, field)), MAX_TOKEN_IDS)
+    for field, most in (("stop_token_ids", MAX_STOP_STRINGS), ("allowed_token_ids", MAX_TOKEN_IDS)):
+        _check_count(f"sampling.{field}", len(getattr(sampling, field)), most)
         for i, token_id in enumerate(getattr(sampling, field)):
             if token_id >= vocabulary_size:
                 raise InvalidRequest(f"sampling.{field}[{i}]", "not in the vocabulary")

@@ -121,7 +121,7 @@ def test_other_model_is_not_found_and_not_echoed() -> None:
         (chat_pb2.SamplingParams(stop=["a" * 2000]), "sampling.stop[0]"),
         (chat_pb2.SamplingParams(stop=["a"] * 65), "sampling.stop"),
         (chat_pb2.SamplingParams(stop_token_ids=[5, 100]), "sampling.stop_token_ids[1]"),
-        (chat_pb2.SamplingParams(stop_token_ids=[5] * 1025), "sampling.stop_token_ids"),
+        (chat_pb2.SamplingParams(stop_token_ids=[5] * 65), "sampling.stop_token_ids"),
         (chat_pb2.SamplingParams(logprobs=21), "sampling.logprobs"),
         (chat_pb2.SamplingParams(n=0), "sampling.n"),
         (chat_pb2.SamplingParams(n=65), "sampling.n"),
