@@ -5,11 +5,12 @@ from contextlib import contextmanager
 
 from gateway.metrics import PERMITS, PERMITS_LIMIT
 from gateway.tenants import Tenant
-from serving.errors import Overloaded
+from serving.errors import InvalidRequest, Overloaded
 
 
 class Admission:
-    """`limit` permits; a request holds one until its last byte is sent or given up.
+    """`limit` permits; a request holds one for each of its answers until its last byte is sent or
+    given up.
 
     Where there are several tenants, the last quarter of the permits is for those that hold less
     than an equal share of all: one that floods the gateway leaves room for the others.
@@ -26,22 +27,24 @@ class Admission:
         return self._in_use
 
     @contextmanager
-    def permit(self, tenant: Tenant, images: int) -> Iterator[None]:
-        """For a request with so many images. Raises Overloaded where all permits are in use, or
-        all that are the tenant's: nothing ever waits here."""
-        if self._in_use >= self._limit or self._has_its_share(tenant):
+    def permit(self, tenant: Tenant, images: int, answers: int = 1) -> Iterator[None]:
+        """For a request with so many images that asks for so many answers. Raises Overloaded where
+        too few permits are left, or left to this tenant: nothing ever waits here."""
+        if answers > self._limit:
+            raise InvalidRequest("sampling.n", f"this gateway gives at most {self._limit} answers")
+        if self._in_use + answers > self._limit or self._has_its_share(tenant, answers):
             raise Overloaded("as many requests as this gateway takes are running")
-        with tenant.request(images):
-            self._in_use += 1
-            PERMITS.inc()
+        with tenant.request(images, answers):
+            self._in_use += answers
+            PERMITS.inc(answers)
             try:
                 yield
             finally:
-                self._in_use -= 1
-                PERMITS.dec()
+                self._in_use -= answers
+                PERMITS.dec(answers)
 
-    def _has_its_share(self, tenant: Tenant) -> bool:
+    def _has_its_share(self, tenant: Tenant, answers: int) -> bool:
         if len(self._tenants) == 1:
             return False
-        is_last_quarter = self._limit - self._in_use <= self._limit // 4
-        return is_last_quarter and tenant.in_use >= self._limit // len(self._tenants)
+        is_last_quarter = self._in_use + answers > self._limit - self._limit // 4
+        return is_last_quarter and tenant.in_use + answers > self._limit // len(self._tenants)

@@ -13,7 +13,7 @@ from gateway.admission import Admission
 from gateway.answer import Ask, Finished, ImageReport, Timings, Usage
 from gateway.conversation import Conversation, Role
 from gateway.deadline import Deadline
-from gateway.decoders import Decoders
+from gateway.decoders import Decoders, answers_of
 from gateway.encoders import Encoded, Encoders
 from gateway.images import ImageInput, ImageReader
 from gateway.metrics import ENCODE_SECONDS, IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
@@ -67,7 +67,8 @@ class Completions:
         code = "OK"
         overdue = _cancel_task(ask.deadline.remaining() + GRACE_SECONDS)
         try:
-            with self._admission.permit(ask.tenant, len(ask.conversation.images)):
+            images = len(ask.conversation.images)
+            with self._admission.permit(ask.tenant, images, answers_of(ask.sampling)):
                 async with aclosing(self._answer(ask)) as events:
                     async for event in events:
                         yield event

@@ -7,7 +7,7 @@ import grpc
 from gateway.deadline import Deadline
 from gateway.routing import rendezvous, with_bounded_load
 from gateway.tiers import GONE, RETRY_SECONDS, Contract, DecoderReplica, under
-from pixtral.v1 import decoder_pb2
+from pixtral.v1 import chat_pb2, decoder_pb2
 from serving.call import current_span, outgoing
 from serving.errors import InvalidRequest, Overloaded, ServingError, Unavailable, from_rpc_error
 
@@ -37,6 +37,7 @@ class Decoders:
         EMBEDDING_MISSING, and whatever else the decoder refuses with. Closing the generator cancels
         the call, and with it the work in the engine.
         """
+        answers = answers_of(request.sampling)
         tried: set[str] = set()
         full: ServingError | None = None
         while len(tried) < MAX_ATTEMPTS:
@@ -50,7 +51,7 @@ class Decoders:
                 "generate", is_call=True, peer=replica.address, attempt=len(tried)
             )
             call = replica.stub.Generate(request, timeout=seconds, metadata=outgoing(span))
-            replica.outstanding += 1
+            replica.outstanding += answers
             try:
                 with span:
                     async for response in call:
@@ -69,7 +70,7 @@ class Decoders:
                 if has_begun:
                     raise _gone("the decoder went away midway") from None
             finally:
-                replica.outstanding -= 1
+                replica.outstanding -= answers
                 call.cancel()
         raise full or _gone("no decoder answers")
 
@@ -80,6 +81,11 @@ class Decoders:
             return None
         load = {address: replica.outstanding for address, replica in ready.items()}
         return ready[with_bounded_load(preference, load)]
+
+
+def answers_of(sampling: chat_pb2.SamplingParams) -> int:
+    """What a request takes of every limit: each of its answers runs as a request of its own."""
+    return sampling.n or 1
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> ServingError:

@@ -14,6 +14,7 @@ from gateway.answer import Ask, Finished
 from gateway.completion import Completions
 from gateway.conversation import Conversation
 from gateway.deadline import Deadline
+from gateway.decoders import answers_of
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenant, Tenants
 from gateway.validation import check_model, check_parts, check_sampling, read_conversation
@@ -51,17 +52,20 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     ) -> chat_pb2.CompleteResponse:
         ask = self._ask(request, context)
         response = chat_pb2.CompleteResponse(id=ask.id, model=self._model)
-        choice = response.choices.add()
-        texts = []
+        choices = [response.choices.add(index=i) for i in range(answers_of(request.sampling))]
+        texts: list[list[str]] = [[] for _ in choices]
         async with aclosing(self.completions.stream(ask)) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     response.completion.CopyFrom(_completion(event))
                 else:
-                    texts.append(event.text)
+                    choice = choices[event.index]
+                    texts[event.index].append(event.text)
                     choice.token_ids.extend(event.token_ids)
+                    choice.logprobs.extend(event.logprobs)
                     choice.finish_reason = event.finish_reason
-        choice.text = "".join(texts)
+        for choice, parts in zip(choices, texts, strict=True):
+            choice.text = "".join(parts)
         return response
 
     async def CountTokens(

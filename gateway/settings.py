@@ -48,7 +48,7 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_concurrent_requests: int = Field(
         256,
         ge=1,
-        description="Completions and token counts that may run at once; more are refused.",
+        description="Answers and token counts that may run at once; more are refused.",
     )
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="The longest that a completion may take."

@@ -26,7 +26,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gateway.metrics import TENANT_REFUSALS, TENANT_TOKENS
-from serving.errors import Overloaded, StartupError, Unauthenticated
+from serving.errors import InvalidRequest, Overloaded, StartupError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -104,20 +104,24 @@ class Tenant:
             self.images = Budget(read.images_per_minute)
 
     @contextmanager
-    def request(self, images: int) -> Iterator[None]:
-        """A request with so many images, from its admission to its end. Raises Overloaded."""
-        if self.requests_at_once is not None and self.in_use >= self.requests_at_once:
+    def request(self, images: int, answers: int = 1) -> Iterator[None]:
+        """A request with so many images for so many answers, from its admission to its end. Raises
+        Overloaded, and InvalidRequest where it can never be let in."""
+        most = self.requests_at_once
+        if most is not None and answers > most:
+            raise InvalidRequest("sampling.n", f"your limit is {most} answers at once")
+        if most is not None and self.in_use + answers > most:
             raise self._refusal("requests", 1.0)
         if wait := self.tokens.wait():
             raise self._refusal("tokens", wait)
         if images and (wait := self.images.wait()):
             raise self._refusal("images", wait)
         self.images.take(images)
-        self.in_use += 1
+        self.in_use += answers
         try:
             yield
         finally:
-            self.in_use -= 1
+            self.in_use -= answers
 
     def use(self, kind: str, tokens: int) -> None:
         """Counts tokens of a prompt or a completion."""

@@ -49,7 +49,7 @@ class Replica(ABC):
     Attributes:
         contract: what it announced; None while it is not to be used.
         fits: it is of this gateway's model, by what it last announced.
-        outstanding: calls of this gateway's requests that it has not ended yet.
+        outstanding: answers to this gateway's requests that it has not ended yet.
     """
 
     tier: str

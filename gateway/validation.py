@@ -1,16 +1,22 @@
 """Checks of a request before any work is done for it, each naming the field that fails."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gateway.conversation import Conversation, ImageSource, Role, Turn
+from gateway.structured import check_structured_output
 from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest, NotFound
 
 # Each is searched for after every token.
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
+MAX_LOGPROBS = 20  # as many as vLLM tells
+MAX_BAD_WORDS = 64  # each becomes up to two of vLLM's 128 sequences of tokens
+MAX_BAD_WORD_LENGTH = 128
+MAX_TOKEN_IDS = 1024
+MAX_CHOICES = 64
 
 ROLES: dict[int, Role] = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -67,16 +73,41 @@ def check_sampling(sampling: chat_pb2.SamplingParams, *, vocabulary_size: int) -
             raise InvalidRequest(f"sampling.{field}", description)
     if sampling.HasField("max_tokens") and sampling.min_tokens > sampling.max_tokens:
         raise InvalidRequest("sampling.min_tokens", "must not be above max_tokens")
-    if len(sampling.stop) > MAX_STOP_STRINGS:
-        raise InvalidRequest("sampling.stop", f"more than {MAX_STOP_STRINGS} strings")
-    for i, stop in enumerate(sampling.stop):
-        if not 0 < len(stop) <= MAX_STOP_LENGTH:
-            raise InvalidRequest(
-                f"sampling.stop[{i}]", f"must have 1 to {MAX_STOP_LENGTH} characters"
-            )
-    for i, token_id in enumerate(sampling.stop_token_ids):
+    _check_strings("sampling.stop", sampling.stop, MAX_STOP_STRINGS, MAX_STOP_LENGTH)
+    _check_strings("sampling.bad_words", sampling.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_LENGTH)
+    for i, word in enumerate(sampling.bad_words):
+        if word.isspace():
+            raise InvalidRequest(f"sampling.bad_words[{i}]", "must have more than white space")
+    for field, most in (("stop_token_ids", MAX_STOP_STRINGS), ("allowed_token_ids", MAX_TOKEN_IDS)):
+        _check_count(f"sampling.{field}", len(getattr(sampling, field)), most)
+        for i, token_id in enumerate(getattr(sampling, field)):
+            if token_id >= vocabulary_size:
+                raise InvalidRequest(f"sampling.{field}[{i}]", "not in the vocabulary")
+    _check_logit_bias(sampling.logit_bias, vocabulary_size)
+    if sampling.HasField("structured_output"):
+        check_structured_output(sampling)
+
+
+def _check_logit_bias(logit_bias: Mapping[int, float], vocabulary_size: int) -> None:
+    _check_count("sampling.logit_bias", len(logit_bias), MAX_TOKEN_IDS)
+    for token_id, bias in logit_bias.items():
+        path = f"sampling.logit_bias[{token_id}]"
         if token_id >= vocabulary_size:
-            raise InvalidRequest(f"sampling.stop_token_ids[{i}]", "not in the vocabulary")
+            raise InvalidRequest(path, "not in the vocabulary")
+        if not -100 <= bias <= 100:
+            raise InvalidRequest(path, "must be from -100 to 100")
+
+
+def _check_strings(path: str, strings: Sequence[str], most: int, longest: int) -> None:
+    _check_count(path, len(strings), most)
+    for i, string in enumerate(strings):
+        if not 0 < len(string) <= longest:
+            raise InvalidRequest(f"{path}[{i}]", f"must have 1 to {longest} characters")
+
+
+def _check_count(path: str, count: int, most: int) -> None:
+    if count > most:
+        raise InvalidRequest(path, f"must hold at most {most}")
 
 
 def check_text(conversation: Conversation, longest_token: int, context_length: int) -> None:
@@ -174,4 +205,6 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("repetition_penalty", lambda value: 0 < value < math.inf, "must be above 0"),
     ("presence_penalty", _within(-2, 2), "must be from -2 to 2"),
     ("frequency_penalty", _within(-2, 2), "must be from -2 to 2"),
+    ("n", _within(1, MAX_CHOICES), f"must be from 1 to {MAX_CHOICES}"),
+    ("logprobs", _within(0, MAX_LOGPROBS), f"must be at most {MAX_LOGPROBS}"),
 )

@@ -10,14 +10,17 @@ from pixtral_client.errors import (
     Unavailable,
     Violation,
 )
-from pixtral_client.requests import Sampling, Tls
+from pixtral_client.requests import Sampling, StructuredOutput, Tls
 from pixtral_client.results import (
+    Choice,
     Completion,
     Delta,
     ImageReport,
+    Logprob,
     Model,
     Timings,
     TokenCount,
+    TokenLogprobs,
     Usage,
 )
 from pixtral_client.stack import Progress, Stack, StackError
@@ -26,12 +29,14 @@ from pixtral_client.standalone import local, pixtral_stack
 __all__ = [
     "AsyncClient",
     "AsyncStream",
+    "Choice",
     "Client",
     "Completion",
     "DeadlineExceeded",
     "Delta",
     "ImageReport",
     "InvalidRequest",
+    "Logprob",
     "Model",
     "NotFound",
     "Overloaded",
@@ -41,9 +46,11 @@ __all__ = [
     "Stack",
     "StackError",
     "Stream",
+    "StructuredOutput",
     "Timings",
     "Tls",
     "TokenCount",
+    "TokenLogprobs",
     "Unavailable",
     "Usage",
     "Violation",

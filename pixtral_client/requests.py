@@ -1,5 +1,6 @@
 """The requests that `Client` and `AsyncClient` send alike, and how they open a channel."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,16 @@ def authorization(api_key: str | None, target: str, tls: Tls | None) -> tuple[tu
     return (("authorization", f"Bearer {key}"),)
 
 
+class StructuredOutput(TypedDict, total=False):
+    """What an answer must be: exactly one of `pixtral.v1.StructuredOutput`'s constraints."""
+
+    json_schema: str | Mapping[str, Any]
+    regex: str
+    choice: Sequence[str]
+    grammar: str
+    json_object: bool
+
+
 class Sampling(TypedDict, total=False):
     """How to pick the next token: `pixtral.v1.SamplingParams`. What is absent or None takes the
     model's own default; temperature 0 is greedy."""
@@ -88,6 +99,12 @@ class Sampling(TypedDict, total=False):
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool | None
+    logprobs: int | None
+    logit_bias: Mapping[int, float] | None
+    bad_words: Sequence[str] | None
+    allowed_token_ids: Sequence[int] | None
+    structured_output: StructuredOutput | None
+    n: int | None
 
 
 def complete_request(
@@ -112,7 +129,7 @@ def count_request(messages: Messages, model: str | None) -> chat_pb2.CountTokens
 
 def completion(response: chat_pb2.CompleteResponse) -> Completion:
     return completion_from_proto(
-        delta_from_proto(response.choices[0]),
+        [delta_from_proto(choice) for choice in response.choices],
         response.completion,
         call_id=response.id,
         model=response.model,
@@ -123,26 +140,36 @@ class Answer:
     """Gathers a stream's events into the completion that it ends with."""
 
     def __init__(self) -> None:
-        self._deltas: list[Delta] = []
+        self._deltas: dict[int, list[Delta]] = {}
         self.completion: Completion | None = None
 
     def add(self, event: chat_pb2.StreamCompleteResponse) -> Delta | None:
         """The event's delta; None for the last event, which holds the summary."""
         if event.HasField("completion"):
             self.completion = completion_from_proto(
-                self.so_far, event.completion, call_id=event.id, model=event.model
+                [self._joined(index) for index in sorted(self._deltas)] or [self.so_far],
+                event.completion,
+                call_id=event.id,
+                model=event.model,
             )
             return None
         delta = delta_from_proto(event.delta)
-        self._deltas.append(delta)
+        self._deltas.setdefault(delta.index, []).append(delta)
         return delta
 
     @property
     def so_far(self) -> Delta:
+        """Of the first choice."""
+        return self._joined(0)
+
+    def _joined(self, index: int) -> Delta:
+        deltas = self._deltas.get(index, [])
         return Delta(
-            text="".join(delta.text for delta in self._deltas),
-            token_ids=tuple(token for delta in self._deltas for token in delta.token_ids),
-            finish_reason=self._deltas[-1].finish_reason if self._deltas else None,
+            text="".join(delta.text for delta in deltas),
+            token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+            finish_reason=deltas[-1].finish_reason if deltas else None,
+            logprobs=tuple(each for delta in deltas for each in delta.logprobs),
+            index=index,
         )
 
 
@@ -157,10 +184,26 @@ def _sampling(sampling: Mapping[str, Any]) -> chat_pb2.SamplingParams:
         if name == "stop" and isinstance(value, str):
             value = [value]
         try:
-            if name in ("stop", "stop_token_ids"):
+            if name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
                 getattr(params, name).extend(value)
+            elif name == "logit_bias":
+                params.logit_bias.update(value)
+            elif name == "structured_output":
+                params.structured_output.CopyFrom(_structured_output(value))
             else:
                 setattr(params, name, value)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from None
     return params
+
+
+def _structured_output(wanted: Mapping[str, Any]) -> chat_pb2.StructuredOutput:
+    if len(wanted) != 1 or not wanted.keys() <= StructuredOutput.__annotations__.keys():
+        known = ", ".join(StructuredOutput.__annotations__)
+        raise TypeError(f"takes exactly one of {known}")
+    ((name, value),) = wanted.items()
+    if name == "choice":
+        value = chat_pb2.StringChoices(values=value)
+    if name == "json_schema" and not isinstance(value, str):
+        value = json.dumps(value)
+    return chat_pb2.StructuredOutput(**{name: value})

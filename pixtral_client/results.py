@@ -1,5 +1,6 @@
 """What a call gives back. Durations are seconds; token ids are the model's own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,19 +49,53 @@ class ImageReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token that the model could pick; its text is empty where it is a part of a character."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely a token of an answer was, and what was likeliest there, the likeliest first."""
+
+    chosen: Logprob
+    top: tuple[Logprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """What is new in a stream; `finish_reason` is None until the last."""
+    """What is new in a stream; `finish_reason` is None until the last.
+
+    `logprobs` has one for each token where they were asked for. `index` is the choice's.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the answers to a request."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """A whole answer. `images` are in the order of the conversation.
 
-    `model` is the gateway's name for what answered.
+    `model` is the gateway's name for what answered. Where `n` answers were asked for, `choices` are
+    all of them; text, tokens, finish reason and logprobs are the first one's.
     """
 
     id: str
@@ -71,6 +106,8 @@ class Completion:
     usage: Usage
     timings: Timings
     images: tuple[ImageReport, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    choices: tuple[Choice, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +127,20 @@ class Model:
 
 
 def delta_from_proto(choice: chat_pb2.Choice) -> Delta:
-    return Delta(choice.text, tuple(choice.token_ids), _FINISH_REASONS.get(choice.finish_reason))
+    return Delta(
+        choice.text,
+        tuple(choice.token_ids),
+        _FINISH_REASONS.get(choice.finish_reason),
+        tuple(_token_logprobs(each) for each in choice.logprobs),
+        choice.index,
+    )
 
 
 def completion_from_proto(
-    answer: Delta, summary: chat_pb2.Completion, *, call_id: str, model: str
+    answers: Sequence[Delta], summary: chat_pb2.Completion, *, call_id: str, model: str
 ) -> Completion:
-    usage, timings = summary.usage, summary.timings
+    """`answers` are the choices, each whole, in the order of their indexes."""
+    answer, usage, timings = answers[0], summary.usage, summary.timings
     return Completion(
         id=call_id,
         model=model,
@@ -119,6 +163,11 @@ def completion_from_proto(
             ImageReport(image.sha256, image.width, image.height, image.tokens, image.cached)
             for image in summary.images
         ),
+        logprobs=answer.logprobs,
+        choices=tuple(
+            Choice(each.index, each.text, each.token_ids, each.finish_reason, each.logprobs)
+            for each in answers
+        ),
     )
 
 
@@ -127,6 +176,14 @@ def models_from_proto(response: chat_pb2.ListModelsResponse) -> list[Model]:
         Model(model.name, model.context_length, model.max_images, model.max_image_bytes)
         for model in response.models
     ]
+
+
+def _token_logprobs(position: chat_pb2.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(_logprob(position.chosen), tuple(map(_logprob, position.top)))
+
+
+def _logprob(each: chat_pb2.Logprob) -> Logprob:
+    return Logprob(each.token_id, each.text, each.logprob)
 
 
 def _seconds(duration: Duration) -> float:

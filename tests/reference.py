@@ -7,6 +7,7 @@ batch is then simply attention within the image.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,19 +193,37 @@ class Reference:
         return self.weights.get("output.weight", self.weights["tok_embeddings.weight"])
 
     @torch.inference_mode()
+    def logprobs(
+        self, token_ids: list[int], images: list[NDArray[np.float32]], answer: list[int]
+    ) -> Tensor:
+        """What each token of `answer` was picked from: log-probabilities (tokens, vocabulary)."""
+        caches = [KVCache() for _ in range(self.params["n_layers"])]
+        inputs, start = self._inputs(token_ids, images), 0
+        rows = []
+        for token in answer:
+            rows.append(self._logits(inputs, start, caches).log_softmax(-1))
+            start += len(inputs)
+            inputs = F.embedding(torch.tensor([token]), self.weights["tok_embeddings.weight"])
+        return torch.stack(rows)
+
+    @torch.inference_mode()
     def generate(
-        self, token_ids: list[int], images: list[NDArray[np.float32]], max_tokens: int
+        self,
+        token_ids: list[int],
+        images: list[NDArray[np.float32]],
+        max_tokens: int,
+        adjust: Callable[[Tensor, list[int]], Tensor] = lambda logits, generated: logits,
     ) -> list[int]:
         """The greedy continuation, up to `max_tokens` ids; an end-of-sequence id is its last.
 
         `images` are in the order of their `[IMG]` tokens. Raises ValueError where the two do
-        not fit.
+        not fit. `adjust` makes the logits to pick from, of the model's and the ids so far.
         """
         caches = [KVCache() for _ in range(self.params["n_layers"])]
         inputs, start = self._inputs(token_ids, images), 0
         generated: list[int] = []
         while len(generated) < max_tokens:
-            token = int(self._logits(inputs, start, caches).argmax())
+            token = int(adjust(self._logits(inputs, start, caches), generated).argmax())
             generated.append(token)
             if token == EOS_TOKEN_ID:
                 break

@@ -10,12 +10,18 @@ from functools import lru_cache
 
 from embeddings.vision import Grid, VisionSpec
 from services.decoder.prompt import Prompt
-from services.decoder.sampling import Sampling
+from services.decoder.sampling import Sampling, Structure, StructuredOutput
 from serving.errors import InvalidRequest
 
 MAX_REQUEST_ID = 128
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
+MAX_LOGPROBS = 20
+MAX_TOKEN_IDS = 1024
+MAX_BAD_WORDS = 64
+MAX_BAD_WORD_CHARACTERS = 128
+MAX_STRUCTURE_CHARACTERS = 1 << 17
+MAX_CHOICES = 64
 MAX_CACHE_SALT = 256
 INT32_MAX = 2**31 - 1
 
@@ -60,27 +66,36 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
 def check_sampling(sampling: Sampling, limits: Limits, prompt_length: int) -> None:
     """Raises InvalidRequest with the field's path in GenerateRequest."""
     room = limits.context_length - prompt_length
-    most = room if sampling.max_tokens is None else sampling.max_tokens
+    longest = room if sampling.max_tokens is None else sampling.max_tokens
     _check_range("max_tokens", sampling.max_tokens, 1, INT32_MAX)
-    _check_range("min_tokens", sampling.min_tokens, 0, min(most, room))
-    _check_range("temperature", sampling.temperature, 0, 100)
+    _check_range("min_tokens", sampling.min_tokens, 0, min(longest, room))
+    _check_range("temperature", sampling.temperature, 0, 2)
     _check_range("top_p", sampling.top_p, 1e-9, 1)
     _check_range("top_k", sampling.top_k, 0, INT32_MAX)
     _check_range("min_p", sampling.min_p, 0, 1)
     _check_range("repetition_penalty", sampling.repetition_penalty, 1e-3, 1e3)
     _check_range("presence_penalty", sampling.presence_penalty, -2, 2)
     _check_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
+    _check_range("n", sampling.n, 1, MAX_CHOICES)
+    _check_range("logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
+    for name, most in _MOST_OF:
+        if len(getattr(sampling, name)) > most:
+            raise InvalidRequest(f"sampling.{name}", f"must hold at most {most}")
     # An id outside the vocabulary is an index outside the logits.
-    for position, token_id in enumerate(sampling.stop_token_ids):
-        _check_range(f"stop_token_ids[{position}]", token_id, 0, limits.vocab_size - 1)
-    for name in ("stop", "stop_token_ids"):
-        if len(getattr(sampling, name)) > MAX_STOPS:
-            raise InvalidRequest(f"sampling.{name}", f"must hold at most {MAX_STOPS}")
-    for position, text in enumerate(sampling.stop):
-        if not 0 < len(text) <= MAX_STOP_CHARACTERS:
-            raise InvalidRequest(
-                f"sampling.stop[{position}]", f"must have 1 to {MAX_STOP_CHARACTERS} characters"
-            )
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        for position, token_id in enumerate(getattr(sampling, name)):
+            _check_range(f"{name}[{position}]", token_id, 0, limits.vocab_size - 1)
+    for token_id, bias in sampling.logit_bias.items():
+        _check_range("logit_bias", token_id, 0, limits.vocab_size - 1)
+        _check_range("logit_bias", bias, -100, 100)
+    if sampling.structured_output is not None:
+        _check_structure(sampling.structured_output)
+    for name, most in (("stop", MAX_STOP_CHARACTERS), ("bad_words", MAX_BAD_WORD_CHARACTERS)):
+        for position, text in enumerate(getattr(sampling, name)):
+            if not 0 < len(text) <= most:
+                raise InvalidRequest(
+                    f"sampling.{name}[{position}]", f"must have 1 to {most} characters"
+                )
 
 
 def check_fits(index: int, claimed: Grid, found: Grid) -> None:
@@ -121,6 +136,26 @@ def _check_places(prompt: Prompt, limits: Limits) -> None:
     image_token_ids = (spec.image_token_id, spec.image_break_token_id, spec.image_end_token_id)
     if sum(map(token_ids.count, image_token_ids)) != claimed:
         raise InvalidRequest("prompt_token_ids", "image tokens belong to none of the images")
+
+
+def _check_structure(wanted: StructuredOutput) -> None:
+    # What it says is for vLLM to judge, off the event loop; not so how long that may take.
+    needs_text = wanted.structure is not Structure.JSON_OBJECT
+    if needs_text and not (wanted.values and all(wanted.values)):
+        raise InvalidRequest(wanted.path, "must not be empty")
+    if sum(map(len, wanted.values)) > MAX_STRUCTURE_CHARACTERS:
+        raise InvalidRequest(
+            wanted.path, f"must have at most {MAX_STRUCTURE_CHARACTERS} characters"
+        )
+
+
+_MOST_OF = (
+    ("stop", MAX_STOPS),
+    ("stop_token_ids", MAX_STOPS),
+    ("logit_bias", MAX_TOKEN_IDS),
+    ("bad_words", MAX_BAD_WORDS),
+    ("allowed_token_ids", MAX_TOKEN_IDS),
+)
 
 
 def _check_range(name: str, value: float | None, least: float, most: float) -> None:

@@ -23,7 +23,7 @@ from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, Unava
 
 
 class Decoder:
-    """Generates for at most `max_admitted` requests at once."""
+    """Gives at most `max_admitted` answers at once; a request has `n` of them."""
 
     def __init__(
         self,
@@ -53,21 +53,26 @@ class Decoder:
         note(prompt_tokens=len(prompt.token_ids), images=len(prompt.images))
         check_prompt(prompt, self._limits)
         self._check_fingerprints(prompt.images)
-        if self.admitted >= self._max_admitted:
+        answers = prompt.sampling.n
+        if answers > self._max_admitted:
+            raise InvalidRequest("sampling.n", f"must be at most {self._max_admitted} here")
+        if self.admitted + answers > self._max_admitted:
             raise Overloaded("the decoder's queue is full")
-        self.admitted += 1
-        ADMITTED.inc()
+        self.admitted += answers
+        ADMITTED.inc(answers)
         try:
             async with aclosing(self._run(prompt)) as deltas:
                 async for delta in deltas:
                     yield delta
-        except SamplingRefused:
-            raise InvalidRequest("sampling", "a value is not one that the engine takes") from None
+        except SamplingRefused as refused:
+            raise InvalidRequest(
+                refused.field, "a value is not one that the engine takes"
+            ) from None
         except EngineDead:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None
         finally:
-            self.admitted -= 1
-            ADMITTED.dec()
+            self.admitted -= answers
+            ADMITTED.dec(answers)
 
     async def close(self) -> None:
         await self._source.close()

@@ -5,19 +5,20 @@ checks while it does.
 """
 
 import asyncio
-import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 import torch
 
 from services.decoder.engine_args import EngineOptions, engine_args
+from services.decoder.logprobs import TokenLogprobs, from_vllm
 from services.decoder.plugin import ARCHITECTURE
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling
+from services.decoder.threads import in_daemon_thread
 
 BEGIN_OF_SEQUENCE = 1
 
@@ -25,6 +26,10 @@ BEGIN_OF_SEQUENCE = 1
 class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
+
+
+# Whatever else it ends with is a failure.
+FINISHED = (None, "stop", "length")
 
 
 class EngineDead(Exception):
@@ -36,7 +41,11 @@ class EngineFailed(Exception):
 
 
 class SamplingRefused(Exception):
-    """vLLM does not take a sampling parameter."""
+    """vLLM does not take a sampling parameter; `field` is its path in GenerateRequest."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field
 
 
 class ImagesNotHeld(Exception):
@@ -53,6 +62,8 @@ class Delta:
         finish_reason: in the last delta.
         cached_tokens: prompt tokens found in the prefix cache.
         queue_seconds: from the engine's taking the request to its first step.
+        logprobs: one for each of `token_ids` where they were asked for.
+        index: of the request's answer that this belongs to.
     """
 
     text: str
@@ -60,6 +71,8 @@ class Delta:
     finish_reason: FinishReason | None
     cached_tokens: int
     queue_seconds: float
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    index: int = 0
 
 
 class DecoderEngine:
@@ -73,13 +86,15 @@ class DecoderEngine:
         self._llm: Any = None
         self._cache: Any = None
         self._sampling_defaults: dict[str, Any] = {}
+        self._structures: Any = None
 
     async def start(self) -> None:
         """Loads the model and generates a token, in 10 s to minutes.
 
         Raises whatever vLLM raises for a model or machine that does not do.
         """
-        await _in_daemon_thread(self._load)
+        # Not the default executor: a process that is told to stop while it loads would wait for it.
+        await in_daemon_thread(self._load, "load-engine")
         # vLLM's own record, on this side, of the images that the engine's process holds.
         self._cache = self._llm.renderer.mm_processor_cache
         self._sampling_defaults = self._llm.model_config.get_diff_sampling_param()
@@ -126,23 +141,39 @@ class DecoderEngine:
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+        from services.decoder.structured import NotTaken
         from services.decoder.vllm_inputs import engine_input
+        from services.decoder.vllm_sampling import REFUSALS, copies, refused_field, vllm_sampling
 
+        sampling = prompt.sampling
         try:
-            parameters = prompt.sampling.to_vllm(self._sampling_defaults)
+            parameters = vllm_sampling(sampling, self._sampling_defaults)
+            alike = copies(sampling, parameters)
+            if sampling.structured_output is not None and sampling.structured_output.values:
+                await self._structures.check(parameters)
             # No await from here until vLLM has sent the request: the engine's process keeps its
             # images in the order in which requests reach it, as the record on this side does.
             items = self._items(prompt.images, embeddings, resend)
             stream = self._llm.generate(engine_input(prompt, items), parameters, prompt.request_id)
+            may_miss_images, is_first = bool(prompt.images) and not resend, True
             async with aclosing(stream):
                 async for output in stream:
-                    yield _delta(output, bool(prompt.images) and not resend)
+                    for completion in output.outputs:
+                        if completion.finish_reason not in FINISHED:
+                            raise _failure(sampling, is_first, may_miss_images)
+                        delta = _delta(output, completion, sampling)
+                        yield delta
+                        for index in range(1, alike):
+                            yield replace(delta, index=index)
+                        is_first = False
         except EngineDeadError:
             raise EngineDead from None
         except EngineGenerateError as error:
             raise (EngineDead if self.dead else EngineFailed) from error
-        except ValueError as error:
-            raise SamplingRefused from error
+        except NotTaken as error:
+            raise SamplingRefused(refused_field(error, sampling)) from error
+        except REFUSALS as error:
+            raise SamplingRefused(refused_field(error, sampling)) from error
 
     async def shutdown(self) -> None:
         """Ends the engine's process, in seconds. What still runs is aborted."""
@@ -161,10 +192,12 @@ class DecoderEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from services.decoder.model import PixtralEmbeddingsForConditionalGeneration
+        from services.decoder.structured import StructureCheck
 
         # The plug-in names the class, and vLLM would start a process to look at it, for 10 s. It
         # is imported here in any case.
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
+        self._structures = StructureCheck()
         self._llm = AsyncLLM.from_engine_args(arguments)
 
     def _items(
@@ -193,49 +226,32 @@ class DecoderEngine:
         return items
 
 
-def _delta(output: Any, may_miss_images: bool) -> Delta:
-    (completion,) = output.outputs
+def _failure(sampling: Sampling, is_first: bool, may_miss_images: bool) -> Exception:
+    # Refused before it ran: all that can be amiss with a checked request is that the engine's
+    # process has dropped an image that was thought to be there, or cannot compile a grammar.
+    if is_first and may_miss_images:
+        return ImagesNotHeld()
+    if is_first and sampling.structured_output is not None:
+        return SamplingRefused(sampling.structured_output.path)
+    return EngineFailed()
+
+
+def _delta(output: Any, completion: Any, sampling: Sampling) -> Delta:
     reason = completion.finish_reason
-    if reason not in (None, "stop", "length"):
-        # Refused before it ran: all that can be amiss with a checked request is that the engine's
-        # process has dropped an image that was thought to be there.
-        if may_miss_images and not completion.token_ids:
-            raise ImagesNotHeld
-        raise EngineFailed
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    if sampling.logprobs is not None:
+        logprobs = from_vllm(completion.logprobs, sampling.logprobs)
     return Delta(
         text=completion.text,
         token_ids=tuple(completion.token_ids),
         finish_reason=None if reason is None else FinishReason(reason),
         cached_tokens=output.num_cached_tokens or 0,
         queue_seconds=_queue_seconds(output.metrics),
+        logprobs=logprobs,
+        index=completion.index,
     )
 
 
 def _queue_seconds(stats: Any) -> float:
     # vLLM keeps them only where it keeps its metrics.
     return 0.0 if stats is None else max(stats.scheduled_ts - stats.queued_ts, 0.0)
-
-
-async def _in_daemon_thread(work: Callable[[], None]) -> None:
-    # Not the default executor: a process that is told to stop while it loads would wait for it.
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            loop.call_soon_threadsafe(settle, error)
-        else:
-            loop.call_soon_threadsafe(settle, None)
-
-    threading.Thread(target=run, name="load-engine", daemon=True).start()
-    await done

@@ -56,6 +56,7 @@ def engine_args(options: EngineOptions) -> Any:
     # By this, which tracing has read by now, vLLM's processes would send traces of their own start.
     os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
 
+    from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -77,6 +78,9 @@ def engine_args(options: EngineOptions) -> Any:
         "kv_cache_memory_bytes": options.kv_cache_bytes,
         "gpu_memory_utilization": options.gpu_memory_fraction,
         "tensor_parallel_size": options.tensor_parallel,
+        # By itself vLLM has one request's schema read by one library and then all of them compiled
+        # by whichever came first, which ignores what it does not know. This one refuses it.
+        "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
         # They are its Prometheus metrics, too.
         "disable_log_stats": False,
         "enable_log_requests": False,

@@ -1,15 +1,39 @@
 """How to pick the next token."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Structure(Enum):
+    """What an answer can be held to, as pixtral.v1.StructuredOutput names it."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    GRAMMAR = "grammar"
+    JSON_OBJECT = "json_object"
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """`values` are the strings to choose from, or the one text of any other structure."""
+
+    structure: Structure
+    values: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """Its field in GenerateRequest."""
+        return f"sampling.structured_output.{self.structure.value}"
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """What is None takes the model's own default, from its generation_config.json, or vLLM's.
 
-    The names and meanings are vLLM's. `max_tokens` None is as many as the context still holds.
+    The names and meanings are vLLM's. `max_tokens` None is as many as the context still holds,
+    `logprobs` None tells none.
     """
 
     max_tokens: int | None = None
@@ -25,17 +49,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-
-    def to_vllm(self, defaults: Mapping[str, Any]) -> Any:
-        """vLLM's SamplingParams. Raises ValueError where vLLM refuses a value."""
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-        given = {
-            field.name: value
-            for field in fields(self)
-            if (value := getattr(self, field.name)) is not None
-        }
-        merged = {"max_tokens": None, **defaults, **given}
-        merged["stop"] = list(self.stop)
-        merged["stop_token_ids"] = list(self.stop_token_ids)
-        return SamplingParams(**merged, output_kind=RequestOutputKind.DELTA)
+    logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    bad_words: tuple[str, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    structured_output: StructuredOutput | None = None
+    n: int = 1

@@ -14,8 +14,9 @@ from embeddings.vision import Grid
 from pixtral.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
 from services.decoder.decoder import Decoder
 from services.decoder.engine import Delta, FinishReason
+from services.decoder.logprobs import Logprob, TokenLogprobs
 from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.sampling import Sampling
+from services.decoder.sampling import Sampling, Structure, StructuredOutput
 from serving.errors import InvalidRequest
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -96,15 +97,48 @@ def _image(index: int, image: decoder_pb2.PromptImage) -> ImagePlace:
 
 def _sampling(sampling: chat_pb2.SamplingParams) -> Sampling:
     given = {field.name: value for field, value in sampling.ListFields()}
-    given |= {"stop": tuple(sampling.stop), "stop_token_ids": tuple(sampling.stop_token_ids)}
+    for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
+        if name in given:
+            given[name] = tuple(given[name])
+    if sampling.logit_bias:
+        given["logit_bias"] = dict(sampling.logit_bias)
+    if sampling.HasField("structured_output"):
+        given["structured_output"] = _structured_output(sampling.structured_output)
     return Sampling(**given)
 
 
+def _structured_output(wanted: chat_pb2.StructuredOutput) -> StructuredOutput:
+    name = wanted.WhichOneof("constraint")
+    match name:
+        case None:
+            raise InvalidRequest("sampling.structured_output", "must have one of its fields")
+        case "choice":
+            return StructuredOutput(Structure.CHOICE, tuple(wanted.choice.values))
+        case "json_object":
+            return StructuredOutput(Structure.JSON_OBJECT)
+        case _:
+            return StructuredOutput(Structure(name), (getattr(wanted, name),))
+
+
 def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
-    return decoder_pb2.GenerateResponse(
+    response = decoder_pb2.GenerateResponse(
         delta=chat_pb2.Choice(
+            index=delta.index,
             text=delta.text,
             token_ids=delta.token_ids,
             finish_reason=FINISH_REASONS[delta.finish_reason],
         )
     )
+    if delta.logprobs:
+        response.delta.logprobs.extend(map(_logprobs, delta.logprobs))
+    return response
+
+
+def _logprobs(position: TokenLogprobs) -> chat_pb2.TokenLogprobs:
+    return chat_pb2.TokenLogprobs(
+        chosen=_logprob(position.chosen), top=[_logprob(each) for each in position.top]
+    )
+
+
+def _logprob(each: Logprob) -> chat_pb2.Logprob:
+    return chat_pb2.Logprob(token_id=each.token_id, text=each.text, logprob=each.logprob)

@@ -35,9 +35,9 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
         description="Tokens of a prompt and its answer together; at most the model's own.",
     )
     max_images: int = Field(32, ge=1, description="The most images in one prompt.")
-    max_running: int = Field(64, ge=1, description="Requests that the engine runs at once.")
+    max_running: int = Field(64, ge=1, description="Answers that the engine works on at once.")
     max_waiting: int = Field(
-        256, ge=0, description="Requests that wait for the engine before more are refused."
+        256, ge=0, description="Answers that wait for the engine before more are refused."
     )
     peer_seconds: float = Field(
         5.0, gt=0, description="How long fetching one embedding from an encoder may take."

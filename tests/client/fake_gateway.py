@@ -31,6 +31,17 @@ SUMMARY = chat_pb2.Completion(
 )
 
 
+def likely(token: int) -> chat_pb2.TokenLogprobs:
+    chosen = chat_pb2.Logprob(token_id=token, text=WORDS[token], logprob=-0.5)
+    return chat_pb2.TokenLogprobs(
+        chosen=chosen, top=[chosen, chat_pb2.Logprob(token_id=99, logprob=-1.5)]
+    )
+
+
+def said(text: str, choice: int) -> str:
+    return text.upper() if choice else text
+
+
 class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
     """`requests` holds what came; `failure` is what every call then ends with; with `stuck` a call
     sends its first delta and waits until it is cancelled, which sets `cancelled`."""
@@ -40,6 +51,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         self.authorizations: list[Any] = []
         self.failure: status_pb2.Status | None = None
         self.stuck = False
+        self.choices = 1
         self.cancelled = threading.Event()
         self.address = ""
 
@@ -54,10 +66,13 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
             model="pixtral",
             choices=[
                 chat_pb2.Choice(
-                    text="".join(WORDS),
+                    index=choice,
+                    text=said("".join(WORDS), choice),
                     token_ids=range(len(WORDS)),
                     finish_reason=chat_pb2.FINISH_REASON_STOP,
+                    logprobs=map(likely, range(len(WORDS))),
                 )
+                for choice in range(self.choices)
             ],
             completion=SUMMARY,
         )
@@ -67,10 +82,16 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
     ) -> Iterator[chat_pb2.StreamCompleteResponse]:
         self._arrive(request, context)
         for index, word in enumerate(WORDS):
-            delta = chat_pb2.Choice(text=word, token_ids=[index])
-            if index == len(WORDS) - 1:
-                delta.finish_reason = chat_pb2.FINISH_REASON_STOP
-            yield chat_pb2.StreamCompleteResponse(id="call-1", model="pixtral", delta=delta)
+            for choice in range(self.choices):
+                delta = chat_pb2.Choice(
+                    index=choice,
+                    text=said(word, choice),
+                    token_ids=[index],
+                    logprobs=[likely(index)],
+                )
+                if index == len(WORDS) - 1:
+                    delta.finish_reason = chat_pb2.FINISH_REASON_STOP
+                yield chat_pb2.StreamCompleteResponse(id="call-1", model="pixtral", delta=delta)
             if self.stuck:
                 self._wait_for_cancel(context)
                 return

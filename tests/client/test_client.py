@@ -11,12 +11,14 @@ import pytest
 from pixtral.v1 import chat_pb2
 from pixtral_client import (
     AsyncClient,
+    Choice,
     Client,
     Completion,
     DeadlineExceeded,
     Delta,
     ImageReport,
     InvalidRequest,
+    Logprob,
     Model,
     NotFound,
     Overloaded,
@@ -24,6 +26,7 @@ from pixtral_client import (
     Timings,
     Tls,
     TokenCount,
+    TokenLogprobs,
     Unavailable,
     Usage,
     Violation,
@@ -65,7 +68,17 @@ def answer(model: str) -> Completion:
         usage=Usage(prompt_tokens=70, image_tokens=64, cached_tokens=32, completion_tokens=5),
         timings=Timings(queue=0.001, encode=0.25, time_to_first_token=1.5, total=2.0),
         images=(ImageReport(sha256="ab", width=640, height=480, tokens=64, cached=True),),
+        logprobs=tuple(map(likely, range(5))),
+        choices=(
+            Choice(0, "A cat on a mat.", (0, 1, 2, 3, 4), "stop", tuple(map(likely, range(5)))),
+        ),
     )
+
+
+def likely(token: int) -> TokenLogprobs:
+    """As the fake gateway has them for each token."""
+    top = (Logprob(token, WORDS[token], -0.5), Logprob(99, "", -1.5))
+    return TokenLogprobs(top[0], top)
 
 
 SAMPLING: dict[str, Any] = {
@@ -82,6 +95,11 @@ SAMPLING: dict[str, Any] = {
     "stop": ["\n", "END"],
     "stop_token_ids": [2],
     "ignore_eos": True,
+    "logprobs": 2,
+    "logit_bias": {7: -100.0, 9: 0.5},
+    "bad_words": ["mat"],
+    "allowed_token_ids": [1, 2],
+    "n": 1,
 }
 
 
@@ -105,11 +123,27 @@ def test_stream(client: Client, gateway: FakeGateway) -> None:
         assert stream.completion is None
         deltas = list(stream)
     assert [delta.text for delta in deltas] == WORDS
-    assert deltas[0] == Delta(text="A ", token_ids=(0,), finish_reason=None)
+    assert deltas[0] == Delta(text="A ", token_ids=(0,), finish_reason=None, logprobs=(likely(0),))
     assert deltas[-1].finish_reason == "stop"
     assert stream.completion == answer("pixtral")
     (request,) = gateway.requests
     assert request.sampling == chat_pb2.SamplingParams(**SAMPLING)
+
+
+def test_choices_come_by_turns(client: Client, gateway: FakeGateway) -> None:
+    gateway.choices = 2
+    with client.stream(HELLO, n=2) as stream:
+        deltas = list(stream)
+        so_far = stream.text
+    completion = stream.completion
+    assert [delta.index for delta in deltas] == [0, 1] * len(WORDS)
+    assert completion is not None
+    assert [(choice.index, choice.text) for choice in completion.choices] == [
+        (0, so_far),
+        (1, so_far.upper()),
+    ]
+    assert completion.text == so_far == "".join(WORDS)
+    assert client.chat(HELLO, n=2).choices == completion.choices
 
 
 def test_sampling_not_given_is_absent(client: Client, gateway: FakeGateway) -> None:
@@ -119,8 +153,26 @@ def test_sampling_not_given_is_absent(client: Client, gateway: FakeGateway) -> N
 
 
 @pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({"json_schema": {"type": "object"}}, {"json_schema": '{"type": "object"}'}),
+        ({"json_schema": "{}"}, {"json_schema": "{}"}),
+        ({"choice": ("yes", "no")}, {"choice": {"values": ["yes", "no"]}}),
+        ({"regex": "a+"}, {"regex": "a+"}),
+        ({"json_object": True}, {"json_object": True}),
+    ],
+)
+def test_structured_output(client: Client, gateway: FakeGateway, given: Any, sent: Any) -> None:
+    client.chat(HELLO, structured_output=given)
+    (request,) = gateway.requests
+    assert request.sampling == chat_pb2.SamplingParams(structured_output=sent)
+
+
+@pytest.mark.parametrize(
     ("sampling", "error", "said"),
     [
+        ({"structured_output": {}}, TypeError, "structured_output: takes exactly one of"),
+        ({"structured_output": {"json": "{}"}}, TypeError, "structured_output: takes exactly one"),
         ({"temprature": 1.0}, TypeError, "unknown argument 'temprature'"),
         ({"max_tokens": -1}, ValueError, "max_tokens: "),
         ({"temperature": "hot"}, TypeError, "temperature: "),

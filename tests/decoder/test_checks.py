@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from embeddings.vision import Grid
 from services.decoder.checks import Limits, check_fits, check_prompt
 from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.sampling import Sampling
+from services.decoder.sampling import Sampling, Structure, StructuredOutput
 from serving.errors import InvalidRequest
 from tests.decoder.prompts import SPEC, key_of, prompt_of
 
@@ -133,6 +133,26 @@ def test_too_many_images() -> None:
         ({"stop": ("a", "b" * 1025)}, "stop[1]"),
         ({"stop": ("a",) * 65}, "stop"),
         ({"stop_token_ids": (3, 131072)}, "stop_token_ids[1]"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"n": 0}, "n"),
+        ({"n": 65}, "n"),
+        ({"logit_bias": {131072: 1.0}}, "logit_bias"),
+        ({"logit_bias": {7: float("nan")}}, "logit_bias"),
+        ({"logit_bias": dict.fromkeys(range(1025), 0.0)}, "logit_bias"),
+        ({"bad_words": ("a", "")}, "bad_words[1]"),
+        ({"bad_words": ("a",) * 65}, "bad_words"),
+        ({"allowed_token_ids": (131072,)}, "allowed_token_ids[0]"),
+        ({"allowed_token_ids": (7,) * 1025}, "allowed_token_ids"),
+        ({"structured_output": StructuredOutput(Structure.CHOICE)}, "structured_output.choice"),
+        (
+            {"structured_output": StructuredOutput(Structure.REGEX, ("",))},
+            "structured_output.regex",
+        ),
+        (
+            {"structured_output": StructuredOutput(Structure.GRAMMAR, ("a" * 200_000,))},
+            "structured_output.grammar",
+        ),
     ],
 )
 def test_sampling(fields: dict[str, Any], name: str) -> None:

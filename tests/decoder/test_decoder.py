@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from services.decoder.source import EmbeddingMissing, ImageEmbedding
 from serving.call import Call
 from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, Unavailable
 from serving.tracing import Tracer
-from tests.decoder.prompts import FINGERPRINT, SPEC, eventually, key_of, prompt_of, values
+from tests.decoder.prompts import FINGERPRINT, GREEDY, SPEC, eventually, key_of, prompt_of, values
 
 GRID = Grid(2, 3)
 LAST = Delta("b", (2,), FinishReason.LENGTH, 0, 0.0)
@@ -168,6 +169,24 @@ async def test_beyond_its_room_the_decoder_refuses_at_once(
     await asyncio.gather(*running)
     assert len(await drain(decoder, prompt_of(1))) == 2
     assert shown("requests_admitted") == 0
+
+
+async def test_a_request_takes_room_for_each_of_its_answers(
+    decoder: Decoder, engine: Engine
+) -> None:
+    two, three = (prompt_of(1, sampling=replace(GREEDY, n=n)) for n in (2, 3))
+    engine.gate.clear()
+    running = asyncio.create_task(drain(decoder, two))
+    await eventually(lambda: engine.calls)
+    assert shown("requests_admitted") == 2
+    with pytest.raises(Overloaded):
+        await drain(decoder, prompt_of(1))
+    with pytest.raises(InvalidRequest) as refusal:
+        await drain(decoder, three)
+    assert refusal.value.violations[0][0] == "sampling.n"
+    engine.gate.set()
+    await running
+    assert decoder.admitted == 0
 
 
 async def test_a_cancelled_request_leaves_nothing(decoder: Decoder, engine: Engine) -> None:

@@ -3,14 +3,13 @@
 import base64
 import io
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from PIL import Image
 
+from tests.e2e.conftest import Tokenizer
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service
 from tests.reference import Reference
@@ -39,19 +38,6 @@ def conversation(rng: random.Random, images: int) -> list[dict[str, Any]]:
         if turn < turns - 1:
             messages.append({"role": "assistant", "content": f"I see {rng.randint(2, 99)} things."})
     return messages
-
-
-@pytest.fixture(scope="session")
-def reference(checkpoint: Path) -> Reference:
-    return Reference(checkpoint)
-
-
-Tokenizer = MistralTokenizer[Any, Any, Any, Any, Any]
-
-
-@pytest.fixture(scope="session")
-def tokenizer(checkpoint: Path) -> Tokenizer:
-    return MistralTokenizer.from_file(str(checkpoint / "tekken.json"))
 
 
 @pytest.mark.parametrize("number", range(20))

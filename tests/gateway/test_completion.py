@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import hashlib
 from contextlib import aclosing
 from dataclasses import replace
@@ -33,7 +34,7 @@ from tests.gateway.fake_tiers import (
     refuses,
 )
 from tests.gateway.harness import MAX_CONCURRENT, Harness, ask, eventually, key_of
-from tests.gateway.pictures import assistant, image, picture, system, text, user
+from tests.gateway.pictures import assistant, image, image_url, picture, system, text, user
 from tests.gateway.test_image_header import png_of
 from tests.redis_server import RedisServer
 
@@ -545,6 +546,37 @@ async def test_beyond_the_permits_is_refused_at_once(
         task.cancel()
     await asyncio.wait(running)
     assert gateway.admission.in_use == 0
+
+
+async def test_data_url_is_the_image_that_it_holds(
+    gateway: Harness, encoders: list[FakeEncoder]
+) -> None:
+    url = "data:image/png;base64," + base64.b64encode(CAT).decode()
+
+    answer = await gateway.answer(user(image_url(url), QUESTION))
+
+    assert [report.sha256 for report in answer.finished.images] == [sha(CAT).hex()]
+    assert all_calls(encoders) == [sha(CAT)]
+
+
+async def test_request_takes_a_permit_for_each_of_its_answers(
+    gateway: Harness, decoders: list[FakeDecoder]
+) -> None:
+    everywhere(decoders, never_ends)
+    hello = user(text("Hello?"))
+    most, more = (chat_pb2.SamplingParams(n=MAX_CONCURRENT + i) for i in range(2))
+    async with aclosing(gateway.completions.stream(ask(hello, sampling=most))) as events:
+        await anext(events)
+        assert gateway.admission.in_use == MAX_CONCURRENT
+        assert sum(decoder.outstanding for decoder in gateway.tiers.decoders) == MAX_CONCURRENT
+        with pytest.raises(Overloaded):
+            await gateway.answer(hello)
+
+    assert gateway.admission.in_use == 0
+    assert not any(decoder.outstanding for decoder in gateway.tiers.decoders)
+    with pytest.raises(InvalidRequest) as refused:
+        await anext(gateway.completions.stream(ask(hello, sampling=more)))
+    assert refused.value.violations[0][0] == "sampling.n"
 
 
 async def test_conversation_stays_with_its_decoder(

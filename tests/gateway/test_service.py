@@ -1,5 +1,6 @@
 """The gateway as a process has it: its tier on the chassis, called over gRPC."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from prometheus_client import REGISTRY
 
 from gateway.settings import GatewaySettings
 from gateway.tier import GatewayTier
-from pixtral.v1 import chat_pb2
+from pixtral.v1 import chat_pb2, decoder_pb2
 from serving.errors import StartupError, from_rpc_error
 from serving.server import running
-from tests.gateway.fake_tiers import FakeDecoder, FakeEncoder, answers, never_ends
+from tests.gateway.fake_tiers import FakeDecoder, FakeEncoder, answers, delta, never_ends
 from tests.gateway.harness import Client, eventually
 from tests.gateway.pictures import assistant, image, image_url, picture, system, text, user
 from tests.gateway.test_image_header import png_of
@@ -47,6 +48,40 @@ async def test_stream_ends_with_completion_and_equals_complete(client: Client) -
     assert [report.cached for report in whole.completion.images] == [True]
     assert last.completion.timings.encode.ToNanoseconds() > 0
     assert last.completion.timings.total.ToNanoseconds() > 0
+
+
+async def by_turns(_: decoder_pb2.GenerateRequest) -> AsyncIterator[decoder_pb2.GenerateResponse]:
+    for index, said, ends in ((1, "He", 0), (0, "Hi", 0), (1, "llo", 1), (0, "!", 2)):
+        response = delta(said, 1000 + index, finish=ends)  # type: ignore[arg-type]
+        response.delta.index = index
+        response.delta.logprobs.add(chosen=chat_pb2.Logprob(text=said))
+        yield response
+
+
+async def test_choices_that_come_by_turns_are_told_apart(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [by_turns]
+    sampling = chat_pb2.SamplingParams(n=2, logprobs=0)
+
+    stream = client.stub.StreamComplete(
+        chat_pb2.StreamCompleteRequest(messages=[HELLO], sampling=sampling)
+    )
+    *deltas, last = [event async for event in stream]
+    whole = await client.stub.Complete(
+        chat_pb2.CompleteRequest(messages=[HELLO], sampling=sampling)
+    )
+
+    assert [event.delta.index for event in deltas] == [1, 0, 1, 0]
+    assert [
+        (choice.index, choice.text, list(choice.token_ids), choice.finish_reason)
+        for choice in whole.choices
+    ] == [(0, "Hi!", [1000, 1000], 2), (1, "Hello", [1001, 1001], 1)]
+    for choice in whole.choices:
+        assert "".join(each.chosen.text for each in choice.logprobs) == choice.text
+    assert whole.completion.usage.completion_tokens == 4
+    assert last.completion.usage == whole.completion.usage
 
 
 async def test_tokens_are_counted_as_a_completion_counts_them(client: Client) -> None:
@@ -87,6 +122,13 @@ BAD_REQUESTS: dict[str, tuple[list[chat_pb2.Message], dict[str, Any], str]] = {
     "temperature -1": ([HELLO], {"temperature": -1}, "sampling.temperature"),
     "stop token": ([HELLO], {"stop_token_ids": [1 << 30]}, "sampling.stop_token_ids[0]"),
     "max_tokens": ([HELLO], {"max_tokens": 40_000}, "sampling.max_tokens"),
+    "no choices": ([HELLO], {"n": 0}, "sampling.n"),
+    "no structure": ([HELLO], {"structured_output": {}}, "sampling.structured_output"),
+    "no schema": (
+        [HELLO],
+        {"structured_output": {"json_schema": "[1]"}},
+        "sampling.structured_output.json_schema",
+    ),
 }
 
 

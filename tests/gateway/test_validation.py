@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,20 @@ def test_other_model_is_not_found_and_not_echoed() -> None:
         (chat_pb2.SamplingParams(stop=["a" * 2000]), "sampling.stop[0]"),
         (chat_pb2.SamplingParams(stop=["a"] * 65), "sampling.stop"),
         (chat_pb2.SamplingParams(stop_token_ids=[5, 100]), "sampling.stop_token_ids[1]"),
+        (chat_pb2.SamplingParams(stop_token_ids=[5] * 65), "sampling.stop_token_ids"),
+        (chat_pb2.SamplingParams(logprobs=21), "sampling.logprobs"),
+        (chat_pb2.SamplingParams(n=0), "sampling.n"),
+        (chat_pb2.SamplingParams(n=65), "sampling.n"),
+        (chat_pb2.SamplingParams(logit_bias={100: 1}), "sampling.logit_bias[100]"),
+        (chat_pb2.SamplingParams(logit_bias={7: 101}), "sampling.logit_bias[7]"),
+        (chat_pb2.SamplingParams(logit_bias={7: math.nan}), "sampling.logit_bias[7]"),
+        (chat_pb2.SamplingParams(logit_bias=dict.fromkeys(range(1025), 0)), "sampling.logit_bias"),
+        (chat_pb2.SamplingParams(bad_words=["a", ""]), "sampling.bad_words[1]"),
+        (chat_pb2.SamplingParams(bad_words=[" \n"]), "sampling.bad_words[0]"),
+        (chat_pb2.SamplingParams(bad_words=["a" * 129]), "sampling.bad_words[0]"),
+        (chat_pb2.SamplingParams(bad_words=["a"] * 65), "sampling.bad_words"),
+        (chat_pb2.SamplingParams(allowed_token_ids=[100]), "sampling.allowed_token_ids[0]"),
+        (chat_pb2.SamplingParams(allowed_token_ids=[7] * 1025), "sampling.allowed_token_ids"),
     ],
 )
 def test_sampling_out_of_range_names_its_field(
@@ -131,13 +146,72 @@ def test_sampling_out_of_range_names_its_field(
     assert field_of(refused) == field
 
 
+def structured(constraint: Any, **others: Any) -> chat_pb2.SamplingParams:
+    return chat_pb2.SamplingParams(structured_output=constraint, **others)
+
+
+SCHEMA = '{"type": "object"}'
+DEEP = '{"a": ' * 32 + "{}" + "}" * 32
+
+
+@pytest.mark.parametrize(
+    ("structure", "field"),
+    [
+        ({}, ""),
+        ({"json_schema": ""}, ".json_schema"),
+        ({"json_schema": '{"type": '}, ".json_schema"),
+        ({"json_schema": "[]"}, ".json_schema"),
+        ({"json_schema": "[" * 30_000}, ".json_schema"),
+        ({"json_schema": DEEP}, ".json_schema"),
+        ({"json_schema": '{"a": "' + "a" * 40_000 + '"}'}, ".json_schema"),
+        ({"regex": ""}, ".regex"),
+        ({"regex": "a\0b"}, ".regex"),
+        ({"regex": "a" * 5000}, ".regex"),
+        ({"choice": {"values": []}}, ".choice.values"),
+        ({"choice": {"values": ["a", ""]}}, ".choice.values[1]"),
+        ({"choice": {"values": ["a"] * 257}}, ".choice.values"),
+        ({"choice": {"values": ["a" * 513]}}, ".choice.values[0]"),
+        ({"grammar": ""}, ".grammar"),
+        ({"grammar": "a" * 20_000}, ".grammar"),
+        ({"json_object": False}, ".json_object"),
+    ],
+)
+def test_structured_output_that_cannot_be_names_its_field(
+    structure: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_sampling(structured(structure), vocabulary_size=100)
+
+    assert field_of(refused) == f"sampling.structured_output{field}"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"min_tokens": 1}, {"ignore_eos": True}, {"bad_words": ["a"]}, {"allowed_token_ids": [7]}],
+)
+def test_what_could_forbid_all_of_a_structure_is_refused(other: dict[str, Any]) -> None:
+    sampling = structured({"json_schema": SCHEMA}, **other)
+
+    with pytest.raises(InvalidRequest) as refused:
+        check_sampling(sampling, vocabulary_size=100)
+
+    assert field_of(refused) == f"sampling.{next(iter(other))}"
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
         chat_pb2.SamplingParams(),
+        structured({"json_schema": SCHEMA}, min_tokens=0),
+        structured({"json_schema": DEEP.replace('{"a": ', "", 1)[:-1]}),
+        structured({"choice": {"values": ["yes", "no"]}}),
+        structured({"json_object": True}),
         chat_pb2.SamplingParams(temperature=0, top_p=1, top_k=0, min_p=0, seed=-1, max_tokens=1),
         chat_pb2.SamplingParams(
             temperature=2, presence_penalty=-2, frequency_penalty=2, stop=["x"], stop_token_ids=[99]
+        ),
+        chat_pb2.SamplingParams(
+            logprobs=20, logit_bias={0: -100, 99: 100}, bad_words=["a b"], allowed_token_ids=[0, 99]
         ),
     ],
 )

@@ -106,7 +106,7 @@ class GenerateResponse(_message.Message):
     """Prompt tokens that were in the engine's prefix cache; set in the first response."""
     @_builtins.property
     def delta(self) -> _chat_pb2.Choice:
-        """What is new since the last response; `finish_reason` is set in the last."""
+        """What is new since the last response of the same index; `finish_reason` is set in its last."""
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
