@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from gateway.conversation import Conversation
 from gateway.deadline import Deadline
 from pixtral.v1 import chat_pb2
+from serving.call import current_span, note
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,22 @@ class Ask:
     sampling: chat_pb2.SamplingParams
     arrival: float
     deadline: Deadline
+
+    @classmethod
+    def begin(
+        cls,
+        completion_id: str,
+        model: str,
+        conversation: Conversation,
+        sampling: chat_pb2.SamplingParams,
+        *,
+        arrival: float,
+        seconds: float,
+    ) -> "Ask":
+        """What the current call asks for, to be answered within `seconds` of its arrival."""
+        note(completion_id=completion_id)
+        current_span().set(operation="chat", model=model)
+        return cls(completion_id, conversation, sampling, arrival, Deadline(arrival + seconds))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from embeddings.vision import BadCheckpoint, VisionSpec, read_params
 from gateway.admission import Admission
 from gateway.completion import Completions
 from gateway.discovery import Group
+from gateway.http.app import OpenAiApi
+from gateway.http.server import HttpServer
 from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
 from gateway.service import ChatService
@@ -19,6 +21,8 @@ from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.channel import ClientTls, open_channel
 from serving.errors import StartupError
+from serving.interceptor import Gate
+from serving.tracing import Tracer
 
 
 class GatewayTier:
@@ -31,11 +35,18 @@ class GatewayTier:
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._service = ChatService(settings)
+        self._openai = OpenAiApi(settings)
         self._tiers: Tiers | None = None
         self._store: EmbeddingStore | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         chat_pb2_grpc.add_ChatServiceServicer_to_server(self._service, server)
+
+    def http_server(self, gate: Gate, tracer: Tracer) -> HttpServer | None:
+        listen = self._settings.http_listen
+        if listen is None:
+            return None
+        return HttpServer(self._openai.app(gate, tracer), listen, self._settings)
 
     async def start(self) -> None:
         """Raises StartupError where the checkpoint or a setting cannot be served."""
@@ -61,7 +72,7 @@ class GatewayTier:
             ),
             width=spec.width,
         )
-        self._service.completions = Completions(
+        self._service.completions = self._openai.completions = Completions(
             images=ImageReader(
                 spec, max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
             ),

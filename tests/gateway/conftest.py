@@ -115,6 +115,7 @@ async def client(
     monkeypatch.setattr(PromptEncoder, "load", lambda *_: prompts)
     settings = GatewaySettings(
         listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0",
         model_dir=model_dir,
         encoders=[encoder.address for encoder in encoders],
         decoders=[decoder.address for decoder in decoders],
@@ -127,4 +128,5 @@ async def client(
         running(GatewayTier(settings), settings) as addresses,
         grpc.aio.insecure_channel(addresses.grpc) as channel,
     ):
-        yield Client(chat_pb2_grpc.ChatServiceStub(channel), settings)
+        assert addresses.http is not None
+        yield Client(chat_pb2_grpc.ChatServiceStub(channel), settings, f"http://{addresses.http}")
