@@ -65,6 +65,7 @@ def serve(model_dir: Path, redis_url: str, log_dir: Path) -> Iterator[Service]:
     stack = pixtral_stack(
         model_dir,
         dtype="f32",
+        http_listen="127.0.0.1:0",
         redis_url=redis_url,
         log_dir=log_dir,
         gateway_args=["--max-image-bytes", "1000000", "--max-images", "6"],

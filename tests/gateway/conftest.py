@@ -120,6 +120,7 @@ async def client(
         encoders=[encoder.address for encoder in encoders],
         decoders=[decoder.address for decoder in decoders],
         redis_url=redis.url,
+        max_concurrent_requests=16,
         max_images=3,
         max_image_bytes=100_000,
         drain_seconds=5,

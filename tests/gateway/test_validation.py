@@ -5,10 +5,10 @@ import pytest
 
 from gateway.conversation import Role
 from gateway.validation import (
+    check_characters,
     check_length,
     check_model,
     check_sampling,
-    check_characters,
     read_conversation,
 )
 from pixtral.v1 import chat_pb2
