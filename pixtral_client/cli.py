@@ -89,9 +89,7 @@ def _chat(options: argparse.Namespace) -> int:
     return 0
 
 
-def _start(
-    options: argparse.Namespace, *, listen: str, http_listen: str | None = None
-) -> Stack:
+def _start(options: argparse.Namespace, *, listen: str, http_listen: str | None = None) -> Stack:
     with start_progress() as progress:
         stack = pixtral_stack(
             options.model_dir,

@@ -29,7 +29,10 @@ MIN_SHM_BYTES = 1 * GIB
 # What each tier imports, by extra of the distribution.
 PACKAGES = {
     "client": ("grpc", "grpc_health", "prompt_toolkit", "rich"),
-    "gateway": ("mistral_common", "PIL", "pydantic_settings", "redis", "uvloop"),
+    "gateway": (
+        *("httptools", "mistral_common", "PIL", "pydantic_settings", "redis", "starlette"),
+        *("uvicorn", "uvloop"),
+    ),
     "encoder": ("mistral_common", "numpy", "PIL", "redis", "safetensors", "torch", "uvloop"),
     "decoder": ("redis", "torch", "uvloop", "vllm"),
 }

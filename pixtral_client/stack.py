@@ -208,9 +208,7 @@ class Stack:
             case "started":
                 self._tell(name, "starting")
             case "bound" if "grpc" in event:
-                self.addresses[name] = Addresses(
-                    event["grpc"], event["metrics"], event.get("http")
-                )
+                self.addresses[name] = Addresses(event["grpc"], event["metrics"], event.get("http"))
                 self._tell(name, "loading")
             case "bound":
                 self._tell(name, "ready")

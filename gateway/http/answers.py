@@ -96,15 +96,14 @@ def _ending(finished: Finished) -> dict[str, Any]:
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
-    details: dict[str, Any] = {"cached_tokens": usage.cached_tokens}
-    if usage.image_tokens:
-        # vLLM's name for it.
-        details["multimodal_tokens"] = {"image": usage.image_tokens}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": details,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "image_tokens": usage.image_tokens,
+        },
     }
 
 

@@ -27,6 +27,7 @@ from serving.interceptor import Gate
 from serving.tracing import Tracer
 
 _QUIET = frozenset({"/health", "/version"})
+_CAPABILITIES = {"completion_chat": True, "function_calling": False, "vision": True}
 
 
 class OpenAiApi:
@@ -133,6 +134,9 @@ class OpenAiApi:
             "root": self._model,
             "parent": None,
             "max_model_len": self.completions.context_length,
+            # Mistral's client takes no model without these two.
+            "type": "base",
+            "capabilities": _CAPABILITIES,
         }
 
 

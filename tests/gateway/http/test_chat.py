@@ -74,10 +74,7 @@ async def test_an_answer_is_that_of_grpc_in_openais_form(
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": 3,
             "total_tokens": usage.prompt_tokens + 3,
-            "prompt_tokens_details": {
-                "cached_tokens": 3,
-                "multimodal_tokens": {"image": usage.image_tokens},
-            },
+            "prompt_tokens_details": {"cached_tokens": 3, "image_tokens": usage.image_tokens},
         },
     }
     (report,) = extras["images"]
