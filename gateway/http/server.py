@@ -7,6 +7,7 @@ import ssl
 import uvicorn
 
 from gateway.http.calls import Calls
+from gateway.http.protocol import BoundedProtocol
 from gateway.settings import GatewaySettings
 from serving.errors import StartupError
 
@@ -65,7 +66,7 @@ class HttpServer:
         return uvicorn.Config(
             self._app,
             loop="none",
-            http="httptools",
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             interface="asgi3",

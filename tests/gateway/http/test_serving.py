@@ -1,8 +1,10 @@
 """The HTTP server beside gRPC: readiness, drain, clients that go away or do not read, ids."""
 
 import asyncio
+import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from bench.collector import Collector, collector
+from gateway.http import protocol
 from gateway.prompt import PromptEncoder
 from gateway.settings import GatewaySettings
 from gateway.tier import GatewayTier
@@ -23,6 +26,7 @@ from tests.gateway.harness import Client, eventually
 from tests.gateway.http.test_chat import CHAT, HELLO, LOOK
 from tests.gateway.pictures import text, user
 from tests.lines import logged
+from tests.serving.test_server import Authority
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 STREAM = {"messages": HELLO, "stream": True}
@@ -335,6 +339,60 @@ async def test_grpc_goes_on_beside_it(http: httpx.AsyncClient, client: Client) -
         client.stub.Complete(chat_pb2.CompleteRequest(messages=[user(text("Hello?"))])),
     )
     assert whole.json()["choices"][0]["message"]["content"] == over_grpc.choices[0].text
+
+
+async def test_tls_is_that_of_grpc(settings: GatewaySettings, tmp_path: Path) -> None:
+    ours, others = Authority(tmp_path, "ours"), Authority(tmp_path, "others")
+    certificate, key = ours.issue("gateway")
+    with_tls = settings.model_copy(update={"tls_certificate": certificate, "tls_private_key": key})
+    mutual = with_tls.model_copy(update={"tls_client_ca": ours.ca})
+
+    async def status(address: str, *identity: Path) -> int:
+        context = ssl.create_default_context(cafile=ours.ca)
+        if identity:
+            context.load_cert_chain(*identity)
+        async with httpx.AsyncClient(verify=context, trust_env=False) as http:
+            return (await http.get(f"https://{address}/health")).status_code
+
+    async with gateway(with_tls) as address:
+        assert await status(address) == 200
+        with pytest.raises(httpx.TransportError):
+            await httpx.AsyncClient(trust_env=False).get(f"http://{address}/health")
+    async with gateway(mutual) as address:
+        assert await status(address, *ours.issue("client")) == 200
+        for identity in ((), others.issue("stranger")):
+            with pytest.raises(httpx.TransportError):
+                await status(address, *identity)
+
+
+@pytest.mark.parametrize("piece", [b"a: b\r\n", b"a", b"\r\n"], ids=["lines", "a line", "none"])
+async def test_a_head_is_read_up_to_a_limit(client: Client, piece: bytes) -> None:
+    host, _, port = client.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = b"" if piece.isspace() else b"GET /health HTTP/1.1\r\nx: "
+    with contextlib.suppress(ConnectionError):
+        writer.write(head)
+        for _ in range(1000):
+            writer.write(piece * 1000)
+            await writer.drain()
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 400 ") or not answer
+    writer.close()
+    assert reader.at_eof() or writer.is_closing()
+    assert (await asyncio.to_thread(httpx.get, f"{client.url}/health")).status_code == 200
+
+
+async def test_a_head_that_does_not_come_is_not_waited_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
+    host, _, port = client.url.removeprefix("http://").rpartition(":")
+    for begun in (b"", b"GET /health HTTP/1.1\r\nx: y"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(begun)
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
 
 
 async def test_an_address_that_is_taken_is_told(settings: GatewaySettings) -> None:
