@@ -172,6 +172,32 @@ async def test_a_client_that_does_not_read_holds_back_the_decoder(
     await eventually(lambda: has_ended)
 
 
+async def test_a_client_that_does_not_read_is_given_up_at_the_deadline(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    async def floods(_: decoder_pb2.GenerateRequest) -> Responses:
+        while True:
+            yield delta("word " * 200, 1001)
+
+    for decoder in decoders:
+        decoder.behaviours = [floods]
+    # The settings are frozen for everyone else.
+    object.__setattr__(client.settings, "request_timeout_seconds", 0.5)
+    host, _, port = client.url.removeprefix("http://").rpartition(":")
+    body = json.dumps(STREAM)
+    with closing(socket.socket()) as slow, logged() as lines:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect((host, int(port)))
+        slow.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        await lines.become(lambda seen: seen.calls)
+        (line,) = lines.calls
+    assert (line["code"], line["http_status"]) == ("DEADLINE_EXCEEDED", 200)
+    assert permits() == 0
+
+
 async def test_until_it_is_ready_it_says_so(settings: GatewaySettings, tmp_path: Path) -> None:
     told = tmp_path / "addresses.json"
     unready = settings.model_copy(
@@ -347,9 +373,9 @@ async def test_tls_is_that_of_grpc(settings: GatewaySettings, tmp_path: Path) ->
     with_tls = settings.model_copy(update={"tls_certificate": certificate, "tls_private_key": key})
     mutual = with_tls.model_copy(update={"tls_client_ca": ours.ca})
 
-    async def status(address: str, *identity: Path) -> int:
+    async def status(address: str, identity: tuple[Path, Path] | None = None) -> int:
         context = ssl.create_default_context(cafile=ours.ca)
-        if identity:
+        if identity is not None:
             context.load_cert_chain(*identity)
         async with httpx.AsyncClient(verify=context, trust_env=False) as http:
             return (await http.get(f"https://{address}/health")).status_code
@@ -359,10 +385,10 @@ async def test_tls_is_that_of_grpc(settings: GatewaySettings, tmp_path: Path) ->
         with pytest.raises(httpx.TransportError):
             await httpx.AsyncClient(trust_env=False).get(f"http://{address}/health")
     async with gateway(mutual) as address:
-        assert await status(address, *ours.issue("client")) == 200
-        for identity in ((), others.issue("stranger")):
+        assert await status(address, ours.issue("client")) == 200
+        for identity in (None, others.issue("stranger")):
             with pytest.raises(httpx.TransportError):
-                await status(address, *identity)
+                await status(address, identity)
 
 
 @pytest.mark.parametrize("piece", [b"a: b\r\n", b"a", b"\r\n"], ids=["lines", "a line", "none"])
