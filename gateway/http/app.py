@@ -2,7 +2,8 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -15,7 +16,7 @@ from gateway.completion import Completions
 from gateway.conversation import Conversation
 from gateway.deadline import Deadline
 from gateway.http import answers
-from gateway.http.body import read
+from gateway.http.body import Bodies
 from gateway.http.calls import Calls, while_client_waits
 from gateway.http.messages import to_conversation
 from gateway.http.schema import ChatRequest, Message, TokenizeRequest
@@ -39,6 +40,7 @@ class OpenAiApi:
         self._settings = settings
         self._model = settings.model_name
         self._created = int(time.time())
+        self._bodies = Bodies()
 
     def app(self, gate: Gate, tracer: Tracer) -> Calls:
         async def health(request: Request) -> Response:
@@ -62,11 +64,12 @@ class OpenAiApi:
     async def chat(self, request: Request) -> JSONResponse | EventStream:
         arrival = time.monotonic()
         seconds = self._settings.request_timeout_seconds
-        asked = await read(request, ChatRequest, Deadline(arrival + seconds))
+        asked = await self._bodies.read(request, ChatRequest, Deadline(arrival + seconds))
         asked.check_served()
         conversation = self._conversation(asked.model, asked.messages)
         sampling = asked.sampling()
-        check_sampling(sampling, vocabulary_size=self.completions.vocabulary_size)
+        with _told_as_asked(asked):
+            check_sampling(sampling, vocabulary_size=self.completions.vocabulary_size)
         ask = Ask.begin(
             f"chatcmpl-{uuid.uuid4().hex}",
             self._model,
@@ -75,7 +78,7 @@ class OpenAiApi:
             arrival=arrival,
             seconds=seconds,
         )
-        events = self.completions.stream(ask)
+        events = _stream(self.completions, ask, asked)
         if asked.stream:
             return EventStream(
                 answers.chunks(events, ask.id, self._model, include_usage=asked.include_usage)
@@ -85,7 +88,7 @@ class OpenAiApi:
 
     async def tokenize(self, request: Request) -> JSONResponse:
         deadline = Deadline.after(self._settings.request_timeout_seconds)
-        asked = await read(request, TokenizeRequest, deadline)
+        asked = await self._bodies.read(request, TokenizeRequest, deadline)
         asked.check_served()
         async with while_client_waits(request.receive):
             tokens = await self._tokens(asked)
@@ -138,6 +141,25 @@ class OpenAiApi:
             "type": "base",
             "capabilities": _CAPABILITIES,
         }
+
+
+@contextmanager
+def _told_as_asked(asked: ChatRequest) -> Iterator[None]:
+    """Of two names for one thing, errors have the one that the client used."""
+    try:
+        yield
+    except InvalidRequest as error:
+        field, description = error.violations[0]
+        if field != "sampling.max_tokens" or asked.max_completion_tokens is None:
+            raise
+        raise InvalidRequest("max_completion_tokens", description, error.reason) from None
+
+
+async def _stream(completions: Completions, ask: Ask, asked: ChatRequest) -> answers.Events:
+    with _told_as_asked(asked):
+        async with aclosing(completions.stream(ask)) as events:
+            async for event in events:
+                yield event
 
 
 async def version(request: Request) -> JSONResponse:

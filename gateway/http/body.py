@@ -11,44 +11,61 @@ from gateway.http.calls import ClientGone
 from gateway.http.errors import Refused
 from gateway.images import OFFLOAD_BYTES
 from serving.channel import MAX_MESSAGE_BYTES
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Overloaded
 
 # As much as gRPC takes in a message.
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES
+# Of all requests that do not hold a permit yet: some thirty with the largest image each.
+MAX_BYTES_AT_ONCE = 12 * MAX_BODY_BYTES
 # Values in a body. Each takes some hundred bytes once it is parsed, and may be two in the body.
 MAX_VALUES = 1 << 20
 
 M = TypeVar("M", bound=BaseModel)
 
 
-async def read(request: Request, model: type[M], deadline: Deadline) -> M:
-    """The body as a `model`. Raises Refused, and InvalidRequest naming a field."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # Nor may a page in a browser send anything else to another site without asking it first.
-        raise Refused(415, "UNSUPPORTED_MEDIA_TYPE", "the content type must be application/json")
-    body = await _read(request, deadline)
-    if len(body) > OFFLOAD_BYTES:
-        return await asyncio.to_thread(_parse, model, body)
-    return _parse(model, body)
+class Bodies:
+    """Reads bodies, all at once together no more than MAX_BYTES_AT_ONCE.
 
+    Only what is read and parsed has a permit to ask for.
+    """
 
-async def _read(request: Request, deadline: Deadline) -> bytearray:
-    told = request.headers.get("content-length", "")
-    if told.isascii() and told.isdigit() and int(told[:20]) > MAX_BODY_BYTES:
-        raise _too_large()
-    body = bytearray()
-    try:
-        async with asyncio.timeout(deadline.remaining()):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > MAX_BODY_BYTES:
-                    raise _too_large()
-                body += chunk
-    except ClientDisconnect:
-        raise ClientGone from None
-    except TimeoutError:
-        raise Refused(408, "REQUEST_TIMEOUT", "the body did not come in time") from None
-    return body
+    def __init__(self) -> None:
+        self._held = 0
+
+    async def read(self, request: Request, model: type[M], deadline: Deadline) -> M:
+        """The body as a `model`. Raises Refused, Overloaded, and InvalidRequest naming a field."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # Nor may a page in a browser send it to another site without asking that one first.
+            raise Refused(
+                415, "UNSUPPORTED_MEDIA_TYPE", "the content type must be application/json"
+            )
+        told = request.headers.get("content-length", "")
+        if told.isascii() and told.isdigit() and int(told[:20]) > MAX_BODY_BYTES:
+            raise _too_large()
+        body = bytearray()
+        try:
+            await self._receive(request, body, deadline)
+            if len(body) > OFFLOAD_BYTES:
+                return await asyncio.to_thread(_parse, model, body)
+            return _parse(model, body)
+        finally:
+            self._held -= len(body)
+
+    async def _receive(self, request: Request, body: bytearray, deadline: Deadline) -> None:
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                async for chunk in request.stream():
+                    if len(body) + len(chunk) > MAX_BODY_BYTES:
+                        raise _too_large()
+                    if self._held + len(chunk) > MAX_BYTES_AT_ONCE:
+                        raise Overloaded("as much as this gateway reads at once is being sent")
+                    body += chunk
+                    self._held += len(chunk)
+        except ClientDisconnect:
+            raise ClientGone from None
+        except TimeoutError:
+            raise Refused(408, "REQUEST_TIMEOUT", "the body did not come in time") from None
 
 
 def _too_large() -> Refused:

@@ -83,10 +83,12 @@ class Calls:
         finally:
             self._tasks.discard(task)
 
-    def cancel_all(self) -> None:
+    async def end(self) -> None:
         """What is still in flight is told that the service ends."""
         for task in self._tasks:
             task.cancel(Unavailable("the server is shutting down"))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2 * GIVE_UP_SECONDS)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = time.perf_counter()

@@ -54,7 +54,7 @@ class HttpServer:
         server = self._server
         if server is None or self._ticking is None:
             return
-        self._app.cancel_all()
+        await self._app.end()
         server.should_exit = True
         await self._ticking
         await server.shutdown()

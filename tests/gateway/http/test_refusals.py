@@ -96,6 +96,8 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "max_tokens of many digits": ({"max_tokens": 10**30}, "max_tokens"),
     "min_tokens": ({"max_tokens": 1, "min_tokens": 2}, "min_tokens"),
     "beyond the context": ({"max_tokens": 40_000}, "max_tokens"),
+    "max_completion_tokens": ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    "its tokens beyond": ({"max_completion_tokens": 40_000}, "max_completion_tokens"),
     "stop": ({"stop": ["a", ""]}, "stop.1"),
     "stop no text": ({"stop": [1]}, "stop.0"),
     "stop_token_ids": ({"stop_token_ids": [1 << 30]}, "stop_token_ids.0"),
@@ -224,6 +226,33 @@ async def test_a_body_is_read_up_to_a_limit(
     assert response.status_code == 413
     assert told(response)["code"] == "body_too_large"
     assert (await http.post(CHAT, json={"messages": HELLO})).status_code == 200
+
+
+async def test_bodies_together_are_read_up_to_a_limit(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body, "MAX_BYTES_AT_ONCE", 1000)
+    more, sent = asyncio.Event(), asyncio.Event()
+    whole = json.dumps({"messages": HELLO, "user": "a" * 500}).encode()
+
+    async def slowly() -> Any:
+        yield whole[:-10]
+        sent.set()
+        await more.wait()
+        yield whole[-10:]
+
+    headers = {"content-type": "application/json"}
+    slow = asyncio.create_task(http.post(CHAT, content=slowly(), headers=headers))
+    await sent.wait()
+    async with asyncio.timeout(10):
+        while (refused := await http.post(CHAT, content=whole, headers=headers)).is_success:
+            await asyncio.sleep(0.01)
+    more.set()
+
+    assert refused.status_code == 429
+    assert told(refused)["code"] == "rate_limit_exceeded"
+    assert (await slow).status_code == 200
+    assert (await http.post(CHAT, content=whole, headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize(
