@@ -42,6 +42,9 @@ class HttpServer:
             ) from None
         except OSError:
             raise StartupError(f"cannot listen on {self._listen}") from None
+        # For its connections: asyncio does not see that they are TCP's, and an answer's body would
+        # wait until its head is acknowledged.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = self._server = uvicorn.Server(config)
         # Its parts, and not `serve`, which would take the process's signals.
         server.lifespan = config.lifespan_class(config)
