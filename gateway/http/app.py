@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from importlib import metadata
 from typing import Any
 
@@ -163,4 +163,10 @@ async def _stream(completions: Completions, ask: Ask, asked: ChatRequest) -> ans
 
 
 async def version(request: Request) -> JSONResponse:
-    return JSONResponse({"version": metadata.version("pixtral-serve")})
+    return JSONResponse({"version": _version()})
+
+
+def _version() -> str:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version("pixtral-serve")
+    return "unknown"
