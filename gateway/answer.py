@@ -6,6 +6,7 @@ from gateway.conversation import Conversation
 from gateway.deadline import Deadline
 from gateway.tenants import Tenant
 from pixtral.v1 import chat_pb2
+from serving.call import current_span, note
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,24 @@ class Ask:
     sampling: chat_pb2.SamplingParams
     arrival: float
     deadline: Deadline
+
+    @classmethod
+    def begin(
+        cls,
+        completion_id: str,
+        model: str,
+        tenant: Tenant,
+        conversation: Conversation,
+        sampling: chat_pb2.SamplingParams,
+        *,
+        arrival: float,
+        seconds: float,
+    ) -> "Ask":
+        """What the current call asks for, to be answered within `seconds` of its arrival."""
+        note(completion_id=completion_id)
+        current_span().set(operation="chat", model=model)
+        deadline = Deadline(arrival + seconds)
+        return cls(completion_id, tenant, conversation, sampling, arrival, deadline)
 
 
 @dataclass(frozen=True, slots=True)

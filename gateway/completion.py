@@ -20,7 +20,7 @@ from gateway.metrics import ENCODE_SECONDS, IMAGES, REQUESTS, TIME_TO_FIRST_TOKE
 from gateway.prompt import Prompt, PromptEncoder
 from gateway.tenants import Tenant
 from gateway.tiers import Contract, Tiers
-from gateway.validation import check_length, check_text
+from gateway.validation import check_characters, check_length
 from pixtral.v1 import chat_pb2, decoder_pb2
 from serving.call import current_span, first_token, note
 from serving.errors import DeadlineExceeded, FailedPrecondition, ServingError, Unavailable
@@ -91,6 +91,14 @@ class Completions:
             _, prompt = await self._read(conversation)
         return prompt
 
+    async def tokenize(self, text: str, tenant: Tenant, *, bos: bool) -> Sequence[int]:
+        """Token ids of a text outside any conversation. Raises InvalidRequest and Overloaded."""
+        with self._admission.permit(tenant, 0):
+            check_characters(
+                len(text), "prompt", self._prompts.longest_token, self._tiers.context_length
+            )
+            return await self._prompts.tokenize(text, bos=bos)
+
     async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         contract = self._tiers.contract()
         images, prompt = await self._read(ask.conversation)
@@ -145,7 +153,12 @@ class Completions:
         )
 
     async def _read(self, conversation: Conversation) -> tuple[list[ImageInput], Prompt]:
-        check_text(conversation, self._prompts.longest_token, self._tiers.context_length)
+        check_characters(
+            conversation.characters,
+            "messages",
+            self._prompts.longest_token,
+            self._tiers.context_length,
+        )
         with current_span().child("images", images=len(conversation.images)):
             images = await self._images.read_all(conversation.images)
         with current_span().child("prompt"):

@@ -71,18 +71,19 @@ class ImageReader:
         return ImageInput(data, sha256, header.width, header.height, grid, source.path)
 
     async def _from_url(self, url: str, path: str) -> bytes:
-        head, comma, payload = url.partition(",")
-        if head[:5].lower() != "data:" and self._fetcher is not None:
+        comma = url.find(",")
+        head, length = url[: max(comma, 0)], len(url) - comma - 1
+        if url[:5].lower() != "data:" and self._fetcher is not None:
             return await self._fetcher.fetch(url, path)
-        if not comma or head[:5].lower() != "data:":
+        if head[:5].lower() != "data:":
             raise InvalidRequest(path, "only data: URLs are taken", "IMAGE_URL_NOT_ALLOWED")
         if not head.lower().endswith(";base64"):
             raise InvalidRequest(path, "the data: URL is not base64", "IMAGE_URL_NOT_ALLOWED")
-        self._check_size(len(payload) // 4 * 3 - payload[-2:].count("="), path)
+        self._check_size(length // 4 * 3 - url[-2:].count("="), path)
         try:
-            if len(payload) > OFFLOAD_BYTES:
-                return await asyncio.to_thread(base64.b64decode, payload, validate=True)
-            return base64.b64decode(payload, validate=True)
+            if length > OFFLOAD_BYTES:
+                return await asyncio.to_thread(_decoded, url, comma + 1)
+            return _decoded(url, comma + 1)
         except (binascii.Error, ValueError):
             raise InvalidRequest(path, "the base64 is malformed", "IMAGE_MALFORMED") from None
 
@@ -111,6 +112,10 @@ class ImageReader:
                 "IMAGE_TOO_MANY_PIXELS",
             )
         return header
+
+
+def _decoded(url: str, start: int) -> bytes:
+    return base64.b64decode(url[start:], validate=True)
 
 
 def _sha256(data: bytes) -> bytes:

@@ -40,6 +40,16 @@ TENANT_REFUSALS = Counter(
 REPLICAS = Gauge(
     "pixtral_gateway_replicas_ready", "Replicas that answered their last handshake", ["tier"]
 )
+# The names and labels are those of the Prometheus middleware that vLLM's HTTP server has.
+HTTP_REQUESTS = Counter(
+    "http_requests_total", "HTTP requests answered, by status", ["method", "handler", "status"]
+)
+HTTP_SECONDS = Histogram(
+    "http_request_duration_seconds",
+    "Time from an HTTP request's headers to the end of its answer",
+    ["method", "handler"],
+    buckets=SECONDS,
+)
 
 # Shown from the start: no rate sees a counter that begins at one.
 CODES = (

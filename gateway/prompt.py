@@ -90,6 +90,13 @@ class PromptEncoder:
             raise BadCheckpoint(f"{path} is no tokenizer that mistral_common reads") from error
         return cls(tokenizer, spec)
 
+    async def tokenize(self, text: str, *, bos: bool) -> Sequence[int]:
+        """Token ids of a text alone, after the one that begins a sequence where `bos` is set."""
+        encode = self._tokenizer.instruct_tokenizer.tokenizer.encode
+        if len(text) > OFFLOAD_CHARACTERS:
+            return await asyncio.to_thread(encode, text, bos, False)
+        return encode(text, bos, False)
+
     async def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
         """As `encode_now`, off the event loop where the text is long."""
         if conversation.characters > OFFLOAD_CHARACTERS:

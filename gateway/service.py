@@ -13,13 +13,12 @@ from google.protobuf.duration_pb2 import Duration
 from gateway.answer import Ask, Finished
 from gateway.completion import Completions
 from gateway.conversation import Conversation
-from gateway.deadline import Deadline
 from gateway.decoders import answers_of
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenant, Tenants
 from gateway.validation import check_model, check_parts, check_sampling, read_conversation
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
-from serving.call import current_span, note
+from serving.call import note
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -102,7 +101,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         | chat_pb2.CountTokensRequest,
     ) -> Conversation:
         check_model(request.model, self._model)
-        check_parts(request.messages, self.completions.context_length)
+        check_parts([len(m.content) for m in request.messages], self.completions.context_length)
         return read_conversation(request.messages, max_images=self._settings.max_images)
 
     def _ask(
@@ -118,16 +117,14 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         client_seconds = context.time_remaining()
         if client_seconds is not None:
             seconds = min(seconds, client_seconds)
-        completion_id = uuid.uuid4().hex
-        note(completion_id=completion_id)
-        current_span().set(operation="chat", model=self._model)
-        return Ask(
-            id=completion_id,
-            tenant=tenant,
-            conversation=conversation,
-            sampling=request.sampling,
+        return Ask.begin(
+            uuid.uuid4().hex,
+            self._model,
+            tenant,
+            conversation,
+            request.sampling,
             arrival=arrival,
-            deadline=Deadline(arrival + seconds),
+            seconds=seconds,
         )
 
 

@@ -27,12 +27,18 @@ ImageHosts = Annotated[Strings, AfterValidator(_check_hosts)]
 
 
 class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
-    """Serves a Pixtral model over gRPC, by way of encoder and decoder processes."""
+    """Serves a Pixtral model over gRPC and HTTP, by way of encoder and decoder processes."""
+
+    doors: ClassVar[tuple[str, ...]] = ("listen", "http_listen")
 
     peer_fields: ClassVar[tuple[str, ...]] = ("encoders", "decoders")
 
     listen: Address = Field(
         "127.0.0.1:50051", description="host:port to serve gRPC on; port 0 is any."
+    )
+    http_listen: Address | None = Field(
+        None,
+        description="host:port to serve OpenAI's HTTP API on; port 0 is any; unset: gRPC alone.",
     )
     model_dir: DirectoryPath = Field(
         description="Directory of the model in Mistral format: its params.json and tekken.json."

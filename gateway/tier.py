@@ -12,6 +12,8 @@ from gateway.admission import Admission
 from gateway.completion import Completions
 from gateway.discovery import Group
 from gateway.fetch import Fetcher, Hosts
+from gateway.http.app import OpenAiApi
+from gateway.http.server import HttpServer
 from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
 from gateway.service import ChatService
@@ -21,6 +23,8 @@ from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.channel import ClientTls, open_channel
 from serving.errors import StartupError
+from serving.interceptor import Gate
+from serving.tracing import Tracer
 
 
 class GatewayTier:
@@ -34,12 +38,19 @@ class GatewayTier:
         self._settings = settings
         self._tenants = Tenants(settings.api_keys)
         self._service = ChatService(settings, self._tenants)
+        self._openai = OpenAiApi(settings, self._tenants)
         self._tiers: Tiers | None = None
         self._store: EmbeddingStore | None = None
         self._fetcher: Fetcher | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         chat_pb2_grpc.add_ChatServiceServicer_to_server(self._service, server)
+
+    def http_server(self, gate: Gate, tracer: Tracer) -> HttpServer | None:
+        listen = self._settings.http_listen
+        if listen is None:
+            return None
+        return HttpServer(self._openai.app(gate, tracer), listen, self._settings)
 
     async def start(self) -> None:
         """Raises StartupError where the checkpoint or a setting cannot be served."""
@@ -66,7 +77,7 @@ class GatewayTier:
             width=spec.width,
         )
         self._fetcher = _fetcher(settings)
-        self._service.completions = Completions(
+        self._service.completions = self._openai.completions = Completions(
             images=ImageReader(
                 spec,
                 max_bytes=settings.max_image_bytes,

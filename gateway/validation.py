@@ -31,12 +31,13 @@ def check_model(asked: str, served: str) -> None:
         raise NotFound("this gateway does not serve that model", "MODEL_NOT_FOUND")
 
 
-def check_parts(messages: Sequence[chat_pb2.Message], context_length: int) -> None:
+def check_parts(parts: Sequence[int], context_length: int) -> None:
     """Raises InvalidRequest for more parts than the context has tokens: each takes one or more.
 
-    Before `read_conversation`, which goes through all of them while nothing else is served.
+    `parts` has each message's. Before the messages are read, which goes through all of them while
+    nothing else is served.
     """
-    if len(messages) > context_length or sum(len(m.content) for m in messages) > context_length:
+    if len(parts) > context_length or sum(parts) > context_length:
         raise InvalidRequest(
             "messages",
             f"there are more parts than the context of {context_length} tokens holds",
@@ -45,17 +46,24 @@ def check_parts(messages: Sequence[chat_pb2.Message], context_length: int) -> No
 
 
 def read_conversation(messages: Sequence[chat_pb2.Message], *, max_images: int) -> Conversation:
-    """The conversation, if it is one that Mistral's template takes.
+    """The conversation, if it is one that Mistral's template takes. Raises InvalidRequest.
 
-    That is: at first a system message or none, then user and assistant by turns, the user last;
-    images in user messages only; no empty text. Raises InvalidRequest.
+    That is: images in user messages only; no empty text; and as `conversation_of` has it.
     """
-    if not messages:
-        raise InvalidRequest("messages", "at least one message is needed")
     turns = tuple(
         Turn(_role(message, f"messages[{i}]"), _parts(message, f"messages[{i}]"))
         for i, message in enumerate(messages)
     )
+    return conversation_of(turns, max_images=max_images)
+
+
+def conversation_of(turns: tuple[Turn, ...], *, max_images: int) -> Conversation:
+    """At first a system message or none, then user and assistant by turns, the user last.
+
+    Raises InvalidRequest for any other order, and for more than `max_images` images.
+    """
+    if not turns:
+        raise InvalidRequest("messages", "at least one message is needed")
     _check_order([turn.role for turn in turns])
     conversation = Conversation(turns)
     if len(conversation.images) > max_images:
@@ -110,11 +118,11 @@ def _check_count(path: str, count: int, most: int) -> None:
         raise InvalidRequest(path, f"must hold at most {most}")
 
 
-def check_text(conversation: Conversation, longest_token: int, context_length: int) -> None:
+def check_characters(characters: int, field: str, longest_token: int, context_length: int) -> None:
     """Raises InvalidRequest for text too long for the context, however it would be tokenized."""
-    if conversation.characters > longest_token * context_length:
+    if characters > longest_token * context_length:
         raise InvalidRequest(
-            "messages",
+            field,
             f"the text is longer than the context of {context_length} tokens",
             "PROMPT_TOO_LONG",
         )

@@ -16,7 +16,7 @@ from pixtral_client.conversation import Conversation
 from pixtral_client.demo import read_questions, run_demo
 from pixtral_client.doctor import run_doctor
 from pixtral_client.errors import PixtralError
-from pixtral_client.requests import DEFAULT_TARGET, Sampling, Tls
+from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET, Sampling, Tls
 from pixtral_client.stack import Stack, StackError
 from pixtral_client.standalone import pixtral_stack
 from pixtral_client.terminal import answers, console, print_error, start_progress
@@ -46,9 +46,10 @@ def _become_tier(module: str, arguments: Sequence[str]) -> NoReturn:
 
 def _up(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    stack = _start(options, listen=options.listen)
+    stack = _start(options, listen=options.listen, http_listen=options.http_listen)
     try:
         console.print(f"\n[green]ready[/] at [bold]{stack.target}[/]; logs are in {stack.log_dir}")
+        console.print(f"  OpenAI's API at http://{stack.http_target}/v1")
         at = "" if stack.target == DEFAULT_TARGET else f" --target {stack.target}"
         console.print(f'  pixtral-serve chat{at} --image cat.jpg "What is this?"')
         console.print(f"  pixtral-serve chat{at}")
@@ -96,12 +97,13 @@ def _key(_: argparse.Namespace) -> int:
     return 0
 
 
-def _start(options: argparse.Namespace, *, listen: str) -> Stack:
+def _start(options: argparse.Namespace, *, listen: str, http_listen: str | None = None) -> Stack:
     with start_progress() as progress:
         stack = pixtral_stack(
             options.model_dir,
             dtype=options.dtype,
             listen=listen,
+            http_listen=http_listen,
             redis_max_memory=options.redis_max_memory,
             encoder_args=shlex.split(options.encoder_args),
             decoder_args=shlex.split(options.decoder_args),
@@ -128,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
 
     up = command("up", _up, "Run Redis, encoder, decoder and gateway here until Ctrl-C.")
     up.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
+    up.add_argument(
+        "--http-listen", default=DEFAULT_HTTP, help="its address for OpenAI's API (%(default)s)"
+    )
     _add_stack_arguments(up)
 
     chat = command("chat", _chat, "Ask a question, or have a conversation, with pictures.")
@@ -155,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command("doctor", run_doctor, "Say what is missing or misconfigured here.")
     doctor.add_argument("--model-dir", type=Path, help="the model that is to run here")
     doctor.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
+    doctor.add_argument(
+        "--http-listen", default=DEFAULT_HTTP, help="its address for OpenAI's API (%(default)s)"
+    )
 
     command("key", _key, "Make an API key, for its caller, and its digest, for the gateway's file.")
 

@@ -29,7 +29,10 @@ MIN_SHM_BYTES = 1 * GIB
 # What each tier imports, by extra of the distribution.
 PACKAGES = {
     "client": ("grpc", "grpc_health", "prompt_toolkit", "rich"),
-    "gateway": ("mistral_common", "PIL", "pydantic_settings", "redis", "uvloop"),
+    "gateway": (
+        *("httptools", "mistral_common", "PIL", "pydantic_settings", "redis", "starlette"),
+        *("uvicorn", "uvloop"),
+    ),
     "encoder": ("mistral_common", "numpy", "PIL", "redis", "safetensors", "torch", "uvloop"),
     "decoder": ("redis", "torch", "uvloop", "vllm"),
 }
@@ -46,7 +49,7 @@ def run_doctor(options: argparse.Namespace) -> int:
     """Prints a line for each finding. Returns 1 where one is a failure, else 0."""
     styles = {"ok": "green", "warn": "yellow", "fail": "red"}
     failed = False
-    for finding in examine(options.model_dir, options.listen):
+    for finding in examine(options.model_dir, options.listen, options.http_listen):
         style = styles[finding.level]
         console.print(f"[{style}]{finding.level:<4}[/] ", end="")
         console.print(printable(finding.what), markup=False)
@@ -56,7 +59,7 @@ def run_doctor(options: argparse.Namespace) -> int:
     return int(failed)
 
 
-def examine(model_dir: Path | None, listen: str) -> Findings:
+def examine(model_dir: Path | None, listen: str, http_listen: str) -> Findings:
     """With a model, what it needs to run here must be here; without, its lack is a warning."""
     checks: list[Callable[[], Findings]] = [
         check_python,
@@ -64,7 +67,8 @@ def examine(model_dir: Path | None, listen: str) -> Findings:
         check_torch,
         check_vllm,
         check_redis,
-        lambda: check_listen(listen),
+        lambda: check_listen(listen, "--listen"),
+        lambda: check_listen(http_listen, "--http-listen"),
         check_shared_memory,
     ]
     if model_dir is not None:
@@ -178,7 +182,7 @@ def check_redis() -> Findings:
         yield Finding("fail", f"{binary} does not start: {last}", "install another redis-server")
 
 
-def check_listen(listen: str) -> Findings:
+def check_listen(listen: str, flag: str) -> Findings:
     host, _, port = listen.rpartition(":")
     try:
         with socket.create_server((host.strip("[]"), int(port))):
@@ -187,7 +191,7 @@ def check_listen(listen: str) -> Findings:
         yield Finding(
             "warn",
             f"{listen} cannot be listened on: {getattr(error, 'strerror', None) or error}",
-            "stop what is there, or choose another address: pixtral-serve up --listen HOST:PORT",
+            f"stop what is there, or choose another address: pixtral-serve up {flag} HOST:PORT",
         )
 
 

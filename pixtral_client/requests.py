@@ -19,6 +19,8 @@ from pixtral_client.results import (
 )
 
 DEFAULT_TARGET = "127.0.0.1:50051"
+# Where vLLM's server is, too, unless it is told otherwise.
+DEFAULT_HTTP = "127.0.0.1:8000"
 DEFAULT_TIMEOUT = 600.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 API_KEY_VARIABLE = "PIXTRAL_API_KEY"

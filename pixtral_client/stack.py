@@ -45,10 +45,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """host:port of a process's gRPC and Prometheus servers."""
+    """host:port of a process's gRPC and Prometheus servers, and of its HTTP API if it has one."""
 
     grpc: str
     metrics: str
+    http: str | None = None
 
 
 class Stack:
@@ -90,6 +91,11 @@ class Stack:
     def target(self) -> str:
         """The gateway's host:port."""
         return self.addresses[self._processes[-1].name].grpc
+
+    @property
+    def http_target(self) -> str | None:
+        """The gateway's host:port for OpenAI's HTTP API; None where it does not serve it."""
+        return self.addresses[self._processes[-1].name].http
 
     def start(self) -> None:
         """Starts all and returns when every health service says SERVING.
@@ -202,7 +208,7 @@ class Stack:
             case "started":
                 self._tell(name, "starting")
             case "bound" if "grpc" in event:
-                self.addresses[name] = Addresses(event["grpc"], event["metrics"])
+                self.addresses[name] = Addresses(event["grpc"], event["metrics"], event.get("http"))
                 self._tell(name, "loading")
             case "bound":
                 self._tell(name, "ready")

@@ -27,6 +27,7 @@ def pixtral_stack(
     *,
     dtype: Literal["bf16", "f32"] = "bf16",
     listen: str = "127.0.0.1:0",
+    http_listen: str | None = None,
     redis_url: str | None = None,
     redis_max_memory: str = "1gb",
     encoder_args: Sequence[str] = (),
@@ -41,6 +42,7 @@ def pixtral_stack(
     Args:
         dtype: of the image embeddings and of the decoder's weights.
         listen: host:port of the gateway.
+        http_listen: host:port of its HTTP API; None is none.
         redis_url: a Redis of one's own; else PIXTRAL_REDIS_URL; else one is started, which holds
             `redis_max_memory` of embeddings (a Redis size, such as `512mb`).
         encoder_args, decoder_args, gateway_args: more flags; see `pixtral-serve encoder --help`.
@@ -56,6 +58,7 @@ def pixtral_stack(
         start = [sys.executable, "-P", "-m", module, "--metrics-listen", "127.0.0.1:0"]
         return [*start, "--drain-seconds", str(DRAIN_SECONDS), "--model-dir", str(model), *args]
 
+    http = () if http_listen is None else ("--http-listen", http_listen)
     local = ("--listen", "127.0.0.1:0", "--dtype", dtype)
     url = redis_url or os.environ.get("PIXTRAL_REDIS_URL")
     redis = None
@@ -73,7 +76,7 @@ def pixtral_stack(
             Process("decoder", tier("services.decoder", *local, *decoder_args)),
             Process(
                 "gateway",
-                tier("gateway", "--listen", listen, *gateway_args),
+                tier("gateway", "--listen", listen, *http, *gateway_args),
                 connects={"--encoders": "encoder", "--decoders": "decoder"},
             ),
         ],

@@ -23,7 +23,7 @@ class Call:
     """From `begin` to `end`, both in the task that serves it.
 
     Attributes:
-        method: package.Service/Method.
+        method: package.Service/Method, or of HTTP the verb and the route: POST /v1/models.
         request_id: the same in every tier.
         span: of the whole call.
         facts: what is known of it; bounded in number and size, and nothing of a prompt or image.

@@ -134,17 +134,23 @@ _MESSAGES = {
 }
 
 
-def to_status(error: BaseException) -> grpc.Status:
-    """The rich gRPC status of an error.
+def told_as(error: BaseException) -> ServingError:
+    """What a client is told of an error.
 
     Anything but a ServingError is a bug: its type and where it happened are logged, and the client
     reads "internal error" alone.
     """
-    if not isinstance(error, ServingError):
-        # Where it happened, and not its message, which may quote a prompt.
-        where = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("unexpected %s\n%s", type(error).__name__, where)
-        error = ServingError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
+    if isinstance(error, ServingError):
+        return error
+    # Where it happened, and not its message, which may quote a prompt.
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("unexpected %s\n%s", type(error).__name__, where)
+    return ServingError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
+
+
+def to_status(error: BaseException) -> grpc.Status:
+    """The rich gRPC status of an error, as `told_as` has it."""
+    error = told_as(error)
     status = Status(code=error.code.value[0], message=error.message)
     info = ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     status.details.add().Pack(info)

@@ -3,8 +3,8 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -44,13 +44,23 @@ class Gate:
     def shut(self, refusal: str) -> None:
         self._refusal = refusal
 
+    @property
+    def is_open(self) -> bool:
+        return self._refusal is None
+
     def enter(self, context: Context) -> None:
         """Counts the call until its status is sent. Raises Unavailable while shut."""
-        if self._refusal is not None:
-            raise Unavailable(self._refusal)
-        self._in_flight += 1
-        self._idle.clear()
-        context.add_done_callback(self._leave)  # type: ignore[arg-type]  # the stub is no protocol
+        self._enter()
+        context.add_done_callback(lambda _: self._leave())  # type: ignore[arg-type]  # its stub
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Counts whatever the block serves. Raises Unavailable while shut."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
 
     async def wait_idle(self, seconds: float) -> bool:
         """Waits until no call is in flight; False where that took longer than `seconds`."""
@@ -61,7 +71,13 @@ class Gate:
             return False
         return True
 
-    def _leave(self, context: Context) -> None:
+    def _enter(self) -> None:
+        if self._refusal is not None:
+            raise Unavailable(self._refusal)
+        self._in_flight += 1
+        self._idle.clear()
+
+    def _leave(self) -> None:
         self._in_flight -= 1
         if not self._in_flight:
             self._idle.set()
@@ -174,7 +190,7 @@ async def _run(
         raise
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
-        if task is not None and (given := _given_up_for(error)) is not None:
+        if task is not None and (given := given_up_for(error)) is not None:
             task.uncancel()
             code = given.code
             _note_reason(call, given)
@@ -201,7 +217,7 @@ async def _run(
             call.end(code)
 
 
-def _given_up_for(error: asyncio.CancelledError) -> ServingError | None:
+def given_up_for(error: asyncio.CancelledError) -> ServingError | None:
     """What a tier cancelled its own call with, by `task.cancel(error)`: gRPC would never answer."""
     (given,) = error.args or (None,)
     return given if isinstance(given, ServingError) else None

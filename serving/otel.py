@@ -35,6 +35,7 @@ _STANDARD = {
     "cached_tokens": "gen_ai.usage.cache_read.input_tokens",
     "completion_tokens": "gen_ai.usage.output_tokens",
     "ttft_seconds": "gen_ai.response.time_to_first_chunk",
+    "http_status": "http.response.status_code",
 }
 # By the same: what a server answers with by its own fault.
 _FAULTS = frozenset(
@@ -142,7 +143,7 @@ class OtlpTracer(Tracer):
             method,
             context=_PROPAGATOR.extract(carrier),
             kind=SpanKind.SERVER,
-            attributes={"rpc.system.name": "grpc", "rpc.method": method},
+            attributes=_of_call(method),
         )
         return OtlpSpan(self._tracer, span)
 
@@ -172,6 +173,13 @@ def _resource(process: str) -> Resource:
     with suppress(metadata.PackageNotFoundError):
         attributes["service.version"] = metadata.version("pixtral-serve")
     return Resource.create(attributes | dict(OTELResourceDetector().detect().attributes))
+
+
+def _of_call(method: str) -> dict[str, AttributeValue]:
+    verb, is_http, route = method.partition(" ")
+    if is_http:
+        return {"http.request.method": verb, "http.route": route}
+    return {"rpc.system.name": "grpc", "rpc.method": method}
 
 
 def _attributes(values: dict[str, Value]) -> dict[str, AttributeValue]:

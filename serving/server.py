@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar, runtime_checkable
 
 import grpc
 import uvloop
@@ -26,7 +26,7 @@ from serving.interceptor import CallInterceptor, Gate
 from serving.logs import configure_logging
 from serving.metrics import MetricsServer, start_metrics_server
 from serving.settings import ProcessSettings
-from serving.tracing import start_tracing
+from serving.tracing import Tracer, start_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +83,32 @@ class Tier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a process can be reached: host:port, with the ports that were bound."""
+    """Where a process can be reached: host:port, with the ports that were bound.
+
+    `http` is None where it does not speak HTTP.
+    """
 
     grpc: str
     metrics: str
+    http: str | None = None
+
+
+class Beside(Protocol):
+    """A server that a tier has beside gRPC. It is opened, drained and closed with it."""
+
+    async def open(self) -> str:
+        """Binds and serves; returns host:port. Raises StartupError."""
+
+    async def close(self) -> None:
+        """After the drain: cuts off what is still in flight, and all connections."""
+
+
+@runtime_checkable
+class ServesHttp(Protocol):
+    """A tier that also answers over HTTP."""
+
+    def http_server(self, gate: Gate, tracer: Tracer) -> Beside | None:
+        """What it serves is to be held by `gate` and begun by `tracer`, as calls of gRPC are."""
 
 
 @asynccontextmanager
@@ -134,6 +156,8 @@ async def _serve(tier_factory: Callable[[S], Tier], settings: S) -> _Outcome:
     try:
         addresses = await chassis.open()
         logger.info("gRPC on %s, metrics on %s", addresses.grpc, addresses.metrics)
+        if addresses.http is not None:
+            logger.info("HTTP on %s", addresses.http)
         starting = asyncio.create_task(chassis.start())
         await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -208,6 +232,9 @@ class _Chassis:
         self._health_server = grpc.aio.server(options=_OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
         reflection.enable_server_reflection((*tier.services, *sorted(ungated)), self._server)
+        self._http: Beside | None = None
+        if isinstance(tier, ServesHttp):
+            self._http = tier.http_server(self._gate, self._tracer)
 
     async def open(self) -> Addresses:
         """Binds, tells the addresses, and answers health checks. Raises StartupError."""
@@ -216,6 +243,7 @@ class _Chassis:
         addresses = Addresses(
             _bind(self._server, self._settings.listen, _credentials(self._settings)),
             self._metrics.address,
+            await self._http.open() if self._http is not None else None,
         )
         await self._server.start()
         if self._settings.health_listen is not None:
@@ -244,6 +272,8 @@ class _Chassis:
         # Health watchers, which never end by themselves, are cut off.
         await self._server.stop(GOAWAY_SECONDS)
         await ending
+        if self._http is not None:
+            await self._http.close()
         if not await self._gate.wait_idle(CANCEL_SECONDS):
             logger.error("calls that were cancelled have not ended")
         await self._health_server.stop(0)
@@ -299,7 +329,8 @@ def _credentials(settings: ProcessSettings) -> grpc.ServerCredentials | None:
 def _write_addresses(path: Path, addresses: Addresses) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(json.dumps(asdict(addresses)) + "\n", "utf-8")
+        told = {server: at for server, at in asdict(addresses).items() if at is not None}
+        unfinished.write_text(json.dumps(told) + "\n", "utf-8")
         unfinished.replace(path)
     except OSError as error:
         raise StartupError(f"cannot write {path}: {error.strerror}") from None

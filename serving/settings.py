@@ -109,6 +109,9 @@ class ProcessSettings(BaseSettings):
         validate_default=True,
     )
 
+    # The fields with addresses that clients come in by: with TLS, or on this machine alone.
+    doors: ClassVar[tuple[str, ...]] = ("listen",)
+
     listen: Address = Field("127.0.0.1:0", description="host:port to serve gRPC on; port 0 is any.")
     metrics_listen: Address = Field(
         "127.0.0.1:0", description="host:port to serve Prometheus metrics on; port 0 is any."
@@ -160,11 +163,14 @@ class ProcessSettings(BaseSettings):
             raise ValueError("tls_certificate and tls_private_key must be set together")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca needs tls_certificate and tls_private_key")
-        if self.tls_certificate is None and not (self.allow_insecure or is_loopback(self.listen)):
-            raise ValueError(
-                f"listen: {self.listen} is not a loopback address: set tls_certificate and "
-                "tls_private_key, or allow_insecure to serve without TLS"
-            )
+        if self.tls_certificate is None and not self.allow_insecure:
+            for door in self.doors:
+                address: str | None = getattr(self, door)
+                if address is not None and not is_loopback(address):
+                    raise ValueError(
+                        f"{door}: {address} is not a loopback address: set tls_certificate and "
+                        "tls_private_key, or allow_insecure to serve without TLS"
+                    )
         return self
 
 

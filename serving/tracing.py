@@ -80,7 +80,8 @@ class Tracer:
     """Begins the spans that have no parent in this process: here, none."""
 
     def serve(self, method: str, metadata: Metadata) -> Span:
-        """For a call of `method` (package.Service/Method) that came with `metadata`."""
+        """For a call that came with `metadata`. `method` is package.Service/Method, or of HTTP the
+        verb and the route."""
         return OFF
 
     async def close(self) -> None:

@@ -16,5 +16,5 @@ FROM ${PYTHON_IMAGE}
 COPY --from=build /opt/pixtral /opt/pixtral
 ENV PYTHONUNBUFFERED=1 HOME=/tmp
 USER 10001:10001
-EXPOSE 50051 8081 9090
+EXPOSE 50051 8000 8081 9090
 ENTRYPOINT ["/opt/pixtral/bin/python", "-m", "gateway"]

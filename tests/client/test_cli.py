@@ -253,9 +253,11 @@ def test_doctor_tells_nothing_of_a_malformed_redis_url(monkeypatch: pytest.Monke
 
 
 def test_doctor_sees_a_taken_port(gateway: FakeGateway) -> None:
-    assert [finding.level for finding in doctor.check_listen("127.0.0.1:0")] == ["ok"]
-    assert [finding.level for finding in doctor.check_listen(gateway.address)] == ["warn"]
-    assert [finding.level for finding in doctor.check_listen("nowhere")] == ["warn"]
+    def levels(address: str) -> list[str]:
+        return [finding.level for finding in doctor.check_listen(address, "--http-listen")]
+
+    assert levels("127.0.0.1:0") == ["ok"]
+    assert levels(gateway.address) == levels("nowhere") == ["warn"]
 
 
 def test_doctor_fails_on_a_broken_model(

@@ -203,6 +203,20 @@ def without(key: str) -> Callable[[Object], object]:
         ),
         (
             "Deployment",
+            "gateway",
+            lambda o: next(p for p in container(o)["ports"] if p["name"] == "http").update(
+                containerPort=8080
+            ),
+            "Deployment gateway: PIXTRAL_HTTP_LISTEN is not port http",
+        ),
+        (
+            "NetworkPolicy",
+            "gateway",
+            lambda o: o["spec"]["ingress"][0]["ports"].pop(),
+            "NetworkPolicy: gateway refuses calls of outside",
+        ),
+        (
+            "Deployment",
             "encoder",
             lambda o: pod_of(o)["securityContext"].pop("runAsNonRoot"),
             "Deployment encoder may run as root",

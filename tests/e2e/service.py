@@ -59,6 +59,7 @@ def serve(
     stack = pixtral_stack(
         model_dir,
         dtype="f32",
+        http_listen="127.0.0.1:0",
         redis_url=redis_url,
         log_dir=log_dir,
         gateway_args=["--max-image-bytes", str(max_image_bytes), "--max-images", "6"],

@@ -10,7 +10,7 @@ from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service
 from tests.metrics_page import TIERS, Described, base_name, read_page
 
-OURS = ("pixtral_", "grpc_server_")
+OURS = ("pixtral_", "grpc_server_", "http_request")
 
 
 @pytest.fixture(scope="module")

@@ -115,10 +115,12 @@ async def client(
     monkeypatch.setattr(PromptEncoder, "load", lambda *_: prompts)
     settings = GatewaySettings(
         listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0",
         model_dir=model_dir,
         encoders=[encoder.address for encoder in encoders],
         decoders=[decoder.address for decoder in decoders],
         redis_url=redis.url,
+        max_concurrent_requests=16,
         max_images=3,
         max_image_bytes=100_000,
         drain_seconds=5,
@@ -127,4 +129,5 @@ async def client(
         running(GatewayTier(settings), settings) as addresses,
         grpc.aio.insecure_channel(addresses.grpc) as channel,
     ):
-        yield Client(chat_pb2_grpc.ChatServiceStub(channel), settings)
+        assert addresses.http is not None
+        yield Client(chat_pb2_grpc.ChatServiceStub(channel), settings, f"http://{addresses.http}")

@@ -42,6 +42,7 @@ class Answer:
 class Client:
     stub: "chat_pb2_grpc.ChatServiceAsyncStub"
     settings: GatewaySettings
+    url: str
 
 
 class Harness:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 
 from gateway.settings import GatewaySettings
@@ -29,6 +30,7 @@ async def test_serves_until_told_to_stop(
     told = tmp_path / "addresses.json"
     flags = {
         "listen": "127.0.0.1:0",
+        "http-listen": "127.0.0.1:0",
         "model-dir": str(model_dir),
         "decoders": ",".join(scheme + decoder.address for decoder in decoders),
         "address-file": str(told),
@@ -42,13 +44,19 @@ async def test_serves_until_told_to_stop(
     )
     try:
         await eventually(told.exists, 60)
-        address = json.loads(told.read_text())["grpc"]
-        async with grpc.aio.insecure_channel(address) as channel:
+        addresses = json.loads(told.read_text())
+        async with grpc.aio.insecure_channel(addresses["grpc"]) as channel:
             stub = chat_pb2_grpc.ChatServiceStub(channel)
             response = await _when_ready(
                 stub, chat_pb2.CompleteRequest(messages=[user(text("Hello?"))])
             )
         assert response.choices[0].text == "Hello world"
+        async with httpx.AsyncClient(trust_env=False) as http:
+            answer = await http.post(
+                f"http://{addresses['http']}/v1/chat/completions",
+                json={"messages": [{"role": "user", "content": "Hello?"}]},
+            )
+        assert answer.json()["choices"][0]["message"]["content"] == "Hello world"
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 30) == 0
     finally:
@@ -76,6 +84,7 @@ async def _when_ready(
         ([], "model_dir"),
         (["--decoders="], "decoders"),
         (["--decoders=127.0.0.1:1", "--listen=0.0.0.0:1"], "allow_insecure"),
+        (["--decoders=127.0.0.1:1", "--http-listen=0.0.0.0:1"], "http_listen"),
         (["--decoders=nowhere"], "decoders"),
     ],
 )

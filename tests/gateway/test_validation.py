@@ -6,10 +6,10 @@ import pytest
 
 from gateway.conversation import Role
 from gateway.validation import (
+    check_characters,
     check_length,
     check_model,
     check_sampling,
-    check_text,
     read_conversation,
 )
 from pixtral.v1 import chat_pb2
@@ -243,10 +243,11 @@ def test_answer_that_does_not_fit_names_its_field(field: str) -> None:
 
 def test_text_too_long_for_any_tokenizing_is_refused_before_it() -> None:
     conversation = read_conversation([user(PICTURE, text("a" * 60), text("b" * 40))], max_images=1)
+    characters = conversation.characters
 
-    check_text(conversation, longest_token=10, context_length=10)
+    check_characters(characters, "messages", longest_token=10, context_length=10)
     with pytest.raises(InvalidRequest) as refused:
-        check_text(conversation, longest_token=9, context_length=11)
+        check_characters(characters, "messages", longest_token=9, context_length=11)
 
     assert field_of(refused) == "messages"
     assert refused.value.reason == "PROMPT_TOO_LONG"

@@ -74,6 +74,7 @@ def tiers_are_found_by_name(objects: Objects) -> Iterator[str]:
             ("PIXTRAL_LISTEN", "grpc"),
             ("PIXTRAL_METRICS_LISTEN", "metrics"),
             ("PIXTRAL_HEALTH_LISTEN", "health"),
+            *((("PIXTRAL_HTTP_LISTEN", "http"),) if name_of(deployment) == "gateway" else ()),
         ):
             if told.get(variable) != f"0.0.0.0:{ports_of(deployment).get(port_name)}":
                 yield f"Deployment {name_of(deployment)}: {variable} is not port {port_name}"

@@ -19,7 +19,12 @@ from tools.deploy.objects import (
     workloads,
 )
 
-PORTS = {"gateway": 50051, "encoder": 50052, "decoder": 50053, "redis": 6379}
+PORTS = {
+    "gateway": (50051, 8000),
+    "encoder": (50052,),
+    "decoder": (50053,),
+    "redis": (6379,),
+}
 # Who may open a connection to whom. Outside is whatever has no labels of ours.
 CALLS = {
     ("outside", "gateway"),
@@ -95,7 +100,7 @@ def network_is_closed(objects: Objects) -> Iterator[str]:
     if not any(p["spec"]["podSelector"] == {} and _is_closed(p["spec"]) for p in policies):
         yield "no NetworkPolicy closes everything first"
     pods = {name_of(workload): labels_of(workload) for workload in workloads(objects)}
-    for callee, port in PORTS.items():
+    for callee, port in ((callee, port) for callee, ports in PORTS.items() for port in ports):
         if callee not in pods:
             continue
         for caller, labels in {"outside": {}, **pods}.items():

@@ -1,0 +1,1 @@
+"""OpenAI's HTTP API beside gRPC, over the same request path."""

@@ -1,0 +1,189 @@
+"""The routes, each thin over the gateway's own request path."""
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from importlib import metadata
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+
+from gateway.answer import Ask
+from gateway.completion import Completions
+from gateway.conversation import Conversation
+from gateway.deadline import Deadline
+from gateway.decoders import answers_of
+from gateway.http import answers
+from gateway.http.body import Bodies
+from gateway.http.calls import Calls, while_client_waits
+from gateway.http.messages import to_conversation
+from gateway.http.schema import ChatRequest, Message, TokenizeRequest
+from gateway.http.stream import EventStream
+from gateway.settings import GatewaySettings
+from gateway.tenants import Tenant, Tenants
+from gateway.validation import check_model, check_sampling
+from serving.call import note
+from serving.errors import InvalidRequest, Unavailable
+from serving.interceptor import Gate
+from serving.tracing import Tracer
+
+_QUIET = frozenset({"/health", "/version"})
+_CAPABILITIES = {"completion_chat": True, "function_calling": False, "vision": True}
+
+
+class OpenAiApi:
+    """`completions` is set once loaded; no request comes before."""
+
+    completions: Completions
+
+    def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
+        self._settings = settings
+        self._tenants = tenants
+        self._model = settings.model_name
+        self._created = int(time.time())
+        self._bodies = Bodies()
+
+    def app(self, gate: Gate, tracer: Tracer) -> Calls:
+        async def health(request: Request) -> Response:
+            if not gate.is_open:
+                raise Unavailable("the server is not ready")
+            return Response()
+
+        router = Router(
+            [
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+                Route("/v1/models", self.models),
+                Route("/v1/models/{model:path}", self.model),
+                Route("/tokenize", self.tokenize, methods=["POST"]),
+                Route("/health", health),
+                Route("/version", version),
+            ],
+            redirect_slashes=False,
+        )
+        return Calls(router, quiet=_QUIET, gate=gate, tracer=tracer)
+
+    async def chat(self, request: Request) -> JSONResponse | EventStream:
+        arrival = time.monotonic()
+        tenant = self._tenant(request)
+        seconds = self._settings.request_timeout_seconds
+        asked = await self._bodies.read(request, ChatRequest, Deadline(arrival + seconds))
+        asked.check_served()
+        conversation = self._conversation(asked.model, asked.messages)
+        sampling = asked.sampling()
+        with _told_as_asked(asked):
+            check_sampling(sampling, vocabulary_size=self.completions.vocabulary_size)
+        ask = Ask.begin(
+            f"chatcmpl-{uuid.uuid4().hex}",
+            self._model,
+            tenant,
+            conversation,
+            sampling,
+            arrival=arrival,
+            seconds=seconds,
+        )
+        events = _stream(self.completions, ask, asked)
+        if asked.stream:
+            return EventStream(
+                answers.chunks(events, ask.id, self._model, include_usage=asked.include_usage)
+            )
+        async with while_client_waits(request.receive):
+            return JSONResponse(
+                await answers.whole(events, ask.id, self._model, choices=answers_of(sampling))
+            )
+
+    async def tokenize(self, request: Request) -> JSONResponse:
+        tenant = self._tenant(request)
+        deadline = Deadline.after(self._settings.request_timeout_seconds)
+        asked = await self._bodies.read(request, TokenizeRequest, deadline)
+        asked.check_served()
+        async with while_client_waits(request.receive):
+            tokens = await self._tokens(asked, tenant)
+            context_length = self.completions.context_length
+        return JSONResponse(
+            {
+                "count": len(tokens),
+                "max_model_len": context_length,
+                "tokens": tokens,
+                "token_strs": None,
+            }
+        )
+
+    async def models(self, request: Request) -> JSONResponse:
+        self._tenant(request)
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> JSONResponse:
+        self._tenant(request)
+        check_model(request.path_params["model"], self._model)
+        return JSONResponse(self._card())
+
+    def _tenant(self, request: Request) -> Tenant:
+        tenant = self._tenants.of(request.headers.get("authorization"))
+        note(tenant=tenant.name)
+        return tenant
+
+    async def _tokens(self, asked: TokenizeRequest, tenant: Tenant) -> Sequence[int]:
+        if asked.messages is not None:
+            conversation = self._conversation(asked.model, asked.messages)
+            return (await self.completions.count(conversation, tenant)).token_ids
+        if asked.prompt is None:
+            raise InvalidRequest("messages", "messages or a prompt is needed")
+        check_model(asked.model or "", self._model)
+        return await self.completions.tokenize(
+            asked.prompt, tenant, bos=asked.add_special_tokens is not False
+        )
+
+    def _conversation(self, model: str | None, messages: Sequence[Message]) -> Conversation:
+        check_model(model or "", self._model)
+        return to_conversation(
+            messages,
+            max_images=self._settings.max_images,
+            context_length=self.completions.context_length,
+        )
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self._model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "pixtral-serve",
+            "root": self._model,
+            "parent": None,
+            "max_model_len": self.completions.context_length,
+            # Mistral's client takes no model without these two.
+            "type": "base",
+            "capabilities": _CAPABILITIES,
+        }
+
+
+@contextmanager
+def _told_as_asked(asked: ChatRequest) -> Iterator[None]:
+    """Of several names for one thing, errors have the one that the client used."""
+    try:
+        yield
+    except InvalidRequest as error:
+        field, description = error.violations[0]
+        name = asked.name_of(field)
+        if name == field:
+            raise
+        raise InvalidRequest(name, description, error.reason) from None
+
+
+async def _stream(completions: Completions, ask: Ask, asked: ChatRequest) -> answers.Events:
+    with _told_as_asked(asked):
+        async with aclosing(completions.stream(ask)) as events:
+            async for event in events:
+                yield event
+
+
+async def version(request: Request) -> JSONResponse:
+    return JSONResponse({"version": _version()})
+
+
+def _version() -> str:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version("pixtral-serve")
+    return "unknown"

@@ -1,0 +1,89 @@
+"""The body of a request: read up to a limit, and parsed without holding up anyone else."""
+
+import asyncio
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from gateway.deadline import Deadline
+from gateway.http.calls import ClientGone
+from gateway.http.errors import Refused
+from gateway.images import OFFLOAD_BYTES
+from serving.channel import MAX_MESSAGE_BYTES
+from serving.errors import InvalidRequest, Overloaded
+
+# As much as gRPC takes in a message.
+MAX_BODY_BYTES = MAX_MESSAGE_BYTES
+# Of all requests that do not hold a permit yet: some thirty with the largest image each.
+MAX_BYTES_AT_ONCE = 12 * MAX_BODY_BYTES
+# Values in a body. Each takes some hundred bytes once it is parsed, and may be two in the body.
+MAX_VALUES = 1 << 20
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Bodies:
+    """Reads bodies, all at once together no more than MAX_BYTES_AT_ONCE.
+
+    Only what is read and parsed has a permit to ask for.
+    """
+
+    def __init__(self) -> None:
+        self._held = 0
+
+    async def read(self, request: Request, model: type[M], deadline: Deadline) -> M:
+        """The body as a `model`. Raises Refused, Overloaded, and InvalidRequest naming a field."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # Nor may a page in a browser send it to another site without asking that one first.
+            raise Refused(
+                415, "UNSUPPORTED_MEDIA_TYPE", "the content type must be application/json"
+            )
+        told = request.headers.get("content-length", "")
+        if told.isascii() and told.isdigit() and int(told[:20]) > MAX_BODY_BYTES:
+            raise _too_large()
+        body = bytearray()
+        try:
+            await self._receive(request, body, deadline)
+            if len(body) > OFFLOAD_BYTES:
+                return await asyncio.to_thread(_parse, model, body)
+            return _parse(model, body)
+        finally:
+            self._held -= len(body)
+
+    async def _receive(self, request: Request, body: bytearray, deadline: Deadline) -> None:
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                async for chunk in request.stream():
+                    if len(body) + len(chunk) > MAX_BODY_BYTES:
+                        raise _too_large()
+                    if self._held + len(chunk) > MAX_BYTES_AT_ONCE:
+                        raise Overloaded("as much as this gateway reads at once is being sent")
+                    body += chunk
+                    self._held += len(chunk)
+        except ClientDisconnect:
+            raise ClientGone from None
+        except TimeoutError:
+            raise Refused(408, "REQUEST_TIMEOUT", "the body did not come in time") from None
+
+
+def _too_large() -> Refused:
+    return Refused(413, "BODY_TOO_LARGE", f"the body is larger than {MAX_BODY_BYTES} bytes")
+
+
+def _parse(model: type[M], body: bytearray) -> M:
+    if sum(map(body.count, (b",", b"{", b"["))) > MAX_VALUES:
+        raise Refused(413, "BODY_TOO_LARGE", f"the body has more than {MAX_VALUES} values")
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as failure:
+        # Neither the input nor what pydantic's context says of it.
+        problem = failure.errors(include_url=False, include_context=False, include_input=False)[0]
+    if problem["type"] == "json_invalid":
+        raise Refused(400, "MALFORMED_JSON", "the body is not valid JSON")
+    if not problem["loc"]:
+        raise Refused(400, "MALFORMED_BODY", "the body is not a JSON object")
+    path = ".".join(map(str, problem["loc"]))
+    message = problem["msg"]
+    raise InvalidRequest(path, message[:1].lower() + message[1:])

@@ -1,0 +1,87 @@
+"""OpenAI's message list as turns of a conversation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.conversation import Conversation, ImageSource, Role, Turn
+from gateway.http.schema import Message
+from gateway.validation import check_parts, conversation_of
+from serving.errors import InvalidRequest
+
+_ROLES = {
+    "system": Role.SYSTEM,
+    # OpenAI's newer name for it.
+    "developer": Role.SYSTEM,
+    "user": Role.USER,
+    "assistant": Role.ASSISTANT,
+}
+
+
+def to_conversation(
+    messages: Sequence[Message], *, max_images: int, context_length: int
+) -> Conversation:
+    """The conversation, under the rules that `gateway.validation` has for gRPC.
+
+    Raises InvalidRequest, with paths as OpenAI writes them.
+    """
+    parts = [len(m.content) if isinstance(m.content, list) else 1 for m in messages]
+    check_parts(parts, context_length)
+    turns = tuple(_turn(message, f"messages.{i}") for i, message in enumerate(messages))
+    return conversation_of(turns, max_images=max_images)
+
+
+def _turn(message: Message, path: str) -> Turn:
+    if message.role in ("tool", "function"):
+        raise _unsupported(f"{path}.role")
+    role = _ROLES.get(message.role)
+    if role is None:
+        raise InvalidRequest(f"{path}.role", "must be system, user or assistant")
+    for name, value in (
+        ("tool_calls", message.tool_calls),
+        ("function_call", message.function_call),
+        ("prefix", message.prefix),
+    ):
+        if value:
+            raise _unsupported(f"{path}.{name}")
+    return Turn(role, _parts(message.content, f"{path}.content", role))
+
+
+def _parts(content: Any, path: str, role: Role) -> tuple[str | ImageSource, ...]:
+    if isinstance(content, str):
+        return (_text(content, path),)
+    if content is not None and not isinstance(content, list):
+        raise InvalidRequest(path, "must be text or a list of parts")
+    if not content:
+        raise InvalidRequest(path, "must not be empty")
+    return tuple(_part(part, f"{path}.{i}", role) for i, part in enumerate(content))
+
+
+def _part(part: Any, path: str, role: Role) -> str | ImageSource:
+    match part:
+        case {"type": "text", "text": text}:
+            return _text(text, f"{path}.text")
+        case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
+            if role is not Role.USER:
+                raise InvalidRequest(f"{path}.image_url", "only user messages may hold images")
+            return ImageSource(f"{path}.image_url", url=url)
+        case {"type": "text" | "image_url" as kind}:
+            expected = "a text" if kind == "text" else "a URL, or an object with one"
+            raise InvalidRequest(f"{path}.{kind}", f"must be {expected}")
+        case {"type": str()}:
+            raise InvalidRequest(
+                f"{path}.type", "must be text or image_url", "UNSUPPORTED_PARAMETER"
+            )
+        case _:
+            raise InvalidRequest(path, "must be an object with a type")
+
+
+def _text(text: Any, path: str) -> str:
+    if not isinstance(text, str):
+        raise InvalidRequest(path, "must be a text")
+    if not text:
+        raise InvalidRequest(path, "must not be empty")
+    return text
+
+
+def _unsupported(path: str) -> InvalidRequest:
+    return InvalidRequest(path, "is not supported", "UNSUPPORTED_PARAMETER")

@@ -1,0 +1,273 @@
+"""What OpenAI's clients send, checked against its types."""
+
+import json
+import logging
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from pixtral.v1 import chat_pb2
+from serving.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+
+def _as_list(value: Any) -> Any:
+    match value:
+        case None:
+            return []
+        case str():
+            return [value]
+        case _:
+            return value
+
+
+def _not_minus_one(value: Any) -> Any:
+    # vLLM's other way to say that every token may come.
+    return 0 if value == -1 else value
+
+
+class Message(BaseModel):
+    """`content` is read by `gateway.http.messages`, which names the part that is wrong."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: str
+    content: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    prefix: Any = None
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    # Not `schema`, which is a method of pydantic's.
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's own field."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    json_: str | dict[str, Any] | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+
+    def check_served(self) -> None:
+        """Raises InvalidRequest for a field that asks for what this service cannot do.
+
+        Others that it does not know are passed over, as vLLM does.
+        """
+        unknown = 0
+        for name, value in (self.model_extra or {}).items():
+            if name in _NOTHING:
+                if not _asks_for_nothing(name, value):
+                    raise InvalidRequest(name, "is not supported", "UNSUPPORTED_PARAMETER")
+            elif name not in _HARMLESS:
+                unknown += 1
+        if unknown:
+            # Not their names: those are the client's own words.
+            logger.debug("fields that are not known, and passed over: %d", unknown)
+
+
+class ChatRequest(_Request):
+    messages: list[Message]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: UInt32 | None = None
+    max_completion_tokens: UInt32 | None = None
+    min_tokens: UInt32 | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Annotated[UInt32 | None, BeforeValidator(_not_minus_one)] = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: Int64 | None = None
+    # Mistral's name for it.
+    random_seed: Int64 | None = None
+    stop: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
+    stop_token_ids: Annotated[list[UInt32], BeforeValidator(_as_list)] = Field(default_factory=list)
+    ignore_eos: bool | None = None
+    n: UInt32 | None = None
+    logprobs: bool | None = None
+    top_logprobs: UInt32 | None = None
+    logit_bias: dict[UInt32, float] | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[UInt32] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self) -> chat_pb2.SamplingParams:
+        """What is absent or null takes the model's own default."""
+        values = {name: getattr(self, name) for name in _SAME}
+        if self.max_completion_tokens is not None:
+            values["max_tokens"] = self.max_completion_tokens
+        if self.seed is None:
+            values["seed"] = self.random_seed
+        if self.logprobs:
+            values["logprobs"] = self.top_logprobs or 0
+        elif self.top_logprobs:
+            raise InvalidRequest("top_logprobs", "needs logprobs to be true")
+        values["structured_output"] = self._structured_output()
+        return chat_pb2.SamplingParams(
+            **{name: value for name, value in values.items() if value is not None}
+        )
+
+    def name_of(self, field: str) -> str:
+        """What the client called a field of the sampling parameters."""
+        if field == "sampling.max_tokens" and self.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        if field == "sampling.logprobs":
+            return "top_logprobs"
+        if field.startswith(_STRUCTURED):
+            if self.structured_outputs is None:
+                return "response_format"
+            return field.replace(_STRUCTURED, "structured_outputs", 1)
+        return field
+
+    def _structured_output(self) -> chat_pb2.StructuredOutput | None:
+        found = [each for each in (self._of_format(), self._of_vllm()) if each is not None]
+        if len(found) > 1:
+            raise InvalidRequest("structured_outputs", "not together with response_format")
+        return found[0] if found else None
+
+    def _of_format(self) -> chat_pb2.StructuredOutput | None:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return chat_pb2.StructuredOutput(json_object=True)
+        if wanted.json_schema is None:
+            raise InvalidRequest("response_format.json_schema", "is needed")
+        return chat_pb2.StructuredOutput(json_schema=json.dumps(wanted.json_schema.schema_))
+
+    def _of_vllm(self) -> chat_pb2.StructuredOutput | None:
+        wanted = self.structured_outputs
+        if wanted is None:
+            return None
+        schema = wanted.json_
+        values: dict[str, Any] = {
+            "json_schema": json.dumps(schema) if isinstance(schema, dict) else schema,
+            "regex": wanted.regex,
+            "choice": None
+            if wanted.choice is None
+            else chat_pb2.StringChoices(values=wanted.choice),
+            "grammar": wanted.grammar,
+            "json_object": wanted.json_object or None,
+        }
+        given = {name: value for name, value in values.items() if value is not None}
+        if len(given) != 1:
+            raise InvalidRequest("structured_outputs", "must have one of its fields")
+        return chat_pb2.StructuredOutput(**given)
+
+
+class TokenizeRequest(_Request):
+    """A text or a conversation. `add_special_tokens` is the text's alone."""
+
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+
+
+_STRUCTURED = "sampling.structured_output"
+# Those that are the same here and in the proto.
+_SAME = tuple(
+    field.name
+    for field in chat_pb2.SamplingParams.DESCRIPTOR.fields
+    if field.name not in ("logprobs", "structured_output")
+)
+
+# What cannot be done yet, and the values beside null with which it is not asked for.
+_NOTHING: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "audio": (),
+    "best_of": (1,),
+    "cache_salt": ("",),
+    "chat_template": ("",),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guardrails": ([],),
+    "guided_choice": ([],),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "logits_processors": ([],),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "modalities": (["text"],),
+    "prediction": (),
+    "priority": (0,),
+    "prompt_logprobs": (False,),
+    "prompt_mode": (),
+    "return_token_ids": (False,),
+    "return_token_strs": (False,),
+    "safe_prompt": (False,),
+    "skip_special_tokens": (True,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_prompt_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+}
+
+# What changes nothing of an answer here.
+_HARMLESS = frozenset(
+    {
+        "include_reasoning",
+        "length_penalty",
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "request_id",
+        "safety_identifier",
+        "service_tier",
+        "spaces_between_special_tokens",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    return value is None or value in _NOTHING[name]

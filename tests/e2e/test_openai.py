@@ -1,0 +1,229 @@
+"""The clients that people have, unmodified, against the running service."""
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from mistralai.client import Mistral
+from mistralai.client.errors import SDKError
+
+from pixtral_client import Sampling
+from tests.e2e.pictures import new_picture
+from tests.e2e.service import Service, wait_until
+
+MODEL = "random-pixtral"
+# Greedy, and as long as it is told to be.
+OPTIONS: Sampling = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+
+# `vllm bench serve` itself; the `vllm` command asks for a distribution of that name, which the
+# CPU build has not.
+BENCH = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+
+
+def url_of(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+
+
+def question(*pictures: bytes) -> list[Any]:
+    shown = [{"type": "image_url", "image_url": {"url": url_of(each)}} for each in pictures]
+    return [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [*shown, {"type": "text", "text": "What is this?"}]},
+    ]
+
+
+@pytest.fixture(scope="module")
+def url(service: Service) -> str:
+    return f"http://{service.stack.http_target}"
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def test_openais_client_gets_what_ours_gets(service: Service, client: openai.OpenAI) -> None:
+    messages = question(new_picture(), new_picture())
+    ours = service.client.chat(messages, **OPTIONS)
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=messages,
+        max_tokens=12,
+        temperature=0,
+        extra_body={"ignore_eos": True},
+    )
+    assert answer.choices[0].message.content == ours.text
+    assert answer.choices[0].finish_reason == ours.finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == ours.usage.prompt_tokens
+    assert answer.usage.completion_tokens == 12
+    assert answer.usage.prompt_tokens_details is not None
+    assert (answer.usage.prompt_tokens_details.cached_tokens or 0) > 0
+    assert answer.model_extra is not None
+    assert [image["cached"] for image in answer.model_extra["pixtral"]["images"]] == [True, True]
+    assert answer._request_id
+
+
+def test_openais_client_streams_the_same(service: Service, client: openai.OpenAI) -> None:
+    messages = question(new_picture())
+    ours = service.client.chat(messages, **OPTIONS)
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=messages,
+        max_completion_tokens=12,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    *chunks, last = stream
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ours.text
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert last.usage is not None
+    assert last.usage.total_tokens == ours.usage.prompt_tokens + 12
+    # Neither one chunk in all nor one a character.
+    assert 4 <= len(chunks) <= 14
+
+
+def test_openais_helpers_for_streams(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(
+        model=MODEL, messages=question(), max_tokens=4, temperature=0
+    ) as stream:
+        texts = [event.delta for event in stream if event.type == "content.delta"]
+    assert "".join(texts) == stream.current_completion_snapshot.choices[0].message.content
+
+
+async def test_openais_client_asyncio(url: str) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        answer = await client.chat.completions.create(
+            model=MODEL, messages=question(), max_tokens=2
+        )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+
+
+def test_openais_client_lists_the_model(client: openai.OpenAI) -> None:
+    (model,) = client.models.list()
+    assert model == client.models.retrieve(MODEL)
+    assert model.id == MODEL
+
+
+def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
+    ask = client.chat.completions.create
+    with pytest.raises(openai.NotFoundError) as lost:
+        ask(model="gpt-2", messages=question())
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(model=MODEL, messages=question(b"no picture"))
+    with pytest.raises(openai.BadRequestError) as unsupported:
+        ask(model=MODEL, messages=question(), n=2)
+    with pytest.raises(openai.BadRequestError) as too_long:
+        ask(model=MODEL, messages=[{"role": "user", "content": "word " * 40_000}], stream=True)
+    assert lost.value.code == "model_not_found"
+    assert refused.value.param == "messages.1.content.0.image_url"
+    assert unsupported.value.param == "n"
+    assert too_long.value.code == "context_length_exceeded"
+
+
+def test_a_stream_that_is_closed_stops_the_engine(service: Service, client: openai.OpenAI) -> None:
+    wait_until(service.is_idle, "idle before")
+    before = service.generated()
+    with client.chat.completions.create(
+        model=MODEL,
+        messages=question(),
+        max_tokens=20_000,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    ) as stream:
+        assert next(iter(stream)).choices
+        assert service.running() == 1
+    wait_until(service.is_idle, "engine stopped and permit freed after the close")
+    assert 0 < service.generated() - before < 20_000
+
+
+def test_mistrals_client(service: Service, url: str) -> None:
+    picture = new_picture()
+    shown = {"type": "image_url", "image_url": url_of(picture)}
+    messages: Any = [{"role": "user", "content": [shown, {"type": "text", "text": "What?"}]}]
+    ours = service.client.chat(messages, max_tokens=8, temperature=0)
+    with Mistral(api_key="any", server_url=url) as client:
+        answer = client.chat.complete(
+            model=MODEL, messages=messages, max_tokens=8, temperature=0, random_seed=1
+        )
+        with client.chat.stream(
+            model=MODEL, messages=messages, max_tokens=8, temperature=0
+        ) as stream:
+            deltas = [str(event.data.choices[0].delta.content) for event in stream]
+        listed = client.models.list()
+        with pytest.raises(SDKError) as refused:
+            client.chat.complete(model="another", messages=messages)
+    assert answer.choices[0].message is not None
+    assert answer.choices[0].message.content == "".join(deltas) == ours.text
+    assert answer.usage.prompt_tokens == ours.usage.prompt_tokens
+    assert [card.id for card in listed.data or ()] == [MODEL]
+    assert refused.value.status_code == 404
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_langchains_chat_model_sends(url: str, stream: bool) -> None:
+    # As ChatOpenAI 1.7 sends it; its packages are not installed for this.
+    body = {
+        "model": MODEL,
+        "stream": stream,
+        "messages": question(new_picture()),
+        "max_completion_tokens": 4,
+        "temperature": 0.0,
+    }
+    response = httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=60)
+    assert response.status_code == 200
+    if stream:
+        assert response.text.endswith("data: [DONE]\n\n")
+    else:
+        assert response.json()["usage"]["completion_tokens"] > 0
+
+
+def test_vllms_own_benchmark(url: str, checkpoint: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    flags = {
+        "backend": "openai-chat",
+        "base-url": url,
+        "endpoint": "/v1/chat/completions",
+        "model": MODEL,
+        "tokenizer": str(checkpoint),
+        "tokenizer-mode": "mistral",
+        "dataset-name": "random-mm",
+        "random-input-len": "8",
+        "random-output-len": "6",
+        "random-mm-base-items-per-request": "2",
+        "random-mm-num-mm-items-range-ratio": "0",
+        "random-mm-limit-mm-per-prompt": '{"image": 2, "video": 0}',
+        "random-mm-bucket-config": "{(64, 64, 1): 1.0}",
+        "num-prompts": "4",
+        "result-filename": str(result),
+    }
+    command = [sys.executable, "-c", BENCH, "--ignore-eos", "--disable-tqdm", "--save-result"]
+    ended = subprocess.run(
+        [*command, *(f"--{name}={value}" for name, value in flags.items())],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    measured = json.loads(result.read_text())
+    assert (measured["completed"], measured["failed"]) == (4, 0)
+    assert measured["total_output_tokens"] == 4 * 6
