@@ -123,12 +123,14 @@ def _structured_output(wanted: chat_pb2.StructuredOutput) -> StructuredOutput:
 def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
     response = decoder_pb2.GenerateResponse(
         delta=chat_pb2.Choice(
-            index=delta.index,
             text=delta.text,
             token_ids=delta.token_ids,
             finish_reason=FINISH_REASONS[delta.finish_reason],
         )
     )
+    # Few have them, and this is done for every token.
+    if delta.index:
+        response.delta.index = delta.index
     if delta.logprobs:
         response.delta.logprobs.extend(map(_logprobs, delta.logprobs))
     return response
