@@ -19,6 +19,7 @@ from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until
 
 MODEL = "random-pixtral"
+TOOLS: Any = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
 # Greedy, and as long as it is told to be.
 OPTIONS: Sampling = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
 
@@ -130,13 +131,40 @@ def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         ask(model=MODEL, messages=question(b"no picture"))
     with pytest.raises(openai.BadRequestError) as unsupported:
-        ask(model=MODEL, messages=question(), n=2)
+        ask(model=MODEL, messages=question(), tools=TOOLS)
     with pytest.raises(openai.BadRequestError) as too_long:
         ask(model=MODEL, messages=[{"role": "user", "content": "word " * 40_000}], stream=True)
     assert lost.value.code == "model_not_found"
     assert refused.value.param == "messages.1.content.0.image_url"
-    assert unsupported.value.param == "n"
+    assert unsupported.value.param == "tools"
     assert too_long.value.code == "context_length_exceeded"
+
+
+def test_answers_are_held_to_a_form_and_their_tokens_told(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=question(),
+        n=2,
+        seed=1,
+        logprobs=True,
+        top_logprobs=2,
+        max_tokens=200,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": {**schema, "additionalProperties": False}},
+        },
+    )
+    assert len(answer.choices) == 2
+    for choice in answer.choices:
+        assert choice.message.content is not None
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        if choice.finish_reason == "stop":
+            assert isinstance(json.loads(choice.message.content)["a"], bool)
+        for token in choice.logprobs.content:
+            assert token.logprob <= 0
+            assert len(token.top_logprobs) == 2
 
 
 def test_a_stream_that_is_closed_stops_the_engine(service: Service, client: openai.OpenAI) -> None:

@@ -1,8 +1,10 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
+import httpx
 import pytest
 from prometheus_client import REGISTRY
 
@@ -200,9 +202,10 @@ async def serving_tenants(
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
     redis: RedisServer,
-) -> AsyncIterator["chat_pb2_grpc.ChatServiceAsyncStub"]:
+) -> AsyncIterator[tuple["chat_pb2_grpc.ChatServiceAsyncStub", str]]:
     settings = GatewaySettings(
         listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0",
         model_dir=model_dir,
         encoders=tuple(encoder.address for encoder in encoders),
         decoders=tuple(decoder.address for decoder in decoders),
@@ -214,7 +217,7 @@ async def serving_tenants(
         running(GatewayTier(settings), settings) as addresses,
         grpc.aio.insecure_channel(addresses.grpc) as channel,
     ):
-        yield chat_pb2_grpc.ChatServiceStub(channel)
+        yield chat_pb2_grpc.ChatServiceStub(channel), f"http://{addresses.http}"
 
 
 async def test_every_method_asks_for_a_key(
@@ -232,7 +235,8 @@ async def test_every_method_asks_for_a_key(
     before = REGISTRY.get_sample_value(
         "pixtral_gateway_tenant_tokens_total", {"tenant": "acme", "kind": "prompt"}
     )
-    async with serving_tenants(path, model_dir, encoders, decoders, redis) as stub:
+    async with serving_tenants(path, model_dir, encoders, decoders, redis) as (stub, url):
+        await _over_http(url)
         calls = {
             stub.Complete: chat_pb2.CompleteRequest(messages=messages),
             stub.CountTokens: chat_pb2.CountTokensRequest(messages=messages),
@@ -253,3 +257,26 @@ async def test_every_method_asks_for_a_key(
     )
     assert used is not None
     assert used > (before or 0)
+
+
+async def _over_http(url: str) -> None:
+    messages = [{"role": "user", "content": "Hello?"}]
+    routes: list[tuple[str, str, Any]] = [
+        ("POST", "/v1/chat/completions", {"messages": messages}),
+        ("POST", "/v1/chat/completions", {"messages": messages, "stream": True}),
+        ("POST", "/tokenize", {"messages": messages}),
+        ("GET", "/v1/models", None),
+        ("GET", "/v1/models/pixtral-small", None),
+    ]
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as session:
+        for method, route, body in routes:
+            for headers in ({}, {"Authorization": "Bearer wrong"}):
+                refused = await session.request(method, route, json=body, headers=headers)
+                assert refused.status_code == 401
+                assert refused.headers["www-authenticate"] == "Bearer"
+                assert refused.json()["error"]["code"] == "invalid_api_key"
+            answered = await session.request(
+                method, route, json=body, headers={"Authorization": "Bearer key-of-acme"}
+            )
+            assert answered.status_code == 200
+        assert (await session.get("/health")).status_code == 200

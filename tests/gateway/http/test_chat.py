@@ -2,13 +2,14 @@
 
 import base64
 import json
+import math
 from typing import Any
 
 import httpx
 import pytest
 
-from pixtral.v1 import chat_pb2
-from tests.gateway.fake_tiers import FakeDecoder
+from pixtral.v1 import chat_pb2, decoder_pb2
+from tests.gateway.fake_tiers import FakeDecoder, Responses
 from tests.gateway.harness import Client
 from tests.gateway.pictures import image, picture, system, text, user
 
@@ -197,3 +198,99 @@ async def test_an_answers_message_can_be_sent_back_as_it_came(http: httpx.AsyncC
     messages = [*HELLO, first["choices"][0]["message"], {"role": "user", "content": "Go on."}]
 
     assert (await ask(http, messages=messages))["usage"]["completion_tokens"] == 3
+
+
+async def two_choices(_: decoder_pb2.GenerateRequest) -> Responses:
+    top = [chat_pb2.Logprob(token_id=5, text="a", logprob=-math.inf)]
+    told = chat_pb2.TokenLogprobs(
+        chosen=chat_pb2.Logprob(token_id=4, text="é", logprob=-0.5), top=top
+    )
+    for index, words in ((0, "On"), (1, "Tw"), (0, "e"), (1, "o")):
+        choice = chat_pb2.Choice(index=index, text=words, token_ids=[4], logprobs=[told])
+        if words in ("e", "o"):
+            choice.finish_reason = chat_pb2.FINISH_REASON_STOP
+        yield decoder_pb2.GenerateResponse(delta=choice)
+
+
+LOGPROB = {
+    "token": "é",
+    "logprob": -0.5,
+    "bytes": [195, 169],
+    "top_logprobs": [{"token": "a", "logprob": -9999.0, "bytes": [97]}],
+}
+
+
+async def test_several_answers_each_with_its_log_probabilities(
+    http: httpx.AsyncClient, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [two_choices]
+    fields = {"n": 2, "logprobs": True, "top_logprobs": 1}
+    answer = await ask(http, **fields)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert [choice["message"]["content"] for choice in answer["choices"]] == ["One", "Two"]
+    for choice in answer["choices"]:
+        assert choice["logprobs"] == {"content": [LOGPROB, LOGPROB], "refusal": None}
+        assert choice["finish_reason"] == "stop"
+
+    *events, done = await stream(http, **fields)
+    assert done == "[DONE]"
+    choices = [choice for event in events for choice in json.loads(event)["choices"]]
+    roles = [choice["index"] for choice in choices if choice["delta"].get("role")]
+    assert roles == [0, 1]
+    for index, words in ((0, "One"), (1, "Two")):
+        of = [choice for choice in choices if choice["index"] == index]
+        assert "".join(choice["delta"]["content"] for choice in of) == words
+        assert [choice["finish_reason"] for choice in of] == [None, None, "stop"]
+        assert of[-1]["logprobs"] == {"content": [LOGPROB], "refusal": None}
+    sampling = decoders[0].calls[0].sampling if decoders[0].calls else decoders[1].calls[0].sampling
+    assert (sampling.n, sampling.logprobs) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        (
+            {"response_format": {"type": "json_object"}},
+            chat_pb2.StructuredOutput(json_object=True),
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "strict": True, "schema": {"type": "object"}},
+                }
+            },
+            chat_pb2.StructuredOutput(json_schema='{"type": "object"}'),
+        ),
+        (
+            {"structured_outputs": {"json": {"type": "array"}}},
+            chat_pb2.StructuredOutput(json_schema='{"type": "array"}'),
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, chat_pb2.StructuredOutput(regex="a+")),
+        (
+            {"structured_outputs": {"choice": ["a", "b"]}},
+            chat_pb2.StructuredOutput(choice=chat_pb2.StringChoices(values=["a", "b"])),
+        ),
+    ],
+)
+async def test_what_an_answer_is_held_to(
+    http: httpx.AsyncClient,
+    decoders: list[FakeDecoder],
+    fields: dict[str, Any],
+    wanted: chat_pb2.StructuredOutput,
+) -> None:
+    await ask(http, **fields)
+    (call,) = [call for decoder in decoders for call in decoder.calls]
+    assert call.sampling.structured_output == wanted
+
+
+async def test_other_ways_to_pick_tokens(
+    http: httpx.AsyncClient, decoders: list[FakeDecoder]
+) -> None:
+    await ask(http, logit_bias={"5": -100, "6": 1.5}, bad_words=["no"], allowed_token_ids=[5, 6])
+    (call,) = [call for decoder in decoders for call in decoder.calls]
+    assert dict(call.sampling.logit_bias) == {5: -100, 6: 1.5}
+    assert list(call.sampling.bad_words) == ["no"]
+    assert list(call.sampling.allowed_token_ids) == [5, 6]
+    assert not call.sampling.HasField("logprobs")

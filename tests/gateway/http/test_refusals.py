@@ -114,13 +114,22 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "response_format": (
         {"response_format": {"type": "json_schema", "json_schema": {"name": WORD}}},
-        "response_format",
+        "response_format.json_schema.schema",
     ),
-    "json_object": ({"response_format": {"type": "json_object"}}, "response_format"),
-    "logprobs": ({"logprobs": True}, "logprobs"),
+    "json_schema": ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    "two_formats": (
+        {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+        "structured_outputs",
+    ),
+    "format_and_more": (
+        {"response_format": {"type": "json_object"}, "bad_words": [WORD]},
+        "bad_words",
+    ),
+    "regex": ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex"),
     "top_logprobs": ({"top_logprobs": 3}, "top_logprobs"),
-    "n": ({"n": 2}, "n"),
-    "logit_bias": ({"logit_bias": {"5": 1}}, "logit_bias"),
+    "too_many_logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    "n": ({"n": 0}, "n"),
+    "logit_bias": ({"logit_bias": {"5": 101}}, "logit_bias.5"),
 }
 
 
