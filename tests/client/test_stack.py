@@ -210,6 +210,9 @@ import os, signal, sys
 from pathlib import Path
 from test_stack import stack, three_tiers
 
+# Whatever the shell that runs the tests has these ignored for: nohup, or a job in the background.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 directory = Path(sys.argv[1])
 with stack(directory, three_tiers(directory)):
     sys.stdout.write("up\\n")
