@@ -17,7 +17,7 @@ from bench.simulation.times import ServiceTimes
 from pixtral_client import AsyncClient
 from pixtral_client.stack import Stack
 
-MEASURED = "python -m bench.simulate measure: two CPU cores, the checkpoint of models.random_checkpoint"
+MEASURED = "python -m bench.simulate measure: two CPU cores, models.random_checkpoint"
 SOURCES = {
     "tower_seconds": "assumed: on a CPU a batch takes what its patches take",
     "embedding_seconds": "within prefill_seconds, which was measured on an image's tokens",

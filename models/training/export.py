@@ -13,11 +13,14 @@ PATCH_CONV = "vision_encoder.patch_conv.weight"
 
 
 def write_checkpoint(directory: Path, model: Pixtral) -> None:
-    """Writes `params.json`, `consolidated.safetensors` (bf16) and `tekken.json`."""
+    """Writes `params.json`, `consolidated.safetensors` (bf16), `tekken.json`, and a
+    `generation_config.json` by which answers are greedy where nothing else is asked for."""
     directory.mkdir(parents=True, exist_ok=True)
     spec = model.spec
     params = json.dumps(spec.params(), indent=2) + "\n"
     (directory / "params.json").write_text(params, encoding="utf-8")
+    generation = json.dumps({"do_sample": False, "temperature": 0.0}, indent=2) + "\n"
+    (directory / "generation_config.json").write_text(generation, encoding="utf-8")
     write_tokenizer(
         directory / "tekken.json", vocab_size=spec.vocab_size, max_image_size=spec.max_image_size
     )

@@ -135,7 +135,8 @@ def test_the_trained_model_is_the_architecture_that_is_served(checkpoint: Path) 
 
 def test_a_checkpoint_is_read_back_as_it_was_written(checkpoint: Path, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, read_checkpoint(checkpoint))
-    for name in ("params.json", "consolidated.safetensors", "tekken.json"):
+    names = ("params.json", "generation_config.json", "consolidated.safetensors", "tekken.json")
+    for name in names:
         assert (tmp_path / name).read_bytes() == (checkpoint / name).read_bytes()
 
 
