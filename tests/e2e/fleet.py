@@ -96,7 +96,8 @@ def _connects(target: str) -> bool:
     host, _, port = target.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
-    except ConnectionRefusedError:
+    except ConnectionError:
+        # Refused, or reset: one that the listener's end found waiting.
         return False
     return True
 
