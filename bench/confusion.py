@@ -8,7 +8,7 @@ from typing import Final
 from PIL import Image, ImageDraw
 
 from models.training.drawing import CHARACTERS, COLOURS, SHAPES
-from models.training.held_out import Item
+from models.training.held_out import Item, value
 from models.training.scenes import PLACES
 
 CELL: Final = 18
@@ -28,11 +28,11 @@ def draw_confusions(items: Sequence[Item], answers: Sequence[str], path: Path) -
     for item, answer in zip(items, answers, strict=True):
         category, expected = item.question.category, item.question.answer
         if category in {"word", "number"}:
-            pair = (_characters(expected), _characters(answer))
+            pair = (value(category, expected), value(category, answer))
             if len(pair[0]) == len(pair[1]):
                 counts["characters"].update(zip(*pair, strict=True))
         elif category in PANELS:
-            key = _value(category, expected), _value(category, answer)
+            key = value(category, expected), value(category, answer)
             counts[category][key] += 1
     panels = [_panel(name, PANELS[name], counts[name]) for name in PANELS]
     width = max(panel.width for panel in panels)
@@ -42,19 +42,6 @@ def draw_confusions(items: Sequence[Item], answers: Sequence[str], path: Path) -
         image.paste(panel, (0, top))
         top += panel.height
     image.save(path)
-
-
-def _characters(answer: str) -> str:
-    return answer.removesuffix(".").split(" ")[-1]
-
-
-def _value(category: str, answer: str) -> str:
-    """The name in a panel that an answer speaks of, or the answer where it speaks of none."""
-    if category == "position":
-        return answer.removeprefix("It is ").removesuffix(".")
-    if category == "count":
-        return next((word for word in answer.split() if word.isdigit()), "0")
-    return answer.removesuffix(".").split(" ")[-1]
 
 
 def _panel(name: str, values: Sequence[str], counts: Counter[tuple[str, str]]) -> Image.Image:

@@ -36,7 +36,7 @@ def held_out(count: int, *, seed: int = 0) -> list[Item]:
     """
     rng = np.random.default_rng((HELD_OUT_SEED, seed))
     room = {category: -(-count // len(CATEGORIES)) for category in CATEGORIES}
-    answered: Counter[str] = Counter()
+    answered: Counter[tuple[str, str]] = Counter()
     items: list[Item] = []
     while len(items) < count:
         if room["compare"] and rng.random() < 1 / len(CATEGORIES):
@@ -48,7 +48,7 @@ def held_out(count: int, *, seed: int = 0) -> list[Item]:
         if not wanted:
             continue
         question = _rarest(rng, wanted, room, answered)
-        answered[value(question)] += 1
+        answered[_kind(question)] += 1
         room[question.category] -= 1
         pictures = tuple(png(picture.image) for picture in scene.pictures)
         items.append(Item(pictures, question))
@@ -59,26 +59,28 @@ def _rarest(
     rng: np.random.Generator,
     questions: list[Question],
     room: Mapping[str, int],
-    answered: Mapping[str, int],
+    answered: Mapping[tuple[str, str], int],
 ) -> Question:
     """Of the questions of the category that most are still needed of, the one whose answer came
     up least."""
     most = max(room[question.category] for question in questions)
     best = [question for question in questions if room[question.category] == most]
     order = [int(at) for at in rng.permutation(len(best))]
-    return best[min(order, key=lambda at: answered[value(best[at])])]
+    return best[min(order, key=lambda at: answered[_kind(best[at])])]
 
 
-def value(question: Question) -> str:
-    """What an answer comes to: its category and the name, place, number or word in it."""
-    answer = question.answer.removesuffix(".")
-    if answer.startswith("There "):
-        found = next((word for word in answer.split() if word.isdigit()), "0")
-    elif question.category == "position":
-        found = answer.removeprefix("It is ")
-    else:
-        found = answer.split(" ")[-1]
-    return f"{question.category} {found}"
+def _kind(question: Question) -> tuple[str, str]:
+    return question.category, value(question.category, question.answer)
+
+
+def value(category: str, answer: str) -> str:
+    """What an answer comes to: the name, place, number or word in it."""
+    answer = answer.removesuffix(".")
+    if category == "count" or answer.startswith("There "):
+        return next((word for word in answer.split() if word.isdigit()), "0")
+    if category == "position":
+        return answer.removeprefix("It is ")
+    return answer.split(" ")[-1]
 
 
 def png(image: Image.Image) -> bytes:

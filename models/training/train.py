@@ -43,7 +43,7 @@ FALLING_SHARE = 0.35
 ATTRIBUTE_WEIGHTS = {"kind": 3.0, "same_kind": 0.5, "same_colour": 0.5, "total": 0.5}
 TEACHER_WEIGHT = 0.3
 # Of the questions asked on the way. What is told of the model at the end is of seed 0.
-HELD_OUT_SEED = 1
+PROGRESS_SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class Trainer:
         offline = OfflineModel(model, tokenizer)
         right: dict[str, list[bool]] = {}
         with torch.autocast(self.device.type, torch.bfloat16):
-            for item in held_out(self.preset.questions, seed=HELD_OUT_SEED):
+            for item in held_out(self.preset.questions, seed=PROGRESS_SEED):
                 question = item.question
                 prompt = offline.prompt(item.pictures, question.text)
                 is_right = offline.would_say(*prompt, question.answer)
