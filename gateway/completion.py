@@ -18,8 +18,10 @@ from gateway.encoders import Encoded, Encoders
 from gateway.images import ImageInput, ImageReader
 from gateway.metrics import ENCODE_SECONDS, IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
 from gateway.prompt import Prompt, PromptEncoder
+from gateway.replicas import Contract
+from gateway.retry_budget import RetryBudget
 from gateway.tenants import Tenant
-from gateway.tiers import Contract, Tiers
+from gateway.tiers import Tiers
 from gateway.validation import check_characters, check_length
 from pixtral.v1 import chat_pb2, decoder_pb2
 from serving.call import current_span, first_token, note
@@ -40,13 +42,15 @@ class Completions:
         store: EmbeddingStore,
         tiers: Tiers,
         admission: Admission,
+        most_retries: int,
     ) -> None:
+        """`most_retries` are made at once, in each tier; see RetryBudget."""
         self._images = images
         self._prompts = prompts
         self._store = store
         self._tiers = tiers
-        self._encoders = Encoders(tiers.encoders)
-        self._decoders = Decoders(tiers.decoders)
+        self._encoders = Encoders(tiers.encoders, RetryBudget("encoder", most_retries))
+        self._decoders = Decoders(tiers.decoders, RetryBudget("decoder", most_retries))
         self._admission = admission
 
     @property
@@ -118,34 +122,38 @@ class Completions:
         queue = time_to_first = 0.0
         cached_tokens = completion_tokens = 0
         finish_reason = chat_pb2.FINISH_REASON_UNSPECIFIED
-        for is_retry in (False, True):
-            request = _generate_request(f"{ask.id}-{int(is_retry)}", prompt, keys, places, ask)
-            try:
-                async with aclosing(
-                    self._decoders.generate(request, head, contract, ask.deadline)
-                ) as responses:
-                    async for response in responses:
-                        cached_tokens = cached_tokens or response.cached_tokens
-                        completion_tokens += len(response.delta.token_ids)
-                        finish_reason = response.delta.finish_reason
-                        if not time_to_first:
-                            time_to_first = _since(ask.arrival)
-                            queue = response.queue.ToNanoseconds() / 1e9
-                            first_token()
-                            _observe(time_to_first, places)
-                        yield response.delta
-                break
-            except FailedPrecondition as error:
-                if is_retry or completion_tokens:
-                    raise Unavailable("an image's embedding cannot be had") from error
-                encoding_began = time.monotonic()
-                missing = {keys[i]: images[i] for i in _missing(error, len(images))}
-                places |= await self._encode(missing, contract, ask.deadline)
-                encode += _since(encoding_began)
-                note(**_image_facts([places[key] for key in keys], encode))
-            finally:
-                ask.tenant.use("completion", completion_tokens)
-                note(**_answer_facts(cached_tokens, completion_tokens, finish_reason))
+        request = _generate_request(prompt, keys, places, ask)
+        try:
+            for is_retry in (False, True):
+                try:
+                    async with aclosing(
+                        self._decoders.generate(request, head, contract, ask.deadline)
+                    ) as responses:
+                        async for response in responses:
+                            completion_tokens += len(response.delta.token_ids)
+                            finish_reason = response.delta.finish_reason
+                            if not time_to_first:
+                                time_to_first = _since(ask.arrival)
+                                # What a decoder that goes on for another says is of that one alone.
+                                cached_tokens = response.cached_tokens
+                                queue = response.queue.ToNanoseconds() / 1e9
+                                first_token()
+                                _observe(time_to_first, places)
+                            yield response.delta
+                    break
+                except FailedPrecondition as error:
+                    if is_retry:
+                        raise Unavailable("an image's embedding cannot be had") from error
+                    encoding_began = time.monotonic()
+                    missing = {keys[i]: images[i] for i in _missing(error, len(images))}
+                    places |= await self._encode(missing, contract, ask.deadline)
+                    for image, key in zip(request.images, keys, strict=True):
+                        image.encoder = places[key].encoder
+                    encode += _since(encoding_began)
+                    note(**_image_facts([places[key] for key in keys], encode))
+        finally:
+            ask.tenant.use("completion", completion_tokens)
+            note(**_answer_facts(cached_tokens, completion_tokens, finish_reason))
         yield Finished(
             Usage(len(prompt.token_ids), prompt.image_tokens, cached_tokens, completion_tokens),
             Timings(queue, encode, time_to_first, _since(ask.arrival)),
@@ -216,14 +224,13 @@ def _is_late(ask: Ask) -> bool:
 
 
 def _generate_request(
-    request_id: str,
     prompt: Prompt,
     keys: Sequence[EmbeddingKey],
     places: Mapping[EmbeddingKey, Encoded],
     ask: Ask,
 ) -> decoder_pb2.GenerateRequest:
     return decoder_pb2.GenerateRequest(
-        request_id=request_id,
+        request_id=ask.id,
         prompt_token_ids=prompt.token_ids,
         images=[
             decoder_pb2.PromptImage(

@@ -83,6 +83,7 @@ def _prompt(request: decoder_pb2.GenerateRequest) -> Prompt:
         images=tuple(_image(index, image) for index, image in enumerate(request.images)),
         sampling=_sampling(request.sampling),
         cache_salt=request.cache_salt or None,
+        generated=tuple(request.generated_token_ids),
     )
 
 

@@ -68,6 +68,7 @@ class GenerateRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among the running requests of all gateways."""
     cache_salt: _builtins.str
@@ -78,6 +79,13 @@ class GenerateRequest(_message.Message):
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptImage]: ...
     @_builtins.property
     def sampling(self) -> _chat_pb2.SamplingParams: ...
+    @_builtins.property
+    def generated_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The beginning of the answer, which another decoder has made: what is streamed follows on it, and
+        `sampling` is of both together. Not with `n`, `logprobs`, `structured_output`, penalties of
+        presence and frequency, nor `bad_words`, whose state lies in the engine that began.
+        """
+
     def __init__(
         self,
         *,
@@ -86,10 +94,11 @@ class GenerateRequest(_message.Message):
         images: _abc.Iterable[Global___PromptImage] | None = ...,
         sampling: _chat_pb2.SamplingParams | None = ...,
         cache_salt: _builtins.str = ...,
+        generated_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "images", b"images", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "generated_token_ids", b"generated_token_ids", "images", b"images", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
