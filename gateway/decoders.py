@@ -150,7 +150,7 @@ class Decoders:
         preference = [address for address in rendezvous(head, ready) if address not in tried]
         if not preference:
             return None
-        load = {address: replica.load for address, replica in ready.items()}
+        load = {address: replica.outstanding for address, replica in ready.items()}
         return ready[with_bounded_load(preference, load)]
 
 

@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 CONSECUTIVE_FAILURES = 5
 BASE_EJECTION_SECONDS = 30.0
-MAX_EJECTION_SECONDS = 300.0
+# Those that count: for 300 s at the longest.
+MOST_EJECTIONS = 10
 MAX_EJECTED_SHARE = 0.5
 
 
@@ -44,8 +45,8 @@ class Record:
         """Seconds that it is left out for: longer each time, but for the time that it was well."""
         now = time.monotonic()
         well = int((now - self._until) / BASE_EJECTION_SECONDS)
-        self._ejections = max(self._ejections - well, 0) + 1
-        seconds = min(self._ejections * BASE_EJECTION_SECONDS, MAX_EJECTION_SECONDS)
+        self._ejections = min(max(self._ejections - well, 0) + 1, MOST_EJECTIONS)
+        seconds = self._ejections * BASE_EJECTION_SECONDS
         self._until = now + seconds
         self.failures = 0
         return seconds

@@ -224,9 +224,7 @@ class EncoderReplica(Replica):
 
 
 class DecoderReplica(Replica):
-    """As of the last handshake, `context_length` is in tokens, and `elsewhere` how many answers
-    other gateways had it make.
-    """
+    """`context_length` is in tokens, as of the last handshake."""
 
     tier = "decoder"
 
@@ -234,18 +232,10 @@ class DecoderReplica(Replica):
         super().__init__(address, channel)
         self.stub = decoder_pb2_grpc.DecoderServiceStub(channel)
         self.context_length = 0
-        self.elsewhere = 0
-
-    @property
-    def load(self) -> int:
-        """Answers that it is at, this gateway's and all others'."""
-        return self.outstanding + self.elsewhere
 
     async def handshake(self) -> Contract:
         info = await self.stub.GetDecoderInfo(
             decoder_pb2.GetDecoderInfoRequest(), timeout=HANDSHAKE_SECONDS
         )
         self.context_length = info.context_length
-        # As of one moment, or nearly.
-        self.elsewhere = max(info.running + info.waiting - self.outstanding, 0)
         return Contract(info.model, info.fingerprint, info.width, info.dtype)
