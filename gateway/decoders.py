@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Iterable
 
 import grpc
 
+from gateway.continuing import Progress, answers_of
 from gateway.deadline import Deadline
 from gateway.outliers import failed
 from gateway.replicas import (
@@ -18,7 +19,7 @@ from gateway.replicas import (
 from gateway.retry_budget import RetryBudget
 from gateway.routing import rendezvous, with_bounded_load
 from gateway.tiers import under
-from pixtral.v1 import chat_pb2, decoder_pb2
+from pixtral.v1 import decoder_pb2
 from serving.call import current_span, outgoing
 from serving.errors import (
     DeadlineExceeded,
@@ -33,26 +34,6 @@ from serving.errors import (
 MAX_ATTEMPTS = 4
 
 EMBEDDING_MISSING = "EMBEDDING_MISSING"
-
-# What picks the next token by nothing but the tokens before it, wherever the prompt ends.
-CONTINUED = frozenset(
-    {
-        "max_tokens",
-        "min_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "stop",
-        "stop_token_ids",
-        "ignore_eos",
-        "logit_bias",
-        "allowed_token_ids",
-    }
-)
-# The same, where they have these values.
-IDLE = {"n": 1, "seed": -1, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 class Decoders:
@@ -78,15 +59,13 @@ class Decoders:
         reason EMBEDDING_MISSING, and whatever else the decoder refuses with. Closing the generator
         cancels the call, and with it the work in the engine.
         """
-        unfinished = answers = answers_of(request.sampling)
-        is_continued = can_be_continued(request.sampling)
-        is_midway = bool(request.generated_token_ids)
-        tried: set[str] = set()
+        progress = Progress(request)
+        answers, request_id = answers_of(request.sampling), request.request_id
+        passed_over: set[str] = set()
         failure: ServingError | None = None
-        request_id = request.request_id
         self._budget.earn()
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            replica = self._choose(head, contract, tried)
+            replica = self._choose(head, contract, passed_over)
             if replica is None:
                 break
             # Of its own: a decoder that hung may still hold the last one.
@@ -96,17 +75,11 @@ class Decoders:
                 "generate", is_call=True, peer=replica.address, attempt=attempt
             )
             call = replica.stub.Generate(request, timeout=seconds, metadata=outgoing(span))
-            made: list[int] = []
-            has_begun = False
             try:
                 with replica.serving(call, answers), span:
                     async for response in call:
                         replica.responses += 1
-                        has_begun = True
-                        if is_continued:
-                            made.extend(response.delta.token_ids)
-                        if response.delta.finish_reason:
-                            unfinished -= 1
+                        progress.add(response.delta)
                         yield response
                 replica.record.failures = 0
                 return
@@ -116,64 +89,41 @@ class Decoders:
                 if is_cancelled():
                     raise
                 refusal = _gone("the decoder hangs")
-            if not unfinished:
-                # The answer was whole; its status alone was lost.
+            if progress.is_whole:
+                # Its status alone was lost.
                 return
-            is_midway = is_midway or has_begun
-            if isinstance(refusal, Overloaded) and not has_begun:
-                # With other gateways' requests. It was quick, and did no work: no retry is spent.
-                tried.add(replica.address)
-                failure = refusal
+            if isinstance(refusal, Overloaded):
+                # With other gateways' requests. It did no work, so that no retry is spent.
+                passed_over.add(replica.address)
+                failure = None if progress.has_begun else refusal
                 continue
             if _is_gone(refusal):
                 failed(replica, self._replicas)
                 replica.lost()
+                failure = None
             elif refusal.code in FAILED:
                 failed(replica, self._replicas)
-                tried.add(replica.address)
-            elif is_midway and not _is_for_the_caller(refusal):
+                passed_over.add(replica.address)
+                failure = refusal
+            elif progress.has_begun and not _is_for_the_caller(refusal):
+                failure = None
                 break
             else:
                 raise refusal
-            failure = None if _is_gone(refusal) else refusal
-            if is_midway and not is_continued:
+            if not (progress.resume() and self._budget.spend(midway=progress.has_begun)):
                 break
-            request.generated_token_ids.extend(made)
-            if not self._budget.spend(midway=is_midway):
-                break
-        if is_midway:
-            raise _gone("the decoder went away midway")
-        raise failure or _gone("no decoder answers")
+        gone = "the decoder went away midway" if progress.has_begun else "no decoder answers"
+        raise failure or _gone(gone)
 
-    def _choose(self, head: bytes, contract: Contract, tried: set[str]) -> DecoderReplica | None:
+    def _choose(
+        self, head: bytes, contract: Contract, passed_over: set[str]
+    ) -> DecoderReplica | None:
         ready = under(self._replicas, contract)
-        preference = [address for address in rendezvous(head, ready) if address not in tried]
+        preference = [address for address in rendezvous(head, ready) if address not in passed_over]
         if not preference:
             return None
         load = {address: replica.outstanding for address, replica in ready.items()}
         return ready[with_bounded_load(preference, load)]
-
-
-def answers_of(sampling: chat_pb2.SamplingParams) -> int:
-    """What a request takes of every limit: each of its answers runs as a request of its own."""
-    return sampling.n or 1
-
-
-def can_be_continued(sampling: chat_pb2.SamplingParams) -> bool:
-    """Whether another decoder can go on with an answer as the one that began it would have.
-
-    Not where the next token depends on what lies in the engine alone: the state of a grammar, of a
-    seeded generator, or which tokens are the answer's own, for penalties that count these.
-    """
-    for field, value in sampling.ListFields():
-        is_greedy = (
-            field.name == "seed"
-            and sampling.HasField("temperature")
-            and (sampling.temperature == 0)
-        )
-        if field.name not in CONTINUED and not is_greedy and IDLE.get(field.name) != value:
-            return False
-    return True
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> ServingError:

@@ -99,13 +99,8 @@ def on_a_mortal(
     pick_stop: Callable[[str], str] | None = None,
 ) -> tuple[Stream, Tier, str, tuple[int, ...]]:
     """An answer midway on a decoder that may die; and text and tokens of an undisturbed one."""
-    for number in itertools.count():
-        messages, sampling = turn(number), LONG.copy()
-        before = {mortal: begun(mortal) for mortal in trio.alive}
-        trio.client.chat(messages, max_tokens=1)
-        mortal = next((mortal for mortal in before if begun(mortal) > before[mortal]), None)
-        if mortal is not None:
-            break
+    messages, mortal = owned_by_a_mortal(trio, turn)
+    sampling = LONG.copy()
     if pick_stop is not None:
         sampling["stop"] = [pick_stop(trio.client.chat(messages, **LONG).text)]
     whole = trio.client.chat(messages, **sampling)
@@ -116,6 +111,19 @@ def on_a_mortal(
         tokens += len(next(stream).token_ids)
     assert mortal.value("pixtral_decoder_requests_admitted")
     return stream, mortal, whole.text, whole.token_ids
+
+
+def owned_by_a_mortal(
+    trio: Trio, turn: Callable[[int], list[dict[str, object]]]
+) -> tuple[list[dict[str, object]], Tier]:
+    for number in itertools.count():
+        messages = turn(number)
+        before = [begun(mortal) for mortal in trio.alive]
+        trio.client.chat(messages, max_tokens=1)
+        for mortal, count in zip(trio.alive, before, strict=True):
+            if begun(mortal) > count:
+                return messages, mortal
+    raise AssertionError
 
 
 def begun(decoder: Tier) -> float:

@@ -112,7 +112,8 @@ class FakeEncoder(_Process, encoder_pb2_grpc.EncoderServiceServicer):
 class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
     """Answers each request with the next of `behaviours`, the last one for ever after.
 
-    `calls` are the requests, `cancelled` how many of them ended by cancellation.
+    `calls` are the requests, `cancelled` how many of them ended by cancellation; handshakes wait
+    while `shakes_hands` is cleared.
     """
 
     def __init__(self) -> None:
@@ -121,6 +122,8 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
         self.calls: list[decoder_pb2.GenerateRequest] = []
         self.cancelled = 0
         self.behaviours: list[Behaviour] = [answers]
+        self.shakes_hands = asyncio.Event()
+        self.shakes_hands.set()
 
     @classmethod
     async def started(cls) -> "FakeDecoder":
@@ -145,6 +148,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
     async def GetDecoderInfo(  # noqa: N802
         self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
     ) -> decoder_pb2.GetDecoderInfoResponse:
+        await self.shakes_hands.wait()
         return decoder_pb2.GetDecoderInfoResponse(
             model="small",
             fingerprint=self.fingerprint,

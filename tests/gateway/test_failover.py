@@ -14,7 +14,7 @@ from embeddings.store import EmbeddingStore
 from embeddings.vision import VisionSpec
 from gateway import replicas
 from gateway.answer import Finished
-from gateway.decoders import can_be_continued
+from gateway.continuing import can_be_continued
 from gateway.prompt import PromptEncoder
 from gateway.routing import rendezvous
 from pixtral.v1 import chat_pb2, decoder_pb2
@@ -361,6 +361,40 @@ async def test_answer_of_a_decoder_that_hangs_goes_on_at_another(
         await asyncio.sleep(0.6)
         assert hung.contract is None
         assert hung.announced is not None
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+async def test_process_that_shakes_no_hands_hangs_unless_it_goes_on_speaking(
+    spec: VisionSpec,
+    prompts: PromptEncoder,
+    redis: RedisServer,
+    encoders: list[FakeEncoder],
+    decoders: list[FakeDecoder],
+    monkeypatch: pytest.MonkeyPatch,
+    speaks: bool,
+) -> None:
+    monkeypatch.setattr(replicas, "HANDSHAKE_SECONDS", 0.2)
+    monkeypatch.setattr(replicas, "SECONDS_BETWEEN_HANDSHAKES", 0.1)
+    monkeypatch.setattr(replicas, "SECONDS_BETWEEN_ATTEMPTS", 0.05)
+
+    async def slowly(request: decoder_pb2.GenerateRequest) -> Responses:
+        async for response in tells()(request):
+            yield response
+            await asyncio.sleep(0.15)
+
+    each(decoders, slowly if speaks else tells(3, error=None), tells())
+    async with gateway_of(spec, prompts, redis, encoders, decoders) as gateway:
+        telling = asyncio.create_task(told(gateway))
+        await eventually(lambda: calls(decoders))
+        (busy,) = [decoder for decoder in decoders if decoder.calls]
+        busy.shakes_hands.clear()
+        assert (await telling).text == TEXT
+        assert len(calls(decoders)) == (1 if speaks else 2)
+        replica = next(d for d in gateway.tiers.decoders if d.address == busy.address)
+        await eventually(lambda: replica.contract is None)
+        assert not replica.record.is_ejected
+        busy.shakes_hands.set()
+        await eventually(lambda: replica.contract)
 
 
 async def test_decoder_that_answers_others_does_not_hang(
