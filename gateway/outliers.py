@@ -1,7 +1,7 @@
 """Replicas that answer handshakes, and fail or hang in the work: left out for a while.
 
-The names and numbers are those of Envoy's outlier detection, but for the half: a tier here has few
-replicas, and Envoy's tenth of them would be none.
+Names and numbers are those of Envoy's outlier detection, but for the half: a tenth of few replicas
+is none, or with Envoy one, even where it is the last.
 """
 
 import logging

@@ -154,7 +154,7 @@ class DecoderEngine:
                 await self._structures.check(parameters)
             continuation: Continuation | None = None
             if prompt.generated:
-                tokenizer = self._llm.get_tokenizer()
+                tokenizer = self._llm.tokenizer
                 continuation = await Continuation.begin(prompt, parameters, tokenizer)
             # No await from here until vLLM has sent the request: the engine's process keeps its
             # images in the order in which requests reach it, as the record on this side does.

@@ -15,6 +15,7 @@ from embeddings.vision import VisionSpec
 from gateway import replicas
 from gateway.answer import Finished
 from gateway.continuing import can_be_continued
+from gateway.outliers import CONSECUTIVE_FAILURES
 from gateway.prompt import PromptEncoder
 from gateway.routing import rendezvous
 from pixtral.v1 import chat_pb2, decoder_pb2
@@ -293,6 +294,29 @@ async def test_decoder_that_fails_and_stays_is_not_asked_twice(
     assert (await told(gateway)).text == TEXT
     assert all(decoder.contract for decoder in gateway.tiers.decoders)
     assert max(len(decoder.calls) for decoder in decoders) == 1
+
+
+@pytest.mark.parametrize("code", [INTERNAL, grpc.StatusCode.UNAVAILABLE], ids=str)
+async def test_decoder_that_fails_all_work_and_shakes_hands_is_left_out(
+    gateway: Harness,
+    decoders: list[FakeDecoder],
+    monkeypatch: pytest.MonkeyPatch,
+    code: grpc.StatusCode,
+) -> None:
+    monkeypatch.setattr(replicas, "SECONDS_BETWEEN_ATTEMPTS", 0.01)
+    for decoder in decoders:
+        decoder.behaviours = [tells()]
+    await told(gateway)
+    (owner,) = [decoder for decoder in decoders if decoder.calls]
+    owner.behaviours = [tells(0, ServingError(code, "BROKEN", "broken"))]
+    replica = next(d for d in gateway.tiers.decoders if d.address == owner.address)
+    for _ in range(CONSECUTIVE_FAILURES):
+        assert (await told(gateway)).text == TEXT
+        await eventually(lambda: replica.announced)
+
+    assert replica.record.is_ejected
+    assert (await told(gateway)).text == TEXT
+    assert len(owner.calls) == 1 + CONSECUTIVE_FAILURES
 
 
 async def test_decoder_that_comes_back_can_go_on_with_what_it_began(
