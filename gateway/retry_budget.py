@@ -3,6 +3,7 @@
 import time
 
 from gateway.metrics import RETRIES
+from serving.call import count
 
 # Of requests, and what there is where they are few.
 SHARE = 0.2
@@ -36,5 +37,7 @@ class RetryBudget:
             RETRIES.labels(self._tier, "refused").inc()
             return False
         self._saved -= 1
-        RETRIES.labels(self._tier, "continued" if midway else "retried").inc()
+        result = "continued" if midway else "retried"
+        RETRIES.labels(self._tier, result).inc()
+        count(result)
         return True
