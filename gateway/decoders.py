@@ -76,11 +76,13 @@ class Decoders:
             )
             call = replica.stub.Generate(request, timeout=seconds, metadata=outgoing(span))
             try:
-                with replica.serving(call, answers), span:
+                with replica.serving(call, answers) as work, span:
                     async for response in call:
                         replica.responses += 1
                         progress.add(response.delta)
+                        work.is_awaited = False
                         yield response
+                        work.is_awaited = True
                 replica.record.failures = 0
                 return
             except grpc.aio.AioRpcError as error:

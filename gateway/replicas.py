@@ -33,10 +33,20 @@ FAILED = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
 RETRY_SECONDS = 1.0
 
 
-class Call(Protocol):
-    """Under way to a replica."""
-
+class Cancellable(Protocol):
     def cancel(self) -> bool: ...
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A call under way to a replica.
+
+    Attributes:
+        is_awaited: its next response is. Not so while the last one waits for a client to read it.
+    """
+
+    call: Cancellable
+    is_awaited: bool = True
 
 
 def is_cancelled() -> bool:
@@ -66,7 +76,7 @@ class Replica(ABC):
         contract: the same; None while it is not to be used.
         fits: it is of this gateway's model, by what it last announced.
         outstanding: answers to this gateway's requests that it has not ended yet.
-        responses: how often it has said something to any request.
+        responses: grows whenever it has said something, to this gateway or another.
         record: of how it does its work.
     """
 
@@ -80,7 +90,8 @@ class Replica(ABC):
         self.outstanding = 0
         self.responses = 0
         self.record = Record()
-        self._calls: set[Call] = set()
+        self._under_way: set[Work] = set()
+        self._told = 0
         self._channel = channel
         self._asked_to_look = asyncio.Event()
 
@@ -89,18 +100,19 @@ class Replica(ABC):
         """Asks the process what it is. Raises AioRpcError."""
 
     @contextmanager
-    def serving(self, call: Call, answers: int = 1) -> Iterator[None]:
+    def serving(self, call: Cancellable, answers: int = 1) -> Iterator[Work]:
         """While the replica works at `call`, which is over with the block.
 
         Should the replica hang, the call is cancelled: `is_cancelled` tells whether it is that.
         """
-        self._calls.add(call)
+        work = Work(call)
+        self._under_way.add(work)
         self.outstanding += answers
         try:
-            yield
+            yield work
         finally:
             self.outstanding -= answers
-            self._calls.remove(call)
+            self._under_way.remove(work)
             call.cancel()
 
     def lost(self) -> None:
@@ -136,7 +148,7 @@ class Replica(ABC):
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
             if self.responses != responses:
                 quiet, responses = 0.0, self.responses
-            elif self._calls:
+            elif any(work.is_awaited for work in self._under_way):
                 quiet += SECONDS_BETWEEN_LOOKS
             if quiet >= stall_seconds and eject(self, peers, "silence"):
                 quiet = 0.0
@@ -177,8 +189,14 @@ class Replica(ABC):
         await self._channel.close()
 
     def _give_up(self) -> None:
-        for call in tuple(self._calls):
-            call.cancel()
+        for work in tuple(self._under_way):
+            work.call.cancel()
+
+    def _hear(self, responses: int) -> None:
+        """What a handshake tells: others may be answered while this gateway waits in a queue."""
+        if responses != self._told:
+            self._told = responses
+            self.responses += 1
 
     async def _pause(self, *, is_urgent: bool) -> None:
         self._asked_to_look.clear()
@@ -220,6 +238,7 @@ class EncoderReplica(Replica):
         info = await self.stub.GetEncoderInfo(
             encoder_pb2.GetEncoderInfoRequest(), timeout=HANDSHAKE_SECONDS
         )
+        self._hear(info.responses)
         return Contract(info.model, info.fingerprint, info.width, info.dtype)
 
 
@@ -238,4 +257,5 @@ class DecoderReplica(Replica):
             decoder_pb2.GetDecoderInfoRequest(), timeout=HANDSHAKE_SECONDS
         )
         self.context_length = info.context_length
+        self._hear(info.responses)
         return Contract(info.model, info.fingerprint, info.width, info.dtype)

@@ -445,3 +445,7 @@ async def test_what_it_announces(served: Served) -> None:
     assert (info.width, info.dtype, info.context_length) == (64, "f32", 8192)
     assert len(info.fingerprint) == 32
     assert info.max_running >= 1
+    assert info.responses > 0
+    await served.answer(served.prompt(BOS, INST, 1040, END_INST))
+    later = await served.stub.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest())
+    assert later.responses > info.responses

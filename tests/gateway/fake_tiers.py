@@ -122,6 +122,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
         self.calls: list[decoder_pb2.GenerateRequest] = []
         self.cancelled = 0
         self.behaviours: list[Behaviour] = [answers]
+        self.responses = 0
         self.shakes_hands = asyncio.Event()
         self.shakes_hands.set()
 
@@ -138,6 +139,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
         behaviour = self.behaviours.pop(0) if len(self.behaviours) > 1 else self.behaviours[0]
         try:
             async for response in behaviour(request):
+                self.responses += 1
                 yield response
         except ServingError as refusal:
             await context.abort_with_status(to_status(refusal))
@@ -155,6 +157,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
             width=self.width,
             dtype="f32",
             context_length=self.context_length,
+            responses=self.responses,
         )
 
     def _register(self, server: grpc.aio.Server) -> None:

@@ -440,6 +440,52 @@ async def test_decoder_that_answers_others_does_not_hang(
         assert all(decoder.contract for decoder in gateway.tiers.decoders)
 
 
+async def test_decoder_whose_client_reads_nothing_does_not_hang(
+    spec: VisionSpec,
+    prompts: PromptEncoder,
+    redis: RedisServer,
+    encoders: list[FakeEncoder],
+    decoders: list[FakeDecoder],
+) -> None:
+    each(decoders, tells())
+    async with (
+        gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=0.2) as gateway,
+        aclosing(gateway.completions.stream(ask(HELLO))) as events,
+    ):
+        await anext(events)
+        await asyncio.sleep(0.8)
+        assert all(decoder.contract for decoder in gateway.tiers.decoders)
+        await _end(events)
+
+
+async def test_decoder_that_answers_another_gateway_does_not_hang(
+    spec: VisionSpec,
+    prompts: PromptEncoder,
+    redis: RedisServer,
+    encoders: list[FakeEncoder],
+    decoders: list[FakeDecoder],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replicas, "SECONDS_BETWEEN_HANDSHAKES", 0.05)
+    begin = asyncio.Event()
+
+    async def waits_its_turn(request: decoder_pb2.GenerateRequest) -> Responses:
+        await begin.wait()
+        async for response in tells()(request):
+            yield response
+
+    each(decoders, waits_its_turn)
+    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=0.5) as gateway:
+        telling = asyncio.create_task(told(gateway))
+        for _ in range(30):
+            for decoder in decoders:
+                decoder.responses += 1
+            await asyncio.sleep(0.05)
+        assert all(decoder.contract for decoder in gateway.tiers.decoders)
+        begin.set()
+        assert (await telling).text == TEXT
+
+
 async def test_lone_decoder_that_says_nothing_is_waited_for(
     spec: VisionSpec,
     prompts: PromptEncoder,

@@ -163,6 +163,7 @@ class GetDecoderInfoResponse(_message.Message):
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    RESPONSES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     fingerprint: _builtins.str
     """The embeddings that this decoder takes."""
@@ -174,6 +175,8 @@ class GetDecoderInfoResponse(_message.Message):
     """The most requests that the engine runs at once."""
     running: _builtins.int
     waiting: _builtins.int
+    responses: _builtins.int
+    """Sent to all callers since it started. A decoder with work at which this stands still hangs."""
     def __init__(
         self,
         *,
@@ -185,10 +188,11 @@ class GetDecoderInfoResponse(_message.Message):
         max_running: _builtins.int = ...,
         running: _builtins.int = ...,
         waiting: _builtins.int = ...,
+        responses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_running", b"max_running", "model", b"model", "running", b"running", "waiting", b"waiting", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_running", b"max_running", "model", b"model", "responses", b"responses", "running", b"running", "waiting", b"waiting", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
