@@ -143,13 +143,16 @@ class Replica(ABC):
 
     async def _listen(self, peers: "Iterable[Replica]", stall_seconds: float) -> None:
         # In looks and not by the clock: a gateway that stood still itself heard nothing, either.
+        # Of several calls together: their own deadlines may be shorter than what tells of a hang.
         quiet, responses = 0.0, self.responses
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
-            if self.responses != responses:
+            if self.responses != responses or self.contract is None:
                 quiet, responses = 0.0, self.responses
             elif any(work.is_awaited for work in self._under_way):
                 quiet += SECONDS_BETWEEN_LOOKS
+            else:
+                quiet = max(quiet - SECONDS_BETWEEN_LOOKS, 0.0)
             if quiet >= stall_seconds and eject(self, peers, "silence"):
                 quiet = 0.0
                 self._give_up()

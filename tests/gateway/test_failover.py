@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import grpc
 import pytest
@@ -19,7 +19,14 @@ from gateway.outliers import CONSECUTIVE_FAILURES
 from gateway.prompt import PromptEncoder
 from gateway.routing import rendezvous
 from pixtral.v1 import chat_pb2, decoder_pb2
-from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError, Unavailable
+from serving.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidRequest,
+    Overloaded,
+    ServingError,
+    Unavailable,
+)
 from tests.gateway.fake_tiers import WIDTH, Behaviour, FakeDecoder, FakeEncoder, Responses, delta
 from tests.gateway.harness import Answer, Harness, ask, eventually
 from tests.gateway.pictures import image, picture, text, user
@@ -385,6 +392,27 @@ async def test_answer_of_a_decoder_that_hangs_goes_on_at_another(
         await asyncio.sleep(0.6)
         assert hung.contract is None
         assert hung.announced is not None
+
+
+async def test_decoder_that_hangs_is_found_by_clients_that_wait_less_than_that_takes(
+    spec: VisionSpec,
+    prompts: PromptEncoder,
+    redis: RedisServer,
+    encoders: list[FakeEncoder],
+    decoders: list[FakeDecoder],
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [tells()]
+    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=0.6) as gateway:
+        await told(gateway)
+        (owner,) = [decoder for decoder in decoders if decoder.calls]
+        owner.behaviours = [tells(0, error=None)]
+        replica = next(d for d in gateway.tiers.decoders if d.address == owner.address)
+        async with asyncio.timeout(20):
+            while replica.contract is not None:
+                with suppress(DeadlineExceeded):
+                    await gateway.answer(HELLO, seconds=0.3)
+        assert (await told(gateway)).text == TEXT
 
 
 @pytest.mark.parametrize("speaks", [False, True])
