@@ -403,7 +403,7 @@ async def test_decoder_that_hangs_is_found_by_clients_that_wait_less_than_that_t
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [tells()]
-    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=0.6) as gateway:
+    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=1) as gateway:
         await told(gateway)
         (owner,) = [decoder for decoder in decoders if decoder.calls]
         owner.behaviours = [tells(0, error=None)]
@@ -456,13 +456,13 @@ async def test_decoder_that_answers_others_does_not_hang(
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
 ) -> None:
-    each(decoders, tells(3, error=None), *[tells()] * 12)
+    each(decoders, tells(3, error=None), *[tells()] * 24)
     async with (
-        gateway_of(spec, prompts, redis, encoders, decoders[:2], stall_seconds=0.5) as gateway,
+        gateway_of(spec, prompts, redis, encoders, decoders[:2], stall_seconds=1) as gateway,
         aclosing(gateway.completions.stream(ask(HELLO))) as events,
     ):
         await anext(events)
-        for _ in range(12):
+        for _ in range(24):
             await told(gateway)
             await asyncio.sleep(0.1)
         assert all(decoder.contract for decoder in gateway.tiers.decoders)
@@ -477,11 +477,11 @@ async def test_decoder_whose_client_reads_nothing_does_not_hang(
 ) -> None:
     each(decoders, tells())
     async with (
-        gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=0.2) as gateway,
+        gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=1) as gateway,
         aclosing(gateway.completions.stream(ask(HELLO))) as events,
     ):
         await anext(events)
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(2.5)
         assert all(decoder.contract for decoder in gateway.tiers.decoders)
         await _end(events)
 
@@ -503,9 +503,9 @@ async def test_decoder_that_answers_another_gateway_does_not_hang(
             yield response
 
     each(decoders, waits_its_turn)
-    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=0.5) as gateway:
+    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=1) as gateway:
         telling = asyncio.create_task(told(gateway))
-        for _ in range(30):
+        for _ in range(50):
             for decoder in decoders:
                 decoder.responses += 1
             await asyncio.sleep(0.05)
