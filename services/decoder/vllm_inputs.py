@@ -33,9 +33,9 @@ def engine_input(prompt: Prompt, items: Sequence[Any | None]) -> Any:
     `items[i]` is image i's `embedding_item`, or None where the engine holds it already.
     """
     if not prompt.images:
-        return tokens_input(prompt.token_ids, cache_salt=prompt.cache_salt)
+        return tokens_input(prompt.engine_token_ids, cache_salt=prompt.cache_salt)
     return mm_input(
-        prompt.token_ids,
+        prompt.engine_token_ids,
         mm_kwargs=MultiModalKwargsItems({MODALITY: list(items)}),
         mm_hashes={MODALITY: [image.identity for image in prompt.images]},
         mm_placeholders={

@@ -155,6 +155,7 @@ def request_of(prompt: Prompt) -> decoder_pb2.GenerateRequest:
             ignore_eos=sampling.ignore_eos,
         ),
         cache_salt=prompt.cache_salt or "",
+        generated_token_ids=prompt.generated,
     )
 
 
@@ -281,6 +282,47 @@ async def test_a_stop_string_ends_the_answer_and_is_not_in_it(served: Served) ->
     assert cut.responses[-1].delta.finish_reason == chat_pb2.FINISH_REASON_STOP
 
 
+async def continued(served: Served, prompt: Prompt, whole: Answer, at: int) -> Answer:
+    """The answer again, where its first `at` responses came from elsewhere."""
+    sent = [response.delta for response in whole.responses[:at]]
+    generated = [token for delta in sent for token in delta.token_ids]
+    name = f"{prompt.request_id}-{at}"
+    rest = await served.answer(replace(prompt, request_id=name, generated=generated))
+    text = "".join(delta.text for delta in sent) + rest.text
+    return replace(rest, token_ids=generated + rest.token_ids, text=text)
+
+
+async def test_an_answer_goes_on_from_wherever_it_was_cut(served: Served) -> None:
+    image = served.image(7, 9, seed=700)
+    prompt = served.prompt(BOS, INST, image, 1030, END_INST)
+    whole = await served.answer(prompt)
+    for at in range(1, len(whole.responses), 3):
+        answer = await continued(served, prompt, whole, at)
+        assert (answer.token_ids, answer.text) == (whole.token_ids, whole.text)
+        assert answer.responses[-1].delta.finish_reason == chat_pb2.FINISH_REASON_LENGTH
+
+
+async def test_a_stop_string_across_the_cut_ends_the_answer_and_the_engines_work(
+    served: Served,
+) -> None:
+    parts = (BOS, INST, 1031, END_INST)
+    text = (await served.answer(served.prompt(*parts))).text
+    stop = text[len(text) // 2 :][:8]
+    endless = replace(GREEDY, max_tokens=4000, stop=(stop,))
+    prompt = served.prompt(*parts, sampling=endless)
+    whole = await served.answer(prompt)
+    assert whole.text == text[: text.index(stop)]
+    before = await served.generated()
+    for at in range(1, len(whole.responses)):
+        answer = await continued(served, prompt, whole, at)
+        assert (answer.token_ids, answer.text) == (whole.token_ids, whole.text)
+        assert answer.responses[-1].delta.finish_reason == chat_pb2.FINISH_REASON_STOP
+    async with asyncio.timeout(30):
+        while await served.admitted():
+            await asyncio.sleep(0.01)
+    assert await served.generated() - before < 4000
+
+
 async def test_a_seed_repeats_an_answer(served: Served) -> None:
     sampling = Sampling(max_tokens=8, temperature=1.0, seed=7)
     prompt = served.prompt(BOS, INST, 1006, END_INST, sampling=sampling)
@@ -403,3 +445,7 @@ async def test_what_it_announces(served: Served) -> None:
     assert (info.width, info.dtype, info.context_length) == (64, "f32", 8192)
     assert len(info.fingerprint) == 32
     assert info.max_running >= 1
+    assert info.responses > 0
+    await served.answer(served.prompt(BOS, INST, 1040, END_INST))
+    later = await served.stub.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest())
+    assert later.responses > info.responses
