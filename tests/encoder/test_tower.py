@@ -89,7 +89,7 @@ def relative_error(found: Tensor, reference: Tensor) -> float:
 
 
 def embed(tower: VisionTower, images: list[Pixels]) -> list[Tensor]:
-    return tower.embed([torch.from_numpy(np.ascontiguousarray(image)) for image in images])
+    return tower.embed([tower.stage(image) for image in images])
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
