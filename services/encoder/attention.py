@@ -48,16 +48,20 @@ class Attention:
     needs a plan for each length, made in 50 to 100 ms on the card that this was tried on, and kept
     by the thread that made it. So plans are made at start, for images that have the full size on
     one side, as a large one has after it is resized. All others are one ragged call, however many.
+
+    Attributes:
+        packs_ragged: images of any lengths can be one call.
+        planned: lengths, in patches, for which there are plans.
     """
 
     def __init__(self, spec: VisionSpec, device: torch.device, dtype: torch.dtype) -> None:
         self._spec, self._device, self._dtype = spec, device, dtype
         is_gpu = device.type == "cuda"
-        self._packs_ragged = is_gpu and dtype in (torch.bfloat16, torch.float16)
-        has_cudnn = self._packs_ragged and torch.cuda.get_device_capability(device) >= (9, 0)
+        self.packs_ragged = is_gpu and dtype in (torch.bfloat16, torch.float16)
+        has_cudnn = self.packs_ragged and torch.cuda.get_device_capability(device) >= (9, 0)
         side, step = spec.max_image_size // spec.token_size * spec.merge_size, spec.merge_size
         lengths = [side * other for other in range(step, side + 1, step)]
-        self._planned = frozenset(at for at in lengths if at >= LEAST_PLANNED and has_cudnn)
+        self.planned = frozenset(at for at in lengths if at >= LEAST_PLANNED and has_cudnn)
 
     @staticmethod
     def kernels() -> AbstractContextManager[None]:
@@ -67,7 +71,7 @@ class Attention:
     def prepare(self) -> None:
         """Makes the plans, for the thread that calls this. Blocking, some seconds on a GPU."""
         heads = self._spec.heads
-        for length in sorted(self._planned):
+        for length in sorted(self.planned):
             each = torch.zeros(
                 length, heads, self._spec.width // heads, device=self._device, dtype=self._dtype
             )
@@ -76,15 +80,15 @@ class Attention:
     def order(self, lengths: Sequence[int]) -> list[int]:
         """Indexes of images in the order in which `pack` wants them."""
         return sorted(
-            range(len(lengths)), key=lambda at: (lengths[at] not in self._planned, lengths[at])
+            range(len(lengths)), key=lambda at: (lengths[at] not in self.planned, lengths[at])
         )
 
     def pack(self, lengths: Sequence[int]) -> Packing:
         """`lengths` are those of a packed sequence, in patches, as `order` has them."""
-        if not self._packs_ragged:
+        if not self.packs_ragged:
             # Many small images would wait for the start of each one's call.
             return Packing(tuple((len(list(same)), length) for length, same in groupby(lengths)))
-        groups = tuple((1, length) for length in lengths if length in self._planned)
+        groups = tuple((1, length) for length in lengths if length in self.planned)
         ragged = list(lengths[len(groups) :])
         if not ragged:
             return Packing(groups)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from embeddings.vision import VisionSpec
 from services.encoder import layers
-from services.encoder.attention import Attention
+from services.encoder.attention import Attention, Packing
+from services.encoder.graphs import Graphs
 from services.encoder.layers import Layer, Rotations
 
 Shape = tuple[int, ...]
@@ -90,6 +91,7 @@ class VisionTower:
         self._frequencies = frequencies.to(self.device)
         self._enter, self._step, self._leave = layers.enter, layers.step, layers.leave
         self._is_compiled = is_compiled
+        self._graphs: Graphs | None = None
         if is_compiled:
             self._enter = torch.compile(layers.enter)
             self._step = torch.compile(layers.step)
@@ -102,15 +104,24 @@ class VisionTower:
 
         Blocking: on a GPU it compiles, and takes from ten seconds to a minute.
         """
-        with torch.inference_mode(), self._attention.kernels():
-            self._attention.prepare()
         spec = self._spec
         largest = spec.max_image_size // spec.token_size
         # The compiler makes one program for a single row, another for any number of them. What it
         # sees first of that kind is what it has in mind: the largest, which takes longest.
-        for side in (1, largest, 2) if self._is_compiled else (1,):
+        for side in (1, largest) if self._is_compiled else (1,):
             size = side * spec.token_size
             self.embed([self.stage(np.zeros((spec.channels, size, size), np.float32))])
+        with torch.inference_mode(), self._attention.kernels():
+            self._attention.prepare()
+            if self._is_compiled and self._attention.packs_ragged:
+                graphs = Graphs(
+                    self._all_layers,
+                    width=spec.width,
+                    patch=self._patch_conv.shape[1],
+                    like=self._patch_conv,
+                )
+                graphs.record(sorted(self._attention.planned))
+                self._graphs = graphs
 
     @torch.inference_mode()
     def stage(self, pixels: NDArray[np.float32]) -> Staged:
@@ -148,7 +159,7 @@ class VisionTower:
         lengths = [image.rows * image.cols for image in images]
         order = self._attention.order(lengths)
         packed = [images[at] for at in order]
-        x = self._run(packed, [lengths[at] for at in order])
+        x = self._run(packed)
         if self._projector_norm is not None:
             x = layers.rms_norm(x, self._projector_norm)
         parts = torch.split(x, [lengths[at] for at in order])
@@ -181,24 +192,29 @@ class VisionTower:
         np.copyto(pinned.numpy(), pixels)
         return pinned.to(self.device, non_blocking=True)
 
-    def _run(self, images: Sequence[Staged], lengths: Sequence[int]) -> Tensor:
+    def _run(self, images: Sequence[Staged]) -> Tensor:
         """(patches, width) out of the last layer, images packed as they are given."""
-        patches = torch.cat([image.patches for image in images])
-        rotations = self._rotations(torch.cat([image.positions for image in images], dim=1))
+        patches = [image.patches for image in images]
+        positions = [image.positions for image in images]
         if self._stage_stream is not None:
             # They were allocated on another stream, which must not give them away too early.
-            for image in images:
-                image.patches.record_stream(torch.cuda.current_stream(self.device))
-                image.positions.record_stream(torch.cuda.current_stream(self.device))
-        packing = self._attention.pack(lengths)
-        first, *rest = self._layers
+            for tensor in (*patches, *positions):
+                tensor.record_stream(torch.cuda.current_stream(self.device))
+        if self._graphs is not None:
+            replayed = self._graphs.run(patches, positions)
+            if replayed is not None:
+                return replayed
+        packing = self._attention.pack([len(each) for each in patches])
         with self._attention.kernels():
-            x, heads = self._enter(patches, self._patch_conv, self._ln_pre, first, rotations)
-            for layer, following in zip(self._layers, rest, strict=False):
-                x, heads = self._step(
-                    x, self._attention(heads, packing), layer, following, rotations
-                )
-            return self._leave(x, self._attention(heads, packing), self._layers[-1])
+            return self._all_layers(torch.cat(patches), torch.cat(positions, dim=1), packing)
+
+    def _all_layers(self, patches: Tensor, positions: Tensor, packing: Packing) -> Tensor:
+        rotations = self._rotations(positions)
+        first, *rest = self._layers
+        x, heads = self._enter(patches, self._patch_conv, self._ln_pre, first, rotations)
+        for layer, following in zip(self._layers, rest, strict=False):
+            x, heads = self._step(x, self._attention(heads, packing), layer, following, rotations)
+        return self._leave(x, self._attention(heads, packing), self._layers[-1])
 
     def _rotations(self, positions: Tensor) -> Rotations:
         """The even frequencies turn with the row and are the first half of a head's pairs, the odd
