@@ -98,6 +98,18 @@ def encoder(
         process.wait(30)
 
 
+async def ready(stub: Any) -> Any:
+    """What the encoder says of itself, once it has loaded its model."""
+    async with asyncio.timeout(START_SECONDS):
+        while True:
+            try:
+                return await stub.GetEncoderInfo(
+                    encoder_pb2.GetEncoderInfoRequest(), wait_for_ready=True, timeout=10
+                )
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.5)
+
+
 def scrape(address: str) -> dict[str, float]:
     """Every sample of a metrics page that has no labels but `le`."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
@@ -134,9 +146,7 @@ async def load(given: argparse.Namespace, model_dir: Path) -> None:
         process, address, metrics = started
         async with grpc.aio.insecure_channel(address, options) as channel:
             stub: Any = encoder_pb2_grpc.EncoderServiceStub(channel)
-            info = await stub.GetEncoderInfo(
-                encoder_pb2.GetEncoderInfoRequest(), wait_for_ready=True, timeout=START_SECONDS
-            )
+            info = await ready(stub)
             ends = time.monotonic() + given.warm_up + given.seconds
             numbers = iter(range(10**9))
 

@@ -110,7 +110,7 @@ class Batcher(Generic[Image]):
         try:
             return await waiting.result
         finally:
-            with contextlib.suppress(ValueError):
+            if waiting.run is None:
                 self._waiting.remove(waiting)
             _tell(waiting)
 

@@ -176,13 +176,14 @@ class Encoder:
         return grid.tokens * self._spec.merge_size**2
 
     def _to_wire(self, key: EmbeddingKey, grid: Grid, embedding: Tensor) -> bytes:
-        embedding = self._tower.fetch(embedding)
-        if not bool(torch.isfinite(embedding).all()):
+        try:
+            embedding = self._tower.fetch(embedding)
+        except ValueError:
             raise ServingError(
                 grpc.StatusCode.INTERNAL,
                 "EMBEDDING_NOT_FINITE",
                 "the model's numbers overflow on this image",
-            )
+            ) from None
         data = embedding.flatten().view(torch.uint8).numpy().data
         return codec.encode(
             key, Embedding(grid.rows, grid.cols, self._spec.width, self._dtype, data)

@@ -173,10 +173,16 @@ class VisionTower:
 
     @torch.inference_mode()
     def fetch(self, embedding: Tensor) -> Tensor:
-        """An embedding that `embed` returned, on the CPU. Blocking."""
-        if self._fetch_stream is None:
-            return embedding
+        """An embedding that `embed` returned, on the CPU. Blocking.
+
+        Raises:
+            ValueError: where one of its numbers is not finite.
+        """
         with torch.cuda.stream(self._fetch_stream):
+            if not bool(torch.isfinite(embedding).all()):
+                raise ValueError("the embedding is not finite")
+            if self._fetch_stream is None:
+                return embedding
             # A copy to memory that is not pinned is made in small pieces.
             fetched = torch.empty(embedding.shape, dtype=embedding.dtype, pin_memory=True)
             fetched.copy_(embedding, non_blocking=True)
