@@ -1,7 +1,12 @@
-"""CUDA graphs of the tower's layers, for batches so small that starting kernels takes longer than
-the kernels do."""
+"""CUDA graphs of the tower's layers.
 
-from collections.abc import Callable, Sequence
+To start the kernels of a run one by one takes a thread 13 ms where nothing else runs, and twice that
+where other threads decode images and take turns with it: longer than an H100 needs for an image. A
+graph is started at once. And more images than fill the card are no faster together than one after
+the other, so graphs of up to a large image are all that it takes.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -14,7 +19,6 @@ from services.encoder.attention import Packing
 # width): the layers, which a graph replays.
 Layers = Callable[[Tensor, Tensor, Packing], Tensor]
 
-# Above this many patches an H100 is the slower of the two.
 MOST_PATCHES = 4096
 MOST_IMAGES = 64
 SMALL = (64, 128, 256, 512)
@@ -23,6 +27,26 @@ SMALL = (64, 128, 256, 512)
 def sizes() -> list[int]:
     """Patches for which there are graphs that any images fit: what is left over is padding."""
     return [*SMALL, *range(1024, MOST_PATCHES + 1, 512)]
+
+
+def runs(lengths: Sequence[int], singles: Collection[int]) -> Iterator[slice]:
+    """Cuts a packed sequence of images, of `lengths` patches each, into what one graph runs.
+
+    An image that has a graph of its own, in `singles`, or is larger than any graph is by itself.
+    """
+    begin = patches = 0
+    for at, length in enumerate(lengths):
+        is_alone = length in singles or length > MOST_PATCHES
+        is_full = patches + length > MOST_PATCHES or at - begin == MOST_IMAGES
+        if at > begin and (is_alone or is_full):
+            yield slice(begin, at)
+            begin, patches = at, 0
+        patches += length
+        if is_alone:
+            yield slice(at, at + 1)
+            begin, patches = at + 1, 0
+    if begin < len(lengths):
+        yield slice(begin, len(lengths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,34 +71,34 @@ class Graphs:
         self._positions = torch.zeros(2, MOST_PATCHES, dtype=torch.int64, device=like.device)
         self._out = like.new_zeros(MOST_PATCHES, width)
         self._pool = torch.cuda.graph_pool_handle()
-        self._single: dict[int, torch.cuda.CUDAGraph] = {}
+        self.singles: dict[int, torch.cuda.CUDAGraph] = {}
         self._ragged: dict[int, Ragged] = {}
 
     def record(self, lengths: Sequence[int]) -> None:
         """Records graphs for single images of `lengths`, and for any images. Blocking."""
         for length in lengths:
             if length <= MOST_PATCHES:
-                self._single[length] = self._record(length, Packing(((1, length),)))
+                self.singles[length] = self._record(length, Packing(((1, length),)))
         for size in sizes():
             ends = torch.full((MOST_IMAGES + 1,), size, dtype=torch.int32, device=self._out.device)
             self._ragged[size] = Ragged(self._record(size, Packing((), ends, size)), ends)
 
     def run(self, images: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor | None:
         """What the layers make of the patches of `images`, (patches, width); None where no graph
-        is of their size."""
+        is of their size. They are one of `runs`."""
         lengths = [len(image) for image in images]
         total = sum(lengths)
-        if len(images) == 1 and total in self._single:
-            graph = self._single[total]
-        elif len(images) <= MOST_IMAGES and total <= MOST_PATCHES:
+        if total > MOST_PATCHES:
+            return None
+        if len(images) == 1 and total in self.singles:
+            graph = self.singles[total]
+        else:
             ragged = self._ragged[min(size for size in self._ragged if size >= total)]
             # Of those that are not there, the end is that of the last: nothing attends to padding.
             ends = [0, *accumulate(lengths)]
             ends += [total] * (MOST_IMAGES + 1 - len(ends))
-            ragged.ends.copy_(torch.tensor(ends, dtype=torch.int32))
+            ragged.ends.copy_(torch.tensor(ends, dtype=torch.int32), non_blocking=True)
             graph = ragged.graph
-        else:
-            return None
         torch.cat(list(images), out=self._patches[:total])
         torch.cat(list(positions), dim=1, out=self._positions[:, :total])
         graph.replay()

@@ -12,7 +12,7 @@ from torch import Tensor
 from embeddings.vision import VisionSpec
 from services.encoder import layers
 from services.encoder.attention import Attention, Packing
-from services.encoder.graphs import Graphs
+from services.encoder.graphs import Graphs, runs
 from services.encoder.layers import Layer, Rotations
 
 Shape = tuple[int, ...]
@@ -206,13 +206,22 @@ class VisionTower:
             # They were allocated on another stream, which must not give them away too early.
             for tensor in (*patches, *positions):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
-        if self._graphs is not None:
-            replayed = self._graphs.run(patches, positions)
-            if replayed is not None:
-                return replayed
+        if self._graphs is None:
+            return self._run_packed(patches, positions)
+        parts = []
+        for some in runs([len(each) for each in patches], self._graphs.singles):
+            replayed = self._graphs.run(patches[some], positions[some])
+            if replayed is None:
+                replayed = self._run_packed(patches[some], positions[some])
+            parts.append(replayed)
+        return torch.cat(parts)
+
+    def _run_packed(self, patches: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
         packing = self._attention.pack([len(each) for each in patches])
         with self._attention.kernels():
-            return self._all_layers(torch.cat(patches), torch.cat(positions, dim=1), packing)
+            return self._all_layers(
+                torch.cat(list(patches)), torch.cat(list(positions), dim=1), packing
+            )
 
     def _all_layers(self, patches: Tensor, positions: Tensor, packing: Packing) -> Tensor:
         rotations = self._rotations(positions)
