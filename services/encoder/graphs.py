@@ -1,7 +1,7 @@
 """CUDA graphs of the tower's layers.
 
-To start the kernels of a run one by one takes a thread 13 ms where nothing else runs, and twice that
-where other threads decode images and take turns with it: longer than an H100 needs for an image. A
+To start the kernels of a run one by one takes a thread 13 ms where nothing else runs, longer than
+an H100 needs for an image, and more where other threads decode images and take turns with it. A
 graph is started at once. And more images than fill the card are no faster together than one after
 the other, so graphs of up to a large image are all that it takes.
 """
