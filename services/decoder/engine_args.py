@@ -1,7 +1,8 @@
 """How vLLM is asked to run: all that differs between its versions, or between CPU and GPU."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ class EngineOptions:
         gpu_memory_fraction: of the GPU's memory, for weights, activations, keys and values.
         tensor_parallel: GPUs that share the model.
         cpu_threads: threads that compute, where there is no GPU; None leaves one core free.
+        more: vLLM's own arguments, by their names in AsyncEngineArgs.
     """
 
     model_dir: Path
@@ -39,6 +41,7 @@ class EngineOptions:
     gpu_memory_fraction: float = 0.9
     tensor_parallel: int = 1
     cpu_threads: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def engine_args(options: EngineOptions) -> Any:
@@ -97,7 +100,7 @@ def engine_args(options: EngineOptions) -> Any:
             "block_size": 32,
             "kv_cache_memory_bytes": options.kv_cache_bytes or GIB,
         }
-    return AsyncEngineArgs(**arguments)
+    return AsyncEngineArgs(**arguments | dict(options.more))
 
 
 def _context_length(options: EngineOptions) -> int:
