@@ -74,8 +74,8 @@ PLANS = {
     ),
     "small": Plan(
         alone=4,
-        saturating=8,
-        at_once=2,
+        saturating=24,
+        at_once=6,
         streams=4,
         arrivals=1.0,
         quiet_seconds=2.0,

@@ -10,6 +10,7 @@ from embeddings.vision import read_params
 from services.decoder.plugin import ARCHITECTURE, CONFIG_FORMAT, OWNED_BY_DECODER
 
 GIB = 1 << 30
+STEP_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,9 @@ def engine_args(options: EngineOptions) -> Any:
         "skip_mm_profiling": True,
         "enable_prefix_caching": True,
         "enable_chunked_prefill": True,
+        # Answers that are being written wait for a step to end, and so for as much of a new
+        # prompt as it takes in. vLLM's own server takes 8192 on a large GPU, an image and more.
+        "max_num_batched_tokens": max(STEP_TOKENS, options.max_running),
         "kv_cache_memory_bytes": options.kv_cache_bytes,
         "gpu_memory_utilization": options.gpu_memory_fraction,
         "tensor_parallel_size": options.tensor_parallel,
