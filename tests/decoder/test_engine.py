@@ -111,6 +111,13 @@ class Served:
             responses,
         )
 
+    async def several(self, prompt: Prompt) -> list[str]:
+        """The texts of a prompt's answers."""
+        texts = [""] * prompt.sampling.n
+        async for response in self.call(prompt):
+            texts[response.delta.index] += response.delta.text
+        return texts
+
     async def refusal(self, request: decoder_pb2.GenerateRequest) -> ServingError:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             async for _ in self.stub.Generate(request, timeout=DEADLINE):
@@ -151,6 +158,7 @@ def request_of(prompt: Prompt) -> decoder_pb2.GenerateRequest:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             seed=sampling.seed,
+            n=sampling.n,
             stop=sampling.stop,
             ignore_eos=sampling.ignore_eos,
         ),
@@ -396,6 +404,33 @@ async def test_the_engine_tells_when_it_has_dropped_an_image(served: Served) -> 
     answer = await served.answer(replace(prompt, request_id="again"))
 
     assert answer.token_ids == expected
+
+
+async def test_an_image_crosses_to_the_engine_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many answers, questions and tenants there are to it."""
+    core = served.engine._llm.engine_core
+    encode, sizes = core.encoder.encode, list[int]()
+
+    def weighed(message: object) -> Any:
+        frames = encode(message)
+        sizes.append(sum(memoryview(frame).nbytes for frame in frames))
+        return frames
+
+    monkeypatch.setattr(core.encoder, "encode", weighed)
+    image = served.image(24, 24, seed=700)
+    sampling = Sampling(max_tokens=4, temperature=1.0, seed=3, n=4)
+    several = await served.several(
+        served.prompt(BOS, INST, image, 1012, END_INST, sampling=sampling)
+    )
+    assert len(set(several)) > 1
+    await served.answer(served.prompt(BOS, INST, image, 1013, END_INST))
+    await served.answer(served.prompt(BOS, INST, image, 1013, END_INST, salt="other"))
+
+    large = [size for size in sizes if size > image.embedding.nbytes // 2]
+    assert len(sizes) >= 6
+    assert len(large) == 1
 
 
 async def test_what_it_announces(served: Served) -> None:
