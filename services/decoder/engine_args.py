@@ -1,8 +1,8 @@
 """How vLLM is asked to run: all that differs between its versions, or between CPU and GPU."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,44 @@ from services.decoder.plugin import ARCHITECTURE, CONFIG_FORMAT, OWNED_BY_DECODE
 
 GIB = 1 << 30
 STEP_TOKENS = 2048
+
+# vLLM's arguments that are not passed on, and the settings that say the same. The others of these
+# are what the decoder is: its plug-in, its checks and its metrics stand on them.
+OWNED: Mapping[str, str] = {
+    "config_format": "",
+    "disable_log_stats": "",
+    "dtype": "dtype",
+    "enable_mm_embeds": "",
+    "gpu_memory_utilization": "gpu_memory_fraction",
+    "hf_config_path": "",
+    "hf_overrides": "",
+    "kv_cache_memory_bytes": "kv_cache_bytes",
+    "limit_mm_per_prompt": "max_images",
+    "max_model_len": "context_length",
+    "max_num_seqs": "max_running",
+    "mm_processor_cache_gb": "engine_cache_bytes",
+    "model": "model_dir",
+    "served_model_name": "model",
+    "skip_mm_profiling": "",
+    "skip_tokenizer_init": "",
+    "structured_outputs_config": "",
+    "tensor_parallel_size": "tensor_parallel",
+    "tokenizer": "",
+    "tokenizer_mode": "",
+}
+
+
+class BadEngineArguments(ValueError):
+    """An argument that cannot be passed on to vLLM; the message says which."""
+
+
+def check_owned(names: Iterable[str]) -> None:
+    """Raises BadEngineArguments where one of vLLM's arguments is the decoder's own to set."""
+    for name in names:
+        if setting := OWNED.get(name):
+            raise BadEngineArguments(f"{name} is set by {setting}")
+        if name in OWNED:
+            raise BadEngineArguments(f"{name} is not to be changed: the decoder stands on it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +86,7 @@ class EngineOptions:
 def engine_args(options: EngineOptions) -> Any:
     """vLLM's arguments; sets what vLLM and its processes read from the environment.
 
-    Imports vLLM, which takes seconds.
+    Imports vLLM, which takes seconds. Raises BadEngineArguments for a name that it does not have.
     """
     os.environ[OWNED_BY_DECODER] = "1"
     # Forking a process that serves gRPC copies locks in whatever state they are.
@@ -104,6 +142,9 @@ def engine_args(options: EngineOptions) -> Any:
             "block_size": 32,
             "kv_cache_memory_bytes": options.kv_cache_bytes or GIB,
         }
+    names = {field.name for field in fields(AsyncEngineArgs)}
+    if unknown := sorted(options.more.keys() - names):
+        raise BadEngineArguments(f"this vLLM has no argument {unknown[0]}")
     return AsyncEngineArgs(**arguments | dict(options.more))
 
 

@@ -66,7 +66,7 @@ def send_images_once(llm: Any) -> None:
             if feature.data is not None and cache is not None:
                 # What is sent of an image that the engine's process holds by now.
                 held = cache.is_cached_item(feature.mm_hash)
-                given = None if held else (feature.data, [])
+                given: Any = None if held else (feature.data, [])
                 feature.data, _ = cache.get_and_update_item(given, feature.mm_hash)
 
     core.add_request_async = send_and_note

@@ -64,7 +64,7 @@ async def fuzz(
     channel: grpc.aio.Channel, redis: RedisServer, fuzzer: Fuzzer, requests: int
 ) -> Found:
     """Sends `requests` calls, a few at once. Raises AssertionError where a good answer changes."""
-    call = channel.unary_stream(METHOD)
+    call: Any = channel.unary_stream(METHOD)
     found, numbers, cancels = Found(), iter(range(requests)), random.Random(requests)
     good = [_known_good(fuzzer, redis) for _ in range(3)]
     expected = [await _answer(call, payload) for payload in good]
@@ -72,9 +72,9 @@ async def fuzz(
     async def worker() -> None:
         for number in numbers:
             fuzzed = fuzzer.next()
-            await asyncio.to_thread(_store, redis, fuzzed)
+            await asyncio.to_thread(store, redis, fuzzed)
             responses = 1 if cancels.random() < 0.1 else MAX_RESPONSES
-            status = await _ended(call, fuzzed.payload, responses)
+            status = await ended(call, fuzzed.payload, responses)
             found.statuses[status.name] += 1
             if status not in CLEAN:
                 found.bad.append((status.name, fuzzed.payload))
@@ -90,15 +90,15 @@ async def fuzz(
 
 
 def _known_good(fuzzer: Fuzzer, redis: RedisServer) -> bytes:
-    request, values = fuzzer._good()
-    _store(redis, Fuzzed(b"", values))
-    request.request_id = f"good-{request.request_id}-{len(values)}-{id(values)}"
+    request, values = fuzzer.good()
+    store(redis, Fuzzed(b"", values))
+    request.request_id = "good"
     request.sampling.max_tokens, request.sampling.temperature = 6, 0.0
     request.sampling.ignore_eos = True
     return request.SerializeToString()
 
 
-def _store(redis: RedisServer, fuzzed: Fuzzed) -> None:
+def store(redis: RedisServer, fuzzed: Fuzzed) -> None:
     with redis.client() as client:
         for key, value in fuzzed.values:
             if value is None:
@@ -107,7 +107,7 @@ def _store(redis: RedisServer, fuzzed: Fuzzed) -> None:
                 client.set(key, value)
 
 
-async def _ended(call: Any, payload: bytes, responses: int) -> grpc.StatusCode:
+async def ended(call: Any, payload: bytes, responses: int) -> grpc.StatusCode:
     stream = call(payload, timeout=DEADLINE)
     try:
         async for _ in stream:
@@ -171,7 +171,7 @@ async def decoder(
 
 
 async def _serving(channel: grpc.aio.Channel) -> None:
-    info = channel.unary_unary("/pixtral.v1.DecoderService/GetDecoderInfo")
+    info: Any = channel.unary_unary("/pixtral.v1.DecoderService/GetDecoderInfo")
     while True:
         try:
             await info(b"", timeout=5)

@@ -98,7 +98,7 @@ class Fuzzer:
     def next(self) -> Fuzzed:
         rng = self._rng
         self._number += 1
-        request, values = self._good()
+        request, values = self.good()
         for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
             rng.choice(self._MUTATIONS)(self, request, values)
         payload = request.SerializeToString()
@@ -106,7 +106,8 @@ class Fuzzer:
             payload = self._noise(payload)
         return Fuzzed(payload, values)
 
-    def _good(self) -> tuple[decoder_pb2.GenerateRequest, list[tuple[str, bytes | None]]]:
+    def good(self) -> tuple[decoder_pb2.GenerateRequest, list[tuple[str, bytes | None]]]:
+        """One that is to be answered, and what is to be stored for it."""
         rng = self._rng
         request = decoder_pb2.GenerateRequest(
             request_id=f"fuzz-{self._number}",

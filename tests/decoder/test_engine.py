@@ -32,6 +32,7 @@ from services.decoder.tier import DecoderTier
 from serving.channel import open_channel
 from serving.errors import ServingError, from_rpc_error
 from serving.server import running
+from tests.decoder.fuzz import fuzz, fuzzer_of
 from tests.decoder.prompts import prompt_of, store
 from tests.redis_server import RedisServer
 from tests.reference import Reference
@@ -40,6 +41,7 @@ from tests.reference import Reference
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_RUNNING = 8
+CONTEXT_LENGTH = 8192
 DEADLINE = 120.0
 BOS, INST, END_INST = 1, 3, 4
 GREEDY = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True)
@@ -68,19 +70,20 @@ class Served:
 
     def __init__(
         self,
-        stub: "decoder_pb2_grpc.DecoderServiceAsyncStub",
+        channel: grpc.aio.Channel,
         metrics: str,
         engine: DecoderEngine,
         reference: Reference,
         made_by: str,
         redis: RedisServer,
     ) -> None:
-        self.stub = stub
+        self.channel = channel
+        self.stub = decoder_pb2_grpc.DecoderServiceStub(channel)
         self.engine = engine
         self.reference = reference
         self._metrics = metrics
         self._made_by = made_by
-        self._redis = redis
+        self.redis = redis
         self._number = 0
 
     def image(self, rows: int, cols: int, seed: int) -> Image:
@@ -89,7 +92,7 @@ class Served:
         image = pixels.astype(np.float32)
         key = EmbeddingKey(hashlib.sha256(image.tobytes()).digest(), self._made_by, "tenant")
         made = Image(key, Grid(rows, cols), image, self.reference.embed_image(image))
-        store(self._redis, key, made.embedding, made.grid)
+        store(self.redis, key, made.embedding, made.grid)
         return made
 
     def prompt(self, *parts: int | Image, sampling: Sampling = GREEDY, salt: str = "s") -> Prompt:
@@ -174,7 +177,7 @@ async def served(checkpoint: Path, redis_server: RedisServer) -> AsyncIterator[S
         dtype=DType.F32,
         redis_url=redis_server.url,
         max_images=6,
-        context_length=8192,
+        context_length=CONTEXT_LENGTH,
         max_running=MAX_RUNNING,
         drain_seconds=0,
     )
@@ -186,7 +189,7 @@ async def served(checkpoint: Path, redis_server: RedisServer) -> AsyncIterator[S
             addresses = await stack.enter_async_context(running(tier, settings))
         channel = await stack.enter_async_context(open_channel(addresses.grpc, None))
         yield Served(
-            decoder_pb2_grpc.DecoderServiceStub(channel),
+            channel,
             addresses.metrics,
             tier._engine,
             await asyncio.to_thread(Reference, checkpoint),
@@ -431,6 +434,20 @@ async def test_an_image_crosses_to_the_engine_once(
     large = [size for size in sizes if size > image.embedding.nbytes // 2]
     assert len(sizes) >= 6
     assert len(large) == 1
+
+
+async def test_wrong_odd_and_hostile_requests_end_cleanly(served: Served) -> None:
+    """A slice of `make fuzz`; a good answer asked in between stays what it was."""
+    fuzzer = await asyncio.to_thread(
+        fuzzer_of, served.engine.options.model_dir, DType.F32, CONTEXT_LENGTH, 5
+    )
+    found = await fuzz(served.channel, served.redis, fuzzer, 800)
+    assert not found.bad
+    assert {"OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION"} <= set(found.statuses)
+    assert not served.engine.dead
+    async with asyncio.timeout(30):
+        while await served.admitted():
+            await asyncio.sleep(0.01)
 
 
 async def test_what_it_announces(served: Served) -> None:
