@@ -134,7 +134,7 @@ def engine_args(options: EngineOptions) -> Any:
     if current_platform.is_cpu():
         _prepare_cpu(options)
         arguments |= {
-            "distributed_executor_backend": "uni",
+            "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
             # Compiling takes longer than it saves within minutes of serving.
             "enforce_eager": True,
             # A prompt's tail within a block is computed anew. vLLM's 128 here costs a repeated
