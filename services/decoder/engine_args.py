@@ -161,5 +161,11 @@ def _prepare_cpu(options: EngineOptions) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # OpenMP threads wait for each other by spinning: with as many of them as cores, whatever else
     # runs on the machine stalls them all, tenfold and more.
-    threads = options.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    cores = sorted(os.sched_getaffinity(0))
+    threads = options.cpu_threads or max(1, len(cores) - 1)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    if (parts := options.tensor_parallel) > 1:
+        # By itself vLLM gives each part of the model a NUMA node of its own.
+        shares = (cores[part::parts] or cores for part in range(parts))
+        bound = "|".join(",".join(map(str, share)) for share in shares)
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)

@@ -2,17 +2,14 @@
 
 import math
 import random
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from embeddings import codec
-from embeddings.codec import DType, Embedding
+from embeddings.codec import DType
 from embeddings.key import EmbeddingKey, to_proto
 from embeddings.vision import Grid, VisionSpec
 from pixtral.v1 import chat_pb2, decoder_pb2
+from tests.decoder.fuzz_values import Values
 
 MAX_TOKENS = 6
 NUMBERS = (0.0, -0.0, 1.0, 0.5, 2.0, -1.0, 1e-9, 1e9, -1e300, math.nan, math.inf, -math.inf)
@@ -87,7 +84,7 @@ class Fuzzer:
     ) -> None:
         self._rng = random.Random(seed)
         self._spec = spec
-        self._dtype = dtype
+        self._values = Values(self._rng, spec.width, dtype)
         self._fingerprint = fingerprint
         self._vocab_size = vocab_size
         self._context_length = context_length
@@ -120,7 +117,7 @@ class Fuzzer:
                 key, grid = rng.choice(self._known)
             else:
                 key, grid = self._key(), Grid(rng.randint(1, 12), rng.randint(1, 12))
-                values.append((key.redis_key, self._wire(key, grid)))
+                values.append((key.redis_key, self._values.good(key, grid)))
                 self._known = [*self._known[-30:], (key, grid)]
             self._place(request, key, grid)
             request.prompt_token_ids.extend(self._words(rng.randint(0, 3)))
@@ -138,17 +135,6 @@ class Fuzzer:
 
     def _words(self, count: int) -> list[int]:
         return [self._rng.randrange(1000, self._vocab_size) for _ in range(count)]
-
-    def _wire(
-        self, key: EmbeddingKey, grid: Grid, width: int = 0, dtype: DType | None = None
-    ) -> bytes:
-        width, dtype = width or self._spec.width, dtype or self._dtype
-        generator = torch.Generator().manual_seed(self._rng.getrandbits(32))
-        tensor = torch.randn(grid.tokens, width, generator=generator)
-        if dtype is DType.BF16:
-            tensor = tensor.to(torch.bfloat16)
-        data = tensor.view(torch.uint8).numpy().tobytes()
-        return codec.encode(key, Embedding(grid.rows, grid.cols, width, dtype, data))
 
     def _noise(self, payload: bytes) -> bytes:
         rng = self._rng
@@ -235,47 +221,10 @@ class Fuzzer:
         self, request: decoder_pb2.GenerateRequest, values: list[tuple[str, bytes | None]]
     ) -> None:
         """Another value for an image of a new name; what is known stays good."""
-        rng = self._rng
-        key, grid = self._key(), Grid(rng.randint(1, 8), rng.randint(1, 8))
-        good = self._wire(key, grid)
-        bad = bytearray(good)
-        value: bytes | None
-        match rng.randrange(9):
-            case 0:
-                value = None
-            case 1:
-                value = good[: rng.randrange(len(good))]
-            case 2:
-                bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
-                value = bytes(bad)
-            case 3:
-                value = rng.randbytes(rng.choice((0, 1, 63, 64, 65, 5000)))
-            case 4:
-                value = self._not_finite(key, grid)
-            case 5:
-                value = self._wire(key, grid, width=rng.choice((1, 32, 63, 65, 1024)))
-            case 6:
-                value = self._wire(key, Grid(grid.rows + rng.randint(1, 90), grid.cols))
-            case 7:
-                other = DType.F32 if self._dtype is DType.BF16 else DType.BF16
-                value = self._wire(key, grid, dtype=other)
-            case _:
-                value = self._wire(self._key(), grid)
-        values.append((key.redis_key, value))
+        key, grid = self._key(), Grid(self._rng.randint(1, 8), self._rng.randint(1, 8))
+        values.append((key.redis_key, self._values.bad(key, grid)))
         self._place(request, key, grid)
         request.prompt_token_ids.append(4)
-
-    def _not_finite(self, key: EmbeddingKey, grid: Grid) -> bytes:
-        """A whole value with a right checksum, of which one number is none."""
-        data = bytearray(
-            codec.decode(key, self._wire(key, grid), width=self._spec.width, dtype=self._dtype).data
-        )
-        size = self._dtype.itemsize
-        at = self._rng.randrange(len(data) // size) * size
-        number = struct.pack("<f", self._rng.choice((math.nan, math.inf, -math.inf)))
-        data[at : at + size] = number[4 - size :]
-        width = self._spec.width
-        return codec.encode(key, Embedding(grid.rows, grid.cols, width, self._dtype, bytes(data)))
 
     def _sampling(
         self, request: decoder_pb2.GenerateRequest, values: list[tuple[str, bytes | None]]

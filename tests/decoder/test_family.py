@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from embeddings.key import EmbeddingKey
 from embeddings.vision import VisionSpec, read_params
@@ -44,9 +45,9 @@ def mistral_small(directory: Path) -> Path:
     return write_random_checkpoint(directory, spec)
 
 
-@pytest.mark.parametrize("make", [pixtral_large, mistral_small])
+@pytest.mark.parametrize(("make", "tensor_parallel"), [(pixtral_large, 1), (mistral_small, 2)])
 async def test_greedy_tokens_are_the_plain_models(
-    make: Callable[[Path], Path], tmp_path: Path
+    make: Callable[[Path], Path], tensor_parallel: int, tmp_path: Path
 ) -> None:
     model_dir = make(tmp_path / "model")
     spec = VisionSpec.from_params(read_params(model_dir))
@@ -61,22 +62,25 @@ async def test_greedy_tokens_are_the_plain_models(
     embedding = reference.embed_image(pixels)
     assert embedding.shape == (grid.tokens, spec.width)
 
-    engine = DecoderEngine(EngineOptions(model_dir, dtype="float32", context_length=2048))
+    options = EngineOptions(
+        model_dir, dtype="float32", context_length=2048, tensor_parallel=tensor_parallel
+    )
     sampling = Sampling(max_tokens=16, temperature=0.0, ignore_eos=True)
-    answer: list[int] = []
+    prompt = Prompt("family", token_ids, (image,), sampling)
     with warnings.catch_warnings():
-        # vLLM's own, at import and while it loads and ends.
+        # vLLM's own: at import, while it loads, and of sockets that it leaves open.
         warnings.simplefilter("ignore")
-        try:
-            await engine.start()
-            prompt = Prompt("family", token_ids, (image,), sampling)
-            async with aclosing(engine.generate(prompt, [embedding])) as deltas:
-                async for delta in deltas:
-                    answer += delta.token_ids
-        finally:
-            await engine.shutdown()
-            del engine
-            # Sockets that it leaves to the garbage collector.
-            gc.collect()
+        answer = await answered(options, prompt, embedding)
+        gc.collect()
 
     assert answer == expected
+
+
+async def answered(options: EngineOptions, prompt: Prompt, embedding: Tensor) -> list[int]:
+    engine = DecoderEngine(options)
+    try:
+        await engine.start()
+        async with aclosing(engine.generate(prompt, [embedding])) as deltas:
+            return [token async for delta in deltas for token in delta.token_ids]
+    finally:
+        await engine.shutdown()
