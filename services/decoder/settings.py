@@ -73,6 +73,6 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     engine_args: Annotated[dict[str, Any], AfterValidator(_check_arguments)] = Field(
         {},
         description="What else vLLM's engine is started with, by the names of its AsyncEngineArgs, "
-        "such as quantization or max_num_batched_tokens: a table in the file, NAME=VALUE in each "
+        "such as quantization or speculative_config: a table in the file, NAME=VALUE in each "
         "of several flags, a JSON object in the variable.",
     )
