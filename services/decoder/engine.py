@@ -205,12 +205,14 @@ class DecoderEngine:
 
         from services.decoder.model import PixtralEmbeddingsForConditionalGeneration
         from services.decoder.structured import StructureCheck
+        from services.decoder.vllm_inputs import send_images_once
 
         # The plug-in names the class, and vLLM would start a process to look at it, for 10 s. It
         # is imported here in any case.
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
         self._structures = StructureCheck()
         self._llm = AsyncLLM.from_engine_args(arguments)
+        send_images_once(self._llm)
 
     def _items(
         self,

@@ -52,6 +52,26 @@ def engine_input(prompt: Prompt, items: Sequence[Any | None]) -> Any:
     )
 
 
+def send_images_once(llm: Any) -> None:
+    """Has the requests that vLLM makes of one with n > 1 carry its images with the first alone.
+
+    They share what they hold of images, and vLLM sends it with each: 8 MB for a large one.
+    """
+    core, cache = llm.engine_core, llm.renderer.mm_processor_cache
+    send = core.add_request_async
+
+    async def send_and_note(request: Any) -> None:
+        await send(request)
+        for feature in request.mm_features or ():
+            if feature.data is not None and cache is not None:
+                # What is sent of an image that the engine's process holds by now.
+                held = cache.is_cached_item(feature.mm_hash)
+                given: Any = None if held else (feature.data, [])
+                feature.data, _ = cache.get_and_update_item(given, feature.mm_hash)
+
+    core.add_request_async = send_and_note
+
+
 @lru_cache(maxsize=1024)
 def _embedding_mask(grid: Grid) -> torch.Tensor:
     """True at each [IMG] of the placeholder, False at the tokens that end its rows."""
