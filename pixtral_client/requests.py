@@ -1,5 +1,6 @@
 """The requests that `Client` and `AsyncClient` send alike, and how they open a channel."""
 
+import ipaddress
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -25,8 +26,19 @@ DEFAULT_TIMEOUT = 600.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 API_KEY_VARIABLE = "PIXTRAL_API_KEY"
 
-# How host:port begins that is on this machine.
-LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, of IPv6 in brackets or not, is this machine by its own name or address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_here(target: str) -> bool:
+    return is_loopback(target.rpartition(":")[0])
 
 
 def channel_options(target: str) -> list[tuple[str, Any]]:
@@ -36,7 +48,7 @@ def channel_options(target: str) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         # gRPC would ask the environment's http_proxy for this machine, too.
-        ("grpc.enable_http_proxy", int(not target.startswith(LOOPBACK))),
+        ("grpc.enable_http_proxy", int(not _is_here(target))),
     ]
 
 
@@ -69,7 +81,7 @@ def authorization(api_key: str | None, target: str, tls: Tls | None) -> tuple[tu
     key = api_key or os.environ.get(API_KEY_VARIABLE)
     if not key:
         return ()
-    if tls is None and not target.startswith(LOOPBACK):
+    if tls is None and not _is_here(target):
         raise ValueError("an API key is sent over TLS only")
     return (("authorization", f"Bearer {key}"),)
 
