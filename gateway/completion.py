@@ -20,6 +20,7 @@ from gateway.metrics import ENCODE_SECONDS, IMAGES, REQUESTS, TIME_TO_FIRST_TOKE
 from gateway.prompt import Prompt, PromptEncoder
 from gateway.tenants import Tenant
 from gateway.tiers import Contract, Tiers
+from gateway.together import together
 from gateway.validation import check_characters, check_length
 from pixtral.v1 import chat_pb2, decoder_pb2
 from serving.call import current_span, first_token, note
@@ -190,17 +191,13 @@ class Completions:
         self, misses: Mapping[EmbeddingKey, ImageInput], contract: Contract, deadline: Deadline
     ) -> dict[EmbeddingKey, Encoded]:
         with ENCODE_SECONDS.time():
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = {
-                        key: group.create_task(
-                            self._encoders.encode(image, key, contract, deadline)
-                        )
-                        for key, image in misses.items()
-                    }
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-        return {key: task.result() for key, task in tasks.items()}
+            encoded = await together(
+                [
+                    self._encoders.encode(image, key, contract, deadline)
+                    for key, image in misses.items()
+                ]
+            )
+        return dict(zip(misses, encoded, strict=True))
 
 
 def _cancel_task(seconds: float) -> asyncio.TimerHandle:

@@ -11,6 +11,7 @@ from embeddings.vision import Grid, VisionSpec
 from gateway.conversation import ImageSource
 from gateway.fetch import Fetcher
 from gateway.image_header import BadHeader, ImageHeader, read_header
+from gateway.together import together
 from serving.errors import InvalidRequest
 
 # Hashing or decoding this much takes about a millisecond.
@@ -49,12 +50,7 @@ class ImageReader:
 
     async def read_all(self, sources: Sequence[ImageSource]) -> list[ImageInput]:
         """At once, so that the slowest URL is what all of them take."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self.read(source)) for source in sources]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return await together([self.read(source) for source in sources])
 
     async def read(self, source: ImageSource) -> ImageInput:
         """Raises InvalidRequest naming the source's field."""
