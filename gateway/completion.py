@@ -15,9 +15,10 @@ from gateway.conversation import Conversation, Role
 from gateway.deadline import Deadline
 from gateway.decoders import Decoders, answers_of
 from gateway.encoders import Encoded, Encoders
-from gateway.images import ImageInput, ImageReader
+from gateway.images import ImageInput
 from gateway.metrics import ENCODE_SECONDS, IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
 from gateway.prompt import Prompt, PromptEncoder
+from gateway.request_images import RequestImages
 from gateway.tenants import Tenant
 from gateway.tiers import Contract, Tiers
 from gateway.together import together
@@ -36,7 +37,7 @@ class Completions:
     def __init__(
         self,
         *,
-        images: ImageReader,
+        images: RequestImages,
         prompts: PromptEncoder,
         store: EmbeddingStore,
         tiers: Tiers,
@@ -89,7 +90,7 @@ class Completions:
     async def count(self, conversation: Conversation, tenant: Tenant) -> Prompt:
         """The prompt that a conversation makes. Raises InvalidRequest and Overloaded."""
         with self._admission.permit(tenant, len(conversation.images)):
-            _, prompt = await self._read(conversation)
+            _, prompt = await self._read(conversation, tenant, None)
         return prompt
 
     async def tokenize(self, text: str, tenant: Tenant, *, bos: bool) -> Sequence[int]:
@@ -102,7 +103,7 @@ class Completions:
 
     async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         contract = self._tiers.contract()
-        images, prompt = await self._read(ask.conversation)
+        images, prompt = await self._read(ask.conversation, ask.tenant, contract)
         ask.tenant.use("prompt", len(prompt.token_ids))
         check_length(len(prompt.token_ids), ask.sampling, self._tiers.context_length)
         keys = [
@@ -153,7 +154,9 @@ class Completions:
             _report(images, prompt, [places[key].cached for key in keys]),
         )
 
-    async def _read(self, conversation: Conversation) -> tuple[list[ImageInput], Prompt]:
+    async def _read(
+        self, conversation: Conversation, tenant: Tenant, contract: Contract | None
+    ) -> tuple[list[ImageInput], Prompt]:
         check_characters(
             conversation.characters,
             "messages",
@@ -161,7 +164,9 @@ class Completions:
             self._tiers.context_length,
         )
         with current_span().child("images", images=len(conversation.images)):
-            images = await self._images.read_all(conversation.images)
+            images = await self._images.read_all(
+                conversation.images, tenant, None if contract is None else contract.fingerprint
+            )
         with current_span().child("prompt"):
             prompt = await self._prompts.encode(conversation, [image.grid for image in images])
         note(images=len(images), prompt_tokens=len(prompt.token_ids))
@@ -190,13 +195,12 @@ class Completions:
     async def _encode(
         self, misses: Mapping[EmbeddingKey, ImageInput], contract: Contract, deadline: Deadline
     ) -> dict[EmbeddingKey, Encoded]:
+        async def encode(key: EmbeddingKey, image: ImageInput) -> Encoded:
+            async with self._images.whole(image, key.scope) as whole:
+                return await self._encoders.encode(whole, key, contract, deadline)
+
         with ENCODE_SECONDS.time():
-            encoded = await together(
-                [
-                    self._encoders.encode(image, key, contract, deadline)
-                    for key, image in misses.items()
-                ]
-            )
+            encoded = await together([encode(key, image) for key, image in misses.items()])
         return dict(zip(misses, encoded, strict=True))
 
 
