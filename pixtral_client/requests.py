@@ -3,7 +3,8 @@
 import ipaddress
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -11,7 +12,8 @@ from typing import Any, TypedDict
 import grpc
 
 from pixtral.v1 import chat_pb2
-from pixtral_client.messages import Messages, to_protos
+from pixtral_client.messages import Messages, to_image, to_protos
+from pixtral_client.naming import data_of
 from pixtral_client.results import (
     Completion,
     Delta,
@@ -24,6 +26,7 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_HTTP = "127.0.0.1:8000"
 DEFAULT_TIMEOUT = 600.0
 MAX_MESSAGE_BYTES = 64 * 2**20
+PIECE_BYTES = 256 << 10
 API_KEY_VARIABLE = "PIXTRAL_API_KEY"
 
 
@@ -139,6 +142,23 @@ def stream_request(
 
 def count_request(messages: Messages, model: str | None) -> chat_pb2.CountTokensRequest:
     return chat_pb2.CountTokensRequest(model=model or "", messages=to_protos(messages))
+
+
+def image_file(image: Any) -> bytes:
+    """The file of a picture in any form that a message may hold it in."""
+    made = to_image(image, "image")
+    return data_of(made.url) if made.url else made.data
+
+
+def upload(data: bytes) -> Iterator[chat_pb2.PutImageRequest]:
+    for at in range(0, len(data), PIECE_BYTES):
+        yield chat_pb2.PutImageRequest(data=data[at : at + PIECE_BYTES])
+
+
+def time_left(seconds: float) -> Callable[[], float]:
+    """Says what is left of so many seconds from now on."""
+    end = time.monotonic() + seconds
+    return lambda: max(0.0, end - time.monotonic())
 
 
 def completion(response: chat_pb2.CompleteResponse) -> Completion:
