@@ -92,7 +92,7 @@ class Outgoing(Generic[Request]):
                 self._pictures[path] = picture
                 if picture.sha256 in known or len(data) >= LARGE_BYTES:
                     picture.name()
-                else:
+                elif image.WhichOneof("source") == "url":
                     # By its bytes alone, and not by a URL that holds them, it can be named later.
                     picture.show()
 
