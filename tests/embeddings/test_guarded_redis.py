@@ -37,8 +37,8 @@ async def test_refusal_is_nothing_and_does_not_pause(redis: GuardedRedis) -> Non
 async def test_slow_call_is_nothing_and_those_that_follow_are_not_tried(
     redis: GuardedRedis,
 ) -> None:
-    async def hangs() -> None:
-        await asyncio.Event().wait()
+    async def hangs() -> bool:
+        return await asyncio.Event().wait()
 
     timeouts, paused = failures("timeout"), failures("paused")
     assert await redis.attempt("test", 0.01, hangs) is None
