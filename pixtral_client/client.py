@@ -100,12 +100,13 @@ class Client:
         """Answers a conversation as the answer is generated."""
         outgoing = Outgoing(stream_request(messages, model, sampling), self._known)
         left = time_left(timeout or self._timeout)
-        return Stream(
-            outgoing,
-            lambda: self._stub.StreamComplete(
+
+        def begin() -> "grpc._CallIterator[chat_pb2.StreamCompleteResponse]":
+            return self._stub.StreamComplete(
                 outgoing.request, timeout=left(), metadata=self._metadata
-            ),
-        )
+            )
+
+        return Stream(begin(), outgoing, begin)
 
     def count_tokens(
         self, messages: Messages, *, model: str | None = None, timeout: float | None = None
@@ -228,12 +229,13 @@ class AsyncClient:
             lambda: Outgoing(stream_request(messages, model, sampling), self._known)
         )
         left = time_left(timeout or self._timeout)
-        return AsyncStream(
-            outgoing,
-            lambda: self._stub.StreamComplete(
+
+        def begin() -> grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse]:
+            return self._stub.StreamComplete(
                 outgoing.request, timeout=left(), metadata=self._metadata
-            ),
-        )
+            )
+
+        return AsyncStream(begin(), outgoing, begin)
 
     async def count_tokens(
         self, messages: Messages, *, model: str | None = None, timeout: float | None = None

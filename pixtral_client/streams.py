@@ -23,12 +23,13 @@ class Stream(Iterator[Delta]):
 
     def __init__(
         self,
+        call: "grpc._CallIterator[chat_pb2.StreamCompleteResponse]",
         outgoing: Outgoing[chat_pb2.StreamCompleteRequest],
         begin: "Callable[[], grpc._CallIterator[chat_pb2.StreamCompleteResponse]]",
     ) -> None:
+        self._call = call
         self._outgoing = outgoing
         self._begin = begin
-        self._call = begin()
         self._answer = Answer()
         self._closed = False
 
@@ -55,6 +56,9 @@ class Stream(Iterator[Delta]):
                 if self._closed or not self._outgoing.again(failed):
                     raise failed from None
                 self._call = self._begin()
+                if self._closed:
+                    # By another thread, meanwhile.
+                    self._call.cancel()
         raise StopIteration
 
     def close(self) -> None:
@@ -73,12 +77,13 @@ class AsyncStream(AsyncIterator[Delta]):
 
     def __init__(
         self,
+        call: grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse],
         outgoing: Outgoing[chat_pb2.StreamCompleteRequest],
         begin: Callable[[], grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse]],
     ) -> None:
+        self._call = call
         self._outgoing = outgoing
         self._begin = begin
-        self._call = begin()
         self._events = aiter(self._call)
         self._loop = asyncio.get_running_loop()
         self._answer = Answer()
