@@ -115,6 +115,7 @@ class Completions:
         encoding_began = time.monotonic()
         places = await self._find(wanted, contract, ask.deadline)
         encode = _since(encoding_began) if _any_encoded(places) else 0.0
+        self._images.keep(ask.conversation.images, images, ask.tenant)
         note(**_image_facts([places[key] for key in keys], encode))
 
         queue = time_to_first = 0.0

@@ -31,32 +31,50 @@ class RequestImages:
     ) -> list[ImageInput]:
         """At once, so that the slowest URL is what all of them take.
 
-        Those that are named have no data: see `whole`. With a fingerprint, an embedding or the file
-        of each was there a moment ago, and images that came as bytes can be named from now on.
+        One is named by what is kept, or by another of the request that came as bytes. Where it is
+        kept it has no data: see `whole`. With a fingerprint, an embedding or the file of each was
+        there a moment ago.
 
         Raises InvalidRequest naming a source's field, and NotFound naming each that is not there.
         """
         if not sources:
             return []
-        sizes = await self._find(sources, tenant, fingerprint)
+        given = [source for source in sources if source.sha256 is None]
+        read = await together([self._reader.read(source) for source in given])
+        came = {
+            image.sha256: image for image, source in zip(read, given, strict=True) if source.data
+        }
+        named = [
+            (source.sha256, source.path)
+            for source in sources
+            if source.sha256 is not None and source.sha256 not in came
+        ]
+        sizes = await self._find(named, tenant, fingerprint, images=len(sources))
+        in_order = iter(read)
 
-        async def read(source: ImageSource) -> ImageInput:
+        def image_of(source: ImageSource) -> ImageInput:
             if source.sha256 is None:
-                return await self._reader.read(source)
+                return next(in_order)
+            if source.sha256 in came:
+                return replace(came[source.sha256], path=source.path)
             return self._reader.named(source.sha256, sizes[source.sha256], source.path)
 
-        images = await together([read(source) for source in sources])
-        if fingerprint is not None:
-            self._names.keep_sizes(
-                {
-                    ImageName(image.sha256, tenant.name): ImageSize(
-                        image.width, image.height, len(image.data)
-                    )
-                    for image, source in zip(images, sources, strict=True)
-                    if source.data
-                }
-            )
-        return images
+        return [image_of(source) for source in sources]
+
+    def keep(
+        self, sources: Sequence[ImageSource], images: Sequence[ImageInput], tenant: Tenant
+    ) -> None:
+        """Has those that came as bytes be named from now on; nothing waits for it. They have been
+        encoded: what no encoder takes is not kept."""
+        self._names.keep_sizes(
+            {
+                ImageName(image.sha256, tenant.name): ImageSize(
+                    image.width, image.height, len(image.data)
+                )
+                for image, source in zip(images, sources, strict=True)
+                if source.data
+            }
+        )
 
     @asynccontextmanager
     async def whole(self, image: ImageInput, scope: str) -> AsyncIterator[ImageInput]:
@@ -71,23 +89,22 @@ class RequestImages:
             yield replace(image, data=data)
 
     async def _find(
-        self, sources: Sequence[ImageSource], tenant: Tenant, fingerprint: str | None
+        self,
+        named: Sequence[tuple[bytes, str]],
+        tenant: Tenant,
+        fingerprint: str | None,
+        *,
+        images: int,
     ) -> dict[bytes, ImageSize]:
-        named = {source.sha256 for source in sources if source.sha256 is not None}
-        names = [ImageName(sha256, tenant.name) for sha256 in named]
+        names = [ImageName(sha256, tenant.name) for sha256 in {sha256 for sha256, _ in named}]
         found = await self._names.find(names, fingerprint)
         sizes = {name.sha256: size for name, size in found.items()}
-        missing = [
-            source.path
-            for source in sources
-            if source.sha256 is not None and source.sha256 not in sizes
-        ]
         NAMED_IMAGES.labels("found").inc(len(sizes))
-        NAMED_IMAGES.labels("missing").inc(len(named) - len(sizes))
-        if missing:
-            # It comes again with the bytes, and is counted then.
-            tenant.images.take(-len(sources))
-            raise _not_found(missing)
+        NAMED_IMAGES.labels("missing").inc(len(names) - len(sizes))
+        if len(sizes) < len(names):
+            # It comes again with the bytes, and its images are counted then.
+            tenant.images.take(-images)
+            raise _not_found([path for sha256, path in named if sha256 not in sizes])
         return sizes
 
 

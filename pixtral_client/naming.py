@@ -57,9 +57,12 @@ class KnownImages:
 
 @dataclass(slots=True)
 class _Picture:
+    """`is_repeated`: an earlier one of the request is of the same file, and shows it for both."""
+
     image: chat_pb2.Image
     data: bytes
     sha256: str
+    is_repeated: bool
 
     def name(self) -> None:
         self.image.sha256 = self.sha256
@@ -85,12 +88,15 @@ class Outgoing(Generic[Request]):
         self._pictures: dict[str, _Picture] = {}
         if not known.taken:
             return
+        digests: set[str] = set()
         for path, image in _images(request):
             data = _data(image)
             if len(data) >= MIN_BYTES:
-                picture = _Picture(image, data, hashlib.sha256(data).hexdigest())
+                sha256 = hashlib.sha256(data).hexdigest()
+                picture = _Picture(image, data, sha256, is_repeated=sha256 in digests)
                 self._pictures[path] = picture
-                if picture.sha256 in known or len(data) >= LARGE_BYTES:
+                digests.add(sha256)
+                if picture.is_repeated or sha256 in known or len(data) >= LARGE_BYTES:
                     picture.name()
                 elif image.WhichOneof("source") == "url":
                     # By its bytes alone, and not by a URL that holds them, it can be named later.
@@ -110,20 +116,22 @@ class Outgoing(Generic[Request]):
         named = {path: each for path, each in self._pictures.items() if each.is_named}
         fields = {violation.field for violation in error.violations}
         if isinstance(error, NotFound) and error.reason == "IMAGE_NOT_FOUND":
-            asked_for = {path for path in named if f"{path}.sha256" in fields}
-            if self._has_asked:
-                # They are being lost as fast as they are sent.
-                asked_for = set(named)
+            asked_for = [
+                each
+                for path, each in named.items()
+                # The second time, all: they are being lost as fast as they are sent.
+                if (f"{path}.sha256" in fields or self._has_asked) and not each.is_repeated
+            ]
             self._has_asked = True
         elif isinstance(error, InvalidRequest) and not fields.isdisjoint(named):
             # To a gateway that does not know names the image is empty.
             self._is_refused = True
-            asked_for = set(named)
+            asked_for = list(named.values())
         else:
             return False
-        for path in asked_for:
-            named[path].show()
-            self._known.forget(named[path].sha256)
+        for picture in asked_for:
+            picture.show()
+            self._known.forget(picture.sha256)
         return bool(asked_for)
 
 

@@ -137,11 +137,12 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
 
     def _look_at(self, messages: Any, context: grpc.ServicerContext) -> None:
         missing = []
+        for part in (part for message in messages for part in message.content):
+            if part.image.data:
+                self.images.add(hashlib.sha256(part.image.data).hexdigest())
         for i, message in enumerate(messages):
             for j, part in enumerate(message.content):
                 field = f"messages[{i}].content[{j}].image"
-                if part.image.data:
-                    self.images.add(hashlib.sha256(part.image.data).hexdigest())
                 if part.image.sha256 and self.is_old:
                     context.abort_with_status(rpc_status.to_status(bad(field)))
                 if part.image.sha256 and part.image.sha256 not in self.images:

@@ -140,6 +140,19 @@ async def test_only_what_is_not_there_any_more_comes_again(ask: Ask, gateway: Fa
     assert sent(gateway) == [[name(MIDDLE), name(other), SMALL]]
 
 
+async def test_one_file_is_sent_once_in_a_request(ask: Ask, gateway: FakeGateway) -> None:
+    question = about(MIDDLE, LARGE, "and once more", LARGE, MIDDLE)
+    names = [name(MIDDLE), name(LARGE), name(LARGE), name(MIDDLE)]
+    for _ in range(2):
+        gateway.images.clear()
+        assert await ask(question) == TEXT
+    first, second, third, fourth = sent(gateway)
+    assert first == [MIDDLE, *names[1:]]
+    assert second == [MIDDLE, LARGE, *names[2:]]
+    assert third == names
+    assert fourth == [MIDDLE, LARGE, *names[2:]]
+
+
 async def test_all_is_sent_where_pictures_are_lost_one_by_one(
     ask: Ask, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,8 +183,11 @@ def grpc_status(field: str) -> Any:
 async def test_gateway_of_an_older_release_gets_the_bytes(ask: Ask, gateway: FakeGateway) -> None:
     gateway.is_old = True
     for _ in range(2):
-        assert await ask(about(LARGE, MIDDLE)) == TEXT
-    assert sent(gateway) == [[name(LARGE), MIDDLE], [LARGE, MIDDLE], [LARGE, MIDDLE]]
+        assert await ask(about(LARGE, MIDDLE, MIDDLE)) == TEXT
+    assert sent(gateway) == [
+        [name(LARGE), MIDDLE, name(MIDDLE)],
+        *[[LARGE, MIDDLE, MIDDLE]] * 2,
+    ]
 
 
 def test_image_that_no_gateway_would_take_says_nothing_of_its_age(

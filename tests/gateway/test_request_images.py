@@ -13,7 +13,7 @@ from gateway.prompt import PromptEncoder
 from gateway.tenants import Budget, Tenant
 from gateway.validation import read_conversation
 from pixtral.v1 import chat_pb2
-from serving.errors import FailedPrecondition, NotFound, ServingError
+from serving.errors import FailedPrecondition, InvalidRequest, NotFound, ServingError
 from tests.gateway.fake_tiers import FINGERPRINT, FakeDecoder, FakeEncoder, answers, refuses
 from tests.gateway.harness import SCOPE, Harness, key_of
 from tests.gateway.pictures import image, image_named, picture, text, user
@@ -91,6 +91,17 @@ async def test_image_that_was_sent_can_be_named(
     assert counted("found") == found + 1
 
 
+async def test_image_can_be_named_in_the_request_that_holds_it(
+    gateway: Harness, encoders: list[FakeEncoder]
+) -> None:
+    answer = await gateway.answer(user(named(CAT), image(DOG), named(DOG), image(CAT), named(CAT)))
+
+    assert [report.sha256 for report in answer.finished.images] == [
+        sha(data).hex() for data in (CAT, DOG, DOG, CAT, CAT)
+    ]
+    assert sorted(calls(encoders)) == sorted([sha(CAT), sha(DOG)])
+
+
 async def test_every_image_that_is_not_there_is_named(
     gateway: Harness, redis: RedisServer, encoders: list[FakeEncoder]
 ) -> None:
@@ -98,7 +109,7 @@ async def test_every_image_that_is_not_there_is_named(
     encoded, before = calls(encoders), counted("missing")
 
     paths = await missing(
-        gateway, named(DOG), QUESTION, named(CAT), image(FOX), *[named(FOX)] * 7, named(DOG)
+        gateway, named(DOG), QUESTION, named(CAT), image(CAT), *[named(FOX)] * 7, named(DOG)
     )
 
     assert paths == [f"messages[0].content[{i}].image.sha256" for i in (0, *range(4, 12))]
@@ -118,6 +129,20 @@ async def test_image_that_was_put_is_encoded_when_it_is_named(
     first, second = answer.finished.images
     assert first == second
     assert (first.width, first.height, first.cached) == (40, 30, False)
+
+
+async def test_image_that_no_encoder_takes_is_not_kept(
+    gateway: Harness, redis: RedisServer, encoders: list[FakeEncoder]
+) -> None:
+    for encoder in encoders:
+        encoder.refusal = InvalidRequest("image", "is cut short", "IMAGE_MALFORMED")
+    with pytest.raises(InvalidRequest):
+        await gateway.answer(user(image(CAT)))
+    for encoder in encoders:
+        encoder.refusal = None
+    await show(gateway, redis, DOG)
+    with redis.client() as client:
+        assert client.keys("pixtral:image:*") == [ImageName(sha(DOG), SCOPE).record_key.encode()]
 
 
 async def test_image_whose_embedding_is_evicted_must_come_again(

@@ -77,7 +77,7 @@ class Image(_message.Message):
     """
     sha256: _builtins.str
     """The lower-case hexadecimal SHA-256 of an encoded file that the caller has put, or has sent as
-    `data`, not long ago. NOT_FOUND with the reason IMAGE_NOT_FOUND, and a field violation for
+    `data`, not long ago, or sends so in the same request. NOT_FOUND with the reason IMAGE_NOT_FOUND, and a field violation for
     each, says which images are not there (any more): they must be sent again.
     """
     def __init__(
