@@ -15,10 +15,12 @@ from gateway.continuing import answers_of
 from gateway.conversation import Conversation, Role
 from gateway.decoders import Decoders
 from gateway.encoders import Encoded, Encoders
-from gateway.images import ImageInput, ImageReader
+from gateway.images import ImageInput
 from gateway.metrics import IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
 from gateway.places import Places, any_encoded, image_facts, missing
 from gateway.prompt import Prompt, PromptEncoder
+from gateway.replicas import Contract
+from gateway.request_images import RequestImages
 from gateway.retry_budget import RetryBudget
 from gateway.tenants import Tenant
 from gateway.tiers import Tiers
@@ -37,7 +39,7 @@ class Completions:
     def __init__(
         self,
         *,
-        images: ImageReader,
+        images: RequestImages,
         prompts: PromptEncoder,
         store: EmbeddingStore,
         tiers: Tiers,
@@ -48,7 +50,9 @@ class Completions:
         self._images = images
         self._prompts = prompts
         self._tiers = tiers
-        self._places = Places(store, Encoders(tiers.encoders, RetryBudget("encoder", most_retries)))
+        self._places = Places(
+            store, images, Encoders(tiers.encoders, RetryBudget("encoder", most_retries))
+        )
         self._decoders = Decoders(tiers.decoders, RetryBudget("decoder", most_retries))
         self._admission = admission
 
@@ -91,7 +95,7 @@ class Completions:
     async def count(self, conversation: Conversation, tenant: Tenant) -> Prompt:
         """The prompt that a conversation makes. Raises InvalidRequest and Overloaded."""
         with self._admission.permit(tenant, len(conversation.images)):
-            _, prompt = await self._read(conversation)
+            _, prompt = await self._read(conversation, tenant, None)
         return prompt
 
     async def tokenize(self, text: str, tenant: Tenant, *, bos: bool) -> Sequence[int]:
@@ -104,7 +108,7 @@ class Completions:
 
     async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         contract = self._tiers.contract()
-        images, prompt = await self._read(ask.conversation)
+        images, prompt = await self._read(ask.conversation, ask.tenant, contract)
         ask.tenant.use("prompt", len(prompt.token_ids))
         check_length(len(prompt.token_ids), ask.sampling, self._tiers.context_length)
         keys = [
@@ -116,6 +120,7 @@ class Completions:
         encoding_began = time.monotonic()
         places = await self._places.find(wanted, contract, ask.deadline)
         encode = _since(encoding_began) if any_encoded(places) else 0.0
+        self._images.keep(ask.conversation.images, images, ask.tenant)
         note(**image_facts([places[key] for key in keys], encode))
 
         queue = time_to_first = 0.0
@@ -159,7 +164,9 @@ class Completions:
             _report(images, prompt, [places[key].cached for key in keys]),
         )
 
-    async def _read(self, conversation: Conversation) -> tuple[list[ImageInput], Prompt]:
+    async def _read(
+        self, conversation: Conversation, tenant: Tenant, contract: Contract | None
+    ) -> tuple[list[ImageInput], Prompt]:
         check_characters(
             conversation.characters,
             "messages",
@@ -167,7 +174,9 @@ class Completions:
             self._tiers.context_length,
         )
         with current_span().child("images", images=len(conversation.images)):
-            images = await self._images.read_all(conversation.images)
+            images = await self._images.read_all(
+                conversation.images, tenant, None if contract is None else contract.fingerprint
+            )
         with current_span().child("prompt"):
             prompt = await self._prompts.encode(conversation, [image.grid for image in images])
         note(images=len(images), prompt_tokens=len(prompt.token_ids))

@@ -12,7 +12,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """An image as the client gave it: the file itself, or a URL that holds it.
+    """An image as the client gave it: the file itself, a URL that holds it, or its 32-byte SHA-256.
 
     `path` is the field that it came in, such as `messages[1].content[0].image.data`.
     """
@@ -20,6 +20,7 @@ class ImageSource:
     path: str
     data: bytes = b""
     url: str | None = None
+    sha256: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

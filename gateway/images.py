@@ -4,13 +4,13 @@ import asyncio
 import base64
 import binascii
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embeddings.vision import Grid, VisionSpec
 from gateway.conversation import ImageSource
 from gateway.fetch import Fetcher
 from gateway.image_header import BadHeader, ImageHeader, read_header
+from gateway.named_images import ImageSize
 from serving.errors import InvalidRequest
 
 # Hashing or decoding this much takes about a millisecond.
@@ -22,7 +22,8 @@ class ImageInput:
     """An image file that passed the gateway's checks.
 
     `width` and `height` are pixels as the header gives them, `grid` the tokens that stand for
-    it, `sha256` the 32-byte digest of `data`; `path` is the request's field that it came in.
+    it, `sha256` the 32-byte digest of the file; `path` is the request's field that it came in.
+    `data` is empty where that named it: `gateway.request_images` gets it where it is needed.
     """
 
     data: bytes
@@ -47,21 +48,12 @@ class ImageReader:
         self._max_pixels = max_pixels
         self._fetcher = fetcher
 
-    async def read_all(self, sources: Sequence[ImageSource]) -> list[ImageInput]:
-        """At once, so that the slowest URL is what all of them take."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self.read(source)) for source in sources]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
-
     async def read(self, source: ImageSource) -> ImageInput:
         """Raises InvalidRequest naming the source's field."""
         data = source.data if source.url is None else await self._from_url(source.url, source.path)
         if not data:
             raise InvalidRequest(source.path, "the image is empty", "IMAGE_EMPTY")
-        self._check_size(len(data), source.path)
+        self.check_size(len(data), source.path)
         header = self._header(data, source.path)
         if len(data) > OFFLOAD_BYTES:
             sha256 = await asyncio.to_thread(_sha256, data)
@@ -79,7 +71,7 @@ class ImageReader:
             raise InvalidRequest(path, "only data: URLs are taken", "IMAGE_URL_NOT_ALLOWED")
         if not head.lower().endswith(";base64"):
             raise InvalidRequest(path, "the data: URL is not base64", "IMAGE_URL_NOT_ALLOWED")
-        self._check_size(length // 4 * 3 - url[-2:].count("="), path)
+        self.check_size(length // 4 * 3 - url[-2:].count("="), path)
         try:
             if length > OFFLOAD_BYTES:
                 return await asyncio.to_thread(_decoded, url, comma + 1)
@@ -87,7 +79,15 @@ class ImageReader:
         except (binascii.Error, ValueError):
             raise InvalidRequest(path, "the base64 is malformed", "IMAGE_MALFORMED") from None
 
-    def _check_size(self, nbytes: int, path: str) -> None:
+    def named(self, sha256: bytes, size: ImageSize, path: str) -> ImageInput:
+        """An image of which only this is known. Raises InvalidRequest as `read` does."""
+        self.check_size(size.nbytes, path)
+        self._check_pixels(size.width, size.height, path)
+        grid = self._spec.grid(size.width, size.height)
+        return ImageInput(b"", sha256, size.width, size.height, grid, path)
+
+    def check_size(self, nbytes: int, path: str) -> None:
+        """Raises InvalidRequest for more bytes than an image may have."""
         if nbytes > self._max_bytes:
             raise InvalidRequest(
                 path, f"the image is larger than {self._max_bytes} bytes", "IMAGE_TOO_LARGE"
@@ -104,14 +104,16 @@ class ImageReader:
             raise InvalidRequest(
                 path, "not a PNG, JPEG, WebP or GIF image", "IMAGE_FORMAT_UNSUPPORTED"
             )
-        if header.width * header.height > self._max_pixels:
+        self._check_pixels(header.width, header.height, path)
+        return header
+
+    def _check_pixels(self, width: int, height: int, path: str) -> None:
+        if width * height > self._max_pixels:
             raise InvalidRequest(
                 path,
-                f"the image has {header.width}x{header.height} pixels, "
-                f"more than {self._max_pixels} in all",
+                f"the image has {width}x{height} pixels, more than {self._max_pixels} in all",
                 "IMAGE_TOO_MANY_PIXELS",
             )
-        return header
 
 
 def _decoded(url: str, start: int) -> bytes:

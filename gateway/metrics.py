@@ -5,9 +5,9 @@ from prometheus_client import Counter, Gauge, Histogram
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 REQUESTS = Counter("pixtral_gateway_requests_total", "Completions ended, by status code", ["code"])
-PERMITS = Gauge("pixtral_gateway_permits_in_use", "Completions and counts running")
+PERMITS = Gauge("pixtral_gateway_permits_in_use", "Completions, counts and uploads running")
 PERMITS_LIMIT = Gauge(
-    "pixtral_gateway_permits_limit", "Completions and counts that may run at once"
+    "pixtral_gateway_permits_limit", "Completions, counts and uploads that may run at once"
 )
 TIME_TO_FIRST_TOKEN = Histogram(
     "pixtral_gateway_time_to_first_token_seconds",
@@ -22,6 +22,9 @@ ENCODE_SECONDS = Histogram(
 )
 IMAGES = Counter(
     "pixtral_gateway_images_total", "Images of answered requests, by where they were", ["result"]
+)
+NAMED_IMAGES = Counter(
+    "pixtral_gateway_named_images_total", "Images named by their SHA-256", ["result"]
 )
 FETCHES = Counter(
     "pixtral_gateway_image_fetches_total", "Images by https URL, by how it went", ["result"]
@@ -75,6 +78,8 @@ for images in ("none", "cached", "encoded"):
     TIME_TO_FIRST_TOKEN.labels(images)
 for result in ("cached", "encoded"):
     IMAGES.labels(result)
+for result in ("found", "missing"):
+    NAMED_IMAGES.labels(result)
 for result in ("fetched", "refused", "failed"):
     FETCHES.labels(result)
 for tier in ("encoder", "decoder"):

@@ -1,6 +1,5 @@
 """Where the embeddings of a request's images are."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 from embeddings.key import EmbeddingKey
@@ -10,6 +9,8 @@ from gateway.encoders import Encoded, Encoders
 from gateway.images import ImageInput
 from gateway.metrics import ENCODE_SECONDS
 from gateway.replicas import Contract
+from gateway.request_images import RequestImages
+from gateway.together import together
 from serving.call import current_span
 from serving.errors import FailedPrecondition, Unavailable
 
@@ -17,8 +18,9 @@ from serving.errors import FailedPrecondition, Unavailable
 class Places:
     """Knows what Redis holds, and has encoded what it does not."""
 
-    def __init__(self, store: EmbeddingStore, encoders: Encoders) -> None:
+    def __init__(self, store: EmbeddingStore, images: RequestImages, encoders: Encoders) -> None:
         self._store = store
+        self._images = images
         self._encoders = encoders
 
     async def find(
@@ -44,18 +46,13 @@ class Places:
     async def encode(
         self, misses: Mapping[EmbeddingKey, ImageInput], contract: Contract, deadline: Deadline
     ) -> dict[EmbeddingKey, Encoded]:
+        async def encode(key: EmbeddingKey, image: ImageInput) -> Encoded:
+            async with self._images.whole(image, key.scope) as whole:
+                return await self._encoders.encode(whole, key, contract, deadline)
+
         with ENCODE_SECONDS.time():
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = {
-                        key: group.create_task(
-                            self._encoders.encode(image, key, contract, deadline)
-                        )
-                        for key, image in misses.items()
-                    }
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-        return {key: task.result() for key, task in tasks.items()}
+            encoded = await together([encode(key, image) for key, image in misses.items()])
+        return dict(zip(misses, encoded, strict=True))
 
 
 def missing(error: FailedPrecondition, images: int) -> list[int]:

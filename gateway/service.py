@@ -3,7 +3,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, TypeAlias, cast
 
@@ -14,8 +14,10 @@ from gateway.answer import Ask, Finished
 from gateway.completion import Completions
 from gateway.continuing import answers_of
 from gateway.conversation import Conversation
+from gateway.deadline import Deadline
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenant, Tenants
+from gateway.uploads import Uploads
 from gateway.validation import check_model, check_parts, check_sampling, read_conversation
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.call import note
@@ -24,9 +26,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class ChatService(chat_pb2_grpc.ChatServiceServicer):
-    """`completions` is set once loaded; no call comes before."""
+    """`completions` and `uploads` are set once loaded; no call comes before."""
 
     completions: Completions
+    uploads: Uploads
 
     def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
         self._settings = settings
@@ -88,6 +91,20 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         )
         return chat_pb2.ListModelsResponse(models=[model])
 
+    async def PutImage(
+        self, requests: AsyncIterator[chat_pb2.PutImageRequest], context: Context
+    ) -> chat_pb2.PutImageResponse:
+        tenant = self._tenant(context)
+        deadline = Deadline.after(self._seconds(context))
+        async with aclosing(request.data async for request in requests) as pieces:
+            image = await self.uploads.put(pieces, tenant, deadline)
+        return chat_pb2.PutImageResponse(
+            sha256=image.sha256.hex(),
+            width=image.width,
+            height=image.height,
+            tokens=image.grid.placeholder_length,
+        )
+
     def _tenant(self, context: Context) -> Tenant:
         metadata = dict(context.invocation_metadata() or ())
         tenant = self._tenants.of(cast("str | None", metadata.get("authorization")))
@@ -113,10 +130,6 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         tenant = self._tenant(context)
         conversation = self._conversation(request)
         check_sampling(request.sampling, vocabulary_size=self.completions.vocabulary_size)
-        seconds = self._settings.request_timeout_seconds
-        client_seconds = context.time_remaining()
-        if client_seconds is not None:
-            seconds = min(seconds, client_seconds)
         return Ask.begin(
             uuid.uuid4().hex,
             self._model,
@@ -124,8 +137,14 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             conversation,
             request.sampling,
             arrival=arrival,
-            seconds=seconds,
+            seconds=self._seconds(context),
         )
+
+    def _seconds(self, context: Context) -> float:
+        """What the call may take."""
+        seconds = self._settings.request_timeout_seconds
+        client_seconds = context.time_remaining()
+        return seconds if client_seconds is None else min(seconds, client_seconds)
 
 
 def _completion(finished: Finished) -> chat_pb2.Completion:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import grpc
 
 from embeddings.codec import DType
+from embeddings.guarded_redis import GuardedRedis
 from embeddings.store import EmbeddingStore
 from embeddings.vision import BadCheckpoint, VisionSpec, read_params
 from gateway.admission import Admission
@@ -15,12 +16,15 @@ from gateway.fetch import Fetcher, Hosts
 from gateway.http.app import OpenAiApi
 from gateway.http.server import HttpServer
 from gateway.images import ImageReader
+from gateway.named_images import TRANSFERS, NamedImages
 from gateway.prompt import PromptEncoder
 from gateway.replicas import DecoderReplica, EncoderReplica
+from gateway.request_images import RequestImages
 from gateway.service import ChatService
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenants
 from gateway.tiers import Tiers
+from gateway.uploads import Uploads
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.channel import ClientTls, open_channel
 from serving.errors import StartupError
@@ -42,6 +46,7 @@ class GatewayTier:
         self._openai = OpenAiApi(settings, self._tenants)
         self._tiers: Tiers | None = None
         self._store: EmbeddingStore | None = None
+        self._names: NamedImages | None = None
         self._fetcher: Fetcher | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -60,9 +65,12 @@ class GatewayTier:
             spec, prompts = await asyncio.to_thread(_load, settings)
         except BadCheckpoint as error:
             raise StartupError(str(error)) from error
+        redis = GuardedRedis.from_url(settings.redis_url)
         # Only asked which keys are there: the dtype is the tiers' own affair.
-        store = EmbeddingStore.from_url(settings.redis_url, width=spec.width, dtype=DType.BF16)
+        store = EmbeddingStore(redis, width=spec.width, dtype=DType.BF16)
         self._store = store
+        transfers = GuardedRedis.from_url(settings.redis_url, max_connections=TRANSFERS)
+        names = self._names = NamedImages(redis, transfers)
         tls = settings.peer_tls
         self._tiers = Tiers(
             encoders=Group(
@@ -79,19 +87,22 @@ class GatewayTier:
             stall_seconds=settings.stall_seconds,
         )
         self._fetcher = _fetcher(settings)
+        reader = ImageReader(
+            spec,
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+            fetcher=self._fetcher,
+        )
+        admission = Admission(settings.max_concurrent_requests, self._tenants)
         self._service.completions = self._openai.completions = Completions(
-            images=ImageReader(
-                spec,
-                max_bytes=settings.max_image_bytes,
-                max_pixels=settings.max_image_pixels,
-                fetcher=self._fetcher,
-            ),
+            images=RequestImages(reader, names),
             prompts=prompts,
             store=store,
             tiers=self._tiers,
-            admission=Admission(settings.max_concurrent_requests, self._tenants),
+            admission=admission,
             most_retries=settings.max_concurrent_requests,
         )
+        self._service.uploads = Uploads(reader=reader, names=names, admission=admission)
         self._tenants.start()
         await self._tiers.start()
 
@@ -104,6 +115,8 @@ class GatewayTier:
         await self._tenants.stop()
         if self._tiers is not None:
             await self._tiers.stop()
+        if self._names is not None:
+            await self._names.close()
         if self._store is not None:
             await self._store.close()
         if self._fetcher is not None:

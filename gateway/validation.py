@@ -1,6 +1,7 @@
 """Checks of a request before any work is done for it, each naming the field that fails."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ MAX_BAD_WORDS = 64  # each becomes up to two of vLLM's 128 sequences of tokens
 MAX_BAD_WORD_LENGTH = 128
 MAX_TOKEN_IDS = 1024
 MAX_CHOICES = 64
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 ROLES: dict[int, Role] = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
@@ -185,8 +188,12 @@ def _image(image: chat_pb2.Image, path: str) -> ImageSource:
             return ImageSource(f"{path}.data", data=image.data)
         case "url":
             return ImageSource(f"{path}.url", url=image.url)
+        case "sha256":
+            if not _SHA256.fullmatch(image.sha256):
+                raise InvalidRequest(f"{path}.sha256", "must be 64 of 0-9 and a-f")
+            return ImageSource(f"{path}.sha256", sha256=bytes.fromhex(image.sha256))
         case _:
-            raise InvalidRequest(path, "must have data or a URL")
+            raise InvalidRequest(path, "must have data, a URL or a SHA-256")
 
 
 def _check_order(roles: list[Role]) -> None:

@@ -1,6 +1,6 @@
 """Client of pixtral-serve: a Python SDK and the `pixtral-serve` command."""
 
-from pixtral_client.client import AsyncClient, AsyncStream, Client, Stream
+from pixtral_client.client import AsyncClient, Client
 from pixtral_client.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -21,10 +21,12 @@ from pixtral_client.results import (
     Timings,
     TokenCount,
     TokenLogprobs,
+    UploadedImage,
     Usage,
 )
 from pixtral_client.stack import Progress, Stack, StackError
 from pixtral_client.standalone import local, pixtral_stack
+from pixtral_client.streams import AsyncStream, Stream
 
 __all__ = [
     "AsyncClient",
@@ -52,6 +54,7 @@ __all__ = [
     "TokenCount",
     "TokenLogprobs",
     "Unavailable",
+    "UploadedImage",
     "Usage",
     "Violation",
     "local",

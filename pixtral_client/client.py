@@ -1,25 +1,24 @@
 """Clients of the gateway: `Client`, and `AsyncClient` for asyncio.
 
-Nothing is retried here: the gateway retries within the deadline whatever can be retried unseen,
+Nothing is retried here but for pictures that were named and must come as they are
+(`pixtral_client.naming`): the gateway retries within the deadline whatever can be retried unseen,
 and what it passes on says, in `retry_after`, when another try may succeed. A server that is not
 there is an `Unavailable` at once.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
-from pixtral_client.errors import raise_from
+from pixtral_client.errors import from_rpc_error, raise_from
 from pixtral_client.messages import Messages
+from pixtral_client.naming import KnownImages, Outgoing, Request
 from pixtral_client.requests import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT,
-    Answer,
     Sampling,
     Tls,
     authorization,
@@ -27,56 +26,22 @@ from pixtral_client.requests import (
     complete_request,
     completion,
     count_request,
+    image_file,
     stream_request,
+    time_left,
+    upload,
 )
-from pixtral_client.results import Completion, Delta, Model, TokenCount, models_from_proto
+from pixtral_client.results import (
+    Completion,
+    Model,
+    TokenCount,
+    UploadedImage,
+    models_from_proto,
+    uploaded_from_proto,
+)
+from pixtral_client.streams import AsyncStream, Stream
 
-
-class Stream(Iterator[Delta]):
-    """An answer as it is generated: iterate for deltas, then read `completion`.
-
-    `close()`, the end of a `with` block and letting go of the stream, as `break` does in a loop
-    over `client.stream(...)`, cancel the call, and the server stops working on it.
-    """
-
-    def __init__(
-        self,
-        call: "grpc._CallIterator[chat_pb2.StreamCompleteResponse]",
-    ) -> None:
-        self._call = call
-        self._answer = Answer()
-        self._closed = False
-
-    @property
-    def text(self) -> str:
-        """What has come so far."""
-        return self._answer.so_far.text
-
-    @property
-    def completion(self) -> Completion | None:
-        """The whole answer; None until the stream has ended."""
-        return self._answer.completion
-
-    def __next__(self) -> Delta:
-        if self._closed:
-            raise StopIteration
-        try:
-            for event in self._call:
-                if delta := self._answer.add(event):
-                    return delta
-        except grpc.RpcError as error:
-            raise_from(error)
-        raise StopIteration
-
-    def close(self) -> None:
-        self._closed = True
-        self._call.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+Response = TypeVar("Response")
 
 
 class Client:
@@ -103,6 +68,7 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         self._timeout = timeout
+        self._known = KnownImages()
         self._metadata = authorization(api_key, target, tls)
         options = channel_options(target)
         if tls is None:
@@ -120,15 +86,8 @@ class Client:
         **sampling: Unpack[Sampling],
     ) -> Completion:
         """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
-        request = complete_request(messages, model, sampling)
-        try:
-            return completion(
-                self._stub.Complete(
-                    request, timeout=timeout or self._timeout, metadata=self._metadata
-                )
-            )
-        except grpc.RpcError as error:
-            raise_from(error)
+        outgoing = Outgoing(complete_request(messages, model, sampling), self._known)
+        return completion(self._call(self._stub.Complete, outgoing, timeout))
 
     def stream(
         self,
@@ -139,23 +98,22 @@ class Client:
         **sampling: Unpack[Sampling],
     ) -> Stream:
         """Answers a conversation as the answer is generated."""
-        request = stream_request(messages, model, sampling)
-        call = self._stub.StreamComplete(
-            request, timeout=timeout or self._timeout, metadata=self._metadata
-        )
-        return Stream(call)
+        outgoing = Outgoing(stream_request(messages, model, sampling), self._known)
+        left = time_left(timeout or self._timeout)
+
+        def begin() -> "grpc._CallIterator[chat_pb2.StreamCompleteResponse]":
+            return self._stub.StreamComplete(
+                outgoing.request, timeout=left(), metadata=self._metadata
+            )
+
+        return Stream(begin(), outgoing, begin)
 
     def count_tokens(
         self, messages: Messages, *, model: str | None = None, timeout: float | None = None
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
-        request = count_request(messages, model)
-        try:
-            response = self._stub.CountTokens(
-                request, timeout=timeout or self._timeout, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise_from(error)
+        outgoing = Outgoing(count_request(messages, model), self._known)
+        response = self._call(self._stub.CountTokens, outgoing, timeout)
         return TokenCount(response.prompt_tokens, response.image_tokens)
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
@@ -169,9 +127,44 @@ class Client:
             raise_from(error)
         return models_from_proto(response)
 
+    def put_image(self, image: Any, *, timeout: float | None = None) -> UploadedImage:
+        """Uploads a picture, in any form that a message may hold it in.
+
+        What comes back stands for the picture in messages of all the tenant's clients, until it was
+        not used for an hour: then `NotFound` asks for the picture. Without this call, too, a client
+        names by itself what it has sent before.
+        """
+        pieces = upload(image_file(image))
+        try:
+            response = self._stub.PutImage(
+                pieces, timeout=timeout or self._timeout, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            raise_from(error)
+        self._known.add(response.sha256)
+        return uploaded_from_proto(response)
+
     def close(self) -> None:
         """Cancels what is running and closes the connection."""
         self._channel.close()
+
+    def _call(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[Request, Response]",
+        outgoing: Outgoing[Request],
+        timeout: float | None,
+    ) -> Response:
+        left = time_left(timeout or self._timeout)
+        while True:
+            try:
+                response = method(outgoing.request, timeout=left(), metadata=self._metadata)
+            except grpc.RpcError as error:
+                failed = from_rpc_error(error)
+                if not outgoing.again(failed):
+                    raise failed from None
+            else:
+                outgoing.answered()
+                return response
 
     def __enter__(self) -> Self:
         return self
@@ -183,58 +176,6 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class AsyncStream(AsyncIterator[Delta]):
-    """`Stream` for asyncio. Cancelling the task that reads it cancels the call, too."""
-
-    def __init__(
-        self,
-        call: grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse],
-    ) -> None:
-        self._call = call
-        self._events = aiter(call)
-        self._loop = asyncio.get_running_loop()
-        self._answer = Answer()
-        self._closed = False
-
-    @property
-    def text(self) -> str:
-        """What has come so far."""
-        return self._answer.so_far.text
-
-    @property
-    def completion(self) -> Completion | None:
-        """The whole answer; None until the stream has ended."""
-        return self._answer.completion
-
-    async def __anext__(self) -> Delta:
-        if self._closed:
-            raise StopAsyncIteration
-        try:
-            async for event in self._events:
-                if delta := self._answer.add(event):
-                    return delta
-        except grpc.RpcError as error:
-            raise_from(error)
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        self._closed = True
-        self._call.cancel()
-
-    def __del__(self) -> None:
-        # Unlike the sync call, this one is kept by its loop. The collector may run in any thread,
-        # and when the loop is gone.
-        if not self._call.done():
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._call.cancel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self.aclose()
 
 
 class AsyncClient:
@@ -252,6 +193,7 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         self._timeout = timeout
+        self._known = KnownImages()
         self._metadata = authorization(api_key, target, tls)
         options = channel_options(target)
         if tls is None:
@@ -269,15 +211,10 @@ class AsyncClient:
         **sampling: Unpack[Sampling],
     ) -> Completion:
         """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
-        request = await asyncio.to_thread(complete_request, messages, model, sampling)
-        try:
-            return completion(
-                await self._stub.Complete(
-                    request, timeout=timeout or self._timeout, metadata=self._metadata
-                )
-            )
-        except grpc.RpcError as error:
-            raise_from(error)
+        outgoing = await asyncio.to_thread(
+            lambda: Outgoing(complete_request(messages, model, sampling), self._known)
+        )
+        return completion(await self._call(self._stub.Complete, outgoing, timeout))
 
     async def stream(
         self,
@@ -288,23 +225,26 @@ class AsyncClient:
         **sampling: Unpack[Sampling],
     ) -> AsyncStream:
         """Answers a conversation as the answer is generated."""
-        request = await asyncio.to_thread(stream_request, messages, model, sampling)
-        call = self._stub.StreamComplete(
-            request, timeout=timeout or self._timeout, metadata=self._metadata
+        outgoing = await asyncio.to_thread(
+            lambda: Outgoing(stream_request(messages, model, sampling), self._known)
         )
-        return AsyncStream(call)
+        left = time_left(timeout or self._timeout)
+
+        def begin() -> grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse]:
+            return self._stub.StreamComplete(
+                outgoing.request, timeout=left(), metadata=self._metadata
+            )
+
+        return AsyncStream(begin(), outgoing, begin)
 
     async def count_tokens(
         self, messages: Messages, *, model: str | None = None, timeout: float | None = None
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
-        request = await asyncio.to_thread(count_request, messages, model)
-        try:
-            response = await self._stub.CountTokens(
-                request, timeout=timeout or self._timeout, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise_from(error)
+        outgoing = await asyncio.to_thread(
+            lambda: Outgoing(count_request(messages, model), self._known)
+        )
+        response = await self._call(self._stub.CountTokens, outgoing, timeout)
         return TokenCount(response.prompt_tokens, response.image_tokens)
 
     async def models(self, *, timeout: float | None = None) -> list[Model]:
@@ -318,9 +258,44 @@ class AsyncClient:
             raise_from(error)
         return models_from_proto(response)
 
+    async def put_image(self, image: Any, *, timeout: float | None = None) -> UploadedImage:
+        """Uploads a picture, in any form that a message may hold it in.
+
+        What comes back stands for the picture in messages of all the tenant's clients, until it was
+        not used for an hour: then `NotFound` asks for the picture. Without this call, too, a client
+        names by itself what it has sent before.
+        """
+        pieces = upload(await asyncio.to_thread(image_file, image))
+        try:
+            response = await self._stub.PutImage(
+                pieces, timeout=timeout or self._timeout, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            raise_from(error)
+        self._known.add(response.sha256)
+        return uploaded_from_proto(response)
+
     async def close(self) -> None:
         """Cancels what is running and closes the connection."""
         await self._channel.close()
+
+    async def _call(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
+        outgoing: Outgoing[Request],
+        timeout: float | None,
+    ) -> Response:
+        left = time_left(timeout or self._timeout)
+        while True:
+            try:
+                response = await method(outgoing.request, timeout=left(), metadata=self._metadata)
+            except grpc.RpcError as error:
+                failed = from_rpc_error(error)
+                if not outgoing.again(failed):
+                    raise failed from None
+            else:
+                outgoing.answered()
+                return response
 
     async def __aenter__(self) -> Self:
         return self

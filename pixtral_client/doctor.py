@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from pixtral_client.checkpoint import GIB, Finding, Findings, check_memory, check_model
 from pixtral_client.redis_server import RedisServer, find_redis_server, free_port
-from pixtral_client.requests import LOOPBACK
+from pixtral_client.requests import is_loopback
 from pixtral_client.terminal import console, printable
 
 PROBE_TIMEOUT = 180.0
@@ -227,8 +227,8 @@ def _reach_redis(url: str) -> Finding:
         return Finding(
             "fail", f"the Redis of PIXTRAL_REDIS_URL cannot be used: {error}", "check the URL"
         )
-    host = urlsplit(url).netloc.rpartition("@")[2] or "localhost"
-    if url.startswith("redis://") and not f"{host}:".startswith(LOOPBACK):
+    host = urlsplit(url).hostname or "localhost"
+    if url.startswith("redis://") and not is_loopback(host):
         return Finding(
             "warn",
             "the Redis of PIXTRAL_REDIS_URL answers, on another machine and without TLS",

@@ -62,7 +62,7 @@ class InvalidRequest(PixtralError):
 
 
 class NotFound(PixtralError):
-    """No such model."""
+    """No such model, or a picture by name that the gateway does not have (any more)."""
 
 
 class Overloaded(PixtralError):

@@ -7,10 +7,10 @@ string or a list of parts:
     {"type": "image_url", "image_url": {"url": URL}}    or "image_url": URL
     {"type": "image", "image": IMAGE}                   or IMAGE ("image_pil" names it too)
 
-URL is a `data:` or http(s) URL. IMAGE is a `pathlib.Path`, the bytes of an image file, a PIL image
-or a URL. A file is read only where a `Path` says so, never for a string: a message list that came
-as JSON from elsewhere cannot name the files of this machine. It can name URLs, and they are
-fetched from here.
+URL is a `data:` or http(s) URL. IMAGE is a `pathlib.Path`, the bytes of an image file, a PIL image,
+what `put_image` gave back, or a URL. A file is read only where a `Path` says so, never for a
+string: a message list that came as JSON from elsewhere cannot name the files of this machine. It
+can name URLs, and they are fetched from here.
 """
 
 import io
@@ -21,6 +21,7 @@ from typing import Any
 
 from pixtral.v1 import chat_pb2
 from pixtral_client.fetch import fetch
+from pixtral_client.results import UploadedImage
 
 _ROLES = {
     "system": chat_pb2.ROLE_SYSTEM,
@@ -77,7 +78,7 @@ def _part(part: Any, where: str) -> chat_pb2.ContentPart:
     if isinstance(part, str):
         return chat_pb2.ContentPart(text=part)
     if not isinstance(part, Mapping):
-        return chat_pb2.ContentPart(image=_image(part, where))
+        return chat_pb2.ContentPart(image=to_image(part, where))
     kind = part.get("type")
     if kind is None:
         kind = next((name for name in (*_TEXT_TYPES, *_IMAGE_TYPES) if name in part), None)
@@ -91,12 +92,13 @@ def _part(part: Any, where: str) -> chat_pb2.ContentPart:
         source = part.get(key)
         if isinstance(source, Mapping):
             source, key = source.get("url"), f"{key}.url"
-        return chat_pb2.ContentPart(image=_image(source, f"{where}.{key}"))
+        return chat_pb2.ContentPart(image=to_image(source, f"{where}.{key}"))
     known = ", ".join(("text", *_IMAGE_TYPES))
     raise ValueError(f"{where}.type must be one of {known}, not {kind!r}")
 
 
-def _image(source: Any, where: str) -> chat_pb2.Image:
+def to_image(source: Any, where: str) -> chat_pb2.Image:
+    """Converts one picture; `where` is what errors call it."""
     if isinstance(source, bytes | bytearray | memoryview):
         return chat_pb2.Image(data=bytes(source))
     if isinstance(source, str):
@@ -106,6 +108,8 @@ def _image(source: Any, where: str) -> chat_pb2.Image:
             return chat_pb2.Image(data=source.read_bytes())
         except OSError as error:
             raise ValueError(f"{where}: cannot read {source}: {error.strerror}") from error
+    if isinstance(source, UploadedImage):
+        return chat_pb2.Image(sha256=source.sha256)
     # Whoever holds a PIL image has imported PIL: it need not be imported, nor installed, for this.
     pil = sys.modules.get("PIL.Image")
     if pil is not None and isinstance(source, pil.Image):

@@ -1,8 +1,10 @@
 """The requests that `Client` and `AsyncClient` send alike, and how they open a channel."""
 
+import ipaddress
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,7 +12,8 @@ from typing import Any, TypedDict
 import grpc
 
 from pixtral.v1 import chat_pb2
-from pixtral_client.messages import Messages, to_protos
+from pixtral_client.messages import Messages, to_image, to_protos
+from pixtral_client.naming import data_of
 from pixtral_client.results import (
     Completion,
     Delta,
@@ -23,10 +26,22 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_HTTP = "127.0.0.1:8000"
 DEFAULT_TIMEOUT = 600.0
 MAX_MESSAGE_BYTES = 64 * 2**20
+PIECE_BYTES = 256 << 10
 API_KEY_VARIABLE = "PIXTRAL_API_KEY"
 
-# How host:port begins that is on this machine.
-LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, of IPv6 in brackets or not, is this machine by its own name or address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_here(target: str) -> bool:
+    return is_loopback(target.rpartition(":")[0])
 
 
 def channel_options(target: str) -> list[tuple[str, Any]]:
@@ -36,7 +51,7 @@ def channel_options(target: str) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         # gRPC would ask the environment's http_proxy for this machine, too.
-        ("grpc.enable_http_proxy", int(not target.startswith(LOOPBACK))),
+        ("grpc.enable_http_proxy", int(not _is_here(target))),
     ]
 
 
@@ -69,7 +84,7 @@ def authorization(api_key: str | None, target: str, tls: Tls | None) -> tuple[tu
     key = api_key or os.environ.get(API_KEY_VARIABLE)
     if not key:
         return ()
-    if tls is None and not target.startswith(LOOPBACK):
+    if tls is None and not _is_here(target):
         raise ValueError("an API key is sent over TLS only")
     return (("authorization", f"Bearer {key}"),)
 
@@ -127,6 +142,23 @@ def stream_request(
 
 def count_request(messages: Messages, model: str | None) -> chat_pb2.CountTokensRequest:
     return chat_pb2.CountTokensRequest(model=model or "", messages=to_protos(messages))
+
+
+def image_file(image: Any) -> bytes:
+    """The file of a picture in any form that a message may hold it in."""
+    made = to_image(image, "image")
+    return data_of(made.url) if made.url else made.data
+
+
+def upload(data: bytes) -> Iterator[chat_pb2.PutImageRequest]:
+    for at in range(0, len(data), PIECE_BYTES):
+        yield chat_pb2.PutImageRequest(data=data[at : at + PIECE_BYTES])
+
+
+def time_left(seconds: float) -> Callable[[], float]:
+    """Says what is left of so many seconds from now on."""
+    end = time.monotonic() + seconds
+    return lambda: max(0.0, end - time.monotonic())
 
 
 def completion(response: chat_pb2.CompleteResponse) -> Completion:

@@ -49,6 +49,17 @@ class ImageReport:
 
 
 @dataclass(frozen=True, slots=True)
+class UploadedImage:
+    """A picture that the gateway keeps for a while: stands for it in messages. `tokens` are those
+    that it takes in a prompt."""
+
+    sha256: str
+    width: int
+    height: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Logprob:
     """A token that the model could pick; its text is empty where it is a part of a character."""
 
@@ -176,6 +187,10 @@ def models_from_proto(response: chat_pb2.ListModelsResponse) -> list[Model]:
         Model(model.name, model.context_length, model.max_images, model.max_image_bytes)
         for model in response.models
     ]
+
+
+def uploaded_from_proto(response: chat_pb2.PutImageResponse) -> UploadedImage:
+    return UploadedImage(response.sha256, response.width, response.height, response.tokens)
 
 
 def _token_logprobs(position: chat_pb2.TokenLogprobs) -> TokenLogprobs:

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from pixtral_client.client import Stream
 from pixtral_client.errors import PixtralError, Unavailable
 from pixtral_client.results import Completion
 from pixtral_client.stack import Progress
+from pixtral_client.streams import Stream
 
 answers = Console(highlight=False)
 console = Console(highlight=False, soft_wrap=True)

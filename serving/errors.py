@@ -20,7 +20,9 @@ DETAILS_KEY = "grpc-status-details-bin"
 # are sent in base64 and, the message, once more with three bytes for one.
 MAX_TEXT_BYTES = 512
 MAX_FIELD_BYTES = 256
-MAX_VIOLATIONS = 4
+# Of all violations, each with what frames it.
+MAX_VIOLATION_BYTES = 3200
+VIOLATION_FRAME_BYTES = 10
 
 
 class ServingError(Exception):
@@ -28,7 +30,7 @@ class ServingError(Exception):
 
     `reason` is UPPER_SNAKE_CASE, `message` and `violations` (path of the field, what is wrong with
     it) are safe to show, `retry_after` is in seconds, `metadata` goes into ErrorInfo. Texts are cut
-    at 512 bytes, paths at 256, violations after the fourth.
+    at 512 bytes, paths at 256, violations at 3200 in all.
     """
 
     def __init__(
@@ -44,13 +46,21 @@ class ServingError(Exception):
         self.code = code
         self.reason = reason
         self.message = _cut(message, MAX_TEXT_BYTES)
-        self.violations = tuple(
-            (_cut(field, MAX_FIELD_BYTES), _cut(description, MAX_TEXT_BYTES))
-            for field, description in violations[:MAX_VIOLATIONS]
-        )
+        self.violations = _fitting(violations)
         self.retry_after = retry_after
         self.metadata = dict(metadata or {})
         super().__init__(self.message)
+
+
+def _fitting(violations: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    kept, left = [], MAX_VIOLATION_BYTES
+    for field, description in violations:
+        pair = _cut(field, MAX_FIELD_BYTES), _cut(description, MAX_TEXT_BYTES)
+        left -= sum(len(text.encode()) for text in pair) + VIOLATION_FRAME_BYTES
+        if left < 0:
+            break
+        kept.append(pair)
+    return tuple(kept)
 
 
 def _cut(text: str, size: int) -> str:
@@ -75,8 +85,11 @@ class NotFound(ServingError):
         message: str,
         reason: str = "NOT_FOUND",
         metadata: Mapping[str, str] | None = None,
+        violations: Sequence[tuple[str, str]] = (),
     ) -> None:
-        super().__init__(grpc.StatusCode.NOT_FOUND, reason, message, metadata=metadata)
+        super().__init__(
+            grpc.StatusCode.NOT_FOUND, reason, message, metadata=metadata, violations=violations
+        )
 
 
 class FailedPrecondition(ServingError):

@@ -1,5 +1,6 @@
 """A `ChatService` that answers as its test tells it to, in this process on a free port."""
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -44,7 +45,10 @@ def said(text: str, choice: int) -> str:
 
 class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
     """`requests` holds what came; `failure` is what every call then ends with; with `stuck` a call
-    sends its first delta and waits until it is cancelled, which sets `cancelled`."""
+    sends its first delta and waits until it is cancelled, which sets `cancelled`.
+
+    `images` are the digests of files that came; a name among them stands for its file, unless the
+    gateway `is_old` and knows no names."""
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -52,6 +56,8 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         self.failure: status_pb2.Status | None = None
         self.stuck = False
         self.choices = 1
+        self.images: set[str] = set()
+        self.is_old = False
         self.cancelled = threading.Event()
         self.address = ""
 
@@ -112,12 +118,37 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         )
         return chat_pb2.ListModelsResponse(models=[model])
 
-    def _arrive(self, request: object, context: grpc.ServicerContext) -> None:
+    def PutImage(  # noqa: N802
+        self, requests: Iterator[chat_pb2.PutImageRequest], context: grpc.ServicerContext
+    ) -> chat_pb2.PutImageResponse:
+        pieces = [request.data for request in requests]
+        self._arrive(pieces, context)
+        sha256 = hashlib.sha256(b"".join(pieces)).hexdigest()
+        self.images.add(sha256)
+        return chat_pb2.PutImageResponse(sha256=sha256, width=640, height=480, tokens=64)
+
+    def _arrive(self, request: Any, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
         self.authorizations.append(dict(context.invocation_metadata()).get("authorization"))
         context.add_callback(self.cancelled.set)
         if self.failure is not None:
             context.abort_with_status(rpc_status.to_status(self.failure))
+        self._look_at(getattr(request, "messages", ()), context)
+
+    def _look_at(self, messages: Any, context: grpc.ServicerContext) -> None:
+        missing = []
+        for part in (part for message in messages for part in message.content):
+            if part.image.data:
+                self.images.add(hashlib.sha256(part.image.data).hexdigest())
+        for i, message in enumerate(messages):
+            for j, part in enumerate(message.content):
+                field = f"messages[{i}].content[{j}].image"
+                if part.image.sha256 and self.is_old:
+                    context.abort_with_status(rpc_status.to_status(bad(field)))
+                if part.image.sha256 and part.image.sha256 not in self.images:
+                    missing.append(f"{field}.sha256")
+        if missing:
+            context.abort_with_status(rpc_status.to_status(not_found(*missing)))
 
     def _wait_for_cancel(self, context: grpc.ServicerContext) -> None:
         deadline = time.monotonic() + 30
@@ -131,6 +162,23 @@ def failure(code: grpc.StatusCode, message: str, *details: Message) -> status_pb
         packed.append(any_pb2.Any())
         packed[-1].Pack(detail)
     return status_pb2.Status(code=code.value[0], message=message, details=packed)
+
+
+def violations(*fields: str) -> error_details_pb2.BadRequest:
+    violation = error_details_pb2.BadRequest.FieldViolation
+    return error_details_pb2.BadRequest(
+        field_violations=[violation(field=field, description="no") for field in fields]
+    )
+
+
+def bad(field: str) -> status_pb2.Status:
+    reason = error_details_pb2.ErrorInfo(reason="INVALID_FIELD", domain="pixtral")
+    return failure(grpc.StatusCode.INVALID_ARGUMENT, "no", reason, violations(field))
+
+
+def not_found(*fields: str) -> status_pb2.Status:
+    reason = error_details_pb2.ErrorInfo(reason="IMAGE_NOT_FOUND", domain="pixtral")
+    return failure(grpc.StatusCode.NOT_FOUND, "no", reason, violations(*fields))
 
 
 BAD_IMAGE = failure(

@@ -196,8 +196,7 @@ def test_count_and_models(client: Client) -> None:
 
 def test_large_images_fit(client: Client, gateway: FakeGateway) -> None:
     client.count_tokens([{"role": "user", "content": [bytes(40 * 2**20)]}])
-    (request,) = gateway.requests
-    assert len(request.messages[0].content[0].image.data) == 40 * 2**20
+    assert len(gateway.requests[-1].messages[0].content[0].image.data) == 40 * 2**20
 
 
 def test_leaving_a_stream_cancels_the_call(client: Client, gateway: FakeGateway) -> None:
@@ -395,6 +394,24 @@ async def test_the_asyncio_client_shows_it_too(gateway: FakeGateway) -> None:
     assert gateway.authorizations == ["Bearer given"] * 2
 
 
-def test_an_api_key_is_not_sent_where_others_can_read_it() -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        "gateway.example:50051",
+        "127.example.org:50051",
+        "127.0.0.1.example.org:50051",
+        "localhost.example.org:50051",
+        "127.1:50051",
+        "[::2]:50051",
+        "dns:///127.0.0.1.example.org:50051",
+    ],
+)
+def test_an_api_key_is_not_sent_where_others_can_read_it(target: str) -> None:
     with pytest.raises(ValueError, match="over TLS only"):
-        Client("gateway.example:50051", api_key="given")
+        Client(target, api_key="given")
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:1", "127.9.9.9:1", "localhost:1", "[::1]:1"])
+def test_an_api_key_is_sent_to_this_machine(target: str) -> None:
+    with Client(target, api_key="given"):
+        pass

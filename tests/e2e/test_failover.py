@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pixtral_client import Client, Sampling, Unavailable
-from pixtral_client.client import Stream
+from pixtral_client.streams import Stream
 from tests.e2e.fleet import Tier
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until

@@ -6,8 +6,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from embeddings.codec import DType
-from embeddings.store import EmbeddingStore
 from embeddings.vision import VisionSpec, read_params
 from gateway.prompt import PromptEncoder
 from gateway.settings import GatewaySettings
@@ -15,7 +13,7 @@ from gateway.tier import GatewayTier
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from pixtral.v1 import chat_pb2_grpc
 from serving.server import running
-from tests.gateway.fake_tiers import WIDTH, FakeDecoder, FakeEncoder
+from tests.gateway.fake_tiers import FakeDecoder, FakeEncoder
 from tests.gateway.harness import Client, Harness
 from tests.redis_server import RedisServer
 
@@ -95,11 +93,9 @@ async def gateway(
     decoders: list[FakeDecoder],
 ) -> AsyncIterator[Harness]:
     """The request path on real gRPC and a real Redis, with all replicas ready."""
-    store = EmbeddingStore.from_url(redis.url, width=WIDTH, dtype=DType.F32)
-    harness = await Harness.started(spec, prompts, store, encoders, decoders)
+    harness = await Harness.started(spec, prompts, redis.url, encoders, decoders)
     yield harness
     await harness.stop()
-    await store.close()
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from embeddings.codec import DType
+from embeddings.guarded_redis import GuardedRedis
 from embeddings.key import EmbeddingKey
 from embeddings.store import EmbeddingStore
 from embeddings.vision import VisionSpec
@@ -15,11 +17,14 @@ from gateway.completion import Completions
 from gateway.deadline import Deadline
 from gateway.discovery import Group
 from gateway.images import ImageReader
+from gateway.named_images import NamedImages
 from gateway.prompt import PromptEncoder
 from gateway.replicas import DecoderReplica, EncoderReplica
+from gateway.request_images import RequestImages
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenant, Tenants
 from gateway.tiers import Tiers
+from gateway.uploads import Uploads
 from gateway.validation import read_conversation
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.channel import open_channel
@@ -47,17 +52,28 @@ class Client:
 
 
 class Harness:
-    def __init__(self, completions: Completions, tiers: Tiers, admission: Admission) -> None:
+    def __init__(
+        self,
+        completions: Completions,
+        tiers: Tiers,
+        admission: Admission,
+        store: EmbeddingStore,
+        names: NamedImages,
+        uploads: Uploads,
+    ) -> None:
         self.completions = completions
         self.tiers = tiers
         self.admission = admission
+        self.names = names
+        self.uploads = uploads
+        self._store = store
 
     @classmethod
     async def started(
         cls,
         spec: VisionSpec,
         prompts: PromptEncoder,
-        store: EmbeddingStore,
+        redis_url: str,
         encoders: Sequence[FakeEncoder],
         decoders: Sequence[FakeDecoder],
         *,
@@ -71,8 +87,12 @@ class Harness:
             stall_seconds=stall_seconds,
         )
         admission = Admission(MAX_CONCURRENT, Tenants(None))
+        redis = GuardedRedis.from_url(redis_url)
+        store = EmbeddingStore(redis, width=WIDTH, dtype=DType.F32)
+        names = NamedImages(redis, GuardedRedis.from_url(redis_url))
+        reader = ImageReader(spec, max_bytes=1 << 20, max_pixels=1 << 24)
         completions = Completions(
-            images=ImageReader(spec, max_bytes=1 << 20, max_pixels=1 << 24),
+            images=RequestImages(reader, names),
             prompts=prompts,
             store=store,
             tiers=tiers,
@@ -82,14 +102,20 @@ class Harness:
         await tiers.start()
         replicas = [*tiers.encoders, *tiers.decoders]
         await eventually(lambda: all(replica.contract for replica in replicas))
-        return cls(completions, tiers, admission)
+        uploads = Uploads(reader=reader, names=names, admission=admission)
+        return cls(completions, tiers, admission, store, names, uploads)
 
     async def stop(self) -> None:
         await self.tiers.stop()
+        await self.names.close()
+        await self._store.close()
 
-    async def answer(self, *messages: chat_pb2.Message, seconds: float = 30) -> Answer:
+    async def answer(
+        self, *messages: chat_pb2.Message, seconds: float = 30, tenant: Tenant | None = None
+    ) -> Answer:
         deltas, finished = [], []
-        async with aclosing(self.completions.stream(ask(*messages, seconds=seconds))) as events:
+        asked = ask(*messages, seconds=seconds, tenant=tenant)
+        async with aclosing(self.completions.stream(asked)) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     finished.append(event)

@@ -46,6 +46,10 @@ def image_url(url: str) -> chat_pb2.ContentPart:
     return chat_pb2.ContentPart(image=chat_pb2.Image(url=url))
 
 
+def image_named(sha256: bytes) -> chat_pb2.ContentPart:
+    return chat_pb2.ContentPart(image=chat_pb2.Image(sha256=sha256.hex()))
+
+
 def system(*parts: chat_pb2.ContentPart) -> chat_pb2.Message:
     return chat_pb2.Message(role=chat_pb2.ROLE_SYSTEM, content=parts)
 

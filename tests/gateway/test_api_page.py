@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor
 from pixtral.v1 import chat_pb2
 
 ROOT = Path(__file__).parents[2]
-ROW = re.compile(r"^\| `([a-z_.\[\]]+)` \|.*\| `([\w/.]+)::(\w+)` \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([a-z0-9_.\[\]]+)` \|.*\| `([\w/.]+)::(\w+)` \|$", re.MULTILINE)
 ROWS = ROW.findall((ROOT / "docs" / "api.md").read_text("utf-8"))
 
 

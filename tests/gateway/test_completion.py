@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 from prometheus_client import REGISTRY
 
-from embeddings.codec import DType
-from embeddings.store import EmbeddingStore
 from embeddings.vision import VisionSpec
 from gateway.prompt import PromptEncoder
 from gateway.routing import rendezvous
@@ -23,7 +21,6 @@ from serving.errors import (
 )
 from tests.gateway.fake_tiers import (
     FINGERPRINT,
-    WIDTH,
     FakeDecoder,
     FakeEncoder,
     answers,
@@ -347,8 +344,7 @@ async def test_without_redis_the_encoders_memory_answers(
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
 ) -> None:
-    store = EmbeddingStore.from_url("redis://127.0.0.1:1/0", width=WIDTH, dtype=DType.F32)
-    gateway = await Harness.started(spec, prompts, store, encoders, decoders)
+    gateway = await Harness.started(spec, prompts, "redis://127.0.0.1:1/0", encoders, decoders)
 
     first = await gateway.answer(user(image(CAT), QUESTION))
     second = await gateway.answer(user(image(CAT), QUESTION))
@@ -358,7 +354,6 @@ async def test_without_redis_the_encoders_memory_answers(
     (named,) = serving(decoders).calls[1].images
     assert named.encoder == owner(encoders, CAT).address
     await gateway.stop()
-    await store.close()
 
 
 async def test_image_that_the_encoder_refuses_names_the_clients_field(

@@ -9,8 +9,6 @@ import grpc
 import pytest
 from prometheus_client import REGISTRY
 
-from embeddings.codec import DType
-from embeddings.store import EmbeddingStore
 from embeddings.vision import VisionSpec
 from gateway import replicas
 from gateway.answer import Finished
@@ -27,7 +25,7 @@ from serving.errors import (
     ServingError,
     Unavailable,
 )
-from tests.gateway.fake_tiers import WIDTH, Behaviour, FakeDecoder, FakeEncoder, Responses, delta
+from tests.gateway.fake_tiers import Behaviour, FakeDecoder, FakeEncoder, Responses, delta
 from tests.gateway.harness import Answer, Harness, ask, eventually
 from tests.gateway.pictures import image, picture, text, user
 from tests.redis_server import RedisServer
@@ -136,11 +134,10 @@ async def gateway_of(
     stall_seconds: float = 30,
     most_retries: int = 100,
 ) -> AsyncIterator[Harness]:
-    store = EmbeddingStore.from_url(redis.url, width=WIDTH, dtype=DType.F32)
     harness = await Harness.started(
         spec,
         prompts,
-        store,
+        redis.url,
         encoders,
         decoders,
         stall_seconds=stall_seconds,
@@ -148,7 +145,6 @@ async def gateway_of(
     )
     yield harness
     await harness.stop()
-    await store.close()
 
 
 @pytest.mark.parametrize("at", range(1, len(STORY)))

@@ -14,6 +14,7 @@ from gateway.conversation import ImageSource
 from gateway.fetch import Fetcher, Hosts, is_public
 from gateway.images import ImageReader
 from gateway.settings import GatewaySettings
+from gateway.together import together
 from serving.errors import InvalidRequest
 from tests.authority import Authority
 from tests.gateway.pictures import picture
@@ -410,15 +411,15 @@ async def test_images_of_a_request_are_fetched_at_once_and_then_read_like_any(
 ) -> None:
     both = asyncio.Barrier(2)
 
-    async def together(request: web.Request) -> web.StreamResponse:
+    async def answer(request: web.Request) -> web.StreamResponse:
         await both.wait()
         return web.Response(body=DATA, content_type="image/png")
 
-    origin.respond = together
+    origin.respond = answer
     async with fetching(authority, origin) as fetcher:
         reader = ImageReader(spec, max_bytes=MAX_BYTES, max_pixels=1 << 20, fetcher=fetcher)
         sources = [ImageSource(PATH, url=origin.url(path)) for path in ("/a", "/b")]
-        images = await reader.read_all(sources)
+        images = await together([reader.read(source) for source in sources])
         assert [image.data for image in images] == [DATA, DATA]
         assert (images[0].width, images[0].height) == (40, 30)
 

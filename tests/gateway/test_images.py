@@ -7,6 +7,7 @@ from PIL import ImageFile
 from embeddings.vision import VisionSpec
 from gateway.conversation import ImageSource
 from gateway.images import ImageReader
+from gateway.named_images import ImageSize
 from serving.errors import InvalidRequest
 from tests.gateway.pictures import picture
 from tests.gateway.test_image_header import png_of
@@ -83,6 +84,25 @@ async def test_no_pixel_is_decoded(reader: ImageReader, monkeypatch: pytest.Monk
 )
 async def test_bad_files_are_refused(reader: ImageReader, data: bytes, reason: str) -> None:
     assert (await refusal(reader, ImageSource(PATH, data=data))).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (ImageSize(20_001, 1000, 100), "IMAGE_TOO_MANY_PIXELS"),
+        (ImageSize(64, 48, 3_000_001), "IMAGE_TOO_LARGE"),
+    ],
+)
+def test_named_images_keep_to_the_same_limits(
+    reader: ImageReader, spec: VisionSpec, size: ImageSize, reason: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        reader.named(bytes(32), size, PATH)
+    assert refused.value.reason == reason
+
+    image = reader.named(bytes(32), ImageSize(333, 777, 100), PATH)
+    assert image.grid == spec.grid(333, 777)
+    assert (image.data, image.sha256, image.path) == (b"", bytes(32), PATH)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.conversation import Role
+from gateway.conversation import ImageSource, Role
 from gateway.validation import (
     check_characters,
     check_length,
@@ -14,7 +14,16 @@ from gateway.validation import (
 )
 from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest, NotFound
-from tests.gateway.pictures import assistant, image, image_url, picture, system, text, user
+from tests.gateway.pictures import (
+    assistant,
+    image,
+    image_named,
+    image_url,
+    picture,
+    system,
+    text,
+    user,
+)
 
 HI = text("hi")
 PICTURE = image(picture(8, 8))
@@ -44,6 +53,21 @@ def test_roles_text_and_images_come_in_order() -> None:
         "messages[3].content[2].image.data",
     ]
     assert conversation.images[1].url == "data:,"
+
+
+def test_name_of_an_image_is_its_digest() -> None:
+    (source,) = read_conversation([user(image_named(b"\xab" * 32))], max_images=1).images
+
+    assert source == ImageSource("messages[0].content[0].image.sha256", sha256=b"\xab" * 32)
+
+
+@pytest.mark.parametrize("name", ["", "ab" * 31, "ab" * 33, "AB" * 32, "xy" * 32, "ab" * 32 + "\n"])
+def test_what_is_no_digest_names_its_field(name: str) -> None:
+    part = chat_pb2.ContentPart(image=chat_pb2.Image(sha256=name))
+    with pytest.raises(InvalidRequest) as refused:
+        read_conversation([user(part)], max_images=1)
+
+    assert field_of(refused) == "messages[0].content[0].image.sha256"
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,20 @@ async def test_the_largest_error_reaches_the_client(letter: str) -> None:
     assert read.violations
 
 
+@pytest.mark.parametrize(("count", "most"), [(64, 64), (5000, 400)])
+async def test_many_short_violations_reach_the_client(count: int, most: int) -> None:
+    async def unary(request: StringValue, context: Context) -> StringValue:
+        violations = [(f"messages[{i}].content[0].image.sha256", "") for i in range(count)]
+        raise NotFound("x" * 5000, "LOST", violations=violations)
+
+    async with echo(EchoTier(unary=unary)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await stub.unary(StringValue())
+    read = from_rpc_error(failed.value)
+    assert read.reason == "LOST"
+    assert min(count, 64) <= len(read.violations) <= most
+
+
 async def test_an_unexpected_error_is_logged_without_its_message_and_not_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

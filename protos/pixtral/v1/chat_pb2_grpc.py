@@ -58,6 +58,11 @@ class ChatServiceStub:
                 request_serializer=pixtral_dot_v1_dot_chat__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=pixtral_dot_v1_dot_chat__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.PutImage = channel.stream_unary(
+                '/pixtral.v1.ChatService/PutImage',
+                request_serializer=pixtral_dot_v1_dot_chat__pb2.PutImageRequest.SerializeToString,
+                response_deserializer=pixtral_dot_v1_dot_chat__pb2.PutImageResponse.FromString,
+                _registered_method=True)
 
 
 class ChatServiceServicer:
@@ -96,6 +101,14 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutImage(self, request_iterator, context):
+        """Keeps an image for a while, so that requests can name it by its SHA-256. UNAVAILABLE while the
+        gateway has nowhere to keep it; requests that hold the image itself are answered then, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChatServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -118,6 +131,11 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=pixtral_dot_v1_dot_chat__pb2.ListModelsRequest.FromString,
                     response_serializer=pixtral_dot_v1_dot_chat__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'PutImage': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutImage,
+                    request_deserializer=pixtral_dot_v1_dot_chat__pb2.PutImageRequest.FromString,
+                    response_serializer=pixtral_dot_v1_dot_chat__pb2.PutImageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +250,33 @@ class ChatService:
             '/pixtral.v1.ChatService/ListModels',
             pixtral_dot_v1_dot_chat__pb2.ListModelsRequest.SerializeToString,
             pixtral_dot_v1_dot_chat__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutImage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/pixtral.v1.ChatService/PutImage',
+            pixtral_dot_v1_dot_chat__pb2.PutImageRequest.SerializeToString,
+            pixtral_dot_v1_dot_chat__pb2.PutImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

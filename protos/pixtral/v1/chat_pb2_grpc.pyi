@@ -47,6 +47,10 @@ class ChatServiceStub:
     """Counts the prompt tokens of a conversation without running the model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ListModelsRequest, _chat_pb2.ListModelsResponse]
     """Lists the models that this gateway serves."""
+    PutImage: _grpc.StreamUnaryMultiCallable[_chat_pb2.PutImageRequest, _chat_pb2.PutImageResponse]
+    """Keeps an image for a while, so that requests can name it by its SHA-256. UNAVAILABLE while the
+    gateway has nowhere to keep it; requests that hold the image itself are answered then, too.
+    """
 
 @_typing.type_check_only
 class ChatServiceAsyncStub(ChatServiceStub):
@@ -67,6 +71,10 @@ class ChatServiceAsyncStub(ChatServiceStub):
     """Counts the prompt tokens of a conversation without running the model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_chat_pb2.ListModelsRequest, _chat_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that this gateway serves."""
+    PutImage: _aio.StreamUnaryMultiCallable[_chat_pb2.PutImageRequest, _chat_pb2.PutImageResponse]  # type: ignore[assignment]
+    """Keeps an image for a while, so that requests can name it by its SHA-256. UNAVAILABLE while the
+    gateway has nowhere to keep it; requests that hold the image itself are answered then, too.
+    """
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
@@ -108,5 +116,15 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_chat_pb2.ListModelsResponse, _abc.Awaitable[_chat_pb2.ListModelsResponse]]:
         """Lists the models that this gateway serves."""
+
+    @_abc_1.abstractmethod
+    def PutImage(
+        self,
+        request_iterator: _MaybeAsyncIterator[_chat_pb2.PutImageRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_chat_pb2.PutImageResponse, _abc.Awaitable[_chat_pb2.PutImageResponse]]:
+        """Keeps an image for a while, so that requests can name it by its SHA-256. UNAVAILABLE while the
+        gateway has nowhere to keep it; requests that hold the image itself are answered then, too.
+        """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,57 @@
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from prometheus_client import REGISTRY
+
+from embeddings.guarded_redis import GuardedRedis
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[GuardedRedis]:
+    with RedisServer() as server:
+        guarded = GuardedRedis.from_url(server.url)
+        yield guarded
+        await guarded.close()
+
+
+def failures(reason: str) -> float:
+    labels = {"operation": "test", "reason": reason}
+    return REGISTRY.get_sample_value("pixtral_embedding_store_failures_total", labels) or 0.0
+
+
+async def test_result_of_a_call_is_passed_on(redis: GuardedRedis) -> None:
+    assert await redis.attempt("test", 20, lambda: redis.client.set("a", b"1")) is True
+    assert await redis.attempt("test", 20, lambda: redis.client.get("a")) == b"1"
+
+
+async def test_refusal_is_nothing_and_does_not_pause(redis: GuardedRedis) -> None:
+    before = failures("refused")
+    await redis.attempt("test", 20, lambda: redis.client.set("a", b"text"))
+    assert await redis.attempt("test", 20, lambda: redis.client.incr("a")) is None
+    assert failures("refused") == before + 1
+    assert await redis.attempt("test", 20, lambda: redis.client.get("a")) == b"text"
+
+
+async def test_slow_call_is_nothing_and_those_that_follow_are_not_tried(
+    redis: GuardedRedis,
+) -> None:
+    async def hangs() -> bool:
+        return await asyncio.Event().wait()
+
+    timeouts, paused = failures("timeout"), failures("paused")
+    assert await redis.attempt("test", 0.01, hangs) is None
+    assert await redis.attempt("test", 20, hangs) is None
+    assert (failures("timeout"), failures("paused")) == (timeouts + 1, paused + 1)
+    async with asyncio.timeout(20):
+        while await redis.attempt("test", 20, lambda: redis.client.set("a", b"1")) is None:
+            await asyncio.sleep(0.05)
+
+
+async def test_mistake_in_a_call_is_raised(redis: GuardedRedis) -> None:
+    async def wrong() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await redis.attempt("test", 20, wrong)
