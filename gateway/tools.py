@@ -1,8 +1,7 @@
 """Checks of the tools that a request offers, and of how they are called and answered."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from gateway.conversation import Role, Tool, ToolCall, Tools, Turn
@@ -28,67 +27,58 @@ Request: TypeAlias = (
 
 def read_tools(request: Request) -> Tools:
     """The tools of a request, where its choice leaves them in effect. Raises InvalidRequest."""
-    offered = [
-        tool_of(tool.name, tool.description, tool.parameters, f"tools[{i}]")
-        for i, tool in enumerate(request.tools)
-    ]
-    choice, named = request.tool_choice, ""
-    match choice.WhichOneof("choice"):
-        case "name":
-            mode, named = chat_pb2.TOOL_CHOICE_MODE_REQUIRED, choice.name
-            if not named:
-                raise InvalidRequest("tool_choice.name", "must not be empty")
-        case "mode":
-            mode = choice.mode
-        case _:
-            mode = chat_pb2.TOOL_CHOICE_MODE_AUTO
+    given = [(tool.name, tool.description, tool.parameters) for tool in request.tools]
     is_single = False
     if not isinstance(request, chat_pb2.CountTokensRequest):
         is_single = request.HasField("parallel_tool_calls") and not request.parallel_tool_calls
-    return tools_of(offered, mode, named, is_single=is_single)
-
-
-def tool_of(name: str, description: str, parameters: str, path: str) -> Tool:
-    """One tool, `parameters` being empty or a JSON Schema. Raises InvalidRequest."""
-    _check_name(name, f"{path}.name")
-    return Tool(name, description, _schema(parameters, f"{path}.parameters"))
+    match request.tool_choice.WhichOneof("choice"):
+        case "name":
+            return tools_of(given, chat_pb2.TOOL_CHOICE_MODE_REQUIRED, request.tool_choice.name)
+        case "mode":
+            return tools_of(given, request.tool_choice.mode, is_single=is_single)
+        case _:
+            return tools_of(given, chat_pb2.TOOL_CHOICE_MODE_AUTO, is_single=is_single)
 
 
 def tools_of(
-    offered: list[Tool], mode: chat_pb2.ToolChoiceMode.ValueType, named: str, *, is_single: bool
+    given: Sequence[tuple[str, str, str]],
+    mode: chat_pb2.ToolChoiceMode.ValueType,
+    named: str | None = None,
+    *,
+    is_single: bool = False,
 ) -> Tools:
-    """What of the tools is in effect, `named` being the one that must be called, or empty.
+    """What is in effect of tools, each a name, a description, and a JSON Schema or nothing.
 
-    Raises InvalidRequest.
+    `named` is the one that must be called, once. Raises InvalidRequest.
     """
-    if len(offered) > MAX_TOOLS:
+    if len(given) > MAX_TOOLS:
         raise InvalidRequest("tools", f"must hold at most {MAX_TOOLS}")
-    by_name: dict[str, Tool] = {}
-    for i, tool in enumerate(offered):
-        if by_name.setdefault(tool.name, tool) is not tool:
-            raise InvalidRequest(f"tools[{i}].name", "another tool has this name")
-    characters = sum(
-        len(tool.name) + len(tool.description) + len(json.dumps(tool.parameters))
-        for tool in offered
-    )
+    characters = sum(len(text) for tool in given for text in tool)
     if characters > MAX_CHARACTERS:
         raise InvalidRequest("tools", f"must have at most {MAX_CHARACTERS} characters in all")
+    by_name: dict[str, Tool] = {}
+    for i, (name, description, parameters) in enumerate(given):
+        _check_name(name, f"tools[{i}].name")
+        if name in by_name:
+            raise InvalidRequest(f"tools[{i}].name", "another tool has this name")
+        by_name[name] = Tool(name, description, _schema(parameters, f"tools[{i}].parameters"))
+    offered = tuple(by_name.values())
     match mode:
         case chat_pb2.TOOL_CHOICE_MODE_NONE:
             return Tools()
         case chat_pb2.TOOL_CHOICE_MODE_AUTO:
-            return Tools(tuple(offered), (), is_single, characters)
+            return Tools(offered, (), is_single, characters)
         case chat_pb2.TOOL_CHOICE_MODE_REQUIRED:
             pass
         case _:
             raise InvalidRequest("tool_choice.mode", "must be auto, none or required")
     if not offered:
         raise InvalidRequest("tool_choice", "there are no tools to choose from")
-    if not named:
-        return Tools(tuple(offered), tuple(offered), is_single, characters)
+    if named is None:
+        return Tools(offered, offered, is_single, characters)
     if named not in by_name:
         raise InvalidRequest("tool_choice.name", "no tool has this name")
-    return Tools(tuple(offered), (by_name[named],), True, characters)
+    return Tools(offered, (by_name[named],), True, characters)
 
 
 def check_forced(sampling: chat_pb2.SamplingParams) -> None:
@@ -178,11 +168,6 @@ def _has_unsorted(value: Any) -> bool:
         return any(map(_has_unsorted, value.values()))
     if not isinstance(value, list):
         return False
-    if len(value) > MAX_UNSORTED:
-        kinds = {str if isinstance(each, str) else float for each in value if _is_plain(each)}
-        return len(kinds) != 1 or not all(map(_is_plain, value))
-    return any(map(_has_unsorted, value))
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float)
+    if len(value) <= MAX_UNSORTED:
+        return any(map(_has_unsorted, value))
+    return not any(all(isinstance(each, kind) for each in value) for kind in (str, int | float))

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from gateway.conversation import ToolCall, Tools
-from gateway.tools import check_call, tool_of, tools_of
+from gateway.tools import check_call, tools_of
 from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest
 
@@ -20,6 +20,13 @@ _MODES = {
 }
 
 
+def _as_text(schema: Any) -> str:
+    # Here, and not later: a large body is read in a thread.
+    if not isinstance(schema, dict | None):
+        raise ValueError("must be an object")
+    return json.dumps(schema) if schema else ""
+
+
 class Function(BaseModel):
     """`strict` changes nothing: whoever must be called is always held to the schema."""
 
@@ -27,7 +34,7 @@ class Function(BaseModel):
 
     name: str
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Annotated[str, BeforeValidator(_as_text)] = ""
 
 
 class ToolDefinition(BaseModel):
@@ -41,19 +48,16 @@ def to_tools(
     tools: Sequence[ToolDefinition] | None, choice: Any, *, is_parallel: bool | None
 ) -> Tools:
     """What of a request's tools is in effect. Raises InvalidRequest."""
-    offered = []
+    given = []
     for i, tool in enumerate(tools or ()):
         if tool.type != "function":
             raise InvalidRequest(f"tools[{i}].type", "must be function", "UNSUPPORTED_PARAMETER")
         if tool.function is None:
             raise InvalidRequest(f"tools[{i}].function", "is needed")
         function = tool.function
-        parameters = json.dumps(function.parameters) if function.parameters else ""
-        offered.append(
-            tool_of(function.name, function.description or "", parameters, f"tools[{i}]")
-        )
+        given.append((function.name, function.description or "", function.parameters))
     mode, named = _choice(choice)
-    return tools_of(offered, mode, named, is_single=is_parallel is False)
+    return tools_of(given, mode, named, is_single=is_parallel is False)
 
 
 def to_call(call: Any, path: str) -> ToolCall:
@@ -103,13 +107,13 @@ def deltas(pieces: Iterable[chat_pb2.ToolCall]) -> list[dict[str, Any]]:
     ]
 
 
-def _choice(choice: Any) -> tuple[chat_pb2.ToolChoiceMode.ValueType, str]:
+def _choice(choice: Any) -> tuple[chat_pb2.ToolChoiceMode.ValueType, str | None]:
     match choice:
         case None:
-            return chat_pb2.TOOL_CHOICE_MODE_AUTO, ""
+            return chat_pb2.TOOL_CHOICE_MODE_AUTO, None
         case str() if choice in _MODES:
-            return _MODES[choice], ""
-        case {"function": {"name": str(name)}} if name:
+            return _MODES[choice], None
+        case {"function": {"name": str(name)}}:
             return chat_pb2.TOOL_CHOICE_MODE_REQUIRED, name
         case _:
             raise InvalidRequest(
