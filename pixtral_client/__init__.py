@@ -10,7 +10,7 @@ from pixtral_client.errors import (
     Unavailable,
     Violation,
 )
-from pixtral_client.requests import Sampling, StructuredOutput, Tls
+from pixtral_client.requests import Options, Sampling, StructuredOutput, Tls
 from pixtral_client.results import (
     Choice,
     Completion,
@@ -21,6 +21,7 @@ from pixtral_client.results import (
     Timings,
     TokenCount,
     TokenLogprobs,
+    ToolCall,
     Usage,
 )
 from pixtral_client.stack import Progress, Stack, StackError
@@ -39,6 +40,7 @@ __all__ = [
     "Logprob",
     "Model",
     "NotFound",
+    "Options",
     "Overloaded",
     "PixtralError",
     "Progress",
@@ -51,6 +53,7 @@ __all__ = [
     "Tls",
     "TokenCount",
     "TokenLogprobs",
+    "ToolCall",
     "Unavailable",
     "Usage",
     "Violation",

@@ -7,7 +7,7 @@ there is an `Unavailable` at once.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -20,7 +20,7 @@ from pixtral_client.requests import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT,
     Answer,
-    Sampling,
+    Options,
     Tls,
     authorization,
     channel_options,
@@ -117,10 +117,11 @@ class Client:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Completion:
-        """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
-        request = complete_request(messages, model, sampling)
+        """Answers a conversation; see `pixtral_client.messages` for what it may hold, and
+        `pixtral_client.tools` for what may be called."""
+        request = complete_request(messages, model, options)
         try:
             return completion(
                 self._stub.Complete(
@@ -136,20 +137,26 @@ class Client:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Stream:
         """Answers a conversation as the answer is generated."""
-        request = stream_request(messages, model, sampling)
+        request = stream_request(messages, model, options)
         call = self._stub.StreamComplete(
             request, timeout=timeout or self._timeout, metadata=self._metadata
         )
         return Stream(call)
 
     def count_tokens(
-        self, messages: Messages, *, model: str | None = None, timeout: float | None = None
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
-        request = count_request(messages, model)
+        request = count_request(messages, model, tools, tool_choice)
         try:
             response = self._stub.CountTokens(
                 request, timeout=timeout or self._timeout, metadata=self._metadata
@@ -266,10 +273,10 @@ class AsyncClient:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Completion:
         """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
-        request = await asyncio.to_thread(complete_request, messages, model, sampling)
+        request = await asyncio.to_thread(complete_request, messages, model, options)
         try:
             return completion(
                 await self._stub.Complete(
@@ -285,20 +292,26 @@ class AsyncClient:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> AsyncStream:
         """Answers a conversation as the answer is generated."""
-        request = await asyncio.to_thread(stream_request, messages, model, sampling)
+        request = await asyncio.to_thread(stream_request, messages, model, options)
         call = self._stub.StreamComplete(
             request, timeout=timeout or self._timeout, metadata=self._metadata
         )
         return AsyncStream(call)
 
     async def count_tokens(
-        self, messages: Messages, *, model: str | None = None, timeout: float | None = None
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
-        request = await asyncio.to_thread(count_request, messages, model)
+        request = await asyncio.to_thread(count_request, messages, model, tools, tool_choice)
         try:
             response = await self._stub.CountTokens(
                 request, timeout=timeout or self._timeout, metadata=self._metadata
