@@ -36,6 +36,8 @@ def check_structured_output(sampling: chat_pb2.SamplingParams) -> None:
                 raise InvalidRequest(f"{path}.json_object", "must be true, or left out")
         case _:
             raise InvalidRequest(path, "must have one of its fields")
+    if wanted.disable_any_whitespace and not wanted.json_schema:
+        raise InvalidRequest(f"{path}.disable_any_whitespace", "only together with json_schema")
     for field in INCOMPATIBLE:
         if getattr(sampling, field):
             raise InvalidRequest(f"sampling.{field}", "not together with structured_output")

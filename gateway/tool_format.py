@@ -68,12 +68,13 @@ class ToolFormat:
         check_forced(sampling)
         held = chat_pb2.SamplingParams()
         held.CopyFrom(sampling)
-        if not self._is_named:
-            held.structured_output.json_schema = json.dumps(_list_schema(tools))
-        elif _only_name(tools) is None:
+        if self._is_named and _only_name(tools) is None:
             held.structured_output.grammar = _grammar(tools)
-        else:
-            held.structured_output.json_schema = json.dumps(_arguments(tools.forced[0]))
+            return held
+        schema = _arguments(tools.forced[0]) if self._is_named else _list_schema(tools)
+        held.structured_output.json_schema = json.dumps(schema)
+        # As the model has learnt to write it.
+        held.structured_output.disable_any_whitespace = True
         return held
 
     async def read(self, events: Events, tools: Tools) -> Events:

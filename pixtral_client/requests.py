@@ -77,13 +77,15 @@ def authorization(api_key: str | None, target: str, tls: Tls | None) -> tuple[tu
 
 
 class StructuredOutput(TypedDict, total=False):
-    """What an answer must be: exactly one of `pixtral.v1.StructuredOutput`'s constraints."""
+    """What an answer must be: exactly one of `pixtral.v1.StructuredOutput`'s constraints, and with
+    `json_schema` perhaps `disable_any_whitespace`."""
 
     json_schema: str | Mapping[str, Any]
     regex: str
     choice: Sequence[str]
     grammar: str
     json_object: bool
+    disable_any_whitespace: bool
 
 
 class Sampling(TypedDict, total=False):
@@ -226,12 +228,14 @@ def _sampling(options: Mapping[str, Any]) -> chat_pb2.SamplingParams:
 
 
 def _structured_output(wanted: Mapping[str, Any]) -> chat_pb2.StructuredOutput:
-    if len(wanted) != 1 or not wanted.keys() <= StructuredOutput.__annotations__.keys():
+    is_compact = wanted.get("disable_any_whitespace", False)
+    given = [(name, value) for name, value in wanted.items() if name != "disable_any_whitespace"]
+    if len(given) != 1 or not wanted.keys() <= StructuredOutput.__annotations__.keys():
         known = ", ".join(StructuredOutput.__annotations__)
         raise TypeError(f"takes exactly one of {known}")
-    ((name, value),) = wanted.items()
+    ((name, value),) = given
     if name == "choice":
         value = chat_pb2.StringChoices(values=value)
     if name == "json_schema" and not isinstance(value, str):
         value = json.dumps(value)
-    return chat_pb2.StructuredOutput(**{name: value})
+    return chat_pb2.StructuredOutput(**{name: value}, disable_any_whitespace=is_compact)

@@ -69,6 +69,7 @@ class StructuredOutputs(BaseModel):
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
 
 
 class StreamOptions(BaseModel):
@@ -200,7 +201,9 @@ class ChatRequest(_Request):
         given = {name: value for name, value in values.items() if value is not None}
         if len(given) != 1:
             raise InvalidRequest("structured_outputs", "must have one of its fields")
-        return chat_pb2.StructuredOutput(**given)
+        return chat_pb2.StructuredOutput(
+            **given, disable_any_whitespace=bool(wanted.disable_any_whitespace)
+        )
 
 
 class TokenizeRequest(_Request):

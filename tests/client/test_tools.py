@@ -102,7 +102,7 @@ def test_calls_go_back_with_their_results(client: Client, gateway: FakeGateway, 
         ]
     if form == "arguments as a dict":
         called[0]["function"]["arguments"] = {"at": "cat"}
-    messages = [
+    messages: list[Any] = [
         *HELLO,
         {"role": "assistant", "content": None, "tool_calls": called},
         {"role": "tool", "tool_call_id": CALLS[0].id, "content": "A cat."},

@@ -2,6 +2,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -70,7 +71,9 @@ def set_version(directory: Path, version: str) -> None:
     tekken = json.loads(path.read_text())
     tekken["config"]["version"] = version
     if version not in ("v3", "v7"):
-        tokens = [dict(token) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS]
+        tokens: list[dict[str, Any]] = [
+            dict(token) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS
+        ]
         for rank, name in ((32, "[ARGS]"), (33, "[CALL_ID]")):
             tokens.append({"rank": rank, "token_str": name, "is_control": True})
         known = {token["rank"] for token in tokens}

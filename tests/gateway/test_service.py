@@ -187,7 +187,9 @@ async def test_a_structure_and_tools_leave_the_structure(
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [calls_a_tool]
-    sampling = chat_pb2.SamplingParams(structured_output={"json_object": True})
+    sampling = chat_pb2.SamplingParams(
+        structured_output=chat_pb2.StructuredOutput(json_object=True)
+    )
 
     whole = await client.stub.Complete(
         chat_pb2.CompleteRequest(messages=[HELLO], tools=[LOOK], sampling=sampling)

@@ -44,6 +44,10 @@ def read(form: Form, said: Iterable[Said], *, has_begun: bool = False) -> Answer
     return answer
 
 
+def either(said: list[Said]) -> tuple[list[Said], list[Said]]:
+    return said, letters(said)
+
+
 def letters(said: Iterable[Said]) -> list[Said]:
     return [letter for part in said for letter in (part if isinstance(part, str) else [part])]
 
@@ -67,7 +71,7 @@ LISTS = [
 @pytest.mark.parametrize(("text", "calls"), LISTS)
 @pytest.mark.parametrize("before", ["", "Let me see. "])
 def test_a_list_of_calls(text: str, calls: list[tuple[str, str]], before: str) -> None:
-    for said in ([before, CALLS, text], letters([before, CALLS, text])):
+    for said in either([before, CALLS, text]):
         answer = read(LISTED, said)
         assert (answer.text, answer.calls) == (before, calls)
     assert read(LISTED, letters([text]), has_begun=True).calls == calls
@@ -124,7 +128,7 @@ def test_control_tokens_are_text_where_an_answer_is_held_to_spell_them() -> None
     ],
 )
 def test_what_is_no_list_of_calls_is_text(text: str) -> None:
-    for said in ([CALLS, text], letters([CALLS, text])):
+    for said in either([CALLS, text]):
         answer = read(LISTED, said)
         assert (answer.text, answer.calls) == (text, [])
 
@@ -159,7 +163,7 @@ def test_what_is_no_call_by_name_is_text(said: list[Said]) -> None:
     ],
 )
 def test_a_call_that_was_begun_stays_one(text: str, call: tuple[str, str], rest: str) -> None:
-    for said in ([CALLS, text], letters([CALLS, text])):
+    for said in either([CALLS, text]):
         answer = read(LISTED, said)
         assert (answer.text, answer.calls) == (rest, [call])
 
@@ -247,7 +251,8 @@ def test_nothing_is_lost_and_pieces_make_no_difference(said: list[Said], cuts: l
 
 
 def in_pieces(said: Iterable[Said], cuts: Sequence[int]) -> list[Said]:
-    pieces, lengths = [], iter(cuts)
+    pieces: list[Said] = []
+    lengths = iter(cuts)
     for part in said:
         if isinstance(part, Marker):
             pieces.append(part)

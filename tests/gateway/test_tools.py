@@ -54,6 +54,7 @@ def test_calls_are_one_at_a_time_where_that_is_asked_for() -> None:
     assert not read_tools(asked(LOOK, parallel_tool_calls=True)).is_single
 
 
+UNSPECIFIED = chat_pb2.ToolChoice(mode=chat_pb2.TOOL_CHOICE_MODE_UNSPECIFIED)
 LARGE = json.dumps({"enum": ["x" * 30_000]})
 
 
@@ -81,7 +82,7 @@ LARGE = json.dumps({"enum": ["x" * 30_000]})
         ),
         (asked(*(chat_pb2.Tool(name=f"a{i}") for i in range(129))), "tools"),
         (asked(*(chat_pb2.Tool(name=f"a{i}", parameters=LARGE) for i in range(5))), "tools"),
-        (asked(GO, tool_choice=chat_pb2.ToolChoice(mode=0)), "tool_choice.mode"),
+        (asked(GO, tool_choice=UNSPECIFIED), "tool_choice.mode"),
         (asked(GO, tool_choice=chat_pb2.ToolChoice(name="look")), "tool_choice.name"),
         (asked(GO, tool_choice=chat_pb2.ToolChoice(name="")), "tool_choice.name"),
         (asked(tool_choice=REQUIRED), "tool_choice"),

@@ -314,6 +314,7 @@ class StructuredOutput(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    DISABLE_ANY_WHITESPACE_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
     """A JSON Schema, an object in JSON: the answer is a JSON value that it allows."""
     regex: _builtins.str
@@ -322,6 +323,10 @@ class StructuredOutput(_message.Message):
     """A context-free grammar, in EBNF whose first rule is `root`, or in Lark."""
     json_object: _builtins.bool
     """The answer is some JSON object; always true."""
+    disable_any_whitespace: _builtins.bool
+    """Together with `json_schema`: on one line, with white space after commas and colons alone. Else
+    the model may put any between values, and small ones do so without end.
+    """
     @_builtins.property
     def choice(self) -> Global___StringChoices:
         """The answer is one of these."""
@@ -334,10 +339,11 @@ class StructuredOutput(_message.Message):
         choice: Global___StringChoices | None = ...,
         grammar: _builtins.str = ...,
         json_object: _builtins.bool = ...,
+        disable_any_whitespace: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "constraint", b"constraint", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "constraint", b"constraint", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "constraint", b"constraint", "disable_any_whitespace", b"disable_any_whitespace", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_constraint: _TypeAlias = _typing.Literal["json_schema", "regex", "choice", "grammar", "json_object"]  # noqa: Y015
     _WhichOneofArgType_constraint: _TypeAlias = _typing.Literal["constraint", b"constraint"]  # noqa: Y015

@@ -87,8 +87,8 @@ async def test_no_call_is_told_where_none_is_wanted(
 async def test_a_call_goes_back_with_its_result(
     http: httpx.AsyncClient, content: Any, arguments: Any
 ) -> None:
-    call = {"id": "call_1", "type": "function", "function": {"name": "look"}, "index": 0}
-    call["function"] |= {"arguments": arguments}
+    function = {"name": "look", "arguments": arguments}
+    call = {"id": "call_1", "type": "function", "function": function, "index": 0}
     messages = [
         *HELLO,
         {"role": "assistant", "content": None, "tool_calls": [call]},
