@@ -11,7 +11,11 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from mistral_common.tokens.tokenizers.base import InstructTokenizer, SpecialTokenPolicy
+from mistral_common.tokens.tokenizers.base import (
+    InstructTokenizer,
+    SpecialTokenPolicy,
+    SpecialTokens,
+)
 from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV3, InstructTokenizerV11
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
@@ -24,6 +28,8 @@ from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest
 
 Events = AsyncGenerator[chat_pb2.Choice | Finished]
+
+_THINKING = (SpecialTokens.begin_think.value, SpecialTokens.end_think.value)
 
 # What a schema without any says of a function's arguments.
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -46,6 +52,10 @@ class ToolFormat:
         if isinstance(instruct, InstructTokenizerV11):
             self._markers[int(instruct.ARGS)] = Marker.ARGS
             self._markers[int(instruct.CALL_ID)] = Marker.CALL_ID
+        # vLLM has them in its text.
+        self._spelled = {
+            tokenizer.get_special_token(name) for name in _THINKING if tokenizer.is_special(name)
+        }
         self._token_ids = {marker: token_id for token_id, marker in self._markers.items()}
 
     def opening(self, tools: Tools) -> list[int]:
@@ -115,8 +125,11 @@ class ToolFormat:
         return MarkedText(self._markers, self._bytes_of)
 
     def _bytes_of(self, token_id: int) -> bytes:
+        policy = SpecialTokenPolicy.IGNORE
+        if token_id in self._spelled:
+            policy = SpecialTokenPolicy.KEEP
         try:
-            return self._tokenizer.id_to_byte_piece(token_id, SpecialTokenPolicy.IGNORE)
+            return self._tokenizer.id_to_byte_piece(token_id, policy)
         except KeyError:
             # A row of the model's that the vocabulary does not reach to.
             return b""
@@ -125,9 +138,10 @@ class ToolFormat:
 class MarkedText:
     """An answer's text, with the control tokens where they stood in it.
 
-    The text leaves them out, and may come later than its tokens: characters wait for all of their
-    bytes, and what may be the beginning of a stop string for what follows. So a token's place is
-    counted in characters, from the tokens before it.
+    The text may come later than its tokens: characters wait for all of their bytes, and what may be
+    the beginning of a stop string for what follows. So a token's place is counted in characters,
+    from the tokens before it. vLLM spells some control tokens out there, by its version, and has
+    nothing of others: what is spelled is taken away.
     """
 
     def __init__(self, markers: Mapping[int, Marker], bytes_of: Callable[[int], bytes]) -> None:
@@ -137,6 +151,8 @@ class MarkedText:
         self._spelled = 0
         self._told = 0
         self._ahead: deque[tuple[int, Marker]] = deque()
+        self._held = ""
+        self._due = ""
 
     def add(self, text: str, token_ids: Sequence[int]) -> list[str | Marker]:
         for token_id in token_ids:
@@ -145,16 +161,28 @@ class MarkedText:
                 self._ahead.append((self._spelled, marker))
             else:
                 self._spelled += len(self._characters.decode(self._bytes_of(token_id)))
+        text, self._held = self._held + text, ""
         marked: list[str | Marker] = []
         while True:
+            if self._due.startswith(text) and self._due != text:
+                self._held = text
+                return marked
+            text, self._due = text.removeprefix(self._due), ""
             place = self._ahead[0][0] if self._ahead else self._told + len(text)
-            before, text = text[: place - self._told], text[place - self._told :]
+            count = max(0, place - self._told)
+            before, text = text[:count], text[count:]
             self._told += len(before)
             if before:
                 marked.append(before)
             if not self._ahead or self._told < place:
                 return marked
-            marked.append(self._ahead.popleft()[1])
+            marker = self._ahead.popleft()[1]
+            marked.append(marker)
+            self._due = marker.value
+
+    def end(self) -> list[str | Marker]:
+        """What could still have become a control token."""
+        return [self._held] if self._held else []
 
 
 class _Answer:
@@ -169,6 +197,8 @@ class _Answer:
         said: list[str | Marker] = [choice.text]
         if self._marked is not None:
             said = self._marked.add(choice.text, choice.token_ids)
+            if choice.finish_reason:
+                said += self._marked.end()
         told = [each for part in said for each in self._reader.add(part)]
         if choice.finish_reason:
             told += self._reader.end()

@@ -177,10 +177,12 @@ async def answers(_: decoder_pb2.GenerateRequest) -> Responses:
 
 
 async def calls_a_tool(request: decoder_pb2.GenerateRequest) -> Responses:
-    """In the form of version 3, with the control token unless the prompt ends with it."""
+    """In the form of version 3, with the control token, which vLLM spells out, unless the prompt
+    ends with it."""
     has_begun = request.prompt_token_ids[-1] == TOOL_CALLS
     said = ['[{"name": "look", "argu', 'ments": {"at"', ': "cat"}}]']
-    yield delta("", *([] if has_begun else [TOOL_CALLS]))
+    if not has_begun:
+        yield delta("[TOOL_CALLS]", TOOL_CALLS)
     for text in said:
         yield delta(text, 1001)
     yield delta("", 2, finish=chat_pb2.FINISH_REASON_STOP)

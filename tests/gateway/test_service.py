@@ -178,7 +178,7 @@ async def test_tools_that_are_out_of_effect_are_nowhere(
 
     assert with_none.choices == without.choices
     assert with_none.completion.usage == without.completion.usage
-    assert without.choices[0].text == '[{"name": "look", "arguments": {"at": "cat"}}]'
+    assert without.choices[0].text == '[TOOL_CALLS][{"name": "look", "arguments": {"at": "cat"}}]'
     assert without.choices[0].finish_reason == chat_pb2.FINISH_REASON_STOP
 
 
@@ -196,7 +196,7 @@ async def test_a_structure_and_tools_leave_the_structure(
     )
 
     assert not whole.choices[0].tool_calls
-    assert whole.choices[0].text == '[{"name": "look", "arguments": {"at": "cat"}}]'
+    assert whole.choices[0].text == '[TOOL_CALLS][{"name": "look", "arguments": {"at": "cat"}}]'
 
 
 async def test_a_wrong_tool_names_its_field(client: Client) -> None:

@@ -1,5 +1,6 @@
 """Calls in an answer's deltas, and answers that are held to make one."""
 
+import itertools
 import json
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -228,6 +229,30 @@ def test_what_could_forbid_a_call_is_refused(
         prompts.tools.hold(Tools(ALL, ALL), sampling)
     assert refused.value.violations[0][0] == field
     assert prompts.tools.hold(Tools(ALL), sampling) == sampling
+
+
+def test_spelled_tokens_are_taken_away_where_they_stood() -> None:
+    for cuts in (range(1, 30), [4, 9, 17], []):
+        marked = MarkedText({9: Marker.CALLS, 8: Marker.ARGS}, lambda _: b"[")
+        text = "[[TOOL_CALLS][[ARGS][["
+        said = marked.add("", [1, 9, 1, 8, 1, 1])
+        for start, end in itertools.pairwise([0, *cuts, len(text)]):
+            said += marked.add(text[start:end], [])
+        said += marked.end()
+        joined = "".join(f"<{each.name}>" if isinstance(each, Marker) else each for each in said)
+        assert joined == "[<CALLS>[<ARGS>[["
+
+
+def test_what_only_began_like_a_token_is_text() -> None:
+    marked = MarkedText({9: Marker.CALLS}, lambda _: b"x")
+    assert marked.add("", [9]) == [Marker.CALLS]
+    assert marked.add("[", [1]) == []
+    assert marked.add("T", [1]) == []
+    assert marked.add("{", [1]) == ["[T{"]
+    assert marked.add("", [9]) == [Marker.CALLS]
+    cut_off = MarkedText({9: Marker.CALLS}, lambda _: b"x")
+    assert cut_off.add("[T", [9, 1]) == [Marker.CALLS]
+    assert cut_off.end() == ["[T"]
 
 
 def test_tokens_stand_where_their_bytes_are() -> None:
