@@ -19,8 +19,8 @@ from typing import TypeAlias
 
 from gateway.tools import NAME
 
-# An unfinished name, or key of an object, is no longer than that.
-MAX_STRING = 256
+# What is waited for takes no more than that: the end of a name or of a key, or of white space.
+MAX_WAIT = 256
 
 _SPACE = " \t\r\n"
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -131,6 +131,8 @@ class CallReader:
             key = yield from self._string()
             yield from self._one_of(":")
             first = yield from self._first()
+            if has_begun and key in ("name", "arguments"):
+                raise Malformed
             if key == "name":
                 name = yield from self._string()
             elif key == "arguments" and first == "{" and name:
@@ -196,6 +198,8 @@ class CallReader:
             raise Malformed
         while (match := _STRING.match(self._rest)) is None:
             yield from self._more()
+        if match.end() > MAX_WAIT:
+            raise Malformed
         return _unquoted(self._read(match.end()))
 
     def _one_of(self, letters: str) -> Generator[None, None, str]:
@@ -214,8 +218,9 @@ class CallReader:
     def _first(self) -> Generator[None, None, str]:
         """The next letter that is no white space; it is not read."""
         while not (rest := self._rest.lstrip(_SPACE)):
-            yield
-        self._read(len(self._rest) - len(rest))
+            yield from self._more()
+        if len(self._read(len(self._rest) - len(rest))) > MAX_WAIT:
+            raise Malformed
         return rest[0]
 
     def _until(self, marker: Marker) -> Reading:
@@ -223,7 +228,7 @@ class CallReader:
             yield from self._more()
 
     def _more(self) -> Reading:
-        if len(self._rest) > MAX_STRING:
+        if len(self._rest) > MAX_WAIT:
             raise Malformed
         yield
 

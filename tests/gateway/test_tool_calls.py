@@ -125,6 +125,7 @@ def test_control_tokens_are_text_where_an_answer_is_held_to_spell_them() -> None
         '[{"arguments": {"a": "b',
         f'[{{"name": "{"a" * 5000}',
         f'[{{"n": {"1" * 5000}',
+        f'[{" " * 5000}{{"name": "look"}}]x',
     ],
 )
 def test_what_is_no_list_of_calls_is_text(text: str) -> None:
@@ -160,6 +161,11 @@ def test_what_is_no_call_by_name_is_text(said: list[Said]) -> None:
         ('[{"name": "look", "arguments": {}}] So.', ("look", "{}"), "So."),
         ('[{"name": "look", "arguments": {}} no', ("look", "{}"), "} no"),
         ('[{"name": "look", "arguments": {}}, {"name"', ("look", "{}"), '}, {"name"'),
+        (
+            '[{"name": "look", "arguments": {}, "arguments": {"a": 1}}]',
+            ("look", "{}"),
+            ', "arguments": {"a": 1}}]',
+        ),
     ],
 )
 def test_a_call_that_was_begun_stays_one(text: str, call: tuple[str, str], rest: str) -> None:
