@@ -1,13 +1,13 @@
 """LangChain's ChatOpenAI, unmodified, against the running service."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, SecretStr
 
 from tests.e2e.conftest import Tokenizer
 from tests.e2e.pictures import new_picture
@@ -31,7 +31,7 @@ class Animal(BaseModel):
     """What is to be seen."""
 
     kind: Literal["cat", "dog"]
-    legs: Annotated[int, Field(ge=0, le=9)]
+    mood: Literal["awake", "asleep"]
 
 
 @pytest.fixture(scope="module")

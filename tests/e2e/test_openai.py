@@ -27,7 +27,7 @@ SCHEMA = {
 }
 TOOLS: Any = [
     {"type": "function", "function": {"name": "look", "parameters": SCHEMA}},
-    {"type": "function", "function": {"name": "rest"}},
+    {"type": "function", "function": {"name": "rest", "parameters": {}}},
 ]
 NAMED = {"type": "function", "function": {"name": "look"}}
 # Greedy, and as long as it is told to be.
