@@ -102,7 +102,8 @@ def deltas(pieces: Iterable[chat_pb2.ToolCall]) -> list[dict[str, Any]]:
             "function": {"name": piece.name, "arguments": piece.arguments},
         }
         if piece.id
-        else {"index": piece.index, "function": {"arguments": piece.arguments}}
+        # Mistral's client takes no call without a name; others add the texts up.
+        else {"index": piece.index, "function": {"name": "", "arguments": piece.arguments}}
         for piece in pieces
     ]
 

@@ -119,7 +119,7 @@ def test_tools_are_bound_called_and_answered(model: ChatOpenAI, choice: str) -> 
 def test_structured_output(service: Service, tokenizer: Tokenizer, method: Any) -> None:
     # Left to itself, the random model would put white space into JSON without end.
     encode = tokenizer.instruct_tokenizer.tokenizer.encode
-    bias = {encode(mark, False, False)[0]: 8 for mark in '"{}:,'}
+    bias = {encode(mark, False, False)[0]: 100 for mark in '"{}:,'}
     structured = chat(service, max_tokens=90, logit_bias=bias).with_structured_output(
         Animal, method=method
     )

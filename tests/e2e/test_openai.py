@@ -270,7 +270,7 @@ def test_mistrals_client_calls_tools(url: str, choice: Any) -> None:
             model=MODEL, messages=[*messages, message, result], tools=TOOLS, max_tokens=4
         )
     pieces = [piece for each in choices for piece in each.delta.tool_calls or ()]
-    assert pieces[0].function.name == call.function.name
+    assert "".join(each.function.name for each in pieces) == call.function.name
     assert "".join(str(each.function.arguments) for each in pieces) == call.function.arguments
     assert choices[-1].finish_reason == "tool_calls"
     assert answered.usage.completion_tokens

@@ -66,7 +66,7 @@ async def test_a_call_is_streamed_in_openais_form(
         "type": "function",
         "function": {"name": "look", "arguments": '{"at"'},
     }
-    assert rest == [[{"index": 0, "function": {"arguments": ': "cat"}'}}]]
+    assert rest == [[{"index": 0, "function": {"name": "", "arguments": ': "cat"}'}}]]
     assert not any(each["delta"].get("content") for each in choices)
     assert [each["finish_reason"] for each in choices[-2:]] == [None, "tool_calls"]
 
