@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import cast
 
 from embeddings.key import EmbeddingKey, to_proto
@@ -76,7 +77,7 @@ class Completions:
         try:
             images = len(ask.conversation.images)
             with self._admission.permit(ask.tenant, images, answers_of(ask.sampling)):
-                async with aclosing(self._answer(ask)) as events:
+                async with aclosing(self._told(ask)) as events:
                     async for event in events:
                         yield event
         except ServingError as error:
@@ -105,6 +106,14 @@ class Completions:
                 len(text), "prompt", self._prompts.longest_token, self._tiers.context_length
             )
             return await self._prompts.tokenize(text, bos=bos)
+
+    def _told(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
+        """The answer, with its tool calls told apart from its text."""
+        tools, calls = ask.conversation.tools, self._prompts.tools
+        if not tools.offered or (not tools.forced and ask.sampling.HasField("structured_output")):
+            return self._answer(ask)
+        held = replace(ask, sampling=calls.hold(tools, ask.sampling))
+        return calls.read(self._answer(held), tools)
 
     async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         contract = self._tiers.contract()
@@ -220,12 +229,14 @@ def _generate_request(
 
 
 def _head(conversation: Conversation, images: Sequence[ImageInput]) -> bytes:
-    """Stands for a prompt's beginning: its system message, and its first image or else text.
+    """Stands for a prompt's beginning: tools, system message, and its first image or else text.
 
     Equal for all turns of a conversation, and for all questions on one image.
     """
     first, *rest = conversation.turns
     digest = hashlib.sha256()
+    if conversation.tools.offered:
+        digest.update(repr(conversation.tools.offered).encode())
     if first.role is Role.SYSTEM:
         digest.update(repr(first.parts).encode())
         first = rest[0]

@@ -17,6 +17,7 @@ from gateway.conversation import Conversation
 from gateway.deadline import Deadline
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenant, Tenants
+from gateway.tools import read_tools, whole_calls
 from gateway.uploads import Uploads
 from gateway.validation import check_model, check_parts, check_sampling, read_conversation
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
@@ -56,6 +57,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         response = chat_pb2.CompleteResponse(id=ask.id, model=self._model)
         choices = [response.choices.add(index=i) for i in range(answers_of(request.sampling))]
         texts: list[list[str]] = [[] for _ in choices]
+        calls: list[list[chat_pb2.ToolCall]] = [[] for _ in choices]
         async with aclosing(self.completions.stream(ask)) as events:
             async for event in events:
                 if isinstance(event, Finished):
@@ -63,11 +65,13 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 else:
                     choice = choices[event.index]
                     texts[event.index].append(event.text)
+                    calls[event.index].extend(event.tool_calls)
                     choice.token_ids.extend(event.token_ids)
                     choice.logprobs.extend(event.logprobs)
                     choice.finish_reason = event.finish_reason
-        for choice, parts in zip(choices, texts, strict=True):
+        for choice, parts, pieces in zip(choices, texts, calls, strict=True):
             choice.text = "".join(parts)
+            choice.tool_calls.extend(whole_calls(pieces))
         return response
 
     async def CountTokens(
@@ -119,7 +123,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     ) -> Conversation:
         check_model(request.model, self._model)
         check_parts([len(m.content) for m in request.messages], self.completions.context_length)
-        return read_conversation(request.messages, max_images=self._settings.max_images)
+        return read_conversation(
+            request.messages, max_images=self._settings.max_images, tools=read_tools(request)
+        )
 
     def _ask(
         self,

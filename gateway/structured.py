@@ -1,7 +1,7 @@
 """Checks of what an answer is to be held to, and bounds for the decoder's work on it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pixtral.v1 import chat_pb2
@@ -24,7 +24,7 @@ def check_structured_output(sampling: chat_pb2.SamplingParams) -> None:
     wanted, path = sampling.structured_output, "sampling.structured_output"
     match wanted.WhichOneof("constraint"):
         case "json_schema":
-            _check_schema(wanted.json_schema, f"{path}.json_schema")
+            read_schema(wanted.json_schema, f"{path}.json_schema")
         case "regex":
             _check_text(wanted.regex, f"{path}.regex", MAX_REGEX_LENGTH)
         case "choice":
@@ -36,12 +36,15 @@ def check_structured_output(sampling: chat_pb2.SamplingParams) -> None:
                 raise InvalidRequest(f"{path}.json_object", "must be true, or left out")
         case _:
             raise InvalidRequest(path, "must have one of its fields")
+    if wanted.disable_any_whitespace and not wanted.json_schema:
+        raise InvalidRequest(f"{path}.disable_any_whitespace", "only together with json_schema")
     for field in INCOMPATIBLE:
         if getattr(sampling, field):
             raise InvalidRequest(f"sampling.{field}", "not together with structured_output")
 
 
-def _check_schema(text: str, path: str) -> None:
+def read_schema(text: str, path: str) -> dict[str, Any]:
+    """A JSON Schema that is not too large to be looked at. Raises InvalidRequest."""
     _check_text(text, path, MAX_SCHEMA_LENGTH)
     try:
         schema = json.loads(text)
@@ -49,8 +52,9 @@ def _check_schema(text: str, path: str) -> None:
         raise InvalidRequest(path, "is no JSON") from None
     if not isinstance(schema, dict):
         raise InvalidRequest(path, "must be a JSON object")
-    if _is_deeper(schema, MAX_SCHEMA_DEPTH):
+    if is_deeper(schema, MAX_SCHEMA_DEPTH):
         raise InvalidRequest(path, f"must nest at most {MAX_SCHEMA_DEPTH} deep")
+    return schema
 
 
 def _check_choice(values: Sequence[str], path: str) -> None:
@@ -67,7 +71,8 @@ def _check_text(text: str, path: str, longest: int) -> None:
         raise InvalidRequest(path, "must have no NUL character")
 
 
-def _is_deeper(value: Mapping[str, Any], depth: int) -> bool:
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects nest more than so many deep."""
     level: list[Any] = [value]
     for _ in range(depth):
         level = [child for node in level for child in _children(node)]

@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gateway.conversation import Conversation, ImageSource, Role, Turn
+from gateway.conversation import NO_TOOLS, Conversation, ImageSource, Role, ToolCall, Tools, Turn
 from gateway.structured import check_structured_output
+from gateway.tools import check_call, check_exchanges
 from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest, NotFound
 
@@ -25,6 +26,7 @@ ROLES: dict[int, Role] = {
     chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
     chat_pb2.ROLE_USER: Role.USER,
     chat_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+    chat_pb2.ROLE_TOOL: Role.TOOL,
 }
 
 
@@ -48,27 +50,30 @@ def check_parts(parts: Sequence[int], context_length: int) -> None:
         )
 
 
-def read_conversation(messages: Sequence[chat_pb2.Message], *, max_images: int) -> Conversation:
+def read_conversation(
+    messages: Sequence[chat_pb2.Message], *, max_images: int, tools: Tools = NO_TOOLS
+) -> Conversation:
     """The conversation, if it is one that Mistral's template takes. Raises InvalidRequest.
 
     That is: images in user messages only; no empty text; and as `conversation_of` has it.
     """
-    turns = tuple(
-        Turn(_role(message, f"messages[{i}]"), _parts(message, f"messages[{i}]"))
-        for i, message in enumerate(messages)
-    )
-    return conversation_of(turns, max_images=max_images)
+    turns = tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(messages))
+    return conversation_of(turns, max_images=max_images, tools=tools)
 
 
-def conversation_of(turns: tuple[Turn, ...], *, max_images: int) -> Conversation:
+def conversation_of(
+    turns: tuple[Turn, ...], *, max_images: int, tools: Tools = NO_TOOLS
+) -> Conversation:
     """At first a system message or none, then user and assistant by turns, the user last.
 
-    Raises InvalidRequest for any other order, and for more than `max_images` images.
+    Where an assistant calls tools, their results come next, and then either of the two; they may
+    be last. Raises InvalidRequest for any other order, and for more than `max_images` images.
     """
     if not turns:
         raise InvalidRequest("messages", "at least one message is needed")
-    _check_order([turn.role for turn in turns])
-    conversation = Conversation(turns)
+    check_exchanges(turns)
+    _check_order(turns)
+    conversation = Conversation(turns, tools)
     if len(conversation.images) > max_images:
         raise InvalidRequest(
             "messages", f"more than {max_images} images in a request", "TOO_MANY_IMAGES"
@@ -153,25 +158,30 @@ def check_length(
         )
 
 
-def _role(message: chat_pb2.Message, path: str) -> Role:
+def _turn(message: chat_pb2.Message, path: str) -> Turn:
     role = ROLES.get(message.role)
     if role is None:
-        raise InvalidRequest(f"{path}.role", "must be system, user or assistant")
-    return role
-
-
-def _parts(message: chat_pb2.Message, path: str) -> tuple[str | ImageSource, ...]:
-    if not message.content:
+        raise InvalidRequest(f"{path}.role", "must be system, user, assistant or tool")
+    if message.tool_calls and role is not Role.ASSISTANT:
+        raise InvalidRequest(f"{path}.tool_calls", "only assistant messages may hold calls")
+    if message.tool_call_id and role is not Role.TOOL:
+        raise InvalidRequest(f"{path}.tool_call_id", "only tool messages answer calls")
+    calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls)
+    for i, call in enumerate(calls):
+        check_call(call, f"{path}.tool_calls[{i}]")
+    if not message.content and not calls and role is not Role.TOOL:
         raise InvalidRequest(f"{path}.content", "must not be empty")
-    return tuple(
+    parts = tuple(
         _part(part, f"{path}.content[{i}]", message.role) for i, part in enumerate(message.content)
     )
+    return Turn(role, parts, calls, message.tool_call_id)
 
 
 def _part(part: chat_pb2.ContentPart, path: str, role: int) -> str | ImageSource:
     match part.WhichOneof("part"):
         case "text":
-            if not part.text:
+            # A tool may give nothing back.
+            if not part.text and role != chat_pb2.ROLE_TOOL:
                 raise InvalidRequest(f"{path}.text", "must not be empty")
             return part.text
         case "image":
@@ -196,15 +206,22 @@ def _image(image: chat_pb2.Image, path: str) -> ImageSource:
             raise InvalidRequest(path, "must have data, a URL or a SHA-256")
 
 
-def _check_order(roles: list[Role]) -> None:
-    first = 1 if roles[0] is Role.SYSTEM else 0
-    expected = Role.USER
-    for i, role in enumerate(roles[first:], start=first):
-        if role is not expected:
-            raise InvalidRequest(f"messages[{i}].role", f"must be {expected} here")
-        expected = Role.ASSISTANT if role is Role.USER else Role.USER
-    if roles[-1] is not Role.USER:
-        raise InvalidRequest(f"messages[{len(roles) - 1}].role", "the last must be user")
+def _check_order(turns: Sequence[Turn]) -> None:
+    first = 1 if turns[0].role is Role.SYSTEM else 0
+    expected: tuple[Role, ...] = (Role.USER,)
+    for i, turn in enumerate(turns[first:], start=first):
+        # `check_exchanges` has seen to it that tools speak when they are asked, and only then.
+        if turn.role is not Role.TOOL and turn.role not in expected:
+            raise InvalidRequest(f"messages[{i}].role", f"must be {' or '.join(expected)} here")
+        match turn.role:
+            case Role.TOOL:
+                expected = (Role.USER, Role.ASSISTANT)
+            case Role.USER:
+                expected = (Role.ASSISTANT,)
+            case _:
+                expected = (Role.USER,)
+    if turns[-1].role not in (Role.USER, Role.TOOL):
+        raise InvalidRequest(f"messages[{len(turns) - 1}].role", "the last must be user or tool")
 
 
 def _within(low: float, high: float) -> Callable[[float], bool]:

@@ -10,7 +10,7 @@ from pixtral_client.errors import (
     Unavailable,
     Violation,
 )
-from pixtral_client.requests import Sampling, StructuredOutput, Tls
+from pixtral_client.requests import Options, Sampling, StructuredOutput, Tls
 from pixtral_client.results import (
     Choice,
     Completion,
@@ -21,6 +21,7 @@ from pixtral_client.results import (
     Timings,
     TokenCount,
     TokenLogprobs,
+    ToolCall,
     UploadedImage,
     Usage,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Logprob",
     "Model",
     "NotFound",
+    "Options",
     "Overloaded",
     "PixtralError",
     "Progress",
@@ -53,6 +55,7 @@ __all__ = [
     "Tls",
     "TokenCount",
     "TokenLogprobs",
+    "ToolCall",
     "Unavailable",
     "UploadedImage",
     "Usage",

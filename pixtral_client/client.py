@@ -7,6 +7,7 @@ there is an `Unavailable` at once.
 """
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -19,7 +20,7 @@ from pixtral_client.naming import KnownImages, Outgoing, Request
 from pixtral_client.requests import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT,
-    Sampling,
+    Options,
     Tls,
     authorization,
     channel_options,
@@ -83,10 +84,11 @@ class Client:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Completion:
-        """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
-        outgoing = Outgoing(complete_request(messages, model, sampling), self._known)
+        """Answers a conversation; see `pixtral_client.messages` for what it may hold, and
+        `pixtral_client.tools` for what may be called."""
+        outgoing = Outgoing(complete_request(messages, model, options), self._known)
         return completion(self._call(self._stub.Complete, outgoing, timeout))
 
     def stream(
@@ -95,10 +97,10 @@ class Client:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Stream:
         """Answers a conversation as the answer is generated."""
-        outgoing = Outgoing(stream_request(messages, model, sampling), self._known)
+        outgoing = Outgoing(stream_request(messages, model, options), self._known)
         left = time_left(timeout or self._timeout)
 
         def begin() -> "grpc._CallIterator[chat_pb2.StreamCompleteResponse]":
@@ -109,10 +111,16 @@ class Client:
         return Stream(begin(), outgoing, begin)
 
     def count_tokens(
-        self, messages: Messages, *, model: str | None = None, timeout: float | None = None
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
-        outgoing = Outgoing(count_request(messages, model), self._known)
+        outgoing = Outgoing(count_request(messages, model, tools, tool_choice), self._known)
         response = self._call(self._stub.CountTokens, outgoing, timeout)
         return TokenCount(response.prompt_tokens, response.image_tokens)
 
@@ -208,11 +216,11 @@ class AsyncClient:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Completion:
         """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
         outgoing = await asyncio.to_thread(
-            lambda: Outgoing(complete_request(messages, model, sampling), self._known)
+            lambda: Outgoing(complete_request(messages, model, options), self._known)
         )
         return completion(await self._call(self._stub.Complete, outgoing, timeout))
 
@@ -222,11 +230,11 @@ class AsyncClient:
         *,
         model: str | None = None,
         timeout: float | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> AsyncStream:
         """Answers a conversation as the answer is generated."""
         outgoing = await asyncio.to_thread(
-            lambda: Outgoing(stream_request(messages, model, sampling), self._known)
+            lambda: Outgoing(stream_request(messages, model, options), self._known)
         )
         left = time_left(timeout or self._timeout)
 
@@ -238,11 +246,17 @@ class AsyncClient:
         return AsyncStream(begin(), outgoing, begin)
 
     async def count_tokens(
-        self, messages: Messages, *, model: str | None = None, timeout: float | None = None
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
         outgoing = await asyncio.to_thread(
-            lambda: Outgoing(count_request(messages, model), self._known)
+            lambda: Outgoing(count_request(messages, model, tools, tool_choice), self._known)
         )
         response = await self._call(self._stub.CountTokens, outgoing, timeout)
         return TokenCount(response.prompt_tokens, response.image_tokens)

@@ -11,6 +11,9 @@ URL is a `data:` or http(s) URL. IMAGE is a `pathlib.Path`, the bytes of an imag
 what `put_image` gave back, or a URL. A file is read only where a `Path` says so, never for a
 string: a message list that came as JSON from elsewhere cannot name the files of this machine. It
 can name URLs, and they are fetched from here.
+
+An assistant's message may have `tool_calls` instead of content or beside it (see
+`pixtral_client.tools`); what a tool gave back is a message of role "tool" with the `tool_call_id`.
 """
 
 import io
@@ -22,16 +25,17 @@ from typing import Any
 from pixtral.v1 import chat_pb2
 from pixtral_client.fetch import fetch
 from pixtral_client.results import UploadedImage
+from pixtral_client.tools import to_call
 
 _ROLES = {
     "system": chat_pb2.ROLE_SYSTEM,
     "developer": chat_pb2.ROLE_SYSTEM,
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
+    "tool": chat_pb2.ROLE_TOOL,
 }
 _TEXT_TYPES = ("text", "input_text")
 _IMAGE_TYPES = ("image_url", "input_image", "image", "image_pil")
-_UNSUPPORTED_KEYS = ("tool_calls", "tool_call_id", "function_call")
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 Messages = Sequence[Mapping[str, Any]]
@@ -58,11 +62,20 @@ def _message(message: Any, where: str) -> chat_pb2.Message:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(f"{where}.role must be one of {', '.join(_ROLES)}, not {role!r}")
-    for key in _UNSUPPORTED_KEYS:
-        if message.get(key):
-            raise ValueError(f"{where}.{key}: tools are not supported")
+    if message.get("function_call"):
+        raise ValueError(f"{where}.function_call: give it as one of tool_calls")
+    calls = [
+        to_call(call, f"{where}.tool_calls[{i}]")
+        for i, call in enumerate(message.get("tool_calls") or ())
+    ]
+    content = message.get("content")
+    if not content and (calls or role == "tool"):
+        content = []
     return chat_pb2.Message(
-        role=_ROLES[role], content=_content(message.get("content"), f"{where}.content")
+        role=_ROLES[role],
+        content=_content(content, f"{where}.content"),
+        tool_calls=calls,
+        tool_call_id=message.get("tool_call_id") or "",
     )
 
 

@@ -19,7 +19,9 @@ from pixtral_client.results import (
     Delta,
     completion_from_proto,
     delta_from_proto,
+    joined_calls,
 )
+from pixtral_client.tools import OPTIONS, tool_fields
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 # Where vLLM's server is, too, unless it is told otherwise.
@@ -90,13 +92,15 @@ def authorization(api_key: str | None, target: str, tls: Tls | None) -> tuple[tu
 
 
 class StructuredOutput(TypedDict, total=False):
-    """What an answer must be: exactly one of `pixtral.v1.StructuredOutput`'s constraints."""
+    """What an answer must be: exactly one of `pixtral.v1.StructuredOutput`'s constraints, and with
+    `json_schema` perhaps `disable_any_whitespace`."""
 
     json_schema: str | Mapping[str, Any]
     regex: str
     choice: Sequence[str]
     grammar: str
     json_object: bool
+    disable_any_whitespace: bool
 
 
 class Sampling(TypedDict, total=False):
@@ -124,24 +128,47 @@ class Sampling(TypedDict, total=False):
     n: int | None
 
 
+class Options(Sampling, total=False):
+    """How to answer: `Sampling`, and what tools may or must be called (`pixtral_client.tools`)."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+
+
 def complete_request(
-    messages: Messages, model: str | None, sampling: Mapping[str, Any]
+    messages: Messages, model: str | None, options: Mapping[str, Any]
 ) -> chat_pb2.CompleteRequest:
     return chat_pb2.CompleteRequest(
-        model=model or "", sampling=_sampling(sampling), messages=to_protos(messages)
+        model=model or "",
+        sampling=_sampling(options),
+        messages=to_protos(messages),
+        **tool_fields(options),
     )
 
 
 def stream_request(
-    messages: Messages, model: str | None, sampling: Mapping[str, Any]
+    messages: Messages, model: str | None, options: Mapping[str, Any]
 ) -> chat_pb2.StreamCompleteRequest:
     return chat_pb2.StreamCompleteRequest(
-        model=model or "", sampling=_sampling(sampling), messages=to_protos(messages)
+        model=model or "",
+        sampling=_sampling(options),
+        messages=to_protos(messages),
+        **tool_fields(options),
     )
 
 
-def count_request(messages: Messages, model: str | None) -> chat_pb2.CountTokensRequest:
-    return chat_pb2.CountTokensRequest(model=model or "", messages=to_protos(messages))
+def count_request(
+    messages: Messages,
+    model: str | None,
+    tools: Sequence[Mapping[str, Any]] | None,
+    tool_choice: str | Mapping[str, Any] | None,
+) -> chat_pb2.CountTokensRequest:
+    return chat_pb2.CountTokensRequest(
+        model=model or "",
+        messages=to_protos(messages),
+        **tool_fields({"tools": tools, "tool_choice": tool_choice}),
+    )
 
 
 def image_file(image: Any) -> bytes:
@@ -204,16 +231,17 @@ class Answer:
             finish_reason=deltas[-1].finish_reason if deltas else None,
             logprobs=tuple(each for delta in deltas for each in delta.logprobs),
             index=index,
+            tool_calls=joined_calls(call for delta in deltas for call in delta.tool_calls),
         )
 
 
-def _sampling(sampling: Mapping[str, Any]) -> chat_pb2.SamplingParams:
+def _sampling(options: Mapping[str, Any]) -> chat_pb2.SamplingParams:
     params = chat_pb2.SamplingParams()
-    for name, value in sampling.items():
-        if name not in Sampling.__annotations__:
-            known = ", ".join(Sampling.__annotations__)
-            raise TypeError(f"unknown argument {name!r}; sampling takes {known}")
-        if value is None:
+    for name, value in options.items():
+        if name not in Options.__annotations__:
+            known = ", ".join(Options.__annotations__)
+            raise TypeError(f"unknown argument {name!r}; known are {known}")
+        if value is None or name in OPTIONS:
             continue
         if name == "stop" and isinstance(value, str):
             value = [value]
@@ -232,12 +260,14 @@ def _sampling(sampling: Mapping[str, Any]) -> chat_pb2.SamplingParams:
 
 
 def _structured_output(wanted: Mapping[str, Any]) -> chat_pb2.StructuredOutput:
-    if len(wanted) != 1 or not wanted.keys() <= StructuredOutput.__annotations__.keys():
+    is_compact = wanted.get("disable_any_whitespace", False)
+    given = [(name, value) for name, value in wanted.items() if name != "disable_any_whitespace"]
+    if len(given) != 1 or not wanted.keys() <= StructuredOutput.__annotations__.keys():
         known = ", ".join(StructuredOutput.__annotations__)
         raise TypeError(f"takes exactly one of {known}")
-    ((name, value),) = wanted.items()
+    ((name, value),) = given
     if name == "choice":
         value = chat_pb2.StringChoices(values=value)
     if name == "json_schema" and not isinstance(value, str):
         value = json.dumps(value)
-    return chat_pb2.StructuredOutput(**{name: value})
+    return chat_pb2.StructuredOutput(**{name: value}, disable_any_whitespace=is_compact)

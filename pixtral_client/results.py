@@ -1,18 +1,19 @@
 """What a call gives back. Durations are seconds; token ids are the model's own."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from google.protobuf.duration_pb2 import Duration
 
 from pixtral.v1 import chat_pb2
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 _FINISH_REASONS: dict[int, FinishReason] = {
     chat_pb2.FINISH_REASON_STOP: "stop",
     chat_pb2.FINISH_REASON_LENGTH: "length",
+    chat_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
 
@@ -77,10 +78,25 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that was offered, or in a stream what is new of one.
+
+    `arguments` should be a JSON object; nothing but a `tool_choice` that forces the call sees to
+    it. In a stream the first piece of an `index` has id and name, and arguments follow.
+    """
+
+    id: str
+    name: str
+    arguments: str
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """What is new in a stream; `finish_reason` is None until the last.
 
-    `logprobs` has one for each token where they were asked for. `index` is the choice's.
+    `logprobs` has one for each token where they were asked for. `index` is the choice's. Tool
+    calls are not in `text`.
     """
 
     text: str
@@ -88,6 +104,7 @@ class Delta:
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprobs, ...] = ()
     index: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +116,7 @@ class Choice:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprobs, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +124,7 @@ class Completion:
     """A whole answer. `images` are in the order of the conversation.
 
     `model` is the gateway's name for what answered. Where `n` answers were asked for, `choices` are
-    all of them; text, tokens, finish reason and logprobs are the first one's.
+    all of them; text, tokens, finish reason, logprobs and tool calls are the first one's.
     """
 
     id: str
@@ -119,6 +137,7 @@ class Completion:
     images: tuple[ImageReport, ...]
     logprobs: tuple[TokenLogprobs, ...]
     choices: tuple[Choice, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +163,7 @@ def delta_from_proto(choice: chat_pb2.Choice) -> Delta:
         _FINISH_REASONS.get(choice.finish_reason),
         tuple(_token_logprobs(each) for each in choice.logprobs),
         choice.index,
+        tuple(ToolCall(c.id, c.name, c.arguments, c.index) for c in choice.tool_calls),
     )
 
 
@@ -176,10 +196,29 @@ def completion_from_proto(
         ),
         logprobs=answer.logprobs,
         choices=tuple(
-            Choice(each.index, each.text, each.token_ids, each.finish_reason, each.logprobs)
+            Choice(
+                each.index,
+                each.text,
+                each.token_ids,
+                each.finish_reason,
+                each.logprobs,
+                each.tool_calls,
+            )
             for each in answers
         ),
+        tool_calls=answer.tool_calls,
     )
+
+
+def joined_calls(pieces: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
+    """The calls that a stream's pieces add up to."""
+    calls: dict[int, ToolCall] = {}
+    for piece in pieces:
+        begun = calls.get(piece.index)
+        if begun is not None:
+            piece = replace(begun, arguments=begun.arguments + piece.arguments)
+        calls[piece.index] = piece
+    return tuple(calls.values())
 
 
 def models_from_proto(response: chat_pb2.ListModelsResponse) -> list[Model]:

@@ -7,6 +7,8 @@ from contextlib import aclosing
 from typing import Any
 
 from gateway.answer import Finished, Usage
+from gateway.http import tools
+from gateway.tools import whole_calls
 from pixtral.v1 import chat_pb2
 
 Events = AsyncGenerator[chat_pb2.Choice | Finished]
@@ -17,6 +19,7 @@ LEAST_LOGPROB = -9999.0
 _FINISH_REASONS = {
     chat_pb2.FINISH_REASON_STOP: "stop",
     chat_pb2.FINISH_REASON_LENGTH: "length",
+    chat_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
 
@@ -24,6 +27,7 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
     """A `chat.completion`, once the last token of the last of so many choices is there."""
     texts: list[list[str]] = [[] for _ in range(choices)]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in range(choices)]
+    calls: list[list[chat_pb2.ToolCall]] = [[] for _ in range(choices)]
     finish_reasons: list[str | None] = [None] * choices
     ending: dict[str, Any] = {}
     async with aclosing(events):
@@ -32,13 +36,14 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
                 ending = _ending(event)
                 continue
             texts[event.index].append(event.text)
+            calls[event.index].extend(event.tool_calls)
             logprobs[event.index] += map(_token_logprobs, event.logprobs)
             finish_reasons[event.index] = _FINISH_REASONS.get(event.finish_reason)
     heading = _heading(completion_id, "chat.completion", model)
     told = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
+            "message": _message("".join(texts[index]), calls[index]),
             "logprobs": _logprobs(logprobs[index]),
             "finish_reason": finish_reasons[index],
         }
@@ -65,7 +70,7 @@ async def chunks(
                     opening = _event({**heading, "choices": [first], **usage})
                 choice = _delta(
                     event.index,
-                    {"content": event.text},
+                    _said(event),
                     _FINISH_REASONS.get(event.finish_reason),
                     _logprobs([_token_logprobs(each) for each in event.logprobs]),
                 )
@@ -79,9 +84,23 @@ def _heading(completion_id: str, kind: str, model: str) -> dict[str, Any]:
     return {"id": completion_id, "object": kind, "created": int(time.time()), "model": model}
 
 
+def _message(text: str, pieces: list[chat_pb2.ToolCall]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if pieces:
+        message |= {"content": text or None, "tool_calls": tools.whole(whole_calls(pieces))}
+    return message
+
+
+def _said(choice: chat_pb2.Choice) -> dict[str, Any]:
+    if not choice.tool_calls:
+        return {"content": choice.text}
+    called = {"tool_calls": tools.deltas(choice.tool_calls)}
+    return {"content": choice.text, **called} if choice.text else called
+
+
 def _delta(
     index: int,
-    delta: dict[str, str],
+    delta: dict[str, Any],
     finish_reason: str | None = None,
     logprobs: dict[str, Any] | None = None,
 ) -> dict[str, Any]:

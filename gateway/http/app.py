@@ -14,7 +14,7 @@ from starlette.routing import Route, Router
 from gateway.answer import Ask
 from gateway.completion import Completions
 from gateway.continuing import answers_of
-from gateway.conversation import Conversation
+from gateway.conversation import Conversation, Tools
 from gateway.deadline import Deadline
 from gateway.http import answers
 from gateway.http.body import Bodies
@@ -31,7 +31,7 @@ from serving.interceptor import Gate
 from serving.tracing import Tracer
 
 _QUIET = frozenset({"/health", "/version"})
-_CAPABILITIES = {"completion_chat": True, "function_calling": False, "vision": True}
+_CAPABILITIES = {"completion_chat": True, "function_calling": True, "vision": True}
 
 
 class OpenAiApi:
@@ -71,7 +71,7 @@ class OpenAiApi:
         seconds = self._settings.request_timeout_seconds
         asked = await self._bodies.read(request, ChatRequest, Deadline(arrival + seconds))
         asked.check_served()
-        conversation = self._conversation(asked.model, asked.messages)
+        conversation = self._conversation(asked.model, asked.messages, asked.called_tools())
         sampling = asked.sampling()
         with _told_as_asked(asked):
             check_sampling(sampling, vocabulary_size=self.completions.vocabulary_size)
@@ -127,7 +127,7 @@ class OpenAiApi:
 
     async def _tokens(self, asked: TokenizeRequest, tenant: Tenant) -> Sequence[int]:
         if asked.messages is not None:
-            conversation = self._conversation(asked.model, asked.messages)
+            conversation = self._conversation(asked.model, asked.messages, asked.called_tools())
             return (await self.completions.count(conversation, tenant)).token_ids
         if asked.prompt is None:
             raise InvalidRequest("messages", "messages or a prompt is needed")
@@ -136,10 +136,13 @@ class OpenAiApi:
             asked.prompt, tenant, bos=asked.add_special_tokens is not False
         )
 
-    def _conversation(self, model: str | None, messages: Sequence[Message]) -> Conversation:
+    def _conversation(
+        self, model: str | None, messages: Sequence[Message], tools: Tools
+    ) -> Conversation:
         check_model(model or "", self._model)
         return to_conversation(
             messages,
+            tools,
             max_images=self._settings.max_images,
             context_length=self.completions.context_length,
         )

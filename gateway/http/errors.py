@@ -33,6 +33,11 @@ _CODES = {
     "API_KEY_INVALID": "invalid_api_key",
 }
 
+_OF_FUNCTION = re.compile(
+    r"^(tools\.\d+|tool_choice|messages\.\d+\.tool_calls\.\d+)"
+    r"\.(name|description|parameters|arguments)\b"
+)
+
 
 class Refused(ServingError):
     """What only HTTP can get wrong; `headers` go with the answer."""
@@ -83,5 +88,7 @@ def body_of(error: ServingError) -> dict[str, Any]:
 
 
 def param_of(field: str) -> str:
-    """`messages[1].role` as `messages.1.role`, `sampling.top_p` as `top_p`."""
-    return re.sub(r"\[(\d+)\]", r".\1", field.removeprefix("sampling."))
+    """`messages[1].role` as `messages.1.role`, `sampling.top_p` as `top_p`; of tools and their
+    calls, what OpenAI has in a `function`, in that."""
+    path = re.sub(r"\[(\d+)\]", r".\1", field.removeprefix("sampling."))
+    return _OF_FUNCTION.sub(r"\1.function.\2", path)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.conversation import Conversation, ImageSource, Role, Turn
+from gateway.conversation import Conversation, ImageSource, Role, Tools, Turn
 from gateway.http.schema import Message
+from gateway.http.tools import to_call
 from gateway.validation import check_parts, conversation_of
 from serving.errors import InvalidRequest
 
@@ -14,11 +15,12 @@ _ROLES = {
     "developer": Role.SYSTEM,
     "user": Role.USER,
     "assistant": Role.ASSISTANT,
+    "tool": Role.TOOL,
 }
 
 
 def to_conversation(
-    messages: Sequence[Message], *, max_images: int, context_length: int
+    messages: Sequence[Message], tools: Tools, *, max_images: int, context_length: int
 ) -> Conversation:
     """The conversation, under the rules that `gateway.validation` has for gRPC.
 
@@ -27,28 +29,32 @@ def to_conversation(
     parts = [len(m.content) if isinstance(m.content, list) else 1 for m in messages]
     check_parts(parts, context_length)
     turns = tuple(_turn(message, f"messages.{i}") for i, message in enumerate(messages))
-    return conversation_of(turns, max_images=max_images)
+    return conversation_of(turns, max_images=max_images, tools=tools)
 
 
 def _turn(message: Message, path: str) -> Turn:
-    if message.role in ("tool", "function"):
+    if message.role == "function":
         raise _unsupported(f"{path}.role")
     role = _ROLES.get(message.role)
     if role is None:
-        raise InvalidRequest(f"{path}.role", "must be system, user or assistant")
-    for name, value in (
-        ("tool_calls", message.tool_calls),
-        ("function_call", message.function_call),
-        ("prefix", message.prefix),
-    ):
+        raise InvalidRequest(f"{path}.role", "must be system, user, assistant or tool")
+    for name, value in (("function_call", message.function_call), ("prefix", message.prefix)):
         if value:
             raise _unsupported(f"{path}.{name}")
-    return Turn(role, _parts(message.content, f"{path}.content", role))
+    if message.tool_calls and role is not Role.ASSISTANT:
+        raise InvalidRequest(f"{path}.tool_calls", "only assistant messages may hold calls")
+    calls = tuple(
+        to_call(call, f"{path}.tool_calls.{i}") for i, call in enumerate(message.tool_calls or ())
+    )
+    if (calls or role is Role.TOOL) and not message.content:
+        return Turn(role, (), calls, message.tool_call_id or "")
+    parts = _parts(message.content, f"{path}.content", role)
+    return Turn(role, parts, calls, message.tool_call_id or "")
 
 
 def _parts(content: Any, path: str, role: Role) -> tuple[str | ImageSource, ...]:
     if isinstance(content, str):
-        return (_text(content, path),)
+        return (_text(content, path, role),)
     if content is not None and not isinstance(content, list):
         raise InvalidRequest(path, "must be text or a list of parts")
     if not content:
@@ -59,7 +65,7 @@ def _parts(content: Any, path: str, role: Role) -> tuple[str | ImageSource, ...]
 def _part(part: Any, path: str, role: Role) -> str | ImageSource:
     match part:
         case {"type": "text", "text": text}:
-            return _text(text, f"{path}.text")
+            return _text(text, f"{path}.text", role)
         case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
             if role is not Role.USER:
                 raise InvalidRequest(f"{path}.image_url", "only user messages may hold images")
@@ -75,10 +81,11 @@ def _part(part: Any, path: str, role: Role) -> str | ImageSource:
             raise InvalidRequest(path, "must be an object with a type")
 
 
-def _text(text: Any, path: str) -> str:
+def _text(text: Any, path: str, role: Role) -> str:
     if not isinstance(text, str):
         raise InvalidRequest(path, "must be a text")
-    if not text:
+    # A tool may give nothing back.
+    if not text and role is not Role.TOOL:
         raise InvalidRequest(path, "must not be empty")
     return text
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from gateway.conversation import Tools
+from gateway.http.tools import ToolDefinition, to_tools
 from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest
 
@@ -37,7 +39,8 @@ class Message(BaseModel):
 
     role: str
     content: Any = None
-    tool_calls: Any = None
+    tool_calls: list[Any] | None = None
+    tool_call_id: str | None = None
     function_call: Any = None
     prefix: Any = None
 
@@ -66,6 +69,7 @@ class StructuredOutputs(BaseModel):
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
 
 
 class StreamOptions(BaseModel):
@@ -124,10 +128,17 @@ class ChatRequest(_Request):
     allowed_token_ids: list[UInt32] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    tools: list[ToolDefinition] | None = None
+    # Read by `gateway.http.tools`.
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def called_tools(self) -> Tools:
+        return to_tools(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
 
     def sampling(self) -> chat_pb2.SamplingParams:
         """What is absent or null takes the model's own default."""
@@ -190,7 +201,9 @@ class ChatRequest(_Request):
         given = {name: value for name, value in values.items() if value is not None}
         if len(given) != 1:
             raise InvalidRequest("structured_outputs", "must have one of its fields")
-        return chat_pb2.StructuredOutput(**given)
+        return chat_pb2.StructuredOutput(
+            **given, disable_any_whitespace=bool(wanted.disable_any_whitespace)
+        )
 
 
 class TokenizeRequest(_Request):
@@ -198,7 +211,11 @@ class TokenizeRequest(_Request):
 
     prompt: str | None = None
     messages: list[Message] | None = None
+    tools: list[ToolDefinition] | None = None
     add_special_tokens: bool | None = None
+
+    def called_tools(self) -> Tools:
+        return to_tools(self.tools, None, is_parallel=None)
 
 
 _STRUCTURED = "sampling.structured_output"
@@ -240,8 +257,6 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "return_token_strs": (False,),
     "safe_prompt": (False,),
     "skip_special_tokens": (True,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "top_prompt_logprobs": (0,),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
@@ -254,7 +269,6 @@ _HARMLESS = frozenset(
         "include_reasoning",
         "length_penalty",
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_retention",
         "reasoning_effort",

@@ -17,10 +17,14 @@ class Structure(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutput:
-    """`values` are the strings to choose from, or the one text of any other structure."""
+    """`values` are the strings to choose from, or the one text of any other structure.
+
+    `disable_any_whitespace` has JSON of a schema come on one line.
+    """
 
     structure: Structure
     values: tuple[str, ...] = ()
+    disable_any_whitespace: bool = False
 
     @property
     def path(self) -> str:

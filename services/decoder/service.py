@@ -121,7 +121,8 @@ def _structured_output(wanted: chat_pb2.StructuredOutput) -> StructuredOutput:
         case "json_object":
             return StructuredOutput(Structure.JSON_OBJECT)
         case _:
-            return StructuredOutput(Structure(name), (getattr(wanted, name),))
+            values = (getattr(wanted, name),)
+            return StructuredOutput(Structure(name), values, wanted.disable_any_whitespace)
 
 
 def _response(delta: Delta) -> decoder_pb2.GenerateResponse:

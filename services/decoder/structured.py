@@ -61,6 +61,10 @@ def _read(parameters: Any) -> None:
         _refuse_ignored(json.loads(wanted.json))
     # Leaves choices as a grammar.
     validate_xgrammar_grammar(parameters)
+    if wanted.disable_any_whitespace:
+        # vLLM itself knows this of a whole engine only.
+        wanted.grammar = str(Grammar.from_json_schema(wanted.json, any_whitespace=False))
+        wanted.json = None
     if time.thread_time() - began > MAX_CPU_SECONDS or is_slow(_grammar(wanted)):
         raise NotTaken
 

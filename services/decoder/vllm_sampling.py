@@ -56,7 +56,9 @@ def refused_field(error: Exception, sampling: Sampling) -> str:
 def _structured(wanted: StructuredOutput) -> Any:
     match wanted.structure:
         case Structure.JSON_SCHEMA:
-            return StructuredOutputsParams(json=wanted.values[0])
+            return StructuredOutputsParams(
+                json=wanted.values[0], disable_any_whitespace=wanted.disable_any_whitespace
+            )
         case Structure.REGEX:
             return StructuredOutputsParams(regex=wanted.values[0])
         case Structure.CHOICE:

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 
 WORDS = ["A ", "cat ", "on ", "a ", "mat."]
+CALLED = chat_pb2.FINISH_REASON_TOOL_CALLS
 SUMMARY = chat_pb2.Completion(
     usage=chat_pb2.Usage(
         prompt_tokens=70, image_tokens=64, cached_tokens=32, completion_tokens=len(WORDS)
@@ -45,7 +46,8 @@ def said(text: str, choice: int) -> str:
 
 class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
     """`requests` holds what came; `failure` is what every call then ends with; with `stuck` a call
-    sends its first delta and waits until it is cancelled, which sets `cancelled`.
+    sends its first delta and waits until it is cancelled, which sets `cancelled`; with `calls` the
+    answers are these.
 
     `images` are the digests of files that came; a name among them stands for its file, unless the
     gateway `is_old` and knows no names."""
@@ -58,6 +60,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         self.choices = 1
         self.images: set[str] = set()
         self.is_old = False
+        self.calls: list[chat_pb2.ToolCall] = []
         self.cancelled = threading.Event()
         self.address = ""
 
@@ -78,6 +81,8 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
                     finish_reason=chat_pb2.FINISH_REASON_STOP,
                     logprobs=map(likely, range(len(WORDS))),
                 )
+                if not self.calls
+                else chat_pb2.Choice(index=choice, tool_calls=self.calls, finish_reason=CALLED)
                 for choice in range(self.choices)
             ],
             completion=SUMMARY,
@@ -87,7 +92,18 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         self, request: chat_pb2.StreamCompleteRequest, context: grpc.ServicerContext
     ) -> Iterator[chat_pb2.StreamCompleteResponse]:
         self._arrive(request, context)
-        for index, word in enumerate(WORDS):
+        for call in self.calls:
+            half = len(call.arguments) // 2
+            begun = chat_pb2.ToolCall(
+                index=call.index, id=call.id, name=call.name, arguments=call.arguments[:half]
+            )
+            rest = chat_pb2.ToolCall(index=call.index, arguments=call.arguments[half:])
+            for piece in (begun, rest):
+                delta = chat_pb2.Choice(tool_calls=[piece])
+                if call == self.calls[-1] and piece is rest:
+                    delta.finish_reason = CALLED
+                yield chat_pb2.StreamCompleteResponse(id="call-1", model="pixtral", delta=delta)
+        for index, word in enumerate(WORDS if not self.calls else ()):
             for choice in range(self.choices):
                 delta = chat_pb2.Choice(
                     index=choice,

@@ -160,6 +160,10 @@ def test_sampling_not_given_is_absent(client: Client, gateway: FakeGateway) -> N
         ({"choice": ("yes", "no")}, {"choice": {"values": ["yes", "no"]}}),
         ({"regex": "a+"}, {"regex": "a+"}),
         ({"json_object": True}, {"json_object": True}),
+        (
+            {"json_schema": "{}", "disable_any_whitespace": True},
+            {"json_schema": "{}", "disable_any_whitespace": True},
+        ),
     ],
 )
 def test_structured_output(client: Client, gateway: FakeGateway, given: Any, sent: Any) -> None:

@@ -139,11 +139,26 @@ def test_wrong_content_is_named(content: Any, error: type[Exception], said: str)
         ([[{"role": "user", "content": "a"}]], TypeError, r"messages\[0\] is a list"),
         (["Hello"], TypeError, r"messages\[0\] must be a dict"),
         ([{"role": "user", "content": "a"}, {"content": "b"}], ValueError, r"messages\[1\].role"),
-        ([{"role": "tool", "content": "a"}], ValueError, r"messages\[0\].role must be one of"),
+        ([{"role": "function", "content": "a"}], ValueError, r"messages\[0\].role must be one of"),
         (
             [{"role": "assistant", "content": "a", "tool_calls": [{}]}],
+            TypeError,
+            r"messages\[0\].tool_calls\[0\].id must be a string",
+        ),
+        (
+            [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": 1}}]}],
+            TypeError,
+            r"messages\[0\].tool_calls\[0\].name must be a string",
+        ),
+        (
+            [{"role": "assistant", "tool_calls": ["a"]}],
+            TypeError,
+            r"messages\[0\].tool_calls\[0\] must be a dict",
+        ),
+        (
+            [{"role": "assistant", "content": "a", "function_call": {"name": "a"}}],
             ValueError,
-            r"messages\[0\].tool_calls",
+            r"messages\[0\].function_call",
         ),
     ],
 )

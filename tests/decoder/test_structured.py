@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import pytest
+import xgrammar
 
 from services.decoder.sampling import Sampling, Structure, StructuredOutput
 
@@ -51,6 +52,26 @@ async def check(structure: Structure, *values: Any) -> None:
 )
 async def test_what_is_in_use_is_taken(structure: Structure, value: Any) -> None:
     await check(structure, value)
+
+
+async def test_json_on_one_line_becomes_a_grammar() -> None:
+    wanted = StructuredOutput(JSON, (json.dumps(TREE),), disable_any_whitespace=True)
+    parameters = vllm_sampling(Sampling(structured_output=wanted), {})
+    await StructureCheck().check(parameters)
+
+    structure = parameters.structured_outputs
+    assert structure.json is None
+    answer = '{"not": "a", "if": "$ref", "kids": []}'
+    assert accepts(structure.grammar, answer)
+    assert not accepts(structure.grammar, answer.replace("[]", "[ ]"))
+    assert not accepts(structure.grammar, answer.replace(": ", ":  "))
+
+
+def accepts(grammar: str, answer: str) -> bool:
+    vocabulary = xgrammar.TokenizerInfo([bytes([i]) for i in range(256)], stop_token_ids=[0])
+    compiled = xgrammar.GrammarCompiler(vocabulary).compile_grammar(grammar)
+    matcher = xgrammar.GrammarMatcher(compiled)
+    return matcher.accept_string(answer) and matcher.accept_token(0)
 
 
 async def test_many_choices_are_taken() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import jsonschema
 import openai
 import pytest
 from mistralai.client import Mistral
@@ -19,7 +19,17 @@ from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until
 
 MODEL = "random-pixtral"
-TOOLS: Any = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"at": {"enum": ["cat", "dog"]}},
+    "required": ["at"],
+    "additionalProperties": False,
+}
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "look", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "rest", "parameters": {}}},
+]
+NAMED = {"type": "function", "function": {"name": "look"}}
 # Greedy, and as long as it is told to be.
 OPTIONS: Sampling = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
 
@@ -131,12 +141,12 @@ def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         ask(model=MODEL, messages=question(b"no picture"))
     with pytest.raises(openai.BadRequestError) as unsupported:
-        ask(model=MODEL, messages=question(), tools=TOOLS)
+        ask(model=MODEL, messages=question(), tools=[{"type": "custom", "custom": {"name": "a"}}])
     with pytest.raises(openai.BadRequestError) as too_long:
         ask(model=MODEL, messages=[{"role": "user", "content": "word " * 40_000}], stream=True)
     assert lost.value.code == "model_not_found"
     assert refused.value.param == "messages.1.content.0.image_url"
-    assert unsupported.value.param == "tools"
+    assert unsupported.value.param == "tools.0.type"
     assert too_long.value.code == "context_length_exceeded"
 
 
@@ -165,6 +175,43 @@ def test_answers_are_held_to_a_form_and_their_tokens_told(client: openai.OpenAI)
         for token in choice.logprobs.content:
             assert token.logprob <= 0
             assert len(token.top_logprobs) == 2
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
+def test_openais_client_calls_tools(client: openai.OpenAI, choice: Any) -> None:
+    messages = question(new_picture())
+    options: Any = {"model": MODEL, "tools": TOOLS, "tool_choice": choice, "max_tokens": 60}
+    options |= {"parallel_tool_calls": False, "temperature": 0}
+    answer = client.chat.completions.create(messages=messages, **options)
+    message = answer.choices[0].message
+    assert message.content is None
+    assert message.tool_calls is not None
+    (call,) = message.tool_calls
+    assert call.type == "function"
+    assert answer.choices[0].finish_reason == "tool_calls"
+    jsonschema.validate(
+        json.loads(call.function.arguments), SCHEMA if call.function.name == "look" else {}
+    )
+
+    with client.chat.completions.stream(messages=messages, **options) as stream:
+        for _ in stream:
+            pass
+        streamed = stream.get_final_completion().choices[0]
+    assert streamed.finish_reason == "tool_calls"
+    assert streamed.message.tool_calls is not None
+    (same,) = streamed.message.tool_calls
+    assert (same.function.name, same.function.arguments) == (
+        call.function.name,
+        call.function.arguments,
+    )
+
+    result: Any = {"role": "tool", "tool_call_id": call.id, "content": "It is a cat."}
+    answered = client.chat.completions.create(
+        model=MODEL, messages=[*messages, message, result], tools=TOOLS, max_tokens=4
+    )
+    assert answered.usage is not None
+    assert answer.usage is not None
+    assert answered.usage.prompt_tokens > answer.usage.prompt_tokens
 
 
 def test_a_stream_that_is_closed_stops_the_engine(service: Service, client: openai.OpenAI) -> None:
@@ -206,25 +253,41 @@ def test_mistrals_client(service: Service, url: str) -> None:
     assert refused.value.status_code == 404
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_what_langchains_chat_model_sends(url: str, stream: bool) -> None:
-    # As ChatOpenAI 1.7 sends it; its packages are not installed for this.
-    body = {
-        "model": MODEL,
-        "stream": stream,
-        "messages": question(new_picture()),
-        "max_completion_tokens": 4,
-        "temperature": 0.0,
-    }
-    response = httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=60)
-    assert response.status_code == 200
-    if stream:
-        assert response.text.endswith("data: [DONE]\n\n")
-    else:
-        assert response.json()["usage"]["completion_tokens"] > 0
+@pytest.mark.parametrize("choice", ["any", "required", NAMED], ids=["any", "required", "named"])
+def test_mistrals_client_calls_tools(url: str, choice: Any) -> None:
+    messages: Any = [{"role": "user", "content": "What is this?"}]
+    options: Any = {"model": MODEL, "tools": TOOLS, "tool_choice": choice, "max_tokens": 60}
+    options |= {"parallel_tool_calls": False, "temperature": 0}
+    with Mistral(api_key="any", server_url=url) as client:
+        message = client.chat.complete(messages=messages, **options).choices[0].message
+        assert message is not None
+        assert message.tool_calls
+        (call,) = message.tool_calls
+        with client.chat.stream(messages=messages, **options) as stream:
+            choices = [event.data.choices[0] for event in stream]
+        result = {"role": "tool", "name": "look", "content": "A cat.", "tool_call_id": call.id}
+        answered = client.chat.complete(
+            model=MODEL, messages=[*messages, message, result], tools=TOOLS, max_tokens=4
+        )
+    pieces = [piece for each in choices for piece in each.delta.tool_calls or ()]
+    assert "".join(each.function.name for each in pieces) == call.function.name
+    assert "".join(str(each.function.arguments) for each in pieces) == call.function.arguments
+    assert choices[-1].finish_reason == "tool_calls"
+    assert answered.usage.completion_tokens
 
 
-def test_vllms_own_benchmark(url: str, checkpoint: Path, tmp_path: Path) -> None:
+PICTURES = {
+    "random-mm-base-items-per-request": "2",
+    "random-mm-num-mm-items-range-ratio": "0",
+    "random-mm-limit-mm-per-prompt": '{"image": 2, "video": 0}',
+    "random-mm-bucket-config": "{(64, 64, 1): 1.0}",
+}
+
+
+@pytest.mark.parametrize(("dataset", "more"), [("random", {}), ("random-mm", PICTURES)])
+def test_vllms_own_benchmark(
+    url: str, checkpoint: Path, tmp_path: Path, dataset: str, more: dict[str, str]
+) -> None:
     result = tmp_path / "result.json"
     flags = {
         "backend": "openai-chat",
@@ -233,15 +296,12 @@ def test_vllms_own_benchmark(url: str, checkpoint: Path, tmp_path: Path) -> None
         "model": MODEL,
         "tokenizer": str(checkpoint),
         "tokenizer-mode": "mistral",
-        "dataset-name": "random-mm",
+        "dataset-name": dataset,
         "random-input-len": "8",
         "random-output-len": "6",
-        "random-mm-base-items-per-request": "2",
-        "random-mm-num-mm-items-range-ratio": "0",
-        "random-mm-limit-mm-per-prompt": '{"image": 2, "video": 0}',
-        "random-mm-bucket-config": "{(64, 64, 1): 1.0}",
         "num-prompts": "4",
         "result-filename": str(result),
+        **more,
     }
     command = [sys.executable, "-c", BENCH, "--ignore-eos", "--disable-tqdm", "--save-result"]
     ended = subprocess.run(

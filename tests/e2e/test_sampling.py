@@ -286,6 +286,19 @@ def test_an_answer_is_json_of_its_schema(model: Model, seed: int) -> None:
     jsonschema.validate(json.loads(answer.text), SCHEMA)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_answer_is_json_on_one_line(model: Model, seed: int) -> None:
+    wanted = {"json_schema": SCHEMA, "disable_any_whitespace": True}
+    # Without a bias: there is no place for white space without end.
+    answer = model.ask(structured_output=wanted, temperature=1, seed=seed, **ROOMY)
+    assert answer.finish_reason == "stop"
+    made = json.loads(answer.text)
+    jsonschema.validate(made, SCHEMA)
+    assert re.sub(r'"label": "(\\.|[^"\\])*"', "", answer.text) == re.sub(
+        r'"label": "(\\.|[^"\\])*"', "", json.dumps(made)
+    )
+
+
 def test_an_answer_is_a_json_object(model: Model) -> None:
     wanted = {"json_object": True}
     # The random model would hardly ever close it.

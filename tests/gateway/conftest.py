@@ -2,9 +2,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from embeddings.vision import VisionSpec, read_params
 from gateway.prompt import PromptEncoder
@@ -39,11 +41,47 @@ def merging_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_image_size=1540,
     )
     directory = write_random_checkpoint(tmp_path_factory.mktemp("models") / "merging", spec)
+    set_version(directory, "v7")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def v11_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that names a tool and then its arguments, between control tokens."""
+    return of_version("v11", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def v13_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As that of version 11, and calls have no ids."""
+    return of_version("v13", tmp_path_factory)
+
+
+def of_version(version: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = RandomSpec(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, vision_layers=1)
+    directory = tmp_path_factory.mktemp("models") / version
+    set_version(write_random_checkpoint(directory, spec), version)
+    return directory
+
+
+def set_version(directory: Path, version: str) -> None:
     path = directory / "tekken.json"
     tekken = json.loads(path.read_text())
-    tekken["config"]["version"] = "v7"
+    tekken["config"]["version"] = version
+    if version not in ("v3", "v7"):
+        tokens: list[dict[str, Any]] = [
+            dict(token) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS
+        ]
+        for rank, name in ((32, "[ARGS]"), (33, "[CALL_ID]")):
+            tokens.append({"rank": rank, "token_str": name, "is_control": True})
+        known = {token["rank"] for token in tokens}
+        tokens += [
+            {"rank": rank, "token_str": f"<SPECIAL_{rank}>", "is_control": True}
+            for rank in range(tekken["config"]["default_num_special_tokens"])
+            if rank not in known
+        ]
+        tekken["special_tokens"] = sorted(tokens, key=lambda token: token["rank"])
     path.write_text(json.dumps(tekken))
-    return directory
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from serving.errors import ServingError, to_status
 
 WIDTH = 64
 FINGERPRINT = "f00d"
+TOOL_CALLS = 9
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Responses = AsyncIterator[decoder_pb2.GenerateResponse]
@@ -180,6 +181,18 @@ async def answers(_: decoder_pb2.GenerateRequest) -> Responses:
     first.queue.FromMilliseconds(250)
     yield first
     yield delta(" world", 1002, 1003, finish=chat_pb2.FINISH_REASON_STOP)
+
+
+async def calls_a_tool(request: decoder_pb2.GenerateRequest) -> Responses:
+    """In the form of version 3, with the control token, which vLLM spells out, unless the prompt
+    ends with it."""
+    has_begun = request.prompt_token_ids[-1] == TOOL_CALLS
+    said = ['[{"name": "look", "argu', 'ments": {"at"', ': "cat"}}]']
+    if not has_begun:
+        yield delta("[TOOL_CALLS]", TOOL_CALLS)
+    for text in said:
+        yield delta(text, 1001)
+    yield delta("", 2, finish=chat_pb2.FINISH_REASON_STOP)
 
 
 async def never_ends(_: decoder_pb2.GenerateRequest) -> Responses:

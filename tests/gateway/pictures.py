@@ -1,6 +1,7 @@
 """Image files for tests, and conversations that hold them."""
 
 import io
+import json
 import random
 from collections.abc import Iterable
 
@@ -62,9 +63,28 @@ def assistant(*parts: chat_pb2.ContentPart) -> chat_pb2.Message:
     return chat_pb2.Message(role=chat_pb2.ROLE_ASSISTANT, content=parts)
 
 
+def calls(
+    *made: tuple[str, str, str], parts: Iterable[chat_pb2.ContentPart] = ()
+) -> chat_pb2.Message:
+    """What an assistant calls: ids, names and arguments."""
+    return chat_pb2.Message(
+        role=chat_pb2.ROLE_ASSISTANT,
+        content=parts,
+        tool_calls=[
+            chat_pb2.ToolCall(id=call_id, name=name, arguments=arguments)
+            for call_id, name, arguments in made
+        ],
+    )
+
+
+def result(call_id: str, *parts: chat_pb2.ContentPart) -> chat_pb2.Message:
+    return chat_pb2.Message(role=chat_pb2.ROLE_TOOL, content=parts, tool_call_id=call_id)
+
+
 WORDS = [
     *("What", "is", "in", "this", "picture?", "cat", "and", "dog", "...", "", "12345", "naïve"),
     *("[IMG]", "[IMG_END]", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "</s>", "<s>", "<pad>"),
+    *("[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/TOOL_RESULTS]", "[ARGS]"),
     *("日本語", "🙂", "def f(x):\n\treturn x", "a\n\nb"),
 ]
 
@@ -89,3 +109,46 @@ def random_conversation(rng: random.Random, pictures: Iterable[bytes]) -> list[c
         if i < turns - 1:
             messages.append(assistant(*(text(random_words(rng)) for _ in range(rng.randint(1, 2)))))
     return messages
+
+
+ARGUMENTS = [
+    "{}",
+    '{"at": "cat"}',
+    '{ "n":[1,2.50,"é"],"m": null }',
+    "",
+    "no JSON",
+    '"[TOOL_CALLS]"',
+]
+RESULTS = ["", "21.5", '{"found":  true}', "two\nlines", "[1, 2", '"[/TOOL_RESULTS]"', "naïve 🙂"]
+
+
+def random_tools(rng: random.Random) -> list[chat_pb2.Tool]:
+    schemas = ["", json.dumps({"type": "object", "properties": {random_words(rng): {}}})]
+    return [
+        chat_pb2.Tool(
+            name=f"tool-{i}_{rng.randint(0, 9)}",
+            description=rng.choice(["", random_words(rng)]),
+            parameters=rng.choice(schemas),
+        )
+        for i in range(rng.randint(0, 3))
+    ]
+
+
+def with_calls(
+    rng: random.Random, messages: Iterable[chat_pb2.Message], *, may_say: bool
+) -> list[chat_pb2.Message]:
+    """The conversation, some of its questions answered by way of tools, or waiting to be.
+
+    `may_say`: there may be text beside calls.
+    """
+    made: list[chat_pb2.Message] = []
+    for message in messages:
+        made.append(message)
+        while message.role == chat_pb2.ROLE_USER and rng.random() < 0.5:
+            ids = ["".join(rng.choices("abcXYZ019", k=9)) for _ in range(rng.randint(1, 3))]
+            said = [text(random_words(rng))] if may_say and rng.random() < 0.5 else []
+            made.append(calls(*((each, "look", rng.choice(ARGUMENTS)) for each in ids), parts=said))
+            for each in rng.sample(ids, len(ids)):
+                words = rng.sample(RESULTS, rng.randint(0, 2))
+                made.append(result(each, *(text(word) for word in words)))
+    return made

@@ -8,8 +8,10 @@ import pytest
 from prometheus_client import REGISTRY
 
 from embeddings.vision import VisionSpec
+from gateway.answer import Ask
 from gateway.prompt import PromptEncoder
 from gateway.routing import rendezvous
+from gateway.tools import read_tools
 from pixtral.v1 import chat_pb2
 from serving.errors import (
     DeadlineExceeded,
@@ -227,6 +229,29 @@ async def test_full_decoder_is_passed_over_and_kept(
     assert [len(decoder.calls) for decoder in decoders if decoder is not chosen] == [1]
     await gateway.answer(user(text("Hello?")))
     assert len(chosen.calls) == 3
+
+
+async def test_tools_are_a_part_of_what_prompts_begin_with(
+    gateway: Harness, decoders: list[FakeDecoder]
+) -> None:
+    def asked(i: int, *more: chat_pb2.Message) -> Ask:
+        tools = read_tools(chat_pb2.CompleteRequest(tools=[chat_pb2.Tool(name=f"tool{i}")]))
+        first = ask(user(text("Hello?")), *more)
+        return replace(first, conversation=replace(first.conversation, tools=tools))
+
+    owners: list[list[int]] = []
+    for i in range(20):
+        before = [len(decoder.calls) for decoder in decoders]
+        for more in ([], [assistant(text("Hi.")), user(text("So?"))]):
+            async for _ in gateway.completions.stream(asked(i, *more)):
+                pass
+        after = [len(decoder.calls) for decoder in decoders]
+        owners.append([now - then for now, then in zip(after, before, strict=True)])
+
+    # All turns of a conversation on one replica, and not all conversations on the same.
+    assert all(sorted(counts) == [0, 2] for counts in owners)
+    assert [0, 2] in owners
+    assert [2, 0] in owners
 
 
 async def test_dead_decoder_is_passed_over_and_found_again(

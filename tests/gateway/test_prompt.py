@@ -9,25 +9,37 @@ from typing import Any
 import PIL.Image
 import pytest
 from mistral_common.protocol.instruct.chunk import ImageChunk, TextChunk
-from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
+from mistral_common.protocol.instruct.messages import (
+    AssistantMessage,
+    SystemMessage,
+    ToolMessage,
+    UserMessage,
+)
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.tool_calls import Function, FunctionCall, Tool, ToolCall
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from PIL import ImageFile
 
 from embeddings.vision import BadCheckpoint, VisionSpec, read_params
 from gateway.images import ImageReader
 from gateway.prompt import Prompt, PromptEncoder
+from gateway.tools import read_tools
 from gateway.validation import read_conversation
 from pixtral.v1 import chat_pb2
+from serving.errors import InvalidRequest
 from tests.gateway.pictures import (
     assistant,
+    calls,
     header_of,
     image,
     picture,
     random_conversation,
+    random_tools,
+    result,
     system,
     text,
     user,
+    with_calls,
 )
 
 CONVERSATIONS = 200
@@ -38,6 +50,7 @@ MESSAGES: dict[int, Any] = {
     chat_pb2.ROLE_SYSTEM: SystemMessage,
     chat_pb2.ROLE_USER: UserMessage,
     chat_pb2.ROLE_ASSISTANT: AssistantMessage,
+    chat_pb2.ROLE_TOOL: ToolMessage,
 }
 
 
@@ -47,30 +60,53 @@ def tokenizer(model_dir: Path) -> MistralTokenizer[Any, Any, Any, Any, Any]:
 
 
 def reference(
-    tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], messages: Sequence[chat_pb2.Message]
+    tokenizer: MistralTokenizer[Any, Any, Any, Any, Any],
+    messages: Sequence[chat_pb2.Message],
+    tools: Sequence[chat_pb2.Tool] = (),
 ) -> list[int]:
     """mistral_common's own encoding, its image encoder given the decoded pictures."""
-    converted = [
-        MESSAGES[message.role](
-            content=[
-                TextChunk(text=part.text)
-                if part.HasField("text")
-                else ImageChunk(image=PIL.Image.open(io.BytesIO(part.image.data)))
-                for part in message.content
+    converted = []
+    for message in messages:
+        fields: dict[str, Any] = {}
+        if message.tool_calls:
+            fields["tool_calls"] = [
+                ToolCall(id=c.id, function=FunctionCall(name=c.name, arguments=c.arguments))
+                for c in message.tool_calls
             ]
+        if message.role == chat_pb2.ROLE_TOOL:
+            fields["tool_call_id"] = message.tool_call_id
+        content = [
+            TextChunk(text=part.text)
+            if part.HasField("text")
+            else ImageChunk(image=PIL.Image.open(io.BytesIO(part.image.data)))
+            for part in message.content
+        ]
+        converted.append(MESSAGES[message.role](content=content, **fields))
+    offered = [
+        Tool(
+            function=Function(
+                name=tool.name,
+                description=tool.description,
+                parameters=json.loads(tool.parameters or "{}"),
+            )
         )
-        for message in messages
+        for tool in tools
     ]
     tokens: list[int] = tokenizer.encode_chat_completion(
-        ChatCompletionRequest(messages=converted)
+        ChatCompletionRequest(messages=converted, tools=offered or None)
     ).tokens
     return tokens
 
 
 async def encode(
-    prompts: PromptEncoder, spec: VisionSpec, messages: Sequence[chat_pb2.Message]
+    prompts: PromptEncoder,
+    spec: VisionSpec,
+    messages: Sequence[chat_pb2.Message],
+    tools: Sequence[chat_pb2.Tool] = (),
+    choice: chat_pb2.ToolChoice | None = None,
 ) -> Prompt:
-    conversation = read_conversation(messages, max_images=6)
+    offered = read_tools(chat_pb2.CompleteRequest(tools=tools, tool_choice=choice))
+    conversation = read_conversation(messages, max_images=6, tools=offered)
     reader = ImageReader(spec, max_bytes=1 << 24, max_pixels=1 << 26)
     grids = [(await reader.read(source)).grid for source in conversation.images]
     return await prompts.encode(conversation, grids)
@@ -129,6 +165,123 @@ async def test_equals_mistral_common_and_decodes_no_pixels(
 
     assert got == expected
     assert any(spec.image_token_id in ids for ids in got)
+
+
+@pytest.mark.parametrize(
+    "checkpoint", ["model_dir", "merging_model_dir", "v11_model_dir", "v13_model_dir"]
+)
+async def test_tools_calls_and_results_are_encoded_as_mistral_common_does(
+    checkpoint: str, request: pytest.FixtureRequest
+) -> None:
+    directory: Path = request.getfixturevalue(checkpoint)
+    spec = VisionSpec.from_params(read_params(directory))
+    prompts = PromptEncoder.load(directory, spec)
+    tokenizer = MistralTokenizer.from_file(directory / "tekken.json")
+    rng, may_say = random.Random(9), checkpoint != "model_dir"
+    seen = set()
+    for messages in conversations(80, seed=11):
+        asked = with_calls(rng, messages, may_say=may_say)
+        tools = random_tools(rng)
+        got = list((await encode(prompts, spec, asked, tools)).token_ids)
+        assert got == reference(tokenizer, asked, tools)
+        seen.update(got)
+
+    control = tokenizer.instruct_tokenizer.tokenizer.get_special_token
+    names = ("[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[IMG]")
+    assert {control(name) for name in names} <= seen
+
+
+async def test_ids_that_are_not_mistrals_are_stood_for(
+    prompts: PromptEncoder, spec: VisionSpec
+) -> None:
+    def conversation(call_id: str) -> list[chat_pb2.Message]:
+        return [user(text("u")), calls((call_id, "look", "{}")), result(call_id, text("a cat"))]
+
+    by_openai = await encode(prompts, spec, conversation("call_0aK-2"))
+    by_mistral = await encode(prompts, spec, conversation("a12345678"))
+    again = await encode(prompts, spec, conversation("call_0aK-2"))
+    another = await encode(prompts, spec, conversation("call_0aK-3"))
+
+    assert by_openai == again
+    assert len({tuple(each.token_ids) for each in (by_openai, by_mistral, another)}) == 3
+
+
+async def test_a_call_that_must_be_made_is_begun(prompts: PromptEncoder, spec: VisionSpec) -> None:
+    tools = [chat_pb2.Tool(name="look"), chat_pb2.Tool(name="go")]
+    plain = await encode(prompts, spec, [user(text("u"))], tools)
+    for choice in (
+        chat_pb2.ToolChoice(mode=chat_pb2.TOOL_CHOICE_MODE_REQUIRED),
+        chat_pb2.ToolChoice(name="look"),
+    ):
+        begun = await encode(prompts, spec, [user(text("u"))], tools, choice)
+        assert list(begun.token_ids) == [*plain.token_ids, 9]
+
+    none = chat_pb2.ToolChoice(mode=chat_pb2.TOOL_CHOICE_MODE_NONE)
+    without = await encode(prompts, spec, [user(text("u"))], tools, none)
+    assert without == await encode(prompts, spec, [user(text("u"))])
+
+
+async def test_a_named_call_is_begun_with_its_name(v11_model_dir: Path) -> None:
+    spec = VisionSpec.from_params(read_params(v11_model_dir))
+    prompts = PromptEncoder.load(v11_model_dir, spec)
+    tools = [chat_pb2.Tool(name="look"), chat_pb2.Tool(name="go")]
+    plain = await encode(prompts, spec, [user(text("u"))], tools)
+    named = chat_pb2.ToolChoice(name="look")
+    begun = await encode(prompts, spec, [user(text("u"))], tools, named)
+    spelled = await prompts.tokenize("look", bos=False)
+    assert list(begun.token_ids) == [*plain.token_ids, 9, *spelled, 32]
+
+    required = chat_pb2.ToolChoice(mode=chat_pb2.TOOL_CHOICE_MODE_REQUIRED)
+    begun = await encode(prompts, spec, [user(text("u"))], tools, required)
+    assert list(begun.token_ids) == [*plain.token_ids, 9]
+
+
+DEEP = "[" * 20_000 + "]" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "field"),
+    [
+        (
+            [user(text("u")), calls(("a", "look", "{}"), parts=[text("t")]), result("a")],
+            [],
+            "messages[1].content",
+        ),
+        (
+            [user(text("u")), calls(("a", "look", DEEP)), result("a")],
+            [],
+            "messages[1].tool_calls[0].arguments",
+        ),
+        (
+            [user(text("u")), calls(("a", "look", "{}")), result("a", text("1" * 5000))],
+            [],
+            "messages[2].content",
+        ),
+        (
+            [user(text("u")), calls(("a", "look", "{}")), result("a", text(DEEP))],
+            [],
+            "messages[2].content",
+        ),
+        (
+            [user(text("u"))],
+            [
+                chat_pb2.Tool(name="good", parameters='{"type": "object"}'),
+                chat_pb2.Tool(name="bad", parameters='{"properties": {"a": {"type": "no"}}}'),
+            ],
+            "tools[1].parameters",
+        ),
+    ],
+)
+async def test_what_mistral_common_does_not_take_is_refused(
+    prompts: PromptEncoder,
+    spec: VisionSpec,
+    messages: list[chat_pb2.Message],
+    tools: list[chat_pb2.Tool],
+    field: str,
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await encode(prompts, spec, messages, tools)
+    assert refused.value.violations[0][0] == field
 
 
 async def test_images_stand_where_their_placeholders_are(

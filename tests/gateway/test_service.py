@@ -13,9 +13,26 @@ from gateway.tier import GatewayTier
 from pixtral.v1 import chat_pb2, decoder_pb2
 from serving.errors import StartupError, from_rpc_error
 from serving.server import running
-from tests.gateway.fake_tiers import FakeDecoder, FakeEncoder, answers, delta, never_ends
+from tests.gateway.fake_tiers import (
+    TOOL_CALLS,
+    FakeDecoder,
+    FakeEncoder,
+    answers,
+    calls_a_tool,
+    delta,
+    never_ends,
+)
 from tests.gateway.harness import Client, eventually
-from tests.gateway.pictures import assistant, image, image_url, picture, system, text, user
+from tests.gateway.pictures import (
+    assistant,
+    image,
+    image_url,
+    picture,
+    result,
+    system,
+    text,
+    user,
+)
 from tests.gateway.test_image_header import png_of
 from tests.redis_server import RedisServer
 
@@ -82,6 +99,117 @@ async def test_choices_that_come_by_turns_are_told_apart(
         assert "".join(each.chosen.text for each in choice.logprobs) == choice.text
     assert whole.completion.usage.completion_tokens == 4
     assert last.completion.usage == whole.completion.usage
+
+
+LOOK = chat_pb2.Tool(name="look", description="Looks.", parameters='{"type": "object"}')
+
+
+async def test_a_call_is_streamed_and_told_whole(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [calls_a_tool]
+
+    stream = client.stub.StreamComplete(
+        chat_pb2.StreamCompleteRequest(messages=[HELLO], tools=[LOOK])
+    )
+    *deltas, last = [event async for event in stream]
+    whole = await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO], tools=[LOOK]))
+
+    (choice,) = whole.choices
+    (call,) = choice.tool_calls
+    assert (choice.text, call.name, call.arguments) == ("", "look", '{"at": "cat"}')
+    assert choice.finish_reason == chat_pb2.FINISH_REASON_TOOL_CALLS
+    pieces = [piece for event in deltas for piece in event.delta.tool_calls]
+    assert [piece.name for piece in pieces] == ["look", ""]
+    assert "".join(piece.arguments for piece in pieces) == call.arguments
+    assert deltas[-1].delta.finish_reason == chat_pb2.FINISH_REASON_TOOL_CALLS
+    assert last.completion.usage == whole.completion.usage
+    assert list(choice.token_ids) == [TOOL_CALLS, 1001, 1001, 1001, 2]
+
+    # What was called is answered with what it was told.
+    answered = [
+        HELLO,
+        chat_pb2.Message(role=chat_pb2.ROLE_ASSISTANT, tool_calls=choice.tool_calls),
+        result(call.id, text("It is a cat.")),
+    ]
+    more = await client.stub.Complete(chat_pb2.CompleteRequest(messages=answered, tools=[LOOK]))
+    assert more.completion.usage.prompt_tokens > whole.completion.usage.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        chat_pb2.ToolChoice(mode=chat_pb2.TOOL_CHOICE_MODE_REQUIRED),
+        chat_pb2.ToolChoice(name="look"),
+    ],
+)
+async def test_the_decoder_is_told_what_must_be_called(
+    client: Client, decoders: list[FakeDecoder], choice: chat_pb2.ToolChoice
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [calls_a_tool]
+    request = chat_pb2.CompleteRequest(messages=[HELLO], tools=[LOOK], tool_choice=choice)
+
+    whole = await client.stub.Complete(request)
+    counted = await client.stub.CountTokens(
+        chat_pb2.CountTokensRequest(messages=[HELLO], tools=[LOOK], tool_choice=choice)
+    )
+
+    assert [call.name for call in whole.choices[0].tool_calls] == ["look"]
+    assert whole.choices[0].finish_reason == chat_pb2.FINISH_REASON_TOOL_CALLS
+    (sent,) = [call for decoder in decoders for call in decoder.calls]
+    assert sent.prompt_token_ids[-1] == TOOL_CALLS
+    assert len(sent.prompt_token_ids) == counted.prompt_tokens
+    assert '"const": "look"' in sent.sampling.structured_output.json_schema
+
+
+async def test_tools_that_are_out_of_effect_are_nowhere(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [calls_a_tool]
+    none = chat_pb2.ToolChoice(mode=chat_pb2.TOOL_CHOICE_MODE_NONE)
+
+    with_none = await client.stub.Complete(
+        chat_pb2.CompleteRequest(messages=[HELLO], tools=[LOOK], tool_choice=none)
+    )
+    without = await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO]))
+
+    assert with_none.choices == without.choices
+    assert with_none.completion.usage == without.completion.usage
+    assert without.choices[0].text == '[TOOL_CALLS][{"name": "look", "arguments": {"at": "cat"}}]'
+    assert without.choices[0].finish_reason == chat_pb2.FINISH_REASON_STOP
+
+
+async def test_a_structure_and_tools_leave_the_structure(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [calls_a_tool]
+    sampling = chat_pb2.SamplingParams(
+        structured_output=chat_pb2.StructuredOutput(json_object=True)
+    )
+
+    whole = await client.stub.Complete(
+        chat_pb2.CompleteRequest(messages=[HELLO], tools=[LOOK], sampling=sampling)
+    )
+
+    assert not whole.choices[0].tool_calls
+    assert whole.choices[0].text == '[TOOL_CALLS][{"name": "look", "arguments": {"at": "cat"}}]'
+
+
+async def test_a_wrong_tool_names_its_field(client: Client) -> None:
+    bad = [chat_pb2.Tool(name="a"), chat_pb2.Tool(name="b", parameters='{"type": 1}')]
+    for request in (
+        chat_pb2.CompleteRequest(messages=[HELLO], tools=bad),
+        chat_pb2.CompleteRequest(
+            messages=[HELLO], tools=bad[:1], tool_choice=chat_pb2.ToolChoice(name="c")
+        ),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await client.stub.Complete(request)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_tokens_are_counted_as_a_completion_counts_them(client: Client) -> None:

@@ -198,6 +198,7 @@ DEEP = '{"a": ' * 32 + "{}" + "}" * 32
         ({"grammar": ""}, ".grammar"),
         ({"grammar": "a" * 20_000}, ".grammar"),
         ({"json_object": False}, ".json_object"),
+        ({"regex": "a", "disable_any_whitespace": True}, ".disable_any_whitespace"),
     ],
 )
 def test_structured_output_that_cannot_be_names_its_field(

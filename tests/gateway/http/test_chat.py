@@ -267,6 +267,10 @@ async def test_several_answers_each_with_its_log_probabilities(
             {"structured_outputs": {"json": {"type": "array"}}},
             chat_pb2.StructuredOutput(json_schema='{"type": "array"}'),
         ),
+        (
+            {"structured_outputs": {"json": {"type": "array"}, "disable_any_whitespace": True}},
+            chat_pb2.StructuredOutput(json_schema='{"type": "array"}', disable_any_whitespace=True),
+        ),
         ({"structured_outputs": {"regex": "a+"}}, chat_pb2.StructuredOutput(regex="a+")),
         (
             {"structured_outputs": {"choice": ["a", "b"]}},

@@ -35,6 +35,16 @@ def shown(data: bytes) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
+def tool(name: str = "look", **function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **function}}
+
+
+def called(call: dict[str, Any], *answered: str) -> dict[str, Any]:
+    results = [{"role": "tool", "content": "a", "tool_call_id": each} for each in answered]
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    return {"messages": [*HELLO, asked, *results]}
+
+
 IMAGE_PATH = "messages.0.content.0.image_url"
 INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "no messages": ({"messages": []}, "messages"),
@@ -102,14 +112,58 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "stop no text": ({"stop": [1]}, "stop.0"),
     "stop_token_ids": ({"stop_token_ids": [1 << 30]}, "stop_token_ids.0"),
     "stream_options": ({"stream_options": WORD}, "stream_options"),
-    "tools": ({"tools": [{"type": "function", "function": {"name": WORD}}]}, "tools"),
+    "tools no list": ({"tools": WORD}, "tools"),
+    "a tool without a function": ({"tools": [{"type": "function"}]}, "tools.0.function"),
+    "another kind of tool": ({"tools": [{"type": WORD}]}, "tools.0.type"),
+    "a tool's name": ({"tools": [tool("go"), tool(f"{WORD} 1")]}, "tools.1.function.name"),
+    "a tool twice": ({"tools": [tool("go"), tool("go")]}, "tools.1.function.name"),
+    "a tool's parameters": ({"tools": [tool(parameters=WORD)]}, "tools.0.function.parameters"),
+    "a tool's schema": (
+        {"tools": [tool("go"), tool(parameters={"properties": {"a": {"type": WORD}}})]},
+        "tools.1.function.parameters",
+    ),
     "tool_choice": ({"tool_choice": "required"}, "tool_choice"),
-    "a tool's result": (
+    "another tool_choice": ({"tools": [tool()], "tool_choice": WORD}, "tool_choice"),
+    "a tool that is not there": (
+        {"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": WORD}}},
+        "tool_choice.function.name",
+    ),
+    "a call that must be made, and more": (
+        {"tools": [tool()], "tool_choice": "required", "bad_words": [WORD]},
+        "bad_words",
+    ),
+    "a call that must be made, and a format": (
+        {"tools": [tool()], "tool_choice": "required", "response_format": {"type": "json_object"}},
+        "response_format",
+    ),
+    "a result of nothing": (
         {"messages": [{"role": "tool", "content": "a", "tool_call_id": "b"}]},
+        "messages.0.tool_call_id",
+    ),
+    "a function's result": (
+        {"messages": [{"role": "function", "content": "a", "name": "b"}]},
         "messages.0.role",
     ),
-    "a tool call": (
-        {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": WORD}]}]},
+    "a call without a function": (called({"id": WORD}), "messages.1.tool_calls.0"),
+    "a call without an id": (called({"function": {"name": "a"}}), "messages.1.tool_calls.0.id"),
+    "a call's name": (
+        called({"id": "a", "function": {"name": f"{WORD} 1"}}),
+        "messages.1.tool_calls.0.function.name",
+    ),
+    "a call's arguments": (
+        called({"id": "a", "function": {"name": "a", "arguments": 7}}),
+        "messages.1.tool_calls.0.function.arguments",
+    ),
+    "arguments too deep": (
+        called({"id": "a", "function": {"name": "a", "arguments": "[" * 99 + "]" * 99}}, "a"),
+        "messages.1.tool_calls.0.function.arguments",
+    ),
+    "a call without a result": (
+        called({"id": "a", "function": {"name": "a", "arguments": "{}"}}),
+        "messages.1.tool_calls",
+    ),
+    "a user's call": (
+        {"messages": [{"role": "user", "content": "a", "tool_calls": [{"id": WORD}]}]},
         "messages.0.tool_calls",
     ),
     "response_format": (

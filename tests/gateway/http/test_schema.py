@@ -31,21 +31,35 @@ PART = st.fixed_dictionaries(
     {"type": st.sampled_from(["text", "image_url"]) | JSON},
     optional={"text": st.text(max_size=4) | JSON, "image_url": st.text(max_size=4) | JSON},
 )
+NAMED = st.fixed_dictionaries(
+    {"name": st.sampled_from(["a", "b"]) | JSON},
+    optional={"arguments": JSON, "parameters": JSON, "description": JSON, "strict": JSON},
+)
+CALL = st.fixed_dictionaries({"id": st.sampled_from(["a", "b"]) | JSON, "function": NAMED | JSON})
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["system", "user", "assistant", "tool"]) | JSON},
-    optional={"content": st.text(max_size=4) | st.lists(PART | JSON, max_size=3) | JSON},
+    optional={
+        "content": st.text(max_size=4) | st.lists(PART | JSON, max_size=3) | JSON,
+        "tool_calls": st.lists(CALL | JSON, max_size=2),
+        "tool_call_id": st.sampled_from(["a", "b"]) | JSON,
+    },
+)
+TOOL = st.fixed_dictionaries(
+    {"type": st.just("function") | JSON, "function": NAMED | JSON},
 )
 FIELDS = [*ChatRequest.model_fields, *_NOTHING, "unknown"]
 BODY = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6) | st.fixed_dictionaries(
     {"messages": st.lists(MESSAGE | JSON, max_size=4)},
-    optional=dict.fromkeys(sorted({*FIELDS} - {"messages"}), JSON),
+    optional=dict.fromkeys(sorted({*FIELDS} - {"messages"}), JSON)
+    | {"tools": st.lists(TOOL | JSON, max_size=2)},
 )
 
 
 def read(body: Any) -> tuple[Conversation, chat_pb2.SamplingParams]:
     asked = _parse(ChatRequest, bytearray(json.dumps(body).encode()))
     asked.check_served()
-    conversation = to_conversation(asked.messages, max_images=2, context_length=100)
+    tools = asked.called_tools()
+    conversation = to_conversation(asked.messages, tools, max_images=2, context_length=100)
     sampling = asked.sampling()
     check_sampling(sampling, vocabulary_size=1000)
     return conversation, sampling
@@ -58,8 +72,9 @@ def test_a_body_is_taken_or_refused(body: Any) -> None:
         conversation, _ = read(body)
     except ServingError:
         return
-    assert conversation.turns[-1].role is Role.USER
-    assert all(turn.parts for turn in conversation.turns)
+    assert conversation.turns[-1].role in (Role.USER, Role.TOOL)
+    for turn in conversation.turns:
+        assert turn.parts or turn.calls or turn.role is Role.TOOL
 
 
 @settings(deadline=None)
