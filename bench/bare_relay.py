@@ -6,7 +6,6 @@ What the gateway itself costs is told against it, in one run.
 """
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -34,13 +33,13 @@ class BareRelay(grpc.GenericRpcHandler):
 
     def __init__(self, settings: Settings) -> None:
         self._decoder = settings.decoder
-        self._generate: Callable[[bytes], Any]
+        self._generate: Any
 
     def register(self, server: grpc.aio.Server) -> None:
         server.add_generic_rpc_handlers((self,))
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
-        return grpc.unary_stream_rpc_method_handler(self._relay) if details.method == METHOD else None  # type: ignore[arg-type]
+        return grpc.unary_stream_rpc_method_handler(self._relay) if _is_ours(details) else None
 
     async def _relay(self, request: bytes, context: Any) -> None:
         async for response in self._generate(request):
@@ -54,6 +53,10 @@ class BareRelay(grpc.GenericRpcHandler):
 
     async def stop(self) -> None:
         pass
+
+
+def _is_ours(details: grpc.HandlerCallDetails) -> bool:
+    return details.method == METHOD
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ def stack(model_dir: Path, permits: int, log_dir: Path) -> Iterator[Stack]:
         [
             process("stand-in", "bench.stand_in", *model, *quiet),
             process("bare-relay", "bench.bare_relay", *quiet, decoder="stand-in"),
-            process("gateway", "gateway", *model, *gateway, encoders="stand-in", decoders="stand-in"),
+            process(
+                "gateway", "gateway", *model, *gateway, encoders="stand-in", decoders="stand-in"
+            ),
         ],
         redis=Redis(str(binary), "64mb"),
         environment={"PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"},
@@ -162,7 +164,9 @@ def _percentiles(times: Sequence[float]) -> dict[str, float]:
 def table(found: dict[str, Any]) -> str:
     lines: list[str] = []
     if first := found.get("first_token"):
-        lines += ["time to the first token, ms                     p50     p99   added p50  added p99"]
+        lines += [
+            "time to the first token, ms                     p50     p99   added p50  added p99"
+        ]
         alone = first["direct_ms"]
         for name, what in (
             ("direct_ms", "the stand-in itself"),

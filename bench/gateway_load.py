@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,9 +66,9 @@ def asking(text: str, *images: bytes) -> chat_pb2.Message:
 
 
 class Clients:
-    """Connections to a gateway's doors, a decoder and a bare relay; each may be asked for streams."""
+    """Connections to a gateway's two doors, a decoder and a bare relay."""
 
-    def __init__(self, channels: dict[str, Sequence[grpc.aio.Channel]], http: str) -> None:
+    def __init__(self, channels: Mapping[str, Sequence[grpc.aio.Channel]], http: str) -> None:
         self._http = http
         self._turn = 0
         self._chat = [chat_pb2_grpc.ChatServiceStub(c) for c in channels["gateway"]]

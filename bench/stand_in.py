@@ -21,6 +21,7 @@ from embeddings.store import EmbeddingStore
 from embeddings.vision import VisionSpec, read_params
 from gateway.image_header import read_header
 from pixtral.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
+from serving.errors import NotFound
 from serving.server import run
 from serving.settings import ModelSettings, RedisSettings, load
 
@@ -71,6 +72,12 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
         return encoder_pb2.EncodeResponse(
             rows=grid.rows, cols=grid.cols, source=encoder_pb2.EMBEDDING_SOURCE_ENCODED
         )
+
+    async def Fetch(
+        self, request: encoder_pb2.FetchRequest, context: Context
+    ) -> AsyncGenerator[encoder_pb2.FetchResponse]:
+        raise NotFound("nothing is kept here")
+        yield
 
     async def GetEncoderInfo(
         self, request: encoder_pb2.GetEncoderInfoRequest, context: Context

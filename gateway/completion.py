@@ -16,6 +16,7 @@ from gateway.deadline import Deadline
 from gateway.decoders import Decoders, answers_of
 from gateway.encoders import Encoded, Encoders
 from gateway.images import ImageInput, ImageReader
+from gateway.merging import merged
 from gateway.metrics import ENCODE_SECONDS, IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
 from gateway.prompt import Prompt, PromptEncoder
 from gateway.tenants import Tenant
@@ -69,7 +70,7 @@ class Completions:
         try:
             images = len(ask.conversation.images)
             with self._admission.permit(ask.tenant, images, answers_of(ask.sampling)):
-                async with aclosing(self._answer(ask)) as events:
+                async with aclosing(merged(self._answer(ask))) as events:
                     async for event in events:
                         yield event
         except ServingError as error:

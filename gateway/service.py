@@ -37,6 +37,8 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self, request: chat_pb2.StreamCompleteRequest, context: Context
     ) -> AsyncGenerator[chat_pb2.StreamCompleteResponse]:
         ask = self._ask(request, context)
+        # The images in it are copied by now, and a stream is long.
+        del request
         async with aclosing(self.completions.stream(ask)) as events:
             async for event in events:
                 response = chat_pb2.StreamCompleteResponse(id=ask.id, model=self._model)
