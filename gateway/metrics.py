@@ -5,9 +5,16 @@ from prometheus_client import Counter, Gauge, Histogram
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 REQUESTS = Counter("pixtral_gateway_requests_total", "Completions ended, by status code", ["code"])
-PERMITS = Gauge("pixtral_gateway_permits_in_use", "Completions and counts running")
+# With several workers, their sum; what all of them see alike is the one that sees most.
+PERMITS = Gauge(
+    "pixtral_gateway_permits_in_use",
+    "Completions and counts running",
+    multiprocess_mode="livesum",
+)
 PERMITS_LIMIT = Gauge(
-    "pixtral_gateway_permits_limit", "Completions and counts that may run at once"
+    "pixtral_gateway_permits_limit",
+    "Completions and counts that may run at once",
+    multiprocess_mode="livesum",
 )
 TIME_TO_FIRST_TOKEN = Histogram(
     "pixtral_gateway_time_to_first_token_seconds",
@@ -38,7 +45,10 @@ TENANT_REFUSALS = Counter(
     ["tenant", "limit"],
 )
 REPLICAS = Gauge(
-    "pixtral_gateway_replicas_ready", "Replicas that answered their last handshake", ["tier"]
+    "pixtral_gateway_replicas_ready",
+    "Replicas that answered their last handshake",
+    ["tier"],
+    multiprocess_mode="livemax",
 )
 # The names and labels are those of the Prometheus middleware that vLLM's HTTP server has.
 HTTP_REQUESTS = Counter(

@@ -36,7 +36,7 @@ class GatewayTier:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._tenants = Tenants(settings.api_keys)
+        self._tenants = Tenants(settings.api_keys, workers=settings.workers)
         self._service = ChatService(settings, self._tenants)
         self._openai = OpenAiApi(settings, self._tenants)
         self._tiers: Tiers | None = None
