@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -159,7 +160,7 @@ async def test_sigterm_drains_both(
         gateway(model_dir, tmp_path, decoders) as running,
         running.stubs(CONNECTIONS) as stubs,
     ):
-        streams = [stub.StreamComplete(request) for stub in stubs]
+        streams: list[Any] = [stub.StreamComplete(request) for stub in stubs]
         begun = [await stream.read() for stream in streams]
         assert running.connected() == running.workers()
         running.process.terminate()
@@ -206,11 +207,11 @@ async def test_ready_once_all_serve(model_dir: Path, tmp_path: Path, unused_tcp_
 
 async def _health(address: str) -> int:
     async with grpc.aio.insecure_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         response = await stub.Check(
             health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60
         )
-    return response.status
+    return int(response.status)
 
 
 async def test_a_gateway_whose_workers_cannot_start_ends(
