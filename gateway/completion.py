@@ -59,6 +59,10 @@ class Completions:
         """Tokens of prompt and answer together. Raises Unavailable without a decoder."""
         return self._tiers.context_length
 
+    def check_room(self, tenant: Tenant) -> None:
+        """Raises Overloaded where no request of this tenant would be let in."""
+        self._admission.check(tenant)
+
     async def stream(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         """Streams what is generated, and at the end what is known of it.
 

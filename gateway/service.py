@@ -69,6 +69,10 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             choice.text = "".join(parts)
         return response
 
+    def check_room(self, context: Context) -> None:
+        """Raises Unauthenticated and Overloaded, from what is known without the message."""
+        self.completions.check_room(self._tenant(context))
+
     async def CountTokens(
         self, request: chat_pb2.CountTokensRequest, context: Context
     ) -> chat_pb2.CountTokensResponse:

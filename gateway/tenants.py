@@ -108,6 +108,14 @@ class Tenant:
         if self.images.a_minute != images:
             self.images = Budget(images)
 
+    def check_room(self, answers: int = 1) -> None:
+        """Raises Overloaded where no request for so many answers would be let in now."""
+        most = self.requests_at_once
+        if most is not None and self.in_use + answers > most:
+            raise self._refusal("requests", 1.0)
+        if wait := self.tokens.wait():
+            raise self._refusal("tokens", wait)
+
     @contextmanager
     def request(self, images: int, answers: int = 1) -> Iterator[None]:
         """A request with so many images for so many answers, from its admission to its end. Raises
@@ -115,10 +123,7 @@ class Tenant:
         most = self.requests_at_once
         if most is not None and answers > most:
             raise InvalidRequest("sampling.n", f"your limit is {most} answers at once")
-        if most is not None and self.in_use + answers > most:
-            raise self._refusal("requests", 1.0)
-        if wait := self.tokens.wait():
-            raise self._refusal("tokens", wait)
+        self.check_room(answers)
         if images and (wait := self.images.wait()):
             raise self._refusal("images", wait)
         self.images.take(images)

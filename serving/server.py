@@ -9,7 +9,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from serving.channel import MAX_MESSAGE_BYTES, read_pem
 from serving.errors import StartupError
-from serving.interceptor import CallInterceptor, Gate
+from serving.interceptor import CallInterceptor, EarlyCheck, Gate
 from serving.logs import configure_logging
 from serving.metrics import MetricsServer, start_metrics_server
 from serving.settings import ProcessSettings
@@ -107,6 +107,14 @@ class ServesHttp(Protocol):
 
     def http_server(self, gate: Gate, tracer: Tracer) -> Beside | None:
         """What it serves is to be held by `gate` and begun by `tracer`, as calls of gRPC are."""
+
+
+@runtime_checkable
+class ChecksEarly(Protocol):
+    """A tier that knows of some calls, before their messages are parsed, that it refuses them."""
+
+    def early_checks(self) -> Mapping[str, EarlyCheck]:
+        """By method, package.Service/Method."""
 
 
 @asynccontextmanager
@@ -250,7 +258,13 @@ class _Chassis:
         self._metrics: MetricsServer | None = None
         self._tracer = start_tracing(f"pixtral-{tier.name}")
         ungated = frozenset((health.SERVICE_NAME, reflection.SERVICE_NAME))
-        interceptor = CallInterceptor(self._gate, ungated, frozenset(tier.quiet), self._tracer)
+        interceptor = CallInterceptor(
+            self._gate,
+            ungated,
+            frozenset(tier.quiet),
+            self._tracer,
+            tier.early_checks() if isinstance(tier, ChecksEarly) else {},
+        )
         # Unless it is one of several, a second process on the same port is a mistake.
         self._server = grpc.aio.server(
             interceptors=(interceptor,),
