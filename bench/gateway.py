@@ -3,8 +3,9 @@
     make bench-gateway
 
 Time to the first token, asked by turns of the stand-in itself and through the gateway; tokens
-relayed for each second of the gateway's CPU, beside the least that grpc.aio takes to relay at all;
-the memory of streams that are held open. Prints a table and writes it to bench/results/.
+relayed for each second of the gateway's CPU, beside the least that grpc.aio takes to relay at all
+and what stock vLLM's HTTP front takes for the tokens of its own engine; the memory of streams that
+are held open. Prints a table and writes it to bench/results/.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from bench.gateway_load import (
     held,
     many,
 )
+from bench.gateway_stock import measure_stock
 from bench.pictures import jpeg
 from pixtral_client.plan import Process, Redis
 from pixtral_client.redis_server import find_redis_server
@@ -44,6 +46,8 @@ PICTURE_SIDE = 1900
 # Streams at once, and milliseconds a token.
 PACES = ((64, 40), (256, 40), (64, 4))
 PACE_SECONDS = 8.0
+STOCK_STREAMS, STOCK_TOKENS = 64, 200
+PARTS = ("ttft", "relay", "idle", "stock")
 
 
 @contextmanager
@@ -185,6 +189,14 @@ def table(found: dict[str, Any]) -> str:
                 f"{seen['tokens_per_cpu_second']:14.0f}"
                 f"{seen['tokens_per_cpu_second'] / least:19.2f}x"
             )
+    if stock := found.get("stock"):
+        lines += [
+            "",
+            f"stock vLLM's front, HTTP, {STOCK_STREAMS} streams as fast as its engine goes: "
+            f"{stock['tokens_per_second']:.0f} tokens/s, "
+            f"{stock['tokens_per_message']:.2f} a message, "
+            f"{stock['tokens_per_cpu_second']:.0f} for a second of the front's CPU",
+        ]
     if idle := found.get("idle"):
         lines += ["", "streams held open           streams   kB each   CPU ms to open   idle CPU"]
         for name, seen in idle.items():
@@ -203,15 +215,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=500, help="of each kind, one at a time")
     parser.add_argument("--seconds", type=float, default=PACE_SECONDS, help="of each stream")
     parser.add_argument("--idle", type=int, default=5000, help="streams held open")
-    parser.add_argument(
-        "--parts", nargs="+", choices=("ttft", "relay", "idle"), default=("ttft", "relay", "idle")
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
     permits = args.idle + max(streams for streams, _ in PACES)
     with stack(args.model_dir, permits, results / "gateway-logs") as running:
         found = uvloop.run(measure(running, args))
+    if "stock" in args.parts:
+        log = results / "stock-front.log"
+        found["stock"] = measure_stock(args.model_dir, log, STOCK_STREAMS, STOCK_TOKENS)
     text = table(found)
     print(text)
     report = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", **found}
