@@ -46,6 +46,7 @@ PICTURE_SIDE = 1900
 # Streams at once, and milliseconds a token.
 PACES = ((64, 40), (256, 40), (64, 4))
 PACE_SECONDS = 8.0
+SETTLE_SECONDS = 5.0
 STOCK_STREAMS, STOCK_TOKENS = 64, 200
 PARTS = ("ttft", "relay", "idle", "stock")
 
@@ -115,26 +116,36 @@ async def relaying(
     }
 
 
-async def holding(open_stream: Open, metrics: str, streams: int) -> dict[str, float]:
-    before = await Spent.of(metrics)
-    async with held(open_stream, streams):
-        opened = await Spent.of(metrics)
-        await asyncio.sleep(3)
-        later = await Spent.of(metrics)
+async def holding(running: Stack, door: str, streams: int) -> dict[str, float]:
+    """Of a gateway that has done nothing before: what it holds of memory it does not give back."""
+    metrics = running.addresses["gateway"].metrics
+    async with clients_of(running) as clients:
+        opens = {"gRPC": clients.grpc_tokens, "HTTP": clients.http_tokens}
+        before = await Spent.of(metrics)
+        async with held(opens[door], streams):
+            opened = await Spent.of(metrics)
+            await asyncio.sleep(SETTLE_SECONDS)
+            settled = await Spent.of(metrics)
+            await asyncio.sleep(SETTLE_SECONDS)
+            later = await Spent.of(metrics)
     return {
         "streams": streams,
         "memory_per_stream_bytes": (later.memory_bytes - before.memory_bytes) / streams,
         "opening_cpu_ms": (opened.cpu_seconds - before.cpu_seconds) / streams * 1e3,
-        "idle_cpu_share": (later.cpu_seconds - opened.cpu_seconds) / 3,
+        "idle_cpu_share": (later.cpu_seconds - settled.cpu_seconds) / SETTLE_SECONDS,
     }
+
+
+def clients_of(running: Stack) -> Any:
+    targets = {name: each.grpc for name, each in running.addresses.items() if name != "redis"}
+    return Clients.of(targets, running.http_target or "")
 
 
 async def measure(running: Stack, args: argparse.Namespace) -> dict[str, Any]:
     addresses = running.addresses
     metrics = addresses["gateway"].metrics
     found: dict[str, Any] = {}
-    targets = {name: each.grpc for name, each in addresses.items() if name != "redis"}
-    async with Clients.of(targets, running.http_target or "") as clients:
+    async with clients_of(running) as clients:
         if "ttft" in args.parts:
             found["first_token"] = await first_tokens(clients, args.requests)
         if "relay" in args.parts:
@@ -149,11 +160,6 @@ async def measure(running: Stack, args: argparse.Namespace) -> dict[str, Any]:
                     for name, open_stream, page in doors
                 }
                 for streams, step in PACES
-            }
-        if "idle" in args.parts:
-            found["idle"] = {
-                "gRPC": await holding(clients.grpc_tokens, metrics, args.idle),
-                "HTTP": await holding(clients.http_tokens, metrics, args.idle),
             }
     return found
 
@@ -219,9 +225,15 @@ def main() -> None:
     args = parser.parse_args()
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
-    permits = args.idle + max(streams for streams, _ in PACES)
-    with stack(args.model_dir, permits, results / "gateway-logs") as running:
+    with stack(
+        args.model_dir, max(streams for streams, _ in PACES), results / "gateway-logs"
+    ) as running:
         found = uvloop.run(measure(running, args))
+    if "idle" in args.parts:
+        found["idle"] = {}
+        for door in ("gRPC", "HTTP"):
+            with stack(args.model_dir, args.idle, logs) as running:
+                found["idle"][door] = uvloop.run(holding(running, door, args.idle))
     if "stock" in args.parts:
         log = results / "stock-front.log"
         found["stock"] = measure_stock(args.model_dir, log, STOCK_STREAMS, STOCK_TOKENS)
