@@ -225,9 +225,8 @@ def main() -> None:
     args = parser.parse_args()
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
-    with stack(
-        args.model_dir, max(streams for streams, _ in PACES), results / "gateway-logs"
-    ) as running:
+    logs, permits = results / "gateway-logs", max(streams for streams, _ in PACES)
+    with stack(args.model_dir, permits, logs) as running:
         found = uvloop.run(measure(running, args))
     if "idle" in args.parts:
         found["idle"] = {}
