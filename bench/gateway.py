@@ -44,7 +44,7 @@ PROMPT = list(range(100, 116))
 # About 1 MB as a JPEG.
 PICTURE_SIDE = 1900
 # Streams at once, and milliseconds a token.
-PACES = ((64, 40), (256, 40), (64, 4))
+PACES = ((64, 40), (256, 40), (64, 4), (256, 4))
 PACE_SECONDS = 8.0
 SETTLE_SECONDS = 5.0
 STOCK_STREAMS, STOCK_TOKENS = 64, 200

@@ -32,7 +32,8 @@ TIMEOUT_SECONDS = 120.0
 @dataclass(frozen=True, slots=True)
 class Offered:
     """Times in seconds, NaN where there was nothing to measure. `others` counts by code what was
-    neither answered nor refused; `late_p99` is how late the generator itself was."""
+    neither answered nor refused; `late_p99` is how late the generator itself was, which
+    `refusal_since_sent_p50` leaves out."""
 
     sent: int
     seconds: float
@@ -46,6 +47,7 @@ class Offered:
     answer_p99: float
     refusal_p50: float
     refusal_p99: float
+    refusal_since_sent_p50: float
     late_p99: float
 
     @classmethod
@@ -69,6 +71,9 @@ class Offered:
             answer_p99=percentile(ends, 0.99),
             refusal_p50=percentile(refused, 0.5),
             refusal_p99=percentile(refused, 0.99),
+            refusal_since_sent_p50=percentile(
+                (a.ended - a.sent for a in arrivals if a.code == "RESOURCE_EXHAUSTED"), 0.5
+            ),
             late_p99=percentile((each.sent for each in arrivals), 0.99),
         )
 

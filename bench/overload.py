@@ -71,6 +71,8 @@ def table(found: dict[str, Any]) -> str:
     memory = found["memory_bytes"]
     quarter = max(1, len(memory) // 4)
     lines += [
+        "a refusal's p50 without what the generator itself was late by, "
+        f"{TIMES} times: {flood['refusal_since_sent_p50'] * 1e3:.1f} ms",
         f"answers' p99 against that at capacity: {flood['answer_p99'] / once['answer_p99']:.2f}x; "
         f"first tokens': {flood['first_token_p99'] / once['first_token_p99']:.2f}x",
         f"the gateway's memory, MB: {memory[0] / 1e6:.1f} before, "
