@@ -174,10 +174,15 @@ async def test_sigterm_drains_both(
         assert await asyncio.wait_for(running.process.wait(), 30) == 0
 
 
-async def test_workers_end_with_a_parent_that_is_killed(
+async def test_ports_are_one_gateways_and_workers_end_with_a_parent_that_is_killed(
     model_dir: Path, tmp_path: Path, decoders: list[FakeDecoder]
 ) -> None:
     async with gateway(model_dir, tmp_path, decoders) as running:
+        second = tmp_path / "second"
+        second.mkdir()
+        listen = f"--listen={running.addresses['grpc']}"
+        async with gateway(model_dir, second, decoders, listen) as other:
+            assert await asyncio.wait_for(other.process.wait(), 30) == 1
         workers = running.workers()
         running.process.kill()
         await running.process.wait()
@@ -220,17 +225,6 @@ async def test_a_gateway_whose_workers_cannot_start_ends(
     (tmp_path / "model").mkdir()
     async with gateway(tmp_path / "model", tmp_path, decoders) as running:
         assert await asyncio.wait_for(running.process.wait(), 30) == 1
-
-
-async def test_a_port_that_is_taken_is_not_shared(
-    model_dir: Path, tmp_path: Path, decoders: list[FakeDecoder]
-) -> None:
-    async with gateway(model_dir, tmp_path, decoders) as running:
-        second = tmp_path / "second"
-        second.mkdir()
-        listen = f"--listen={running.addresses['grpc']}"
-        async with gateway(model_dir, second, decoders, listen) as other:
-            assert await asyncio.wait_for(other.process.wait(), 30) == 1
 
 
 def test_limits_are_shared_out(model_dir: Path) -> None:
