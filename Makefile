@@ -10,10 +10,10 @@ SCANNER := .cache/deploy-tools/bin/checkov
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz soak accuracy lint format protos dashboards watch-check watch-live deploy-check bench clean
+.PHONY: help setup demo test fuzz soak accuracy lint format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
 
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Make the environment and install everything into it
 
@@ -44,6 +44,15 @@ accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the 
 
 bench: $(MODEL)/params.json ## Measure against stock vLLM on the same pictures, in one run
 	@$(BIN)/python -m bench.compare --model-dir $(MODEL)
+
+bench-gateway: $(MODEL)/params.json ## Measure what the gateway costs, before a stand-in for the other tiers
+	@$(BIN)/python -m bench.gateway --model-dir $(MODEL)
+
+bench-overload: $(MODEL)/params.json ## Offer the real stack five times what it can answer, for two minutes
+	@$(BIN)/python -m bench.overload --model-dir $(MODEL)
+
+bench-isolation: $(MODEL)/params.json ## Measure what one tenant feels of another that floods
+	@$(BIN)/python -m bench.isolation --model-dir $(MODEL)
 
 lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos and stubs
 	@$(BIN)/ruff check .

@@ -1,10 +1,17 @@
-"""A closed-loop load of one kind of request, and what was seen."""
+"""Loads of one kind of request, and what was seen.
+
+Closed: so many at once, each sent when another has ended. Open: so many a second, sent when they
+are due, as strangers would.
+"""
 
 import asyncio
+import itertools
+import math
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from random import Random
 
 # Sends request number n and returns the seconds to its first token.
 Ask = Callable[[int], Awaitable[float]]
@@ -41,3 +48,85 @@ async def closed_loop(ask: Ask, *, at_once: int, requests: int, first: int = 0) 
         ttft_p50=statistics.median(times),
         ttft_p95=times[min(int(len(times) * 0.95), len(times) - 1)],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request ended: a gRPC code's name, and when, on `time.perf_counter`'s clock.
+
+    `first` is when its first token came; None where there was none.
+    """
+
+    code: str
+    ended: float
+    first: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request of an open loop. All times are seconds since `due`, the moment when it was to be
+    sent: a generator or a server that falls behind makes them longer, and hides nothing.
+
+    `sent` is how late the generator was; `first` is None where no token came.
+    """
+
+    due: float
+    sent: float
+    code: str
+    ended: float
+    first: float | None
+
+
+async def open_loop(
+    ask: Callable[[int], Awaitable[Outcome]],
+    *,
+    rate: float,
+    seconds: float,
+    seed: int = 0,
+) -> list[Arrival]:
+    """Sends `rate` requests a second for so long, at the times of a Poisson process, whatever has
+    become of those before; returns once all have ended. `due` is since the begin."""
+    random = Random(seed)
+    arrivals: list[Arrival] = []
+    began = time.perf_counter()
+
+    async def one(number: int, due: float) -> None:
+        sent = time.perf_counter()
+        outcome = await ask(number)
+        first = None if outcome.first is None else outcome.first - due
+        arrivals.append(Arrival(due - began, sent - due, outcome.code, outcome.ended - due, first))
+
+    number, due = 0, began + random.expovariate(rate)
+    async with asyncio.TaskGroup() as group:
+        while due < began + seconds:
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            group.create_task(one(number, due))
+            number, due = number + 1, due + random.expovariate(rate)
+    return arrivals
+
+
+async def keep_at_once(
+    ask: Callable[[int], Awaitable[Outcome]], *, at_once: int, seconds: float
+) -> list[Arrival]:
+    """A closed loop for so long; a request is due when the one before it has ended."""
+    numbers = itertools.count()
+    arrivals: list[Arrival] = []
+    began = time.perf_counter()
+
+    async def worker() -> None:
+        while (due := time.perf_counter()) < began + seconds:
+            outcome = await ask(next(numbers))
+            first = None if outcome.first is None else outcome.first - due
+            arrivals.append(Arrival(due - began, 0.0, outcome.code, outcome.ended - due, first))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(worker())
+    return arrivals
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The smallest of `values` that so large a share of them does not exceed; NaN of none."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan

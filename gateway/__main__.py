@@ -4,10 +4,14 @@ from gateway.settings import GatewaySettings
 from gateway.tier import GatewayTier
 from serving.server import run
 from serving.settings import load
+from serving.workers import run_workers
 
 
 def main() -> None:
-    run(GatewayTier, load(GatewaySettings, prog="gateway"))
+    settings = load(GatewaySettings, prog="gateway")
+    if settings.workers == 1:
+        run(GatewayTier, settings)
+    run_workers("gateway.worker", settings.shares(), GatewayTier.services)
 
 
 if __name__ == "__main__":

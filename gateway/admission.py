@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 
-from gateway.metrics import PERMITS, PERMITS_LIMIT
+from gateway.metrics import PERMITS, PERMITS_LIMIT, REQUESTS
 from gateway.tenants import Tenant
 from serving.errors import InvalidRequest, Overloaded
 
@@ -32,8 +32,7 @@ class Admission:
         too few permits are left, or left to this tenant: nothing ever waits here."""
         if answers > self._limit:
             raise InvalidRequest("sampling.n", f"this gateway gives at most {self._limit} answers")
-        if self._in_use + answers > self._limit or self._has_its_share(tenant, answers):
-            raise Overloaded("as many requests as this gateway takes are running")
+        self._check_room(tenant, answers)
         with tenant.request(images, answers):
             self._in_use += answers
             PERMITS.inc(answers)
@@ -42,6 +41,20 @@ class Admission:
             finally:
                 self._in_use -= answers
                 PERMITS.dec(answers)
+
+    def check(self, tenant: Tenant) -> None:
+        """Raises Overloaded, and counts the request, where none of this tenant's would be let in:
+        to be asked before its message is parsed, or even read."""
+        try:
+            self._check_room(tenant, 1)
+            tenant.check_room()
+        except Overloaded as refusal:
+            REQUESTS.labels(refusal.code.name).inc()
+            raise
+
+    def _check_room(self, tenant: Tenant, answers: int) -> None:
+        if self._in_use + answers > self._limit or self._has_its_share(tenant, answers):
+            raise Overloaded("as many requests as this gateway takes are running")
 
     def _has_its_share(self, tenant: Tenant, answers: int) -> bool:
         if len(self._tenants) == 1:

@@ -17,6 +17,7 @@ from gateway.conversation import Conversation, Role
 from gateway.decoders import Decoders
 from gateway.encoders import Encoded, Encoders
 from gateway.images import ImageInput
+from gateway.merging import merged
 from gateway.metrics import IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
 from gateway.places import Places, any_encoded, image_facts, missing
 from gateway.prompt import Prompt, PromptEncoder
@@ -66,6 +67,10 @@ class Completions:
         """Tokens of prompt and answer together. Raises Unavailable without a decoder."""
         return self._tiers.context_length
 
+    def check_room(self, tenant: Tenant) -> None:
+        """Raises Overloaded where no request of this tenant would be let in."""
+        self._admission.check(tenant)
+
     async def stream(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         """Streams what is generated, and at the end what is known of it.
 
@@ -77,7 +82,7 @@ class Completions:
         try:
             images = len(ask.conversation.images)
             with self._admission.permit(ask.tenant, images, answers_of(ask.sampling)):
-                async with aclosing(self._told(ask)) as events:
+                async with aclosing(merged(self._told(ask))) as events:
                     async for event in events:
                         yield event
         except ServingError as error:

@@ -5,9 +5,16 @@ from prometheus_client import Counter, Gauge, Histogram
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 REQUESTS = Counter("pixtral_gateway_requests_total", "Completions ended, by status code", ["code"])
-PERMITS = Gauge("pixtral_gateway_permits_in_use", "Completions, counts and uploads running")
+# With several workers, their sum; what all of them see alike is the one that sees most.
+PERMITS = Gauge(
+    "pixtral_gateway_permits_in_use",
+    "Completions, counts and uploads running",
+    multiprocess_mode="livesum",
+)
 PERMITS_LIMIT = Gauge(
-    "pixtral_gateway_permits_limit", "Completions, counts and uploads that may run at once"
+    "pixtral_gateway_permits_limit",
+    "Completions, counts and uploads that may run at once",
+    multiprocess_mode="livesum",
 )
 TIME_TO_FIRST_TOKEN = Histogram(
     "pixtral_gateway_time_to_first_token_seconds",
@@ -40,7 +47,12 @@ TENANT_REFUSALS = Counter(
     "Requests refused for a tenant's own limit",
     ["tenant", "limit"],
 )
-REPLICAS = Gauge("pixtral_gateway_replicas_ready", "Replicas that calls are made to", ["tier"])
+REPLICAS = Gauge(
+    "pixtral_gateway_replicas_ready",
+    "Replicas that calls are made to",
+    ["tier"],
+    multiprocess_mode="livemax",
+)
 RETRIES = Counter(
     "pixtral_gateway_retries_total", "Calls whose first replica failed", ["tier", "result"]
 )

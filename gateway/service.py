@@ -41,6 +41,8 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self, request: chat_pb2.StreamCompleteRequest, context: Context
     ) -> AsyncGenerator[chat_pb2.StreamCompleteResponse]:
         ask = self._ask(request, context)
+        # The images in it are copied by now, and a stream is long.
+        del request
         async with aclosing(self.completions.stream(ask)) as events:
             async for event in events:
                 response = chat_pb2.StreamCompleteResponse(id=ask.id, model=self._model)
@@ -73,6 +75,10 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             choice.text = "".join(parts)
             choice.tool_calls.extend(whole_calls(pieces))
         return response
+
+    def check_room(self, context: Context) -> None:
+        """Raises Unauthenticated and Overloaded, from what is known without the message."""
+        self.completions.check_room(self._tenant(context))
 
     async def CountTokens(
         self, request: chat_pb2.CountTokensRequest, context: Context

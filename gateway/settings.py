@@ -56,6 +56,12 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         ge=1,
         description="Answers and token counts that may run at once; more are refused.",
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        description="Processes that serve on the same port, for more than one core; each keeps an "
+        "equal share of every limit.",
+    )
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="The longest that a completion may take."
     )
@@ -88,6 +94,22 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="The largest image that is taken, as width times height."
     )
+
+    def shares(self) -> tuple[Self, ...]:
+        """These settings as each worker gets them."""
+        each, rest = divmod(self.max_concurrent_requests, self.workers)
+        return tuple(
+            self.model_copy(update={"max_concurrent_requests": each + (index < rest)})
+            for index in range(self.workers)
+        )
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        if self.workers > self.max_concurrent_requests:
+            raise ValueError(
+                "workers: more than max_concurrent_requests, of which each has a share"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_tenants(self) -> Self:

@@ -95,13 +95,26 @@ class Tenant:
         for limit in ("requests", "tokens", "images"):
             TENANT_REFUSALS.labels(self.name, limit)
 
-    def limit(self, read: TenantFile) -> None:
-        """Takes up limits; what is used up of one that stays as it was stays used up."""
-        self.requests_at_once = read.requests_at_once
-        if self.tokens.a_minute != read.tokens_per_minute:
-            self.tokens = Budget(read.tokens_per_minute)
-        if self.images.a_minute != read.images_per_minute:
-            self.images = Budget(read.images_per_minute)
+    def limit(self, read: TenantFile, workers: int = 1) -> None:
+        """Takes up one worker's share of the limits; what is used up of one that stays as it was
+        stays used up."""
+        self.requests_at_once = _share(read.requests_at_once, workers)
+        tokens, images = (
+            _share(read.tokens_per_minute, workers),
+            _share(read.images_per_minute, workers),
+        )
+        if self.tokens.a_minute != tokens:
+            self.tokens = Budget(tokens)
+        if self.images.a_minute != images:
+            self.images = Budget(images)
+
+    def check_room(self, answers: int = 1) -> None:
+        """Raises Overloaded where no request for so many answers would be let in now."""
+        most = self.requests_at_once
+        if most is not None and self.in_use + answers > most:
+            raise self._refusal("requests", 1.0)
+        if wait := self.tokens.wait():
+            raise self._refusal("tokens", wait)
 
     @contextmanager
     def request(self, images: int, answers: int = 1) -> Iterator[None]:
@@ -110,10 +123,7 @@ class Tenant:
         most = self.requests_at_once
         if most is not None and answers > most:
             raise InvalidRequest("sampling.n", f"your limit is {most} answers at once")
-        if most is not None and self.in_use + answers > most:
-            raise self._refusal("requests", 1.0)
-        if wait := self.tokens.wait():
-            raise self._refusal("tokens", wait)
+        self.check_room(answers)
         if images and (wait := self.images.wait()):
             raise self._refusal("images", wait)
         self.images.take(images)
@@ -136,11 +146,15 @@ class Tenant:
 
 
 class Tenants:
-    """The tenants of a file; without one, `public` is the only one, and everyone is it."""
+    """The tenants of a file; without one, `public` is the only one, and everyone is it.
 
-    def __init__(self, path: Path | None) -> None:
+    Their limits are divided among so many workers, each of which counts for itself.
+    """
+
+    def __init__(self, path: Path | None, *, workers: int = 1) -> None:
         """Raises StartupError where the file is not one of tenants."""
         self._path = path
+        self._workers = workers
         self._public = Tenant("public") if path is None else None
         self._by_digest: dict[str, Tenant] = {}
         self._by_name: dict[str, Tenant] = {}
@@ -183,7 +197,7 @@ class Tenants:
     def _take_up(self, read: Mapping[str, TenantFile]) -> None:
         self._by_name = {name: self._by_name.get(name) or Tenant(name) for name in read}
         for name, each in read.items():
-            self._by_name[name].limit(each)
+            self._by_name[name].limit(each, self._workers)
         self._by_digest = {
             key: self._by_name[name] for name, each in read.items() for key in each.keys
         }
@@ -233,6 +247,11 @@ def read_tenants(path: Path) -> dict[str, TenantFile]:
 def digest_of(key: str) -> str:
     """As the file has it. A key is random and long: no salt and no slowness is needed."""
     return f"sha256:{hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()}"
+
+
+def _share(limit: int | None, workers: int) -> int | None:
+    # Rounded up: of a limit of one, nobody's share is none.
+    return None if limit is None else -(-limit // workers)
 
 
 def _stamp(path: Path) -> object:

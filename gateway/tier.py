@@ -28,7 +28,7 @@ from gateway.uploads import Uploads
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.channel import ClientTls, open_channel
 from serving.errors import StartupError
-from serving.interceptor import Gate
+from serving.interceptor import EarlyCheck, Gate
 from serving.tracing import Tracer
 
 
@@ -41,7 +41,7 @@ class GatewayTier:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._tenants = Tenants(settings.api_keys)
+        self._tenants = Tenants(settings.api_keys, workers=settings.workers)
         self._service = ChatService(settings, self._tenants)
         self._openai = OpenAiApi(settings, self._tenants)
         self._tiers: Tiers | None = None
@@ -51,6 +51,12 @@ class GatewayTier:
 
     def register(self, server: grpc.aio.Server) -> None:
         chat_pb2_grpc.add_ChatServiceServicer_to_server(self._service, server)
+
+    def early_checks(self) -> dict[str, EarlyCheck]:
+        (service,) = self.services
+        return dict.fromkeys(
+            (f"{service}/Complete", f"{service}/StreamComplete"), self._service.check_room
+        )
 
     def http_server(self, gate: Gate, tracer: Tracer) -> HttpServer | None:
         listen = self._settings.http_listen

@@ -3,9 +3,10 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 else:
     Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
 Body: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+# Raises ServingError for a call that is refused whatever its message says, before it is parsed.
+EarlyCheck: TypeAlias = Callable[[Context], None]
 
 # What it may take to send the status of a call whose client reads nothing.
 GIVE_UP_SECONDS = 1.0
@@ -87,12 +90,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps each method once.
 
     `ungated` services answer while the gate is shut. Neither they nor the `quiet` methods
-    (package.Service/Method) are logged or traced: they are called all the time.
+    (package.Service/Method) are logged or traced: they are called all the time. `early_checks`
+    are by method too.
     """
 
     def __init__(
-        self, gate: Gate, ungated: frozenset[str], quiet: frozenset[str], tracer: Tracer
+        self,
+        gate: Gate,
+        ungated: frozenset[str],
+        quiet: frozenset[str],
+        tracer: Tracer,
+        early_checks: Mapping[str, EarlyCheck] = MappingProxyType({}),
     ) -> None:
+        self._early_checks = early_checks
         self._gate = gate
         self._ungated = ungated
         self._quiet = quiet
@@ -119,6 +129,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         is_recorded = gate is not None and full_name not in self._quiet
         method = _Method.of(handler, service, name)
         body = _body(handler)
+        if early_check := self._early_checks.get(full_name):
+            body = _checked(early_check, body)
 
         async def behavior(request: Any, context: Context) -> Any:
             call = self._begin(full_name, context) if is_recorded else None
@@ -244,6 +256,14 @@ def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:
     if granted is not None and context.time_remaining() <= 0.05 + granted / 100:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
+
+
+def _checked(check: EarlyCheck, body: Body) -> Body:
+    def checked(request: Any, context: Context) -> Awaitable[Any]:
+        check(context)
+        return body(request, context)
+
+    return checked
 
 
 def _body(handler: Handler) -> Body:

@@ -1,19 +1,30 @@
 """Prometheus: the gRPC server's metrics and the HTTP server that shows all of a process's."""
 
 import socket
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from threading import Thread
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
-from prometheus_client import Counter, Histogram, Info
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    Info,
+    Metric,
+    ProcessCollector,
+    multiprocess,
+)
+from prometheus_client.registry import Collector
 
 from serving.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 # Twice the series, and nothing that Prometheus reads.
@@ -60,7 +71,36 @@ class MetricsServer:
         self._thread.join()
 
 
-def start_metrics_server(listen: str) -> MetricsServer:
+class _Workers(Collector):
+    """What all workers' processes take together."""
+
+    def __init__(self, pids: Callable[[], Sequence[int]]) -> None:
+        self._pids = pids
+
+    def collect(self) -> Iterable[Metric]:
+        summed: dict[str, Metric] = {}
+        for pid in self._pids():
+            for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                seen = summed.setdefault(metric.name, metric)
+                if seen is metric:
+                    continue
+                (one,), (other,) = seen.samples, metric.samples
+                both = one.value, other.value
+                value = min(both) if metric.name == "process_start_time_seconds" else sum(both)
+                seen.samples = [one._replace(value=value)]
+        return summed.values()
+
+
+def metrics_of(directory: str, pids: Callable[[], Sequence[int]]) -> CollectorRegistry:
+    """What the workers that write to `directory` count, those that have died too; one page."""
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+    registry.register(BUILD)
+    registry.register(_Workers(pids))
+    return registry
+
+
+def start_metrics_server(listen: str, registry: CollectorRegistry = REGISTRY) -> MetricsServer:
     """Serves on `listen` (host:port; port 0 takes a free one, told in `address`).
 
     Raises StartupError where the address cannot be bound.
@@ -70,7 +110,7 @@ def start_metrics_server(listen: str) -> MetricsServer:
         server, thread = prometheus_client.start_http_server(int(port), host.strip("[]"))
     except OSError as error:
         raise StartupError(f"cannot serve metrics on {listen}: {error.strerror}") from None
-    server.set_app(_in_plain_text(prometheus_client.make_wsgi_app()))
+    server.set_app(_in_plain_text(prometheus_client.make_wsgi_app(registry)))
     return MetricsServer(f"{host}:{server.server_port}", server, thread)
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from serving.channel import MAX_MESSAGE_BYTES, read_pem
 from serving.errors import StartupError
-from serving.interceptor import CallInterceptor, Gate
+from serving.interceptor import CallInterceptor, EarlyCheck, Gate
 from serving.logs import configure_logging
 from serving.metrics import MetricsServer, start_metrics_server
 from serving.settings import ProcessSettings
@@ -42,8 +42,6 @@ STOP_SECONDS = 30.0
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A second process on the same port is a mistake, not a second worker.
-    ("grpc.so_reuseport", 0),
     # A client that vanished is noticed, and its calls cancelled, within 40 seconds.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -111,6 +109,14 @@ class ServesHttp(Protocol):
         """What it serves is to be held by `gate` and begun by `tracer`, as calls of gRPC are."""
 
 
+@runtime_checkable
+class ChecksEarly(Protocol):
+    """A tier that knows of some calls, before their messages are parsed, that it refuses them."""
+
+    def early_checks(self) -> Mapping[str, EarlyCheck]:
+        """By method, package.Service/Method."""
+
+
 @asynccontextmanager
 async def running(tier: Tier, settings: ProcessSettings) -> AsyncIterator[Addresses]:
     """The whole server in this process, ready on entry, drained and stopped on exit."""
@@ -123,14 +129,25 @@ async def running(tier: Tier, settings: ProcessSettings) -> AsyncIterator[Addres
         await chassis.close(settings.drain_seconds)
 
 
-def run(tier_factory: Callable[[S], Tier], settings: S) -> NoReturn:
+class InTurn(Protocol):
+    """What lets one of several processes on the same ports serve; see `serving.workers`."""
+
+    async def may_serve(self) -> None:
+        """Returns once this process, which is loaded, may bind. Raises StartupError."""
+
+    def serves(self) -> None:
+        """Told once it does."""
+
+
+def run(tier_factory: Callable[[S], Tier], settings: S, in_turn: InTurn | None = None) -> NoReturn:
     """Serves until SIGTERM or SIGINT, then drains and exits 0. A second signal ends it at once.
 
-    Exits 1 where the tier cannot start or has failed.
+    Exits 1 where the tier cannot start or has failed. `in_turn`: it is a worker, which binds when
+    it is loaded and not before, and whose parent shows its metrics.
     """
     configure_logging(settings.log_level, settings.log_format)
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    outcome = runner.run(_serve(tier_factory, settings))
+    outcome = runner.run(_serve(tier_factory, settings, in_turn))
     if outcome.start_cut_short:
         _leave_at_once(outcome.exit_code)
     runner.close()
@@ -145,21 +162,26 @@ class _Outcome:
     start_cut_short: bool = False
 
 
-async def _serve(tier_factory: Callable[[S], Tier], settings: S) -> _Outcome:
-    signalled = asyncio.create_task(_signalled())
+async def _serve(
+    tier_factory: Callable[[S], Tier], settings: S, in_turn: InTurn | None
+) -> _Outcome:
+    stopping = asyncio.create_task(signalled())
     try:
         tier = tier_factory(settings)
-        chassis = _Chassis(tier, settings)
+        chassis = _Chassis(tier, settings, shares_ports=in_turn is not None)
     except Exception as error:
         return _cannot_start(error)
     drain_seconds = settings.drain_seconds
     try:
-        addresses = await chassis.open()
-        logger.info("gRPC on %s, metrics on %s", addresses.grpc, addresses.metrics)
-        if addresses.http is not None:
-            logger.info("HTTP on %s", addresses.http)
-        starting = asyncio.create_task(chassis.start())
-        await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
+        if in_turn is None:
+            addresses = await chassis.open()
+            logger.info("gRPC on %s, metrics on %s", addresses.grpc, addresses.metrics)
+            if addresses.http is not None:
+                logger.info("HTTP on %s", addresses.http)
+            starting = asyncio.create_task(chassis.start())
+        else:
+            starting = asyncio.create_task(_start_in_turn(chassis, in_turn))
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
             await asyncio.wait((starting,), timeout=CANCEL_SECONDS)
@@ -167,7 +189,7 @@ async def _serve(tier_factory: Callable[[S], Tier], settings: S) -> _Outcome:
         starting.result()
         logger.info("ready")
         failing = asyncio.create_task(tier.failed())
-        await asyncio.wait((failing, signalled), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
         if failing.done():
             drain_seconds = min(drain_seconds, CANCEL_SECONDS)
             logger.error("the tier has failed", exc_info=failing.exception())
@@ -180,6 +202,14 @@ async def _serve(tier_factory: Callable[[S], Tier], settings: S) -> _Outcome:
         await chassis.close(drain_seconds)
 
 
+async def _start_in_turn(chassis: "_Chassis", in_turn: InTurn) -> None:
+    # Loaded before it is bound: the kernel would give it connections that it cannot answer.
+    await chassis.start()
+    await in_turn.may_serve()
+    await chassis.open()
+    in_turn.serves()
+
+
 def _cannot_start(error: Exception) -> _Outcome:
     if isinstance(error, StartupError):
         logger.error("cannot start: %s", error)
@@ -188,7 +218,7 @@ def _cannot_start(error: Exception) -> _Outcome:
     return _Outcome(1)
 
 
-async def _signalled() -> None:
+async def signalled() -> None:
     """Returns on the first signal; the second then has its default effect."""
     loop = asyncio.get_running_loop()
     received: asyncio.Future[signal.Signals] = loop.create_future()
@@ -216,7 +246,10 @@ def _leave_at_once(exit_code: int) -> NoReturn:
 
 
 class _Chassis:
-    def __init__(self, tier: Tier, settings: ProcessSettings) -> None:
+    def __init__(
+        self, tier: Tier, settings: ProcessSettings, *, shares_ports: bool = False
+    ) -> None:
+        self._shares_ports = shares_ports
         self._tier = tier
         self._settings = settings
         self._gate = Gate("the server is starting")
@@ -225,11 +258,21 @@ class _Chassis:
         self._metrics: MetricsServer | None = None
         self._tracer = start_tracing(f"pixtral-{tier.name}")
         ungated = frozenset((health.SERVICE_NAME, reflection.SERVICE_NAME))
-        interceptor = CallInterceptor(self._gate, ungated, frozenset(tier.quiet), self._tracer)
-        self._server = grpc.aio.server(interceptors=(interceptor,), options=_OPTIONS)
+        interceptor = CallInterceptor(
+            self._gate,
+            ungated,
+            frozenset(tier.quiet),
+            self._tracer,
+            tier.early_checks() if isinstance(tier, ChecksEarly) else {},
+        )
+        # Unless it is one of several, a second process on the same port is a mistake.
+        self._server = grpc.aio.server(
+            interceptors=(interceptor,),
+            options=(*_OPTIONS, ("grpc.so_reuseport", int(shares_ports))),
+        )
         tier.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._health_server = grpc.aio.server(options=_OPTIONS)
+        self._health_server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", 0)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
         reflection.enable_server_reflection((*tier.services, *sorted(ungated)), self._server)
         self._http: Beside | None = None
@@ -237,20 +280,24 @@ class _Chassis:
             self._http = tier.http_server(self._gate, self._tracer)
 
     async def open(self) -> Addresses:
-        """Binds, tells the addresses, and answers health checks. Raises StartupError."""
-        await self._set_health(NOT_SERVING)
-        self._metrics = start_metrics_server(self._settings.metrics_listen)
+        """Binds, tells the addresses, and answers health checks. Raises StartupError.
+
+        One that shares its ports is started before that, and shows no metrics.
+        """
+        if not self._shares_ports:
+            await self._set_health(NOT_SERVING)
+            self._metrics = start_metrics_server(self._settings.metrics_listen)
         addresses = Addresses(
-            _bind(self._server, self._settings.listen, _credentials(self._settings)),
-            self._metrics.address,
+            bind(self._server, self._settings.listen, _credentials(self._settings)),
+            self._metrics.address if self._metrics is not None else "",
             await self._http.open() if self._http is not None else None,
         )
         await self._server.start()
         if self._settings.health_listen is not None:
-            _bind(self._health_server, self._settings.health_listen, None)
+            bind(self._health_server, self._settings.health_listen, None)
             await self._health_server.start()
         if self._settings.address_file is not None:
-            _write_addresses(self._settings.address_file, addresses)
+            write_addresses(self._settings.address_file, addresses)
         return addresses
 
     async def start(self) -> None:
@@ -293,7 +340,7 @@ class _Chassis:
                 await asyncio.gather(*(self._health.set(name, status) for name in self._services))
 
 
-def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
+def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
     try:
         if credentials is None:
             port = server.add_insecure_port(listen)
@@ -326,7 +373,7 @@ def _credentials(settings: ProcessSettings) -> grpc.ServerCredentials | None:
     )
 
 
-def _write_addresses(path: Path, addresses: Addresses) -> None:
+def write_addresses(path: Path, addresses: Addresses) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         told = {server: at for server, at in asdict(addresses).items() if at is not None}

@@ -68,6 +68,8 @@ class OpenAiApi:
     async def chat(self, request: Request) -> JSONResponse | EventStream:
         arrival = time.monotonic()
         tenant = self._tenant(request)
+        # Before its body, which may be large, is read.
+        self.completions.check_room(tenant)
         seconds = self._settings.request_timeout_seconds
         asked = await self._bodies.read(request, ChatRequest, Deadline(arrival + seconds))
         asked.check_served()

@@ -35,7 +35,9 @@ class HttpServer:
         family = socket.AF_INET6 if ":" in bare else socket.AF_INET
         try:
             config.load()
-            listener = socket.create_server((bare, int(port)), family=family)
+            listener = socket.create_server(
+                (bare, int(port)), family=family, reuse_port=self._settings.workers > 1
+            )
         except ssl.SSLError:
             raise StartupError(
                 "the TLS files of the HTTP server are not what they must be"

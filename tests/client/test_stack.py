@@ -137,6 +137,12 @@ def test_a_given_redis_is_used_and_none_started(tmp_path: Path) -> None:
         assert not (tmp_path / "redis.log").exists()
 
 
+def test_a_directory_may_be_used_again(tmp_path: Path) -> None:
+    (tmp_path / "gateway.json").write_text('{"grpc": "127.0.0.1:1", "metrics": "127.0.0.1:1"}')
+    with Stack([stand_in(tmp_path, "gateway")], redis=None, log_dir=tmp_path) as running:
+        assert running.target != "127.0.0.1:1"
+
+
 def test_exception_in_the_block(tmp_path: Path) -> None:
     pids: list[int] = []
 

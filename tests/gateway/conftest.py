@@ -164,4 +164,6 @@ async def client(
         grpc.aio.insecure_channel(addresses.grpc) as channel,
     ):
         assert addresses.http is not None
-        yield Client(chat_pb2_grpc.ChatServiceStub(channel), settings, f"http://{addresses.http}")
+        yield Client(
+            chat_pb2_grpc.ChatServiceStub(channel), settings, f"http://{addresses.http}", channel
+        )

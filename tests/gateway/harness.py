@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
 
 from embeddings.codec import DType
 from embeddings.guarded_redis import GuardedRedis
@@ -49,6 +52,16 @@ class Client:
     stub: "chat_pb2_grpc.ChatServiceAsyncStub"
     settings: GatewaySettings
     url: str
+    channel: grpc.aio.Channel
+
+    async def raw(self, method: str, message: bytes) -> bytes:
+        """The first answer to a message, whatever bytes it is."""
+        path = f"/pixtral.v1.ChatService/{method}"
+        if method.startswith("Stream"):
+            stream: Any = self.channel.unary_stream(path)
+            return cast("bytes", await stream(message).read())
+        unary: Any = self.channel.unary_unary(path)
+        return cast("bytes", await unary(message))
 
 
 class Harness:

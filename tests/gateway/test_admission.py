@@ -64,3 +64,24 @@ def test_who_is_alone_may_have_all() -> None:
     with contextlib.ExitStack() as held:
         for _ in range(8):
             held.enter_context(admission.permit(Tenant("a"), 0))
+
+
+def test_what_is_refused_anyway_is_told_before_it_is_read() -> None:
+    def refused() -> float:
+        labels = {"code": "RESOURCE_EXHAUSTED"}
+        return REGISTRY.get_sample_value("pixtral_gateway_requests_total", labels) or 0.0
+
+    admission = Admission(2, Tenants(None))
+    tenant, limited = Tenant("a"), Tenant("b", requests_at_once=1)
+    admission.check(tenant)
+    before = refused()
+    with admission.permit(limited, 0):
+        admission.check(tenant)
+        with pytest.raises(Overloaded) as told:
+            admission.check(limited)
+        assert told.value.reason == "TENANT_LIMIT"
+        with admission.permit(tenant, 0), pytest.raises(Overloaded):
+            admission.check(tenant)
+    assert refused() == before + 2
+    admission.check(limited)
+    assert admission.in_use == 0

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from prometheus_client import REGISTRY
 
@@ -311,6 +312,37 @@ async def test_cancelled_call_stops_the_decoder_and_frees_its_permit(
 
     await eventually(lambda: sum(decoder.cancelled for decoder in decoders) == 1)
     await eventually(lambda: permits() == 0)
+
+
+async def test_a_full_gateway_refuses_before_it_parses(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [never_ends]
+    request = chat_pb2.StreamCompleteRequest(messages=[HELLO])
+    held = [client.stub.StreamComplete(request) for _ in range(16)]
+    for call in held:
+        await call.read()
+    # What it cannot read it would refuse otherwise.
+    for method, malformed in (("Complete", b"\xff"), ("StreamComplete", b"\xff")):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await client.raw(method, malformed)
+        error = from_rpc_error(refused.value)
+        assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.retry_after
+    async with httpx.AsyncClient(trust_env=False) as http:
+        answer = await http.post(
+            f"{client.url}/v1/chat/completions",
+            content=b"{",
+            headers={"content-type": "application/json"},
+        )
+    assert answer.status_code == 429
+    for call in held:
+        call.cancel()
+    await eventually(lambda: permits() == 0)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await client.raw("Complete", b"\xff")
+    assert from_rpc_error(refused.value).reason == "MALFORMED_MESSAGE"
 
 
 async def test_deadline_stops_the_decoder_and_frees_its_permit(

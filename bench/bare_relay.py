@@ -1,0 +1,63 @@
+"""The least that grpc.aio takes to relay a stream: bytes in, the same bytes out, nothing else.
+
+    python -m bench.bare_relay --decoder HOST:PORT
+
+What the gateway itself costs is told against it, in one run.
+"""
+
+import asyncio
+from typing import Any
+
+import grpc
+from pydantic import Field
+
+from pixtral.v1 import decoder_pb2
+from serving.channel import open_channel
+from serving.server import run
+from serving.settings import Address, ProcessSettings, load
+
+SERVICE = decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name
+METHOD = f"/{SERVICE}/Generate"
+
+
+class Settings(ProcessSettings):
+    """Relays a decoder's streams, and nothing more."""
+
+    decoder: Address = Field(description="host:port of the decoder.")
+
+
+class BareRelay(grpc.GenericRpcHandler):
+    name = "bare-relay"
+    services: tuple[str, ...] = ()
+    quiet: tuple[str, ...] = (METHOD.removeprefix("/"),)
+
+    def __init__(self, settings: Settings) -> None:
+        self._decoder = settings.decoder
+        self._generate: Any
+
+    def register(self, server: grpc.aio.Server) -> None:
+        server.add_generic_rpc_handlers((self,))
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        return grpc.unary_stream_rpc_method_handler(self._relay) if _is_ours(details) else None
+
+    async def _relay(self, request: bytes, context: Any) -> None:
+        async for response in self._generate(request):
+            await context.write(response)
+
+    async def start(self) -> None:
+        self._generate = open_channel(self._decoder, None).unary_stream(METHOD)
+
+    async def failed(self) -> None:
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        pass
+
+
+def _is_ours(details: grpc.HandlerCallDetails) -> bool:
+    return details.method == METHOD
+
+
+if __name__ == "__main__":
+    run(BareRelay, load(Settings, prog="bare-relay"))

@@ -1,0 +1,161 @@
+"""Offers a gateway text requests over gRPC, from a process of its own, and tells what it saw.
+
+    python -m bench.offer --target HOST:PORT --rate 20 --seconds 30
+    python -m bench.offer --target HOST:PORT --at-once 8 --seconds 30
+
+With a rate it is an open loop with Poisson arrivals, and times run from when a request was due.
+Prints one JSON object, see `Offered`. Raw stubs: the generator takes as little of the machine as
+it can.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import grpc
+import uvloop
+
+from bench.load import Arrival, Outcome, keep_at_once, open_loop, percentile
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Times in seconds, NaN where there was nothing to measure. `others` counts by code what was
+    neither answered nor refused; `late_p99` is how late the generator itself was, which
+    `refusal_since_sent_p50` leaves out."""
+
+    sent: int
+    seconds: float
+    answered: int
+    refused: int
+    others: dict[str, int]
+    answered_per_second: float
+    first_token_p50: float
+    first_token_p99: float
+    answer_p50: float
+    answer_p99: float
+    refusal_p50: float
+    refusal_p99: float
+    refusal_since_sent_p50: float
+    late_p99: float
+
+    @classmethod
+    def of(cls, arrivals: Sequence[Arrival], seconds: float) -> "Offered":
+        answered = [each for each in arrivals if each.code == "OK"]
+        refused = [each.ended for each in arrivals if each.code == "RESOURCE_EXHAUSTED"]
+        firsts = [each.first for each in answered if each.first is not None]
+        ends = [each.ended for each in answered]
+        codes = Counter(each.code for each in arrivals)
+        others = {c: n for c, n in codes.items() if c not in ("OK", "RESOURCE_EXHAUSTED")}
+        return cls(
+            sent=len(arrivals),
+            seconds=seconds,
+            answered=len(answered),
+            refused=len(refused),
+            others=others,
+            answered_per_second=len(answered) / seconds,
+            first_token_p50=percentile(firsts, 0.5),
+            first_token_p99=percentile(firsts, 0.99),
+            answer_p50=percentile(ends, 0.5),
+            answer_p99=percentile(ends, 0.99),
+            refusal_p50=percentile(refused, 0.5),
+            refusal_p99=percentile(refused, 0.99),
+            refusal_since_sent_p50=percentile(
+                (a.ended - a.sent for a in arrivals if a.code == "RESOURCE_EXHAUSTED"), 0.5
+            ),
+            late_p99=percentile((each.sent for each in arrivals), 0.99),
+        )
+
+
+class Offer:
+    """`offer.seen()` once it has ended; started as a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, target: str, **flags: float | str) -> "Offer":
+        pairs = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        path = os.pathsep.join((str(ROOT), str(ROOT / "protos")))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "bench.offer", "--target", target, *pairs),
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        return cls(process)
+
+    async def seen(self) -> Offered:
+        out, _ = await self._process.communicate()
+        if self._process.returncode:
+            raise RuntimeError("the load generator has failed")
+        return Offered(**json.loads(out))
+
+
+async def offer(args: argparse.Namespace) -> Offered:
+    metadata = (("authorization", f"Bearer {args.key}"),) if args.key else ()
+    async with grpc.aio.insecure_channel(args.target) as channel:
+        stub = chat_pb2_grpc.ChatServiceStub(channel)
+
+        async def ask(number: int) -> Outcome:
+            request = chat_pb2.StreamCompleteRequest(
+                messages=[
+                    chat_pb2.Message(
+                        role=chat_pb2.ROLE_USER,
+                        content=[chat_pb2.ContentPart(text=f"{args.name} {number}: what is that?")],
+                    )
+                ],
+                sampling=chat_pb2.SamplingParams(
+                    max_tokens=args.tokens, temperature=0, ignore_eos=True
+                ),
+            )
+            call = stub.StreamComplete(request, metadata=metadata, timeout=TIMEOUT_SECONDS)
+            first = None
+            try:
+                async for response in call:
+                    if first is None and response.HasField("delta"):
+                        first = time.perf_counter()
+            except grpc.aio.AioRpcError as error:
+                return Outcome(error.code().name, time.perf_counter())
+            return Outcome("OK", time.perf_counter(), first)
+
+        await channel.channel_ready()
+        began = time.perf_counter()
+        if args.rate is not None:
+            arrivals = await open_loop(ask, rate=args.rate, seconds=args.seconds, seed=args.seed)
+        else:
+            arrivals = await keep_at_once(ask, at_once=args.at_once, seconds=args.seconds)
+        # An open loop is over when the last request is due: answers that come later are counted.
+        took = args.seconds if args.rate is not None else time.perf_counter() - began
+        return Offered.of(arrivals, took)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--target", required=True)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--rate", type=float, help="requests a second, as they are due")
+    how.add_argument("--at-once", type=int, help="requests under way at any time")
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--tokens", type=int, default=16, help="of each answer")
+    parser.add_argument("--key", default="", help="an API key")
+    parser.add_argument("--name", default="Question", help="what each request begins with")
+    parser.add_argument("--seed", type=int, default=0)
+    print(json.dumps(asdict(uvloop.run(offer(parser.parse_args())))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""An encoder and a decoder with no model, for measuring the gateway before them.
+
+    python -m bench.stand_in --model-dir .cache/random-pixtral
+
+An answer's first token comes at once, the others one a step, and a request's `seed` is its step in
+milliseconds. As in an engine, all answers of one pace step together, and what a slow reader has
+not taken yet comes to it as one delta. An image is encoded by putting a few bytes into Redis.
+"""
+# ruff: noqa: N802 - methods have the names of the proto
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, TypeAlias
+
+import grpc
+
+from embeddings.codec import DType
+from embeddings.key import from_proto
+from embeddings.store import EmbeddingStore
+from embeddings.vision import VisionSpec, read_params
+from gateway.image_header import read_header
+from pixtral.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
+from serving.errors import NotFound
+from serving.server import run
+from serving.settings import ModelSettings, RedisSettings, load
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+MODEL = "stand-in"
+FINGERPRINT = "5745"
+CONTEXT_LENGTH = 32_768
+TOKEN = 1000
+WORD = " word"
+
+
+class Settings(ModelSettings, RedisSettings):
+    """An encoder and a decoder that only say that they serve the model in `model_dir`."""
+
+
+class Steps:
+    """Wakes all who wait for a step of one length at once."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[float, asyncio.Future[None]] = {}
+
+    async def next(self, seconds: float) -> None:
+        step = self._waiting.get(seconds)
+        if step is None:
+            loop = asyncio.get_running_loop()
+            step = self._waiting[seconds] = loop.create_future()
+            # On a grid of whole steps: one that comes late does not put off the next.
+            loop.call_later(seconds - time.monotonic() % seconds, self._wake, seconds)
+        await asyncio.shield(step)
+
+    def _wake(self, seconds: float) -> None:
+        self._waiting.pop(seconds).set_result(None)
+
+
+class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
+    def __init__(self, spec: VisionSpec, store: EmbeddingStore) -> None:
+        self._spec = spec
+        self._store = store
+
+    async def Encode(
+        self, request: encoder_pb2.EncodeRequest, context: Context
+    ) -> encoder_pb2.EncodeResponse:
+        header = read_header(request.image)
+        if header is None or not await self._store.put(from_proto(request.key), b"encoded"):
+            raise RuntimeError("not an image, or no Redis")
+        grid = self._spec.grid(header.width, header.height)
+        return encoder_pb2.EncodeResponse(
+            rows=grid.rows, cols=grid.cols, source=encoder_pb2.EMBEDDING_SOURCE_ENCODED
+        )
+
+    async def Fetch(
+        self, request: encoder_pb2.FetchRequest, context: Context
+    ) -> AsyncGenerator[encoder_pb2.FetchResponse]:
+        raise NotFound("nothing is kept here")
+        yield
+
+    async def GetEncoderInfo(
+        self, request: encoder_pb2.GetEncoderInfoRequest, context: Context
+    ) -> encoder_pb2.GetEncoderInfoResponse:
+        return encoder_pb2.GetEncoderInfoResponse(
+            model=MODEL, fingerprint=FINGERPRINT, width=self._spec.width, dtype="bf16"
+        )
+
+
+class Decoder(decoder_pb2_grpc.DecoderServiceServicer):
+    def __init__(self, spec: VisionSpec) -> None:
+        self._width = spec.width
+        self._steps = Steps()
+
+    async def Generate(
+        self, request: decoder_pb2.GenerateRequest, context: Context
+    ) -> AsyncGenerator[decoder_pb2.GenerateResponse]:
+        step = request.sampling.seed / 1e3
+        left = request.sampling.max_tokens - 1
+        yield _response(1, is_last=not left)
+        last = time.monotonic()
+        while left:
+            await self._steps.next(step)
+            now = time.monotonic()
+            due = max(1, min(left, round((now - last) / step)))
+            last = now
+            left -= due
+            yield _response(due, is_last=not left)
+
+    async def GetDecoderInfo(
+        self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
+    ) -> decoder_pb2.GetDecoderInfoResponse:
+        return decoder_pb2.GetDecoderInfoResponse(
+            model=MODEL,
+            fingerprint=FINGERPRINT,
+            width=self._width,
+            dtype="bf16",
+            context_length=CONTEXT_LENGTH,
+            max_running=1 << 16,
+        )
+
+
+class StandInTier:
+    name = "stand-in"
+    services: tuple[str, ...] = (
+        decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name,
+        encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
+    )
+    quiet: tuple[str, ...] = (f"{services[0]}/Generate", f"{services[0]}/GetDecoderInfo")
+
+    def __init__(self, settings: Settings) -> None:
+        self._spec = VisionSpec.from_params(read_params(settings.model_dir))
+        self._store = EmbeddingStore.from_url(
+            settings.redis_url, width=self._spec.width, dtype=DType.BF16
+        )
+
+    def register(self, server: grpc.aio.Server) -> None:
+        encoder = Encoder(self._spec, self._store)
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(encoder, server)
+        decoder_pb2_grpc.add_DecoderServiceServicer_to_server(Decoder(self._spec), server)
+
+    async def start(self) -> None:
+        pass
+
+    async def failed(self) -> None:
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        await self._store.close()
+
+
+def _response(tokens: int, *, is_last: bool) -> decoder_pb2.GenerateResponse:
+    reason = chat_pb2.FINISH_REASON_LENGTH if is_last else chat_pb2.FINISH_REASON_UNSPECIFIED
+    delta = chat_pb2.Choice(text=WORD * tokens, token_ids=[TOKEN] * tokens, finish_reason=reason)
+    return decoder_pb2.GenerateResponse(delta=delta)
+
+
+if __name__ == "__main__":
+    run(StandInTier, load(Settings, prog="stand-in"))

@@ -1,0 +1,246 @@
+"""`python -m gateway --workers 2`: several processes behind one port."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gateway.settings import GatewaySettings
+from gateway.tenants import Tenant, TenantFile
+from pixtral.v1 import chat_pb2, chat_pb2_grpc, decoder_pb2
+from tests.e2e.service import sample_value
+from tests.gateway.fake_tiers import FakeDecoder, Responses, delta
+from tests.gateway.harness import eventually
+from tests.gateway.pictures import text, user
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
+REQUEST = chat_pb2.CompleteRequest(messages=[user(text("Hello?"))])
+# The kernel deals connections out by chance: so many are all at one worker once in 2**31.
+CONNECTIONS = 32
+
+
+class Gateway:
+    def __init__(self, process: asyncio.subprocess.Process, told: Path) -> None:
+        self.process = process
+        self._told = told
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        found: dict[str, str] = json.loads(self._told.read_text())
+        return found
+
+    def workers(self) -> set[int]:
+        return {child.pid for child in psutil.Process(self.process.pid).children()}
+
+    def connected(self) -> set[int]:
+        """The workers that hold connections of the gRPC port."""
+        port = int(self.addresses["grpc"].rpartition(":")[2])
+        return {
+            pid
+            for pid in self.workers()
+            if any(
+                each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED
+                for each in psutil.Process(pid).net_connections("tcp")
+            )
+        }
+
+    async def value(self, sample: str, **labels: str) -> float:
+        return await asyncio.to_thread(sample_value, self.addresses["metrics"], sample, **labels)
+
+    @asynccontextmanager
+    async def stubs(self, number: int) -> "AsyncIterator[list[chat_pb2_grpc.ChatServiceAsyncStub]]":
+        """Each with a connection of its own."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with AsyncExitStack() as channels:
+            yield [
+                chat_pb2_grpc.ChatServiceStub(
+                    await channels.enter_async_context(
+                        grpc.aio.insecure_channel(self.addresses["grpc"], options=options)
+                    )
+                )
+                for _ in range(number)
+            ]
+
+
+@asynccontextmanager
+async def gateway(
+    model_dir: Path, directory: Path, decoders: Sequence[FakeDecoder], *flags: str
+) -> AsyncIterator[Gateway]:
+    told = directory / "addresses.json"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "gateway", "--workers=2", "--max-concurrent-requests=65", "--log-level=warning"),
+        *("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"),
+        f"--model-dir={model_dir}",
+        f"--decoders={','.join(decoder.address for decoder in decoders)}",
+        f"--address-file={told}",
+        *flags,
+        cwd=directory,
+        env=ENVIRONMENT,
+    )
+    try:
+        await eventually(lambda: told.exists() or process.returncode is not None, 60)
+        yield Gateway(process, told)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_both_serve_and_one_that_is_killed_is_replaced(
+    model_dir: Path, tmp_path: Path, decoders: list[FakeDecoder]
+) -> None:
+    async with gateway(model_dir, tmp_path, decoders) as running:
+        first = running.workers()
+        assert len(first) == 2
+        async with running.stubs(CONNECTIONS) as stubs:
+            answers = await asyncio.gather(*(stub.Complete(REQUEST) for stub in stubs))
+            assert {answer.choices[0].text for answer in answers} == {"Hello world"}
+            assert running.connected() == first
+        async with httpx.AsyncClient(trust_env=False) as http:
+            answer = await http.post(
+                f"http://{running.addresses['http']}/v1/chat/completions",
+                json={"messages": [{"role": "user", "content": "Hello?"}]},
+            )
+        assert answer.json()["choices"][0]["message"]["content"] == "Hello world"
+
+        completed = CONNECTIONS + 1
+        assert await running.value("pixtral_gateway_requests_total", code="OK") == completed
+        assert await running.value("pixtral_gateway_permits_limit") == 65
+        assert await running.value("pixtral_gateway_replicas_ready", tier="decoder") == 2
+        assert await running.value("pixtral_build_info") == 1
+        memory = sum(psutil.Process(pid).memory_info().rss for pid in first)
+        assert await running.value("process_resident_memory_bytes") > memory / 2
+
+        os.kill(min(first), signal.SIGKILL)
+        await eventually(lambda: len(running.workers() - first) == 1, 30)
+        async with running.stubs(CONNECTIONS) as stubs:
+            # Whoever accepts answers: there is no moment at which one that loads is called.
+            await asyncio.gather(*(stub.Complete(REQUEST) for stub in stubs))
+
+        async def both() -> bool:
+            async with running.stubs(CONNECTIONS) as stubs:
+                await asyncio.gather(*(stub.Complete(REQUEST) for stub in stubs))
+                return running.connected() == running.workers()
+
+        async with asyncio.timeout(30):
+            while not await both():
+                await asyncio.sleep(0.1)
+        # What the dead one had counted still counts, and its permits do not.
+        assert await running.value("pixtral_gateway_requests_total", code="OK") > completed
+        assert await running.value("pixtral_gateway_permits_limit") == 65
+
+
+async def test_sigterm_drains_both(
+    model_dir: Path, tmp_path: Path, decoders: list[FakeDecoder]
+) -> None:
+    release = asyncio.Event()
+
+    async def until_released(_: decoder_pb2.GenerateRequest) -> Responses:
+        yield delta("Hello", 1001)
+        await release.wait()
+        yield delta(" world", 1002, finish=chat_pb2.FINISH_REASON_STOP)
+
+    for decoder in decoders:
+        decoder.behaviours = [until_released]
+    request = chat_pb2.StreamCompleteRequest(messages=REQUEST.messages)
+    async with (
+        gateway(model_dir, tmp_path, decoders) as running,
+        running.stubs(CONNECTIONS) as stubs,
+    ):
+        streams: list[Any] = [stub.StreamComplete(request) for stub in stubs]
+        begun = [await stream.read() for stream in streams]
+        assert running.connected() == running.workers()
+        running.process.terminate()
+        await asyncio.sleep(0)
+        release.set()
+        for stream, first in zip(streams, begun, strict=True):
+            words = [first.delta.text]
+            while (response := await stream.read()) is not grpc.aio.EOF:
+                words.append(response.delta.text)
+            assert "".join(words) == "Hello world"
+        assert await asyncio.wait_for(running.process.wait(), 30) == 0
+
+
+async def test_ports_are_one_gateways_and_workers_end_with_a_parent_that_is_killed(
+    model_dir: Path, tmp_path: Path, decoders: list[FakeDecoder]
+) -> None:
+    async with gateway(model_dir, tmp_path, decoders) as running:
+        second = tmp_path / "second"
+        second.mkdir()
+        listen = f"--listen={running.addresses['grpc']}"
+        async with gateway(model_dir, second, decoders, listen) as other:
+            assert await asyncio.wait_for(other.process.wait(), 30) == 1
+        workers = running.workers()
+        running.process.kill()
+        await running.process.wait()
+        await eventually(lambda: not any(psutil.pid_exists(pid) for pid in workers), 30)
+
+
+async def test_ready_once_all_serve(model_dir: Path, tmp_path: Path, unused_tcp_port: int) -> None:
+    decoder = FakeDecoder()
+    await decoder.start()
+    await decoder.stop()
+    health_listen = f"127.0.0.1:{unused_tcp_port}"
+    starting = asyncio.create_task(_health(health_listen))
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+
+        async def come_back() -> None:
+            # Seen not ready while no worker can be.
+            assert await starting == health_pb2.HealthCheckResponse.NOT_SERVING
+            await decoder.start()
+
+        group.create_task(come_back())
+        flags = f"--health-listen={health_listen}"
+        async with gateway(model_dir, tmp_path, [decoder], flags) as running:
+            assert await _health(health_listen) == health_pb2.HealthCheckResponse.SERVING
+            assert len(running.workers()) == 2
+    await decoder.stop()
+
+
+async def _health(address: str) -> int:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        response = await stub.Check(
+            health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60
+        )
+    return int(response.status)
+
+
+async def test_a_gateway_whose_workers_cannot_start_ends(
+    tmp_path: Path, decoders: list[FakeDecoder]
+) -> None:
+    (tmp_path / "model").mkdir()
+    async with gateway(tmp_path / "model", tmp_path, decoders) as running:
+        assert await asyncio.wait_for(running.process.wait(), 30) == 1
+
+
+def test_limits_are_shared_out(model_dir: Path) -> None:
+    settings = GatewaySettings(
+        model_dir=model_dir, decoders=("127.0.0.1:1",), workers=4, max_concurrent_requests=30
+    )
+    assert [share.max_concurrent_requests for share in settings.shares()] == [8, 8, 7, 7]
+    tenant = Tenant("acme")
+    tenant.limit(TenantFile(keys=("k",), requests_at_once=1, tokens_per_minute=1000), 4)
+    assert tenant.requests_at_once == 1
+    assert tenant.tokens.a_minute == 250
+    assert tenant.images.a_minute is None
+
+
+def test_no_more_workers_than_permits(model_dir: Path) -> None:
+    with pytest.raises(ValueError, match="workers"):
+        GatewaySettings(
+            model_dir=model_dir, decoders=("127.0.0.1:1",), workers=4, max_concurrent_requests=3
+        )
