@@ -35,3 +35,10 @@ export function megabytes(bytes) {
   const size = bytes / 1e6;
   return size >= 1 ? `${Number(size.toFixed(1))} MB` : `${Math.max(1, Math.round(bytes / 1e3))} kB`;
 }
+
+export function duration(seconds) {
+  const ms = seconds * 1e3;
+  if (ms >= 1e3) return `${seconds.toFixed(2)} s`;
+  if (ms < 0.05) return "0 ms";
+  return ms >= 10 ? `${Math.round(ms)} ms` : `${ms.toFixed(1)} ms`;
+}

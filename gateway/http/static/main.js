@@ -167,7 +167,7 @@ function end(turn, error) {
   if (error.name === "AbortError") return;
   const when = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   const name = isOwn ? turn.pictures[place.picture].name : "";
-  showProblem(isOwn ? `${name} was refused.` : `${error.message}${when}`);
+  showProblem(isOwn ? `${name} was refused. Remove it to ask.` : `${error.message}${when}`);
 }
 
 function stop() {

@@ -1,6 +1,6 @@
 // Where an answer's time went, and its prompt's tokens: two bars, and in words what they show.
 
-import { icon, make } from "./dom.js";
+import { duration, icon, make } from "./dom.js";
 
 /** `longest`, in seconds, is as wide as the page: answers of a conversation compare at a glance. */
 export function timeline(turn, longest) {
@@ -35,7 +35,7 @@ function phases(timings, images) {
   }
   found.push({ kind: "queue", label: "Queue", seconds: queue });
   const rest = Math.max(0, first - queue - (cached < images.length ? encode : 0));
-  found.push({ kind: "first", label: "To the first token", seconds: rest });
+  found.push({ kind: "first", label: "Read and prefill", seconds: rest });
   found.push({ kind: "generate", label: "Generate", seconds: Math.max(0, total - first) });
   return found;
 }
@@ -63,8 +63,7 @@ function caption(timings, usage) {
   return make(
     "figcaption",
     {},
-    make("strong", {}, duration(first)),
-    " to the first token",
+    make("span", {}, make("strong", {}, duration(first)), "to the first token"),
     make("span", {}, `${duration(timings.total_seconds)} in all`),
     make("span", {}, count(usage.completion_tokens, "token")),
     pace > 0 && Number.isFinite(pace)
@@ -105,10 +104,4 @@ function prompt(usage) {
 
 function count(number, what) {
   return `${number} ${what}${number === 1 ? "" : "s"}`;
-}
-
-function duration(seconds) {
-  const ms = seconds * 1e3;
-  if (ms >= 1e3) return `${seconds.toFixed(2)} s`;
-  return ms >= 10 ? `${Math.round(ms)} ms` : `${ms.toFixed(1)} ms`;
 }

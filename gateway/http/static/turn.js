@@ -1,7 +1,7 @@
 // One question and its answer.
 
 import { codePanel } from "./code.js";
-import { icon, make } from "./dom.js";
+import { duration, icon, make } from "./dom.js";
 import { timeline } from "./timeline.js";
 
 export class TurnView {
@@ -23,7 +23,7 @@ export class TurnView {
       "li",
       { className: "turn" },
       this.#question(),
-      make("h3", { className: "unseen" }, "Answer"),
+      make("h2", { className: "unseen" }, "Answer"),
       this.#answer,
       this.#note,
       this.#receipt,
@@ -57,7 +57,7 @@ export class TurnView {
       own.forEach((image, i) => {
         const badge = this.#badges[i];
         badge.replaceChildren(
-          ...(image.cached ? [icon("check"), "cached"] : ["encoded"]),
+          ...(image.cached ? [icon("check"), "cached"] : [`encoded in ${duration(image.encode_seconds)}`]),
           make("span", {}, `${image.width}×${image.height}, ${image.tokens} tokens`),
         );
         badge.classList.toggle("cached", image.cached);
@@ -94,7 +94,7 @@ export class TurnView {
     return make(
       "div",
       { className: "question" },
-      make("h3", { className: "unseen" }, "Question"),
+      make("h2", { className: "unseen" }, "Question"),
       figures.length ? make("div", { className: "shown" }, ...figures) : null,
       question ? make("p", {}, question) : null,
     );

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pixtral/v1/chat.proto\x12\npixtral.v1\x1a\x1egoogle/protobuf/duration.proto\"0\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03url\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"I\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x11.pixtral.v1.ImageH\x00\x42\x06\n\x04part\"S\n\x07Message\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.pixtral.v1.Role\x12(\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x17.pixtral.v1.ContentPart\"\x1f\n\rStringChoices\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x9f\x01\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12+\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x19.pixtral.v1.StringChoicesH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x05 \x01(\x08H\x00\x42\x0c\n\nconstraint\"\x82\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x03H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x17\n\nignore_eos\x18\r \x01(\x08H\n\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0e \x01(\rH\x0b\x88\x01\x01\x12=\n\nlogit_bias\x18\x0f \x03(\x0b\x32).pixtral.v1.SamplingParams.LogitBiasEntry\x12\x11\n\tbad_words\x18\x10 \x03(\t\x12\x19\n\x11\x61llowed_token_ids\x18\x11 \x03(\r\x12\x37\n\x11structured_output\x18\x12 \x01(\x0b\x32\x1c.pixtral.v1.StructuredOutput\x12\x0e\n\x01n\x18\x13 \x01(\rH\x0c\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x0b\n\t_logprobsB\x04\n\x02_n\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\"\xc0\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_token\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\\\n\x0bImageReport\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x05 \x01(\x08\"}\n\nCompletion\x12 \n\x05usage\x18\x01 \x01(\x0b\x32\x11.pixtral.v1.Usage\x12$\n\x07timings\x18\x02 \x01(\x0b\x32\x13.pixtral.v1.Timings\x12\'\n\x06images\x18\x03 \x03(\x0b\x32\x17.pixtral.v1.ImageReport\":\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"V\n\rTokenLogprobs\x12#\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x13.pixtral.v1.Logprob\x12 \n\x03top\x18\x02 \x03(\x0b\x32\x13.pixtral.v1.Logprob\"\x96\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.pixtral.v1.FinishReason\x12+\n\x08logprobs\x18\x05 \x03(\x0b\x32\x19.pixtral.v1.TokenLogprobs\"u\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.pixtral.v1.Message\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.pixtral.v1.SamplingParams\"~\n\x10\x43ompleteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x12.pixtral.v1.Choice\x12*\n\ncompletion\x18\x04 \x01(\x0b\x32\x16.pixtral.v1.Completion\"{\n\x15StreamCompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.pixtral.v1.Message\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.pixtral.v1.SamplingParams\"\x8f\x01\n\x16StreamCompleteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x12.pixtral.v1.ChoiceH\x00\x12,\n\ncompletion\x18\x03 \x01(\x0b\x32\x16.pixtral.v1.CompletionH\x00\x12\r\n\x05model\x18\x04 \x01(\tB\x07\n\x05\x65vent\"J\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.pixtral.v1.Message\"B\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x02 \x01(\r\"\x13\n\x11ListModelsRequest\"Z\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x12\n\nmax_images\x18\x03 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x04 \x01(\x04\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.pixtral.v1.Model*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xcc\x02\n\x0b\x43hatService\x12\x45\n\x08\x43omplete\x12\x1b.pixtral.v1.CompleteRequest\x1a\x1c.pixtral.v1.CompleteResponse\x12Y\n\x0eStreamComplete\x12!.pixtral.v1.StreamCompleteRequest\x1a\".pixtral.v1.StreamCompleteResponse0\x01\x12N\n\x0b\x43ountTokens\x12\x1e.pixtral.v1.CountTokensRequest\x1a\x1f.pixtral.v1.CountTokensResponse\x12K\n\nListModels\x12\x1d.pixtral.v1.ListModelsRequest\x1a\x1e.pixtral.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pixtral/v1/chat.proto\x12\npixtral.v1\x1a\x1egoogle/protobuf/duration.proto\"0\n\x05Image\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03url\x18\x02 \x01(\tH\x00\x42\x08\n\x06source\"I\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\"\n\x05image\x18\x02 \x01(\x0b\x32\x11.pixtral.v1.ImageH\x00\x42\x06\n\x04part\"S\n\x07Message\x12\x1e\n\x04role\x18\x01 \x01(\x0e\x32\x10.pixtral.v1.Role\x12(\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x17.pixtral.v1.ContentPart\"\x1f\n\rStringChoices\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x9f\x01\n\x10StructuredOutput\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12+\n\x06\x63hoice\x18\x03 \x01(\x0b\x32\x19.pixtral.v1.StringChoicesH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x05 \x01(\x08H\x00\x42\x0c\n\nconstraint\"\x82\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x03H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x17\n\nignore_eos\x18\r \x01(\x08H\n\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0e \x01(\rH\x0b\x88\x01\x01\x12=\n\nlogit_bias\x18\x0f \x03(\x0b\x32).pixtral.v1.SamplingParams.LogitBiasEntry\x12\x11\n\tbad_words\x18\x10 \x03(\t\x12\x19\n\x11\x61llowed_token_ids\x18\x11 \x03(\r\x12\x37\n\x11structured_output\x18\x12 \x01(\x0b\x32\x1c.pixtral.v1.StructuredOutput\x12\x0e\n\x01n\x18\x13 \x01(\rH\x0c\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\r\n\x0b_ignore_eosB\x0b\n\t_logprobsB\x04\n\x02_n\"f\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r\"\xc0\x01\n\x07Timings\x12(\n\x05queue\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06\x65ncode\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13time_to_first_token\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x87\x01\n\x0bImageReport\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x0e\n\x06\x63\x61\x63hed\x18\x05 \x01(\x08\x12)\n\x06\x65ncode\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"}\n\nCompletion\x12 \n\x05usage\x18\x01 \x01(\x0b\x32\x11.pixtral.v1.Usage\x12$\n\x07timings\x18\x02 \x01(\x0b\x32\x13.pixtral.v1.Timings\x12\'\n\x06images\x18\x03 \x03(\x0b\x32\x17.pixtral.v1.ImageReport\":\n\x07Logprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"V\n\rTokenLogprobs\x12#\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x13.pixtral.v1.Logprob\x12 \n\x03top\x18\x02 \x03(\x0b\x32\x13.pixtral.v1.Logprob\"\x96\x01\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x18.pixtral.v1.FinishReason\x12+\n\x08logprobs\x18\x05 \x03(\x0b\x32\x19.pixtral.v1.TokenLogprobs\"u\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.pixtral.v1.Message\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.pixtral.v1.SamplingParams\"~\n\x10\x43ompleteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12#\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x12.pixtral.v1.Choice\x12*\n\ncompletion\x18\x04 \x01(\x0b\x32\x16.pixtral.v1.Completion\"{\n\x15StreamCompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.pixtral.v1.Message\x12,\n\x08sampling\x18\x03 \x01(\x0b\x32\x1a.pixtral.v1.SamplingParams\"\x8f\x01\n\x16StreamCompleteResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x12.pixtral.v1.ChoiceH\x00\x12,\n\ncompletion\x18\x03 \x01(\x0b\x32\x16.pixtral.v1.CompletionH\x00\x12\r\n\x05model\x18\x04 \x01(\tB\x07\n\x05\x65vent\"J\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12%\n\x08messages\x18\x02 \x03(\x0b\x32\x13.pixtral.v1.Message\"B\n\x13\x43ountTokensResponse\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x14\n\x0cimage_tokens\x18\x02 \x01(\r\"\x13\n\x11ListModelsRequest\"Z\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x12\n\nmax_images\x18\x03 \x01(\r\x12\x17\n\x0fmax_image_bytes\x18\x04 \x01(\x04\"7\n\x12ListModelsResponse\x12!\n\x06models\x18\x01 \x03(\x0b\x32\x11.pixtral.v1.Model*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xcc\x02\n\x0b\x43hatService\x12\x45\n\x08\x43omplete\x12\x1b.pixtral.v1.CompleteRequest\x1a\x1c.pixtral.v1.CompleteResponse\x12Y\n\x0eStreamComplete\x12!.pixtral.v1.StreamCompleteRequest\x1a\".pixtral.v1.StreamCompleteResponse0\x01\x12N\n\x0b\x43ountTokens\x12\x1e.pixtral.v1.CountTokensRequest\x1a\x1f.pixtral.v1.CountTokensResponse\x12K\n\nListModels\x12\x1d.pixtral.v1.ListModelsRequest\x1a\x1e.pixtral.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=2900
-  _globals['_ROLE']._serialized_end=2980
-  _globals['_FINISHREASON']._serialized_start=2982
-  _globals['_FINISHREASON']._serialized_end=3077
+  _globals['_ROLE']._serialized_start=2944
+  _globals['_ROLE']._serialized_end=3024
+  _globals['_FINISHREASON']._serialized_start=3026
+  _globals['_FINISHREASON']._serialized_end=3121
   _globals['_IMAGE']._serialized_start=69
   _globals['_IMAGE']._serialized_end=117
   _globals['_CONTENTPART']._serialized_start=119
@@ -56,34 +56,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGE']._serialized_end=1349
   _globals['_TIMINGS']._serialized_start=1352
   _globals['_TIMINGS']._serialized_end=1544
-  _globals['_IMAGEREPORT']._serialized_start=1546
-  _globals['_IMAGEREPORT']._serialized_end=1638
-  _globals['_COMPLETION']._serialized_start=1640
-  _globals['_COMPLETION']._serialized_end=1765
-  _globals['_LOGPROB']._serialized_start=1767
-  _globals['_LOGPROB']._serialized_end=1825
-  _globals['_TOKENLOGPROBS']._serialized_start=1827
-  _globals['_TOKENLOGPROBS']._serialized_end=1913
-  _globals['_CHOICE']._serialized_start=1916
-  _globals['_CHOICE']._serialized_end=2066
-  _globals['_COMPLETEREQUEST']._serialized_start=2068
-  _globals['_COMPLETEREQUEST']._serialized_end=2185
-  _globals['_COMPLETERESPONSE']._serialized_start=2187
-  _globals['_COMPLETERESPONSE']._serialized_end=2313
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=2315
-  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=2438
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=2441
-  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=2584
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=2586
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2660
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2662
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2728
-  _globals['_LISTMODELSREQUEST']._serialized_start=2730
-  _globals['_LISTMODELSREQUEST']._serialized_end=2749
-  _globals['_MODEL']._serialized_start=2751
-  _globals['_MODEL']._serialized_end=2841
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2843
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2898
-  _globals['_CHATSERVICE']._serialized_start=3080
-  _globals['_CHATSERVICE']._serialized_end=3412
+  _globals['_IMAGEREPORT']._serialized_start=1547
+  _globals['_IMAGEREPORT']._serialized_end=1682
+  _globals['_COMPLETION']._serialized_start=1684
+  _globals['_COMPLETION']._serialized_end=1809
+  _globals['_LOGPROB']._serialized_start=1811
+  _globals['_LOGPROB']._serialized_end=1869
+  _globals['_TOKENLOGPROBS']._serialized_start=1871
+  _globals['_TOKENLOGPROBS']._serialized_end=1957
+  _globals['_CHOICE']._serialized_start=1960
+  _globals['_CHOICE']._serialized_end=2110
+  _globals['_COMPLETEREQUEST']._serialized_start=2112
+  _globals['_COMPLETEREQUEST']._serialized_end=2229
+  _globals['_COMPLETERESPONSE']._serialized_start=2231
+  _globals['_COMPLETERESPONSE']._serialized_end=2357
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_start=2359
+  _globals['_STREAMCOMPLETEREQUEST']._serialized_end=2482
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_start=2485
+  _globals['_STREAMCOMPLETERESPONSE']._serialized_end=2628
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2630
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2704
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2706
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2772
+  _globals['_LISTMODELSREQUEST']._serialized_start=2774
+  _globals['_LISTMODELSREQUEST']._serialized_end=2793
+  _globals['_MODEL']._serialized_start=2795
+  _globals['_MODEL']._serialized_end=2885
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2887
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2942
+  _globals['_CHATSERVICE']._serialized_start=3124
+  _globals['_CHATSERVICE']._serialized_end=3456
 # @@protoc_insertion_point(module_scope)
