@@ -112,6 +112,8 @@ class Supervisor:
         directory = Path(self._plan.directory)
         address_file, log = directory / f"{name}.json", directory / f"{name}.log"
         if stdin is None:
+            # Of an earlier stack with the same directory.
+            address_file.unlink(missing_ok=True)
             command = [*command, "--address-file", str(address_file)]
         supervisor = os.getpid()
 

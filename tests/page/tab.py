@@ -1,6 +1,5 @@
 """The page as somebody sits before it."""
 
-import base64
 import io
 import itertools
 import time
@@ -16,8 +15,8 @@ from playwright.async_api import Browser, Locator, Page, expect
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "pixtral-mini"
 MAX_IMAGE_BYTES = 1_000_000
-# What the browser itself writes to its console where an answer's status is one of an error.
-STATUS = "Failed to load resource: the server responded with a status of"
+# What the browser itself writes to its console of an answer that is an error, or none.
+FAILED = "Failed to load resource: "
 
 _numbers = itertools.count(time.time_ns())
 
@@ -77,7 +76,8 @@ class Tab:
         return turn
 
     async def set(self, **sampling: float) -> None:
-        await self.page.get_by_text("Sampling").click()
+        if not await self.page.locator("#sampling[open]").count():
+            await self.page.get_by_text("Sampling").click()
         for name, value in sampling.items():
             await self.page.locator(f"[name={name}]").fill(str(value))
 
@@ -104,7 +104,7 @@ async def opened(browser: Browser, url: str, directory: Path, **options: Any) ->
             "console",
             lambda line: (
                 wrong.append(line.text)
-                if line.type in ("error", "warning") and not line.text.startswith(STATUS)
+                if line.type in ("error", "warning") and not line.text.startswith(FAILED)
                 else None
             ),
         )
@@ -113,7 +113,3 @@ async def opened(browser: Browser, url: str, directory: Path, **options: Any) ->
         assert not wrong
     finally:
         await context.close()
-
-
-def base64_of(data: bytes) -> str:
-    return base64.b64encode(data).decode()
