@@ -1,7 +1,7 @@
 """The running stack on the small model that can see, and a real Chromium before its page."""
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from playwright.async_api import Browser, async_playwright
 
 from pixtral_client import Client, pixtral_stack
 from pixtral_client.redis_server import free_port
+from tests.e2e.fleet import Tier
 from tests.e2e.service import Service
 from tests.page.tab import MAX_IMAGE_BYTES, MODEL, Tab, opened
 from tests.redis_server import RedisServer
@@ -31,6 +32,21 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         )
         with stack, Client(stack.target, timeout=120) as client:
             yield Service(stack, client)
+
+
+@pytest.fixture
+def another_gateway(service: Service, tmp_path: Path) -> Callable[..., Tier]:
+    """One more before the same tiers, to be told more flags, and entered."""
+    flags = {
+        "model-dir": str(MODEL),
+        "listen": "127.0.0.1:0",
+        "http-listen": "127.0.0.1:0",
+        "metrics-listen": "127.0.0.1:0",
+        "encoders": service.stack.addresses["encoder"].grpc,
+        "decoders": service.stack.addresses["decoder"].grpc,
+    }
+    told = [f"--{name}={value}" for name, value in flags.items()]
+    return lambda *more: Tier("gateway", tmp_path, *told, *more)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,16 @@
 
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Route, expect
 
+from tests.e2e.fleet import Tier
 from tests.e2e.service import Service, wait_until
-from tests.page.tab import Tab, answer_of, told_of
+from tests.page.tab import Tab, answer_of, opened, told_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -167,6 +170,32 @@ async def test_a_reload_keeps_the_conversation_and_new_ends_it(tab: Tab) -> None
     await expect(tab.turns).to_have_count(0)
 
 
+async def test_new_ends_an_answer_that_is_on_its_way(tab: Tab, service: Service) -> None:
+    await tab.set(min_tokens=MANY, max_tokens=MANY)
+    turn = await tab.begin("Tell me a long story.")
+    await expect(answer_of(turn)).not_to_be_empty()
+    await tab.page.get_by_role("button", name="New").click()
+    wait_until(service.is_idle, "the engine idle after New")
+    await expect(tab.ask_button).to_be_visible()
+    await expect(tab.turns).to_have_count(0)
+    await expect(tab.question).to_have_value("")
+
+
+async def test_a_connection_that_breaks_leaves_what_had_come(
+    browser: Browser, another_gateway: Callable[..., Tier], tmp_path: Path
+) -> None:
+    with another_gateway() as tier:
+        tier.until_ready()
+        async with opened(browser, f"http://{tier.http_target}/", tmp_path) as tab:
+            await tab.set(min_tokens=MANY, max_tokens=MANY)
+            turn = await tab.begin("Tell me a long story.")
+            await expect(answer_of(turn)).not_to_be_empty()
+            tier.process.kill()
+            await expect(turn.get_by_text("The connection ended before")).to_be_visible()
+            await expect(answer_of(turn)).not_to_be_empty()
+            await expect(tab.ask_button).to_be_visible()
+
+
 async def test_a_gateway_that_is_gone_gives_the_question_back(tab: Tab) -> None:
     await expect(tab.page.get_by_text("pixtral-mini")).to_be_visible()
     await tab.choose(tab.file("street.png"))
@@ -179,7 +208,7 @@ async def test_a_gateway_that_is_gone_gives_the_question_back(tab: Tab) -> None:
     await expect(answer_of(tab.turns.first)).to_have_text("It says BRAIN.")
 
 
-async def test_a_phone(browser: Browser, url: str, tab: Tab) -> None:
+async def test_a_phone(tab: Tab) -> None:
     await tab.page.set_viewport_size({"width": 360, "height": 700})
     await tab.choose(tab.file("a-rather-long-name-of-a-picture-file-for-a-phone.png"))
     turn = await tab.ask("What word is printed? " + "unbroken" * 20)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from tests.e2e.fleet import Tier
-from tests.e2e.service import Service
-from tests.page.tab import MODEL, ROOT, Tab, answer_of, opened
+from tests.page.tab import ROOT, Tab, answer_of, opened
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -130,23 +130,13 @@ async def test_by_keyboard_alone(tab: Tab) -> None:
 
 
 async def test_a_key_is_asked_for_and_kept_in_memory_alone(
-    browser: Browser, service: Service, tmp_path: Path
+    browser: Browser, another_gateway: Callable[..., Tier], tmp_path: Path
 ) -> None:
     key = "pixtral-secret"
     digest = hashlib.sha256(key.encode()).hexdigest()
     keys = tmp_path / "keys.toml"
     keys.write_text(f'[acme]\nkeys = ["sha256:{digest}"]\n')
-    addresses = service.stack.addresses
-    flags = {
-        "model-dir": str(MODEL),
-        "listen": "127.0.0.1:0",
-        "http-listen": "127.0.0.1:0",
-        "metrics-listen": "127.0.0.1:0",
-        "encoders": addresses["encoder"].grpc,
-        "decoders": addresses["decoder"].grpc,
-        "api-keys": str(keys),
-    }
-    with Tier("gateway", tmp_path, *[f"--{name}={value}" for name, value in flags.items()]) as tier:
+    with another_gateway(f"--api-keys={keys}") as tier:
         tier.until_ready()
         async with opened(browser, f"http://{tier.http_target}/", tmp_path) as tab:
             field = tab.page.get_by_label("This gateway asks for an API key.")

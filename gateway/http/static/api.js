@@ -34,11 +34,15 @@ export class Api {
       body: JSON.stringify(body),
       signal,
     });
-    for await (const data of events(response.body)) {
-      if (data === "[DONE]") return;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw errorOf(chunk, { status: response.status });
-      yield chunk;
+    try {
+      for await (const data of events(response.body)) {
+        if (data === "[DONE]") return;
+        const chunk = JSON.parse(data);
+        if (chunk.error) throw errorOf(chunk, { status: response.status });
+        yield chunk;
+      }
+    } catch (error) {
+      if (error instanceof ApiError || error.name === "AbortError") throw error;
     }
     throw new ApiError("The connection ended before the answer did.");
   }

@@ -22,7 +22,8 @@ export function takePictures(add) {
   }
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
-    if (!files.length) return;
+    // Cells of a table come as a picture too, and are meant as text.
+    if (!files.length || event.clipboardData.types.includes("text/plain")) return;
     event.preventDefault();
     add(files);
   });

@@ -86,6 +86,7 @@ function toBottom() {
 }
 
 async function ask() {
+  await tray.settled;
   const text = question.value.trim();
   if (running || (!text && !tray.pictures.length)) return;
   const refused = tray.refused;
@@ -105,7 +106,8 @@ async function ask() {
   try {
     await receive(turn, view, running.signal);
   } catch (error) {
-    end(turn, error);
+    // Gone where a new conversation was begun meanwhile.
+    if (views.has(turn)) end(turn, error);
   } finally {
     running = null;
     showState();
@@ -195,7 +197,7 @@ function save() {
 
 async function addExample() {
   const response = await fetch("page/example.png");
-  tray.add([new File([await response.blob()], "example.png", { type: "image/png" })]);
+  await tray.add([new File([await response.blob()], "example.png", { type: "image/png" })]);
   question.value ||= "What word is printed?";
   fit(question);
   question.focus();

@@ -7,17 +7,17 @@ const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 export class Tray {
   pictures = [];
   limits = null;
+  settled = Promise.resolve();
 
   /** `shown` says how many pictures the conversation holds already. */
   constructor(shown) {
     this.shown = shown;
   }
 
-  async add(files) {
-    for (const file of files) {
-      const url = await read(file);
-      this.put([{ name: file.name || "picture", size: file.size, type: file.type, url }]);
-    }
+  /** Resolves once all files that were given are read. */
+  add(files) {
+    this.settled = Promise.all([this.settled, this.#read([...files])]);
+    return this.settled;
   }
 
   put(pictures) {
@@ -46,7 +46,7 @@ export class Tray {
   }
 
   #item(picture) {
-    const image = make("img", { src: picture.url, alt: "" });
+    const image = picture.url ? make("img", { src: picture.url, alt: "" }) : icon("picture");
     image.addEventListener("error", () => image.replaceWith(icon("picture")));
     image.addEventListener("load", () => {
       const most = this.limits?.max_image_pixels ?? Infinity;
@@ -85,29 +85,39 @@ export class Tray {
   #remove(picture) {
     this.pictures = this.pictures.filter((each) => each !== picture);
     for (const each of this.pictures) {
-      if (each.isSurplus) {
-        delete each.isSurplus;
-        each.problem = this.#problem(each, this.pictures.indexOf(each));
-      }
+      if (each.isSurplus) each.problem = this.#problem(each, this.pictures.indexOf(each));
     }
     this.render();
     find("#question").focus();
   }
 
+  async #read(files) {
+    const pictures = files.map(({ name, size, type }) => ({ name: name || "picture", size, type }));
+    await Promise.all(
+      pictures.map(async (picture, i) => {
+        picture.problem = this.#unfit(picture);
+        // Nor is a film read that was taken for a picture.
+        picture.url = picture.problem ? "" : await dataUrl(files[i]).catch(() => "");
+        if (!picture.problem && !picture.url) picture.problem = "cannot be read";
+      }),
+    );
+    this.put(pictures);
+  }
+
+  #unfit({ type, size }) {
+    const most = this.limits?.max_image_bytes ?? Infinity;
+    if (!KINDS.includes(type)) return "not a PNG, JPEG, WebP or GIF picture";
+    return size > most ? `larger than ${megabytes(most)}` : undefined;
+  }
+
   #problem(picture, before = this.pictures.length) {
-    if (!KINDS.includes(picture.type)) return "not a PNG, JPEG, WebP or GIF picture";
-    if (!this.limits) return undefined;
-    const { max_image_bytes: bytes, max_images: images } = this.limits;
-    if (picture.size > bytes) return `larger than ${megabytes(bytes)}`;
-    if (this.shown() + before >= images) {
-      picture.isSurplus = true;
-      return `one more than the ${images} that a conversation may hold`;
-    }
-    return undefined;
+    const most = this.limits?.max_images ?? Infinity;
+    picture.isSurplus = this.shown() + before >= most;
+    return picture.isSurplus ? `one more than the ${most} that a conversation may hold` : undefined;
   }
 }
 
-function read(file) {
+function dataUrl(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
