@@ -36,6 +36,10 @@ export function megabytes(bytes) {
   return size >= 1 ? `${Number(size.toFixed(1))} MB` : `${Math.max(1, Math.round(bytes / 1e3))} kB`;
 }
 
+export function grouped(number) {
+  return number.toLocaleString("en");
+}
+
 export function duration(seconds) {
   const ms = seconds * 1e3;
   if (ms >= 1e3) return `${seconds.toFixed(2)} s`;

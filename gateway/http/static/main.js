@@ -2,7 +2,7 @@
 
 import { Api } from "./api.js";
 import { Conversation, messagesOf, placeOf } from "./conversation.js";
-import { announce, find, megabytes } from "./dom.js";
+import { announce, find, grouped, megabytes } from "./dom.js";
 import { fit, sampling, showSampling, takePictures } from "./inputs.js";
 import { Tray } from "./tray.js";
 import { TurnView } from "./turn.js";
@@ -38,7 +38,7 @@ async function loadModel() {
 function showModel(text) {
   const chip = find("#model");
   chip.textContent = text;
-  chip.title = model ? `A context of ${model.max_model_len} tokens` : "";
+  chip.title = model ? `A context of ${grouped(model.max_model_len)} tokens` : "";
   chip.hidden = false;
 }
 

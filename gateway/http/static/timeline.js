@@ -1,6 +1,6 @@
 // Where an answer's time went, and its prompt's tokens: two bars, and in words what they show.
 
-import { duration, icon, make } from "./dom.js";
+import { duration, grouped, icon, make } from "./dom.js";
 
 /** `longest`, in seconds, is as wide as the page: answers of a conversation compare at a glance. */
 export function timeline(turn, longest) {
@@ -86,22 +86,22 @@ function prompt(usage) {
   }
   const told = [
     ["prompt", "Prompt", count(all, "token")],
-    ["picture-tokens", "Picture", picture],
-    ["text-tokens", "Text", text],
-    ["known-tokens", "Cached", cached],
-  ].filter(([, , value]) => value);
+    ["picture-tokens", "Picture", grouped(picture)],
+    ["text-tokens", "Text", grouped(text)],
+    ["known-tokens", "Cached", grouped(cached)],
+  ].filter(([, , value]) => value !== "0");
   return [
     bar,
     make(
       "dl",
       { className: "legend" },
       ...told.map(([kind, label, value]) =>
-        make("div", { className: kind }, make("dt", {}, label), make("dd", {}, `${value}`)),
+        make("div", { className: kind }, make("dt", {}, label), make("dd", {}, value)),
       ),
     ),
   ];
 }
 
 function count(number, what) {
-  return `${number} ${what}${number === 1 ? "" : "s"}`;
+  return `${grouped(number)} ${what}${number === 1 ? "" : "s"}`;
 }

@@ -1,7 +1,7 @@
 // One question and its answer.
 
 import { codePanel } from "./code.js";
-import { duration, icon, make } from "./dom.js";
+import { duration, grouped, icon, make } from "./dom.js";
 import { timeline } from "./timeline.js";
 
 export class TurnView {
@@ -58,7 +58,7 @@ export class TurnView {
         const badge = this.#badges[i];
         badge.replaceChildren(
           ...(image.cached ? [icon("check"), "cached"] : [`encoded in ${duration(image.encode_seconds)}`]),
-          make("span", {}, `${image.width}×${image.height}, ${image.tokens} tokens`),
+          make("span", {}, `${image.width}×${image.height}, ${grouped(image.tokens)} tokens`),
         );
         badge.classList.toggle("cached", image.cached);
         badge.hidden = false;
