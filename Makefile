@@ -10,7 +10,7 @@ SCANNER := .cache/deploy-tools/bin/checkov
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-page accuracy lint format protos dashboards watch-check watch-live deploy-check bench clean
+.PHONY: help setup demo test test-page fuzz soak accuracy lint format protos dashboards watch-check watch-live deploy-check bench clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its picture
 	@tools/chromium
 	@mkdir -p docs/pictures/page
 	@PAGE_PICTURES=docs/pictures/page $(BIN)/python -m pytest tests/page
+
+fuzz: $(INSTALLED) ## Send a decoder 10,000 wrong, odd and hostile requests, in two minutes
+	@$(BIN)/python -m tests.decoder.fuzz --requests 10000
+
+soak: $(INSTALLED) ## Load a decoder for 20 minutes with cancels, and see that nothing grows
+	@$(BIN)/python -m tests.decoder.soak --minutes 20
 
 accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the service
 	@$(BIN)/python -m bench.accuracy --picture bench/results/confusion.png

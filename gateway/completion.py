@@ -11,15 +11,17 @@ from embeddings.key import EmbeddingKey, to_proto
 from embeddings.store import EmbeddingStore
 from gateway.admission import Admission
 from gateway.answer import Ask, Finished, ImageReport, Timings, Usage
+from gateway.continuing import answers_of
 from gateway.conversation import Conversation, Role
-from gateway.deadline import Deadline
-from gateway.decoders import Decoders, answers_of
+from gateway.decoders import Decoders
 from gateway.encoders import Encoded, Encoders
 from gateway.images import ImageInput, ImageReader
-from gateway.metrics import ENCODE_SECONDS, IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
+from gateway.metrics import IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
+from gateway.places import Places, any_encoded, image_facts, missing
 from gateway.prompt import Prompt, PromptEncoder
+from gateway.retry_budget import RetryBudget
 from gateway.tenants import Tenant
-from gateway.tiers import Contract, Tiers
+from gateway.tiers import Tiers
 from gateway.validation import check_characters, check_length
 from pixtral.v1 import chat_pb2, decoder_pb2
 from serving.call import current_span, first_token, note
@@ -40,13 +42,14 @@ class Completions:
         store: EmbeddingStore,
         tiers: Tiers,
         admission: Admission,
+        most_retries: int,
     ) -> None:
+        """`most_retries` are made at once, in each tier; see RetryBudget."""
         self._images = images
         self._prompts = prompts
-        self._store = store
         self._tiers = tiers
-        self._encoders = Encoders(tiers.encoders)
-        self._decoders = Decoders(tiers.decoders)
+        self._places = Places(store, Encoders(tiers.encoders, RetryBudget("encoder", most_retries)))
+        self._decoders = Decoders(tiers.decoders, RetryBudget("decoder", most_retries))
         self._admission = admission
 
     @property
@@ -111,41 +114,45 @@ class Completions:
         head = _head(ask.conversation, images)
 
         encoding_began = time.monotonic()
-        places = await self._find(wanted, contract, ask.deadline)
-        encode = _since(encoding_began) if _any_encoded(places) else 0.0
-        note(**_image_facts([places[key] for key in keys], encode))
+        places = await self._places.find(wanted, contract, ask.deadline)
+        encode = _since(encoding_began) if any_encoded(places) else 0.0
+        note(**image_facts([places[key] for key in keys], encode))
 
         queue = time_to_first = 0.0
         cached_tokens = completion_tokens = 0
         finish_reason = chat_pb2.FINISH_REASON_UNSPECIFIED
-        for is_retry in (False, True):
-            request = _generate_request(f"{ask.id}-{int(is_retry)}", prompt, keys, places, ask)
-            try:
-                async with aclosing(
-                    self._decoders.generate(request, head, contract, ask.deadline)
-                ) as responses:
-                    async for response in responses:
-                        cached_tokens = cached_tokens or response.cached_tokens
-                        completion_tokens += len(response.delta.token_ids)
-                        finish_reason = response.delta.finish_reason
-                        if not time_to_first:
-                            time_to_first = _since(ask.arrival)
-                            queue = response.queue.ToNanoseconds() / 1e9
-                            first_token()
-                            _observe(time_to_first, places)
-                        yield response.delta
-                break
-            except FailedPrecondition as error:
-                if is_retry or completion_tokens:
-                    raise Unavailable("an image's embedding cannot be had") from error
-                encoding_began = time.monotonic()
-                missing = {keys[i]: images[i] for i in _missing(error, len(images))}
-                places |= await self._encode(missing, contract, ask.deadline)
-                encode += _since(encoding_began)
-                note(**_image_facts([places[key] for key in keys], encode))
-            finally:
-                ask.tenant.use("completion", completion_tokens)
-                note(**_answer_facts(cached_tokens, completion_tokens, finish_reason))
+        request = _generate_request(prompt, keys, places, ask)
+        try:
+            for is_retry in (False, True):
+                try:
+                    async with aclosing(
+                        self._decoders.generate(request, head, contract, ask.deadline)
+                    ) as responses:
+                        async for response in responses:
+                            completion_tokens += len(response.delta.token_ids)
+                            finish_reason = response.delta.finish_reason
+                            if not time_to_first:
+                                time_to_first = _since(ask.arrival)
+                                # What a decoder that goes on for another says is of that one alone.
+                                cached_tokens = response.cached_tokens
+                                queue = response.queue.ToNanoseconds() / 1e9
+                                first_token()
+                                _observe(time_to_first, places)
+                            yield response.delta
+                    break
+                except FailedPrecondition as error:
+                    if is_retry:
+                        raise Unavailable("an image's embedding cannot be had") from error
+                    encoding_began = time.monotonic()
+                    misses = {keys[i]: images[i] for i in missing(error, len(images))}
+                    places |= await self._places.encode(misses, contract, ask.deadline)
+                    for image, key in zip(request.images, keys, strict=True):
+                        image.encoder = places[key].encoder
+                    encode += _since(encoding_began)
+                    note(**image_facts([places[key] for key in keys], encode))
+        finally:
+            ask.tenant.use("completion", completion_tokens)
+            note(**_answer_facts(cached_tokens, completion_tokens, finish_reason))
         yield Finished(
             Usage(len(prompt.token_ids), prompt.image_tokens, cached_tokens, completion_tokens),
             Timings(queue, encode, time_to_first, _since(ask.arrival)),
@@ -166,42 +173,6 @@ class Completions:
         note(images=len(images), prompt_tokens=len(prompt.token_ids))
         return images, prompt
 
-    async def _find(
-        self, wanted: Mapping[EmbeddingKey, ImageInput], contract: Contract, deadline: Deadline
-    ) -> dict[EmbeddingKey, Encoded]:
-        """Where each embedding is; what Redis does not hold is encoded."""
-        with current_span().child("lookup", images=len(wanted)):
-            stored = dict(zip(wanted, await self._store.exist(list(wanted)), strict=True))
-        places = {
-            key: Encoded(self._encoders.owner(key, contract), cached=True)
-            for key, is_stored in stored.items()
-            if is_stored
-        }
-        misses = {key: image for key, image in wanted.items() if not stored[key]}
-        if not misses:
-            return places
-        try:
-            return places | await self._encode(misses, contract, deadline)
-        except Unavailable:
-            # The decoder may hold them still, and says so where it does not.
-            return places | {key: Encoded("", cached=True) for key in misses}
-
-    async def _encode(
-        self, misses: Mapping[EmbeddingKey, ImageInput], contract: Contract, deadline: Deadline
-    ) -> dict[EmbeddingKey, Encoded]:
-        with ENCODE_SECONDS.time():
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = {
-                        key: group.create_task(
-                            self._encoders.encode(image, key, contract, deadline)
-                        )
-                        for key, image in misses.items()
-                    }
-            except BaseExceptionGroup as failures:
-                raise failures.exceptions[0] from None
-        return {key: task.result() for key, task in tasks.items()}
-
 
 def _cancel_task(seconds: float) -> asyncio.TimerHandle:
     task = cast("asyncio.Task[None]", asyncio.current_task())
@@ -216,14 +187,13 @@ def _is_late(ask: Ask) -> bool:
 
 
 def _generate_request(
-    request_id: str,
     prompt: Prompt,
     keys: Sequence[EmbeddingKey],
     places: Mapping[EmbeddingKey, Encoded],
     ask: Ask,
 ) -> decoder_pb2.GenerateRequest:
     return decoder_pb2.GenerateRequest(
-        request_id=request_id,
+        request_id=ask.id,
         prompt_token_ids=prompt.token_ids,
         images=[
             decoder_pb2.PromptImage(
@@ -257,15 +227,6 @@ def _head(conversation: Conversation, images: Sequence[ImageInput]) -> bytes:
     return digest.digest()
 
 
-def _missing(error: FailedPrecondition, images: int) -> list[int]:
-    """Indexes of the images that a decoder could not get."""
-    named = error.metadata.get("images", "").split(",")
-    indexes = [int(index) for index in named if index.isdecimal()]
-    if not indexes or max(indexes) >= images:
-        raise RuntimeError("a decoder misses images that it was not given")
-    return indexes
-
-
 def _report(
     images: Sequence[ImageInput], prompt: Prompt, places: Sequence[Encoded]
 ) -> tuple[ImageReport, ...]:
@@ -284,11 +245,6 @@ def _report(
     )
 
 
-def _image_facts(places: Sequence[Encoded], encode: float) -> dict[str, int | float]:
-    cached = sum(place.cached for place in places)
-    return {"cached_images": cached, "encode_seconds": encode}
-
-
 def _answer_facts(
     cached_tokens: int, completion_tokens: int, finish_reason: chat_pb2.FinishReason.ValueType
 ) -> dict[str, int | str]:
@@ -302,12 +258,8 @@ def _answer_facts(
     return facts
 
 
-def _any_encoded(places: Mapping[EmbeddingKey, Encoded]) -> bool:
-    return not all(place.cached for place in places.values())
-
-
 def _observe(first_token: float, places: Mapping[EmbeddingKey, Encoded]) -> None:
-    images = "none" if not places else "encoded" if _any_encoded(places) else "cached"
+    images = "none" if not places else "encoded" if any_encoded(places) else "cached"
     TIME_TO_FIRST_TOKEN.labels(images).observe(first_token)
 
 

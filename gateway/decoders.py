@@ -1,17 +1,37 @@
 """Calls to the decoder tier."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable
 
 import grpc
 
+from gateway.continuing import Progress, answers_of
 from gateway.deadline import Deadline
+from gateway.outliers import failed
+from gateway.replicas import (
+    FAILED,
+    GONE,
+    RETRY_SECONDS,
+    Contract,
+    DecoderReplica,
+    is_cancelled,
+)
+from gateway.retry_budget import RetryBudget
 from gateway.routing import rendezvous, with_bounded_load
-from gateway.tiers import GONE, RETRY_SECONDS, Contract, DecoderReplica, under
-from pixtral.v1 import chat_pb2, decoder_pb2
+from gateway.tiers import under
+from pixtral.v1 import decoder_pb2
 from serving.call import current_span, outgoing
-from serving.errors import InvalidRequest, Overloaded, ServingError, Unavailable, from_rpc_error
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    ServingError,
+    Unavailable,
+    from_rpc_error,
+)
 
-MAX_ATTEMPTS = 3
+# An answer survives three decoders; one that brings decoders down brings down no more.
+MAX_ATTEMPTS = 4
 
 EMBEDDING_MISSING = "EMBEDDING_MISSING"
 
@@ -19,8 +39,9 @@ EMBEDDING_MISSING = "EMBEDDING_MISSING"
 class Decoders:
     """Sends requests that begin alike to the same replica, for the keys and values it holds."""
 
-    def __init__(self, replicas: Iterable[DecoderReplica]) -> None:
+    def __init__(self, replicas: Iterable[DecoderReplica], budget: RetryBudget) -> None:
         self._replicas = replicas
+        self._budget = budget
 
     async def generate(
         self,
@@ -29,63 +50,82 @@ class Decoders:
         contract: Contract,
         deadline: Deadline,
     ) -> AsyncGenerator[decoder_pb2.GenerateResponse]:
-        """Streams what a replica generates; another is asked where one is full, or goes before it
-        has begun.
+        """Streams what a replica generates. Another is asked where one is full, and where one goes,
+        hangs or fails: from the beginning, or to go on with the answer from where it broke off.
 
-        `head` stands for the prompt's beginning. Raises Unavailable where no replica answers or
-        one goes midway, Overloaded where those that answer are full, FailedPrecondition with reason
-        EMBEDDING_MISSING, and whatever else the decoder refuses with. Closing the generator cancels
-        the call, and with it the work in the engine.
+        `head` stands for the prompt's beginning. `request` takes up what was generated when it is
+        sent again. Raises Unavailable where no replica answers or one goes midway in an answer that
+        cannot be continued, Overloaded where those that answer are full, FailedPrecondition with
+        reason EMBEDDING_MISSING, and whatever else the decoder refuses with. Closing the generator
+        cancels the call, and with it the work in the engine.
         """
-        answers = answers_of(request.sampling)
-        tried: set[str] = set()
-        full: ServingError | None = None
-        while len(tried) < MAX_ATTEMPTS:
-            replica = self._choose(head, contract, tried)
+        progress = Progress(request)
+        answers, request_id = answers_of(request.sampling), request.request_id
+        passed_over: set[str] = set()
+        failure: ServingError | None = None
+        self._budget.earn()
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            replica = self._choose(head, contract, passed_over)
             if replica is None:
                 break
-            tried.add(replica.address)
-            has_begun = False
+            # Of its own: a decoder that hung may still hold the last one.
+            request.request_id = f"{request_id}-{attempt}"
             seconds = deadline.remaining()
             span = current_span().child(
-                "generate", is_call=True, peer=replica.address, attempt=len(tried)
+                "generate", is_call=True, peer=replica.address, attempt=attempt
             )
             call = replica.stub.Generate(request, timeout=seconds, metadata=outgoing(span))
-            replica.outstanding += answers
             try:
-                with span:
+                with replica.serving(call, answers) as work, span:
                     async for response in call:
-                        has_begun = True
+                        replica.responses += 1
+                        progress.add(response.delta)
+                        work.is_awaited = False
                         yield response
+                        work.is_awaited = True
+                replica.record.failures = 0
                 return
             except grpc.aio.AioRpcError as error:
                 refusal = _refusal(error)
-                if isinstance(refusal, Overloaded) and not has_begun:
-                    # With other gateways' requests, which this one's count of load leaves out.
-                    full = refusal
-                    continue
-                if not _is_gone(refusal):
-                    raise refusal from None
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                refusal = _gone("the decoder hangs")
+            if progress.is_whole:
+                # Its status alone was lost.
+                return
+            if isinstance(refusal, Overloaded):
+                # With other gateways' requests. It did no work, so that no retry is spent.
+                passed_over.add(replica.address)
+                failure = None if progress.has_begun else refusal
+                continue
+            if _is_gone(refusal):
+                failed(replica, self._replicas)
                 replica.lost()
-                if has_begun:
-                    raise _gone("the decoder went away midway") from None
-            finally:
-                replica.outstanding -= answers
-                call.cancel()
-        raise full or _gone("no decoder answers")
+                failure = None
+            elif refusal.code in FAILED:
+                failed(replica, self._replicas)
+                passed_over.add(replica.address)
+                failure = refusal
+            elif progress.has_begun and not _is_for_the_caller(refusal):
+                failure = None
+                break
+            else:
+                raise refusal
+            if not (progress.resume() and self._budget.spend(midway=progress.has_begun)):
+                break
+        gone = "the decoder went away midway" if progress.has_begun else "no decoder answers"
+        raise failure or _gone(gone)
 
-    def _choose(self, head: bytes, contract: Contract, tried: set[str]) -> DecoderReplica | None:
+    def _choose(
+        self, head: bytes, contract: Contract, passed_over: set[str]
+    ) -> DecoderReplica | None:
         ready = under(self._replicas, contract)
-        preference = [address for address in rendezvous(head, ready) if address not in tried]
+        preference = [address for address in rendezvous(head, ready) if address not in passed_over]
         if not preference:
             return None
         load = {address: replica.outstanding for address, replica in ready.items()}
         return ready[with_bounded_load(preference, load)]
-
-
-def answers_of(sampling: chat_pb2.SamplingParams) -> int:
-    """What a request takes of every limit: each of its answers runs as a request of its own."""
-    return sampling.n or 1
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> ServingError:
@@ -102,6 +142,11 @@ def _is_gone(refusal: ServingError) -> bool:
     # A replica restarted with other weights refuses the keys.
     is_other = refusal.code is grpc.StatusCode.FAILED_PRECONDITION
     return refusal.code in GONE or (is_other and refusal.reason != EMBEDDING_MISSING)
+
+
+def _is_for_the_caller(refusal: ServingError) -> bool:
+    # Whatever else a continuation is refused for, it is nothing that the client has asked for.
+    return isinstance(refusal, DeadlineExceeded) or refusal.reason == EMBEDDING_MISSING
 
 
 def _gone(message: str) -> ServingError:

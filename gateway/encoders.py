@@ -1,5 +1,6 @@
 """Calls to the encoder tier."""
 
+import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,14 +10,27 @@ import grpc
 from embeddings.key import EmbeddingKey, to_proto
 from gateway.deadline import Deadline
 from gateway.images import ImageInput
+from gateway.outliers import failed
+from gateway.replicas import (
+    FAILED,
+    GONE,
+    RETRY_SECONDS,
+    Contract,
+    EncoderReplica,
+    is_cancelled,
+)
+from gateway.retry_budget import RetryBudget
 from gateway.routing import rendezvous
-from gateway.tiers import GONE, RETRY_SECONDS, Contract, EncoderReplica, under
+from gateway.tiers import under
 from pixtral.v1 import encoder_pb2
 from serving.call import current_span, outgoing
 from serving.errors import InvalidRequest, ServingError, Unavailable, from_rpc_error
 
 # An image that brings encoders down must not bring all of them down.
 MAX_ATTEMPTS = 3
+
+# A replica restarted with other weights refuses the key.
+RETRIED = GONE | FAILED | {grpc.StatusCode.FAILED_PRECONDITION}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +45,9 @@ class Encoded:
 class Encoders:
     """Sends an image to the replica that its key names, so that no two ever encode the same one."""
 
-    def __init__(self, replicas: Iterable[EncoderReplica]) -> None:
+    def __init__(self, replicas: Iterable[EncoderReplica], budget: RetryBudget) -> None:
         self._replicas = replicas
+        self._budget = budget
 
     def owner(self, key: EmbeddingKey, contract: Contract) -> str:
         """Address of the replica that a key names; empty while there is none."""
@@ -51,20 +66,36 @@ class Encoders:
         request = encoder_pb2.EncodeRequest(key=to_proto(key), image=image.data)
         replicas = under(self._replicas, contract)
         preference = rendezvous(key.image_sha256, replicas)[:MAX_ATTEMPTS]
+        failure: ServingError = Unavailable(
+            "no encoder is ready for an image that is not cached", RETRY_SECONDS
+        )
+        self._budget.earn()
         for attempt, address in enumerate(preference, 1):
+            if attempt > 1 and not self._budget.spend():
+                break
             replica = replicas[address]
             span = current_span().child("encode", is_call=True, peer=address, attempt=attempt)
+            seconds = deadline.remaining()
+            call = replica.stub.Encode(request, timeout=seconds, metadata=outgoing(span))
             try:
-                with span:
-                    response = await replica.stub.Encode(
-                        request, timeout=deadline.remaining(), metadata=outgoing(span)
-                    )
+                with replica.serving(call), span:
+                    response = await call
             except grpc.aio.AioRpcError as error:
-                # A replica restarted with other weights refuses the key.
-                if error.code() in GONE or error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                code = error.code()
+                if code not in RETRIED:
+                    raise _refusal(error, image) from None
+                failed(replica, self._replicas)
+                if code in FAILED:
+                    failure = _refusal(error, image)
+                else:
                     replica.lost()
-                    continue
-                raise _refusal(error, image) from None
+                continue
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                continue
+            replica.responses += 1
+            replica.record.failures = 0
             if (response.rows, response.cols) != (image.grid.rows, image.grid.cols):
                 raise InvalidRequest(
                     image.path, "the image's header and content disagree", "IMAGE_MALFORMED"
@@ -72,7 +103,7 @@ class Encoders:
             if response.source != encoder_pb2.EMBEDDING_SOURCE_ENCODED:
                 return Encoded(address, cached=True)
             return Encoded(address, cached=False, seconds=time.monotonic() - began)
-        raise Unavailable("no encoder is ready for an image that is not cached", RETRY_SECONDS)
+        raise failure
 
 
 def _refusal(error: grpc.aio.AioRpcError, image: ImageInput) -> ServingError:

@@ -37,8 +37,14 @@ TENANT_REFUSALS = Counter(
     "Requests refused for a tenant's own limit",
     ["tenant", "limit"],
 )
-REPLICAS = Gauge(
-    "pixtral_gateway_replicas_ready", "Replicas that answered their last handshake", ["tier"]
+REPLICAS = Gauge("pixtral_gateway_replicas_ready", "Replicas that calls are made to", ["tier"])
+RETRIES = Counter(
+    "pixtral_gateway_retries_total", "Calls whose first replica failed", ["tier", "result"]
+)
+EJECTIONS = Counter(
+    "pixtral_gateway_ejections_total",
+    "Replicas left out for a while, though they answered handshakes",
+    ["tier", "reason"],
 )
 # The names and labels are those of the Prometheus middleware that vLLM's HTTP server has.
 HTTP_REQUESTS = Counter(
@@ -73,3 +79,7 @@ for result in ("fetched", "refused", "failed"):
     FETCHES.labels(result)
 for tier in ("encoder", "decoder"):
     REPLICAS.labels(tier)
+    for result in ("retried", "continued", "refused"):
+        RETRIES.labels(tier, result)
+    for reason in ("failures", "silence"):
+        EJECTIONS.labels(tier, reason)

@@ -24,7 +24,8 @@ def rendezvous(key: bytes, addresses: Iterable[str]) -> list[str]:
 def with_bounded_load(preference: Sequence[str], load: Mapping[str, int]) -> str:
     """The first address whose `load`, with one request more, stays within LOAD_FACTOR of the mean.
 
-    Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2016).
+    Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2016). Where every
+    gateway keeps its own load so, all of them together do, but for one request each.
     """
     total = sum(load[address] for address in preference) + 1
     bound = math.ceil(LOAD_FACTOR * total / len(preference))

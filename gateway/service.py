@@ -12,8 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from gateway.answer import Ask, Finished
 from gateway.completion import Completions
+from gateway.continuing import answers_of
 from gateway.conversation import Conversation
-from gateway.decoders import answers_of
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenant, Tenants
 from gateway.validation import check_model, check_parts, check_sampling, read_conversation

@@ -64,6 +64,12 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="The longest that a completion may take."
     )
+    stall_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="An encoder or decoder that owes answers and says nothing to anyone for this "
+        "long is left out for a while, and what ran on it goes to another.",
+    )
     api_keys: FilePath | None = Field(
         None,
         description="TOML file of tenants, the digests of their API keys and their limits; it is "

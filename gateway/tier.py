@@ -16,10 +16,11 @@ from gateway.http.app import OpenAiApi
 from gateway.http.server import HttpServer
 from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
+from gateway.replicas import DecoderReplica, EncoderReplica
 from gateway.service import ChatService
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenants
-from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
+from gateway.tiers import Tiers
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.channel import ClientTls, open_channel
 from serving.errors import StartupError
@@ -75,6 +76,7 @@ class GatewayTier:
                 linger_seconds=settings.request_timeout_seconds,
             ),
             width=spec.width,
+            stall_seconds=settings.stall_seconds,
         )
         self._fetcher = _fetcher(settings)
         self._service.completions = self._openai.completions = Completions(
@@ -88,6 +90,7 @@ class GatewayTier:
             store=store,
             tiers=self._tiers,
             admission=Admission(settings.max_concurrent_requests, self._tenants),
+            most_retries=settings.max_concurrent_requests,
         )
         self._tenants.start()
         await self._tiers.start()

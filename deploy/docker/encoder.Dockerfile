@@ -16,8 +16,12 @@ COPY . /src
 RUN /opt/pixtral/bin/python -m pip install --no-deps /src
 
 FROM ${PYTHON_IMAGE}
+# The vision tower is compiled at start, for which Triton calls a C compiler.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/pixtral /opt/pixtral
-ENV PYTHONUNBUFFERED=1 HOME=/tmp NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ENV PYTHONUNBUFFERED=1 HOME=/tmp USER=pixtral NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 EXPOSE 50052 8081 9090
 ENTRYPOINT ["/opt/pixtral/bin/python", "-m", "services.encoder"]

@@ -13,9 +13,9 @@ from starlette.routing import Route, Router
 
 from gateway.answer import Ask
 from gateway.completion import Completions
+from gateway.continuing import answers_of
 from gateway.conversation import Conversation
 from gateway.deadline import Deadline
-from gateway.decoders import answers_of
 from gateway.http import answers
 from gateway.http.body import Bodies
 from gateway.http.calls import Calls, while_client_waits

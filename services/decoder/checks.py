@@ -60,6 +60,7 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
             "prompt_token_ids", f"an id is outside the vocabulary of {limits.vocab_size}"
         )
     _check_places(prompt, limits)
+    _check_generated(prompt, limits)
     check_sampling(prompt.sampling, limits, len(prompt.token_ids))
 
 
@@ -136,6 +137,22 @@ def _check_places(prompt: Prompt, limits: Limits) -> None:
     image_token_ids = (spec.image_token_id, spec.image_break_token_id, spec.image_end_token_id)
     if sum(map(token_ids.count, image_token_ids)) != claimed:
         raise InvalidRequest("prompt_token_ids", "image tokens belong to none of the images")
+
+
+def _check_generated(prompt: Prompt, limits: Limits) -> None:
+    if not prompt.generated:
+        return
+    room = limits.context_length - len(prompt.token_ids)
+    wanted = room if prompt.sampling.max_tokens is None else min(prompt.sampling.max_tokens, room)
+    if len(prompt.generated) >= wanted:
+        raise InvalidRequest("generated_token_ids", f"must be fewer than the {wanted} of an answer")
+    if max(prompt.generated) >= limits.vocab_size:
+        raise InvalidRequest(
+            "generated_token_ids", f"an id is outside the vocabulary of {limits.vocab_size}"
+        )
+    sampling = prompt.sampling
+    if sampling.n > 1 or sampling.logprobs is not None or sampling.structured_output is not None:
+        raise InvalidRequest("generated_token_ids", "cannot be continued with these parameters")
 
 
 def _check_structure(wanted: StructuredOutput) -> None:

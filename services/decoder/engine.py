@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from services.decoder.continuation import Continuation, NotContinued
 from services.decoder.engine_args import EngineOptions, engine_args
 from services.decoder.logprobs import TokenLogprobs, from_vllm
 from services.decoder.plugin import ARCHITECTURE
@@ -151,6 +152,10 @@ class DecoderEngine:
             alike = copies(sampling, parameters)
             if sampling.structured_output is not None and sampling.structured_output.values:
                 await self._structures.check(parameters)
+            continuation: Continuation | None = None
+            if prompt.generated:
+                tokenizer = self._llm.tokenizer
+                continuation = await Continuation.begin(prompt, parameters, tokenizer)
             # No await from here until vLLM has sent the request: the engine's process keeps its
             # images in the order in which requests reach it, as the record on this side does.
             items = self._items(prompt.images, embeddings, resend)
@@ -162,7 +167,12 @@ class DecoderEngine:
                         if completion.finish_reason not in FINISHED:
                             raise _failure(sampling, is_first, may_miss_images)
                         delta = _delta(output, completion, sampling)
+                        if continuation is not None:
+                            delta = _continued(delta, continuation, completion.finish_reason)
                         yield delta
+                        if delta.finish_reason is not None and completion.finish_reason is None:
+                            # Closing the stream tells the engine, which knows no stop string.
+                            return
                         for index in range(1, alike):
                             yield replace(delta, index=index)
                         is_first = False
@@ -172,6 +182,8 @@ class DecoderEngine:
             raise (EngineDead if self.dead else EngineFailed) from error
         except NotTaken as error:
             raise SamplingRefused(refused_field(error, sampling)) from error
+        except NotContinued as error:
+            raise SamplingRefused("generated_token_ids") from error
         except REFUSALS as error:
             raise SamplingRefused(refused_field(error, sampling)) from error
 
@@ -193,12 +205,14 @@ class DecoderEngine:
 
         from services.decoder.model import PixtralEmbeddingsForConditionalGeneration
         from services.decoder.structured import StructureCheck
+        from services.decoder.vllm_inputs import send_images_once
 
         # The plug-in names the class, and vLLM would start a process to look at it, for 10 s. It
         # is imported here in any case.
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
         self._structures = StructureCheck()
         self._llm = AsyncLLM.from_engine_args(arguments)
+        send_images_once(self._llm)
 
     def _items(
         self,
@@ -250,6 +264,12 @@ def _delta(output: Any, completion: Any, sampling: Sampling) -> Delta:
         logprobs=logprobs,
         index=completion.index,
     )
+
+
+def _continued(delta: Delta, continuation: Continuation, finish_reason: str | None) -> Delta:
+    piece = continuation.add(delta.token_ids, finish_reason)
+    reason = FinishReason.STOP if piece.is_stopped else delta.finish_reason
+    return replace(delta, text=piece.text, token_ids=tuple(piece.token_ids), finish_reason=reason)
 
 
 def _queue_seconds(stats: Any) -> float:

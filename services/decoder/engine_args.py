@@ -1,7 +1,8 @@
 """How vLLM is asked to run: all that differs between its versions, or between CPU and GPU."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,45 @@ from embeddings.vision import read_params
 from services.decoder.plugin import ARCHITECTURE, CONFIG_FORMAT, OWNED_BY_DECODER
 
 GIB = 1 << 30
+STEP_TOKENS = 2048
+
+# vLLM's arguments that are not passed on, and the settings that say the same. The others of these
+# are what the decoder is: its plug-in, its checks and its metrics stand on them.
+OWNED: Mapping[str, str] = {
+    "config_format": "",
+    "disable_log_stats": "",
+    "dtype": "dtype",
+    "enable_mm_embeds": "",
+    "gpu_memory_utilization": "gpu_memory_fraction",
+    "hf_config_path": "",
+    "hf_overrides": "",
+    "kv_cache_memory_bytes": "kv_cache_bytes",
+    "limit_mm_per_prompt": "max_images",
+    "max_model_len": "context_length",
+    "max_num_seqs": "max_running",
+    "mm_processor_cache_gb": "engine_cache_bytes",
+    "model": "model_dir",
+    "served_model_name": "model",
+    "skip_mm_profiling": "",
+    "skip_tokenizer_init": "",
+    "structured_outputs_config": "",
+    "tensor_parallel_size": "tensor_parallel",
+    "tokenizer": "",
+    "tokenizer_mode": "",
+}
+
+
+class BadEngineArguments(ValueError):
+    """An argument that cannot be passed on to vLLM; the message says which."""
+
+
+def check_owned(names: Iterable[str]) -> None:
+    """Raises BadEngineArguments where one of vLLM's arguments is the decoder's own to set."""
+    for name in names:
+        if setting := OWNED.get(name):
+            raise BadEngineArguments(f"{name} is set by {setting}")
+        if name in OWNED:
+            raise BadEngineArguments(f"{name} is not to be changed: the decoder stands on it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +67,7 @@ class EngineOptions:
         gpu_memory_fraction: of the GPU's memory, for weights, activations, keys and values.
         tensor_parallel: GPUs that share the model.
         cpu_threads: threads that compute, where there is no GPU; None leaves one core free.
+        more: vLLM's own arguments, by their names in AsyncEngineArgs.
     """
 
     model_dir: Path
@@ -39,12 +80,13 @@ class EngineOptions:
     gpu_memory_fraction: float = 0.9
     tensor_parallel: int = 1
     cpu_threads: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def engine_args(options: EngineOptions) -> Any:
     """vLLM's arguments; sets what vLLM and its processes read from the environment.
 
-    Imports vLLM, which takes seconds.
+    Imports vLLM, which takes seconds. Raises BadEngineArguments for a name that it does not have.
     """
     os.environ[OWNED_BY_DECODER] = "1"
     # Forking a process that serves gRPC copies locks in whatever state they are.
@@ -75,6 +117,9 @@ def engine_args(options: EngineOptions) -> Any:
         "skip_mm_profiling": True,
         "enable_prefix_caching": True,
         "enable_chunked_prefill": True,
+        # Answers that are being written wait for a step to end, and so for as much of a new
+        # prompt as it takes in. vLLM's own server takes 8192 on a large GPU, an image and more.
+        "max_num_batched_tokens": max(STEP_TOKENS, options.max_running),
         "kv_cache_memory_bytes": options.kv_cache_bytes,
         "gpu_memory_utilization": options.gpu_memory_fraction,
         "tensor_parallel_size": options.tensor_parallel,
@@ -89,7 +134,7 @@ def engine_args(options: EngineOptions) -> Any:
     if current_platform.is_cpu():
         _prepare_cpu(options)
         arguments |= {
-            "distributed_executor_backend": "uni",
+            "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
             # Compiling takes longer than it saves within minutes of serving.
             "enforce_eager": True,
             # A prompt's tail within a block is computed anew. vLLM's 128 here costs a repeated
@@ -97,7 +142,10 @@ def engine_args(options: EngineOptions) -> Any:
             "block_size": 32,
             "kv_cache_memory_bytes": options.kv_cache_bytes or GIB,
         }
-    return AsyncEngineArgs(**arguments)
+    names = {field.name for field in fields(AsyncEngineArgs)}
+    if unknown := sorted(options.more.keys() - names):
+        raise BadEngineArguments(f"this vLLM has no argument {unknown[0]}")
+    return AsyncEngineArgs(**arguments | dict(options.more))
 
 
 def _context_length(options: EngineOptions) -> int:
@@ -113,5 +161,11 @@ def _prepare_cpu(options: EngineOptions) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # OpenMP threads wait for each other by spinning: with as many of them as cores, whatever else
     # runs on the machine stalls them all, tenfold and more.
-    threads = options.cpu_threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    cores = sorted(os.sched_getaffinity(0))
+    threads = options.cpu_threads or max(1, len(cores) - 1)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    if (parts := options.tensor_parallel) > 1:
+        # By itself vLLM gives each part of the model a NUMA node of its own.
+        shares = (cores[part::parts] or cores for part in range(parts))
+        bound = "|".join(",".join(map(str, share)) for share in shares)
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)

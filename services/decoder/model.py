@@ -28,6 +28,11 @@ EMBEDDING_FIELD = "image_embeddings"
 
 _ADAPTER = "vision_language_adapter."
 
+# vLLM sizes its encoder cache, which holds what the adapter makes until it is computed, by one
+# image or one step's tokens. With one there, the image behind it waits for the whole of it, and
+# the step that computes its last tokens is nearly empty.
+IMAGES_AT_ONCE = 4
+
 
 def max_image_tokens(vision: Any) -> int:
     """The most [IMG] tokens that one image takes, from the checkpoint's vision parameters."""
@@ -45,7 +50,7 @@ class ProcessingInfo(BaseProcessingInfo):  # type: ignore[misc]
     def get_mm_max_tokens_per_item(
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
-        return {"image": max_image_tokens(self.get_hf_config().vision_config)}
+        return {"image": IMAGES_AT_ONCE * max_image_tokens(self.get_hf_config().vision_config)}
 
 
 class _NoDummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):  # type: ignore[misc]

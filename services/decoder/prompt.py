@@ -44,6 +44,7 @@ class Prompt:
         images: in the order of their placeholders.
         sampling: how to pick tokens.
         cache_salt: prompts share the engine's prefix cache only where this is equal.
+        generated: the beginning of the answer, made elsewhere; `sampling` is of the whole answer.
     """
 
     request_id: str
@@ -51,3 +52,9 @@ class Prompt:
     images: Sequence[ImagePlace]
     sampling: Sampling
     cache_salt: str | None = None
+    generated: Sequence[int] = ()
+
+    @property
+    def engine_token_ids(self) -> list[int]:
+        """What the engine is to continue."""
+        return [*self.token_ids, *self.generated] if self.generated else self.token_ids

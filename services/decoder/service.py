@@ -45,6 +45,7 @@ class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
 
     decoder: Decoder
     info: DecoderInfo
+    _responses = 0
 
     async def Generate(
         self, request: decoder_pb2.GenerateRequest, context: Context
@@ -57,6 +58,7 @@ class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
                     response.cached_tokens = delta.cached_tokens
                     response.queue.FromNanoseconds(round(delta.queue_seconds * 1e9))
                     is_first = False
+                self._responses += 1
                 yield response
 
     async def GetDecoderInfo(
@@ -73,6 +75,7 @@ class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
             max_running=info.max_running,
             running=running,
             waiting=admitted - running,
+            responses=self._responses,
         )
 
 
@@ -83,6 +86,7 @@ def _prompt(request: decoder_pb2.GenerateRequest) -> Prompt:
         images=tuple(_image(index, image) for index, image in enumerate(request.images)),
         sampling=_sampling(request.sampling),
         cache_salt=request.cache_salt or None,
+        generated=tuple(request.generated_token_ids),
     )
 
 

@@ -1,13 +1,29 @@
 """The decoder process's settings."""
 
-from typing import Literal
+import json
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
-from pydantic import DirectoryPath, Field
+from pydantic import AfterValidator, DirectoryPath, Field
 
 from embeddings.codec import DType
+from services.decoder.engine_args import check_owned
 from serving.settings import Address, ModelSettings, PeerTlsSettings, RedisSettings
 
 MIB = 1 << 20
+
+
+def _check_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    check_owned(arguments)
+    return {name: _value(given) for name, given in arguments.items()}
+
+
+def _value(given: Any) -> Any:
+    """Flags are text, whatever they stand for."""
+    if isinstance(given, str):
+        with suppress(ValueError):
+            return json.loads(given)
+    return given
 
 
 class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
@@ -53,4 +69,10 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share the model.")
     cpu_threads: int | None = Field(
         None, ge=1, description="Threads that compute on a CPU; unset: all cores but one."
+    )
+    engine_args: Annotated[dict[str, Any], AfterValidator(_check_arguments)] = Field(
+        {},
+        description="What else vLLM's engine is started with, by the names of its AsyncEngineArgs, "
+        "such as quantization or speculative_config: a table in the file, NAME=VALUE in each "
+        "of several flags, a JSON object in the variable.",
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+from pydantic import ValidationError
 
 from embeddings.codec import DType
 from embeddings.fingerprint import fingerprint
@@ -16,7 +17,7 @@ from services.decoder import plugin
 from services.decoder.checks import Limits
 from services.decoder.decoder import Decoder
 from services.decoder.engine import DecoderEngine
-from services.decoder.engine_args import EngineOptions
+from services.decoder.engine_args import BadEngineArguments, EngineOptions
 from services.decoder.metrics import ENGINE_UP
 from services.decoder.service import DecoderInfo, DecoderService
 from services.decoder.settings import DecoderSettings
@@ -63,7 +64,15 @@ class DecoderTier:
         except BadCheckpoint as error:
             raise StartupError(str(error)) from None
         source = self._source(spec)
-        await engine.start()
+        try:
+            await engine.start()
+        except BadEngineArguments as error:
+            raise StartupError(f"engine_args: {error}") from None
+        except ValidationError as error:
+            # Of vLLM's own configuration: a value of a wrong type, or two that do not go together.
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise StartupError(f"engine_args: vLLM: {where}: {first['msg']}") from None
         ENGINE_UP.set(1)
         self._decoder = Decoder(
             engine=engine,
@@ -118,6 +127,7 @@ def _engine_options(settings: DecoderSettings) -> EngineOptions:
         gpu_memory_fraction=settings.gpu_memory_fraction,
         tensor_parallel=settings.tensor_parallel,
         cpu_threads=settings.cpu_threads,
+        more=settings.engine_args,
     )
 
 

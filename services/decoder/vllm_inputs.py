@@ -33,9 +33,9 @@ def engine_input(prompt: Prompt, items: Sequence[Any | None]) -> Any:
     `items[i]` is image i's `embedding_item`, or None where the engine holds it already.
     """
     if not prompt.images:
-        return tokens_input(prompt.token_ids, cache_salt=prompt.cache_salt)
+        return tokens_input(prompt.engine_token_ids, cache_salt=prompt.cache_salt)
     return mm_input(
-        prompt.token_ids,
+        prompt.engine_token_ids,
         mm_kwargs=MultiModalKwargsItems({MODALITY: list(items)}),
         mm_hashes={MODALITY: [image.identity for image in prompt.images]},
         mm_placeholders={
@@ -50,6 +50,26 @@ def engine_input(prompt: Prompt, items: Sequence[Any | None]) -> Any:
         },
         cache_salt=prompt.cache_salt,
     )
+
+
+def send_images_once(llm: Any) -> None:
+    """Has the requests that vLLM makes of one with n > 1 carry its images with the first alone.
+
+    They share what they hold of images, and vLLM sends it with each: 8 MB for a large one.
+    """
+    core, cache = llm.engine_core, llm.renderer.mm_processor_cache
+    send = core.add_request_async
+
+    async def send_and_note(request: Any) -> None:
+        await send(request)
+        for feature in request.mm_features or ():
+            if feature.data is not None and cache is not None:
+                # What is sent of an image that the engine's process holds by now.
+                held = cache.is_cached_item(feature.mm_hash)
+                given: Any = None if held else (feature.data, [])
+                feature.data, _ = cache.get_and_update_item(given, feature.mm_hash)
+
+    core.add_request_async = send_and_note
 
 
 @lru_cache(maxsize=1024)

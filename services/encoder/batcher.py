@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from services.encoder.metrics import (
 from serving.call import current_span, note
 from serving.errors import Overloaded, Unavailable
 
-Embed = Callable[[Sequence[Tensor]], list[Tensor]]
+# What is embedded, on the device already.
+Image = TypeVar("Image")
+Embed = Callable[[Sequence[Image]], list[Tensor]]
 Outcome = Tensor | Exception
 
 
@@ -38,15 +41,15 @@ class Run:
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
-    pixels: Tensor
+class Waiting(Generic[Image]):
+    image: Image
     patches: int
     result: asyncio.Future[Tensor]
     since: float = field(default_factory=time.monotonic)
     run: Run | None = None
 
 
-class Batcher:
+class Batcher(Generic[Image]):
     """Runs `embed` in a thread of its own, one batch at a time, first come first served.
 
     There is no timer: an image that finds the device free starts at once, and those that come
@@ -56,7 +59,7 @@ class Batcher:
 
     def __init__(
         self,
-        embed: Embed,
+        embed: Embed[Image],
         *,
         batch_patches: int,
         queue_patches: int,
@@ -67,7 +70,7 @@ class Batcher:
         self._batch_patches = batch_patches
         self._queue_patches = queue_patches
         self._admitted = 0
-        self._waiting: deque[Waiting] = deque()
+        self._waiting: deque[Waiting[Image]] = deque()
         self._running = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
         self._device_lost = device_lost
@@ -89,21 +92,25 @@ class Batcher:
             self._admitted -= patches
             QUEUED_PATCHES.dec(patches)
 
-    async def embed(self, pixels: Tensor, patches: int) -> Tensor:
-        """The embedding, (tokens, width) on the CPU, of an image (3, height, width).
+    async def prepare(self, work: Callable[[], None]) -> None:
+        """Runs in the thread that batches run in, before any of them."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def embed(self, image: Image, patches: int) -> Tensor:
+        """The embedding, (tokens, width) on the device, of an image.
 
         One that is cancelled before its batch begins is not embedded.
 
         Raises:
             Unavailable: where the device is lost.
         """
-        waiting = Waiting(pixels, patches, asyncio.get_running_loop().create_future())
+        waiting = Waiting(image, patches, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._start_batch()
         try:
             return await waiting.result
         finally:
-            with contextlib.suppress(ValueError):
+            if waiting.run is None:
                 self._waiting.remove(waiting)
             _tell(waiting)
 
@@ -122,11 +129,11 @@ class Batcher:
         BATCH_PATCHES.observe(run.patches)
         self._running = True
         outcomes = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._run, [waiting.pixels for waiting in batch]
+            self._thread, self._run, [waiting.image for waiting in batch]
         )
         outcomes.add_done_callback(partial(self._end_batch, batch, run))
 
-    def _next_batch(self) -> list[Waiting]:
+    def _next_batch(self) -> list[Waiting[Image]]:
         batch = [self._waiting.popleft()]
         room = self._batch_patches - batch[0].patches
         while self._waiting and self._waiting[0].patches <= room:
@@ -134,13 +141,13 @@ class Batcher:
             room -= batch[-1].patches
         return batch
 
-    def _run(self, images: list[Tensor]) -> list[Outcome]:
+    def _run(self, images: list[Image]) -> list[Outcome]:
         with ENCODE_SECONDS.time():
             return self._outcomes(images)
 
-    def _outcomes(self, images: list[Tensor]) -> list[Outcome]:
+    def _outcomes(self, images: list[Image]) -> list[Outcome]:
         try:
-            return [embedding.cpu() for embedding in self._embed(images)]
+            return [*self._embed(images)]
         except torch.AcceleratorError:
             raise
         except Exception as error:
@@ -150,7 +157,7 @@ class Batcher:
         return [outcome for image in images for outcome in self._outcomes([image])]
 
     def _end_batch(
-        self, batch: list[Waiting], run: Run, ended: asyncio.Future[list[Outcome]]
+        self, batch: list[Waiting[Image]], run: Run, ended: asyncio.Future[list[Outcome]]
     ) -> None:
         self._running = False
         run.ended = time.monotonic()
@@ -174,7 +181,7 @@ class Batcher:
         self._start_batch()
 
 
-def _tell(waiting: Waiting) -> None:
+def _tell(waiting: Waiting[Image]) -> None:
     """Of a batch that has begun, to the call that its image is of; one cancelled midway is told
     as far as it came."""
     run = waiting.run

@@ -18,6 +18,7 @@ from embeddings.store import EmbeddingStore
 from embeddings.vision import Grid, VisionSpec
 from services.encoder.batcher import Batcher
 from services.encoder.preprocess import OpenedImage, Preprocessor
+from services.encoder.tower import Staged, VisionTower
 from serving.call import current_span, note
 from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError
 from serving.single_flight import SingleFlight
@@ -66,7 +67,8 @@ class Encoder:
         dtype: DType,
         fingerprint: str,
         preprocessor: Preprocessor,
-        batcher: Batcher,
+        tower: VisionTower,
+        batcher: Batcher[Staged],
         store: EmbeddingStore,
         cache_bytes: int,
         queue_images: int,
@@ -76,6 +78,7 @@ class Encoder:
         self._dtype = dtype
         self._fingerprint = fingerprint
         self._preprocessor = preprocessor
+        self._tower = tower
         self._batcher = batcher
         self._store = store
         self._held: ByteLru[EmbeddingKey, Held] = ByteLru(cache_bytes)
@@ -162,8 +165,10 @@ class Encoder:
         patches = self._patches(grid)
         with self._batcher.admit(patches):
             with current_span().child("preprocess", patches=patches):
-                pixels = torch.from_numpy(await self._preprocessor.pixels(opened))
-            embedding = await self._batcher.embed(pixels, patches)
+                pixels = await self._preprocessor.pixels(opened)
+            with current_span().child("stage"):
+                staged = await asyncio.to_thread(self._tower.stage, pixels)
+            embedding = await self._batcher.embed(staged, patches)
         with current_span().child("pack"):
             return await asyncio.to_thread(self._to_wire, key, grid, embedding)
 
@@ -171,12 +176,14 @@ class Encoder:
         return grid.tokens * self._spec.merge_size**2
 
     def _to_wire(self, key: EmbeddingKey, grid: Grid, embedding: Tensor) -> bytes:
-        if not bool(torch.isfinite(embedding).all()):
+        try:
+            embedding = self._tower.fetch(embedding)
+        except ValueError:
             raise ServingError(
                 grpc.StatusCode.INTERNAL,
                 "EMBEDDING_NOT_FINITE",
                 "the model's numbers overflow on this image",
-            )
+            ) from None
         data = embedding.flatten().view(torch.uint8).numpy().data
         return codec.encode(
             key, Embedding(grid.rows, grid.cols, self._spec.width, self._dtype, data)

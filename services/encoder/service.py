@@ -42,11 +42,13 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
 
     encoder: Encoder
     info: EncoderInfo
+    _responses = 0
 
     async def Encode(
         self, request: encoder_pb2.EncodeRequest, context: Context
     ) -> encoder_pb2.EncodeResponse:
         result = await self.encoder.encode(_key(request.key), request.image)
+        self._responses += 1
         return encoder_pb2.EncodeResponse(
             rows=result.grid.rows,
             cols=result.grid.cols,
@@ -75,6 +77,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
             width=info.width,
             dtype=info.dtype,
             device=info.device,
+            responses=self._responses,
         )
 
 

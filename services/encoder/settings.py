@@ -34,6 +34,11 @@ class EncoderSettings(ModelSettings, RedisSettings):
     cache_bytes: int = Field(
         1024 * MIB, ge=64 * MIB, description="Embeddings kept in this process's memory, in bytes."
     )
+    enforce_eager: bool = Field(
+        False,
+        description="On a GPU, run the vision tower as it is instead of compiling it at start: "
+        "slower, and needs no C compiler.",
+    )
     threads: int = Field(
         0, ge=0, description="CPU threads of the vision tower; 0: one a physical core."
     )

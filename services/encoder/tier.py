@@ -52,6 +52,21 @@ class EncoderTier:
             tower, made_by = await asyncio.to_thread(self._load, spec)
         except BadCheckpoint as error:
             raise StartupError(str(error)) from None
+        batcher = Batcher(
+            tower.embed,
+            batch_patches=settings.batch_patches,
+            queue_patches=settings.queue_patches,
+            device_lost=self._device_lost,
+        )
+        try:
+            await batcher.prepare(tower.prepare)
+        except Exception:
+            logger.exception("the vision tower does not run")
+            batcher.close()
+            raise StartupError(
+                f"the vision tower does not run on {_describe(tower.device)}; "
+                "with enforce_eager it needs no C compiler"
+            ) from None
         self._encoder = Encoder(
             spec=spec,
             dtype=settings.dtype,
@@ -62,12 +77,8 @@ class EncoderTier:
                 max_pixels=settings.max_image_pixels,
                 timeout_seconds=settings.decode_seconds,
             ),
-            batcher=Batcher(
-                tower.embed,
-                batch_patches=settings.batch_patches,
-                queue_patches=settings.queue_patches,
-                device_lost=self._device_lost,
-            ),
+            tower=tower,
+            batcher=batcher,
             store=EmbeddingStore.from_url(
                 settings.redis_url, width=spec.width, dtype=settings.dtype
             ),
@@ -97,12 +108,15 @@ class EncoderTier:
         settings = self._settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        device = self._device()
         made_by = fingerprint(settings.model_dir, settings.dtype)
         tower = load_tower(
-            settings.model_dir, spec, dtype=TORCH_DTYPES[settings.dtype], device=self._device()
+            settings.model_dir,
+            spec,
+            dtype=TORCH_DTYPES[settings.dtype],
+            device=device,
+            is_compiled=device.type == "cuda" and not settings.enforce_eager,
         )
-        # The first product on a device costs what no request should pay.
-        tower.embed([torch.zeros(spec.channels, spec.token_size, spec.token_size)])
         return tower, made_by
 
     def _device(self) -> torch.device:

@@ -1,58 +1,38 @@
-"""Pixtral's vision tower, up to the cut: pixels to image embeddings.
-
-The architecture is that of arXiv:2410.07073 and mistral-inference's `vision_encoder.py`.
-"""
+"""Pixtral's vision tower, up to the cut: pixels to image embeddings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from embeddings.vision import VisionSpec
+from services.encoder import layers
+from services.encoder.attention import Attention, Packing
+from services.encoder.graphs import Graphs, runs
+from services.encoder.layers import Layer, Rotations
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """Where the images of one packed sequence lie, those of equal length beside each other.
+class Staged:
+    """An image on the tower's device, row by row.
 
     Attributes:
-        grids: patches of each image, (rows, columns), in order.
-        rotations: of each patch, (patches, 1, 1, head size / 2), complex64.
+        patches: (rows * columns, channels * patch size²), in the tower's dtype.
+        positions: of each patch, its row and its column, (2, rows * columns).
+        rows: of patches.
+        cols: of patches.
     """
 
-    grids: tuple[tuple[int, int], ...]
-    rotations: Tensor
-
-    @property
-    def lengths(self) -> list[int]:
-        return [rows * cols for rows, cols in self.grids]
-
-    @property
-    def groups(self) -> list[tuple[int, int]]:
-        """Of images of equal length: how many, and how long each is."""
-        return [(len(list(images)), length) for length, images in groupby(self.lengths)]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer's weights; what multiplies the same input is one matrix.
-
-    Attributes:
-        wqkv: queries, keys and values, (3 * width, width).
-        w13: the gate and what it lets through, (2 * intermediate size, width).
-    """
-
-    attention_norm: Tensor
-    wqkv: Tensor
-    wo: Tensor
-    ffn_norm: Tensor
-    w13: Tensor
-    w2: Tensor
+    patches: Tensor
+    positions: Tensor
+    rows: int
+    cols: int
 
 
 def tensor_shapes(spec: VisionSpec) -> dict[str, Shape]:
@@ -84,138 +64,197 @@ class VisionTower:
     All images of a call are one packed sequence: nothing is padded and nothing masked. An
     image's embedding does not depend on its companions, save for rounding (below 1e-6 in
     float32): products of only a few rows are summed in another order.
+
+    `embed` is for one thread, `stage` and `fetch` for any, at the same time too.
     """
 
-    def __init__(self, spec: VisionSpec, weights: Mapping[str, Tensor]) -> None:
-        """`weights` has the names and shapes of `tensor_shapes`, all of one dtype and device."""
+    def __init__(
+        self, spec: VisionSpec, weights: Mapping[str, Tensor], *, is_compiled: bool = False
+    ) -> None:
+        """`weights` has the names and shapes of `tensor_shapes`, all of one dtype and device.
+
+        Where `is_compiled`, `prepare` compiles what is between calls of attention, for all
+        numbers of patches at once.
+        """
         self._spec = spec
         self._patch_conv = weights["vision_encoder.patch_conv.weight"].flatten(1)
         self._ln_pre = weights["vision_encoder.ln_pre.weight"]
-        self._layers = [_layer(weights, _layer_prefix(index)) for index in range(spec.layers)]
+        self._layers = [
+            Layer.of(weights, _layer_prefix(index), spec.heads) for index in range(spec.layers)
+        ]
         self._projector_norm = weights.get("pre_mm_projector_norm.weight")
         self._merging_layer = weights.get("patch_merger.merging_layer.weight")
         self.device, self.dtype = self._patch_conv.device, self._patch_conv.dtype
+        self._attention = Attention(spec, self.device, self.dtype)
         exponents = torch.arange(0, spec.width // spec.heads, 2, dtype=torch.float32)
-        self._frequencies = 1.0 / spec.rope_theta ** (exponents * spec.heads / spec.width)
+        frequencies = 1.0 / spec.rope_theta ** (exponents * spec.heads / spec.width)
+        self._frequencies = frequencies.to(self.device)
+        self._enter, self._step, self._leave = layers.enter, layers.step, layers.leave
+        self._is_compiled = is_compiled
+        self._graphs: Graphs | None = None
+        if is_compiled:
+            self._enter = torch.compile(layers.enter)
+            self._step = torch.compile(layers.step)
+            self._leave = torch.compile(layers.leave)
+        self._stage_stream = _stream(self.device)
+        self._fetch_stream = _stream(self.device)
+
+    def prepare(self) -> None:
+        """Does what the first images would wait for, in the thread that will call `embed`.
+
+        Blocking: on a GPU it compiles, and takes from ten seconds to a minute.
+        """
+        spec = self._spec
+        largest = spec.max_image_size // spec.token_size
+        # The compiler makes one program for a single row, another for any number of them. What it
+        # sees first of that kind is what it has in mind: the largest, which takes longest.
+        for side in (1, largest) if self._is_compiled else (1,):
+            size = side * spec.token_size
+            self.embed([self.stage(np.zeros((spec.channels, size, size), np.float32))])
+        with torch.inference_mode(), self._attention.kernels():
+            self._attention.prepare()
+            if self._is_compiled and self._attention.packs_ragged:
+                graphs = Graphs(
+                    self._all_layers,
+                    width=spec.width,
+                    patch=self._patch_conv.shape[1],
+                    like=self._patch_conv,
+                )
+                graphs.record(sorted(self._attention.planned))
+                self._graphs = graphs
 
     @torch.inference_mode()
-    def embed(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Embeds images of any sizes.
+    def stage(self, pixels: NDArray[np.float32]) -> Staged:
+        """Brings an image to the device and cuts it into patches. Blocking.
 
         Args:
-            images: one or more of (3, height, width), normalised; sides are multiples of the
-                patch size times the merge size.
+            pixels: (channels, height, width), normalised; sides are multiples of the patch size
+                times the merge size.
+        """
+        side = self._spec.patch_size
+        channels, height, width = pixels.shape
+        rows, cols = height // side, width // side
+        with torch.cuda.stream(self._stage_stream):
+            on_device = self._upload(pixels)
+            squares = on_device.view(channels, rows, side, cols, side).permute(1, 3, 0, 2, 4)
+            patches = squares.reshape(rows * cols, -1).to(self.dtype)
+            positions = torch.stack(
+                torch.meshgrid(
+                    torch.arange(rows, device=self.device),
+                    torch.arange(cols, device=self.device),
+                    indexing="ij",
+                )
+            ).flatten(1)
+        if self._stage_stream is not None:
+            self._stage_stream.synchronize()
+        return Staged(patches, positions, rows, cols)
+
+    @torch.inference_mode()
+    def embed(self, images: Sequence[Staged]) -> list[Tensor]:
+        """Embeds images of any sizes, one or more. Blocks until the device has done it.
 
         Returns:
             For each image (tokens, width) in the tower's dtype, on its device.
         """
-        order = sorted(range(len(images)), key=lambda at: images[at][0].numel())
-        x, packed = self._patches([images[at] for at in order])
-        for layer in self._layers:
-            x = x + self._attention(layer, self._norm(x, layer.attention_norm), packed)
-            x = x + _feed_forward(layer, self._norm(x, layer.ffn_norm))
+        lengths = [image.rows * image.cols for image in images]
+        order = self._attention.order(lengths)
+        packed = [images[at] for at in order]
+        x = self._run(packed)
         if self._projector_norm is not None:
-            x = self._norm(x, self._projector_norm)
-        lengths = packed.lengths
+            x = layers.rms_norm(x, self._projector_norm)
+        parts = torch.split(x, [lengths[at] for at in order])
         if self._merging_layer is not None:
-            x = F.linear(self._squares(x, packed), self._merging_layer)
-            lengths = [length // self._spec.merge_size**2 for length in lengths]
-        embeddings = dict(zip(order, torch.split(x, lengths), strict=True))
+            merged = F.linear(self._squares(parts, packed), self._merging_layer)
+            parts = torch.split(merged, [len(part) // self._spec.merge_size**2 for part in parts])
+        embeddings = dict(zip(order, parts, strict=True))
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
         return [embeddings[at] for at in range(len(images))]
 
-    def _patches(self, images: Sequence[Tensor]) -> tuple[Tensor, Packed]:
-        """(patches, width) of all images, row by row, and where each of them lies."""
-        side = self._spec.patch_size
-        flat, grids = [], []
-        for image in images:
-            channels, height, width = image.shape
-            rows, cols = height // side, width // side
-            squares = image.view(channels, rows, side, cols, side).permute(1, 3, 0, 2, 4)
-            flat.append(squares.reshape(rows * cols, -1).to(self.device, self.dtype))
-            grids.append((rows, cols))
-        # A convolution whose stride is its kernel is one product over the flattened patches.
-        x = self._norm(F.linear(torch.cat(flat), self._patch_conv), self._ln_pre)
-        rotations = torch.cat([self._rotations(*grid) for grid in grids])
-        return x, Packed(tuple(grids), rotations.to(self.device))
+    @torch.inference_mode()
+    def fetch(self, embedding: Tensor) -> Tensor:
+        """An embedding that `embed` returned, on the CPU. Blocking.
 
-    def _rotations(self, rows: int, cols: int) -> Tensor:
-        """2-D RoPE: the even frequencies turn with the row and fill the first half of a head,
-        the odd ones turn with the column and fill the second."""
-        by_row = torch.outer(torch.arange(rows), self._frequencies[0::2])
-        by_col = torch.outer(torch.arange(cols), self._frequencies[1::2])
-        angles = torch.cat(
-            [by_row[:, None].expand(rows, cols, -1), by_col[None].expand(rows, cols, -1)], dim=-1
-        )
-        return torch.polar(torch.ones_like(angles), angles).view(rows * cols, 1, 1, -1)
+        Raises:
+            ValueError: where one of its numbers is not finite.
+        """
+        with torch.cuda.stream(self._fetch_stream):
+            if not bool(torch.isfinite(embedding).all()):
+                raise ValueError("the embedding is not finite")
+            if self._fetch_stream is None:
+                return embedding
+            # A copy to memory that is not pinned is made in small pieces.
+            fetched = torch.empty(embedding.shape, dtype=embedding.dtype, pin_memory=True)
+            fetched.copy_(embedding, non_blocking=True)
+            embedding.record_stream(self._fetch_stream)
+            self._fetch_stream.synchronize()
+        return fetched
 
-    def _attention(self, layer: Layer, x: Tensor, packed: Packed) -> Tensor:
-        """Every patch attends to all patches of its own image and to no other."""
-        qkv = F.linear(x, layer.wqkv).view(len(x), 3, self._spec.heads, -1)
-        queries_keys = _rotate(qkv[:, :2], packed.rotations)
-        sizes = [count * length for count, length in packed.groups]
-        attended = [
-            # Images of equal length are one call: many small ones would wait for its start.
-            _attend(*(each.view(*group, *each.shape[1:]) for each in (qk[:, 0], qk[:, 1], values)))
-            for group, qk, values in zip(
-                packed.groups,
-                torch.split(queries_keys, sizes),
-                torch.split(qkv[:, 2], sizes),
-                strict=True,
+    def _upload(self, pixels: NDArray[np.float32]) -> Tensor:
+        if self._stage_stream is None:
+            return torch.from_numpy(np.ascontiguousarray(pixels))
+        pinned = torch.empty(pixels.shape, dtype=torch.float32, pin_memory=True)
+        # NumPy copies in this thread, torch would in a team of its own for each thread.
+        np.copyto(pinned.numpy(), pixels)
+        return pinned.to(self.device, non_blocking=True)
+
+    def _run(self, images: Sequence[Staged]) -> Tensor:
+        """(patches, width) out of the last layer, images packed as they are given."""
+        patches = [image.patches for image in images]
+        positions = [image.positions for image in images]
+        if self._stage_stream is not None:
+            # They were allocated on another stream, which must not give them away too early.
+            for tensor in (*patches, *positions):
+                tensor.record_stream(torch.cuda.current_stream(self.device))
+        if self._graphs is None:
+            return self._run_packed(patches, positions)
+        parts = []
+        for some in runs([len(each) for each in patches], self._graphs.singles):
+            replayed = self._graphs.run(patches[some], positions[some])
+            if replayed is None:
+                replayed = self._run_packed(patches[some], positions[some])
+            parts.append(replayed)
+        return torch.cat(parts)
+
+    def _run_packed(self, patches: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
+        packing = self._attention.pack([len(each) for each in patches])
+        with self._attention.kernels():
+            return self._all_layers(
+                torch.cat(list(patches)), torch.cat(list(positions), dim=1), packing
             )
-        ]
-        return F.linear(torch.cat(attended), layer.wo)
 
-    def _squares(self, x: Tensor, packed: Packed) -> Tensor:
-        """One row for each square of patches that is merged; channels outermost, as torch's
-        unfold has them."""
+    def _all_layers(self, patches: Tensor, positions: Tensor, packing: Packing) -> Tensor:
+        rotations = self._rotations(positions)
+        first, *rest = self._layers
+        x, heads = self._enter(patches, self._patch_conv, self._ln_pre, first, rotations)
+        for layer, following in zip(self._layers, rest, strict=False):
+            x, heads = self._step(x, self._attention(heads, packing), layer, following, rotations)
+        return self._leave(x, self._attention(heads, packing), self._layers[-1])
+
+    def _rotations(self, positions: Tensor) -> Rotations:
+        """The even frequencies turn with the row and are the first half of a head's pairs, the odd
+        ones turn with the column and are the second."""
+        rows, cols = positions.float()
+        by_row = torch.outer(rows, self._frequencies[0::2])
+        by_col = torch.outer(cols, self._frequencies[1::2])
+        angles = torch.cat([by_row, by_col], dim=-1).view(len(rows), 1, 1, -1)
+        return Rotations(angles.cos(), angles.sin())
+
+    def _squares(self, parts: Sequence[Tensor], images: Sequence[Staged]) -> Tensor:
+        """One row for each square of patches; channels outermost, as torch's unfold has them."""
         side = self._spec.merge_size
         squares = [
-            image.view(rows // side, side, cols // side, side, -1)
+            part.view(image.rows // side, side, image.cols // side, side, -1)
             .permute(0, 2, 4, 1, 3)
-            .reshape(rows * cols // side**2, -1)
-            for image, (rows, cols) in zip(
-                torch.split(x, packed.lengths), packed.grids, strict=True
-            )
+            .reshape(len(part) // side**2, -1)
+            for part, image in zip(parts, images, strict=True)
         ]
         return torch.cat(squares)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self._spec.norm_eps)
+
+def _stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
 def _layer_prefix(index: int) -> str:
     return f"vision_encoder.transformer.layers.{index}"
-
-
-def _layer(weights: Mapping[str, Tensor], prefix: str) -> Layer:
-    def of(*names: str) -> Tensor:
-        return torch.cat([weights[f"{prefix}.{name}.weight"] for name in names])
-
-    return Layer(
-        attention_norm=of("attention_norm"),
-        wqkv=of("attention.wq", "attention.wk", "attention.wv"),
-        wo=of("attention.wo"),
-        ffn_norm=of("ffn_norm"),
-        w13=of("feed_forward.w1", "feed_forward.w3"),
-        w2=of("feed_forward.w2"),
-    )
-
-
-def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
-    """Turns each adjacent pair of `x` (patches, ..., heads, head size) by its patch's rotation."""
-    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotations).flatten(-2).type_as(x)
-
-
-def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention within each image: (images, patches, heads, head size) each, to (all patches,
-    width)."""
-    attended = F.scaled_dot_product_attention(
-        queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
-    )
-    return attended.transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def _feed_forward(layer: Layer, x: Tensor) -> Tensor:
-    gate, up = F.linear(x, layer.w13).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, layer.w2)

@@ -13,7 +13,12 @@ from services.encoder.tower import Shape, VisionTower, tensor_shapes
 
 
 def load_tower(
-    model_dir: Path, spec: VisionSpec, *, dtype: torch.dtype, device: torch.device
+    model_dir: Path,
+    spec: VisionSpec,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    is_compiled: bool = False,
 ) -> VisionTower:
     """The tower of `consolidated*.safetensors`, in `dtype` on `device`.
 
@@ -29,7 +34,7 @@ def load_tower(
     for name in shapes:
         if name not in weights:
             raise BadCheckpoint(f"{model_dir}: consolidated*.safetensors holds no {name}")
-    return VisionTower(spec, weights)
+    return VisionTower(spec, weights, is_compiled=is_compiled)
 
 
 def _read(

@@ -64,6 +64,24 @@ def test_token_ids() -> None:
     check_prompt(prompt_of(131071), LIMITS)
 
 
+def continued(generated: list[int], **fields: Any) -> Prompt:
+    return replace(sampled(**fields), generated=generated)
+
+
+def test_what_was_generated_elsewhere() -> None:
+    check_prompt(continued([7, 10, 131071], max_tokens=4), LIMITS)
+    check_prompt(continued([7] * 8189), LIMITS)
+    for refusable in (
+        continued([7] * 8190),
+        continued([7] * 4, max_tokens=4),
+        continued([131072]),
+        continued([7], n=2),
+        continued([7], logprobs=0),
+        continued([7], structured_output=StructuredOutput(Structure.JSON_OBJECT)),
+    ):
+        assert refused(refusable) == "generated_token_ids"
+
+
 def test_a_prompt_that_is_too_long_is_told_apart() -> None:
     with pytest.raises(InvalidRequest) as refusal:
         check_prompt(prompt_of(*[7] * 8192), LIMITS)

@@ -32,6 +32,7 @@ from services.decoder.tier import DecoderTier
 from serving.channel import open_channel
 from serving.errors import ServingError, from_rpc_error
 from serving.server import running
+from tests.decoder.fuzz import fuzz, fuzzer_of
 from tests.decoder.prompts import prompt_of, store
 from tests.redis_server import RedisServer
 from tests.reference import Reference
@@ -40,6 +41,7 @@ from tests.reference import Reference
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_RUNNING = 8
+CONTEXT_LENGTH = 8192
 DEADLINE = 120.0
 BOS, INST, END_INST = 1, 3, 4
 GREEDY = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True)
@@ -68,19 +70,20 @@ class Served:
 
     def __init__(
         self,
-        stub: "decoder_pb2_grpc.DecoderServiceAsyncStub",
+        channel: grpc.aio.Channel,
         metrics: str,
         engine: DecoderEngine,
         reference: Reference,
         made_by: str,
         redis: RedisServer,
     ) -> None:
-        self.stub = stub
+        self.channel = channel
+        self.stub = decoder_pb2_grpc.DecoderServiceStub(channel)
         self.engine = engine
         self.reference = reference
         self._metrics = metrics
         self._made_by = made_by
-        self._redis = redis
+        self.redis = redis
         self._number = 0
 
     def image(self, rows: int, cols: int, seed: int) -> Image:
@@ -89,7 +92,7 @@ class Served:
         image = pixels.astype(np.float32)
         key = EmbeddingKey(hashlib.sha256(image.tobytes()).digest(), self._made_by, "tenant")
         made = Image(key, Grid(rows, cols), image, self.reference.embed_image(image))
-        store(self._redis, key, made.embedding, made.grid)
+        store(self.redis, key, made.embedding, made.grid)
         return made
 
     def prompt(self, *parts: int | Image, sampling: Sampling = GREEDY, salt: str = "s") -> Prompt:
@@ -110,6 +113,13 @@ class Served:
             responses[0].cached_tokens,
             responses,
         )
+
+    async def several(self, prompt: Prompt) -> list[str]:
+        """The texts of a prompt's answers."""
+        texts = [""] * prompt.sampling.n
+        async for response in self.call(prompt):
+            texts[response.delta.index] += response.delta.text
+        return texts
 
     async def refusal(self, request: decoder_pb2.GenerateRequest) -> ServingError:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
@@ -151,10 +161,12 @@ def request_of(prompt: Prompt) -> decoder_pb2.GenerateRequest:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             seed=sampling.seed,
+            n=sampling.n,
             stop=sampling.stop,
             ignore_eos=sampling.ignore_eos,
         ),
         cache_salt=prompt.cache_salt or "",
+        generated_token_ids=prompt.generated,
     )
 
 
@@ -166,7 +178,7 @@ async def served(checkpoint: Path, redis_server: RedisServer) -> AsyncIterator[S
         dtype=DType.F32,
         redis_url=redis_server.url,
         max_images=6,
-        context_length=8192,
+        context_length=CONTEXT_LENGTH,
         max_running=MAX_RUNNING,
         drain_seconds=0,
     )
@@ -178,7 +190,7 @@ async def served(checkpoint: Path, redis_server: RedisServer) -> AsyncIterator[S
             addresses = await stack.enter_async_context(running(tier, settings))
         channel = await stack.enter_async_context(open_channel(addresses.grpc, None))
         yield Served(
-            decoder_pb2_grpc.DecoderServiceStub(channel),
+            channel,
             addresses.metrics,
             tier._engine,
             await asyncio.to_thread(Reference, checkpoint),
@@ -279,6 +291,47 @@ async def test_a_stop_string_ends_the_answer_and_is_not_in_it(served: Served) ->
     cut = await served.answer(served.prompt(*parts, sampling=replace(GREEDY, stop=(stop,))))
     assert cut.text == whole[: whole.index(stop)]
     assert cut.responses[-1].delta.finish_reason == chat_pb2.FINISH_REASON_STOP
+
+
+async def continued(served: Served, prompt: Prompt, whole: Answer, at: int) -> Answer:
+    """The answer again, where its first `at` responses came from elsewhere."""
+    sent = [response.delta for response in whole.responses[:at]]
+    generated = [token for delta in sent for token in delta.token_ids]
+    name = f"{prompt.request_id}-{at}"
+    rest = await served.answer(replace(prompt, request_id=name, generated=generated))
+    text = "".join(delta.text for delta in sent) + rest.text
+    return replace(rest, token_ids=generated + rest.token_ids, text=text)
+
+
+async def test_an_answer_goes_on_from_wherever_it_was_cut(served: Served) -> None:
+    image = served.image(7, 9, seed=700)
+    prompt = served.prompt(BOS, INST, image, 1030, END_INST)
+    whole = await served.answer(prompt)
+    for at in range(1, len(whole.responses), 3):
+        answer = await continued(served, prompt, whole, at)
+        assert (answer.token_ids, answer.text) == (whole.token_ids, whole.text)
+        assert answer.responses[-1].delta.finish_reason == chat_pb2.FINISH_REASON_LENGTH
+
+
+async def test_a_stop_string_across_the_cut_ends_the_answer_and_the_engines_work(
+    served: Served,
+) -> None:
+    parts = (BOS, INST, 1031, END_INST)
+    text = (await served.answer(served.prompt(*parts))).text
+    stop = text[len(text) // 2 :][:8]
+    endless = replace(GREEDY, max_tokens=4000, stop=(stop,))
+    prompt = served.prompt(*parts, sampling=endless)
+    whole = await served.answer(prompt)
+    assert whole.text == text[: text.index(stop)]
+    before = await served.generated()
+    for at in range(1, len(whole.responses)):
+        answer = await continued(served, prompt, whole, at)
+        assert (answer.token_ids, answer.text) == (whole.token_ids, whole.text)
+        assert answer.responses[-1].delta.finish_reason == chat_pb2.FINISH_REASON_STOP
+    async with asyncio.timeout(30):
+        while await served.admitted():
+            await asyncio.sleep(0.01)
+    assert await served.generated() - before < 4000
 
 
 async def test_a_seed_repeats_an_answer(served: Served) -> None:
@@ -398,8 +451,53 @@ async def test_the_engine_tells_when_it_has_dropped_an_image(served: Served) -> 
     assert answer.token_ids == expected
 
 
+async def test_an_image_crosses_to_the_engine_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many answers, questions and tenants there are to it."""
+    core = served.engine._llm.engine_core
+    encode, sizes = core.encoder.encode, list[int]()
+
+    def weighed(message: object) -> Any:
+        frames = encode(message)
+        sizes.append(sum(memoryview(frame).nbytes for frame in frames))
+        return frames
+
+    monkeypatch.setattr(core.encoder, "encode", weighed)
+    image = served.image(24, 24, seed=700)
+    sampling = Sampling(max_tokens=4, temperature=1.0, seed=3, n=4)
+    several = await served.several(
+        served.prompt(BOS, INST, image, 1012, END_INST, sampling=sampling)
+    )
+    assert len(set(several)) > 1
+    await served.answer(served.prompt(BOS, INST, image, 1013, END_INST))
+    await served.answer(served.prompt(BOS, INST, image, 1013, END_INST, salt="other"))
+
+    large = [size for size in sizes if size > image.embedding.nbytes // 2]
+    assert len(sizes) >= 6
+    assert len(large) == 1
+
+
+async def test_wrong_odd_and_hostile_requests_end_cleanly(served: Served) -> None:
+    """A slice of `make fuzz`; a good answer asked in between stays what it was."""
+    fuzzer = await asyncio.to_thread(
+        fuzzer_of, served.engine.options.model_dir, DType.F32, CONTEXT_LENGTH, 5
+    )
+    found = await fuzz(served.channel, served.redis, fuzzer, 800)
+    assert not found.bad
+    assert {"OK", "INVALID_ARGUMENT", "FAILED_PRECONDITION"} <= set(found.statuses)
+    assert not served.engine.dead
+    async with asyncio.timeout(30):
+        while await served.admitted():
+            await asyncio.sleep(0.01)
+
+
 async def test_what_it_announces(served: Served) -> None:
     info = await served.stub.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest())
     assert (info.width, info.dtype, info.context_length) == (64, "f32", 8192)
     assert len(info.fingerprint) == 32
     assert info.max_running >= 1
+    assert info.responses > 0
+    await served.answer(served.prompt(BOS, INST, 1040, END_INST))
+    later = await served.stub.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest())
+    assert later.responses > info.responses

@@ -85,3 +85,35 @@ async def test_from_its_start_to_the_death_of_its_engine(decoder: Decoder) -> No
         assert cut.value.code() == grpc.StatusCode.UNAVAILABLE
         assert (await health.read()).status == NOT_SERVING
         assert await decoder.process.wait() == 1
+
+
+@pytest.mark.parametrize("when", ["loading", "answering"])
+async def test_a_killed_decoder_leaves_no_process(decoder: Decoder, when: str) -> None:
+    process = psutil.Process(decoder.process.pid)
+    async with asyncio.timeout(START_SECONDS):
+        while not any("EngineCore" in " ".join(child.cmdline()) for child in process.children()):
+            await asyncio.sleep(0.01)
+        if when == "answering":
+            await first_token(decoder)
+    left = process.children(recursive=True)
+
+    decoder.process.kill()
+    await decoder.process.wait()
+
+    async with asyncio.timeout(END_SECONDS):
+        while any(child.is_running() and child.status() != "zombie" for child in left):
+            await asyncio.sleep(0.05)
+
+
+async def first_token(decoder: Decoder) -> None:
+    request = decoder_pb2.GenerateRequest(
+        request_id="endless",
+        prompt_token_ids=[1, 3, 1000, 4],
+        sampling=chat_pb2.SamplingParams(max_tokens=16_000, temperature=0, ignore_eos=True),
+    )
+    health_stub: Any = health_pb2_grpc.HealthStub(decoder.channel)
+    health = health_stub.Watch(health_pb2.HealthCheckRequest(service="pixtral.v1.DecoderService"))
+    while (await health.read()).status != SERVING:
+        pass
+    call: Any = decoder_pb2_grpc.DecoderServiceStub(decoder.channel).Generate(request)
+    assert (await anext(aiter(call))).delta.token_ids

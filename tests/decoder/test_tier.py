@@ -1,4 +1,5 @@
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,4 +40,24 @@ async def test_an_unfit_checkpoint_is_told_in_one_line_before_the_engine_starts(
     tier = DecoderTier(DecoderSettings(model_dir=tmp_path / "model"))
     with pytest.raises(StartupError, match=says):
         await tier.start()
+    await tier.stop()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"max_num_batch_tokens": 1024}, "no argument max_num_batch_tokens"),
+        ({"max_num_batched_tokens": "many"}, "max_num_batched_tokens"),
+        ({"kv_cache_dtype": "fp1"}, "cache_dtype"),
+    ],
+)
+async def test_an_argument_that_vllm_does_not_take_is_told_in_one_line(
+    checkpoint: Path, arguments: dict[str, object], says: str
+) -> None:
+    tier = DecoderTier(DecoderSettings(model_dir=checkpoint, engine_args=arguments))
+    with warnings.catch_warnings():
+        # vLLM's own, at import.
+        warnings.simplefilter("ignore")
+        with pytest.raises(StartupError, match=says):
+            await tier.start()
     await tier.stop()

@@ -32,12 +32,19 @@ PAUSE_SECONDS = 0.1
 class Tier:
     """One process, `python -m MODULE`, from the `with` block's begin to its end."""
 
-    def __init__(self, module: str, directory: Path, *flags: str, **environment: str) -> None:
+    def __init__(
+        self,
+        module: str,
+        directory: Path,
+        *flags: str,
+        drain_seconds: float = DRAIN_SECONDS,
+        **environment: str,
+    ) -> None:
         self._log = directory / f"{module}.{id(self)}.log"
         self._address_file = directory / f"{module}.{id(self)}.json"
         self._command = [sys.executable, "-m", module, *flags]
         self._command += ["--address-file", str(self._address_file)]
-        self._command += ["--drain-seconds", str(DRAIN_SECONDS)]
+        self._command += ["--drain-seconds", str(drain_seconds)]
         path = os.pathsep.join((str(ROOT), str(ROOT / "protos")))
         self._environment = {**os.environ, "PYTHONPATH": path, **environment}
 

@@ -37,14 +37,14 @@ def device() -> Device:
 
 
 @pytest.fixture
-async def batcher(device: Device) -> AsyncIterator[Batcher]:
+async def batcher(device: Device) -> AsyncIterator[Batcher[Tensor]]:
     made = Batcher(device, batch_patches=100, queue_patches=1000, device_lost=asyncio.Event())
     yield made
     device.go.release(100)
     made.close()
 
 
-def submit(batcher: Batcher, image: int, patches: int) -> "asyncio.Task[Tensor]":
+def submit(batcher: Batcher[Tensor], image: int, patches: int) -> "asyncio.Task[Tensor]":
     return asyncio.create_task(batcher.embed(torch.tensor(image), patches))
 
 
@@ -55,7 +55,7 @@ async def until_batches(device: Device, count: int) -> None:
 
 
 async def test_what_waits_when_the_device_is_free_goes_as_one_batch(
-    device: Device, batcher: Batcher
+    device: Device, batcher: Batcher[Tensor]
 ) -> None:
     first = submit(batcher, 1, 10)
     await until_batches(device, 1)
@@ -67,7 +67,9 @@ async def test_what_waits_when_the_device_is_free_goes_as_one_batch(
     assert [int(result) for result in results] == [10, 20, 30, 40]
 
 
-async def test_batches_keep_to_the_budget_and_the_order(device: Device, batcher: Batcher) -> None:
+async def test_batches_keep_to_the_budget_and_the_order(
+    device: Device, batcher: Batcher[Tensor]
+) -> None:
     tasks = [submit(batcher, 1, 10)]
     await until_batches(device, 1)
     sizes = {2: 60, 3: 50, 4: 50, 5: 500, 6: 1, 7: 99}
@@ -80,7 +82,7 @@ async def test_batches_keep_to_the_budget_and_the_order(device: Device, batcher:
 
 
 async def test_one_that_is_cancelled_while_it_waits_is_not_embedded(
-    device: Device, batcher: Batcher
+    device: Device, batcher: Batcher[Tensor]
 ) -> None:
     running, dropped, kept = (submit(batcher, image, 10) for image in (1, 2, 3))
     await until_batches(device, 1)
@@ -92,7 +94,9 @@ async def test_one_that_is_cancelled_while_it_waits_is_not_embedded(
     assert device.batches == [[1], [3]]
 
 
-async def test_the_loop_is_free_while_the_device_works(device: Device, batcher: Batcher) -> None:
+async def test_the_loop_is_free_while_the_device_works(
+    device: Device, batcher: Batcher[Tensor]
+) -> None:
     task = submit(batcher, 1, 10)
     await until_batches(device, 1)
     assert not task.done()
@@ -100,7 +104,9 @@ async def test_the_loop_is_free_while_the_device_works(device: Device, batcher: 
     assert int(await task) == 10
 
 
-async def test_a_full_queue_refuses_at_once_and_gives_its_room_back(batcher: Batcher) -> None:
+async def test_a_full_queue_refuses_at_once_and_gives_its_room_back(
+    batcher: Batcher[Tensor],
+) -> None:
     with batcher.admit(900):
         with pytest.raises(Overloaded) as refused, batcher.admit(101):
             pass
@@ -115,7 +121,7 @@ async def test_a_full_queue_refuses_at_once_and_gives_its_room_back(batcher: Bat
 
 
 async def test_an_image_that_fails_does_not_fail_its_companions(
-    device: Device, batcher: Batcher
+    device: Device, batcher: Batcher[Tensor]
 ) -> None:
     first = submit(batcher, 1, 10)
     await until_batches(device, 1)
@@ -129,7 +135,7 @@ async def test_an_image_that_fails_does_not_fail_its_companions(
 
 
 async def test_a_batch_too_large_for_the_memory_is_made_in_parts(
-    device: Device, batcher: Batcher
+    device: Device, batcher: Batcher[Tensor]
 ) -> None:
     device.error = torch.OutOfMemoryError("no room")
     first = submit(batcher, 1, 10)
@@ -151,7 +157,7 @@ async def test_a_lost_device_is_told(device: Device) -> None:
     batcher.close()
 
 
-async def test_patches_are_shown_from_admission_to_the_end(batcher: Batcher) -> None:
+async def test_patches_are_shown_from_admission_to_the_end(batcher: Batcher[Tensor]) -> None:
     def shown(name: str) -> float:
         return REGISTRY.get_sample_value(f"pixtral_encoder_{name}") or 0.0
 

@@ -20,7 +20,7 @@ from embeddings.vision import VisionSpec, read_params
 from services.encoder.batcher import Batcher
 from services.encoder.encoder import Encoder, Source
 from services.encoder.preprocess import Preprocessor
-from services.encoder.tower import VisionTower
+from services.encoder.tower import Staged, VisionTower
 from services.encoder.weights import load_tower
 from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError
 from tests.encoder.pictures import file_of, picture, png, png_that_claims
@@ -30,7 +30,7 @@ FINGERPRINT = "f00d"
 MIB = 1 << 20
 
 Make = Callable[..., Encoder]
-Embed = Callable[[Sequence[Tensor]], list[Tensor]]
+Embed = Callable[[Sequence[Staged]], list[Tensor]]
 
 
 def key_of(image: bytes, scope: str = "public", fingerprint: str = FINGERPRINT) -> EmbeddingKey:
@@ -69,6 +69,7 @@ async def make(redis: RedisServer, spec: VisionSpec, tower: VisionTower) -> Asyn
                 preprocessor=Preprocessor(
                     spec, workers=2, max_pixels=64_000_000, timeout_seconds=30
                 ),
+                tower=tower,
                 batcher=Batcher(
                     embed,
                     batch_patches=16_384,
@@ -112,7 +113,7 @@ async def test_what_is_stored_and_held_is_the_towers_output(
     preprocessor = Preprocessor(spec, workers=1, max_pixels=10**6, timeout_seconds=30)
     pixels = await preprocessor.pixels(await preprocessor.open(image))
     preprocessor.close()
-    (expected,) = tower.embed([torch.from_numpy(pixels)])
+    (expected,) = tower.embed([tower.stage(pixels)])
     assert np.array_equal(np.frombuffer(embedding.data, "<f4"), expected.numpy().ravel())
 
 

@@ -91,6 +91,14 @@ async def test_it_says_what_it_is(client: Client, checkpoint_dir: Path) -> None:
     )
 
 
+async def test_it_says_how_often_it_has_answered(client: Client) -> None:
+    request = encoder_pb2.GetEncoderInfoRequest()
+    before = await client.stub.GetEncoderInfo(request, timeout=DEADLINE)
+    await client.encode(png(16, 16))
+    after = await client.stub.GetEncoderInfo(request, timeout=DEADLINE)
+    assert after.responses == before.responses + 1
+
+
 async def test_what_is_fetched_is_what_redis_holds_in_pieces_under_a_mebibyte(
     checkpoint_dir: Path, redis: RedisServer
 ) -> None:

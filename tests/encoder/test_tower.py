@@ -1,5 +1,6 @@
 """The tower against transformers' own, with the same weights, in float32."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import PixtralVisionModel
 
 from embeddings.vision import VisionSpec, read_params
 from models.random_checkpoint import RandomSpec
+from services.encoder.graphs import MOST_PATCHES
 from services.encoder.tower import VisionTower
 from services.encoder.weights import load_tower
 from tests.encoder.conftest import Checkpoints
@@ -89,7 +91,7 @@ def relative_error(found: Tensor, reference: Tensor) -> float:
 
 
 def embed(tower: VisionTower, images: list[Pixels]) -> list[Tensor]:
-    return tower.embed([torch.from_numpy(np.ascontiguousarray(image)) for image in images])
+    return tower.embed([tower.stage(image) for image in images])
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -139,3 +141,23 @@ def test_bfloat16_is_near_float32(checkpoint: Path, pair: Pair) -> None:
     (found,) = embed(half, [image])
     assert found.dtype == torch.bfloat16
     assert relative_error(found.float(), embed(tower, [image])[0]) < 0.02
+
+
+class EagerGraphs:
+    """In place of graphs where there is no GPU: shares out as they do, and has none of its own."""
+
+    singles = (64,)
+
+    def run(self, images: Sequence[Tensor], positions: Sequence[Tensor]) -> None:
+        assert len(images) == 1 or sum(map(len, images)) <= MOST_PATCHES
+
+
+def test_a_batch_in_several_runs_is_the_same(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    tower, _, spec = pair
+    side = spec.token_size
+    sizes = [(8 * side, 8 * side), (1024, 1024), (side, side), (8 * side, 8 * side), (1000, 700)]
+    images = [picture(spec, *size, seed) for seed, size in enumerate(sizes)]
+    together = embed(tower, images)
+    monkeypatch.setattr(tower, "_graphs", EagerGraphs())
+    for found, reference in zip(embed(tower, images), together, strict=True):
+        assert relative_error(found, reference) < 1e-6

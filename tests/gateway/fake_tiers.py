@@ -112,7 +112,8 @@ class FakeEncoder(_Process, encoder_pb2_grpc.EncoderServiceServicer):
 class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
     """Answers each request with the next of `behaviours`, the last one for ever after.
 
-    `calls` are the requests, `cancelled` how many of them ended by cancellation.
+    `calls` are the requests, `cancelled` how many of them ended by cancellation; handshakes wait
+    while `shakes_hands` is cleared.
     """
 
     def __init__(self) -> None:
@@ -121,6 +122,9 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
         self.calls: list[decoder_pb2.GenerateRequest] = []
         self.cancelled = 0
         self.behaviours: list[Behaviour] = [answers]
+        self.responses = 0
+        self.shakes_hands = asyncio.Event()
+        self.shakes_hands.set()
 
     @classmethod
     async def started(cls) -> "FakeDecoder":
@@ -135,6 +139,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
         behaviour = self.behaviours.pop(0) if len(self.behaviours) > 1 else self.behaviours[0]
         try:
             async for response in behaviour(request):
+                self.responses += 1
                 yield response
         except ServingError as refusal:
             await context.abort_with_status(to_status(refusal))
@@ -145,12 +150,14 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
     async def GetDecoderInfo(  # noqa: N802
         self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
     ) -> decoder_pb2.GetDecoderInfoResponse:
+        await self.shakes_hands.wait()
         return decoder_pb2.GetDecoderInfoResponse(
             model="small",
             fingerprint=self.fingerprint,
             width=self.width,
             dtype="f32",
             context_length=self.context_length,
+            responses=self.responses,
         )
 
     def _register(self, server: grpc.aio.Server) -> None:

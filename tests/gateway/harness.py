@@ -16,9 +16,10 @@ from gateway.deadline import Deadline
 from gateway.discovery import Group
 from gateway.images import ImageReader
 from gateway.prompt import PromptEncoder
+from gateway.replicas import DecoderReplica, EncoderReplica
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenant, Tenants
-from gateway.tiers import DecoderReplica, EncoderReplica, Tiers
+from gateway.tiers import Tiers
 from gateway.validation import read_conversation
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.channel import open_channel
@@ -59,11 +60,15 @@ class Harness:
         store: EmbeddingStore,
         encoders: Sequence[FakeEncoder],
         decoders: Sequence[FakeDecoder],
+        *,
+        stall_seconds: float = 30,
+        most_retries: int = 100,
     ) -> "Harness":
         tiers = Tiers(
             encoders=Group((e.address for e in encoders), encoder_at),
             decoders=Group((d.address for d in decoders), decoder_at),
             width=WIDTH,
+            stall_seconds=stall_seconds,
         )
         admission = Admission(MAX_CONCURRENT, Tenants(None))
         completions = Completions(
@@ -72,6 +77,7 @@ class Harness:
             store=store,
             tiers=tiers,
             admission=admission,
+            most_retries=most_retries,
         )
         await tiers.start()
         replicas = [*tiers.encoders, *tiers.decoders]

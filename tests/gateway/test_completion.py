@@ -250,17 +250,6 @@ async def test_dead_decoder_is_passed_over_and_found_again(
     assert len(chosen.calls) == 2
 
 
-async def test_decoder_that_goes_midway_is_unavailable(
-    gateway: Harness, decoders: list[FakeDecoder]
-) -> None:
-    everywhere(decoders, breaks_midway(UNAVAILABLE))
-
-    refused = await refusal(gateway, user(text("Hello?")))
-
-    assert isinstance(refused, Unavailable)
-    assert len(serving(decoders).calls) == 1
-
-
 async def test_no_decoder_is_unavailable_with_a_time_to_retry(
     gateway: Harness, decoders: list[FakeDecoder]
 ) -> None:

@@ -5,7 +5,8 @@ import pytest
 
 from gateway import discovery
 from gateway.discovery import Group, resolve
-from gateway.tiers import Contract, DecoderReplica, Tiers, under
+from gateway.replicas import Contract, DecoderReplica
+from gateway.tiers import Tiers, under
 from serving.channel import open_channel
 from serving.errors import StartupError
 from tests.gateway.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder
@@ -157,6 +158,7 @@ async def test_a_name_of_two_processes_is_two_replicas() -> None:
         encoders=Group([], encoder_at),
         decoders=Group([f"dns:///decoder:{port}"], decoder_at, resolve=names),
         width=WIDTH,
+        stall_seconds=30,
     )
     await tiers.start()
     await eventually(lambda: len(under(tiers.decoders, CONTRACT)) == 2)
@@ -179,7 +181,7 @@ async def test_call_to_a_replica_that_left_goes_on() -> None:
         linger_seconds=60,
         resolve=names,
     )
-    tiers = Tiers(encoders=Group([], encoder_at), decoders=group, width=WIDTH)
+    tiers = Tiers(Group([], encoder_at), group, width=WIDTH, stall_seconds=30)
     await tiers.start()
     (replica,) = group
     names.addresses = {"127.0.0.2"}

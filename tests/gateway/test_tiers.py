@@ -5,7 +5,8 @@ from prometheus_client import REGISTRY
 
 from embeddings.vision import VisionSpec
 from gateway.discovery import Group
-from gateway.tiers import Contract, Tiers, under
+from gateway.replicas import Contract
+from gateway.tiers import Tiers, under
 from serving.errors import Unavailable
 from tests.gateway.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder, FakeEncoder
 from tests.gateway.harness import decoder_at, encoder_at, eventually
@@ -18,6 +19,7 @@ def watching(encoders: list[FakeEncoder], decoders: list[FakeDecoder]) -> Tiers:
         encoders=Group((e.address for e in encoders), encoder_at),
         decoders=Group((d.address for d in decoders), decoder_at),
         width=WIDTH,
+        stall_seconds=30,
     )
 
 

@@ -68,6 +68,7 @@ class GenerateRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among the running requests of all gateways."""
     cache_salt: _builtins.str
@@ -78,6 +79,13 @@ class GenerateRequest(_message.Message):
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptImage]: ...
     @_builtins.property
     def sampling(self) -> _chat_pb2.SamplingParams: ...
+    @_builtins.property
+    def generated_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The beginning of the answer, which another decoder has made: what is streamed follows on it, and
+        `sampling` is of both together. Not with `n`, `logprobs`, `structured_output`, penalties of
+        presence and frequency, nor `bad_words`, whose state lies in the engine that began.
+        """
+
     def __init__(
         self,
         *,
@@ -86,10 +94,11 @@ class GenerateRequest(_message.Message):
         images: _abc.Iterable[Global___PromptImage] | None = ...,
         sampling: _chat_pb2.SamplingParams | None = ...,
         cache_salt: _builtins.str = ...,
+        generated_token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "images", b"images", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "generated_token_ids", b"generated_token_ids", "images", b"images", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,6 +163,7 @@ class GetDecoderInfoResponse(_message.Message):
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    RESPONSES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     fingerprint: _builtins.str
     """The embeddings that this decoder takes."""
@@ -165,6 +175,8 @@ class GetDecoderInfoResponse(_message.Message):
     """The most requests that the engine runs at once."""
     running: _builtins.int
     waiting: _builtins.int
+    responses: _builtins.int
+    """Sent to all callers since it started. A decoder with work at which this stands still hangs."""
     def __init__(
         self,
         *,
@@ -176,10 +188,11 @@ class GetDecoderInfoResponse(_message.Message):
         max_running: _builtins.int = ...,
         running: _builtins.int = ...,
         waiting: _builtins.int = ...,
+        responses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_running", b"max_running", "model", b"model", "running", b"running", "waiting", b"waiting", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_running", b"max_running", "model", b"model", "responses", b"responses", "running", b"running", "waiting", b"waiting", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pixtral/v1/encoder.proto\x12\npixtral.v1\"H\n\x0c\x45mbeddingKey\x12\x14\n\x0cimage_sha256\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05scope\x18\x03 \x01(\t\"E\n\rEncodeRequest\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.pixtral.v1.EmbeddingKey\x12\r\n\x05image\x18\x02 \x01(\x0c\"i\n\x0e\x45ncodeResponse\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0c\n\x04\x63ols\x18\x02 \x01(\r\x12+\n\x06source\x18\x03 \x01(\x0e\x32\x1b.pixtral.v1.EmbeddingSource\x12\x0e\n\x06stored\x18\x04 \x01(\x08\"5\n\x0c\x46\x65tchRequest\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.pixtral.v1.EmbeddingKey\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x17\n\x15GetEncoderInfoRequest\"j\n\x16GetEncoderInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t*\xa4\x01\n\x0f\x45mbeddingSource\x12 \n\x1c\x45MBEDDING_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MBEDDING_SOURCE_LOCAL\x10\x01\x12\x1a\n\x16\x45MBEDDING_SOURCE_REDIS\x10\x02\x12\x19\n\x15\x45MBEDDING_SOURCE_PEER\x10\x03\x12\x1c\n\x18\x45MBEDDING_SOURCE_ENCODED\x10\x04\x32\xea\x01\n\x0e\x45ncoderService\x12?\n\x06\x45ncode\x12\x19.pixtral.v1.EncodeRequest\x1a\x1a.pixtral.v1.EncodeResponse\x12>\n\x05\x46\x65tch\x12\x18.pixtral.v1.FetchRequest\x1a\x19.pixtral.v1.FetchResponse0\x01\x12W\n\x0eGetEncoderInfo\x12!.pixtral.v1.GetEncoderInfoRequest\x1a\".pixtral.v1.GetEncoderInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pixtral/v1/encoder.proto\x12\npixtral.v1\"H\n\x0c\x45mbeddingKey\x12\x14\n\x0cimage_sha256\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05scope\x18\x03 \x01(\t\"E\n\rEncodeRequest\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.pixtral.v1.EmbeddingKey\x12\r\n\x05image\x18\x02 \x01(\x0c\"i\n\x0e\x45ncodeResponse\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0c\n\x04\x63ols\x18\x02 \x01(\r\x12+\n\x06source\x18\x03 \x01(\x0e\x32\x1b.pixtral.v1.EmbeddingSource\x12\x0e\n\x06stored\x18\x04 \x01(\x08\"5\n\x0c\x46\x65tchRequest\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.pixtral.v1.EmbeddingKey\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x17\n\x15GetEncoderInfoRequest\"}\n\x16GetEncoderInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x11\n\tresponses\x18\x06 \x01(\x04*\xa4\x01\n\x0f\x45mbeddingSource\x12 \n\x1c\x45MBEDDING_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MBEDDING_SOURCE_LOCAL\x10\x01\x12\x1a\n\x16\x45MBEDDING_SOURCE_REDIS\x10\x02\x12\x19\n\x15\x45MBEDDING_SOURCE_PEER\x10\x03\x12\x1c\n\x18\x45MBEDDING_SOURCE_ENCODED\x10\x04\x32\xea\x01\n\x0e\x45ncoderService\x12?\n\x06\x45ncode\x12\x19.pixtral.v1.EncodeRequest\x1a\x1a.pixtral.v1.EncodeResponse\x12>\n\x05\x46\x65tch\x12\x18.pixtral.v1.FetchRequest\x1a\x19.pixtral.v1.FetchResponse0\x01\x12W\n\x0eGetEncoderInfo\x12!.pixtral.v1.GetEncoderInfoRequest\x1a\".pixtral.v1.GetEncoderInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pixtral.v1.encoder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EMBEDDINGSOURCE']._serialized_start=512
-  _globals['_EMBEDDINGSOURCE']._serialized_end=676
+  _globals['_EMBEDDINGSOURCE']._serialized_start=531
+  _globals['_EMBEDDINGSOURCE']._serialized_end=695
   _globals['_EMBEDDINGKEY']._serialized_start=40
   _globals['_EMBEDDINGKEY']._serialized_end=112
   _globals['_ENCODEREQUEST']._serialized_start=114
@@ -46,7 +46,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETENCODERINFOREQUEST']._serialized_start=378
   _globals['_GETENCODERINFOREQUEST']._serialized_end=401
   _globals['_GETENCODERINFORESPONSE']._serialized_start=403
-  _globals['_GETENCODERINFORESPONSE']._serialized_end=509
-  _globals['_ENCODERSERVICE']._serialized_start=679
-  _globals['_ENCODERSERVICE']._serialized_end=913
+  _globals['_GETENCODERINFORESPONSE']._serialized_end=528
+  _globals['_ENCODERSERVICE']._serialized_start=698
+  _globals['_ENCODERSERVICE']._serialized_end=932
 # @@protoc_insertion_point(module_scope)

@@ -193,6 +193,7 @@ class GetEncoderInfoResponse(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    RESPONSES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     fingerprint: _builtins.str
     width: _builtins.int
@@ -200,6 +201,8 @@ class GetEncoderInfoResponse(_message.Message):
     dtype: _builtins.str
     """"bf16" or "f32"."""
     device: _builtins.str
+    responses: _builtins.int
+    """Sent to all callers since it started. An encoder with work at which this stands still hangs."""
     def __init__(
         self,
         *,
@@ -208,10 +211,11 @@ class GetEncoderInfoResponse(_message.Message):
         width: _builtins.int = ...,
         dtype: _builtins.str = ...,
         device: _builtins.str = ...,
+        responses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "model", b"model", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "fingerprint", b"fingerprint", "model", b"model", "responses", b"responses", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,186 @@
+"""The decoder's engine and stock vLLM of the same version, one after the other on one machine.
+
+On a GPU, at Pixtral-12B's size with random weights (times do not depend on them):
+
+    python -m bench.decoder --out bench/results/decoder.json
+
+On a CPU, with a small random checkpoint, to see that it runs:
+
+    python -m bench.decoder --preset small
+
+Both engines have the same settings, but for what the decoder sets by itself: weights in bf16,
+16,384 tokens of context, 64 requests at once, compiled and with CUDA graphs on a GPU, not compiled
+with `--eager` and on a CPU. `--ours NAME=JSON` and `--stock NAME=JSON` add arguments of vLLM's
+AsyncEngineArgs to one of them. Stock vLLM is given decoded pictures, ours the embeddings, both in
+their own server's way past the network: nothing is encoded, fetched or parsed that is not asked of
+the engine. It needs vLLM with all that it depends on, protobuf as new as the stubs in protos/
+(their header names it), and neither gRPC, Redis nor a network. It takes two starts of an engine
+and about a minute for each.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from bench.decoder_load import Plan
+from bench.decoder_table import table
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 600.0
+
+# Its params.json as published, and a context length, which vLLM else looks for elsewhere.
+PIXTRAL_12B: dict[str, Any] = {
+    "dim": 5120,
+    "n_layers": 40,
+    "head_dim": 128,
+    "hidden_dim": 14336,
+    "n_heads": 32,
+    "n_kv_heads": 8,
+    "rope_theta": 1e9,
+    "norm_eps": 1e-5,
+    "vocab_size": 131072,
+    "max_position_embeddings": 131072,
+    "vision_encoder": {
+        "hidden_size": 1024,
+        "num_channels": 3,
+        "image_size": 1024,
+        "patch_size": 16,
+        "rope_theta": 1e4,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "adapter_bias": True,
+        "image_token_id": 10,
+    },
+}
+PLANS = {
+    "pixtral-12b": Plan(
+        alone=16,
+        saturating=96,
+        at_once=24,
+        streams=32,
+        arrivals=2.0,
+        quiet_seconds=4.0,
+        busy_seconds=16.0,
+    ),
+    "small": Plan(
+        alone=4,
+        saturating=24,
+        at_once=6,
+        streams=4,
+        arrivals=1.0,
+        quiet_seconds=2.0,
+        busy_seconds=6.0,
+    ),
+}
+
+
+def model(preset: str, directory: Path) -> Path:
+    if preset == "small":
+        from models.random_checkpoint import RandomSpec, write_random_checkpoint
+
+        return write_random_checkpoint(directory, RandomSpec(dtype="bfloat16"))
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "params.json").write_text(json.dumps(PIXTRAL_12B))
+    tekken = resources.files("mistral_common") / "data" / "tekken_240911.json"
+    (directory / "tekken.json").write_bytes(tekken.read_bytes())
+    return directory
+
+
+def plug_in(directory: Path) -> Path:
+    """A folder to import from, by which vLLM finds the plug-in of a project not installed."""
+    metadata = directory / "pixtral_serve_bench-0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: pixtral-serve-bench\nVersion: 0\n"
+    )
+    (metadata / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\npixtral = services.decoder.plugin:register\n"
+    )
+    return directory
+
+
+def run_side(side: str, given: dict[str, Any], paths: list[Path], directory: Path) -> Any:
+    plan, seen = directory / f"{side}-plan.json", directory / f"{side}-seen.json"
+    plan.write_text(json.dumps({"side": side, **given}))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    environment["VLLM_PLUGINS"] = "pixtral" if side == "ours" else ""
+    environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    command = [sys.executable, "-m", "bench.decoder_side", str(plan), str(seen)]
+    print(f"{time.strftime('%H:%M:%S')} starting {side}", flush=True)
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=SECONDS)
+    return json.loads(seen.read_text())
+
+
+def arguments(given: list[str]) -> dict[str, Any]:
+    pairs = (each.partition("=") for each in given)
+    return {name: json.loads(value) for name, _, value in pairs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.decoder",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--preset", choices=PLANS, default="pixtral-12b")
+    parser.add_argument("--eager", action="store_true", help="nothing compiled, no CUDA graphs")
+    parser.add_argument("--ours", action="append", default=[], metavar="NAME=JSON")
+    parser.add_argument("--stock", action="append", default=[], metavar="NAME=JSON")
+    parser.add_argument("--only", choices=("ours", "stock"), help="one of the two")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "decoder.json")
+    options = parser.parse_args()
+    is_small = options.preset == "small"
+    common: dict[str, Any] = {"enforce_eager": options.eager or is_small}
+    if not is_small:
+        common["load_format"] = "dummy"
+    report: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_gpu()}",
+        "preset": options.preset,
+        "plan": asdict(PLANS[options.preset]),
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        model_dir = model(options.preset, directory / "model")
+        paths = [ROOT, ROOT / "protos"]
+        if is_small:
+            from bench.stock_vllm import prepare
+
+            prepare(ROOT / ".cache" / "stock-vllm")
+        for side in [options.only] if options.only else ["ours", "stock"]:
+            extra = [plug_in(directory / "plug-in")] if side == "ours" else []
+            if side == "stock" and is_small:
+                extra = [ROOT / ".cache" / "stock-vllm"]
+            given = {
+                "model_dir": str(model_dir),
+                "plan": report["plan"],
+                "kv_cache_bytes": 1 << 30 if is_small else None,
+                "arguments": {**common, **arguments(getattr(options, side))},
+            }
+            report[side] = run_side(side, given, extra + paths, directory)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(report))
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+if __name__ == "__main__":
+    main()

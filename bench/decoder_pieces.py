@@ -1,0 +1,115 @@
+"""What handing one embedding from the decoder's process to its engine is made of."""
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import torch
+import zmq
+
+from embeddings.vision import VisionSpec
+
+REPEATS = 20
+
+
+def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
+    """Milliseconds each, the median of REPEATS.
+
+    `encode`, `socket` and `decode` are vLLM's way: msgpack that leaves the tensor's bytes out and
+    a socket that carries them. `shared_memory_*` is what the same costs by shared memory.
+    """
+    from vllm.multimodal.inputs import MultiModalKwargsItem
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    from services.decoder.vllm_inputs import embedding_item
+
+    tensor = torch.randn(tokens, spec.width).to(torch.bfloat16)
+    item = embedding_item(tensor)
+    encoder, decoder = MsgpackEncoder(), MsgpackDecoder(MultiModalKwargsItem, share_mem=False)
+    frames = [bytes(frame) for frame in encoder.encode(item)]
+    seen = {
+        "megabytes": sum(map(len, frames)) / 1e6,
+        "encode": _median(lambda: encoder.encode(item)),
+        "decode": _median(lambda: decoder.decode(frames)),
+        **_socket(encoder.encode(item)),
+        **_shared_memory(tensor),
+    }
+    if torch.cuda.is_available():
+        seen |= _on_gpu(tensor, hidden)
+    return seen
+
+
+def _median(call: Callable[[], object]) -> float:
+    def once() -> float:
+        began = time.perf_counter()
+        call()
+        return time.perf_counter() - began
+
+    once()
+    return statistics.median(once() for _ in range(REPEATS)) * 1e3
+
+
+def _socket(frames: Any) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as directory:
+        address = f"ipc://{directory}/socket"
+        context = multiprocessing.get_context("spawn")
+        other = context.Process(target=_answer, args=(address,), daemon=True)
+        with zmq.Context() as zmq_context, zmq_context.socket(zmq.PAIR) as socket:
+            socket.bind(address)
+            other.start()
+            socket.recv()
+
+            def send(parts: Any) -> None:
+                socket.send_multipart(parts, copy=False)
+                socket.recv()
+
+            full = _median(lambda: send(frames))
+            empty = _median(lambda: send([b"nothing"]))
+            socket.send(b"end")
+            other.join(10)
+    return {"socket": full - empty}
+
+
+def _answer(address: str) -> None:
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        socket.connect(address)
+        socket.send(b"ready")
+        while socket.recv_multipart(copy=False)[0].bytes != b"end":
+            socket.send(b"")
+
+
+def _shared_memory(tensor: torch.Tensor) -> dict[str, float]:
+    memory = SharedMemory(create=True, size=tensor.nbytes)
+    held = torch.frombuffer(memory.buf, dtype=tensor.dtype, count=tensor.numel())
+    flat = tensor.flatten()
+    into, out = _median(lambda: held.copy_(flat)), _median(held.clone)
+    # Closed with the process: torch still points into it.
+    memory.unlink()
+    return {"shared_memory_in": into, "shared_memory_out": out}
+
+
+def _on_gpu(tensor: torch.Tensor, hidden: int) -> dict[str, float]:
+    pinned = tensor.pin_memory()
+    there = tensor.cuda()
+    adapter = torch.nn.Sequential(
+        torch.nn.Linear(tensor.shape[1], hidden), torch.nn.GELU(), torch.nn.Linear(hidden, hidden)
+    ).to(device="cuda", dtype=tensor.dtype)
+
+    def run(call: Callable[[], object]) -> float:
+        def once() -> None:
+            call()
+            torch.cuda.synchronize()
+
+        return _median(once)
+
+    with torch.inference_mode():
+        return {
+            "pin": run(tensor.pin_memory),
+            "to_gpu_pinned": run(lambda: pinned.to("cuda", non_blocking=True)),
+            "to_gpu_pageable": run(tensor.cuda),
+            "adapter": run(lambda: adapter(there)),
+        }

@@ -1,0 +1,185 @@
+"""The two engines that `bench.decoder` compares, each asked in the way of its own server."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from embeddings.key import EmbeddingKey
+from embeddings.vision import Grid, VisionSpec
+from services.decoder.engine import DecoderEngine
+from services.decoder.engine_args import EngineOptions
+from services.decoder.prompt import ImagePlace, Prompt
+from services.decoder.sampling import Sampling
+
+SIDE_PX = 1024
+CONTEXT_LENGTH = 16_384
+RUNNING = 64
+# Tensors that embeddings are taken from in turn, under a name of its own each time.
+TENSORS = 16
+
+
+class Side(Protocol):
+    """An engine; `ask` yields the number of new tokens with each of its answers.
+
+    `picture` is the number of the picture that stands in `token_ids` from `offset` on.
+    """
+
+    engine: Any
+
+    async def start(self) -> None: ...
+
+    def prepare(self, pictures: Sequence[int]) -> None: ...
+
+    def ask(
+        self,
+        name: str,
+        token_ids: list[int],
+        *,
+        tokens: int,
+        picture: int | None = None,
+        offset: int = 0,
+        salt: str | None = None,
+    ) -> AsyncGenerator[int]: ...
+
+    async def close(self) -> None: ...
+
+
+class Ours:
+    """The decoder's engine, given embeddings as the decoder gives them: from its own memory."""
+
+    def __init__(
+        self, model_dir: Path, spec: VisionSpec, kv_cache_bytes: int | None, more: Mapping[str, Any]
+    ) -> None:
+        options = EngineOptions(
+            model_dir=model_dir,
+            dtype="bfloat16",
+            context_length=CONTEXT_LENGTH,
+            max_running=RUNNING,
+            kv_cache_bytes=kv_cache_bytes,
+            more=more,
+        )
+        self.engine = DecoderEngine(options)
+        self._grid = spec.grid(SIDE_PX, SIDE_PX)
+        self._tensors = [
+            torch.randn(self._grid.tokens, spec.width).to(torch.bfloat16) for _ in range(TENSORS)
+        ]
+
+    async def start(self) -> None:
+        await self.engine.start()
+
+    def prepare(self, pictures: Sequence[int]) -> None:
+        """There is nothing to do: the tensors are there."""
+
+    async def ask(
+        self,
+        name: str,
+        token_ids: list[int],
+        *,
+        tokens: int,
+        picture: int | None = None,
+        offset: int = 0,
+        salt: str | None = None,
+    ) -> AsyncGenerator[int]:
+        images: tuple[ImagePlace, ...] = ()
+        embeddings: list[torch.Tensor | None] = []
+        if picture is not None:
+            image = place(picture, offset, self._grid)
+            images = (image,)
+            held = self.engine.holds(image)
+            embeddings = [None if held else self._tensors[picture % TENSORS]]
+        sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        prompt = Prompt(name, token_ids, images, sampling, salt)
+        async with aclosing(self.engine.generate(prompt, embeddings)) as deltas:
+            async for delta in deltas:
+                yield len(delta.token_ids)
+
+    async def close(self) -> None:
+        await self.engine.shutdown()
+
+
+class Stock:
+    """vLLM as its own OpenAI server runs it, fed decoded pictures: no HTTP, base64 or JPEG."""
+
+    def __init__(
+        self, model_dir: Path, spec: VisionSpec, kv_cache_bytes: int | None, more: Mapping[str, Any]
+    ) -> None:
+        self.engine: Any = None
+        self._arguments = {
+            "model": str(model_dir),
+            "tokenizer_mode": "mistral",
+            "config_format": "mistral",
+            "load_format": "mistral",
+            "dtype": "bfloat16",
+            "max_model_len": CONTEXT_LENGTH,
+            "max_num_seqs": RUNNING,
+            "limit_mm_per_prompt": {"image": 8},
+            "kv_cache_memory_bytes": kv_cache_bytes,
+            "gpu_memory_utilization": 0.9,
+            "enable_log_requests": False,
+            **more,
+        }
+        self._pictures: dict[int, Any] = {}
+        self._base = np.random.default_rng(0).integers(0, 256, (SIDE_PX, SIDE_PX, 3), np.uint8)
+
+    async def start(self) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        # By the context vLLM chooses the tokens of a step.
+        self.engine = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(**self._arguments), usage_context=UsageContext.OPENAI_API_SERVER
+        )
+
+    def prepare(self, pictures: Sequence[int]) -> None:
+        from PIL import Image
+
+        self._pictures.clear()
+        for number in pictures:
+            pixels = self._base.copy()
+            pixels[0, :8, 0] = np.frombuffer(number.to_bytes(8, "little"), np.uint8)
+            self._pictures[number] = Image.fromarray(pixels)
+
+    async def ask(
+        self,
+        name: str,
+        token_ids: list[int],
+        *,
+        tokens: int,
+        picture: int | None = None,
+        offset: int = 0,
+        salt: str | None = None,
+    ) -> AsyncGenerator[int]:
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        prompt: dict[str, Any] = {"prompt_token_ids": token_ids}
+        if salt is not None:
+            prompt["cache_salt"] = salt
+        if picture is not None:
+            prompt["multi_modal_data"] = {"image": self._pictures[picture]}
+        # The server's way: pictures are processed beside its event loop, not on it.
+        (given,) = await self.engine.renderer.render_cmpl_async(
+            [parse_model_prompt(self.engine.model_config, prompt)]
+        )
+        parameters = SamplingParams(
+            max_tokens=tokens,
+            temperature=0.0,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        async with aclosing(self.engine.generate(given, parameters, name)) as outputs:
+            async for output in outputs:
+                yield len(output.outputs[0].token_ids)
+
+    async def close(self) -> None:
+        self.engine.shutdown()
+
+
+def place(picture: int, offset: int, grid: Grid) -> ImagePlace:
+    key = EmbeddingKey(picture.to_bytes(32, "big"), "0" * 32, "bench")
+    return ImagePlace(key, offset, grid)

@@ -1,0 +1,68 @@
+"""What `bench.decoder` has seen, as a table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SIDES = {"ours": "pixtral-serve", "stock": "stock vLLM"}
+# Where a run is read from: row, path in the report, unit.
+ROWS = (
+    ("TTFT, text", ("ttft_ms", "text", "p50"), "ms"),
+    ("TTFT, new image", ("ttft_ms", "image", "p50"), "ms"),
+    ("TTFT, next question on it", ("ttft_ms", "next", "p50"), "ms"),
+    ("TTFT, image held, no prefix", ("ttft_ms", "held", "p50"), "ms"),
+    ("texts at saturation", ("per_second", "text"), "/s"),
+    ("images at saturation", ("per_second", "image"), "/s"),
+    ("decoding alone", ("quiet", "tokens_per_second"), "tok/s"),
+    ("decoding, images arriving", ("busy", "tokens_per_second"), "tok/s"),
+    ("gap p50, alone", ("quiet", "gap_ms", "p50"), "ms"),
+    ("gap p50, images arriving", ("busy", "gap_ms", "p50"), "ms"),
+    ("gap p99, alone", ("quiet", "gap_ms", "p99"), "ms"),
+    ("gap p99, images arriving", ("busy", "gap_ms", "p99"), "ms"),
+    ("longest gap, images arriving", ("busy", "gap_ms", "max"), "ms"),
+    ("their TTFT p50", ("busy_image_ttft_ms", "p50"), "ms"),
+    ("answered after the last arrived", ("busy_behind_seconds",), "s"),
+    ("start", ("start_seconds",), "s"),
+)
+
+
+def table(report: Mapping[str, Any]) -> str:
+    sides = [side for side in SIDES if side in report]
+    lines = [f"{report['machine']}; {report['preset']}"]
+    for side in sides:
+        seen = report[side]
+        named = ", ".join(f"{name} {value}" for name, value in seen["settings"].items())
+        lines.append(f"{SIDES[side]}: {named}, {seen['prompt_tokens']} tokens a prompt")
+    lines.append(f"{'':34}" + "".join(f"{SIDES[side]:>20}" for side in sides))
+    for row, path, unit in ROWS:
+        cells = "".join(f"{_at(report[side], path):>13.2f} {unit:<6}" for side in sides)
+        lines.append(f"{row:34}{cells}")
+    lines += [
+        f"{row:34}" + "".join(f"{_share(report[side], row):>13.3f} {'':6}" for side in sides)
+        for row in _SHARES
+    ]
+    if len(sides) == 2:
+        ours, stock = (_at(report[side], ("busy", "gap_ms", "p99")) for side in sides)
+        lines.append(f"{'gap p99, ours / stock':34}{ours / stock:>13.3f}")
+    if pieces := report.get("ours", {}).get("handing_ms"):
+        named = ", ".join(f"{name} {value:.2f}" for name, value in pieces.items())
+        lines.append(f"handing one embedding over, ms: {named}")
+    return "\n".join(lines)
+
+
+_SHARES = {
+    "TTFT, image / text": (("ttft_ms", "image", "p50"), ("ttft_ms", "text", "p50")),
+    "TTFT, next question / image": (("ttft_ms", "next", "p50"), ("ttft_ms", "image", "p50")),
+    "TTFT, held image / text": (("ttft_ms", "held", "p50"), ("ttft_ms", "text", "p50")),
+    "saturation, images / texts": (("per_second", "image"), ("per_second", "text")),
+}
+
+
+def _share(seen: Mapping[str, Any], row: str) -> float:
+    above, below = _SHARES[row]
+    return _at(seen, above) / _at(seen, below)
+
+
+def _at(seen: Any, path: tuple[str, ...]) -> float:
+    for name in path:
+        seen = seen[name]
+    return float(seen)

@@ -1,0 +1,194 @@
+"""How fast the vision tower is, with random weights of Pixtral-12B's numbers and nothing around it.
+
+    python -m bench.encoder [--device cuda] [--dtype bfloat16] [--peers transformers vllm]
+
+Prints, for 1 to 64 images of three mixes, images a second, milliseconds an image, the rate of the
+arithmetic that they need, and that rate as a share of what a large matrix product reaches in the
+same run. Batches are those that the encoder makes. Beside it, in the same run, other
+implementations with the same weights, and how near their embeddings are.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from bench.peer_towers import Embed, transformers_tower, vllm_tower
+from embeddings.vision import VisionSpec
+from services.encoder.tower import VisionTower, tensor_shapes
+
+PIXTRAL_12B = VisionSpec.from_params(
+    {
+        "vision_encoder": {
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+            "rope_theta": 1e4,
+            "patch_size": 16,
+            "image_size": 1024,
+            "image_token_id": 10,
+        }
+    }
+)
+BATCH_PATCHES = 16_384
+SECONDS = 1.5
+Size = tuple[int, int]
+# Heights and widths, as a model with this tower has images resized: cameras and telephones, both
+# ways up, and smaller pictures from the web.
+PHOTOS: Sequence[Size] = (
+    (768, 1024), (1024, 768), (688, 1024), (576, 1024), (1024, 576), (480, 640), (1024, 1024),
+    (608, 800), (768, 1024), (1024, 688), (400, 608), (512, 512), (1024, 464), (336, 1024),
+    (720, 960), (1024, 768),
+)  # fmt: skip
+THUMBNAILS: Sequence[Size] = ((64, 64), (96, 128), (128, 128), (160, 224), (128, 96), (224, 224))
+MIXES: dict[str, Sequence[Size]] = {
+    "1024x1024": ((1024, 1024),),
+    "photos": PHOTOS,
+    "thumbnails": THUMBNAILS,
+}
+
+
+def operations(spec: VisionSpec, size: Size) -> float:
+    """Floating-point operations that an image of (height, width) pixels needs."""
+    patches = size[0] * size[1] / spec.patch_size**2
+    matrices = spec.width * (4 * spec.width + 3 * spec.intermediate_size)
+    attention = 2 * patches * spec.width
+    first = spec.channels * spec.patch_size**2 * spec.width
+    return 2 * patches * (spec.layers * (matrices + attention) + first)
+
+
+def median_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Of a call, in SECONDS of calls after those that warm up."""
+
+    def once() -> float:
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    once()
+    expected = min(once(), once())
+    return statistics.median(once() for _ in range(max(3, int(SECONDS / expected))))
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large square product of random matrices."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return float(2 * side**3 / median_seconds(lambda: a @ b, device))
+
+
+def random_weights(device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator(device).manual_seed(0)
+    return {
+        name: torch.ones(shape, device=device, dtype=dtype)
+        if len(shape) == 1
+        else (
+            torch.randn(shape, device=device, generator=generator) * shape[1:].numel() ** -0.5
+        ).to(dtype)
+        for name, shape in ((n, torch.Size(s)) for n, s in tensor_shapes(PIXTRAL_12B).items())
+    }
+
+
+def batches(sizes: Sequence[Size]) -> Iterator[list[int]]:
+    """Indexes of the images of each batch: as many as there is room for, in order."""
+    batch: list[int] = []
+    room = BATCH_PATCHES
+    for at, (height, width) in enumerate(sizes):
+        patches = height * width // PIXTRAL_12B.patch_size**2
+        if batch and patches > room:
+            yield batch
+            batch, room = [], BATCH_PATCHES
+        batch.append(at)
+        room -= patches
+    yield batch
+
+
+def ours(tower: VisionTower, sizes: Sequence[Size]) -> Callable[[], list[Tensor]]:
+    """All images of these sizes, which are on the device already, embedded."""
+    staged = [tower.stage(image.cpu().numpy()) for image in images_of(sizes, tower.device)]
+
+    def embed() -> list[Tensor]:
+        parts = [tower.embed([staged[at] for at in batch]) for batch in batches(sizes)]
+        return [embedding for part in parts for embedding in part]
+
+    return embed
+
+
+def peer(embed: Embed, sizes: Sequence[Size], device: torch.device) -> Callable[[], list[Tensor]]:
+    images = images_of(sizes, device)
+
+    def embed_all() -> list[Tensor]:
+        parts = [embed([images[at] for at in batch]) for batch in batches(sizes)]
+        return [embedding for part in parts for embedding in part]
+
+    return embed_all
+
+
+def images_of(sizes: Sequence[Size], device: torch.device) -> list[Tensor]:
+    generator = torch.Generator(device).manual_seed(1)
+    return [torch.randn(3, *size, device=device, generator=generator) for size in sizes]
+
+
+def nearness(found: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """The least cosine of an image's two embeddings."""
+    return min(
+        float(torch.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+        for a, b in zip(found, reference, strict=True)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.encoder", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--peers", nargs="*", default=[], choices=("transformers", "vllm"))
+    parser.add_argument("--counts", nargs="*", type=int, default=[1, 4, 16, 64])
+    parser.add_argument("--enforce-eager", action="store_true", help="do not compile the tower")
+    given = parser.parse_args()
+    device, dtype = torch.device(given.device), getattr(torch, given.dtype)
+    is_gpu = device.type == "cuda"
+    on = torch.cuda.get_device_name() if is_gpu else f"cpu, {torch.get_num_threads()} threads"
+    rate = matrix_rate(device, dtype)
+    print(f"{on}, torch {torch.__version__}, {given.dtype}: {rate / 1e12:.1f} TFLOP/s of matrices")
+    weights = random_weights(device, dtype)
+    tower = VisionTower(PIXTRAL_12B, weights, is_compiled=is_gpu and not given.enforce_eager)
+    began = time.perf_counter()
+    tower.prepare()
+    print(f"prepared in {time.perf_counter() - began:.1f} s", flush=True)
+    with ExitStack() as stack:
+        peers: dict[str, Embed] = {}
+        if "transformers" in given.peers:
+            peers["transformers"] = transformers_tower(PIXTRAL_12B, weights)
+        if "vllm" in given.peers:
+            peers["vllm"] = vllm_tower(PIXTRAL_12B, weights, stack)
+        for mix, some in MIXES.items():
+            for count in given.counts:
+                sizes = [some[at % len(some)] for at in range(count)]
+                needed = sum(operations(PIXTRAL_12B, size) for size in sizes)
+                embed = ours(tower, sizes)
+                seconds = {"ours": median_seconds(embed, device)}
+                near = {}
+                for name, theirs in peers.items():
+                    embed_theirs = peer(theirs, sizes, device)
+                    seconds[name] = median_seconds(embed_theirs, device)
+                    near[name] = nearness(embed(), embed_theirs())
+                for name, took in seconds.items():
+                    said = f"{mix:>10} {count:3} {name:>12}: {count / took:7.1f} images/s"
+                    said += f", {took / count * 1e3:7.2f} ms an image"
+                    said += f", {needed / took / 1e12:6.1f} TFLOP/s, {needed / took / rate:4.0%}"
+                    if name in near:
+                        said += f", ours {took / seconds['ours']:.2f}x, cosine {near[name]:.5f}"
+                    print(said, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Attention within each image of a packed sequence, by the fastest kernel for each length."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
+
+from embeddings.vision import VisionSpec
+from services.encoder.layers import Heads
+
+# Below this many patches cuDNN is no faster than a kernel that needs no plan.
+LEAST_PLANNED = 1024
+# The first that can do it is taken. float32 on a GPU has only the third.
+KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How the images of a packed sequence, in its order, are handed to kernels.
+
+    Attributes:
+        groups: images of equal length that are one call: how many, and how long each is.
+        ragged: ends of the images behind those, from 0 on, int32 on the device; None for none.
+        longest: of the ragged images, in patches.
+    """
+
+    groups: tuple[tuple[int, int], ...]
+    ragged: Tensor | None = None
+    longest: int = 0
+
+
+class Attention:
+    """Chooses kernels by device and dtype.
+
+    On a GPU of the kind of an H100, cuDNN's kernel is a third faster than FlashAttention 2. It
+    needs a plan for each length, made in 50 to 100 ms on the card that this was tried on, and kept
+    by the thread that made it. So plans are made at start, for images that have the full size on
+    one side, as a large one has after it is resized. All others are one ragged call, however many.
+
+    Attributes:
+        packs_ragged: images of any lengths can be one call.
+        planned: lengths, in patches, for which there are plans.
+    """
+
+    def __init__(self, spec: VisionSpec, device: torch.device, dtype: torch.dtype) -> None:
+        self._spec, self._device, self._dtype = spec, device, dtype
+        is_gpu = device.type == "cuda"
+        self.packs_ragged = is_gpu and dtype in (torch.bfloat16, torch.float16)
+        has_cudnn = self.packs_ragged and torch.cuda.get_device_capability(device) >= (9, 0)
+        side, step = spec.max_image_size // spec.token_size * spec.merge_size, spec.merge_size
+        lengths = [side * other for other in range(step, side + 1, step)]
+        self.planned = frozenset(at for at in lengths if at >= LEAST_PLANNED and has_cudnn)
+
+    @staticmethod
+    def kernels() -> AbstractContextManager[None]:
+        """What all calls are made within."""
+        return sdpa_kernel(KERNELS, set_priority=True)
+
+    def prepare(self) -> None:
+        """Makes the plans, for the thread that calls this. Blocking, some seconds on a GPU."""
+        heads = self._spec.heads
+        for length in sorted(self.planned):
+            each = torch.zeros(
+                length, heads, self._spec.width // heads, device=self._device, dtype=self._dtype
+            )
+            self(Heads(each, each, each), Packing(((1, length),)))
+
+    def order(self, lengths: Sequence[int]) -> list[int]:
+        """Indexes of images in the order in which `pack` wants them."""
+        return sorted(
+            range(len(lengths)), key=lambda at: (lengths[at] not in self.planned, lengths[at])
+        )
+
+    def pack(self, lengths: Sequence[int]) -> Packing:
+        """`lengths` are those of a packed sequence, in patches, as `order` has them."""
+        if not self.packs_ragged:
+            # Many small images would wait for the start of each one's call.
+            return Packing(tuple((len(list(same)), length) for length, same in groupby(lengths)))
+        groups = tuple((1, length) for length in lengths if length in self.planned)
+        ragged = list(lengths[len(groups) :])
+        if not ragged:
+            return Packing(groups)
+        ends = torch.tensor([0, *accumulate(ragged)], dtype=torch.int32, device=self._device)
+        return Packing(groups, ends, max(ragged))
+
+    def __call__(self, heads: Heads, packing: Packing) -> Tensor:
+        """Every patch attends to all patches of its own image and to no other.
+
+        Returns:
+            (patches, width).
+        """
+        attended, start = [], 0
+        for count, length in packing.groups:
+            end = start + count * length
+            attended.append(_dense(heads, start, end, count))
+            start = end
+        if packing.ragged is not None:
+            attended.append(_ragged(heads, start, packing.ragged, packing.longest))
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
+def _dense(heads: Heads, start: int, end: int, images: int) -> Tensor:
+    queries, keys, values = (
+        each[start:end].view(images, -1, *each.shape[1:]).transpose(1, 2) for each in heads
+    )
+    attended = F.scaled_dot_product_attention(queries, keys, values)
+    return attended.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _ragged(heads: Heads, start: int, ends: Tensor, longest: int) -> Tensor:
+    queries, keys, values = (each[start:] for each in heads)
+    attended = varlen_attn(queries, keys, values, ends, ends, longest, longest)
+    return cast("Tensor", attended).flatten(1)

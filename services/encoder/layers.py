@@ -1,0 +1,110 @@
+"""The arithmetic of the tower's layers, each between two calls of attention one function, so that
+a compiler can fuse it.
+
+The architecture is that of arXiv:2410.07073 and mistral-inference's `vision_encoder.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from embeddings.vision import VisionSpec
+
+
+class Heads(NamedTuple):
+    """What attention needs, (patches, heads, head size) each."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+class Rotations(NamedTuple):
+    """2-D RoPE: by how much each pair of a head turns, (patches, 1, 1, head size / 2), float32."""
+
+    cosines: Tensor
+    sines: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's weights; what multiplies the same input is one matrix.
+
+    Attributes:
+        wqkv: queries, keys and values, (3 * width, width). Queries and keys have the first
+            numbers of all of a head's pairs in front and the second behind, where checkpoints
+            have the two of a pair side by side: a rotation then takes whole halves, and their
+            product is the same.
+        w13: the gate and what it lets through, (2 * intermediate size, width).
+    """
+
+    attention_norm: Tensor
+    wqkv: Tensor
+    wo: Tensor
+    ffn_norm: Tensor
+    w13: Tensor
+    w2: Tensor
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor], prefix: str, heads: int) -> "Layer":
+        """From a checkpoint's tensors, by their names behind `prefix`."""
+
+        def named(name: str) -> Tensor:
+            return weights[f"{prefix}.{name}.weight"]
+
+        def halved(name: str) -> Tensor:
+            matrix = named(name)
+            pairs = matrix.view(heads, -1, 2, matrix.shape[1])
+            return pairs.transpose(1, 2).reshape(matrix.shape)
+
+        return cls(
+            attention_norm=named("attention_norm"),
+            wqkv=torch.cat([halved("attention.wq"), halved("attention.wk"), named("attention.wv")]),
+            wo=named("attention.wo"),
+            ffn_norm=named("ffn_norm"),
+            w13=torch.cat([named("feed_forward.w1"), named("feed_forward.w3")]),
+            w2=named("feed_forward.w2"),
+        )
+
+
+def enter(
+    patches: Tensor, patch_conv: Tensor, norm: Tensor, layer: Layer, rotations: Rotations
+) -> tuple[Tensor, Heads]:
+    """From flattened patches to the first layer's attention, and what runs beside it."""
+    # A convolution whose stride is its kernel is one product over the flattened patches.
+    x = rms_norm(F.linear(patches, patch_conv), norm)
+    return x, _project(x, layer, rotations)
+
+
+def step(
+    x: Tensor, attended: Tensor, layer: Layer, following: Layer, rotations: Rotations
+) -> tuple[Tensor, Heads]:
+    """From one layer's attention to the next one's."""
+    x = leave(x, attended, layer)
+    return x, _project(x, following, rotations)
+
+
+def leave(x: Tensor, attended: Tensor, layer: Layer) -> Tensor:
+    """What is behind attention in a layer: (patches, width) each."""
+    x = x + F.linear(attended, layer.wo)
+    gate, up = F.linear(rms_norm(x, layer.ffn_norm), layer.w13).chunk(2, dim=-1)
+    return x + F.linear(F.silu(gate) * up, layer.w2)
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, weight.shape, weight, VisionSpec.norm_eps)
+
+
+def _project(x: Tensor, layer: Layer, rotations: Rotations) -> Heads:
+    cosines, sines = rotations
+    head_size = 2 * cosines.shape[-1]
+    qkv = F.linear(rms_norm(x, layer.attention_norm), layer.wqkv).view(len(x), 3, -1, head_size)
+    first, second = qkv[:, :2].float().chunk(2, dim=-1)
+    turned = torch.cat(
+        [first * cosines - second * sines, first * sines + second * cosines], dim=-1
+    ).type_as(x)
+    return Heads(turned[:, 0], turned[:, 1], qkv[:, 2])

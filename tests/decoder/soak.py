@@ -1,0 +1,207 @@
+"""Loads a decoder for minutes with all sorts of calls, many of them cut off, and watches it.
+
+    python -m tests.decoder.soak [--minutes 20]
+
+The decoder runs in this process and its engine in another; the load comes from a third. What they
+hold is sampled: memory of both, keys and values of running requests, embeddings, asyncio tasks.
+Nothing of it may grow over the second half, and with the load gone nothing of it may be in use.
+"""
+
+import argparse
+import asyncio
+import logging
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from prometheus_client import REGISTRY
+
+from embeddings.codec import DType
+from models.random_checkpoint import RandomSpec, write_random_checkpoint
+from services.decoder.settings import DecoderSettings
+from services.decoder.tier import DecoderTier
+from serving.channel import open_channel
+from serving.server import running
+from tests.decoder.fuzz import CLEAN, METHOD, ended, fuzzer_of, store
+from tests.decoder.fuzz_requests import Fuzzed, Fuzzer
+from tests.redis_server import RedisServer
+
+CONTEXT_LENGTH = 2048
+WORKERS = 12
+SAMPLE_SECONDS = 2.0
+MIB = 1 << 20
+# All caches are full within the first half, so that what grows after it is none of them.
+CACHE_BYTES = 64 * MIB
+# What the second half may add to the median: allocators and Prometheus still move by this.
+MAX_GROWTH = 0.04
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """At one time; memory in MiB, keys and values as a share of what there is."""
+
+    decoder_mib: float
+    engine_mib: float
+    kv_used: float
+    embeddings_mib: float
+    tasks: float
+    admitted: float
+
+
+def sample(tier: DecoderTier) -> Sample:
+    own = psutil.Process()
+    engine = sum(child.memory_info().rss for child in own.children() if _is_engine(child))
+    decoder = tier._decoder
+    assert decoder is not None
+    return Sample(
+        own.memory_info().rss / MIB,
+        engine / MIB,
+        REGISTRY.get_sample_value(
+            "vllm:kv_cache_usage_perc", {"engine": "0", "model_name": str(tier._settings.model_dir)}
+        )
+        or 0.0,
+        decoder._source._cache.nbytes / MIB,
+        len(asyncio.all_tasks()),
+        decoder.admitted,
+    )
+
+
+def _is_engine(process: psutil.Process) -> bool:
+    try:
+        return "EngineCore" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+async def load(address: str, redis_port: int, model_dir: Path, seconds: float) -> Counter[str]:
+    """Fuzzed calls and long good ones, a third of which are cut off; how they ended."""
+    redis = RedisServer()
+    redis.port = redis_port
+    fuzzer = await asyncio.to_thread(fuzzer_of, model_dir, DType.BF16, CONTEXT_LENGTH, 1)
+    statuses: Counter[str] = Counter()
+    until = time.monotonic() + seconds
+    async with open_channel(address, None) as channel:
+        call: Any = channel.unary_stream(METHOD)
+
+        async def worker(number: int) -> None:
+            rng = random.Random(number)
+            while time.monotonic() < until:
+                fuzzed = fuzzer.next()
+                payload, responses = fuzzed.payload, 12
+                if rng.random() < 0.5:
+                    payload, responses = _long(fuzzer, rng, redis)
+                await asyncio.to_thread(store, redis, fuzzed)
+                status = await ended(call, payload, responses)
+                assert status in CLEAN, status
+                statuses[status.name] += 1
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(WORKERS):
+                group.create_task(worker(number))
+    return statuses
+
+
+def _long(fuzzer: Fuzzer, rng: random.Random, redis: RedisServer) -> tuple[bytes, int]:
+    request, values = fuzzer.good()
+    store(redis, Fuzzed(b"", values))
+    tokens = rng.randint(20, 120)
+    request.request_id = f"long-{rng.getrandbits(64)}"
+    request.sampling.max_tokens = tokens
+    request.sampling.n = rng.choice((1, 1, 1, 3))
+    request.sampling.ignore_eos = True
+    return request.SerializeToString(), rng.choice((rng.randint(1, tokens), tokens * 4, tokens * 4))
+
+
+def problems(samples: list[Sample], rest: Sample, before: Sample) -> list[str]:
+    found = []
+    later = samples[len(samples) // 2 :]
+    for at, field in enumerate(fields(Sample)):
+        values = [astuple(each)[at] for each in later]
+        slope = float(np.polyfit(range(len(values)), values, 1)[0]) * len(values)
+        median = statistics.median(values)
+        print(
+            f"  {field.name:16} {median:9.2f} median, {slope:+8.2f} over the second half, "
+            f"{astuple(rest)[at]:9.2f} at rest, {astuple(before)[at]:9.2f} before"
+        )
+        if field.name.endswith("mib") and slope > MAX_GROWTH * median:
+            found.append(f"{field.name} grows")
+    if rest.kv_used or rest.admitted:
+        found.append("something is still in use")
+    if rest.tasks > before.tasks + 2:
+        found.append(f"{rest.tasks - before.tasks} tasks are left")
+    return found
+
+
+async def run(minutes: float) -> list[str]:
+    with tempfile.TemporaryDirectory() as directory, RedisServer() as redis:
+        # Wide, so that images of few tokens fill the caches.
+        spec = RandomSpec(vision_hidden_size=1024)
+        model_dir = write_random_checkpoint(Path(directory) / "model", spec)
+        settings = DecoderSettings(
+            listen="127.0.0.1:0",
+            model_dir=model_dir,
+            redis_url=redis.url,
+            context_length=CONTEXT_LENGTH,
+            max_images=8,
+            cache_bytes=CACHE_BYTES,
+            engine_cache_bytes=CACHE_BYTES,
+            kv_cache_bytes=CACHE_BYTES,
+            log_level="error",
+        )
+        tier = DecoderTier(settings)
+        async with running(tier, settings) as addresses:
+            before = sample(tier)
+            given = (addresses.grpc, str(redis.port), str(model_dir), str(minutes * 60))
+            other = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "tests.decoder.soak", "--load", *given
+            )
+            samples: list[Sample] = []
+            while other.returncode is None:
+                samples.append(sample(tier))
+                await asyncio.sleep(SAMPLE_SECONDS)
+            rest = await _at_rest(lambda: sample(tier), before)
+            found = problems(samples, rest, before)
+            return [*found, *(["the load ended badly"] if other.returncode else [])]
+
+
+async def _at_rest(look: Callable[[], Sample], before: Sample) -> Sample:
+    """Once nothing is in use, or after half a minute: what a call leaves goes soon after it."""
+    deadline = time.monotonic() + 30
+    while True:
+        seen = look()
+        is_quiet = not seen.admitted and not seen.kv_used and seen.tasks <= before.tasks
+        if is_quiet or time.monotonic() > deadline:
+            return seen
+        await asyncio.sleep(0.5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.decoder.soak", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--load", nargs=4, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.load:
+        address, port, model_dir, seconds = given.load
+        statuses = asyncio.run(load(address, int(port), Path(model_dir), float(seconds)))
+        print(f"{statuses.total()} calls: {dict(statuses.most_common())}")
+        return
+    # What the calls get wrong is no news.
+    logging.disable(logging.ERROR)
+    found = asyncio.run(run(given.minutes))
+    print("; ".join(found) or "nothing grows, and nothing is left")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""vLLM's own arguments among the decoder's settings."""
+
+from pathlib import Path
+
+import pytest
+
+from services.decoder.settings import DecoderSettings
+from services.decoder.tier import _engine_options
+from serving.settings import load
+
+
+def test_arguments_of_vllm_are_a_table_in_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "decoder.toml"
+    config.write_text(
+        f'model_dir = "{tmp_path}"\n'
+        '[engine_args]\nquantization = "fp8"\nmax_num_batched_tokens = 1024\n'
+        '[engine_args.speculative_config]\nmethod = "ngram"\n'
+    )
+    settings = load(DecoderSettings, ["--config", str(config)], prog="decoder")
+    assert _engine_options(settings).more == {
+        "quantization": "fp8",
+        "max_num_batched_tokens": 1024,
+        "speculative_config": {"method": "ngram"},
+    }
+
+
+def test_arguments_of_vllm_are_named_in_flags(tmp_path: Path) -> None:
+    flags = ["max_num_batched_tokens=1024", "enforce_eager=true", "quantization=fp8"]
+    argv = ["--model-dir", str(tmp_path), *(f"--engine-args={flag}" for flag in flags)]
+    assert load(DecoderSettings, argv, prog="decoder").engine_args == {
+        "max_num_batched_tokens": 1024,
+        "enforce_eager": True,
+        "quantization": "fp8",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("tensor_parallel_size=2", "tensor_parallel_size is set by tensor_parallel"),
+        ("tokenizer_mode=hf", "tokenizer_mode is not to be changed"),
+    ],
+)
+def test_what_the_decoder_sets_itself_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, says: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load(DecoderSettings, ["--model-dir", str(tmp_path), "--engine-args", name], prog="decoder")
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
