@@ -10,7 +10,7 @@ SCANNER := .cache/deploy-tools/bin/checkov
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz soak accuracy lint format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
+.PHONY: help setup demo test test-page fuzz soak accuracy lint format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +30,13 @@ $(MODEL)/params.json: $(INSTALLED) models/random_checkpoint.py
 demo: $(INSTALLED) ## Start the whole stack, ask it about pictures, stop it
 	@$(BIN)/pixtral-serve demo --model-dir models/pixtral-mini docs/demo/questions.toml
 
-test: $(INSTALLED) ## Run all tests
-	@$(BIN)/python -m pytest
+test: $(INSTALLED) ## Run all tests but those of the page
+	@$(BIN)/python -m pytest --ignore=tests/page
+
+test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its pictures anew
+	@tools/chromium
+	@mkdir -p docs/pictures/page
+	@PAGE_PICTURES=docs/pictures/page $(BIN)/python -m pytest tests/page
 
 fuzz: $(INSTALLED) ## Send a decoder 10,000 wrong, odd and hostile requests, in two minutes
 	@$(BIN)/python -m tests.decoder.fuzz --requests 10000

@@ -138,7 +138,7 @@ async def sse(address: str, body: dict[str, Any]) -> Any:
     try:
         content = json.dumps(body).encode()
         writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
             b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(content)
         )
         writer.write(content)

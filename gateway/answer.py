@@ -61,11 +61,14 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
+    """`encode` in seconds: the wait for this image, zero where it was cached."""
+
     sha256: str
     width: int
     height: int
     tokens: int
     cached: bool
+    encode: float
 
 
 @dataclass(frozen=True, slots=True)

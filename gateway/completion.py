@@ -175,7 +175,7 @@ class Completions:
         yield Finished(
             Usage(len(prompt.token_ids), prompt.image_tokens, cached_tokens, completion_tokens),
             Timings(queue, encode, time_to_first, _since(ask.arrival)),
-            _report(images, prompt, [places[key].cached for key in keys]),
+            _report(images, prompt, [places[key] for key in keys]),
         )
 
     async def _read(
@@ -253,13 +253,20 @@ def _head(conversation: Conversation, images: Sequence[ImageInput]) -> bytes:
 
 
 def _report(
-    images: Sequence[ImageInput], prompt: Prompt, cached: Sequence[bool]
+    images: Sequence[ImageInput], prompt: Prompt, places: Sequence[Encoded]
 ) -> tuple[ImageReport, ...]:
-    for is_cached in cached:
-        IMAGES.labels("cached" if is_cached else "encoded").inc()
+    for place in places:
+        IMAGES.labels("cached" if place.cached else "encoded").inc()
     return tuple(
-        ImageReport(image.sha256.hex(), image.width, image.height, placed.length, is_cached)
-        for image, placed, is_cached in zip(images, prompt.images, cached, strict=True)
+        ImageReport(
+            image.sha256.hex(),
+            image.width,
+            image.height,
+            placed.length,
+            place.cached,
+            place.seconds,
+        )
+        for image, placed, place in zip(images, prompt.images, places, strict=True)
     )
 
 

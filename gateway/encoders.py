@@ -1,6 +1,7 @@
 """Calls to the encoder tier."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -34,10 +35,11 @@ RETRIED = GONE | FAILED | {grpc.StatusCode.FAILED_PRECONDITION}
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """`encoder` is the address of the replica that holds the embedding now."""
+    """`encoder` is the address of the replica that holds the embedding now, `seconds` the wait."""
 
     encoder: str
     cached: bool
+    seconds: float = 0.0
 
 
 class Encoders:
@@ -60,6 +62,7 @@ class Encoders:
         Raises InvalidRequest naming the image's field where it cannot be decoded, Unavailable
         where no replica answers, and whatever else the encoder refuses with.
         """
+        began = time.monotonic()
         request = encoder_pb2.EncodeRequest(key=to_proto(key), image=image.data)
         replicas = under(self._replicas, contract)
         preference = rendezvous(key.image_sha256, replicas)[:MAX_ATTEMPTS]
@@ -97,7 +100,9 @@ class Encoders:
                 raise InvalidRequest(
                     image.path, "the image's header and content disagree", "IMAGE_MALFORMED"
                 )
-            return Encoded(address, response.source != encoder_pb2.EMBEDDING_SOURCE_ENCODED)
+            if response.source != encoder_pb2.EMBEDDING_SOURCE_ENCODED:
+                return Encoded(address, cached=True)
+            return Encoded(address, cached=False, seconds=time.monotonic() - began)
         raise failure
 
 

@@ -181,6 +181,7 @@ def _completion(finished: Finished) -> chat_pb2.Completion:
                 height=image.height,
                 tokens=image.tokens,
                 cached=image.cached,
+                encode=_duration(image.encode),
             )
             for image in finished.images
         ],

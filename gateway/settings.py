@@ -40,6 +40,11 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         None,
         description="host:port to serve OpenAI's HTTP API on; port 0 is any; unset: gRPC alone.",
     )
+    page: bool | None = Field(
+        None,
+        description="Serve the page to try it on, at / of the HTTP server; unset: where "
+        "http_listen is a loopback address.",
+    )
     model_dir: DirectoryPath = Field(
         description="Directory of the model in Mistral format: its params.json and tekken.json."
     )
@@ -111,11 +116,25 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
             )
         return self
 
+    @property
+    def has_page(self) -> bool:
+        if self.page is None:
+            return self.http_listen is not None and is_loopback(self.http_listen)
+        return self.page
+
+    @property
+    def is_for_this_machine(self) -> bool:
+        """Whether whoever asks is let in because nobody from elsewhere can."""
+        return self.api_keys is None and not self.allow_anonymous
+
     @model_validator(mode="after")
     def _check_tenants(self) -> Self:
-        if self.api_keys is None and not (self.allow_anonymous or is_loopback(self.listen)):
-            raise ValueError(
-                f"listen: {self.listen} is not a loopback address: set api_keys, or "
-                "allow_anonymous to let in whoever asks"
-            )
+        if self.is_for_this_machine:
+            for door in self.doors:
+                address: str | None = getattr(self, door)
+                if address is not None and not is_loopback(address):
+                    raise ValueError(
+                        f"{door}: {address} is not a loopback address: set api_keys, or "
+                        "allow_anonymous to let in whoever asks"
+                    )
         return self

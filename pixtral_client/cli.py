@@ -16,7 +16,7 @@ from pixtral_client.conversation import Conversation
 from pixtral_client.demo import read_questions, run_demo
 from pixtral_client.doctor import run_doctor
 from pixtral_client.errors import PixtralError
-from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET, Sampling, Tls
+from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET, Sampling, Tls, is_loopback
 from pixtral_client.stack import Stack, StackError
 from pixtral_client.standalone import pixtral_stack
 from pixtral_client.terminal import answers, console, print_error, start_progress
@@ -46,9 +46,13 @@ def _become_tier(module: str, arguments: Sequence[str]) -> NoReturn:
 
 def _up(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if options.no_page:
+        options.gateway_args += " --no-page"
     stack = _start(options, listen=options.listen, http_listen=options.http_listen)
     try:
         console.print(f"\n[green]ready[/] at [bold]{stack.target}[/]; logs are in {stack.log_dir}")
+        if not options.no_page and is_loopback(options.http_listen.rpartition(":")[0]):
+            console.print(f"  a page to try it on at http://{stack.http_target}/")
         console.print(f"  OpenAI's API at http://{stack.http_target}/v1")
         at = "" if stack.target == DEFAULT_TARGET else f" --target {stack.target}"
         console.print(f'  pixtral-serve chat{at} --image cat.jpg "What is this?"')
@@ -132,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
     up.add_argument(
         "--http-listen", default=DEFAULT_HTTP, help="its address for OpenAI's API (%(default)s)"
+    )
+    up.add_argument(
+        "--no-page", action="store_true", help="do not serve the page to try it on there"
     )
     _add_stack_arguments(up)
 

@@ -40,13 +40,17 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """What became of one image; `cached` means that nothing was encoded for this request."""
+    """What became of one image; `cached` means that nothing was encoded for this request.
+
+    `encode` is the wait for this image to be encoded, in seconds.
+    """
 
     sha256: str
     width: int
     height: int
     tokens: int
     cached: bool
+    encode: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +195,14 @@ def completion_from_proto(
             total=_seconds(timings.total),
         ),
         images=tuple(
-            ImageReport(image.sha256, image.width, image.height, image.tokens, image.cached)
+            ImageReport(
+                sha256=image.sha256,
+                width=image.width,
+                height=image.height,
+                tokens=image.tokens,
+                cached=image.cached,
+                encode=_seconds(image.encode),
+            )
             for image in summary.images
         ),
         logprobs=answer.logprobs,

@@ -142,6 +142,7 @@ def _ending(finished: Finished) -> dict[str, Any]:
                     "height": image.height,
                     "tokens": image.tokens,
                     "cached": image.cached,
+                    "encode_seconds": round(image.encode, 6),
                 }
                 for image in finished.images
             ],

@@ -19,7 +19,9 @@ from gateway.deadline import Deadline
 from gateway.http import answers
 from gateway.http.body import Bodies
 from gateway.http.calls import Calls, while_client_waits
+from gateway.http.hosts import check_host
 from gateway.http.messages import to_conversation
+from gateway.http.page import PATHS, Page
 from gateway.http.schema import ChatRequest, Message, TokenizeRequest
 from gateway.http.stream import EventStream
 from gateway.settings import GatewaySettings
@@ -30,7 +32,7 @@ from serving.errors import InvalidRequest, Unavailable
 from serving.interceptor import Gate
 from serving.tracing import Tracer
 
-_QUIET = frozenset({"/health", "/version"})
+_QUIET = frozenset({"/health", "/version", *PATHS})
 _CAPABILITIES = {"completion_chat": True, "function_calling": True, "vision": True}
 
 
@@ -52,6 +54,8 @@ class OpenAiApi:
                 raise Unavailable("the server is not ready")
             return Response()
 
+        settings = self._settings
+        page = Page(settings.listen.rpartition(":")[2]).routes() if settings.has_page else []
         router = Router(
             [
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
@@ -60,6 +64,7 @@ class OpenAiApi:
                 Route("/tokenize", self.tokenize, methods=["POST"]),
                 Route("/health", health),
                 Route("/version", version),
+                *page,
             ],
             redirect_slashes=False,
         )
@@ -123,6 +128,8 @@ class OpenAiApi:
         return JSONResponse(self._card())
 
     def _tenant(self, request: Request) -> Tenant:
+        if self._settings.is_for_this_machine:
+            check_host(request.headers.get("host"))
         tenant = self._tenants.of(request.headers.get("authorization"))
         note(tenant=tenant.name)
         return tenant
@@ -158,6 +165,11 @@ class OpenAiApi:
             "root": self._model,
             "parent": None,
             "max_model_len": self.completions.context_length,
+            "pixtral": {
+                "max_images": self._settings.max_images,
+                "max_image_bytes": self._settings.max_image_bytes,
+                "max_image_pixels": self._settings.max_image_pixels,
+            },
             # Mistral's client takes no model without these two.
             "type": "base",
             "capabilities": _CAPABILITIES,

@@ -67,7 +67,9 @@ def answer(model: str) -> Completion:
         finish_reason="stop",
         usage=Usage(prompt_tokens=70, image_tokens=64, cached_tokens=32, completion_tokens=5),
         timings=Timings(queue=0.001, encode=0.25, time_to_first_token=1.5, total=2.0),
-        images=(ImageReport(sha256="ab", width=640, height=480, tokens=64, cached=True),),
+        images=(
+            ImageReport(sha256="ab", width=640, height=480, tokens=64, cached=True, encode=0.0),
+        ),
         logprobs=tuple(map(likely, range(5))),
         choices=(
             Choice(0, "A cat on a mat.", (0, 1, 2, 3, 4), "stop", tuple(map(likely, range(5)))),

@@ -104,6 +104,12 @@ def test_starts_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     assert all_ended(pids)
 
 
+def test_addresses_of_an_earlier_stack_are_not_taken_for_its_own(tmp_path: Path) -> None:
+    (tmp_path / "encoder.json").write_text('{"grpc": "127.0.0.1:1", "metrics": "127.0.0.1:2"}')
+    with stack(tmp_path, three_tiers(tmp_path)) as running:
+        assert running.addresses["encoder"].grpc != "127.0.0.1:1"
+
+
 def test_redis_is_limited_and_needs_its_password(tmp_path: Path) -> None:
     with stack(tmp_path, three_tiers(tmp_path)):
         urls = {note(tmp_path, name)["redis"] for name in ("encoder", "decoder", "gateway")}

@@ -65,6 +65,12 @@ class Tier:
         found: str = self._addresses()["grpc"]
         return found
 
+    @property
+    def http_target(self) -> str:
+        """host:port of its HTTP server, where it has one."""
+        found: str = self._addresses()["http"]
+        return found
+
     def value(self, sample: str, **labels: str) -> float:
         return sample_value(self._addresses()["metrics"], sample, **labels)
 

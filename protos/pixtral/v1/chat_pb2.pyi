@@ -617,6 +617,7 @@ class ImageReport(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    ENCODE_FIELD_NUMBER: _builtins.int
     sha256: _builtins.str
     """Lower-case hexadecimal digest of the file as received."""
     width: _builtins.int
@@ -625,6 +626,10 @@ class ImageReport(_message.Message):
     """Prompt tokens that stand for the image, row ends included."""
     cached: _builtins.bool
     """The embedding was there already; nothing was encoded for this request."""
+    @_builtins.property
+    def encode(self) -> _duration_pb2.Duration:
+        """The wait for this image to be encoded; zero where it was cached."""
+
     def __init__(
         self,
         *,
@@ -633,10 +638,11 @@ class ImageReport(_message.Message):
         height: _builtins.int = ...,
         tokens: _builtins.int = ...,
         cached: _builtins.bool = ...,
+        encode: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encode", b"encode"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "height", b"height", "sha256", b"sha256", "tokens", b"tokens", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "encode", b"encode", "height", b"height", "sha256", b"sha256", "tokens", b"tokens", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

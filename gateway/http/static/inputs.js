@@ -1,0 +1,65 @@
+// The ways that pictures come in, and the sampling fields.
+
+import { find } from "./dom.js";
+
+const NUMBERS = ["temperature", "top_p", "top_k", "seed", "min_tokens", "max_tokens"];
+
+/** Calls `add` with files that were chosen, photographed, pasted or dropped anywhere. */
+export function takePictures(add) {
+  for (const [buttons, input] of [
+    [".choose", find("#files")],
+    [".photograph", find("#camera")],
+  ]) {
+    for (const button of document.querySelectorAll(buttons)) {
+      button.addEventListener("click", () => input.click());
+    }
+    input.addEventListener("change", () => {
+      const files = [...input.files];
+      // Or the same file could not be chosen again.
+      input.value = "";
+      add(files);
+    });
+  }
+  document.addEventListener("paste", (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    // Cells of a table come as a picture too, and are meant as text.
+    if (!files.length || event.clipboardData.types.includes("text/plain")) return;
+    event.preventDefault();
+    add(files);
+  });
+  let depth = 0;
+  const show = (by) => {
+    depth = Math.max(0, depth + by);
+    document.body.classList.toggle("dropping", depth > 0);
+  };
+  const ofFiles = (event) => event.dataTransfer?.types.includes("Files");
+  addEventListener("dragenter", (event) => ofFiles(event) && show(1));
+  addEventListener("dragleave", (event) => ofFiles(event) && show(-1));
+  addEventListener("dragover", (event) => ofFiles(event) && event.preventDefault());
+  addEventListener("drop", (event) => {
+    if (!ofFiles(event)) return;
+    event.preventDefault();
+    show(-depth);
+    add([...event.dataTransfer.files]);
+  });
+}
+
+/** What is set, by OpenAI's and vLLM's names; the system message as `system`. */
+export function sampling() {
+  const field = (name) => find(`#sampling [name=${name}]`).value.trim();
+  const set = NUMBERS.filter((name) => field(name) !== "");
+  const values = Object.fromEntries(set.map((name) => [name, Number(field(name))]));
+  return field("system") ? { system: field("system"), ...values } : values;
+}
+
+export function showSampling(values) {
+  for (const [name, value] of Object.entries(values)) {
+    find(`#sampling [name=${name}]`).value = value;
+  }
+}
+
+/** As tall as its text. */
+export function fit(area) {
+  area.style.height = "auto";
+  area.style.height = `${area.scrollHeight}px`;
+}

@@ -1,0 +1,142 @@
+// A turn's request as code, ready to run beside the pictures' files.
+
+import { messagesOf } from "./conversation.js";
+
+// Around a picture's number, where its data will stand.
+const OPEN = "\uE000";
+const CLOSE = "\uE001";
+
+/** What the code calls: `http`, with a slash at its end, and `grpc`, host:port. */
+export function places() {
+  const here = new URL(".", location.href);
+  const port = document.querySelector("meta[name=grpc-port]").content;
+  return {
+    http: here.href,
+    grpc: `${here.hostname}:${port === "0" ? "50051" : port}`,
+    secure: here.protocol === "https:",
+  };
+}
+
+export class Request {
+  constructor(turns, model, needsKey) {
+    this.turns = turns;
+    this.model = model;
+    this.needsKey = needsKey;
+    this.pictures = turns.flatMap((turn) => turn.pictures);
+    const { system, ...rest } = turns.at(-1).sampling;
+    this.system = system;
+    this.sampling = rest;
+  }
+
+  /** With each picture as its number between marks. */
+  get messages() {
+    let number = 0;
+    return messagesOf(this.turns, this.system, () => `${OPEN}${number++}${CLOSE}`);
+  }
+
+  fill(text, show) {
+    const marked = new RegExp(`${OPEN}(\\d+)${CLOSE}`, "g");
+    return text.replace(marked, (mark, number) => {
+      const picture = this.pictures[Number(number)];
+      return picture ? show(picture) : mark;
+    });
+  }
+}
+
+export function curl(request, { http }) {
+  const { messages, sampling, model } = request;
+  const body = { model, messages, ...sampling, stream: true };
+  const key = request.needsKey ? ` \\\n  -H "Authorization: Bearer $PIXTRAL_API_KEY"` : "";
+  return `curl -N ${http}v1/chat/completions${key} \\
+  -H 'Content-Type: application/json' -d @- <<JSON
+${inShell(request, body, (picture) => `data:${picture.type};base64,`)}
+JSON`;
+}
+
+export function grpc(request, { grpc: target, secure }) {
+  const { sampling, model } = request;
+  const messages = request.messages.map(({ role, content }) => ({
+    role: `ROLE_${role.toUpperCase()}`,
+    content: [content].flat().map((part) => {
+      if (typeof part === "string") return { text: part };
+      return part.text === undefined ? { image: { data: part.image_url.url } } : { text: part.text };
+    }),
+  }));
+  const fields = Object.entries(sampling).map(([name, value]) => [camel(name), value]);
+  const body = { model, messages, sampling: Object.fromEntries(fields) };
+  const plain = secure ? "" : " --http2-prior-knowledge";
+  const key = request.needsKey ? ` \\\n  -H "Authorization: Bearer $PIXTRAL_API_KEY"` : "";
+  return `buf curl --protocol grpc${plain}${key} -d @- \\
+  ${secure ? "https" : "http"}://${target}/pixtral.v1.ChatService/StreamComplete <<JSON
+${inShell(request, body, () => "")}
+JSON`;
+}
+
+export function openai(request, { http }) {
+  const { sampling } = request;
+  const known = ["temperature", "top_p", "seed", "max_tokens"];
+  const entries = Object.entries(sampling);
+  const own = entries.filter(([name]) => known.includes(name));
+  const extra = entries.filter(([name]) => !known.includes(name));
+  const lines = own.map(([name, value]) => `    ${name}=${value},\n`);
+  if (extra.length) lines.push(`    extra_body=${JSON.stringify(Object.fromEntries(extra))},\n`);
+  const some = request.pictures.length > 0;
+  const messages = indented(JSON.stringify(request.messages, null, 4), 4);
+  const key = request.needsKey ? `os.environ["PIXTRAL_API_KEY"]` : `"any"`;
+  const imports = [some && "import base64", request.needsKey && "import os"].filter(Boolean);
+  if (some) imports.push("from pathlib import Path");
+  const read = `
+def data_url(path, kind):
+    return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+
+`;
+  return `${imports.map((line) => `${line}\n`).join("")}from openai import OpenAI
+
+client = OpenAI(base_url="${http}v1", api_key=${key})
+${some ? read : ""}
+stream = client.chat.completions.create(
+    model=${JSON.stringify(request.model)},
+    messages=${inPython(request, messages, ({ name, type }) => `data_url(${JSON.stringify(name)}, "${type}")`)},
+${lines.join("")}    stream=True,
+)
+for chunk in stream:
+    print(chunk.choices[0].delta.content or "", end="", flush=True)`;
+}
+
+export function python(request, { grpc: target, secure }) {
+  const messages = request.messages.map(({ role, content }) => ({
+    role,
+    content: Array.isArray(content) ? content.map((part) => part.text ?? part.image_url.url) : content,
+  }));
+  const lines = Object.entries(request.sampling).map(([name, value]) => `        ${name}=${value},\n`);
+  const some = request.pictures.length > 0;
+  const text = indented(JSON.stringify(messages, null, 4), 8);
+  return `${some ? "from pathlib import Path\n\n" : ""}from pixtral_client import Client${secure ? ", Tls" : ""}
+
+with Client("${target}"${secure ? ", tls=Tls()" : ""}) as client:
+    stream = client.stream(
+        ${inPython(request, text, ({ name }) => `Path(${JSON.stringify(name)})`)},
+${lines.join("")}    )
+    for delta in stream:
+        print(delta.text, end="", flush=True)`;
+}
+
+function inShell(request, body, before) {
+  const json = JSON.stringify(body, null, 2).replace(/[\\$`]/g, "\\$&");
+  return request.fill(json, (picture) => {
+    const name = picture.name.replaceAll("'", "'\\''");
+    return `${before(picture)}$(base64 < '${name}' | tr -d '\\n')`;
+  });
+}
+
+function inPython(request, json, show) {
+  return request.fill(json.replace(new RegExp(`"(${OPEN}\\d+${CLOSE})"`, "g"), "$1"), show);
+}
+
+function indented(text, by) {
+  return text.replaceAll("\n", `\n${" ".repeat(by)}`);
+}
+
+function camel(name) {
+  return name.replace(/_(\w)/g, (_, letter) => letter.toUpperCase());
+}

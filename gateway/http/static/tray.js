@@ -1,0 +1,127 @@
+// The pictures that the next question is sent with.
+
+import { find, icon, make, megabytes } from "./dom.js";
+
+const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
+
+export class Tray {
+  pictures = [];
+  limits = null;
+  settled = Promise.resolve();
+
+  /** `shown` says how many pictures the conversation holds already. */
+  constructor(shown) {
+    this.shown = shown;
+  }
+
+  /** Resolves once all files that were given are read. */
+  add(files) {
+    this.settled = Promise.all([this.settled, this.#read([...files])]);
+    return this.settled;
+  }
+
+  put(pictures) {
+    for (const picture of pictures) {
+      picture.problem ??= this.#problem(picture);
+      this.pictures.push(picture);
+    }
+    this.render();
+  }
+
+  take() {
+    const pictures = this.pictures;
+    this.pictures = [];
+    this.render();
+    return pictures;
+  }
+
+  get refused() {
+    return this.pictures.find((picture) => picture.problem);
+  }
+
+  render() {
+    const list = find("#tray");
+    list.hidden = !this.pictures.length;
+    list.replaceChildren(...this.pictures.map((picture) => this.#item(picture)));
+  }
+
+  #item(picture) {
+    const image = picture.url ? make("img", { src: picture.url, alt: "" }) : icon("picture");
+    image.addEventListener("error", () => image.replaceWith(icon("picture")));
+    image.addEventListener("load", () => {
+      const most = this.limits?.max_image_pixels ?? Infinity;
+      if (!picture.problem && image.naturalWidth * image.naturalHeight > most) {
+        picture.problem = `more than ${Math.round(most / 1e6)} megapixels`;
+        this.render();
+      }
+    });
+    const remove = make(
+      "button",
+      {
+        type: "button",
+        className: "remove",
+        title: "Remove",
+        "aria-label": `Remove ${picture.name}`,
+        onclick: () => this.#remove(picture),
+      },
+      icon("remove"),
+    );
+    return make(
+      "li",
+      { className: picture.problem ? "picture bad" : "picture" },
+      make("div", { className: "frame" }, image),
+      make(
+        "div",
+        { className: "about" },
+        make("span", { className: "name", title: picture.name }, picture.name),
+        picture.problem
+          ? make("span", { className: "reason" }, picture.problem)
+          : make("span", { className: "size" }, megabytes(picture.size)),
+      ),
+      remove,
+    );
+  }
+
+  #remove(picture) {
+    this.pictures = this.pictures.filter((each) => each !== picture);
+    for (const each of this.pictures) {
+      if (each.isSurplus) each.problem = this.#problem(each, this.pictures.indexOf(each));
+    }
+    this.render();
+    find("#question").focus();
+  }
+
+  async #read(files) {
+    const pictures = files.map(({ name, size, type }) => ({ name: name || "picture", size, type }));
+    await Promise.all(
+      pictures.map(async (picture, i) => {
+        picture.problem = this.#unfit(picture);
+        // Nor is a film read that was taken for a picture.
+        picture.url = picture.problem ? "" : await dataUrl(files[i]).catch(() => "");
+        if (!picture.problem && !picture.url) picture.problem = "cannot be read";
+      }),
+    );
+    this.put(pictures);
+  }
+
+  #unfit({ type, size }) {
+    const most = this.limits?.max_image_bytes ?? Infinity;
+    if (!KINDS.includes(type)) return "not a PNG, JPEG, WebP or GIF picture";
+    return size > most ? `larger than ${megabytes(most)}` : undefined;
+  }
+
+  #problem(picture, before = this.pictures.length) {
+    const most = this.limits?.max_images ?? Infinity;
+    picture.isSurplus = this.shown() + before >= most;
+    return picture.isSurplus ? `one more than the ${most} that a conversation may hold` : undefined;
+  }
+}
+
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+}
