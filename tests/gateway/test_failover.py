@@ -143,8 +143,10 @@ async def gateway_of(
         stall_seconds=stall_seconds,
         most_retries=most_retries,
     )
-    yield harness
-    await harness.stop()
+    try:
+        yield harness
+    finally:
+        await harness.stop()
 
 
 @pytest.mark.parametrize("at", range(1, len(STORY)))
@@ -329,21 +331,30 @@ async def test_decoder_that_comes_back_can_go_on_with_what_it_began(
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
 ) -> None:
-    two = decoders[:2]
-    for decoder in two:
-        decoder.behaviours = [tells(2), tells()]
-    async with (
-        gateway_of(spec, prompts, redis, encoders, two) as gateway,
-        aclosing(gateway.completions.stream(ask(HELLO))) as events,
-    ):
-        pieces = [await anext(events) for _ in range(2)]
-        (first,) = [decoder for decoder in two if decoder.calls]
+    two, is_back = decoders[:2], asyncio.Event()
+
+    async def goes_when_the_other_is_back(request: decoder_pb2.GenerateRequest) -> Responses:
+        try:
+            async for response in tells(5)(request):
+                yield response
+        except ServingError:
+            await is_back.wait()
+            raise
+
+    each(two, tells(2), goes_when_the_other_is_back, tells())
+    async with gateway_of(spec, prompts, redis, encoders, two) as gateway:
+
+        async def read() -> list[chat_pb2.Choice | Finished]:
+            return [event async for event in gateway.completions.stream(ask(HELLO))]
+
+        reading = asyncio.create_task(read())
+        await eventually(lambda: all(decoder.calls for decoder in two))
+        (first,) = [d for d in two if not d.calls[0].generated_token_ids]
         (second,) = [decoder for decoder in two if decoder is not first]
-        second.behaviours = [tells(5), tells()]
-        pieces += [await anext(events) for _ in range(3)]
         replica = next(d for d in gateway.tiers.decoders if d.address == first.address)
         await eventually(lambda: replica.contract)
-        pieces += [event async for event in events]
+        is_back.set()
+        pieces = await reading
     assert "".join(p.text for p in pieces if isinstance(p, chat_pb2.Choice)) == TEXT
     assert [len(first.calls), len(second.calls)] == [2, 1]
 
