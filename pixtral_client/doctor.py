@@ -108,6 +108,7 @@ def check_torch() -> Findings:
     elif found["gpus"]:
         gpus = ", ".join(f"{name} ({memory / GIB:.0f} GiB)" for name, memory in found["gpus"])
         yield Finding("ok", f"torch {found['version']} with {gpus}")
+        yield from check_compiler()
     elif has_gpu:
         yield Finding(
             "fail",
@@ -119,6 +120,20 @@ def check_torch() -> Findings:
             "warn",
             f"torch {found['version']}, no GPU",
             "fine for a small model; Pixtral-12B wants a GPU of 40 GB or more",
+        )
+
+
+def check_compiler() -> Findings:
+    """What Triton calls, for the vision tower and for vLLM, on a GPU."""
+    named = os.environ.get("CC")
+    if found := next(filter(shutil.which, (named,) if named else ("gcc", "clang")), None):
+        yield Finding("ok", f"{found} is there, to compile for the GPU")
+    else:
+        yield Finding(
+            "fail",
+            f"no C compiler{f' {named}, which CC names' if named else ''}: nothing can be compiled "
+            "for the GPU",
+            "install gcc (on Debian: apt install gcc libc6-dev)",
         )
 
 

@@ -211,6 +211,15 @@ def test_doctor_names_what_a_model_lacks(tmp_path: Path) -> None:
     assert failures(tmp_path)[0] == f"{tmp_path}/params.json is missing or not JSON"
 
 
+def test_doctor_wants_a_compiler_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", sys.executable)
+    assert [finding.level for finding in doctor.check_compiler()] == ["ok"]
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    (finding,) = doctor.check_compiler()
+    assert finding.level == "fail"
+    assert "/nowhere/cc" in finding.what
+
+
 def test_doctor_starts_redis_or_tries_the_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIXTRAL_REDIS_URL", raising=False)
     (finding,) = doctor.check_redis()
