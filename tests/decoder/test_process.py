@@ -75,7 +75,7 @@ async def test_from_its_start_to_the_death_of_its_engine(decoder: Decoder) -> No
     assert (await anext(answer)).delta.token_ids
 
     children = psutil.Process(decoder.process.pid).children()
-    (engine,) = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+    (engine,) = [child for child in children if is_engine(child)]
     engine.send_signal(signal.SIGKILL)
 
     async with asyncio.timeout(END_SECONDS):
@@ -91,7 +91,7 @@ async def test_from_its_start_to_the_death_of_its_engine(decoder: Decoder) -> No
 async def test_a_killed_decoder_leaves_no_process(decoder: Decoder, when: str) -> None:
     process = psutil.Process(decoder.process.pid)
     async with asyncio.timeout(START_SECONDS):
-        while not any("EngineCore" in " ".join(child.cmdline()) for child in process.children()):
+        while not any(is_engine(child) for child in process.children()):
             await asyncio.sleep(0.01)
         if when == "answering":
             await first_token(decoder)
@@ -103,6 +103,13 @@ async def test_a_killed_decoder_leaves_no_process(decoder: Decoder, when: str) -
     async with asyncio.timeout(END_SECONDS):
         while any(child.is_running() and child.status() != "zombie" for child in left):
             await asyncio.sleep(0.05)
+
+
+def is_engine(process: psutil.Process) -> bool:
+    try:
+        return "EngineCore" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def first_token(decoder: Decoder) -> None:

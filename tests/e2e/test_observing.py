@@ -129,6 +129,7 @@ def test_a_request_is_one_trace_through_all_processes(watched: Watched, answer: 
         ("encoder", "lookup"): ENCODE,
         ("encoder", "open"): ENCODE,
         ("encoder", "preprocess"): ENCODE,
+        ("encoder", "stage"): ENCODE,
         ("encoder", "queue"): ENCODE,
         ("encoder", "batch"): ENCODE,
         ("encoder", "pack"): ENCODE,

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections import Counter
 
 import pytest
 from prometheus_client import REGISTRY
@@ -174,9 +175,11 @@ async def test_embedding_missing_at_the_decoder_is_made_of_the_file(
     for decoder in decoders:
         decoder.behaviours = [refuses(lost(1)), answers]
 
+    encoded = Counter(calls(encoders))
+
     answer = await gateway.answer(user(named(DOG), named(CAT), QUESTION))
 
-    assert calls(encoders)[-1] == sha(CAT)
+    assert Counter(calls(encoders)) - encoded == Counter([sha(CAT)])
     assert [report.cached for report in answer.finished.images] == [True, False]
 
 
