@@ -101,8 +101,15 @@ async def test_a_killed_decoder_leaves_no_process(decoder: Decoder, when: str) -
     await decoder.process.wait()
 
     async with asyncio.timeout(END_SECONDS):
-        while any(child.is_running() and child.status() != "zombie" for child in left):
+        while any(is_alive(child) for child in left):
             await asyncio.sleep(0.05)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def is_engine(process: psutil.Process) -> bool:
