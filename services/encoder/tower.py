@@ -61,9 +61,9 @@ def tensor_shapes(spec: VisionSpec) -> dict[str, Shape]:
 class VisionTower:
     """The whole of a Pixtral before its vision-language adapter.
 
-    All images of a call are one packed sequence: nothing is padded and nothing masked. An
-    image's embedding does not depend on its companions, save for rounding (below 1e-6 in
-    float32): products of only a few rows are summed in another order.
+    The images of a call are packed into sequences without a mask; what pads one for a CUDA graph,
+    nothing attends to. An image's embedding does not depend on its companions, save for rounding
+    (below 1e-6 in float32): products of only a few rows are summed in another order.
 
     `embed` is for one thread, `stage` and `fetch` for any, at the same time too.
     """
