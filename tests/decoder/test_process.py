@@ -87,14 +87,12 @@ async def test_from_its_start_to_the_death_of_its_engine(decoder: Decoder) -> No
         assert await decoder.process.wait() == 1
 
 
-@pytest.mark.parametrize("when", ["loading", "answering"])
-async def test_a_killed_decoder_leaves_no_process(decoder: Decoder, when: str) -> None:
+async def test_a_killed_decoder_leaves_no_process(decoder: Decoder) -> None:
     process = psutil.Process(decoder.process.pid)
     async with asyncio.timeout(START_SECONDS):
         while not any(is_engine(child) for child in process.children()):
             await asyncio.sleep(0.01)
-        if when == "answering":
-            await first_token(decoder)
+        await first_token(decoder)
     left = process.children(recursive=True)
 
     decoder.process.kill()
