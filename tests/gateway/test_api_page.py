@@ -1,16 +1,14 @@
 """docs/api.md tells of every field of a request, and of tests that exist."""
 
-import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor
 
 from pixtral.v1 import chat_pb2
+from tests.named_tests import ROOT, functions_of
 
-ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `([a-z0-9_.\[\]]+)` \|.*\| `([\w/.]+)::(\w+)` \|$", re.MULTILINE)
 ROWS = ROW.findall((ROOT / "docs" / "api.md").read_text("utf-8"))
 
@@ -33,7 +31,4 @@ def test_every_field_of_a_request_has_a_row() -> None:
 
 @pytest.mark.parametrize("file", sorted({file for _, file, _ in ROWS}))
 def test_every_test_that_a_row_names_exists(file: str) -> None:
-    tree = ast.parse((ROOT / file).read_text("utf-8"))
-    functions = ast.FunctionDef, ast.AsyncFunctionDef
-    tests = {node.name for node in tree.body if isinstance(node, functions)}
-    assert {test for _, named, test in ROWS if named == file} <= tests
+    assert {test for _, named, test in ROWS if named == file} <= functions_of(file)
