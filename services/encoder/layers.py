@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embeddings.vision import VisionSpec
+from services.encoder.gates import Gates
 
 
 class Heads(NamedTuple):
@@ -39,14 +40,13 @@ class Layer:
             numbers of all of a head's pairs in front and the second behind, where checkpoints
             have the two of a pair side by side: a rotation then takes whole halves, and their
             product is the same.
-        w13: the gate and what it lets through, (2 * intermediate size, width).
     """
 
     attention_norm: Tensor
     wqkv: Tensor
     wo: Tensor
     ffn_norm: Tensor
-    w13: Tensor
+    gates: Gates
     w2: Tensor
 
     @classmethod
@@ -66,7 +66,7 @@ class Layer:
             wqkv=torch.cat([halved("attention.wq"), halved("attention.wk"), named("attention.wv")]),
             wo=named("attention.wo"),
             ffn_norm=named("ffn_norm"),
-            w13=torch.cat([named("feed_forward.w1"), named("feed_forward.w3")]),
+            gates=Gates.of(named("feed_forward.w1"), named("feed_forward.w3")),
             w2=named("feed_forward.w2"),
         )
 
@@ -91,8 +91,7 @@ def step(
 def leave(x: Tensor, attended: Tensor, layer: Layer) -> Tensor:
     """What is behind attention in a layer: (patches, width) each."""
     x = x + F.linear(attended, layer.wo)
-    gate, up = F.linear(rms_norm(x, layer.ffn_norm), layer.w13).chunk(2, dim=-1)
-    return x + F.linear(F.silu(gate) * up, layer.w2)
+    return x + F.linear(layer.gates(rms_norm(x, layer.ffn_norm)), layer.w2)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
