@@ -1,10 +1,14 @@
 """pixtral-serve and stock vLLM on the same checkpoint and pictures, one after the other.
 
     make bench
+    python -m bench.compare --preset pixtral-12b
 
-Text, a new picture each, and the same picture each; one at a time and four at once; one token
+Text, a new picture each, and the same picture each; one at a time and several at once; one token
 out, so that all there is to see is what comes before the first token. Prints a table and the
 ratios, and writes both to bench/results/.
+
+The preset is for one GPU of 80 GB, with all tiers on it: Pixtral-12B's size with random weights, as
+much memory for keys and values on both sides. Without it, a checkpoint's directory is named.
 """
 
 import argparse
@@ -13,56 +17,68 @@ import base64
 import json
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import torch
+from safetensors.torch import save_file
 
 import pixtral_client
+from bench.decoder import model, plug_in
+from bench.encoder import random_weights
 from bench.load import Seen, closed_loop
 from bench.pictures import jpeg
 from bench.stock_vllm import prepare, stock_server
 
 ROOT = Path(__file__).resolve().parent.parent
 SAME = 1_000_000
-# Requests a workload, at one at a time and at four at once.
-COUNTS = {"text": (40, 200), "new": (6, 16), "same": (30, 160)}
+KV_CACHE_BYTES = 20 * 10**9
+# For each workload, how many requests at how many at once.
+Counts = Mapping[str, Mapping[int, int]]
+ON_CPU: Counts = {"text": {1: 40, 4: 200}, "new": {1: 6, 4: 16}, "same": {1: 30, 4: 160}}
+ON_GPU: Counts = {"text": {1: 20, 32: 640}, "new": {1: 12, 32: 192}, "same": {1: 20, 32: 320}}
 Workloads = dict[str, dict[str, Seen]]
 AskAbout = Callable[[str, bytes | None], Awaitable[float]]
 
 
-def pictures(workload: str) -> Callable[[int], bytes | None]:
+def pictures(workload: str, requests: int) -> Callable[[int], bytes | None]:
     """The picture of request n: none, one of its own, or always the same."""
     if workload == "text":
         return lambda n: None
     if workload == "same":
         picture = jpeg(SAME)
         return lambda n: picture
-    made = {n: jpeg(n) for n in range(sum(COUNTS["new"]) + 1)}
+    made = {n: jpeg(n) for n in range(requests)}
     return lambda n: made[n]
 
 
-async def measure(ask: AskAbout) -> Workloads:
+async def measure(ask: AskAbout, counts: Counts) -> Workloads:
     seen: Workloads = {}
-    for workload, (alone, together) in COUNTS.items():
-        picture = pictures(workload)
+    for workload, loads in counts.items():
+        last = sum(loads.values())
+        picture = pictures(workload, last + 1)
 
         async def one(n: int, picture: Callable[[int], bytes | None] = picture) -> float:
             return await ask(f"Question {n}: what is this?", picture(n))
 
         # The first of a kind warms up: compiled shapes, caches, connections.
-        await one(alone + together)
-        seen[workload] = {
-            "1": await closed_loop(one, at_once=1, requests=alone),
-            "4": await closed_loop(one, at_once=4, requests=together, first=alone),
-        }
+        await one(last)
+        seen[workload] = {}
+        first = 0
+        for at_once, requests in loads.items():
+            seen[workload][str(at_once)] = await closed_loop(
+                one, at_once=at_once, requests=requests, first=first
+            )
+            first += requests
     return seen
 
 
-async def measure_ours(target: str) -> Workloads:
+async def measure_ours(target: str, counts: Counts) -> Workloads:
     async with pixtral_client.AsyncClient(target) as client:
 
         async def ask(question: str, picture: bytes | None) -> float:
@@ -78,10 +94,10 @@ async def measure_ours(target: str) -> Workloads:
                     first = first or time.perf_counter() - started
             return first
 
-        return await measure(ask)
+        return await measure(ask, counts)
 
 
-async def measure_stock(url: str) -> Workloads:
+async def measure_stock(url: str, counts: Counts) -> Workloads:
     async with aiohttp.ClientSession() as session:
 
         async def ask(question: str, picture: bytes | None) -> float:
@@ -109,7 +125,7 @@ async def measure_stock(url: str) -> Workloads:
                 raise RuntimeError("stock vLLM sent no token")
             return first
 
-        return await measure(ask)
+        return await measure(ask, counts)
 
 
 def table(ours: Workloads, stock: Workloads) -> str:
@@ -117,9 +133,9 @@ def table(ours: Workloads, stock: Workloads) -> str:
         f"{'':24}{'pixtral-serve':>28}{'stock vLLM':>28}{'ratio':>9}",
         f"{'':24}{'req/s   TTFT p50 / p95':>28}{'req/s   TTFT p50 / p95':>28}{'req/s':>9}",
     ]
-    for workload in COUNTS:
-        for at_once in ("1", "4"):
-            a, b = ours[workload][at_once], stock[workload][at_once]
+    for workload, loads in ours.items():
+        for at_once, a in loads.items():
+            b = stock[workload][at_once]
             lines.append(
                 f"{workload + ', ' + at_once + ' at once':24}{_cell(a):>28}{_cell(b):>28}"
                 f"{a.per_second / b.per_second:>8.2f}x"
@@ -135,24 +151,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model-dir", type=Path, required=True)
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--model-dir", type=Path)
+    given.add_argument("--preset", choices=["pixtral-12b"])
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.preset is None:
+            extra = ROOT / ".cache" / "stock-vllm"
+            prepare(extra)
+            compare(args.model_dir, ON_CPU, extra, [], ["--gpu-memory-utilization", "0.1"])
+        else:
+            made = pixtral_12b(Path(scratch))
+            ours = ["--kv-cache-bytes", str(KV_CACHE_BYTES), "--engine-args", "load_format=dummy"]
+            stock = ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES), "--load-format", "dummy"]
+            compare(made, ON_GPU, None, ours, stock)
+
+
+def pixtral_12b(directory: Path) -> Path:
+    """Its numbers, a random tower, and a language model that vLLM fills with random weights."""
+    model_dir = model("pixtral-12b", directory / "model")
+    weights = random_weights(torch.device("cpu"), torch.bfloat16)
+    save_file(weights, model_dir / "consolidated.safetensors")
+    # How vLLM finds the plug-in of a project that is not installed.
+    paths = [str(plug_in(directory / "plug-in")), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return model_dir
+
+
+def compare(
+    model_dir: Path,
+    counts: Counts,
+    extra_packages: Path | None,
+    decoder_args: list[str],
+    stock_args: list[str],
+) -> None:
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
 
     print("starting pixtral-serve", flush=True)
-    with pixtral_client.pixtral_stack(args.model_dir) as stack:
+    with pixtral_client.pixtral_stack(model_dir, decoder_args=decoder_args) as stack:
         print("measuring pixtral-serve", flush=True)
-        ours = asyncio.run(measure_ours(stack.target))
+        ours = asyncio.run(measure_ours(stack.target, counts))
 
-    extra = ROOT / ".cache" / "stock-vllm"
-    prepare(extra)
     print("starting stock vLLM", flush=True)
     arguments = ["--dtype", "bfloat16", "--max-model-len", "16384", "--no-enable-log-requests"]
-    arguments += ["--gpu-memory-utilization", "0.1", "--limit-mm-per-prompt", '{"image": 8}']
-    with stock_server(args.model_dir, extra, results / "stock.log", arguments) as url:
+    arguments += ["--limit-mm-per-prompt", '{"image": 8}', *stock_args]
+    with stock_server(model_dir, extra_packages, results / "stock.log", arguments) as url:
         print("measuring stock vLLM", flush=True)
-        stock = asyncio.run(measure_stock(url))
+        stock = asyncio.run(measure_stock(url, counts))
 
     text = table(ours, stock)
     print(text)

@@ -29,16 +29,19 @@ def prepare(directory: Path) -> None:
 
 @contextlib.contextmanager
 def stock_server(
-    model_dir: Path, extra_packages: Path, log: Path, arguments: list[str]
+    model_dir: Path, extra_packages: Path | None, log: Path, arguments: list[str]
 ) -> Iterator[str]:
-    """Runs the server until the block ends; yields its base URL."""
+    """Runs the server until the block ends; yields its base URL.
+
+    `extra_packages` is what `prepare` has filled, where it was needed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {**os.environ, "VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1"}
     environment["VLLM_NO_USAGE_STATS"] = "1"
     environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
-    paths = [str(extra_packages), os.environ.get("PYTHONPATH", "")]
+    paths = [str(extra_packages or ""), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model_dir), "--served-model-name", "stock"]
