@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ Workloads = dict[str, dict[str, Seen]]
 AskAbout = Callable[[str, bytes | None], Awaitable[float]]
 
 
+@cache
+def new_pictures(requests: int) -> list[bytes]:
+    """Made once, before a server waits: one closes a connection that is idle for seconds."""
+    return [jpeg(n) for n in range(requests)]
+
+
 def pictures(workload: str, requests: int) -> Callable[[int], bytes | None]:
     """The picture of request n: none, one of its own, or always the same."""
     if workload == "text":
@@ -53,8 +60,7 @@ def pictures(workload: str, requests: int) -> Callable[[int], bytes | None]:
     if workload == "same":
         picture = jpeg(SAME)
         return lambda n: picture
-    made = {n: jpeg(n) for n in range(requests)}
-    return lambda n: made[n]
+    return new_pictures(requests).__getitem__
 
 
 async def measure(ask: AskAbout, counts: Counts) -> Workloads:
@@ -71,9 +77,9 @@ async def measure(ask: AskAbout, counts: Counts) -> Workloads:
         seen[workload] = {}
         first = 0
         for at_once, requests in loads.items():
-            seen[workload][str(at_once)] = await closed_loop(
-                one, at_once=at_once, requests=requests, first=first
-            )
+            load = await closed_loop(one, at_once=at_once, requests=requests, first=first)
+            print(f"{workload}, {at_once} at once: {_cell(load)}", flush=True)
+            seen[workload][str(at_once)] = load
             first += requests
     return seen
 
@@ -187,6 +193,7 @@ def compare(
 ) -> None:
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
+    new_pictures(sum(counts["new"].values()) + 1)
 
     print("starting pixtral-serve", flush=True)
     with pixtral_client.pixtral_stack(model_dir, decoder_args=decoder_args) as stack:

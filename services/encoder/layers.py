@@ -83,15 +83,22 @@ def enter(
 def step(
     x: Tensor, attended: Tensor, layer: Layer, following: Layer, rotations: Rotations
 ) -> tuple[Tensor, Heads]:
-    """From one layer's attention to the next one's."""
+    """From one layer's attention to the next one's. `x` is overwritten."""
     x = leave(x, attended, layer)
     return x, _project(x, following, rotations)
 
 
 def leave(x: Tensor, attended: Tensor, layer: Layer) -> Tensor:
-    """What is behind attention in a layer: (patches, width) each."""
-    x = x + F.linear(attended, layer.wo)
-    return x + F.linear(layer.gates(rms_norm(x, layer.ffn_norm)), layer.w2)
+    """What is behind attention in a layer: (patches, width) each. `x` is overwritten."""
+    _add_product(x, attended, layer.wo)
+    _add_product(x, layer.gates(rms_norm(x, layer.ffn_norm)), layer.w2)
+    return x
+
+
+@torch.library.custom_op("pixtral::add_product", mutates_args={"x"})
+def _add_product(x: Tensor, left: Tensor, weight: Tensor) -> None:
+    """`x += left @ weight.T`. Of a sum that it is to return, torch would copy `x` first."""
+    x.addmm_(left, weight.t())
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
