@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import grpc
 import pytest
 from prometheus_client import REGISTRY
+from torch import Tensor
 
 from embeddings import codec
 from embeddings.codec import DType
@@ -22,6 +25,7 @@ from embeddings.key import EmbeddingKey, to_proto
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
 from services.encoder.settings import EncoderSettings
 from services.encoder.tier import EncoderTier
+from services.encoder.tower import Staged, VisionTower
 from serving.channel import open_channel
 from serving.errors import ServingError, StartupError, from_rpc_error
 from serving.server import running
@@ -39,9 +43,11 @@ class Client:
     def key(self, image: bytes) -> EmbeddingKey:
         return EmbeddingKey(hashlib.sha256(image).digest(), self.made_by, "tenant")
 
-    async def encode(self, image: bytes, key: EmbeddingKey | None = None) -> Any:
+    async def encode(
+        self, image: bytes, key: EmbeddingKey | None = None, timeout: float = DEADLINE
+    ) -> Any:
         request = encoder_pb2.EncodeRequest(key=to_proto(key or self.key(image)), image=image)
-        return await self.stub.Encode(request, timeout=DEADLINE)
+        return await self.stub.Encode(request, timeout=timeout)
 
     async def fetch(self, image: bytes) -> list[bytes]:
         request = encoder_pb2.FetchRequest(key=to_proto(self.key(image)))
@@ -142,6 +148,55 @@ async def test_a_cancelled_call_leaves_the_others_undisturbed(client: Client) ->
     calls.pop(0).cancel()
     await asyncio.gather(*calls)
     assert images_encoded() == before + 1
+
+
+async def test_an_image_that_cannot_be_encoded_in_time_is_refused_at_once(
+    checkpoint_dir: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = VisionTower.embed
+
+    def slowly(self: VisionTower, images: Sequence[Staged]) -> list[Tensor]:
+        time.sleep(0.5)
+        return embed(self, images)
+
+    monkeypatch.setattr(VisionTower, "embed", slowly)
+    async with serving(checkpoint_dir, redis.url) as client:
+        # 1024 patches, by which the encoder knows that 4096 take two seconds.
+        await client.encode(png(512, 512))
+        before = images_encoded()
+        async with refusal() as refused:
+            await client.encode(png(1024, 1024), timeout=1.5)
+        assert images_encoded() == before
+        assert (await client.encode(png(1024, 1024))).stored
+    assert (refused[0].code, refused[0].reason) == (
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "TOO_LATE_TO_ENCODE",
+    )
+
+
+async def test_a_deadline_does_not_end_what_another_waits_for(
+    checkpoint_dir: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, go = VisionTower.embed, threading.Event()
+    go.set()
+
+    def held(self: VisionTower, images: Sequence[Staged]) -> list[Tensor]:
+        assert go.wait(DEADLINE)
+        return embed(self, images)
+
+    monkeypatch.setattr(VisionTower, "embed", held)
+    async with serving(checkpoint_dir, redis.url) as client:
+        go.clear()
+        # The first holds the device, and the second waits while its first caller's time passes.
+        first = asyncio.create_task(client.encode(png(seed=1)))
+        impatient = asyncio.create_task(client.encode(png(seed=2), timeout=0.5))
+        patient = asyncio.create_task(client.encode(png(seed=2)))
+        async with refusal() as refused:
+            await impatient
+        go.set()
+        assert (await first).stored
+        assert (await patient).stored
+    assert refused[0].code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_after_a_restart_nothing_is_encoded_again(
