@@ -23,7 +23,7 @@ class EncoderSettings(ModelSettings, RedisSettings):
     )
     model_dir: DirectoryPath = Field(
         description="Directory of the model in Mistral format: params.json, "
-        "consolidated*.safetensors."
+        "consolidated*.safetensors; or in Hugging Face's: config.json, model*.safetensors."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the vision tower runs; auto: on a GPU where there is one."

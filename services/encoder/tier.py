@@ -6,10 +6,11 @@ import logging
 import grpc
 import torch
 
+from embeddings.checkpoint import read_spec
 from embeddings.codec import DType
 from embeddings.fingerprint import fingerprint
 from embeddings.store import EmbeddingStore
-from embeddings.vision import BadCheckpoint, VisionSpec, read_params
+from embeddings.vision import BadCheckpoint, VisionSpec
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
 from services.encoder.batcher import Batcher
 from services.encoder.encoder import Encoder
@@ -48,7 +49,7 @@ class EncoderTier:
         """Raises StartupError where the checkpoint or the device is no good."""
         settings = self._settings
         try:
-            spec = VisionSpec.from_params(read_params(settings.model_dir))
+            spec = read_spec(settings.model_dir)
             tower, made_by = await asyncio.to_thread(self._load, spec)
         except BadCheckpoint as error:
             raise StartupError(str(error)) from None
@@ -109,7 +110,6 @@ class EncoderTier:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         device = self._device()
-        made_by = fingerprint(settings.model_dir, settings.dtype)
         tower = load_tower(
             settings.model_dir,
             spec,
@@ -117,7 +117,7 @@ class EncoderTier:
             device=device,
             is_compiled=device.type == "cuda" and not settings.enforce_eager,
         )
-        return tower, made_by
+        return tower, fingerprint(settings.model_dir, settings.dtype)
 
     def _device(self) -> torch.device:
         chosen, has_gpu = self._settings.device, torch.cuda.is_available()
