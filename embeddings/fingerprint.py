@@ -16,6 +16,9 @@ from embeddings.vision import VisionSpec
 # normalisation, or the tower's arithmetic beyond rounding.
 PREPROCESSING_VERSION = 1
 
+# To be raised with any change of what the tower's products in 8 bits do beyond rounding.
+FP8_VERSION = 1
+
 # They are of what comes after the cut.
 _NOT_THE_TOWERS = {
     "adapter_bias",
@@ -25,10 +28,11 @@ _NOT_THE_TOWERS = {
 }
 
 
-def fingerprint(model_dir: Path, dtype: DType) -> str:
+def fingerprint(model_dir: Path, dtype: DType, *, fp8: bool = False) -> str:
     """32 hexadecimal digits, equal in every process that serves the same model.
 
-    A model in Hugging Face's format has the one that it has in Mistral's. Reads the vision weights
+    `fp8` says that the tower multiplies in 8 bits, and makes it another. A model in Hugging Face's
+    format has the one that it has in Mistral's. Reads the vision weights
     (0.8 GB for Pixtral-12B) and nothing else of the checkpoint. Blocking: for start-up, in a
     thread.
 
@@ -37,7 +41,10 @@ def fingerprint(model_dir: Path, dtype: DType) -> str:
     """
     spec = read_spec(model_dir)
     digest = hashlib.sha256()
-    digest.update(json.dumps([PREPROCESSING_VERSION, dtype, _numbers(spec)]).encode())
+    made = [PREPROCESSING_VERSION, dtype, _numbers(spec)]
+    if fp8:
+        made.append(f"fp8 {FP8_VERSION}")
+    digest.update(json.dumps(made).encode())
     for tensor in vision_tensors(model_dir):
         digest.update(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         with (

@@ -19,6 +19,7 @@ def load_tower(
     dtype: torch.dtype,
     device: torch.device,
     is_compiled: bool = False,
+    is_fp8: bool = False,
 ) -> VisionTower:
     """The tower of a model directory, in `dtype` on `device`.
 
@@ -50,7 +51,7 @@ def load_tower(
                     weights[tensor.name] = matrix.to(device, dtype)
         except SafetensorError:
             raise BadCheckpoint(f"{path} is not a safetensors file, or is cut short") from None
-    return VisionTower(spec, weights, is_compiled=is_compiled)
+    return VisionTower(spec, weights, is_compiled=is_compiled, is_fp8=is_fp8)
 
 
 def _path(tensor: StoredTensor) -> Path:

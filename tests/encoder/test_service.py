@@ -23,6 +23,7 @@ from embeddings.codec import DType
 from embeddings.fingerprint import fingerprint
 from embeddings.key import EmbeddingKey, to_proto
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from services.encoder import fp8
 from services.encoder.settings import EncoderSettings
 from services.encoder.tier import EncoderTier
 from services.encoder.tower import Staged, VisionTower
@@ -63,7 +64,7 @@ async def serving(model_dir: Path, redis_url: str, **settings: Any) -> AsyncIter
         running(EncoderTier(made), made) as addresses,
         open_channel(addresses.grpc, None) as channel,
     ):
-        made_by = await asyncio.to_thread(fingerprint, model_dir, made.dtype)
+        made_by = await asyncio.to_thread(fingerprint, model_dir, made.dtype, fp8=made.vision_fp8)
         yield Client(encoder_pb2_grpc.EncoderServiceStub(channel), made_by)
 
 
@@ -256,6 +257,32 @@ async def test_a_key_that_is_not_the_images_or_not_a_key_is_refused(client: Clie
         grpc.StatusCode.FAILED_PRECONDITION,
         "FINGERPRINT_MISMATCH",
     )
+
+
+async def test_embeddings_of_8_bits_are_not_taken_for_others(
+    checkpoint_dir: Path, redis: RedisServer
+) -> None:
+    image = png()
+    async with serving(checkpoint_dir, redis.url) as client:
+        await client.encode(image)
+    async with serving(checkpoint_dir, redis.url, vision_fp8=True) as client:
+        response = await client.encode(image)
+    assert response.source == encoder_pb2.EMBEDDING_SOURCE_ENCODED
+    with redis.client() as at_redis:
+        values = {bytes(at_redis.get(name)) for name in at_redis.scan_iter()}
+    assert len(values) == 2
+
+
+async def test_where_there_are_no_products_of_8_bits_it_does_not_start(
+    checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StartupError, match="bf16 alone"):
+        async with serving(checkpoint_dir, "redis://127.0.0.1:1", vision_fp8=True, dtype="f32"):
+            pass
+    monkeypatch.setattr(fp8, "is_possible", lambda device: False)
+    with pytest.raises(StartupError, match="vision_fp8 needs an H100"):
+        async with serving(checkpoint_dir, "redis://127.0.0.1:1", vision_fp8=True):
+            pass
 
 
 async def test_a_model_that_cannot_be_served_is_told_in_one_line(tmp_path: Path) -> None:
