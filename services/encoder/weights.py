@@ -21,7 +21,15 @@ def load_tower(
     is_compiled: bool = False,
     is_fp8: bool = False,
 ) -> VisionTower:
-    """The tower of a model directory, in `dtype` on `device`.
+    """The tower of a model directory, of what `load_weights` reads."""
+    weights = load_weights(model_dir, spec, dtype=dtype, device=device)
+    return VisionTower(spec, weights, is_compiled=is_compiled, is_fp8=is_fp8)
+
+
+def load_weights(
+    model_dir: Path, spec: VisionSpec, *, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """The tensors of `tensor_shapes`, in `dtype` on `device`.
 
     Reads the vision tensors and no others (0.8 GB of Pixtral-12B's 25). Blocking.
 
@@ -51,7 +59,7 @@ def load_tower(
                     weights[tensor.name] = matrix.to(device, dtype)
         except SafetensorError:
             raise BadCheckpoint(f"{path} is not a safetensors file, or is cut short") from None
-    return VisionTower(spec, weights, is_compiled=is_compiled, is_fp8=is_fp8)
+    return weights
 
 
 def _path(tensor: StoredTensor) -> Path:
