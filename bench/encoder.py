@@ -1,25 +1,33 @@
-"""How fast the vision tower is, with random weights of Pixtral-12B's numbers and nothing around it.
+"""How fast the vision tower is, with random weights of Pixtral-12B's numbers or those of a model
+directory, and nothing around it.
 
-    python -m bench.encoder [--device cuda] [--dtype bfloat16] [--peers transformers vllm]
+    python -m bench.encoder [--device cuda] [--dtype bfloat16] [--fp8]
+        [--peers transformers vllm] [--model-dir DIR]
 
 Prints, for 1 to 64 images of three mixes, images a second, milliseconds an image, the rate of the
 arithmetic that they need, and that rate as a share of what a large matrix product reaches in the
-same run. Batches are those that the encoder makes. Beside it, in the same run, other
-implementations with the same weights, and how near their embeddings are.
+same run. Batches are those that the encoder makes. Beside it, by turns in the same run, other
+implementations with the same weights and, with --fp8, the same tower with products in 8 bits; and
+how near their embeddings are.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bench.peer_towers import Embed, transformers_tower, vllm_tower
+from embeddings.checkpoint import read_spec
 from embeddings.vision import VisionSpec
+from services.encoder import fp8
 from services.encoder.tower import VisionTower, tensor_shapes
+from services.encoder.weights import load_weights
 
 PIXTRAL_12B = VisionSpec.from_params(
     {
@@ -77,6 +85,24 @@ def median_seconds(call: Callable[[], object], device: torch.device) -> float:
     return statistics.median(once() for _ in range(max(3, int(SECONDS / expected))))
 
 
+def median_seconds_by_turns(
+    calls: Mapping[str, Callable[[], object]], device: torch.device
+) -> dict[str, float]:
+    """Of each call. Whatever else the machine does meanwhile, it does to all of them."""
+    if device.type == "cuda":
+        return {name: median_seconds(call, device) for name, call in calls.items()}
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    ends = time.perf_counter() + SECONDS * len(calls)
+    while time.perf_counter() < ends or min(map(len, took.values())) < 3:
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            took[name].append(time.perf_counter() - began)
+    return {name: statistics.median(times) for name, times in took.items()}
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large square product of random matrices."""
     side = 8192 if device.type == "cuda" else 1024
@@ -84,7 +110,9 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * side**3 / median_seconds(lambda: a @ b, device))
 
 
-def random_weights(device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+def random_weights(
+    device: torch.device, dtype: torch.dtype, spec: VisionSpec = PIXTRAL_12B
+) -> dict[str, Tensor]:
     generator = torch.Generator(device).manual_seed(0)
     return {
         name: torch.ones(shape, device=device, dtype=dtype)
@@ -92,16 +120,16 @@ def random_weights(device: torch.device, dtype: torch.dtype) -> dict[str, Tensor
         else (
             torch.randn(shape, device=device, generator=generator) * shape[1:].numel() ** -0.5
         ).to(dtype)
-        for name, shape in ((n, torch.Size(s)) for n, s in tensor_shapes(PIXTRAL_12B).items())
+        for name, shape in ((n, torch.Size(s)) for n, s in tensor_shapes(spec).items())
     }
 
 
-def batches(sizes: Sequence[Size]) -> Iterator[list[int]]:
+def batches(sizes: Sequence[Size], spec: VisionSpec) -> Iterator[list[int]]:
     """Indexes of the images of each batch: as many as there is room for, in order."""
     batch: list[int] = []
     room = BATCH_PATCHES
     for at, (height, width) in enumerate(sizes):
-        patches = height * width // PIXTRAL_12B.patch_size**2
+        patches = height * width // spec.patch_size**2
         if batch and patches > room:
             yield batch
             batch, room = [], BATCH_PATCHES
@@ -110,25 +138,33 @@ def batches(sizes: Sequence[Size]) -> Iterator[list[int]]:
     yield batch
 
 
-def ours(tower: VisionTower, sizes: Sequence[Size]) -> Callable[[], list[Tensor]]:
+def ours(tower: VisionTower, sizes: Sequence[Size], spec: VisionSpec) -> Callable[[], list[Tensor]]:
     """All images of these sizes, which are on the device already, embedded."""
     staged = [tower.stage(image.cpu().numpy()) for image in images_of(sizes, tower.device)]
 
     def embed() -> list[Tensor]:
-        parts = [tower.embed([staged[at] for at in batch]) for batch in batches(sizes)]
+        parts = [tower.embed([staged[at] for at in batch]) for batch in batches(sizes, spec)]
         return [embedding for part in parts for embedding in part]
 
     return embed
 
 
-def peer(embed: Embed, sizes: Sequence[Size], device: torch.device) -> Callable[[], list[Tensor]]:
+def peer(
+    embed: Embed, sizes: Sequence[Size], spec: VisionSpec, device: torch.device
+) -> Callable[[], list[Tensor]]:
     images = images_of(sizes, device)
 
     def embed_all() -> list[Tensor]:
-        parts = [embed([images[at] for at in batch]) for batch in batches(sizes)]
+        parts = [embed([images[at] for at in batch]) for batch in batches(sizes, spec)]
         return [embedding for part in parts for embedding in part]
 
     return embed_all
+
+
+def fitted(size: Size, spec: VisionSpec) -> Size:
+    """As a model of those numbers has an image of (height, width) resized."""
+    width, height = spec.resized(spec.grid(size[1], size[0]))
+    return height, width
 
 
 def images_of(sizes: Sequence[Size], device: torch.device) -> list[Tensor]:
@@ -152,6 +188,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--peers", nargs="*", default=[], choices=("transformers", "vllm"))
     parser.add_argument("--counts", nargs="*", type=int, default=[1, 4, 16, 64])
+    parser.add_argument("--fp8", action="store_true", help="beside it, products in 8 bits")
+    parser.add_argument(
+        "--model-dir", type=Path, help="another model's numbers and weights than Pixtral-12B's"
+    )
+    parser.add_argument("--layers", type=int, help="of the random tower, fewer than its 24")
     parser.add_argument("--enforce-eager", action="store_true", help="do not compile the tower")
     given = parser.parse_args()
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
@@ -159,28 +200,43 @@ def main() -> None:
     on = torch.cuda.get_device_name() if is_gpu else f"cpu, {torch.get_num_threads()} threads"
     rate = matrix_rate(device, dtype)
     print(f"{on}, torch {torch.__version__}, {given.dtype}: {rate / 1e12:.1f} TFLOP/s of matrices")
-    weights = random_weights(device, dtype)
-    tower = VisionTower(PIXTRAL_12B, weights, is_compiled=is_gpu and not given.enforce_eager)
-    began = time.perf_counter()
-    tower.prepare()
-    print(f"prepared in {time.perf_counter() - began:.1f} s", flush=True)
+    if given.model_dir is not None:
+        spec = read_spec(given.model_dir)
+        weights = load_weights(given.model_dir, spec, dtype=dtype, device=device)
+    else:
+        spec = replace(PIXTRAL_12B, layers=given.layers or PIXTRAL_12B.layers)
+        weights = random_weights(device, dtype, spec)
+    if given.fp8 and not fp8.is_possible(device):
+        raise SystemExit("this GPU has no products in 8 bits")
+    is_compiled = is_gpu and not given.enforce_eager
+    towers = {
+        name: VisionTower(spec, weights, is_compiled=is_compiled, is_fp8=name == "ours, fp8")
+        for name in ("ours", "ours, fp8")[: 1 + given.fp8]
+    }
+    for name, tower in towers.items():
+        began = time.perf_counter()
+        tower.prepare()
+        print(f"{name}: prepared in {time.perf_counter() - began:.1f} s", flush=True)
     with ExitStack() as stack:
         peers: dict[str, Embed] = {}
         if "transformers" in given.peers:
-            peers["transformers"] = transformers_tower(PIXTRAL_12B, weights)
+            peers["transformers"] = transformers_tower(spec, weights)
         if "vllm" in given.peers:
-            peers["vllm"] = vllm_tower(PIXTRAL_12B, weights, stack)
+            peers["vllm"] = vllm_tower(spec, weights, stack)
         for mix, some in MIXES.items():
             for count in given.counts:
-                sizes = [some[at % len(some)] for at in range(count)]
-                needed = sum(operations(PIXTRAL_12B, size) for size in sizes)
-                embed = ours(tower, sizes)
-                seconds = {"ours": median_seconds(embed, device)}
-                near = {}
+                sizes = [fitted(some[at % len(some)], spec) for at in range(count)]
+                needed = sum(operations(spec, size) for size in sizes)
+                calls = {name: ours(tower, sizes, spec) for name, tower in towers.items()}
                 for name, theirs in peers.items():
-                    embed_theirs = peer(theirs, sizes, device)
-                    seconds[name] = median_seconds(embed_theirs, device)
-                    near[name] = nearness(embed(), embed_theirs())
+                    calls[name] = peer(theirs, sizes, spec, device)
+                seconds = median_seconds_by_turns(calls, device)
+                reference = calls["ours"]()
+                near = {
+                    name: nearness(call(), reference)
+                    for name, call in calls.items()
+                    if name != "ours"
+                }
                 for name, took in seconds.items():
                     said = f"{mix:>10} {count:3} {name:>12}: {count / took:7.1f} images/s"
                     said += f", {took / count * 1e3:7.2f} ms an image"

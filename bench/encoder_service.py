@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 import torch
@@ -80,16 +80,19 @@ def redis() -> Iterator[RedisServer]:
 
 @contextmanager
 def encoder(
-    model_dir: Path, redis_url: str, more: list[str]
+    model_dir: Path, redis_url: str, more: list[str], log: IO[str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
-    """The process, and where it serves gRPC and metrics."""
+    """The process, and where it serves gRPC and metrics. A `log` has a line of JSON a call."""
+    logging = ("info", "json") if log else ("warning", "text")
     grpc_port, metrics_port = free_port(), free_port()
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "services.encoder", "--model-dir", str(model_dir)),
             *("--listen", f"{HOST}:{grpc_port}", "--metrics-listen", f"{HOST}:{metrics_port}"),
-            *("--redis-url", redis_url, "--log-level", "warning", *more),
-        ]
+            *("--redis-url", redis_url, *more),
+            *("--log-level", logging[0], "--log-format", logging[1]),
+        ],
+        stderr=log,
     )
     try:
         yield process, f"{HOST}:{grpc_port}", f"{HOST}:{metrics_port}"

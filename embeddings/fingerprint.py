@@ -3,75 +3,73 @@
 import hashlib
 import json
 import mmap
-import struct
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from embeddings.checkpoint import StoredTensor, read_spec, vision_tensors
 from embeddings.codec import DType
-from embeddings.vision import BadCheckpoint, read_params
+from embeddings.vision import VisionSpec
 
 # To be raised with any change that moves an embedding's values: decoding, resizing,
 # normalisation, or the tower's arithmetic beyond rounding.
 PREPROCESSING_VERSION = 1
 
-VISION_PREFIXES = ("vision_encoder.", "patch_merger.", "pre_mm_projector_norm.")
+# To be raised with any change of what the tower's products in 8 bits do beyond rounding.
+FP8_VERSION = 1
+
+# They are of what comes after the cut.
+_NOT_THE_TOWERS = {
+    "adapter_bias",
+    "image_token_id",
+    "image_break_token_id",
+    "image_end_token_id",
+}
 
 
-def fingerprint(model_dir: Path, dtype: DType) -> str:
+def fingerprint(model_dir: Path, dtype: DType, *, fp8: bool = False) -> str:
     """32 hexadecimal digits, equal in every process that serves the same model.
 
-    Reads the vision weights (0.8 GB for Pixtral-12B) and nothing else of the checkpoint.
-    Blocking: for start-up, in a thread.
+    `fp8` says that the tower multiplies in 8 bits, and makes it another. A model in Hugging Face's
+    format has the one that it has in Mistral's. Reads the vision weights
+    (0.8 GB for Pixtral-12B) and nothing else of the checkpoint. Blocking: for start-up, in a
+    thread.
 
     Raises:
         BadCheckpoint: where files are missing or malformed.
     """
+    spec = read_spec(model_dir)
     digest = hashlib.sha256()
-    vision = read_params(model_dir).get("vision_encoder")
-    digest.update(json.dumps([PREPROCESSING_VERSION, dtype, vision], sort_keys=True).encode())
-    found = sorted(_vision_tensors(model_dir))
-    if not found:
-        raise BadCheckpoint(f"{model_dir}: consolidated*.safetensors holds no vision weights")
-    for name, path, description, begin, end in found:
-        digest.update(f"{name} {description}\n".encode())
+    made = [PREPROCESSING_VERSION, dtype, _numbers(spec)]
+    if fp8:
+        made.append(f"fp8 {FP8_VERSION}")
+    digest.update(json.dumps(made).encode())
+    for tensor in vision_tensors(model_dir):
+        digest.update(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         with (
-            path.open("rb") as file,
+            tensor.path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            memoryview(data)[begin:end] as tensor,
+            memoryview(data)[tensor.begin : tensor.end] as whole,
         ):
-            digest.update(tensor)
+            for begin, end in _pieces(tensor, len(whole), spec.heads):
+                with whole[begin:end] as piece:
+                    digest.update(piece)
     return digest.hexdigest()[:32]
 
 
-def weight_files(model_dir: Path) -> list[Path]:
-    """`consolidated*.safetensors`, in order. Raises BadCheckpoint where there is none."""
-    files = sorted(model_dir.glob("consolidated*.safetensors"))
-    if not files:
-        raise BadCheckpoint(f"{model_dir} holds no consolidated*.safetensors")
-    return files
+def _numbers(spec: VisionSpec) -> list[tuple[str, Any]]:
+    return sorted((name, at) for name, at in asdict(spec).items() if name not in _NOT_THE_TOWERS)
 
 
-def _vision_tensors(model_dir: Path) -> Iterator[tuple[str, Path, str, int, int]]:
-    """(name, file, dtype and shape, first byte, end) of each vision tensor."""
-    for path in weight_files(model_dir):
-        offset, header = _read_header(path)
-        for name, entry in header.items():
-            if name.startswith(VISION_PREFIXES):
-                begin, end = entry["data_offsets"]
-                description = f"{entry['dtype']} {entry['shape']}"
-                yield name, path, description, offset + begin, offset + end
-
-
-def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the data begins, and the header: the safetensors format's length and JSON."""
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 0 < length <= path.stat().st_size - 8:
-            raise BadCheckpoint(f"{path} is not a safetensors file, or is cut short")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            raise BadCheckpoint(f"{path} is not a safetensors file") from None
-    return 8 + length, header
+def _pieces(tensor: StoredTensor, length: int, heads: int) -> Iterator[tuple[int, int]]:
+    """Where the bytes lie, in the order in which Mistral's format has them."""
+    if not tensor.has_halves:
+        yield 0, length
+        return
+    rows = tensor.shape[0]
+    row, head = length // rows, rows // heads
+    for first in range(0, rows, head):
+        for pair in range(head // 2):
+            for at in (first + pair, first + head // 2 + pair):
+                yield at * row, (at + 1) * row

@@ -133,7 +133,10 @@ def read_params(model_dir: Path) -> dict[str, Any]:
     try:
         params = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadCheckpoint(f"{path} is missing: a model in Mistral format is needed") from None
+        theirs = " and not Hugging Face's alone" if (model_dir / "config.json").is_file() else ""
+        raise BadCheckpoint(
+            f"{path} is missing: a model in Mistral format{theirs} is needed"
+        ) from None
     except ValueError:
         raise BadCheckpoint(f"{path} is not JSON") from None
     if not isinstance(params, dict):

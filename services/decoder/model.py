@@ -21,7 +21,7 @@ from vllm.multimodal.processing import (
     BaseProcessingInfo,
 )
 
-from embeddings.fingerprint import VISION_PREFIXES
+from embeddings.checkpoint import VISION_PREFIXES
 
 EMBEDDING_FIELD = "image_embeddings"
 """Name of the multimodal field, and of `embed_multimodal`'s argument, that holds embeddings."""

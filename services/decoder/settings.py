@@ -39,6 +39,11 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16, description="Of weights and embeddings; the encoders must have the same."
     )
+    vision_fp8: bool = Field(
+        False,
+        description="Take the embeddings of encoders that multiply in 8 bits; the encoders must "
+        "have the same.",
+    )
     cache_bytes: int = Field(
         512 * MIB, ge=64 * MIB, description="Embeddings kept in this process's memory, in bytes."
     )

@@ -60,7 +60,9 @@ class DecoderTier:
             vocab_size = _vocab_size(params)
             if not (settings.model_dir / "tekken.json").is_file():
                 raise BadCheckpoint(f"{settings.model_dir} holds no tekken.json")
-            made_by = await asyncio.to_thread(fingerprint, settings.model_dir, settings.dtype)
+            made_by = await asyncio.to_thread(
+                fingerprint, settings.model_dir, settings.dtype, fp8=settings.vision_fp8
+            )
         except BadCheckpoint as error:
             raise StartupError(str(error)) from None
         source = self._source(spec)

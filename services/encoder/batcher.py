@@ -15,12 +15,15 @@ from torch import Tensor
 
 from services.encoder.metrics import (
     BATCH_PATCHES,
+    DROPPED_LATE,
+    DROPPED_LEFT,
     ENCODE_SECONDS,
     IMAGES_ENCODED,
     QUEUE_PATCHES_LIMIT,
     QUEUE_SECONDS,
     QUEUED_PATCHES,
 )
+from services.encoder.patience import Patience, TooLate
 from serving.call import current_span, note
 from serving.errors import Overloaded, Unavailable
 
@@ -28,6 +31,9 @@ from serving.errors import Overloaded, Unavailable
 Image = TypeVar("Image")
 Embed = Callable[[Sequence[Image]], list[Tensor]]
 Outcome = Tensor | Exception
+
+# Fewer are over before they fill the device: their time says nothing of what many would take.
+LEAST_MEASURED = 1024
 
 
 @dataclass(slots=True)
@@ -40,21 +46,33 @@ class Run:
     ended: float | None = None
 
 
+@dataclass(slots=True)
+class Place:
+    """Room in the queue for one image; `run` is of its batch, once that has begun."""
+
+    patches: int
+    patience: Patience
+    run: Run | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Waiting(Generic[Image]):
     image: Image
-    patches: int
+    place: Place
     result: asyncio.Future[Tensor]
     since: float = field(default_factory=time.monotonic)
-    run: Run | None = None
 
 
 class Batcher(Generic[Image]):
     """Runs `embed` in a thread of its own, one batch at a time, first come first served.
 
     There is no timer: an image that finds the device free starts at once, and those that come
-    meanwhile are the next batch, as many as `batch_patches` lets in. An image larger than that
-    is a batch of its own.
+    meanwhile are the next batch, as many as `batch_patches` lets in: the one that has waited
+    longest, and of the others, in their order, whatever still fits. An image larger than that is
+    a batch of its own.
+
+    An image whose embedding would come too late for all who wait is dropped instead. Too late is
+    what the fastest batch so far, by its patches, and what is ahead leave no doubt of.
     """
 
     def __init__(
@@ -71,23 +89,36 @@ class Batcher(Generic[Image]):
         self._queue_patches = queue_patches
         self._admitted = 0
         self._waiting: deque[Waiting[Image]] = deque()
-        self._running = False
+        self._run: Run | None = None
+        self._seconds_per_patch = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
         self._device_lost = device_lost
         QUEUE_PATCHES_LIMIT.set(queue_patches)
 
     @contextlib.contextmanager
-    def admit(self, patches: int) -> Iterator[None]:
+    def admit(self, patches: int, patience: Patience) -> Iterator[Place]:
         """Room for an image from before it is decoded until it is embedded.
 
-        Raises Overloaded where `queue_patches` are taken; an image that is alone always fits.
+        Raises:
+            Overloaded: where `queue_patches` are taken; an image that is alone always fits.
+            TooLate: where it would be embedded for nobody.
         """
         if self._admitted and self._admitted + patches > self._queue_patches:
             raise Overloaded("too many images are waiting to be encoded")
+        place = Place(patches, patience)
         self._admitted += patches
         QUEUED_PATCHES.inc(patches)
         try:
-            yield
+            if self._is_too_late(place):
+                raise TooLate(patience.until)
+            yield place
+        except TooLate:
+            DROPPED_LATE.inc()
+            raise
+        except asyncio.CancelledError:
+            if place.run is None:
+                DROPPED_LEFT.inc()
+            raise
         finally:
             self._admitted -= patches
             QUEUED_PATCHES.dec(patches)
@@ -96,21 +127,22 @@ class Batcher(Generic[Image]):
         """Runs in the thread that batches run in, before any of them."""
         await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def embed(self, image: Image, patches: int) -> Tensor:
-        """The embedding, (tokens, width) on the device, of an image.
+    async def embed(self, image: Image, place: Place) -> Tensor:
+        """The embedding, (tokens, width) on the device, of an image that was let in.
 
         One that is cancelled before its batch begins is not embedded.
 
         Raises:
+            TooLate: where it would be embedded for nobody.
             Unavailable: where the device is lost.
         """
-        waiting = Waiting(image, patches, asyncio.get_running_loop().create_future())
+        waiting = Waiting(image, place, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._start_batch()
         try:
             return await waiting.result
         finally:
-            if waiting.run is None:
+            if waiting in self._waiting:
                 self._waiting.remove(waiting)
             _tell(waiting)
 
@@ -119,29 +151,78 @@ class Batcher(Generic[Image]):
         self._thread.shutdown()
 
     def _start_batch(self) -> None:
-        if self._running or not self._waiting:
+        if self._run is not None:
             return
         batch = self._next_batch()
-        run = Run(len(batch), sum(waiting.patches for waiting in batch), time.monotonic())
+        if not batch:
+            return
+        patches = sum(waiting.place.patches for waiting in batch)
+        self._run = run = Run(len(batch), patches, time.monotonic())
         for waiting in batch:
-            waiting.run = run
+            waiting.place.run = run
             QUEUE_SECONDS.observe(run.began - waiting.since)
         BATCH_PATCHES.observe(run.patches)
-        self._running = True
         outcomes = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._run, [waiting.image for waiting in batch]
+            self._thread, self._embed_timed, [waiting.image for waiting in batch]
         )
         outcomes.add_done_callback(partial(self._end_batch, batch, run))
 
     def _next_batch(self) -> list[Waiting[Image]]:
-        batch = [self._waiting.popleft()]
-        room = self._batch_patches - batch[0].patches
-        while self._waiting and self._waiting[0].patches <= room:
-            batch.append(self._waiting.popleft())
-            room -= batch[-1].patches
+        batch: list[Waiting[Image]] = []
+        left: deque[Waiting[Image]] = deque()
+        taken = 0
+        for waiting in self._waiting:
+            place = waiting.place
+            if batch and taken + place.patches > self._batch_patches:
+                left.append(waiting)
+            elif not waiting.result.done() and self._is_in_time(waiting, taken):
+                batch.append(waiting)
+                taken += place.patches
+        self._waiting = left
         return batch
 
-    def _run(self, images: list[Image]) -> list[Outcome]:
+    def _is_in_time(self, waiting: Waiting[Image], before: int) -> bool:
+        patience = waiting.place.patience
+        if patience.lasts(self._seconds(before + waiting.place.patches)):
+            return True
+        waiting.result.set_exception(TooLate(patience.until))
+        return False
+
+    def _is_too_late(self, place: Place) -> bool:
+        """Whether an image that comes now is embedded for nobody."""
+        left, patience = self._seconds_left(), place.patience
+        ahead = sum(waiting.place.patches for waiting in self._waiting)
+        if patience.lasts(left + self._seconds(ahead + place.patches)):
+            return False
+        # It may be small enough to get in before others.
+        return not patience.lasts(left + self._seconds(self._patches_through(place.patches)))
+
+    def _patches_through(self, patches: int) -> int:
+        """Of all batches from the next one to that in which an image would be that comes now."""
+        waiting = [waiting.place.patches for waiting in self._waiting]
+        through = 0
+        while True:
+            taken, left = 0, []
+            for each in waiting:
+                if taken and taken + each > self._batch_patches:
+                    left.append(each)
+                else:
+                    taken += each
+            if not taken or taken + patches <= self._batch_patches:
+                return through + taken + patches
+            through, waiting = through + taken, left
+
+    def _seconds(self, patches: int) -> float:
+        """What so many take at least."""
+        return patches * self._seconds_per_patch
+
+    def _seconds_left(self) -> float:
+        """What the batch that runs now still takes at least."""
+        if self._run is None:
+            return 0.0
+        return max(0.0, self._run.began + self._seconds(self._run.patches) - time.monotonic())
+
+    def _embed_timed(self, images: list[Image]) -> list[Outcome]:
         with ENCODE_SECONDS.time():
             return self._outcomes(images)
 
@@ -159,7 +240,7 @@ class Batcher(Generic[Image]):
     def _end_batch(
         self, batch: list[Waiting[Image]], run: Run, ended: asyncio.Future[list[Outcome]]
     ) -> None:
-        self._running = False
+        self._run = None
         run.ended = time.monotonic()
         if ended.exception() is not None:
             # A CUDA context does not come back from this: only a new process helps.
@@ -169,6 +250,9 @@ class Batcher(Generic[Image]):
             if self._device_lost.is_set()
             else ended.result()
         )
+        if run.patches >= LEAST_MEASURED and all(isinstance(each, Tensor) for each in outcomes):
+            took = (run.ended - run.began) / run.patches
+            self._seconds_per_patch = min(took, self._seconds_per_patch or took)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Tensor):
                 IMAGES_ENCODED.inc()
@@ -184,7 +268,7 @@ class Batcher(Generic[Image]):
 def _tell(waiting: Waiting[Image]) -> None:
     """Of a batch that has begun, to the call that its image is of; one cancelled midway is told
     as far as it came."""
-    run = waiting.run
+    run = waiting.place.run
     if run is None:
         return
     span, ended = current_span(), run.ended or time.monotonic()

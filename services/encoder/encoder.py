@@ -2,6 +2,9 @@
 
 import asyncio
 import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,6 +20,7 @@ from embeddings.metrics import REQUESTS
 from embeddings.store import EmbeddingStore
 from embeddings.vision import Grid, VisionSpec
 from services.encoder.batcher import Batcher
+from services.encoder.patience import Patience, TooLate
 from services.encoder.preprocess import OpenedImage, Preprocessor
 from services.encoder.tower import Staged, VisionTower
 from serving.call import current_span, note
@@ -57,7 +61,8 @@ class Encoder:
 
     Concurrent requests for one key share one piece of work. It goes on for as long as one of
     them waits, and is cancelled with the last: an image that nobody waits for any more is not
-    decoded, nor put into a batch; one whose batch is running is computed in vain.
+    decoded, nor put into a batch; one whose batch is running is computed in vain. Nor is one
+    encoded that would come too late for all of them.
     """
 
     def __init__(
@@ -83,16 +88,22 @@ class Encoder:
         self._store = store
         self._held: ByteLru[EmbeddingKey, Held] = ByteLru(cache_bytes)
         self._flights: SingleFlight[EmbeddingKey, EncodedResult] = SingleFlight()
+        self._patience: dict[EmbeddingKey, Patience] = {}
         self._queue_images = queue_images
         self._max_image_bytes = max_image_bytes
 
-    async def encode(self, key: EmbeddingKey, image: bytes) -> EncodedResult:
+    async def encode(
+        self, key: EmbeddingKey, image: bytes, deadline: float = math.inf
+    ) -> EncodedResult:
         """Sees to it that the embedding of `image` is in memory or in Redis.
+
+        `deadline` is on the monotonic clock.
 
         Raises:
             InvalidRequest: where the image cannot be decoded, or is not the key's.
             FailedPrecondition: where the key asks for another model's embedding.
             Overloaded: where too many images wait.
+            TooLate: where it cannot be encoded before the deadline.
             Unavailable: where the device is lost.
         """
         if key.fingerprint != self._fingerprint:
@@ -103,7 +114,8 @@ class Encoder:
         await self._check_image(key, image)
         if key not in self._flights and len(self._flights) >= self._queue_images:
             raise Overloaded("too many images are waiting to be encoded")
-        result = await self._flights.run(key, lambda: self._find_or_encode(key, image))
+        with self._waiting_for(key, deadline) as patience:
+            result = await self._shared(key, image, patience, deadline)
         REQUESTS.labels(result.source).inc()
         note(source=result.source.value, patches=self._patches(result.grid))
         return result
@@ -135,7 +147,33 @@ class Encoder:
         if digest != key.image_sha256:
             raise InvalidRequest("key.image_sha256", "not the SHA-256 of the image", "KEY_MISMATCH")
 
-    async def _find_or_encode(self, key: EmbeddingKey, image: bytes) -> EncodedResult:
+    @contextmanager
+    def _waiting_for(self, key: EmbeddingKey, deadline: float) -> Iterator[Patience]:
+        """The patience of all who wait for the key, the caller's with it."""
+        patience = self._patience.setdefault(key, Patience())
+        try:
+            with patience.of(deadline):
+                yield patience
+        finally:
+            if patience.is_nobodys:
+                self._patience.pop(key, None)
+
+    async def _shared(
+        self, key: EmbeddingKey, image: bytes, patience: Patience, deadline: float
+    ) -> EncodedResult:
+        while True:
+            try:
+                return await self._flights.run(
+                    key, lambda: self._find_or_encode(key, image, patience)
+                )
+            except TooLate as late:
+                # Who came as it was being dropped for the others may have more time than they.
+                if deadline <= late.until:
+                    raise
+
+    async def _find_or_encode(
+        self, key: EmbeddingKey, image: bytes, patience: Patience
+    ) -> EncodedResult:
         held = self._held.get(key)
         if held is not None:
             # Redis may have lost it since: whoever asks here has not found it there.
@@ -151,7 +189,7 @@ class Encoder:
             return EncodedResult(grid, Source.REDIS, stored=True)
         with current_span().child("open"):
             opened = await self._preprocessor.open(image)
-        value = await self._encode(key, opened)
+        value = await self._encode(key, opened, patience)
         self._held.put(key, Held(opened.grid, value), len(value))
         with current_span().child("store", bytes=len(value)):
             stored = await self._store.put(key, value)
@@ -160,15 +198,15 @@ class Encoder:
     async def _is_stored(self, key: EmbeddingKey) -> bool:
         return (await self._store.exist([key]))[0]
 
-    async def _encode(self, key: EmbeddingKey, opened: OpenedImage) -> bytes:
+    async def _encode(self, key: EmbeddingKey, opened: OpenedImage, patience: Patience) -> bytes:
         grid = opened.grid
         patches = self._patches(grid)
-        with self._batcher.admit(patches):
+        with self._batcher.admit(patches, patience) as place:
             with current_span().child("preprocess", patches=patches):
                 pixels = await self._preprocessor.pixels(opened)
             with current_span().child("stage"):
                 staged = await asyncio.to_thread(self._tower.stage, pixels)
-            embedding = await self._batcher.embed(staged, patches)
+            embedding = await self._batcher.embed(staged, place)
         with current_span().child("pack"):
             return await asyncio.to_thread(self._to_wire, key, grid, embedding)
 

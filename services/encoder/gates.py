@@ -1,10 +1,14 @@
 """The first half of a layer's feed-forward network: its gate, and what the gate lets through."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from services.encoder.fp8 import Matrix, linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +25,24 @@ class Gates:
         is_fused: it is for the kernel.
     """
 
-    weight: Tensor
+    weight: Matrix
     is_fused: bool
 
     @classmethod
-    def of(cls, gate: Tensor, up: Tensor) -> "Gates":
-        """`gate` and `up` are (intermediate size, width)."""
-        if has_kernel(gate.device, gate.dtype):
+    def of(cls, gate: Tensor, up: Tensor, make: Callable[[Tensor], Matrix]) -> "Gates":
+        """`gate` and `up` are (intermediate size, width); `make` makes a matrix of both."""
+        weight = make(torch.cat([gate, up]))
+        if isinstance(weight, Tensor) and has_kernel(gate.device, gate.dtype):
             return cls(torch.stack([gate, up], dim=1).flatten(0, 1), is_fused=True)
-        return cls(torch.cat([gate, up]), is_fused=False)
+        return cls(weight, is_fused=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(patches, width) to (patches, intermediate size)."""
         if self.is_fused:
             from services.encoder.gate_kernel import gated
 
-            return gated(x, self.weight)
-        gate, up = F.linear(x, self.weight).chunk(2, dim=-1)
+            return gated(x, cast("Tensor", self.weight))
+        gate, up = linear(x, self.weight).chunk(2, dim=-1)
         return F.silu(gate) * up
 
 

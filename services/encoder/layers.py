@@ -4,7 +4,7 @@ a compiler can fuse it.
 The architecture is that of arXiv:2410.07073 and mistral-inference's `vision_encoder.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embeddings.vision import VisionSpec
+from services.encoder.fp8 import Matrix, linear
 from services.encoder.gates import Gates
 
 
@@ -43,15 +44,22 @@ class Layer:
     """
 
     attention_norm: Tensor
-    wqkv: Tensor
-    wo: Tensor
+    wqkv: Matrix
+    wo: Matrix
     ffn_norm: Tensor
     gates: Gates
-    w2: Tensor
+    w2: Matrix
 
     @classmethod
-    def of(cls, weights: Mapping[str, Tensor], prefix: str, heads: int) -> "Layer":
-        """From a checkpoint's tensors, by their names behind `prefix`."""
+    def of(
+        cls,
+        weights: Mapping[str, Tensor],
+        prefix: str,
+        heads: int,
+        make: Callable[[Tensor], Matrix],
+    ) -> "Layer":
+        """From a checkpoint's tensors, by their names behind `prefix`, its matrices as `make` has
+        them."""
 
         def named(name: str) -> Tensor:
             return weights[f"{prefix}.{name}.weight"]
@@ -63,11 +71,13 @@ class Layer:
 
         return cls(
             attention_norm=named("attention_norm"),
-            wqkv=torch.cat([halved("attention.wq"), halved("attention.wk"), named("attention.wv")]),
-            wo=named("attention.wo"),
+            wqkv=make(
+                torch.cat([halved("attention.wq"), halved("attention.wk"), named("attention.wv")])
+            ),
+            wo=make(named("attention.wo")),
             ffn_norm=named("ffn_norm"),
-            gates=Gates.of(named("feed_forward.w1"), named("feed_forward.w3")),
-            w2=named("feed_forward.w2"),
+            gates=Gates.of(named("feed_forward.w1"), named("feed_forward.w3"), make),
+            w2=make(named("feed_forward.w2")),
         )
 
 
@@ -95,9 +105,17 @@ def leave(x: Tensor, attended: Tensor, layer: Layer) -> Tensor:
     return x
 
 
+def _add_product(x: Tensor, left: Tensor, weight: Matrix) -> None:
+    """`x += left @ weight.T`."""
+    if isinstance(weight, Tensor):
+        _add_product_in_place(x, left, weight)
+    else:
+        x.add_(linear(left, weight))
+
+
 @torch.library.custom_op("pixtral::add_product", mutates_args={"x"})
-def _add_product(x: Tensor, left: Tensor, weight: Tensor) -> None:
-    """`x += left @ weight.T`. Of a sum that it is to return, torch would copy `x` first."""
+def _add_product_in_place(x: Tensor, left: Tensor, weight: Tensor) -> None:
+    # Of a sum that it is to return, torch, and its compiler too, would copy `x` first.
     x.addmm_(left, weight.t())
 
 
@@ -108,7 +126,7 @@ def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 def _project(x: Tensor, layer: Layer, rotations: Rotations) -> Heads:
     cosines, sines = rotations
     head_size = 2 * cosines.shape[-1]
-    qkv = F.linear(rms_norm(x, layer.attention_norm), layer.wqkv).view(len(x), 3, -1, head_size)
+    qkv = linear(rms_norm(x, layer.attention_norm), layer.wqkv).view(len(x), 3, -1, head_size)
     first, second = qkv[:, :2].float().chunk(2, dim=-1)
     turned = torch.cat(
         [first * cosines - second * sines, first * sines + second * cosines], dim=-1

@@ -7,6 +7,13 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 IMAGES_ENCODED = Counter(
     "pixtral_encoder_images_encoded_total", "Images that went through the vision tower"
 )
+IMAGES_DROPPED = Counter(
+    "pixtral_encoder_images_dropped_total",
+    "Images not encoded: late, their deadline could not be met; left, nobody waited any more",
+    ["reason"],
+)
+DROPPED_LATE = IMAGES_DROPPED.labels("late")
+DROPPED_LEFT = IMAGES_DROPPED.labels("left")
 QUEUED_PATCHES = Gauge(
     "pixtral_encoder_queued_patches", "Patches of images that are admitted and not yet embedded"
 )

@@ -1,6 +1,8 @@
 """The encoder on the wire: protobuf in, protobuf out."""
 # ruff: noqa: N802 - methods have the names of the proto
 
+import math
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -47,7 +49,9 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
     async def Encode(
         self, request: encoder_pb2.EncodeRequest, context: Context
     ) -> encoder_pb2.EncodeResponse:
-        result = await self.encoder.encode(_key(request.key), request.image)
+        remaining = context.time_remaining()
+        deadline = math.inf if remaining is None else time.monotonic() + remaining
+        result = await self.encoder.encode(_key(request.key), request.image, deadline)
         self._responses += 1
         return encoder_pb2.EncodeResponse(
             rows=result.grid.rows,

@@ -23,13 +23,18 @@ class EncoderSettings(ModelSettings, RedisSettings):
     )
     model_dir: DirectoryPath = Field(
         description="Directory of the model in Mistral format: params.json, "
-        "consolidated*.safetensors."
+        "consolidated*.safetensors; or in Hugging Face's: config.json, model*.safetensors."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the vision tower runs; auto: on a GPU where there is one."
     )
     dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16, description="Of weights and embeddings; the decoders must have the same."
+    )
+    vision_fp8: bool = Field(
+        False,
+        description="Multiply in 8 bits in the vision tower, which a GPU of the kind of an H100 or "
+        "newer does faster; embeddings are other ones, and the decoders must have the same.",
     )
     cache_bytes: int = Field(
         1024 * MIB, ge=64 * MIB, description="Embeddings kept in this process's memory, in bytes."

@@ -6,11 +6,13 @@ import logging
 import grpc
 import torch
 
+from embeddings.checkpoint import read_spec
 from embeddings.codec import DType
 from embeddings.fingerprint import fingerprint
 from embeddings.store import EmbeddingStore
-from embeddings.vision import BadCheckpoint, VisionSpec, read_params
+from embeddings.vision import BadCheckpoint, VisionSpec
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from services.encoder import fp8
 from services.encoder.batcher import Batcher
 from services.encoder.encoder import Encoder
 from services.encoder.preprocess import Preprocessor
@@ -48,7 +50,7 @@ class EncoderTier:
         """Raises StartupError where the checkpoint or the device is no good."""
         settings = self._settings
         try:
-            spec = VisionSpec.from_params(read_params(settings.model_dir))
+            spec = read_spec(settings.model_dir)
             tower, made_by = await asyncio.to_thread(self._load, spec)
         except BadCheckpoint as error:
             raise StartupError(str(error)) from None
@@ -109,14 +111,21 @@ class EncoderTier:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         device = self._device()
-        made_by = fingerprint(settings.model_dir, settings.dtype)
+        if settings.vision_fp8 and settings.dtype is not DType.BF16:
+            raise StartupError("vision_fp8 goes with dtype bf16 alone")
+        if settings.vision_fp8 and not fp8.is_possible(device):
+            raise StartupError(
+                f"vision_fp8 needs an H100 or a newer GPU, and this is {_describe(device)}"
+            )
         tower = load_tower(
             settings.model_dir,
             spec,
             dtype=TORCH_DTYPES[settings.dtype],
             device=device,
             is_compiled=device.type == "cuda" and not settings.enforce_eager,
+            is_fp8=settings.vision_fp8,
         )
+        made_by = fingerprint(settings.model_dir, settings.dtype, fp8=settings.vision_fp8)
         return tower, made_by
 
     def _device(self) -> torch.device:

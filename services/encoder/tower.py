@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embeddings.vision import VisionSpec
-from services.encoder import layers
+from services.encoder import fp8, layers
 from services.encoder.attention import Attention, Packing
 from services.encoder.graphs import Graphs, runs
 from services.encoder.layers import Layer, Rotations
@@ -69,18 +69,25 @@ class VisionTower:
     """
 
     def __init__(
-        self, spec: VisionSpec, weights: Mapping[str, Tensor], *, is_compiled: bool = False
+        self,
+        spec: VisionSpec,
+        weights: Mapping[str, Tensor],
+        *,
+        is_compiled: bool = False,
+        is_fp8: bool = False,
     ) -> None:
         """`weights` has the names and shapes of `tensor_shapes`, all of one dtype and device.
 
-        Where `is_compiled`, `prepare` compiles what is between calls of attention, for all
-        numbers of patches at once.
+        Where `is_fp8`, the products of its layers are of 8 bits. Where `is_compiled`, `prepare`
+        compiles what is between calls of attention, for all numbers of patches at once.
         """
         self._spec = spec
         self._patch_conv = weights["vision_encoder.patch_conv.weight"].flatten(1)
         self._ln_pre = weights["vision_encoder.ln_pre.weight"]
+        make = fp8.quantized if is_fp8 else _as_it_is
         self._layers = [
-            Layer.of(weights, _layer_prefix(index), spec.heads) for index in range(spec.layers)
+            Layer.of(weights, _layer_prefix(index), spec.heads, make)
+            for index in range(spec.layers)
         ]
         self._projector_norm = weights.get("pre_mm_projector_norm.weight")
         self._merging_layer = weights.get("patch_merger.merging_layer.weight")
@@ -254,6 +261,10 @@ class VisionTower:
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def _as_it_is(matrix: Tensor) -> Tensor:
+    return matrix
 
 
 def _layer_prefix(index: int) -> str:

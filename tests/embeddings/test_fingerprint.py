@@ -49,13 +49,14 @@ def test_shards_do_not_matter(checkpoint: Path, copy: Path) -> None:
 
 def test_each_thing_that_moves_an_embedding_moves_it(checkpoint: Path, copy: Path) -> None:
     seen = {fingerprint(checkpoint, DType.BF16), fingerprint(checkpoint, DType.F32)}
+    seen.add(fingerprint(checkpoint, DType.BF16, fp8=True))
     rewrite(copy, "vision_encoder.ln_pre.weight", 1e-3)
     seen.add(fingerprint(copy, DType.BF16))
     params = json.loads((copy / "params.json").read_text())
     params["vision_encoder"]["rope_theta"] = 5000.0
     (copy / "params.json").write_text(json.dumps(params))
     seen.add(fingerprint(copy, DType.BF16))
-    assert len(seen) == 4
+    assert len(seen) == 5
 
 
 def test_the_language_model_does_not_matter(checkpoint: Path, copy: Path) -> None:

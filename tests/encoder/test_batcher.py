@@ -1,5 +1,7 @@
 import asyncio
+import math
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -7,7 +9,8 @@ import torch
 from prometheus_client import REGISTRY
 from torch import Tensor
 
-from services.encoder.batcher import Batcher
+from services.encoder.batcher import LEAST_MEASURED, Batcher
+from services.encoder.patience import Patience, TooLate
 from serving.errors import Overloaded, Unavailable
 
 DEADLINE = 30.0
@@ -44,8 +47,41 @@ async def batcher(device: Device) -> AsyncIterator[Batcher[Tensor]]:
     made.close()
 
 
-def submit(batcher: Batcher[Tensor], image: int, patches: int) -> "asyncio.Task[Tensor]":
-    return asyncio.create_task(batcher.embed(torch.tensor(image), patches))
+def anyone() -> Patience:
+    """Those who wait for ever."""
+    return Patience(math.inf)
+
+
+def within(seconds: float) -> Patience:
+    return Patience(time.monotonic() + seconds)
+
+
+def submit(
+    batcher: Batcher[Tensor], image: int, patches: int, patience: Patience | None = None
+) -> "asyncio.Task[Tensor]":
+    async def embed() -> Tensor:
+        with batcher.admit(patches, patience or anyone()) as place:
+            return await batcher.embed(torch.tensor(image), place)
+
+    return asyncio.create_task(embed())
+
+
+def dropped(reason: str) -> float:
+    name = "pixtral_encoder_images_dropped_total"
+    return REGISTRY.get_sample_value(name, {"reason": reason}) or 0.0
+
+
+async def measured(device: Device) -> Batcher[Tensor]:
+    """One that has seen a batch, which took a millisecond a patch or a little more."""
+    batcher = Batcher(
+        device, batch_patches=1000, queue_patches=100_000, device_lost=asyncio.Event()
+    )
+    task = submit(batcher, 1, LEAST_MEASURED)
+    await until_batches(device, 1)
+    await asyncio.sleep(LEAST_MEASURED / 1000)
+    device.go.release()
+    await task
+    return batcher
 
 
 async def until_batches(device: Device, count: int) -> None:
@@ -77,8 +113,8 @@ async def test_batches_keep_to_the_budget_and_the_order(
     await asyncio.sleep(0)
     device.go.release(10)
     await asyncio.gather(*tasks)
-    # 5 is above the budget: a batch of its own.
-    assert device.batches == [[1], [2], [3, 4], [5], [6, 7]]
+    # 6 fits beside 2, and delays nobody. 5 is above the budget: a batch of its own.
+    assert device.batches == [[1], [2, 6], [3, 4], [5], [7]]
 
 
 async def test_one_that_is_cancelled_while_it_waits_is_not_embedded(
@@ -94,6 +130,81 @@ async def test_one_that_is_cancelled_while_it_waits_is_not_embedded(
     assert device.batches == [[1], [3]]
 
 
+async def test_one_that_nobody_waits_for_while_it_is_decoded_gives_its_room_back(
+    batcher: Batcher[Tensor],
+) -> None:
+    before = dropped("left")
+    with pytest.raises(asyncio.CancelledError), batcher.admit(900, anyone()):
+        raise asyncio.CancelledError
+    assert dropped("left") == before + 1
+    with batcher.admit(1000, anyone()):
+        pass
+
+
+async def test_one_whose_deadline_passes_while_it_waits_is_not_embedded(
+    device: Device, batcher: Batcher[Tensor]
+) -> None:
+    before = dropped("late")
+    first = submit(batcher, 1, 10)
+    await until_batches(device, 1)
+    until = time.monotonic() + 0.05
+    late, kept = submit(batcher, 2, 10, Patience(until)), submit(batcher, 3, 10)
+    # Another waits for the same image, and has more time.
+    shared = submit(batcher, 4, 10, Patience(until, math.inf))
+    while time.monotonic() < until:
+        await asyncio.sleep(0.01)
+    device.go.release(2)
+    with pytest.raises(TooLate):
+        await late
+    assert [int(each) for each in await asyncio.gather(first, kept, shared)] == [10, 30, 40]
+    assert device.batches == [[1], [3, 4]]
+    assert dropped("late") == before + 1
+
+
+async def test_an_image_that_cannot_be_in_time_is_refused_before_it_is_decoded(
+    device: Device,
+) -> None:
+    before = dropped("late")
+    batcher = await measured(device)
+    # Three batches of a second each, where five seconds are enough and two are not.
+    ahead = [submit(batcher, image, 1000) for image in (2, 3)]
+    await until_batches(device, 2)
+    with pytest.raises(TooLate), batcher.admit(1000, within(1.5)):
+        pytest.fail("it was let in")
+    with batcher.admit(1000, within(30)):
+        pass
+    assert dropped("late") == before + 1
+    device.go.release(2)
+    await asyncio.gather(*ahead)
+    batcher.close()
+
+
+async def test_a_small_image_is_not_late_for_what_it_need_not_wait_for(device: Device) -> None:
+    batcher = await measured(device)
+    running = submit(batcher, 2, 10)
+    await until_batches(device, 2)
+    ahead = [submit(batcher, image, 900) for image in (3, 4, 5, 6)]
+    await asyncio.sleep(0)
+    # It is in the next batch, beside the first of them.
+    small = submit(batcher, 7, 100, within(3))
+    device.go.release(5)
+    assert int(await small) == 70
+    await asyncio.gather(running, *ahead)
+    assert device.batches[2] == [3, 7]
+    batcher.close()
+
+
+async def test_no_time_is_taken_for_granted_before_one_was_measured(
+    device: Device, batcher: Batcher[Tensor]
+) -> None:
+    tasks = [submit(batcher, 1, 10)]
+    await until_batches(device, 1)
+    tasks += [submit(batcher, image, 90, within(DEADLINE)) for image in range(2, 8)]
+    await asyncio.sleep(0)
+    device.go.release(10)
+    await asyncio.gather(*tasks)
+
+
 async def test_the_loop_is_free_while_the_device_works(
     device: Device, batcher: Batcher[Tensor]
 ) -> None:
@@ -107,16 +218,16 @@ async def test_the_loop_is_free_while_the_device_works(
 async def test_a_full_queue_refuses_at_once_and_gives_its_room_back(
     batcher: Batcher[Tensor],
 ) -> None:
-    with batcher.admit(900):
-        with pytest.raises(Overloaded) as refused, batcher.admit(101):
+    with batcher.admit(900, anyone()):
+        with pytest.raises(Overloaded) as refused, batcher.admit(101, anyone()):
             pass
         assert refused.value.retry_after
-        with batcher.admit(100):
+        with batcher.admit(100, anyone()):
             pass
-    with batcher.admit(5000):
+    with batcher.admit(5000, anyone()):
         # Alone, even one that is larger than the queue gets in.
         pass
-    with batcher.admit(1000):
+    with batcher.admit(1000, anyone()):
         pass
 
 
@@ -163,8 +274,8 @@ async def test_patches_are_shown_from_admission_to_the_end(batcher: Batcher[Tens
 
     before = shown("queued_patches")
     assert shown("queue_patches_limit") == 1000
-    with batcher.admit(300), batcher.admit(200):
+    with batcher.admit(300, anyone()), batcher.admit(200, anyone()):
         assert shown("queued_patches") == before + 500
-    with pytest.raises(ZeroDivisionError), batcher.admit(300):
+    with pytest.raises(ZeroDivisionError), batcher.admit(300, anyone()):
         _ = 1 / 0
     assert shown("queued_patches") == before

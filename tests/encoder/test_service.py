@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,17 @@ from typing import Any
 import grpc
 import pytest
 from prometheus_client import REGISTRY
+from torch import Tensor
 
 from embeddings import codec
 from embeddings.codec import DType
 from embeddings.fingerprint import fingerprint
 from embeddings.key import EmbeddingKey, to_proto
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from services.encoder import fp8
 from services.encoder.settings import EncoderSettings
 from services.encoder.tier import EncoderTier
+from services.encoder.tower import Staged, VisionTower
 from serving.channel import open_channel
 from serving.errors import ServingError, StartupError, from_rpc_error
 from serving.server import running
@@ -39,9 +44,11 @@ class Client:
     def key(self, image: bytes) -> EmbeddingKey:
         return EmbeddingKey(hashlib.sha256(image).digest(), self.made_by, "tenant")
 
-    async def encode(self, image: bytes, key: EmbeddingKey | None = None) -> Any:
+    async def encode(
+        self, image: bytes, key: EmbeddingKey | None = None, timeout: float = DEADLINE
+    ) -> Any:
         request = encoder_pb2.EncodeRequest(key=to_proto(key or self.key(image)), image=image)
-        return await self.stub.Encode(request, timeout=DEADLINE)
+        return await self.stub.Encode(request, timeout=timeout)
 
     async def fetch(self, image: bytes) -> list[bytes]:
         request = encoder_pb2.FetchRequest(key=to_proto(self.key(image)))
@@ -57,7 +64,7 @@ async def serving(model_dir: Path, redis_url: str, **settings: Any) -> AsyncIter
         running(EncoderTier(made), made) as addresses,
         open_channel(addresses.grpc, None) as channel,
     ):
-        made_by = await asyncio.to_thread(fingerprint, model_dir, made.dtype)
+        made_by = await asyncio.to_thread(fingerprint, model_dir, made.dtype, fp8=made.vision_fp8)
         yield Client(encoder_pb2_grpc.EncoderServiceStub(channel), made_by)
 
 
@@ -144,6 +151,55 @@ async def test_a_cancelled_call_leaves_the_others_undisturbed(client: Client) ->
     assert images_encoded() == before + 1
 
 
+async def test_an_image_that_cannot_be_encoded_in_time_is_refused_at_once(
+    checkpoint_dir: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = VisionTower.embed
+
+    def slowly(self: VisionTower, images: Sequence[Staged]) -> list[Tensor]:
+        time.sleep(0.5)
+        return embed(self, images)
+
+    monkeypatch.setattr(VisionTower, "embed", slowly)
+    async with serving(checkpoint_dir, redis.url) as client:
+        # 1024 patches, by which the encoder knows that 4096 take two seconds.
+        await client.encode(png(512, 512))
+        before = images_encoded()
+        async with refusal() as refused:
+            await client.encode(png(1024, 1024), timeout=1.5)
+        assert images_encoded() == before
+        assert (await client.encode(png(1024, 1024))).stored
+    assert (refused[0].code, refused[0].reason) == (
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "TOO_LATE_TO_ENCODE",
+    )
+
+
+async def test_a_deadline_does_not_end_what_another_waits_for(
+    checkpoint_dir: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, go = VisionTower.embed, threading.Event()
+    go.set()
+
+    def held(self: VisionTower, images: Sequence[Staged]) -> list[Tensor]:
+        assert go.wait(DEADLINE)
+        return embed(self, images)
+
+    monkeypatch.setattr(VisionTower, "embed", held)
+    async with serving(checkpoint_dir, redis.url) as client:
+        go.clear()
+        # The first holds the device, and the second waits while its first caller's time passes.
+        first = asyncio.create_task(client.encode(png(seed=1)))
+        impatient = asyncio.create_task(client.encode(png(seed=2), timeout=0.5))
+        patient = asyncio.create_task(client.encode(png(seed=2)))
+        async with refusal() as refused:
+            await impatient
+        go.set()
+        assert (await first).stored
+        assert (await patient).stored
+    assert refused[0].code == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 async def test_after_a_restart_nothing_is_encoded_again(
     checkpoint_dir: Path, redis: RedisServer
 ) -> None:
@@ -201,6 +257,32 @@ async def test_a_key_that_is_not_the_images_or_not_a_key_is_refused(client: Clie
         grpc.StatusCode.FAILED_PRECONDITION,
         "FINGERPRINT_MISMATCH",
     )
+
+
+async def test_embeddings_of_8_bits_are_not_taken_for_others(
+    checkpoint_dir: Path, redis: RedisServer
+) -> None:
+    image = png()
+    async with serving(checkpoint_dir, redis.url) as client:
+        await client.encode(image)
+    async with serving(checkpoint_dir, redis.url, vision_fp8=True) as client:
+        response = await client.encode(image)
+    assert response.source == encoder_pb2.EMBEDDING_SOURCE_ENCODED
+    with redis.client() as at_redis:
+        values = {bytes(at_redis.get(name)) for name in at_redis.scan_iter()}
+    assert len(values) == 2
+
+
+async def test_where_there_are_no_products_of_8_bits_it_does_not_start(
+    checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StartupError, match="bf16 alone"):
+        async with serving(checkpoint_dir, "redis://127.0.0.1:1", vision_fp8=True, dtype="f32"):
+            pass
+    monkeypatch.setattr(fp8, "is_possible", lambda device: False)
+    with pytest.raises(StartupError, match="vision_fp8 needs an H100"):
+        async with serving(checkpoint_dir, "redis://127.0.0.1:1", vision_fp8=True):
+            pass
 
 
 async def test_a_model_that_cannot_be_served_is_told_in_one_line(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ class EncoderServiceServicer:
 
     def Encode(self, request, context):
         """Encodes an image, or finds that it has been encoded. When it answers, the embedding can be
-        had from Redis or from this replica's Fetch.
+        had from Redis or from this replica's Fetch. DEADLINE_EXCEEDED with the reason
+        TOO_LATE_TO_ENCODE, at once, where what is ahead leaves no doubt that it would come too late.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class EncoderServiceStub:
     def __new__(cls, channel: _aio.Channel) -> EncoderServiceAsyncStub: ...
     Encode: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncodeRequest, _encoder_pb2.EncodeResponse]
     """Encodes an image, or finds that it has been encoded. When it answers, the embedding can be
-    had from Redis or from this replica's Fetch.
+    had from Redis or from this replica's Fetch. DEADLINE_EXCEEDED with the reason
+    TOO_LATE_TO_ENCODE, at once, where what is ahead leaves no doubt that it would come too late.
     """
     Fetch: _grpc.UnaryStreamMultiCallable[_encoder_pb2.FetchRequest, _encoder_pb2.FetchResponse]
     """Streams an embedding that this replica holds in memory. NOT_FOUND where it holds none."""
@@ -48,7 +49,8 @@ class EncoderServiceAsyncStub(EncoderServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodeRequest, _encoder_pb2.EncodeResponse]  # type: ignore[assignment]
     """Encodes an image, or finds that it has been encoded. When it answers, the embedding can be
-    had from Redis or from this replica's Fetch.
+    had from Redis or from this replica's Fetch. DEADLINE_EXCEEDED with the reason
+    TOO_LATE_TO_ENCODE, at once, where what is ahead leaves no doubt that it would come too late.
     """
     Fetch: _aio.UnaryStreamMultiCallable[_encoder_pb2.FetchRequest, _encoder_pb2.FetchResponse]  # type: ignore[assignment]
     """Streams an embedding that this replica holds in memory. NOT_FOUND where it holds none."""
@@ -64,7 +66,8 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_pb2.EncodeResponse, _abc.Awaitable[_encoder_pb2.EncodeResponse]]:
         """Encodes an image, or finds that it has been encoded. When it answers, the embedding can be
-        had from Redis or from this replica's Fetch.
+        had from Redis or from this replica's Fetch. DEADLINE_EXCEEDED with the reason
+        TOO_LATE_TO_ENCODE, at once, where what is ahead leaves no doubt that it would come too late.
         """
 
     @_abc_1.abstractmethod

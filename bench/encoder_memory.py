@@ -1,0 +1,77 @@
+"""What one batch takes of the memory, beside what docs/performance.md says that it takes.
+
+    python -m bench.encoder_memory [--device cuda] [--patches 2048 4096 8192 16384]
+
+Random weights of Pixtral-12B's numbers, of two layers: memory that one layer took is the next
+one's. The tower runs as it is, not compiled. On a GPU it is torch's own account, on a CPU the peak
+of the process's resident memory, which Linux lets it set back.
+"""
+
+import argparse
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bench.encoder import PIXTRAL_12B, images_of, random_weights
+from embeddings.vision import VisionSpec
+from services.encoder.tower import Staged, VisionTower
+
+SIDE = 256
+
+
+def formula(spec: VisionSpec, dtype: torch.dtype) -> int:
+    """Bytes for each patch of a batch, at the most."""
+    w, inner = spec.width, spec.intermediate_size
+    feed_forward = dtype.itemsize * (8 * w + 4 * inner)
+    rotating = dtype.itemsize * 12 * w + 4 * 6 * w
+    return max(feed_forward, rotating)
+
+
+def peak_bytes(tower: VisionTower, images: Sequence[Staged]) -> int:
+    """By how much a run exceeds what was there before it."""
+    gc.collect()
+    if tower.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        tower.embed(images)
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    tower.embed(images)
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.encoder_memory", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--patches", nargs="*", type=int, default=[2048, 4096, 8192, 16_384])
+    given = parser.parse_args()
+    device, dtype = torch.device(given.device), getattr(torch, given.dtype)
+    spec = replace(PIXTRAL_12B, layers=2)
+    tower = VisionTower(spec, random_weights(device, dtype, spec))
+    each = (SIDE // spec.patch_size) ** 2
+    image = tower.stage(images_of([(SIDE, SIDE)], device)[0].cpu().numpy())
+    tower.embed([image])
+    said = formula(spec, dtype)
+    for patches in given.patches:
+        peak = peak_bytes(tower, [image] * (patches // each))
+        print(
+            f"{patches:6} patches: {peak / 1e6:7.1f} MB, {peak / patches / 1e3:5.1f} kB a patch; "
+            f"the formula says {said / 1e3:.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
