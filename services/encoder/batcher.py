@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -29,20 +28,27 @@ from serving.errors import Overloaded, Unavailable
 
 # What is embedded, on the device already.
 Image = TypeVar("Image")
-Embed = Callable[[Sequence[Image]], list[Tensor]]
+# Tells the device to embed images; what it returns waits until that is done.
+Begin = Callable[[Sequence[Image]], Callable[[], list[Tensor]]]
 Outcome = Tensor | Exception
 
 # Fewer are over before they fill the device: their time says nothing of what many would take.
 LEAST_MEASURED = 1024
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Run:
-    """One run of `embed` on a batch. Its times are on the monotonic clock."""
+    """One batch. Its times are on the monotonic clock.
+
+    Attributes:
+        began: when the device was told of it or, where that was busy with another, free for it.
+        is_told: the device has been told of all of it.
+    """
 
     images: int
     patches: int
     began: float
+    is_told: bool = False
     ended: float | None = None
 
 
@@ -64,12 +70,13 @@ class Waiting(Generic[Image]):
 
 
 class Batcher(Generic[Image]):
-    """Runs `embed` in a thread of its own, one batch at a time, first come first served.
+    """Gives images to the device, one batch at a time, first come first served.
 
     There is no timer: an image that finds the device free starts at once, and those that come
     meanwhile are the next batch, as many as `batch_patches` lets in: the one that has waited
     longest, and of the others, in their order, whatever still fits. An image larger than that is
-    a batch of its own.
+    a batch of its own. When more waits than a batch holds, the device is told of the next one while
+    it works on another, so that it need not wait for this process in between.
 
     An image whose embedding would come too late for all who wait is dropped instead. Too late is
     what the fastest batch so far, by its patches, and what is ahead leave no doubt of.
@@ -77,21 +84,27 @@ class Batcher(Generic[Image]):
 
     def __init__(
         self,
-        embed: Embed[Image],
+        begin: Begin[Image],
         *,
         batch_patches: int,
         queue_patches: int,
         device_lost: asyncio.Event,
     ) -> None:
-        """`device_lost` is set when nothing can be embedded any more in this process."""
-        self._embed = embed
+        """`begin` runs in a thread of its own, what it returns in another.
+
+        `device_lost` is set when nothing can be embedded any more in this process.
+        """
+        self._begin = begin
         self._batch_patches = batch_patches
         self._queue_patches = queue_patches
         self._admitted = 0
         self._waiting: deque[Waiting[Image]] = deque()
-        self._run: Run | None = None
+        # Of which the device knows: one, and another behind it.
+        self._runs: dict[Run, asyncio.Task[None]] = {}
+        self._free_since = 0.0
         self._seconds_per_patch = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
+        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="tower-wait")
         self._device_lost = device_lost
         QUEUE_PATCHES_LIMIT.set(queue_patches)
 
@@ -146,26 +159,47 @@ class Batcher(Generic[Image]):
                 self._waiting.remove(waiting)
             _tell(waiting)
 
-    def close(self) -> None:
-        """Blocks until the batch that runs has ended."""
-        self._thread.shutdown()
+    async def close(self) -> None:
+        """Returns when the batches that run have ended."""
+        while self._runs:
+            await asyncio.wait(self._runs.values())
+        for thread in (self._thread, self._waiter):
+            await asyncio.to_thread(thread.shutdown)
 
     def _start_batch(self) -> None:
-        if self._run is not None:
+        if not self._may_start():
             return
         batch = self._next_batch()
         if not batch:
             return
         patches = sum(waiting.place.patches for waiting in batch)
-        self._run = run = Run(len(batch), patches, time.monotonic())
+        run = Run(len(batch), patches, time.monotonic())
         for waiting in batch:
             waiting.place.run = run
-            QUEUE_SECONDS.observe(run.began - waiting.since)
         BATCH_PATCHES.observe(run.patches)
-        outcomes = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._embed_timed, [waiting.image for waiting in batch]
-        )
-        outcomes.add_done_callback(partial(self._end_batch, batch, run))
+        self._runs[run] = asyncio.get_running_loop().create_task(self._run_batch(batch, run))
+
+    def _may_start(self) -> bool:
+        if not self._runs:
+            return True
+        # What is not yet a full batch may still be joined by others.
+        is_full = sum(waiting.place.patches for waiting in self._waiting) >= self._batch_patches
+        return is_full and len(self._runs) == 1 and all(run.is_told for run in self._runs)
+
+    async def _run_batch(self, batch: list[Waiting[Image]], run: Run) -> None:
+        in_thread = asyncio.get_running_loop().run_in_executor
+        outcomes: list[Outcome]
+        try:
+            wait = await in_thread(self._thread, self._begun, [each.image for each in batch])
+            run.is_told = True
+            self._start_batch()
+            outcomes = await in_thread(self._waiter, self._wait_for, run, wait)
+        except Exception:
+            # A CUDA context does not come back from this: only a new process helps.
+            self._device_lost.set()
+        if self._device_lost.is_set():
+            outcomes = [Unavailable("the encoder's device is lost")] * len(batch)
+        self._end_batch(batch, run, outcomes)
 
     def _next_batch(self) -> list[Waiting[Image]]:
         batch: list[Waiting[Image]] = []
@@ -183,7 +217,8 @@ class Batcher(Generic[Image]):
 
     def _is_in_time(self, waiting: Waiting[Image], before: int) -> bool:
         patience = waiting.place.patience
-        if patience.lasts(self._seconds(before + waiting.place.patches)):
+        seconds = self._seconds_left() + self._seconds(before + waiting.place.patches)
+        if patience.lasts(seconds):
             return True
         waiting.result.set_exception(TooLate(patience.until))
         return False
@@ -217,43 +252,43 @@ class Batcher(Generic[Image]):
         return patches * self._seconds_per_patch
 
     def _seconds_left(self) -> float:
-        """What the batch that runs now still takes at least."""
-        if self._run is None:
+        """What the device still takes at least for what it has been told of."""
+        if not self._runs:
             return 0.0
-        return max(0.0, self._run.began + self._seconds(self._run.patches) - time.monotonic())
+        began = next(iter(self._runs)).began
+        told = self._seconds(sum(run.patches for run in self._runs))
+        return max(0.0, began + told - time.monotonic())
 
-    def _embed_timed(self, images: list[Image]) -> list[Outcome]:
-        with ENCODE_SECONDS.time():
-            return self._outcomes(images)
-
-    def _outcomes(self, images: list[Image]) -> list[Outcome]:
+    def _begun(self, images: list[Image]) -> Callable[[], Sequence[Outcome]]:
         try:
-            return [*self._embed(images)]
+            return self._begin(images)
         except torch.AcceleratorError:
             raise
         except Exception as error:
             if len(images) == 1:
-                return [error]
+                failed = [error]
+                return lambda: failed
         # A batch may fail where its images do not: for want of memory, or for one of them.
-        return [outcome for image in images for outcome in self._outcomes([image])]
+        outcomes = [outcome for image in images for outcome in self._begun([image])()]
+        return lambda: outcomes
+
+    def _wait_for(self, run: Run, wait: Callable[[], Sequence[Outcome]]) -> list[Outcome]:
+        outcomes = [*wait()]
+        run.began = max(run.began, self._free_since)
+        run.ended = self._free_since = time.monotonic()
+        ENCODE_SECONDS.observe(run.ended - run.began)
+        return outcomes
 
     def _end_batch(
-        self, batch: list[Waiting[Image]], run: Run, ended: asyncio.Future[list[Outcome]]
+        self, batch: list[Waiting[Image]], run: Run, outcomes: Sequence[Outcome]
     ) -> None:
-        self._run = None
-        run.ended = time.monotonic()
-        if ended.exception() is not None:
-            # A CUDA context does not come back from this: only a new process helps.
-            self._device_lost.set()
-        outcomes: list[Outcome] = (
-            [Unavailable("the encoder's device is lost")] * len(batch)
-            if self._device_lost.is_set()
-            else ended.result()
-        )
-        if run.patches >= LEAST_MEASURED and all(isinstance(each, Tensor) for each in outcomes):
+        del self._runs[run]
+        is_whole = all(isinstance(each, Tensor) for each in outcomes)
+        if run.ended is not None and is_whole and run.patches >= LEAST_MEASURED:
             took = (run.ended - run.began) / run.patches
             self._seconds_per_patch = min(took, self._seconds_per_patch or took)
         for waiting, outcome in zip(batch, outcomes, strict=True):
+            QUEUE_SECONDS.observe(run.began - waiting.since)
             if isinstance(outcome, Tensor):
                 IMAGES_ENCODED.inc()
             if waiting.result.done():

@@ -128,7 +128,7 @@ class Encoder:
     async def close(self) -> None:
         """Ends the threads and the connections."""
         await asyncio.to_thread(self._preprocessor.close)
-        await asyncio.to_thread(self._batcher.close)
+        await self._batcher.close()
         await self._store.close()
 
     async def _check_image(self, key: EmbeddingKey, image: bytes) -> None:

@@ -55,7 +55,7 @@ class EncoderTier:
         except BadCheckpoint as error:
             raise StartupError(str(error)) from None
         batcher = Batcher(
-            tower.embed,
+            tower.begin,
             batch_patches=settings.batch_patches,
             queue_patches=settings.queue_patches,
             device_lost=self._device_lost,
@@ -64,7 +64,7 @@ class EncoderTier:
             await batcher.prepare(tower.prepare)
         except Exception:
             logger.exception("the vision tower does not run")
-            batcher.close()
+            await batcher.close()
             raise StartupError(
                 f"the vision tower does not run on {_describe(tower.device)}; "
                 "with enforce_eager it needs no C compiler"

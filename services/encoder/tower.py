@@ -1,6 +1,6 @@
 """Pixtral's vision tower, up to the cut: pixels to image embeddings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,7 @@ class VisionTower:
     nothing attends to. An image's embedding does not depend on its companions, save for rounding
     (below 1e-6 in float32): products of only a few rows are summed in another order.
 
-    `embed` is for one thread, `stage` and `fetch` for any, at the same time too.
+    `embed` and `begin` are for one thread, `stage` and `fetch` for any, at the same time too.
     """
 
     def __init__(
@@ -156,12 +156,20 @@ class VisionTower:
             self._stage_stream.synchronize()
         return Staged(patches, positions, rows, cols)
 
-    @torch.inference_mode()
     def embed(self, images: Sequence[Staged]) -> list[Tensor]:
         """Embeds images of any sizes, one or more. Blocks until the device has done it.
 
         Returns:
             For each image (tokens, width) in the tower's dtype, on its device.
+        """
+        return self.begin(images)()
+
+    @torch.inference_mode()
+    def begin(self, images: Sequence[Staged]) -> Callable[[], list[Tensor]]:
+        """As `embed`, but a GPU is only told what to do.
+
+        Returns:
+            What blocks until the device has done it, in any thread, and returns the embeddings.
         """
         lengths = [image.rows * image.cols for image in images]
         order = self._attention.order(lengths)
@@ -173,10 +181,18 @@ class VisionTower:
         if self._merging_layer is not None:
             merged = F.linear(self._squares(parts, packed), self._merging_layer)
             parts = torch.split(merged, [len(part) // self._spec.merge_size**2 for part in parts])
-        embeddings = dict(zip(order, parts, strict=True))
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-        return [embeddings[at] for at in range(len(images))]
+        by_place = dict(zip(order, parts, strict=True))
+        embeddings = [by_place[at] for at in range(len(images))]
+        if self.device.type != "cuda":
+            return lambda: embeddings
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> list[Tensor]:
+            done.synchronize()
+            return embeddings
+
+        return wait
 
     @torch.inference_mode()
     def fetch(self, embedding: Tensor) -> Tensor:

@@ -2,7 +2,8 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -17,15 +18,23 @@ DEADLINE = 30.0
 
 
 class Device:
-    """An `embed` that stands still until it is told to go on, and notes what it was given."""
+    """Stands still until it is told to go on, and notes what it was given: as it is told to begin
+    or, where it `is_asynchronous` as a GPU is, as its work is waited for."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.go = threading.Semaphore(0)
         self.error: Exception | None = None
+        self.is_asynchronous = False
 
-    def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, images: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         self.batches.append([int(image) for image in images])
+        if self.is_asynchronous:
+            return partial(self._work, images)
+        embedded = self._work(images)
+        return lambda: embedded
+
+    def _work(self, images: Sequence[Tensor]) -> list[Tensor]:
         assert self.go.acquire(timeout=DEADLINE)
         if self.error is not None and len(images) > 1:
             raise self.error
@@ -44,7 +53,7 @@ async def batcher(device: Device) -> AsyncIterator[Batcher[Tensor]]:
     made = Batcher(device, batch_patches=100, queue_patches=1000, device_lost=asyncio.Event())
     yield made
     device.go.release(100)
-    made.close()
+    await made.close()
 
 
 def anyone() -> Patience:
@@ -117,6 +126,42 @@ async def test_batches_keep_to_the_budget_and_the_order(
     assert device.batches == [[1], [2, 6], [3, 4], [5], [7]]
 
 
+async def test_a_busy_device_is_told_of_one_more_batch_once_that_is_full(
+    device: Device, batcher: Batcher[Tensor]
+) -> None:
+    device.is_asynchronous = True
+    tasks = [submit(batcher, 1, 10)]
+    await until_batches(device, 1)
+    tasks += [submit(batcher, image, 40) for image in (2, 3)]
+    await asyncio.sleep(0.05)
+    assert device.batches == [[1]]
+    # A third fills the batch, and what comes behind it waits for its turn.
+    tasks += [submit(batcher, image, 20) for image in (4, 5, 6, 7, 8, 9)]
+    await until_batches(device, 2)
+    await asyncio.sleep(0.05)
+    assert device.batches == [[1], [2, 3, 4]]
+    device.go.release()
+    await tasks[0]
+    await until_batches(device, 3)
+    device.go.release(3)
+    await asyncio.gather(*tasks)
+    assert device.batches == [[1], [2, 3, 4], [5, 6, 7, 8, 9]]
+
+
+async def test_a_device_that_is_lost_while_it_works_is_told(device: Device) -> None:
+    lost = asyncio.Event()
+    batcher = Batcher(device, batch_patches=100, queue_patches=1000, device_lost=lost)
+    device.is_asynchronous = True
+    device.error = torch.AcceleratorError("unspecified launch failure")
+    tasks = [submit(batcher, -image, 100) for image in (1, 2, 3)]
+    await until_batches(device, 2)
+    device.go.release(10)
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(outcome, Unavailable)
+    assert lost.is_set()
+    await batcher.close()
+
+
 async def test_one_that_is_cancelled_while_it_waits_is_not_embedded(
     device: Device, batcher: Batcher[Tensor]
 ) -> None:
@@ -176,7 +221,7 @@ async def test_an_image_that_cannot_be_in_time_is_refused_before_it_is_decoded(
     assert dropped("late") == before + 1
     device.go.release(2)
     await asyncio.gather(*ahead)
-    batcher.close()
+    await batcher.close()
 
 
 async def test_a_small_image_is_not_late_for_what_it_need_not_wait_for(device: Device) -> None:
@@ -191,7 +236,7 @@ async def test_a_small_image_is_not_late_for_what_it_need_not_wait_for(device: D
     assert int(await small) == 70
     await asyncio.gather(running, *ahead)
     assert device.batches[2] == [3, 7]
-    batcher.close()
+    await batcher.close()
 
 
 async def test_no_time_is_taken_for_granted_before_one_was_measured(
@@ -265,7 +310,7 @@ async def test_a_lost_device_is_told(device: Device) -> None:
     with pytest.raises(Unavailable):
         await submit(batcher, -1, 10)
     assert lost.is_set()
-    batcher.close()
+    await batcher.close()
 
 
 async def test_patches_are_shown_from_admission_to_the_end(batcher: Batcher[Tensor]) -> None:

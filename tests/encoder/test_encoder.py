@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from prometheus_client import REGISTRY
-from torch import Tensor
 
 from embeddings import codec
 from embeddings.codec import DType
 from embeddings.key import EmbeddingKey
 from embeddings.store import EmbeddingStore
 from embeddings.vision import VisionSpec, read_params
-from services.encoder.batcher import Batcher
+from services.encoder.batcher import Batcher, Begin
 from services.encoder.encoder import Encoder, Source
 from services.encoder.preprocess import Preprocessor
 from services.encoder.tower import Staged, VisionTower
@@ -30,7 +29,6 @@ FINGERPRINT = "f00d"
 MIB = 1 << 20
 
 Make = Callable[..., Encoder]
-Embed = Callable[[Sequence[Staged]], list[Tensor]]
 
 
 def key_of(image: bytes, scope: str = "public", fingerprint: str = FINGERPRINT) -> EmbeddingKey:
@@ -60,7 +58,10 @@ async def make(redis: RedisServer, spec: VisionSpec, tower: VisionTower) -> Asyn
     async with AsyncExitStack() as stack:
 
         def made(
-            *, embed: Embed = tower.embed, queue_images: int = 100, cache_bytes: int = 64 * MIB
+            *,
+            begin: Begin[Staged] = tower.begin,
+            queue_images: int = 100,
+            cache_bytes: int = 64 * MIB,
         ) -> Encoder:
             encoder = Encoder(
                 spec=spec,
@@ -71,7 +72,7 @@ async def make(redis: RedisServer, spec: VisionSpec, tower: VisionTower) -> Asyn
                 ),
                 tower=tower,
                 batcher=Batcher(
-                    embed,
+                    begin,
                     batch_patches=16_384,
                     queue_patches=65_536,
                     device_lost=asyncio.Event(),
@@ -232,7 +233,7 @@ async def test_too_many_different_images_are_refused_and_more_of_one_are_not(mak
 
 
 async def test_numbers_that_are_not_finite_are_never_stored(make: Make, redis: RedisServer) -> None:
-    encoder = make(embed=lambda images: [torch.full((12, 64), torch.nan) for _ in images])
+    encoder = make(begin=lambda images: lambda: [torch.full((12, 64), torch.nan) for _ in images])
     image = png(64, 48)
     with pytest.raises(ServingError) as refused:
         await encoder.encode(key_of(image), image)

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -154,13 +154,13 @@ async def test_a_cancelled_call_leaves_the_others_undisturbed(client: Client) ->
 async def test_an_image_that_cannot_be_encoded_in_time_is_refused_at_once(
     checkpoint_dir: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed = VisionTower.embed
+    begin = VisionTower.begin
 
-    def slowly(self: VisionTower, images: Sequence[Staged]) -> list[Tensor]:
+    def slowly(self: VisionTower, images: Sequence[Staged]) -> Callable[[], list[Tensor]]:
         time.sleep(0.5)
-        return embed(self, images)
+        return begin(self, images)
 
-    monkeypatch.setattr(VisionTower, "embed", slowly)
+    monkeypatch.setattr(VisionTower, "begin", slowly)
     async with serving(checkpoint_dir, redis.url) as client:
         # 1024 patches, by which the encoder knows that 4096 take two seconds.
         await client.encode(png(512, 512))
@@ -178,14 +178,14 @@ async def test_an_image_that_cannot_be_encoded_in_time_is_refused_at_once(
 async def test_a_deadline_does_not_end_what_another_waits_for(
     checkpoint_dir: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed, go = VisionTower.embed, threading.Event()
+    begin, go = VisionTower.begin, threading.Event()
     go.set()
 
-    def held(self: VisionTower, images: Sequence[Staged]) -> list[Tensor]:
+    def held(self: VisionTower, images: Sequence[Staged]) -> Callable[[], list[Tensor]]:
         assert go.wait(DEADLINE)
-        return embed(self, images)
+        return begin(self, images)
 
-    monkeypatch.setattr(VisionTower, "embed", held)
+    monkeypatch.setattr(VisionTower, "begin", held)
     async with serving(checkpoint_dir, redis.url) as client:
         go.clear()
         # The first holds the device, and the second waits while its first caller's time passes.
