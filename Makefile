@@ -10,7 +10,7 @@ SCANNER := .cache/deploy-tools/bin/checkov
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-page fuzz soak accuracy lint format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
+.PHONY: help setup demo test test-page fuzz soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,16 +59,22 @@ bench-overload: $(MODEL)/params.json ## Offer the real stack five times what it 
 bench-isolation: $(MODEL)/params.json ## Measure what one tenant feels of another that floods
 	@$(BIN)/python -m bench.isolation --model-dir $(MODEL)
 
+# What takes longest first, beside all the rest.
 lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos and stubs
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target \
+		lint-types deploy-check lint-style watch-check
+
+lint-types: $(INSTALLED)
+	@$(BIN)/mypy
+
+lint-style: $(INSTALLED) $(BUF)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BUF) lint
 	@$(BUF) format --diff --exit-code
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py --check
 	@tools/breaking
-	@$(MAKE) --no-print-directory watch-check deploy-check
 
 watch-check: $(INSTALLED) ## Check rules, alerts and dashboards
 	@promtool=$$($(BIN)/python tools/promtool.py) \
