@@ -150,6 +150,21 @@ def converse(client: Client) -> None:
         messages.append({"role": "user", "content": question})
 
 
+def test_embeddings_outlive_the_tiers_that_asked_for_them(trio: Trio) -> None:
+    """A gateway and decoders that have never been shown a picture find what Redis holds."""
+    messages: list[dict[str, object]] = [
+        {"role": "user", "content": [new_picture(300, 200), "What is this?"]}
+    ]
+    sampling: Sampling = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    first = trio.service.client.chat(messages, **sampling)
+    encoded = trio.service.encoded()
+    with Client(trio.pair.target, timeout=120) as client:
+        again = client.chat(messages, **sampling)
+    assert again.images[0].cached
+    assert again.token_ids == first.token_ids
+    assert trio.service.encoded() == encoded
+
+
 def test_conversation_stays_on_one_decoder_and_reuses_what_it_holds(trio: Trio) -> None:
     hits = "vllm:prefix_cache_hits_total"
     before = trio.values(hits)[-1]
