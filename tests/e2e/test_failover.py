@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pixtral_client import Client, Sampling, Unavailable
@@ -205,16 +206,31 @@ def test_answer_of_a_decoder_that_is_killed_goes_on_elsewhere(trio: Trio) -> Non
     stream, mortal, text, token_ids = on_a_mortal(trio, picture_turn, late)
     assert len(token_ids) > 2 * BEGUN
     before = trio.continued()
+    left = psutil.Process(mortal.process.pid).children(recursive=True)
+    assert left
     mortal.process.kill()
     read_to_the_end(trio, stream, text, token_ids)
     assert stream.completion is not None
     assert stream.completion.finish_reason == "stop"
     assert trio.continued() == before + 1
+    wait_until(lambda: not any(is_alive(process) for process in left), "its processes have ended")
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_answer_goes_on_when_its_decoders_grace_is_over_unless_there_is_no_other(
     trio: Trio,
 ) -> None:
+    for spare in trio.alive[1:]:
+        spare.process.kill()
+        spare.process.wait()
+    ready = ("pixtral_gateway_replicas_ready",)
+    wait_until(lambda: trio.pair.value(*ready, tier="decoder") == 1, "one of the pair")
     with Client(trio.pair.target, timeout=120) as client:
         lone = client.stream(text_turn(0), max_tokens=8000, ignore_eos=True)
         next(lone)
