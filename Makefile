@@ -10,7 +10,7 @@ SCANNER := .cache/deploy-tools/bin/checkov
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-page fuzz soak accuracy lint format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
+.PHONY: help setup demo test test-e2e test-parts test-page fuzz soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +30,17 @@ $(MODEL)/params.json: $(INSTALLED) models/random_checkpoint.py
 demo: $(INSTALLED) ## Start the whole stack, ask it about pictures, stop it
 	@$(BIN)/pixtral-serve demo --model-dir models/pixtral-mini docs/demo/questions.toml
 
-test: $(INSTALLED) ## Run all tests but those of the page
-	@$(BIN)/python -m pytest --ignore=tests/page
+# In halves of about a length at once, each shown when it is over. Threads of torch that wait for
+# each other by spinning would stall where more than one process computes.
+test: $(INSTALLED) ## Run all tests but those of the page, in two halves at once
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target \
+		test-e2e test-parts
+
+test-e2e: $(INSTALLED)
+	@$(BIN)/python -m pytest tests/e2e
+
+test-parts: $(INSTALLED)
+	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/e2e
 
 test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its pictures anew
 	@tools/chromium
@@ -59,16 +68,22 @@ bench-overload: $(MODEL)/params.json ## Offer the real stack five times what it 
 bench-isolation: $(MODEL)/params.json ## Measure what one tenant feels of another that floods
 	@$(BIN)/python -m bench.isolation --model-dir $(MODEL)
 
+# What takes longest first, beside all the rest.
 lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos and stubs
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target \
+		lint-types deploy-check lint-style watch-check
+
+lint-types: $(INSTALLED)
+	@$(BIN)/mypy
+
+lint-style: $(INSTALLED) $(BUF)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BUF) lint
 	@$(BUF) format --diff --exit-code
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py --check
 	@tools/breaking
-	@$(MAKE) --no-print-directory watch-check deploy-check
 
 watch-check: $(INSTALLED) ## Check rules, alerts and dashboards
 	@promtool=$$($(BIN)/python tools/promtool.py) \

@@ -48,7 +48,7 @@ def transformers_tower(spec: VisionSpec, weights: Mapping[str, Tensor]) -> Embed
         state[name.removeprefix(PREFIX)] = tensor
     some = next(iter(weights.values()))
     with torch.device(some.device):
-        model: Any = PixtralVisionModel(config)  # type: ignore[no-untyped-call]
+        model: Any = PixtralVisionModel(config)
     model = model.to(some.device, some.dtype).eval()
     model.load_state_dict(state)
 

@@ -24,8 +24,6 @@ from transformers import (
     PixtralVisionModel,
 )
 
-WholeModel = LlavaForConditionalGeneration | Mistral3ForConditionalGeneration
-
 RENAMED = {
     "tok_embeddings.weight": "model.language_model.embed_tokens.weight",
     "norm.weight": "model.language_model.norm.weight",
@@ -62,16 +60,14 @@ TOWER = "model.vision_tower."
 def load_hf_vision(directory: Path) -> PixtralVisionModel:
     """The vision tower alone, before any patch merger."""
     params = _params(directory)
-    model: Any = PixtralVisionModel(  # type: ignore[no-untyped-call]
-        _vision_config(params["vision_encoder"])
-    )
+    model: Any = PixtralVisionModel(_vision_config(params["vision_encoder"]))
     state = _converted(directory, params, only="vision_encoder.")
     model.load_state_dict({name.removeprefix(TOWER): tensor for name, tensor in state.items()})
     tower: PixtralVisionModel = model.eval()
     return tower
 
 
-def load_hf(directory: Path) -> WholeModel:
+def load_hf(directory: Path) -> Any:
     """The whole model: Llava, or Mistral3 where the checkpoint has a patch merger."""
     params = _params(directory)
     vision = params["vision_encoder"]
@@ -93,8 +89,7 @@ def load_hf(directory: Path) -> WholeModel:
             LlavaConfig(**common, vision_feature_select_strategy="full")
         )
     model.load_state_dict(_converted(directory, params))
-    whole: WholeModel = model.eval()
-    return whole
+    return model.eval()
 
 
 @torch.inference_mode()
@@ -108,7 +103,7 @@ def hf_embed(model: PixtralVisionModel, images: list[NDArray[np.float32]]) -> li
 
 @torch.inference_mode()
 def hf_generate(
-    model: WholeModel,
+    model: Any,
     token_ids: list[int],
     images: list[NDArray[np.float32]],
     max_tokens: int,
@@ -123,8 +118,7 @@ def hf_generate(
             pixels[index, :, : image.shape[1], : image.shape[2]] = torch.from_numpy(image)
         inputs = {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)}
     tokens = torch.tensor([token_ids])
-    generate: Any = model.generate  # type: ignore[misc]  # its mixin's self is a private protocol
-    generated = generate(
+    generated = model.generate(
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens),
         max_new_tokens=max_tokens,

@@ -87,45 +87,8 @@ async def test_from_its_start_to_the_death_of_its_engine(decoder: Decoder) -> No
         assert await decoder.process.wait() == 1
 
 
-async def test_a_killed_decoder_leaves_no_process(decoder: Decoder) -> None:
-    process = psutil.Process(decoder.process.pid)
-    async with asyncio.timeout(START_SECONDS):
-        while not any(is_engine(child) for child in process.children()):
-            await asyncio.sleep(0.01)
-        await first_token(decoder)
-    left = process.children(recursive=True)
-
-    decoder.process.kill()
-    await decoder.process.wait()
-
-    async with asyncio.timeout(END_SECONDS):
-        while any(is_alive(child) for child in left):
-            await asyncio.sleep(0.05)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def is_engine(process: psutil.Process) -> bool:
     try:
         return "EngineCore" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return False
-
-
-async def first_token(decoder: Decoder) -> None:
-    request = decoder_pb2.GenerateRequest(
-        request_id="endless",
-        prompt_token_ids=[1, 3, 1000, 4],
-        sampling=chat_pb2.SamplingParams(max_tokens=16_000, temperature=0, ignore_eos=True),
-    )
-    health_stub: Any = health_pb2_grpc.HealthStub(decoder.channel)
-    health = health_stub.Watch(health_pb2.HealthCheckRequest(service="pixtral.v1.DecoderService"))
-    while (await health.read()).status != SERVING:
-        pass
-    call: Any = decoder_pb2_grpc.DecoderServiceStub(decoder.channel).Generate(request)
-    assert (await anext(aiter(call))).delta.token_ids

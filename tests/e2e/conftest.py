@@ -1,10 +1,12 @@
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
+from bench.collector import Collector, collector
 from models.random_checkpoint import write_random_checkpoint
 from tests.e2e.service import Service, serve
 from tests.redis_server import RedisServer
@@ -25,10 +27,27 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
+def spans() -> Iterator[Collector]:
+    """What `service` tells of the requests that it serves."""
+    with collector() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
 def service(
-    checkpoint: Path, redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Path,
+    redis: RedisServer,
+    spans: Collector,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
-    with serve(checkpoint, redis.url, tmp_path_factory.mktemp("logs")) as service:
+    with ExitStack() as stack:
+        # Of these processes alone, not of those that a test starts beside them.
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", spans.endpoint)
+            environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+            environment.setenv("PIXTRAL_LOG_FORMAT", "json")
+            logs = tmp_path_factory.mktemp("logs")
+            service = stack.enter_context(serve(checkpoint, redis.url, logs))
         yield service
 
 

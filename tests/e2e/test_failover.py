@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pixtral_client import Client, Sampling, Unavailable
@@ -150,6 +151,21 @@ def converse(client: Client) -> None:
         messages.append({"role": "user", "content": question})
 
 
+def test_embeddings_outlive_the_tiers_that_asked_for_them(trio: Trio) -> None:
+    """A gateway and decoders that have never been shown a picture find what Redis holds."""
+    messages: list[dict[str, object]] = [
+        {"role": "user", "content": [new_picture(300, 200), "What is this?"]}
+    ]
+    sampling: Sampling = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    first = trio.service.client.chat(messages, **sampling)
+    encoded = trio.service.encoded()
+    with Client(trio.pair.target, timeout=120) as client:
+        again = client.chat(messages, **sampling)
+    assert again.images[0].cached
+    assert again.token_ids == first.token_ids
+    assert trio.service.encoded() == encoded
+
+
 def test_conversation_stays_on_one_decoder_and_reuses_what_it_holds(trio: Trio) -> None:
     hits = "vllm:prefix_cache_hits_total"
     before = trio.values(hits)[-1]
@@ -190,16 +206,31 @@ def test_answer_of_a_decoder_that_is_killed_goes_on_elsewhere(trio: Trio) -> Non
     stream, mortal, text, token_ids = on_a_mortal(trio, picture_turn, late)
     assert len(token_ids) > 2 * BEGUN
     before = trio.continued()
+    left = psutil.Process(mortal.process.pid).children(recursive=True)
+    assert left
     mortal.process.kill()
     read_to_the_end(trio, stream, text, token_ids)
     assert stream.completion is not None
     assert stream.completion.finish_reason == "stop"
     assert trio.continued() == before + 1
+    wait_until(lambda: not any(is_alive(process) for process in left), "its processes have ended")
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_answer_goes_on_when_its_decoders_grace_is_over_unless_there_is_no_other(
     trio: Trio,
 ) -> None:
+    for spare in trio.alive[1:]:
+        spare.process.kill()
+        spare.process.wait()
+    ready = ("pixtral_gateway_replicas_ready",)
+    wait_until(lambda: trio.pair.value(*ready, tier="decoder") == 1, "one of the pair")
     with Client(trio.pair.target, timeout=120) as client:
         lone = client.stream(text_turn(0), max_tokens=8000, ignore_eos=True)
         next(lone)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.collector import Collector, SpanSeen, collector
+from bench.collector import Collector, SpanSeen
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service, serve, wait_until
-from tests.redis_server import RedisServer
+from tests.e2e.service import Service, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 TIERS = ("gateway", "encoder", "decoder")
@@ -95,15 +93,8 @@ class Answer:
 
 
 @pytest.fixture(scope="module")
-def watched(
-    checkpoint: Path, redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Watched]:
-    with pytest.MonkeyPatch.context() as environment, collector() as receiver:
-        environment.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", receiver.endpoint)
-        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-        environment.setenv("PIXTRAL_LOG_FORMAT", "json")
-        with serve(checkpoint, redis.url, tmp_path_factory.mktemp("logs")) as service:
-            yield Watched(service, receiver)
+def watched(service: Service, spans: Collector) -> Watched:
+    return Watched(service, spans)
 
 
 @pytest.fixture(scope="module")

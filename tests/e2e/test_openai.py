@@ -284,10 +284,7 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize(("dataset", "more"), [("random", {}), ("random-mm", PICTURES)])
-def test_vllms_own_benchmark(
-    url: str, checkpoint: Path, tmp_path: Path, dataset: str, more: dict[str, str]
-) -> None:
+def test_vllms_own_benchmark(url: str, checkpoint: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     flags = {
         "backend": "openai-chat",
@@ -296,12 +293,12 @@ def test_vllms_own_benchmark(
         "model": MODEL,
         "tokenizer": str(checkpoint),
         "tokenizer-mode": "mistral",
-        "dataset-name": dataset,
+        "dataset-name": "random-mm",
         "random-input-len": "8",
         "random-output-len": "6",
         "num-prompts": "4",
         "result-filename": str(result),
-        **more,
+        **PICTURES,
     }
     command = [sys.executable, "-c", BENCH, "--ignore-eos", "--disable-tqdm", "--save-result"]
     ended = subprocess.run(
