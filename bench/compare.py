@@ -42,7 +42,7 @@ KV_CACHE_BYTES = 20 * 10**9
 # For each workload, how many requests at how many at once.
 Counts = Mapping[str, Mapping[int, int]]
 ON_CPU: Counts = {"text": {1: 40, 4: 200}, "new": {1: 6, 4: 16}, "same": {1: 30, 4: 160}}
-ON_GPU: Counts = {"text": {1: 20, 32: 640}, "new": {1: 12, 32: 192}, "same": {1: 20, 32: 320}}
+ON_GPU: Counts = {"text": {1: 20, 32: 640}, "new": {1: 12, 32: 128}, "same": {1: 20, 32: 320}}
 Workloads = dict[str, dict[str, Seen]]
 AskAbout = Callable[[str, bytes | None], Awaitable[float]]
 
