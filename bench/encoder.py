@@ -86,7 +86,9 @@ def median_seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def median_seconds_by_turns(
-    calls: Mapping[str, Callable[[], object]], device: torch.device
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Of each call. Whatever else the machine does meanwhile, it does to all of them."""
     if device.type == "cuda":
@@ -97,9 +99,9 @@ def median_seconds_by_turns(
     ends = time.perf_counter() + SECONDS * len(calls)
     while time.perf_counter() < ends or min(map(len, took.values())) < 3:
         for name, call in calls.items():
-            began = time.perf_counter()
+            began = clock()
             call()
-            took[name].append(time.perf_counter() - began)
+            took[name].append(clock() - began)
     return {name: statistics.median(times) for name, times in took.items()}
 
 
@@ -188,6 +190,12 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--peers", nargs="*", default=[], choices=("transformers", "vllm"))
     parser.add_argument("--counts", nargs="*", type=int, default=[1, 4, 16, 64])
+    parser.add_argument("--mixes", nargs="*", default=[*MIXES], choices=MIXES)
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="on a CPU that others use too: seconds of its cores, not of a clock on the wall",
+    )
     parser.add_argument("--fp8", action="store_true", help="beside it, products in 8 bits")
     parser.add_argument(
         "--model-dir", type=Path, help="another model's numbers and weights than Pixtral-12B's"
@@ -223,14 +231,16 @@ def main() -> None:
             peers["transformers"] = transformers_tower(spec, weights)
         if "vllm" in given.peers:
             peers["vllm"] = vllm_tower(spec, weights, stack)
-        for mix, some in MIXES.items():
+        clock = time.process_time if given.cpu_time else time.perf_counter
+        for mix in given.mixes:
+            some = MIXES[mix]
             for count in given.counts:
                 sizes = [fitted(some[at % len(some)], spec) for at in range(count)]
                 needed = sum(operations(spec, size) for size in sizes)
                 calls = {name: ours(tower, sizes, spec) for name, tower in towers.items()}
                 for name, theirs in peers.items():
                     calls[name] = peer(theirs, sizes, spec, device)
-                seconds = median_seconds_by_turns(calls, device)
+                seconds = median_seconds_by_turns(calls, device, clock)
                 reference = calls["ours"]()
                 near = {
                     name: nearness(call(), reference)

@@ -25,12 +25,17 @@ def without_weights(directory: Path) -> None:
     (directory / "consolidated.safetensors").unlink()
 
 
+def in_hugging_faces_format(directory: Path) -> None:
+    (directory / "params.json").rename(directory / "config.json")
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (without_tokenizer, "tekken.json"),
         (without_vocabulary, "vocab_size"),
         (without_weights, "consolidated"),
+        (in_hugging_faces_format, "params.json is missing.* not Hugging Face's alone"),
     ],
 )
 async def test_an_unfit_checkpoint_is_told_in_one_line_before_the_engine_starts(

@@ -15,6 +15,7 @@ from transformers import PixtralVisionModel
 
 from embeddings.vision import VisionSpec, read_params
 from models.random_checkpoint import RandomSpec
+from services.encoder.attention import LEAST_IN_BLOCKS
 from services.encoder.graphs import MOST_PATCHES
 from services.encoder.tower import VisionTower
 from services.encoder.weights import load_tower
@@ -161,3 +162,16 @@ def test_a_batch_in_several_runs_is_the_same(pair: Pair, monkeypatch: pytest.Mon
     monkeypatch.setattr(tower, "_graphs", EagerGraphs())
     for found, reference in zip(embed(tower, images), together, strict=True):
         assert relative_error(found, reference) < 1e-6
+
+
+def test_bfloat16_in_blocks_is_as_near_as_torchs_own_attention(checkpoint: Path) -> None:
+    spec = VisionSpec.from_params(read_params(checkpoint))
+    image = picture(spec, 640, 640)
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        tower = load_tower(checkpoint, spec, dtype=dtype, device=torch.device("cpu"))
+        (found[dtype],) = embed(tower, [image])
+    reference, rounded = found[torch.float32], found[torch.bfloat16].float()
+    assert len(reference) * spec.merge_size**2 >= LEAST_IN_BLOCKS
+    cosine = torch.cosine_similarity(rounded.flatten(), reference.flatten(), dim=0)
+    assert float(cosine) > 0.9995
