@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import cast
@@ -46,7 +46,7 @@ class Completions:
         store: EmbeddingStore,
         tiers: Tiers,
         admission: Admission,
-        most_retries: int,
+        most_retries: Callable[[], int],
     ) -> None:
         """`most_retries` are made at once, in each tier; see RetryBudget."""
         self._images = images
