@@ -123,6 +123,7 @@ class Completions:
     async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         contract = self._tiers.contract()
         images, prompt = await self._read(ask.conversation, ask.tenant, contract)
+        ask.so_far.prompt_tokens = len(prompt.token_ids)
         ask.tenant.use("prompt", len(prompt.token_ids))
         check_length(len(prompt.token_ids), ask.sampling, self._tiers.context_length)
         keys = [
