@@ -135,7 +135,6 @@ class Completions:
         encoding_began = time.monotonic()
         places = await self._places.find(wanted, contract, ask.deadline)
         encode = _since(encoding_began) if any_encoded(places) else 0.0
-        self._images.keep(ask.conversation.images, images, ask.tenant)
         note(**image_facts([places[key] for key in keys], encode))
 
         queue = time_to_first = 0.0
@@ -158,6 +157,7 @@ class Completions:
                                 queue = response.queue.ToNanoseconds() / 1e9
                                 first_token()
                                 _observe(time_to_first, places)
+                                self._images.keep(ask.conversation.images, images, ask.tenant)
                             yield response.delta
                     break
                 except FailedPrecondition as error:
