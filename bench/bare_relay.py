@@ -8,6 +8,8 @@ What the gateway itself costs is told against it, in one run.
 import asyncio
 from typing import Any
 
+import serving.polling  # noqa: F401  # isort: skip - before grpc, as in the gateway
+
 import grpc
 from pydantic import Field
 

@@ -16,7 +16,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,10 @@ STOCK_STREAMS, STOCK_TOKENS = 64, 200
 PARTS = ("ttft", "relay", "idle", "stock")
 
 
+# One request; its time to the first token, in seconds.
+Ask = Callable[[], Awaitable[float]]
+
+
 @contextmanager
 def stack(model_dir: Path, permits: int, log_dir: Path) -> Iterator[Stack]:
     """The gateway, what stands in for the tiers behind it, and the bare relay."""
@@ -80,7 +84,7 @@ def stack(model_dir: Path, permits: int, log_dir: Path) -> Iterator[Stack]:
         yield running
 
 
-async def first_tokens(clients: Clients, count: int) -> dict[str, Any]:
+async def first_tokens(clients: Clients, metrics: str, count: int) -> dict[str, Any]:
     numbers = itertools.count()
     picture = jpeg(0, PICTURE_SIDE, PICTURE_SIDE)
 
@@ -93,12 +97,20 @@ async def first_tokens(clients: Clients, count: int) -> dict[str, Any]:
     async def image() -> float:
         return await clients.grpc_first(asking(f"Question {next(numbers)}?", picture))
 
+    async def cpu_ms(ask: Ask) -> float:
+        before = await Spent.of(metrics)
+        for _ in range(count):
+            await ask()
+        return ((await Spent.of(metrics)).cpu_seconds - before.cpu_seconds) / count * 1e3
+
     alone, with_text, with_image = await alternately(count, direct, text, image)
     return {
         "picture_bytes": len(picture),
         "direct_ms": _percentiles(alone),
         "text_ms": _percentiles(with_text),
         "image_ms": _percentiles(with_image),
+        "text_cpu_ms": await cpu_ms(text),
+        "image_cpu_ms": await cpu_ms(image),
     }
 
 
@@ -147,7 +159,7 @@ async def measure(running: Stack, args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     async with clients_of(running) as clients:
         if "ttft" in args.parts:
-            found["first_token"] = await first_tokens(clients, args.requests)
+            found["first_token"] = await first_tokens(clients, metrics, args.requests)
         if "relay" in args.parts:
             doors = (
                 ("bare relay", clients.relay_tokens, addresses["bare-relay"].metrics),
@@ -176,6 +188,7 @@ def table(found: dict[str, Any]) -> str:
     if first := found.get("first_token"):
         lines += [
             "time to the first token, ms                     p50     p99   added p50  added p99"
+            "   CPU ms a request"
         ]
         alone = first["direct_ms"]
         for name, what in (
@@ -185,7 +198,9 @@ def table(found: dict[str, Any]) -> str:
         ):
             seen = first[name]
             added = "".join(f"{seen[p] - alone[p]:11.2f}" for p in ("p50", "p99"))
-            lines.append(f"  {what:42}{seen['p50']:7.2f} {seen['p99']:7.2f}{added}")
+            cpu = first.get(name.replace("_ms", "_cpu_ms"))
+            spent = "" if cpu is None else f"{cpu:19.2f}"
+            lines.append(f"  {what:42}{seen['p50']:7.2f} {seen['p99']:7.2f}{added}{spent}")
     for pace, doors in found.get("relay", {}).items():
         lines += ["", f"{pace:42}  tokens/s  tokens/message  tokens/CPU s   of the bare relay"]
         least = doors["bare relay"]["tokens_per_cpu_second"]

@@ -1,5 +1,6 @@
 """`python -m gateway`: runs a gateway until SIGTERM."""
 
+import serving.polling  # noqa: F401 - before grpc
 from gateway.settings import GatewaySettings
 from gateway.tier import GatewayTier
 from serving.server import run

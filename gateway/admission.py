@@ -10,28 +10,39 @@ from serving.errors import InvalidRequest, Overloaded
 
 class Admission:
     """`limit` permits; a request holds one for each of its answers until its last byte is sent or
-    given up.
+    given up. The limit may change: who holds a permit keeps it.
 
     Where there are several tenants, the last quarter of the permits is for those that hold less
     than an equal share of all: one that floods the gateway leaves room for the others.
     """
 
     def __init__(self, limit: int, tenants: Sized) -> None:
-        self._limit = limit
         self._tenants = tenants
         self._in_use = 0
-        PERMITS_LIMIT.set(limit)
+        self._largest = 0
+        self.limit = limit
 
     @property
     def in_use(self) -> int:
         return self._in_use
 
+    @property
+    def limit(self) -> int:
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        self._largest = max(self._largest, limit)
+        PERMITS_LIMIT.set(limit)
+
     @contextmanager
     def permit(self, tenant: Tenant, images: int, answers: int = 1) -> Iterator[None]:
         """For a request with so many images that asks for so many answers. Raises Overloaded where
         too few permits are left, or left to this tenant: nothing ever waits here."""
-        if answers > self._limit:
-            raise InvalidRequest("sampling.n", f"this gateway gives at most {self._limit} answers")
+        if answers > self._largest:
+            most = self._largest
+            raise InvalidRequest("sampling.n", f"this gateway gives at most {most} answers")
         self._check_room(tenant, answers)
         with tenant.request(images, answers):
             self._in_use += answers

@@ -1,12 +1,19 @@
 """What a client asks for, and what it is told at the end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.conversation import Conversation
 from gateway.deadline import Deadline
 from gateway.tenants import Tenant
 from pixtral.v1 import chat_pb2
 from serving.call import current_span, note
+
+
+@dataclass(slots=True)
+class SoFar:
+    """What is known of an answer before its end: the tokens of its prompt, once that is made."""
+
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +26,7 @@ class Ask:
     sampling: chat_pb2.SamplingParams
     arrival: float
     deadline: Deadline
+    so_far: SoFar = field(default_factory=SoFar)
 
     @classmethod
     def begin(

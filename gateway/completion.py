@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import cast
@@ -46,7 +46,7 @@ class Completions:
         store: EmbeddingStore,
         tiers: Tiers,
         admission: Admission,
-        most_retries: int,
+        most_retries: Callable[[], int],
     ) -> None:
         """`most_retries` are made at once, in each tier; see RetryBudget."""
         self._images = images
@@ -123,6 +123,7 @@ class Completions:
     async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         contract = self._tiers.contract()
         images, prompt = await self._read(ask.conversation, ask.tenant, contract)
+        ask.so_far.prompt_tokens = len(prompt.token_ids)
         ask.tenant.use("prompt", len(prompt.token_ids))
         check_length(len(prompt.token_ids), ask.sampling, self._tiers.context_length)
         keys = [
@@ -134,7 +135,6 @@ class Completions:
         encoding_began = time.monotonic()
         places = await self._places.find(wanted, contract, ask.deadline)
         encode = _since(encoding_began) if any_encoded(places) else 0.0
-        self._images.keep(ask.conversation.images, images, ask.tenant)
         note(**image_facts([places[key] for key in keys], encode))
 
         queue = time_to_first = 0.0
@@ -157,6 +157,7 @@ class Completions:
                                 queue = response.queue.ToNanoseconds() / 1e9
                                 first_token()
                                 _observe(time_to_first, places)
+                                self._images.keep(ask.conversation.images, images, ask.tenant)
                             yield response.delta
                     break
                 except FailedPrecondition as error:

@@ -1,6 +1,7 @@
 """What waits for a slow reader, as one delta for each answer instead of one for each token."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Generic, TypeVar
@@ -9,6 +10,9 @@ from pixtral.v1 import chat_pb2
 
 T = TypeVar("T")
 
+# A reader that takes longer over one event is slow. Events come 10 to 100 a second.
+SLOW_SECONDS = 0.05
+
 # Of deltas that came after one that still waits. Then the decoder is held back too.
 MAX_WAITING_BYTES = 64 << 10
 
@@ -16,12 +20,30 @@ MAX_WAITING_BYTES = 64 << 10
 async def merged(
     events: AsyncGenerator[chat_pb2.Choice | T],
 ) -> AsyncGenerator[chat_pb2.Choice | T]:
-    """Takes `events` as they come, wanted yet or not, and yields what has come.
+    """Takes `events` one by one while the reader keeps up, which needs no task of its own; from the
+    first that it is slow over on, takes them as they come, wanted yet or not, and yields what has
+    come.
 
     Deltas of one answer that wait become one; beyond MAX_WAITING_BYTES of them, no more are taken.
     What is no delta keeps its place. An error of `events` is raised once all before it has been
     yielded. Closing the generator closes `events`.
     """
+    async with aclosing(events):
+        async for event in events:
+            given = time.monotonic()
+            yield event
+            if time.monotonic() - given > SLOW_SECONDS:
+                break
+        else:
+            return
+        async with aclosing(_as_they_come(events)) as rest:
+            async for event in rest:
+                yield event
+
+
+async def _as_they_come(
+    events: AsyncGenerator[chat_pb2.Choice | T],
+) -> AsyncGenerator[chat_pb2.Choice | T]:
     waiting: _Waiting[T] = _Waiting()
     filling = asyncio.create_task(waiting.fill(events))
     try:

@@ -246,7 +246,7 @@ class EncoderReplica(Replica):
 
 
 class DecoderReplica(Replica):
-    """`context_length` is in tokens, as of the last handshake."""
+    """`context_length`, in tokens, and `max_running`, in answers, are as of the last handshake."""
 
     tier = "decoder"
 
@@ -254,11 +254,13 @@ class DecoderReplica(Replica):
         super().__init__(address, channel)
         self.stub = decoder_pb2_grpc.DecoderServiceStub(channel)
         self.context_length = 0
+        self.max_running = 0
 
     async def handshake(self) -> Contract:
         info = await self.stub.GetDecoderInfo(
             decoder_pb2.GetDecoderInfoRequest(), timeout=HANDSHAKE_SECONDS
         )
         self.context_length = info.context_length
+        self.max_running = info.max_running
         self._hear(info.responses)
         return Contract(info.model, info.fingerprint, info.width, info.dtype)

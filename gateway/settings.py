@@ -56,10 +56,11 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     decoders: Targets = Field(
         min_length=1, description="Of each decoder: host:port or dns:///name:port."
     )
-    max_concurrent_requests: int = Field(
-        256,
+    max_concurrent_requests: int | None = Field(
+        None,
         ge=1,
-        description="Answers and token counts that may run at once; more are refused.",
+        description="Answers and token counts that may run at once; more are refused. Unset: four "
+        "for each answer that the decoders which are ready run at once, 256 for one decoder's 64.",
     )
     workers: int = Field(
         1,
@@ -102,6 +103,8 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
 
     def shares(self) -> tuple[Self, ...]:
         """These settings as each worker gets them."""
+        if self.max_concurrent_requests is None:
+            return (self,) * self.workers
         each, rest = divmod(self.max_concurrent_requests, self.workers)
         return tuple(
             self.model_copy(update={"max_concurrent_requests": each + (index < rest)})
@@ -110,7 +113,8 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
 
     @model_validator(mode="after")
     def _check_workers(self) -> Self:
-        if self.workers > self.max_concurrent_requests:
+        most = self.max_concurrent_requests
+        if most is not None and self.workers > most:
             raise ValueError(
                 "workers: more than max_concurrent_requests, of which each has a share"
             )

@@ -10,6 +10,7 @@ from embeddings.guarded_redis import GuardedRedis
 from embeddings.store import EmbeddingStore
 from embeddings.vision import BadCheckpoint, VisionSpec, read_params
 from gateway.admission import Admission
+from gateway.capacity import keep_sized
 from gateway.completion import Completions
 from gateway.discovery import Group
 from gateway.fetch import Fetcher, Hosts
@@ -48,6 +49,7 @@ class GatewayTier:
         self._store: EmbeddingStore | None = None
         self._names: NamedImages | None = None
         self._fetcher: Fetcher | None = None
+        self._sizing: asyncio.Task[None] | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         chat_pb2_grpc.add_ChatServiceServicer_to_server(self._service, server)
@@ -99,18 +101,22 @@ class GatewayTier:
             max_pixels=settings.max_image_pixels,
             fetcher=self._fetcher,
         )
-        admission = Admission(settings.max_concurrent_requests, self._tenants)
+        admission = Admission(settings.max_concurrent_requests or 1, self._tenants)
         self._service.completions = self._openai.completions = Completions(
             images=RequestImages(reader, names),
             prompts=prompts,
             store=store,
             tiers=self._tiers,
             admission=admission,
-            most_retries=settings.max_concurrent_requests,
+            most_retries=lambda: admission.limit,
         )
         self._service.uploads = Uploads(reader=reader, names=names, admission=admission)
         self._tenants.start()
         await self._tiers.start()
+        if settings.max_concurrent_requests is None:
+            self._sizing = asyncio.create_task(
+                keep_sized(admission, self._tiers.decoders, settings.workers)
+            )
 
     async def failed(self) -> None:
         """Returns only for a fault of our own: what goes wrong behind a gateway can mend itself."""
@@ -118,6 +124,8 @@ class GatewayTier:
             await self._tiers.failed()
 
     async def stop(self) -> None:
+        if self._sizing is not None:
+            self._sizing.cancel()
         await self._tenants.stop()
         if self._tiers is not None:
             await self._tiers.stop()

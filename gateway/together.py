@@ -10,8 +10,8 @@ T = TypeVar("T")
 async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """What each comes to, in their order. The first that fails cancels the others, and its error is
     raised as it is."""
-    if not works:
-        return []
+    if len(works) < 2:
+        return [await work for work in works]
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in works]

@@ -1,5 +1,6 @@
 """One of the processes of a gateway that has several; `serving.workers` starts it."""
 
+import serving.polling  # noqa: F401 - before grpc
 from gateway.settings import GatewaySettings
 from gateway.tier import GatewayTier
 from serving.server import run

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from gateway.answer import Finished, Usage
+from gateway.answer import Finished, SoFar, Usage
 from gateway.http import tools
 from gateway.tools import whole_calls
 from pixtral.v1 import chat_pb2
@@ -53,21 +53,34 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
 
 
 async def chunks(
-    events: Events, completion_id: str, model: str, *, include_usage: bool
+    events: Events,
+    completion_id: str,
+    model: str,
+    *,
+    include_usage: bool,
+    so_far: SoFar | None = None,
 ) -> AsyncGenerator[bytes]:
-    """Server-sent events, each a `chat.completion.chunk`; with usage, one more has no choices."""
+    """Server-sent events, each a `chat.completion.chunk`; with usage, one more has no choices.
+
+    With `so_far`, which the events' source fills in, each chunk has what its choice has used.
+    """
     heading = _heading(completion_id, "chat.completion.chunk", model)
     # As OpenAI has it: where usage is asked for, each chunk has the field.
     usage: dict[str, Any] = {"usage": None} if include_usage else {}
-    begun: set[int] = set()
+    made: dict[int, int] = {}
     async with aclosing(events):
         async for event in events:
             if not isinstance(event, Finished):
                 opening = b""
-                if event.index not in begun:
-                    begun.add(event.index)
+                if event.index not in made:
+                    made[event.index] = 0
+                    if so_far is not None:
+                        usage = _running(so_far, 0)
                     first = _delta(event.index, {"role": "assistant", "content": ""})
                     opening = _event({**heading, "choices": [first], **usage})
+                if so_far is not None:
+                    made[event.index] += len(event.token_ids)
+                    usage = _running(so_far, made[event.index])
                 choice = _delta(
                     event.index,
                     _said(event),
@@ -147,6 +160,16 @@ def _ending(finished: Finished) -> dict[str, Any]:
                 for image in finished.images
             ],
         },
+    }
+
+
+def _running(so_far: SoFar, completion_tokens: int) -> dict[str, Any]:
+    return {
+        "usage": {
+            "prompt_tokens": so_far.prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": so_far.prompt_tokens + completion_tokens,
+        }
     }
 
 

@@ -94,7 +94,13 @@ class OpenAiApi:
         events = _stream(self.completions, ask, asked)
         if asked.stream:
             return EventStream(
-                answers.chunks(events, ask.id, self._model, include_usage=asked.include_usage)
+                answers.chunks(
+                    events,
+                    ask.id,
+                    self._model,
+                    include_usage=asked.include_usage,
+                    so_far=ask.so_far if asked.continuous_usage else None,
+                )
             )
         async with while_client_waits(request.receive):
             return JSONResponse(

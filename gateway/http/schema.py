@@ -76,6 +76,8 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     include_usage: bool | None = None
+    # vLLM's own, and as there of no effect without the other.
+    continuous_usage_stats: bool | None = None
 
 
 class _Request(BaseModel):
@@ -136,6 +138,12 @@ class ChatRequest(_Request):
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
 
     def called_tools(self) -> Tools:
         return to_tools(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)

@@ -120,6 +120,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
     def __init__(self) -> None:
         super().__init__()
         self.context_length = 32_768
+        self.max_running = 4
         self.calls: list[decoder_pb2.GenerateRequest] = []
         self.cancelled = 0
         self.behaviours: list[Behaviour] = [answers]
@@ -158,6 +159,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
             width=self.width,
             dtype="f32",
             context_length=self.context_length,
+            max_running=self.max_running,
             responses=self.responses,
         )
 

@@ -110,7 +110,7 @@ class Harness:
             store=store,
             tiers=tiers,
             admission=admission,
-            most_retries=most_retries,
+            most_retries=lambda: most_retries,
         )
         await tiers.start()
         replicas = [*tiers.encoders, *tiers.decoders]

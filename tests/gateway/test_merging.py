@@ -4,6 +4,7 @@ from contextlib import aclosing
 
 import pytest
 
+from gateway import merging
 from gateway.merging import MAX_WAITING_BYTES, merged
 from pixtral.v1 import chat_pb2
 from tests.gateway.harness import eventually
@@ -47,6 +48,12 @@ class Source:
             self.closed = True
 
 
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has read one event was slow over it."""
+    monkeypatch.setattr(merging, "SLOW_SECONDS", -1.0)
+
+
 async def test_a_reader_that_keeps_up_gets_each_delta_as_it_came() -> None:
     ask = asyncio.Queue[chat_pb2.Choice | str]()
 
@@ -61,6 +68,15 @@ async def test_a_reader_that_keeps_up_gets_each_delta_as_it_came() -> None:
     assert [each async for each in events] == []
 
 
+async def test_nothing_is_taken_ahead_of_a_reader_that_keeps_up() -> None:
+    source = Source(delta("a", 1), delta("b", 2), delta("c", 3))
+    async with aclosing(merged(source.events())) as events:
+        for taken in (1, 2, 3):
+            await anext(events)
+            assert source.taken == taken
+
+
+@pytest.mark.usefixtures("slow")
 async def test_what_waits_is_one_delta_for_each_answer() -> None:
     source = Source(
         delta("he", 1),
@@ -73,8 +89,9 @@ async def test_what_waits_is_one_delta_for_each_answer() -> None:
     events = merged(source.events())
     first = await anext(events)
     assert isinstance(first, chat_pb2.Choice)
+    rest = [await anext(events)]
     await eventually(lambda: source.closed)
-    rest = [each async for each in events]
+    rest += [each async for each in events]
     of_first = [e for e in (first, *rest) if isinstance(e, chat_pb2.Choice) and e.index == 0]
     assert len(of_first) <= 2
     assert "".join(e.text for e in of_first) == "hello"
@@ -87,21 +104,26 @@ async def test_what_waits_is_one_delta_for_each_answer() -> None:
     assert rest[-1] == END
 
 
+@pytest.mark.usefixtures("slow")
 async def test_a_reader_that_stops_holds_back_the_source_in_the_end() -> None:
     many = 3 * MAX_WAITING_BYTES // 1000
     source = Source(*(delta("a" * 1000) for n in range(many)))
     events = merged(source.events())
-    first = await anext(events)
+    first = [await anext(events), await anext(events)]
     await eventually(lambda: source.taken > many // 4)
     for _ in range(100):
         await asyncio.sleep(0)
     assert source.taken < many
-    read = [first, *[each async for each in events]]
+    read = [*first, *[each async for each in events]]
     assert sum(len(e.text) for e in read if isinstance(e, chat_pb2.Choice)) == 1000 * many
     assert len(read) < 10
 
 
-async def test_an_error_comes_behind_what_was_before_it() -> None:
+@pytest.mark.parametrize("slow_seconds", [60.0, -1.0])
+async def test_an_error_comes_behind_what_was_before_it(
+    slow_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "SLOW_SECONDS", slow_seconds)
     source = Source(delta("a", 1), delta("b", 2), error=KeyError("lost"))
     events = merged(source.events())
     seen: list[chat_pb2.Choice | str] = []
@@ -115,15 +137,24 @@ async def test_an_error_comes_behind_what_was_before_it() -> None:
     assert "".join(e.text for e in seen if isinstance(e, chat_pb2.Choice)) == "ab"
 
 
-async def test_closing_it_closes_what_it_reads() -> None:
-    source = Source(delta("a", 1))
+@pytest.mark.parametrize("slow_seconds", [60.0, -1.0])
+async def test_closing_it_closes_what_it_reads(
+    slow_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "SLOW_SECONDS", slow_seconds)
+    source = Source(delta("a", 1), delta("b", 2))
     async with aclosing(merged(source.events(ends=False))) as events:
+        await anext(events)
         await anext(events)
     assert source.closed
 
 
-async def test_cancelling_its_reader_closes_what_it_reads() -> None:
-    source = Source()
+@pytest.mark.parametrize("slow_seconds", [60.0, -1.0])
+async def test_cancelling_its_reader_closes_what_it_reads(
+    slow_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "SLOW_SECONDS", slow_seconds)
+    source = Source(delta("a", 1))
 
     async def read() -> None:
         async with aclosing(merged(source.events(ends=False))) as events:
@@ -131,15 +162,17 @@ async def test_cancelling_its_reader_closes_what_it_reads() -> None:
                 pass
 
     reading = asyncio.create_task(read())
-    await asyncio.sleep(0)
+    await eventually(lambda: source.taken)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert source.closed or source.taken == 0
+    assert source.closed
 
 
+@pytest.mark.usefixtures("slow")
 async def test_an_error_that_nobody_waits_for_is_not_lost_noisily() -> None:
-    source = Source(delta("a", 1), error=KeyError("lost"))
+    source = Source(delta("a", 1), delta("b", 2), error=KeyError("lost"))
     async with aclosing(merged(source.events())) as events:
+        await anext(events)
         await anext(events)
         await eventually(lambda: source.closed)

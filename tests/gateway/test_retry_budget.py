@@ -22,13 +22,13 @@ def spent(budget: RetryBudget) -> int:
 
 
 def test_all_that_was_saved_can_be_spent_at_once_and_no_more(clock: SimpleNamespace) -> None:
-    budget = RetryBudget("decoder", 8)
+    budget = RetryBudget("decoder", lambda: 8)
     assert spent(budget) == 8
     assert not budget.spend()
 
 
 def test_in_a_long_outage_a_fifth_of_the_requests_is_retried(clock: SimpleNamespace) -> None:
-    budget = RetryBudget("decoder", 8)
+    budget = RetryBudget("decoder", lambda: 8)
     spent(budget)
     retried = 0
     for _ in range(1000):
@@ -38,7 +38,7 @@ def test_in_a_long_outage_a_fifth_of_the_requests_is_retried(clock: SimpleNamesp
 
 
 def test_few_requests_are_retried_once_a_second(clock: SimpleNamespace) -> None:
-    budget = RetryBudget("decoder", 8)
+    budget = RetryBudget("decoder", lambda: 8)
     spent(budget)
     clock.now += 3
     assert spent(budget) == 3

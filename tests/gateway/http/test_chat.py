@@ -111,6 +111,23 @@ async def test_usage_comes_last_where_it_is_asked_for(http: httpx.AsyncClient) -
     assert [each["cached"] for each in last["pixtral"]["images"]] == [True]
 
 
+async def test_usage_so_far_is_in_every_chunk_where_it_is_asked_for(
+    http: httpx.AsyncClient,
+) -> None:
+    asked = {"include_usage": True, "continuous_usage_stats": True}
+    *events, _ = await stream(http, messages=LOOK, stream_options=asked)
+    *chunks, last = [json.loads(event) for event in events]
+
+    prompt = last["usage"]["prompt_tokens"]
+    assert prompt > 0
+    assert [chunk["usage"] for chunk in chunks] == [
+        {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+        for made in (0, 1, 3)
+    ]
+    alone = await stream(http, stream_options={"continuous_usage_stats": True})
+    assert not any("usage" in json.loads(event) for event in alone[:-1])
+
+
 @pytest.mark.parametrize(
     "url", [URL, {"url": URL}, {"url": URL, "detail": "low"}], ids=["text", "object", "detail"]
 )

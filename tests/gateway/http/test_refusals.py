@@ -373,7 +373,7 @@ async def test_beyond_the_permits_is_refused_at_once(
     async with asyncio.TaskGroup() as group:
         held = [
             group.create_task(http.send(http.build_request("POST", CHAT, json=body), stream=True))
-            for _ in range(client.settings.max_concurrent_requests)
+            for _ in range(client.settings.max_concurrent_requests or 0)
         ]
     response = await http.post(CHAT, json=body)
 
