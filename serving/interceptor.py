@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
 Body: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
-# Raises ServingError for a call that is refused whatever its message says, before it is parsed.
+# Raises ServingError for a call that is refused whatever its message says, before that is received.
 EarlyCheck: TypeAlias = Callable[[Context], None]
 
 # What it may take to send the status of a call whose client reads nothing.
@@ -128,15 +128,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         gate = None if service in self._ungated else self._gate
         is_recorded = gate is not None and full_name not in self._quiet
         method = _Method.of(handler, service, name)
-        body = _body(handler)
+        body, is_read_here = _body(handler), False
         if early_check := self._early_checks.get(full_name):
-            body = _checked(early_check, body)
+            is_read_here = not handler.request_streaming
+            body = _checked(early_check, body, is_read_here=is_read_here)
 
         async def behavior(request: Any, context: Context) -> Any:
             call = self._begin(full_name, context) if is_recorded else None
             return await _run(method, gate, body, request, context, call)
 
-        make = _MAKERS[handler.request_streaming, handler.response_streaming]
+        # To gRPC one that is read here is of a stream of requests: it reads a single one itself.
+        make = _MAKERS[handler.request_streaming or is_read_here, handler.response_streaming]
         return make(
             behavior,
             # A single request is parsed inside, where a malformed one is answered and counted.
@@ -258,10 +260,14 @@ def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:
     return grpc.StatusCode.CANCELLED
 
 
-def _checked(check: EarlyCheck, body: Body) -> Body:
-    def checked(request: Any, context: Context) -> Awaitable[Any]:
+def _checked(check: EarlyCheck, body: Body, *, is_read_here: bool) -> Body:
+    async def checked(request: Any, context: Context) -> Any:
         check(context)
-        return body(request, context)
+        if is_read_here:
+            request = await context.read()
+            if request is grpc.aio.EOF:
+                raise _malformed()
+        return await body(request, context)
 
     return checked
 
@@ -301,10 +307,14 @@ def _strict(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
         try:
             return data if parse is None else parse(data)
         except DecodeError:
-            raise ServingError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "MALFORMED_MESSAGE",
-                "the request is not a message of this method's type",
-            ) from None
+            raise _malformed() from None
 
     return strict
+
+
+def _malformed() -> ServingError:
+    return ServingError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "MALFORMED_MESSAGE",
+        "the request is not a message of this method's type",
+    )
