@@ -128,20 +128,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         gate = None if service in self._ungated else self._gate
         is_recorded = gate is not None and full_name not in self._quiet
         method = _Method.of(handler, service, name)
-        body, is_read_here = _body(handler), False
+        body = _body(handler)
         if early_check := self._early_checks.get(full_name):
-            is_read_here = not handler.request_streaming
-            body = _checked(early_check, body, is_read_here=is_read_here)
+            body = _checked(early_check, body)
 
         async def behavior(request: Any, context: Context) -> Any:
             call = self._begin(full_name, context) if is_recorded else None
             return await _run(method, gate, body, request, context, call)
 
-        # To gRPC one that is read here is of a stream of requests: it reads a single one itself.
-        make = _MAKERS[handler.request_streaming or is_read_here, handler.response_streaming]
-        return make(
+        # A single request is received inside, where it can be refused before, and a malformed one
+        # is answered and counted. gRPC itself never answers a call that ends without one.
+        return _MAKERS[handler.response_streaming](
             behavior,
-            # A single request is parsed inside, where a malformed one is answered and counted.
             _strict(handler.request_deserializer) if handler.request_streaming else None,
             handler.response_serializer,
         )
@@ -153,11 +151,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return call
 
 
+# Of one response and of a stream of them; of requests both take streams.
 _MAKERS = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
+    False: grpc.stream_unary_rpc_method_handler,
+    True: grpc.stream_stream_rpc_method_handler,
 }
 _TYPES = {
     (False, False): "unary",
@@ -260,14 +257,10 @@ def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:
     return grpc.StatusCode.CANCELLED
 
 
-def _checked(check: EarlyCheck, body: Body, *, is_read_here: bool) -> Body:
-    async def checked(request: Any, context: Context) -> Any:
+def _checked(check: EarlyCheck, body: Body) -> Body:
+    def checked(requests: Any, context: Context) -> Awaitable[Any]:
         check(context)
-        if is_read_here:
-            request = await context.read()
-            if request is grpc.aio.EOF:
-                raise _malformed()
-        return await body(request, context)
+        return body(requests, context)
 
     return checked
 
@@ -276,18 +269,25 @@ def _body(handler: Handler) -> Body:
     inner: Any = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
-    parse = None if handler.request_streaming else _strict(handler.request_deserializer)
+    parse = _strict(handler.request_deserializer)
 
-    def parsed(request: Any) -> Any:
-        return request if parse is None else parse(request)
+    async def received(requests: Any, context: Context) -> Any:
+        if handler.request_streaming:
+            return requests
+        data = await context.read()
+        if data is grpc.aio.EOF:
+            raise _malformed()
+        return parse(data)
 
-    async def answer(request: Any, context: Context) -> Any:
-        return await inner(parsed(request), context)
+    async def answer(requests: Any, context: Context) -> Any:
+        return await inner(await received(requests, context), context)
 
-    async def stream(request: Any, context: Context) -> None:
+    async def stream(requests: Any, context: Context) -> None:
         # Written here and not yielded on, so that a cancelled call closes the servicer's generator
         # at once, wherever it stands, and not when the garbage collector finds it.
-        async with aclosing(inner(parsed(request), context)) as responses:
+        request = await received(requests, context)
+        async with aclosing(inner(request, context)) as responses:
+            del request
             async for response in responses:
                 await context.write(response)
 
