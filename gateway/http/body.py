@@ -95,8 +95,12 @@ def _parse(model: type[M], body: bytearray) -> M:
 
 def _path(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """As far as it is of our own words: behind them come a client's, and pydantic's."""
-    known = takewhile(lambda part: str(part).isdecimal() or part in _names(model), loc)
-    return ".".join(str(part)[:MAX_DIGITS] for part in known)
+    return ".".join(str(part) for part in takewhile(lambda part: _is_ours(model, part), loc))
+
+
+def _is_ours(model: type[BaseModel], part: int | str) -> bool:
+    digits = str(part)
+    return part in _names(model) or (digits.isdecimal() and len(digits) <= MAX_DIGITS)
 
 
 @lru_cache
