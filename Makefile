@@ -6,11 +6,12 @@ INSTALLED := $(VENV)/.installed
 BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
 SCANNER := .cache/deploy-tools/bin/checkov
+AUDITOR := .cache/audit/bin/pip-audit
 # Where pip finds no CPU build of torch by itself, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-e2e test-parts test-page fuzz soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
+.PHONY: help setup demo test test-e2e test-parts test-page fuzz soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +48,8 @@ test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its picture
 	@mkdir -p docs/pictures/page
 	@PAGE_PICTURES=docs/pictures/page $(BIN)/python -m pytest tests/page
 
-fuzz: $(INSTALLED) ## Send a decoder 10,000 wrong, odd and hostile requests, in two minutes
+fuzz: $(INSTALLED) ## Send every door wrong, odd and hostile input, for ten minutes
+	@$(BIN)/python -m tests.fuzz --minutes 8
 	@$(BIN)/python -m tests.decoder.fuzz --requests 10000
 
 soak: $(INSTALLED) ## Load a decoder for 20 minutes with cancels, and see that nothing grows
@@ -123,6 +125,15 @@ protos: $(INSTALLED) ## Generate the Python stubs anew
 $(BUF): package.json
 	@npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@
+
+audit: $(AUDITOR) ## Ask the public advisories about every package of the locks (needs the network)
+	@for lock in requirements/*.txt; do \
+		echo "$$lock"; $(AUDITOR) --no-deps --disable-pip --progress-spinner off -r $$lock || failed=1; \
+	done; test -z "$$failed"
+
+$(AUDITOR):
+	@$(PYTHON) -m venv .cache/audit
+	@.cache/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 
 clean: ## Remove the environment and everything that was made
 	rm -rf $(VENV) .cache node_modules build *.egg-info

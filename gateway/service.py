@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -80,6 +80,10 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         """Raises Unauthenticated and Overloaded, from what is known without the message."""
         self.completions.check_room(self._tenant(context))
 
+    def check_key(self, context: Context) -> None:
+        """Raises Unauthenticated."""
+        self._tenant(context)
+
     async def CountTokens(
         self, request: chat_pb2.CountTokensRequest, context: Context
     ) -> chat_pb2.CountTokensResponse:
@@ -116,8 +120,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         )
 
     def _tenant(self, context: Context) -> Tenant:
-        metadata = dict(context.invocation_metadata() or ())
-        tenant = self._tenants.of(cast("str | None", metadata.get("authorization")))
+        metadata = context.invocation_metadata() or ()
+        headers = (str(value) for name, value in metadata if name == "authorization")
+        tenant = self._tenants.of(*headers)
         note(tenant=tenant.name)
         return tenant
 

@@ -180,11 +180,15 @@ class Tenants:
             with suppress(asyncio.CancelledError):
                 await self._watching
 
-    def of(self, authorization: str | None) -> Tenant:
-        """Whose key `Bearer KEY` holds. Raises Unauthenticated."""
+    def of(self, *headers: str) -> Tenant:
+        """Whose key the call's header `Bearer KEY` holds. Raises Unauthenticated.
+
+        Of several headers nobody could say which one a proxy on the way has looked at.
+        """
         if self._public is not None:
             return self._public
-        if authorization is None or authorization[: len(_BEARER)].lower() != _BEARER:
+        authorization = headers[0] if len(headers) == 1 else ""
+        if authorization[: len(_BEARER)].lower() != _BEARER:
             raise Unauthenticated(
                 "an API key is needed, as authorization: Bearer KEY", "API_KEY_MISSING"
             )

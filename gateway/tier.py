@@ -55,10 +55,15 @@ class GatewayTier:
         chat_pb2_grpc.add_ChatServiceServicer_to_server(self._service, server)
 
     def early_checks(self) -> dict[str, EarlyCheck]:
+        # Nobody without a key has a message of megabytes received.
         (service,) = self.services
-        return dict.fromkeys(
-            (f"{service}/Complete", f"{service}/StreamComplete"), self._service.check_room
+        methods = chat_pb2.DESCRIPTOR.services_by_name["ChatService"].methods_by_name
+        checks: dict[str, EarlyCheck] = dict.fromkeys(
+            (f"{service}/{name}" for name in methods), self._service.check_key
         )
+        for name in ("Complete", "StreamComplete"):
+            checks[f"{service}/{name}"] = self._service.check_room
+        return checks
 
     def http_server(self, gate: Gate, tracer: Tracer) -> HttpServer | None:
         listen = self._settings.http_listen

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
 Body: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
-# Raises ServingError for a call that is refused whatever its message says, before it is parsed.
+# Raises ServingError for a call that is refused whatever its message says, before that is received.
 EarlyCheck: TypeAlias = Callable[[Context], None]
 
 # What it may take to send the status of a call whose client reads nothing.
@@ -136,10 +136,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call = self._begin(full_name, context) if is_recorded else None
             return await _run(method, gate, body, request, context, call)
 
-        make = _MAKERS[handler.request_streaming, handler.response_streaming]
-        return make(
+        # A single request is received inside, where it can be refused before, and a malformed one
+        # is answered and counted. gRPC itself never answers a call that ends without one.
+        return _MAKERS[handler.response_streaming](
             behavior,
-            # A single request is parsed inside, where a malformed one is answered and counted.
             _strict(handler.request_deserializer) if handler.request_streaming else None,
             handler.response_serializer,
         )
@@ -151,11 +151,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return call
 
 
+# Of one response and of a stream of them; of requests both take streams.
 _MAKERS = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
+    False: grpc.stream_unary_rpc_method_handler,
+    True: grpc.stream_stream_rpc_method_handler,
 }
 _TYPES = {
     (False, False): "unary",
@@ -259,9 +258,9 @@ def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:
 
 
 def _checked(check: EarlyCheck, body: Body) -> Body:
-    def checked(request: Any, context: Context) -> Awaitable[Any]:
+    def checked(requests: Any, context: Context) -> Awaitable[Any]:
         check(context)
-        return body(request, context)
+        return body(requests, context)
 
     return checked
 
@@ -270,18 +269,25 @@ def _body(handler: Handler) -> Body:
     inner: Any = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
-    parse = None if handler.request_streaming else _strict(handler.request_deserializer)
+    parse = _strict(handler.request_deserializer)
 
-    def parsed(request: Any) -> Any:
-        return request if parse is None else parse(request)
+    async def received(requests: Any, context: Context) -> Any:
+        if handler.request_streaming:
+            return requests
+        data = await context.read()
+        if data is grpc.aio.EOF:
+            raise _malformed()
+        return parse(data)
 
-    async def answer(request: Any, context: Context) -> Any:
-        return await inner(parsed(request), context)
+    async def answer(requests: Any, context: Context) -> Any:
+        return await inner(await received(requests, context), context)
 
-    async def stream(request: Any, context: Context) -> None:
+    async def stream(requests: Any, context: Context) -> None:
         # Written here and not yielded on, so that a cancelled call closes the servicer's generator
         # at once, wherever it stands, and not when the garbage collector finds it.
-        async with aclosing(inner(parsed(request), context)) as responses:
+        request = await received(requests, context)
+        async with aclosing(inner(request, context)) as responses:
+            del request
             async for response in responses:
                 await context.write(response)
 
@@ -301,10 +307,14 @@ def _strict(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
         try:
             return data if parse is None else parse(data)
         except DecodeError:
-            raise ServingError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "MALFORMED_MESSAGE",
-                "the request is not a message of this method's type",
-            ) from None
+            raise _malformed() from None
 
     return strict
+
+
+def _malformed() -> ServingError:
+    return ServingError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "MALFORMED_MESSAGE",
+        "the request is not a message of this method's type",
+    )

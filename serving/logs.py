@@ -9,6 +9,9 @@ from typing import Any, Literal
 
 from serving.call import current
 
+# What others tell of their debugging quotes what they were given: Pillow a file's EXIF.
+OURS = ("embeddings", "gateway", "services", "serving")
+
 _PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)
 
 
@@ -42,10 +45,17 @@ class TextFormatter(logging.Formatter):
 
 
 def configure_logging(level: str, form: Literal["text", "json"]) -> None:
-    """Sends the root logger's records to stderr, in place of whatever was set before."""
+    """Sends the root logger's records to stderr, in place of whatever was set before.
+
+    "debug" is for this project's own; of libraries it has "info" and above.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    least = level.upper()
+    others = "INFO" if level == "debug" else least
+    logging.basicConfig(level=others, handlers=[handler], force=True)
+    for name in OURS:
+        logging.getLogger(name).setLevel(least)
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class ServesHttp(Protocol):
 
 @runtime_checkable
 class ChecksEarly(Protocol):
-    """A tier that knows of some calls, before their messages are parsed, that it refuses them."""
+    """A tier that knows of some calls, before their messages are received, that it refuses them."""
 
     def early_checks(self) -> Mapping[str, EarlyCheck]:
         """By method, package.Service/Method."""

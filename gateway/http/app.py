@@ -136,7 +136,7 @@ class OpenAiApi:
     def _tenant(self, request: Request) -> Tenant:
         if self._settings.is_for_this_machine:
             check_host(request.headers.get("host"))
-        tenant = self._tenants.of(request.headers.get("authorization"))
+        tenant = self._tenants.of(*request.headers.getlist("authorization"))
         note(tenant=tenant.name)
         return tenant
 

@@ -1,6 +1,8 @@
 """The body of a request: read up to a limit, and parsed without holding up anyone else."""
 
 import asyncio
+from functools import lru_cache
+from itertools import takewhile
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -19,6 +21,8 @@ MAX_BODY_BYTES = MAX_MESSAGE_BYTES
 MAX_BYTES_AT_ONCE = 12 * MAX_BODY_BYTES
 # Values in a body. Each takes some hundred bytes once it is parsed, and may be two in the body.
 MAX_VALUES = 1 << 20
+# Of an index, or of a token's id.
+MAX_DIGITS = 10
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -84,6 +88,23 @@ def _parse(model: type[M], body: bytearray) -> M:
         raise Refused(400, "MALFORMED_JSON", "the body is not valid JSON")
     if not problem["loc"]:
         raise Refused(400, "MALFORMED_BODY", "the body is not a JSON object")
-    path = ".".join(map(str, problem["loc"]))
+    path = _path(model, problem["loc"])
     message = problem["msg"]
     raise InvalidRequest(path, message[:1].lower() + message[1:])
+
+
+def _path(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """As far as it is of our own words: behind them come a client's, and pydantic's."""
+    return ".".join(str(part) for part in takewhile(lambda part: _is_ours(model, part), loc))
+
+
+def _is_ours(model: type[BaseModel], part: int | str) -> bool:
+    digits = str(part)
+    return part in _names(model) or (digits.isdecimal() and len(digits) <= MAX_DIGITS)
+
+
+@lru_cache
+def _names(model: type[BaseModel]) -> frozenset[str]:
+    schema = model.model_json_schema()
+    parts = (schema, *schema.get("$defs", {}).values())
+    return frozenset(name for part in parts for name in part.get("properties", ()))

@@ -1,53 +1,74 @@
-"""Bounds that uvicorn leaves to a proxy: how long a request's head may be, and may take."""
+"""Bounds that uvicorn leaves to a proxy: how long what is no body may be, and may take."""
 
 import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+# Of a request's head, of what is said of one piece of its body, and of what follows on it.
 MAX_HEAD_BYTES = 64 << 10
+# For the head, and for what is still to come of a body whose request is answered.
 HEAD_SECONDS = 60.0
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose client sends more of a request's head than that, or slower."""
+    """Closes a connection whose client sends more than that, or slower."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Since it was last clear that there is an end to it.
         self._head_bytes = 0
-        self._in_head = True
+        self._has_moved_on = False
+        self._is_whole = True
         self._patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait_for_head()
+        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_has_come()
+        self._wait_no_more()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._has_moved_on = False
         super().data_received(data)
-        # What came along with the head's end is body.
-        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
+        self._head_bytes = 0 if self._has_moved_on else self._head_bytes + len(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("The request's head is too large.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_has_come()
-        self._wait_for_head()
+        self._is_whole = False
+        self._wait()
 
     def on_headers_complete(self) -> None:
-        self._head_has_come()
+        self._has_moved_on = True
+        self._wait_no_more()
         super().on_headers_complete()
 
-    def _wait_for_head(self) -> None:
-        self._in_head = True
+    def on_body(self, body: bytes) -> None:
+        self._has_moved_on = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._has_moved_on = self._is_whole = True
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            # It came to its end too late for uvicorn to wait for another one.
+            self._wait()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # Nobody reads the rest, and so nobody has a deadline for it.
+        if self.cycle is not None and self.cycle.response_complete and not self._is_whole:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._wait_no_more()
         self._patience = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
 
-    def _head_has_come(self) -> None:
-        self._in_head = False
+    def _wait_no_more(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None

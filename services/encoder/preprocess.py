@@ -6,6 +6,7 @@ relied on: what cannot be decoded in full is refused.
 
 import asyncio
 import io
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embeddings.vision import Grid, VisionSpec
+from services.encoder.work import MAX_SCANNED_PIXELS, Malformed, TooMuchWork, check_work
 from serving.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -48,6 +50,9 @@ class Preprocessor:
         self._spec = spec
         self._max_pixels = max_pixels
         self._timeout_seconds = timeout_seconds
+        # Of what is wrong in a file, in so many words: the log would have it, and Python keeps each
+        # text that it has not shown before.
+        warnings.filterwarnings("ignore", module="PIL")
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="preprocess")
         self._idle = asyncio.Semaphore(workers)
 
@@ -88,8 +93,13 @@ class Preprocessor:
 
     def _open(self, data: bytes) -> OpenedImage:
         try:
+            scans = check_work(data)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        except TooMuchWork:
+            raise self._too_complex() from None
+        except Malformed:
+            raise self._malformed() from None
+        except Image.DecompressionBombError:
             raise self._too_many_pixels() from None
         except Exception:
             raise InvalidRequest(
@@ -98,6 +108,8 @@ class Preprocessor:
         width, height = image.size
         if width * height > self._max_pixels:
             raise self._too_many_pixels()
+        if width * height * scans > MAX_SCANNED_PIXELS:
+            raise self._too_complex()
         return OpenedImage(image, self._spec.grid(width, height))
 
     def _pixels(self, opened: OpenedImage) -> NDArray[np.float32]:
@@ -107,9 +119,13 @@ class Preprocessor:
             raise
         except Exception:
             # Pillow's decoders and OpenCV raise whatever they please on bad data.
-            raise InvalidRequest(
-                FIELD, "the image is truncated or malformed", "IMAGE_MALFORMED"
-            ) from None
+            raise self._malformed() from None
+
+    def _too_complex(self) -> InvalidRequest:
+        return InvalidRequest(FIELD, "the image has too many parts", "IMAGE_TOO_COMPLEX")
+
+    def _malformed(self) -> InvalidRequest:
+        return InvalidRequest(FIELD, "the image is truncated or malformed", "IMAGE_MALFORMED")
 
     def _too_many_pixels(self) -> InvalidRequest:
         return InvalidRequest(

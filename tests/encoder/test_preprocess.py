@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -15,12 +16,12 @@ from mistral_common.tokens.tokenizers.image import (
     transform_image,
 )
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from embeddings.vision import VisionSpec
 from services.encoder.preprocess import Preprocessor
 from serving.errors import InvalidRequest
-from tests.encoder.pictures import file_of, picture, png, png_that_claims
+from tests.encoder.pictures import chunk, file_of, picture, png, png_that_claims
 
 
 def spec_of(patch_size: int, merge_size: int, max_image_size: int) -> VisionSpec:
@@ -144,6 +145,88 @@ BAD_FILES = {
     "above Pillow's warning": (png_that_claims(10_000, 10_000), "IMAGE_TOO_MANY_PIXELS"),
     "a bomb": (png_that_claims(50_000, 50_000), "IMAGE_TOO_MANY_PIXELS"),
 }
+
+
+def scanned(times: int) -> bytes:
+    """A JPEG whose last scan, which changes next to nothing, comes so many times more."""
+    data = file_of(picture(64, 48), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * times + data[-2:]
+
+
+SCANS = scanned(0).count(b"\xff\xda")
+BEGIN, REST = PNG[:33], PNG[33:]
+TOO_COMPLEX = {
+    "scans": scanned(101 - SCANS),
+    "scans behind what looks like a segment": JPEG[:-2] + b"\xff\x05\xff\xff" + scanned(101),
+    "segments": JPEG[:2] + b"\xff\xfe\0\2" * 20_000 + JPEG[2:],
+    "junk between segments": JPEG[:2] + bytes(70_000) + JPEG[2:],
+    "fill bytes": JPEG[:2] + b"\xff" * 70_000 + JPEG[2:],
+    "junk behind an end": JPEG[:2] + b"\xff\xd9" + bytes(70_000) + JPEG[2:],
+    "chunks": BEGIN + chunk(b"teSt") * 20_000 + REST,
+    "chunks behind the image": PNG[:-12] + chunk(b"teSt") * 20_000 + PNG[-12:],
+    "empty chunks of the image": BEGIN + chunk(b"IDAT") * 20_000 + REST,
+}
+
+
+@pytest.mark.parametrize("name", TOO_COMPLEX)
+async def test_a_file_that_is_all_parts_is_refused_before_it_is_opened(
+    preprocessor: Preprocessor, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Image, "open")
+    with pytest.raises(InvalidRequest) as refused:
+        await preprocessor.open(TOO_COMPLEX[name])
+    assert refused.value.reason == "IMAGE_TOO_COMPLEX"
+
+
+async def test_the_larger_a_picture_the_fewer_scans_may_go_over_it(
+    preprocessor: Preprocessor,
+) -> None:
+    # Its size is all that is looked at.
+    height, width = struct.pack(">H", 7000), struct.pack(">H", 9000)
+    small = scanned(40)
+    at = small.index(b"\xff\xc2") + 5
+    assert (await preprocessor.open(small)).image.size == (64, 48)
+    with pytest.raises(InvalidRequest) as refused:
+        await preprocessor.open(small[:at] + height + width + small[at + 4 :])
+    assert refused.value.reason == "IMAGE_TOO_COMPLEX"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        scanned(100 - SCANS),
+        # What a telephone has behind a picture, or in it, is no scan.
+        JPEG + b"\xff\xda" * 1000,
+        JPEG[:2] + b"\xff\xe2\x07\xd2" + b"\xff\xda" * 1000 + JPEG[2:],
+        BEGIN + chunk(b"teSt") * 10_000 + REST,
+    ],
+    ids=["scans", "behind the image", "in a segment", "chunks"],
+)
+async def test_many_parts_are_none_too_many(preprocessor: Preprocessor, data: bytes) -> None:
+    assert (await preprocessor.pixels(await preprocessor.open(data))).ndim == 3
+
+
+async def test_a_png_that_gives_its_size_twice_is_refused(preprocessor: Preprocessor) -> None:
+    # Pillow goes by the last one, and the gateway, like browsers, by the first.
+    data = BEGIN + png(8, 8)[8:33] + REST
+    with pytest.raises(InvalidRequest) as refused:
+        await preprocessor.open(data)
+    assert refused.value.reason == "IMAGE_MALFORMED"
+
+
+async def test_nothing_of_what_is_odd_in_a_file_is_told_or_kept(
+    recwarn: pytest.WarningsRecorder, preprocessor: Preprocessor
+) -> None:
+    """Each of these tags makes Pillow warn in words of its own."""
+    tags = b"".join(struct.pack(">HHII", tag, 2, 1000, 8) for tag in range(1, 101))
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 100) + tags
+    data = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + JPEG[20:]
+    opened = await preprocessor.open(data)
+    assert "exif" in opened.image.info
+    assert "jfif" not in opened.image.info
+    assert len(recwarn) == 0
+    assert set(getattr(TiffImagePlugin, "__warningregistry__", ())) <= {"version"}
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -43,7 +44,6 @@ def test_a_key_says_whose_a_call_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("authorization", "reason"),
     [
-        (None, "API_KEY_MISSING"),
         ("", "API_KEY_MISSING"),
         ("key-of-acme", "API_KEY_MISSING"),
         ("Basic key-of-acme", "API_KEY_MISSING"),
@@ -55,13 +55,21 @@ def test_a_key_says_whose_a_call_is(tmp_path: Path) -> None:
     ],
 )
 def test_without_a_valid_key_nobody_is_let_in(
-    tmp_path: Path, authorization: str | None, reason: str
+    tmp_path: Path, authorization: str, reason: str
 ) -> None:
     tenants = Tenants(written(tmp_path, f"[acme]\n{ACME}"))
     with pytest.raises(Unauthenticated) as refused:
         tenants.of(authorization)
     assert refused.value.reason == reason
     assert "acm" not in refused.value.message
+
+
+@pytest.mark.parametrize("headers", [(), ("Bearer key-of-acme",) * 2, ("", "Bearer key-of-acme")])
+def test_one_header_says_who_asks_and_no_more(tmp_path: Path, headers: tuple[str, ...]) -> None:
+    tenants = Tenants(written(tmp_path, f"[acme]\n{ACME}"))
+    with pytest.raises(Unauthenticated) as refused:
+        tenants.of(*headers)
+    assert refused.value.reason == "API_KEY_MISSING"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +210,7 @@ async def serving_tenants(
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
     redis: RedisServer,
-) -> AsyncIterator[tuple["chat_pb2_grpc.ChatServiceAsyncStub", str]]:
+) -> AsyncIterator[tuple["chat_pb2_grpc.ChatServiceAsyncStub", str, str]]:
     settings = GatewaySettings(
         listen="127.0.0.1:0",
         http_listen="127.0.0.1:0",
@@ -217,7 +225,7 @@ async def serving_tenants(
         running(GatewayTier(settings), settings) as addresses,
         grpc.aio.insecure_channel(addresses.grpc) as channel,
     ):
-        yield chat_pb2_grpc.ChatServiceStub(channel), f"http://{addresses.http}"
+        yield chat_pb2_grpc.ChatServiceStub(channel), f"http://{addresses.http}", addresses.grpc
 
 
 async def test_every_method_asks_for_a_key(
@@ -235,7 +243,7 @@ async def test_every_method_asks_for_a_key(
     before = REGISTRY.get_sample_value(
         "pixtral_gateway_tenant_tokens_total", {"tenant": "acme", "kind": "prompt"}
     )
-    async with serving_tenants(path, model_dir, encoders, decoders, redis) as (stub, url):
+    async with serving_tenants(path, model_dir, encoders, decoders, redis) as (stub, url, _):
         await _over_http(url)
         calls = {
             stub.Complete: chat_pb2.CompleteRequest(messages=messages),
@@ -257,6 +265,37 @@ async def test_every_method_asks_for_a_key(
     )
     assert used is not None
     assert used > (before or 0)
+
+
+@pytest.mark.parametrize("method", ["Complete", "StreamComplete", "CountTokens", "PutImage"])
+async def test_without_a_key_nothing_of_a_message_is_waited_for(
+    model_dir: Path,
+    prompts: PromptEncoder,
+    encoders: list[FakeEncoder],
+    decoders: list[FakeDecoder],
+    redis: RedisServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    monkeypatch.setattr(PromptEncoder, "load", lambda *_: prompts)
+    path = written(tmp_path, f"[acme]\n{ACME}")
+    async with (
+        serving_tenants(path, model_dir, encoders, decoders, redis) as (_, url, address),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        # For the client a stream, so that it can begin without a message.
+        call: Any = channel.stream_stream(f"/pixtral.v1.ChatService/{method}")(timeout=20)
+        assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-type: application/json\r\ncontent-length: 60000000\r\n\r\n"
+        )
+        assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 401 ")
+        writer.close()
 
 
 async def _over_http(url: str) -> None:

@@ -9,8 +9,12 @@ from google.protobuf.wrappers_pb2 import StringValue
 from prometheus_client import REGISTRY
 
 from serving import interceptor
-from serving.errors import DeadlineExceeded, InvalidRequest, from_rpc_error
-from tests.serving.echo import SERVICE, Context, EchoTier, StreamCall, echo, read_message
+from serving.channel import open_channel
+from serving.errors import DeadlineExceeded, InvalidRequest, Unauthenticated, from_rpc_error
+from serving.interceptor import EarlyCheck
+from serving.server import running
+from serving.settings import ProcessSettings
+from tests.serving.echo import SERVICE, Context, EchoStub, EchoTier, StreamCall, echo, read_message
 
 
 class Counts:
@@ -261,3 +265,50 @@ async def test_a_servicers_own_status_is_relayed_and_counted() -> None:
             await stub.unary(StringValue())
         assert failed.value.details() == "own words"
         await counts.become({"started": 1, "ABORTED": 1, "timed": 1})
+
+
+class Strict(EchoTier):
+    """Refuses whoever shows no key."""
+
+    def early_checks(self) -> dict[str, EarlyCheck]:
+        def check(context: Context) -> None:
+            if ("key", "right") not in (context.invocation_metadata() or ()):
+                raise Unauthenticated("who are you?")
+
+        return {f"{SERVICE}/{name}": check for name in ("Unary", "Stream", "Collect")}
+
+
+@pytest.mark.parametrize("method", ["Unary", "Stream", "Collect"])
+async def test_what_is_refused_early_is_refused_before_its_message_comes(method: str) -> None:
+    settings = ProcessSettings()
+    async with (
+        running(Strict(upper, letters, join), settings) as addresses,
+        open_channel(addresses.grpc, None) as channel,
+    ):
+        # To the client a stream, so that it can begin without a message.
+        call: Any = channel.stream_stream(f"/{SERVICE}/{method}")(timeout=20)
+        assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+
+        key = (("key", "right"),)
+        stub, asked = EchoStub(channel), StringValue(value="abc")
+        match method:
+            case "Unary":
+                assert (await stub.unary(asked, metadata=key)).value == "ABC"
+            case "Stream":
+                said = [each.value async for each in stub.stream(asked, metadata=key)]
+                assert said == ["a", "b", "c"]
+            case _:
+                assert (await stub.collect(iter([asked, asked]), metadata=key)).value == "abcabc"
+
+
+@pytest.mark.parametrize("method", ["Unary", "Stream"])
+async def test_a_call_that_was_let_in_and_has_no_message_is_malformed(method: str) -> None:
+    async with (
+        running(Strict(upper, letters), ProcessSettings()) as addresses,
+        open_channel(addresses.grpc, None) as channel,
+    ):
+        call: Any = channel.stream_stream(f"/{SERVICE}/{method}")(
+            timeout=20, metadata=(("key", "right"),)
+        )
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -254,3 +254,24 @@ async def test_tls_files_that_do_not_serve_are_named_at_start(
     with pytest.raises(StartupError, match=r"server\.(key|pem)"):
         async with running(EchoTier(unary=upper), settings):
             pass
+
+
+async def test_a_message_that_unpacks_to_too_much_is_refused() -> None:
+    async def length(request: StringValue, context: Context) -> StringValue:
+        return StringValue(value=str(len(request.value)))
+
+    settings = ProcessSettings()
+    async with (
+        running(EchoTier(unary=length), settings) as addresses,
+        grpc.aio.insecure_channel(
+            addresses.grpc, options=(("grpc.max_send_message_length", -1),)
+        ) as channel,
+    ):
+        stub = EchoStub(channel)
+        # Some hundred kilobytes on the wire.
+        bomb = StringValue(value="a" * (2 * MAX_MESSAGE_BYTES))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.unary(bomb, compression=grpc.Compression.Gzip)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        small = StringValue(value="a" * 100_000)
+        assert (await stub.unary(small, compression=grpc.Compression.Gzip)).value == "100000"

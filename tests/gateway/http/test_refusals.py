@@ -184,6 +184,9 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "too_many_logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     "n": ({"n": 0}, "n"),
     "logit_bias": ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+    "logit_bias of a word": ({"logit_bias": {WORD: 1}}, "logit_bias"),
+    "logit_bias no number": ({"logit_bias": {"5": WORD}}, "logit_bias.5"),
+    "a schema that is none": ({"structured_outputs": {"json": 7}}, "structured_outputs.json"),
 }
 
 

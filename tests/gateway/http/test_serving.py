@@ -421,6 +421,93 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
         writer.close()
 
 
+@pytest.mark.parametrize(
+    "begun",
+    [b"0\r\n", b"0\r\nx: ", b"5"],
+    ids=["lines behind the body", "a line behind the body", "a piece's extensions"],
+)
+async def test_what_is_said_around_a_body_is_read_up_to_a_limit(
+    client: Client, begun: bytes
+) -> None:
+    host, _, port = client.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    endless = {b"0\r\n": b"a: b\r\n", b"0\r\nx: ": b"a", b"5": b";a=b"}[begun]
+    closed = asyncio.create_task(reader.read())
+    with contextlib.suppress(ConnectionError):
+        writer.write(
+            b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        writer.write(begun)
+        for _ in range(1000):
+            writer.write(endless * 1000)
+            await writer.drain()
+    with contextlib.suppress(ConnectionError):
+        assert (await asyncio.wait_for(closed, 10)).startswith(b"HTTP/1.1 404 ")
+    writer.close()
+
+
+@pytest.mark.parametrize("rest", [b"", b"12345678"], ids=["unfinished", "finished"])
+async def test_a_body_that_nobody_reads_any_more_is_not_waited_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    host, _, port = client.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n12")
+    with contextlib.suppress(ConnectionError):
+        assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 404 ")
+        writer.write(rest)
+        # To the end of the connection.
+        await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+
+
+async def test_requests_behind_one_another_are_answered(client: Client) -> None:
+    host, _, port = client.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    ask = b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 1000 + b"\r\n\r\n"
+    for _ in range(200):
+        writer.write(ask)
+    for _ in range(200):
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert head.startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"content-length: 4\r\ntransfer-encoding: chunked",
+        b"transfer-encoding: chunked\r\ncontent-length: 4",
+        b"content-length: 4\r\ncontent-length: 5",
+        b"content-length: 4, 4",
+        b"content-length: +4",
+        b"content-length: 0x4",
+        b"transfer-encoding: chunked, identity",
+        b"transfer-encoding: x\r\ntransfer-encoding: identity",
+        b"transfer-encoding : chunked",
+        b"content-length: 4\r\n transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+        b"x: a\rtransfer-encoding: chunked",
+        b"x: a\0b",
+        b"a b: c",
+    ],
+)
+async def test_where_a_request_ends_is_not_for_two_to_differ_about(
+    client: Client, headers: bytes
+) -> None:
+    host, _, port = client.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\n" + headers + b"\r\n\r\n")
+    writer.write(b"0\r\n\r\n" + SMUGGLED)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    writer.close()
+
+
 async def test_an_address_that_is_taken_is_told(settings: GatewaySettings) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -1,0 +1,140 @@
+"""Fuzzes what strangers can send: images, OpenAI requests, bytes of HTTP, messages of gRPC.
+
+    python -m tests.fuzz [--minutes 8] [--seed 0]
+
+Images go through the readers of gateway and encoder in this process, first with a seed and then
+led by atheris; all else goes to a whole stack of real processes. What breaks is kept under
+tests/fuzz/regressions, where a test replays it, and ends the run with exit code 1.
+"""
+
+import argparse
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+
+from embeddings.codec import DType
+from embeddings.fingerprint import fingerprint
+from models.random_checkpoint import write_random_checkpoint
+from serving.channel import open_channel
+from tests.e2e.service import Service, serve
+from tests.fuzz.calls import (
+    REGRESSIONS,
+    Found,
+    Limit,
+    chat_methods,
+    decoder_methods,
+    encoder_methods,
+    fuzz_grpc,
+    fuzz_http,
+    fuzz_openai,
+)
+from tests.fuzz.images import PIXTRAL, fuzz_images, keep
+from tests.redis_server import RedisServer
+
+ROOT = Path(__file__).parents[2]
+CORPUS = ROOT / ".cache" / "fuzz" / "images"
+# Of the time, in tenths.
+SEEDED, GUIDED, OPENAI, HTTP, CHAT, ENCODER, DECODER = 1, 3, 2, 1, 1, 1, 1
+TENTHS = 10
+# Of a process that has answered thousands of requests.
+MAX_GROWTH_BYTES = 1 << 30
+
+
+def fuzz(minutes: float, seed: int) -> bool:
+    """Whether all held."""
+    tenth = minutes * 60 / TENTHS
+    began = time.monotonic()
+    ended = asyncio.run(fuzz_images(PIXTRAL, seed, seconds=SEEDED * tenth))
+    print(f"images of seed {seed}: {ended.total()}")
+    for ending, count in ended.most_common():
+        print(f"  {count:7} {ending}")
+    has_held = guided(GUIDED * tenth, seed)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        RedisServer() as redis,
+        serve(
+            write_random_checkpoint(Path(directory) / "model"), redis.url, Path(directory)
+        ) as service,
+    ):
+        has_held &= asyncio.run(calls(service, Path(directory) / "model", tenth, seed))
+    print(f"in {time.monotonic() - began:.0f} s")
+    return has_held
+
+
+def guided(seconds: float, seed: int) -> bool:
+    print(f"images, led by atheris, {seconds:.0f} s", flush=True)
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.fuzz.guided", str(CORPUS)),
+            # A mutated file is a few hundred bytes; what needs this much is a bomb.
+            *(f"-max_total_time={seconds:.0f}", f"-seed={seed + 1}", "-rss_limit_mb=2048"),
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    print(f"  {ran.stderr.splitlines()[-1]}" if ran.returncode == 0 else ran.stderr[-3000:])
+    return ran.returncode == 0
+
+
+async def calls(service: Service, model_dir: Path, tenth: float, seed: int) -> bool:
+    addresses = service.stack.addresses
+    url = f"http://{service.stack.http_target}"
+    made_by = fingerprint(model_dir, DType.F32)
+    before = {tier: memory(service, tier) for tier in addresses}
+    has_held = True
+
+    async def told(name: str, found: Awaitable[Found]) -> None:
+        nonlocal has_held
+        ended = await found
+        has_held &= tell(name, ended)
+
+    def limit(tenths: int) -> Limit:
+        return Limit(seconds=tenths * tenth)
+
+    await told("openai", fuzz_openai(url, seed, limit(OPENAI)))
+    await told("http", fuzz_http(url, seed, limit(HTTP)))
+    for tier, methods, tenths in (
+        ("gateway", chat_methods(), CHAT),
+        ("encoder", encoder_methods(made_by), ENCODER),
+        ("decoder", decoder_methods(), DECODER),
+    ):
+        async with open_channel(addresses[tier].grpc, None) as channel:
+            await told(tier, fuzz_grpc(channel, methods, seed, limit(tenths)))
+    for tier, bytes_before in before.items():
+        grown = memory(service, tier) - bytes_before
+        print(f"{tier}: {grown / 2**20:+.0f} MiB")
+        has_held &= grown < MAX_GROWTH_BYTES
+    return has_held
+
+
+def memory(service: Service, tier: str) -> float:
+    return service.value(tier, "process_resident_memory_bytes")
+
+
+def tell(name: str, found: Found) -> bool:
+    print(f"{name}: {found.endings.total()}")
+    for ending, count in found.endings.most_common():
+        print(f"  {count:7} {ending}")
+    for problem, sent in found.bad[:10]:
+        print(f"  BROKEN: {problem}")
+        keep(sent, REGRESSIONS / name)
+    return not found.bad
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    sys.exit(0 if fuzz(given.minutes, given.seed) else 1)
+
+
+if __name__ == "__main__":
+    main()

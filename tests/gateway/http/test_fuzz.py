@@ -1,0 +1,43 @@
+"""Slices of `make fuzz`, before stand-ins for the other tiers."""
+
+import httpx
+import pytest
+
+from tests.fuzz.calls import (
+    Limit,
+    chat_methods,
+    fuzz_grpc,
+    fuzz_http,
+    fuzz_openai,
+    problem_of,
+    replayed,
+)
+from tests.gateway.harness import Client
+from tests.gateway.http.test_chat import CHAT
+from tests.gateway.http.test_refusals import permits
+
+
+async def test_whatever_the_body_openais_error_or_an_answer_comes_back(client: Client) -> None:
+    found = await fuzz_openai(client.url, 3, Limit(count=600))
+    assert not found.bad
+    assert {f"{CHAT} 200", f"{CHAT} 400"} <= set(found.endings)
+    assert permits() == 0
+
+
+async def test_whatever_comes_over_a_connection_is_refused_or_answered(client: Client) -> None:
+    found = await fuzz_http(client.url, 3, Limit(count=600))
+    assert not found.bad
+    assert {"raw 200", "raw 400"} <= set(found.endings)
+
+
+async def test_whatever_the_message_its_status_is_one_to_act_upon(client: Client) -> None:
+    found = await fuzz_grpc(client.channel, chat_methods(), 3, Limit(count=600))
+    assert not found.bad
+    assert {"Complete OK", "Complete INVALID_ARGUMENT", "PutImage OK"} <= set(found.endings)
+    assert permits() == 0
+
+
+@pytest.mark.parametrize("body", replayed("openai"))
+async def test_what_was_broken_once_holds(http: httpx.AsyncClient, body: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    assert problem_of(await http.post(CHAT, content=body, headers=headers)) is None
