@@ -10,7 +10,7 @@ SCANNER := .cache/deploy-tools/bin/checkov
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-page fuzz soak accuracy lint format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
+.PHONY: help setup demo test test-page fuzz soak accuracy lint format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-refusals bench-isolation clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench-gateway: $(MODEL)/params.json ## Measure what the gateway costs, before a 
 
 bench-overload: $(MODEL)/params.json ## Offer the real stack five times what it can answer, for two minutes
 	@$(BIN)/python -m bench.overload --model-dir $(MODEL)
+
+bench-refusals: $(MODEL)/params.json ## Measure what a refusal costs the gateway
+	@$(BIN)/python -m bench.refusals --model-dir $(MODEL)
 
 bench-isolation: $(MODEL)/params.json ## Measure what one tenant feels of another that floods
 	@$(BIN)/python -m bench.isolation --model-dir $(MODEL)

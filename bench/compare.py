@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 
 import pixtral_client
-from bench.load import Seen, closed_loop
+from bench.loops import Seen, closed_loop
 from bench.pictures import jpeg
 from bench.stock_vllm import prepare, stock_server
 

@@ -129,14 +129,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         is_recorded = gate is not None and full_name not in self._quiet
         method = _Method.of(handler, service, name)
         body = _body(handler)
+        reads_itself = handler.request_streaming
         if early_check := self._early_checks.get(full_name):
-            body = _checked(early_check, body)
+            body, reads_itself = _checked(early_check, body), True
 
         async def behavior(request: Any, context: Context) -> Any:
             call = self._begin(full_name, context) if is_recorded else None
             return await _run(method, gate, body, request, context, call)
 
-        make = _MAKERS[handler.request_streaming, handler.response_streaming]
+        make = _MAKERS[reads_itself, handler.response_streaming]
         return make(
             behavior,
             # A single request is parsed inside, where a malformed one is answered and counted.
@@ -259,11 +260,20 @@ def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:
 
 
 def _checked(check: EarlyCheck, body: Body) -> Body:
-    def checked(request: Any, context: Context) -> Awaitable[Any]:
+    """For a method of one request, served as if it took many: gRPC would read that one first."""
+
+    async def checked(_: Any, context: Context) -> Any:
         check(context)
-        return body(request, context)
+        return await body(await _only_message(context), context)
 
     return checked
+
+
+async def _only_message(context: Context) -> Any:
+    message = await context.read()
+    if message is grpc.aio.EOF:
+        raise _malformed()
+    return message
 
 
 def _body(handler: Handler) -> Body:
@@ -276,12 +286,17 @@ def _body(handler: Handler) -> Body:
         return request if parse is None else parse(request)
 
     async def answer(request: Any, context: Context) -> Any:
-        return await inner(parsed(request), context)
+        message = parsed(request)
+        # It may be large, and the call long.
+        del request
+        return await inner(message, context)
 
     async def stream(request: Any, context: Context) -> None:
         # Written here and not yielded on, so that a cancelled call closes the servicer's generator
         # at once, wherever it stands, and not when the garbage collector finds it.
-        async with aclosing(inner(parsed(request), context)) as responses:
+        responses = inner(parsed(request), context)
+        del request
+        async with aclosing(responses):
             async for response in responses:
                 await context.write(response)
 
@@ -301,10 +316,14 @@ def _strict(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
         try:
             return data if parse is None else parse(data)
         except DecodeError:
-            raise ServingError(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "MALFORMED_MESSAGE",
-                "the request is not a message of this method's type",
-            ) from None
+            raise _malformed() from None
 
     return strict
+
+
+def _malformed() -> ServingError:
+    return ServingError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "MALFORMED_MESSAGE",
+        "the request is not a message of this method's type",
+    )

@@ -46,6 +46,8 @@ def configure_logging(level: str, form: Literal["text", "json"]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # What no line tells is not gathered: a fifth of what a line costs.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from bench.load import Outcome, keep_at_once, open_loop, percentile
+from bench.loops import Outcome, keep_at_once, open_loop, percentile
 
 
 async def at_once(_: int) -> Outcome:
