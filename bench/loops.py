@@ -9,7 +9,8 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
 
@@ -67,7 +68,8 @@ class Arrival:
     """A request of an open loop. All times are seconds since `due`, the moment when it was to be
     sent: a generator or a server that falls behind makes them longer, and hides nothing.
 
-    `sent` is how late the generator was; `first` is None where no token came.
+    `sent` is how late the generator was; `first` is None where no token came. `number` is that
+    which it was asked for with.
     """
 
     due: float
@@ -75,6 +77,37 @@ class Arrival:
     code: str
     ended: float
     first: float | None
+    number: int
+
+
+async def at_times(
+    ask: Callable[[int], Awaitable[Outcome]], times: Iterable[float], *, at_once: int | None = None
+) -> list[Arrival]:
+    """Sends each request at its time, in seconds from now, whatever has become of those before;
+    returns once all have ended. `due` is since the begin.
+
+    With `at_once`, no more than so many are under way: one that is due waits, and its wait counts.
+    """
+    arrivals: list[Arrival] = []
+    room = None if at_once is None else asyncio.Semaphore(at_once)
+    began = time.perf_counter()
+
+    async def one(number: int, due: float) -> None:
+        sent = time.perf_counter()
+        async with room or nullcontext():
+            outcome = await ask(number)
+        first = None if outcome.first is None else outcome.first - due
+        arrivals.append(
+            Arrival(due - began, sent - due, outcome.code, outcome.ended - due, first, number)
+        )
+
+    async with asyncio.TaskGroup() as group:
+        for number, at in enumerate(times):
+            due = began + at
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            group.create_task(one(number, due))
+    return arrivals
 
 
 async def open_loop(
@@ -84,26 +117,17 @@ async def open_loop(
     seconds: float,
     seed: int = 0,
 ) -> list[Arrival]:
-    """Sends `rate` requests a second for so long, at the times of a Poisson process, whatever has
-    become of those before; returns once all have ended. `due` is since the begin."""
+    """Sends `rate` requests a second for so long, at the times of a Poisson process; see
+    `at_times`."""
+    return await at_times(ask, poisson(rate, seconds, seed))
+
+
+def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:
     random = Random(seed)
-    arrivals: list[Arrival] = []
-    began = time.perf_counter()
-
-    async def one(number: int, due: float) -> None:
-        sent = time.perf_counter()
-        outcome = await ask(number)
-        first = None if outcome.first is None else outcome.first - due
-        arrivals.append(Arrival(due - began, sent - due, outcome.code, outcome.ended - due, first))
-
-    number, due = 0, began + random.expovariate(rate)
-    async with asyncio.TaskGroup() as group:
-        while due < began + seconds:
-            if (wait := due - time.perf_counter()) > 0:
-                await asyncio.sleep(wait)
-            group.create_task(one(number, due))
-            number, due = number + 1, due + random.expovariate(rate)
-    return arrivals
+    at = random.expovariate(rate)
+    while at < seconds:
+        yield at
+        at += random.expovariate(rate)
 
 
 async def keep_at_once(
@@ -116,9 +140,12 @@ async def keep_at_once(
 
     async def worker() -> None:
         while (due := time.perf_counter()) < began + seconds:
-            outcome = await ask(next(numbers))
+            number = next(numbers)
+            outcome = await ask(number)
             first = None if outcome.first is None else outcome.first - due
-            arrivals.append(Arrival(due - began, 0.0, outcome.code, outcome.ended - due, first))
+            arrivals.append(
+                Arrival(due - began, 0.0, outcome.code, outcome.ended - due, first, number)
+            )
 
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):
