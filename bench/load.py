@@ -15,6 +15,7 @@ writes an HTML page and JSON to --result-dir. Over HTTP it loads any server of O
 import argparse
 import asyncio
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ import uvloop
 from bench.doors import Answer, open_door
 from bench.load_report import page, table
 from bench.load_summary import Record, summary
-from bench.loops import Outcome, at_times
+from bench.loops import Outcome, at_times, keep_at_once
 from bench.mix import Album, Asked, Mix, plan
 from bench.simulation.arrivals import Rate, bursts, constant, trace
 from pixtral_client import pixtral_stack
@@ -50,16 +51,22 @@ class Arriving:
     requests: int | None = None
     seed: int = 0
 
+    @property
+    def is_closed(self) -> bool:
+        return math.isinf(self.rate)
+
     def planned(self, mix: Mix, album: Album) -> Iterator[Asked]:
-        at_time: Rate = constant(self.rate)
+        # Without a rate, each is due when another has ended, and the times are none.
+        rate, seconds = (1.0, math.inf) if self.is_closed else (self.rate, self.seconds)
+        at_time: Rate = constant(rate)
         if self.burst != 1:
             at_time = bursts(
-                self.rate, factor=self.burst, every=self.burst_every, lasting=self.burst_seconds
+                rate, factor=self.burst, every=self.burst_every, lasting=self.burst_seconds
             )
         arrivals = trace(
             at_time,
-            highest=self.rate * max(1.0, self.burst),
-            seconds=self.seconds,
+            highest=rate * max(1.0, self.burst),
+            seconds=seconds,
             traffic=mix.traffic,
             seed=self.seed,
         )
@@ -69,11 +76,12 @@ class Arriving:
 async def load(url: str, arriving: Arriving, mix: Mix, api_key: str, model: str) -> list[Record]:
     album = Album(mix.sizes)
     album.make()
+    planned = arriving.planned(mix, album)
     pending: dict[int, Asked] = {}
     answers: dict[int, Answer] = {}
 
     def times() -> Iterator[float]:
-        for number, asked in enumerate(arriving.planned(mix, album)):
+        for number, asked in enumerate(planned):
             pending[number] = asked
             yield asked.at
 
@@ -81,10 +89,15 @@ async def load(url: str, arriving: Arriving, mix: Mix, api_key: str, model: str)
 
         async def ask(number: int) -> Outcome:
             answer = answers[number] = Answer()
-            outcome: Outcome = await door(pending.pop(number), answer)
+            asked = next(planned) if arriving.is_closed else pending.pop(number)
+            outcome: Outcome = await door(asked, answer)
             return outcome
 
-        arrivals = await at_times(ask, times(), at_once=arriving.at_once)
+        if arriving.is_closed:
+            at_once = arriving.at_once or 1
+            arrivals = await keep_at_once(ask, at_once=at_once, seconds=arriving.seconds)
+        else:
+            arrivals = await at_times(ask, times(), at_once=arriving.at_once)
     return [Record.of(arrival, answers[arrival.number]) for arrival in arrivals]
 
 
@@ -150,7 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     whom.add_argument("--model-dir", type=Path, help="start the whole stack, with this model")
     parser.add_argument("--model", default="", help="the model's name, where a server needs it")
     parser.add_argument("--api-key", default=os.environ.get("PIXTRAL_API_KEY", ""))
-    parser.add_argument("--request-rate", type=float, default=2.0, help="requests due a second")
+    parser.add_argument(
+        "--request-rate",
+        type=float,
+        default=2.0,
+        help="requests due a second; inf: one is due when another of --max-concurrency has ended",
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="how long requests are due")
     parser.add_argument("--num-prompts", type=int, help="no more requests than that")
     parser.add_argument("--max-concurrency", type=int, help="more wait, and their wait counts")
@@ -162,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary alone, as JSON")
     add_mix(parser)
     args = parser.parse_args(arguments)
+    if math.isinf(args.request_rate) and args.num_prompts is not None:
+        parser.error("--request-rate inf ends after --seconds")
     try:
         mix = mix_of(args)
     except (OSError, ValueError) as error:
