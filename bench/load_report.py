@@ -74,13 +74,14 @@ def table(found: dict[str, Any]) -> str:
 
 def page(records: Sequence[Record], found: dict[str, Any], arriving: Any, mix: Any) -> str:
     """The whole page; `arriving` and `mix` are the dataclasses that the load was made from."""
-    drawn = {
-        "Time to the first token": _first_tokens,
-        "Requests a second": _rates,
-        "Percentiles": _percentiles,
-        "Image cache and KV cache": _hits,
-        "What the generator was late by": _late,
-    }
+    drawn = {"Requests a second": _rates, "What the generator was late by": _late}
+    if found["ttft"] is not None:
+        drawn = {
+            "Time to the first token": _first_tokens,
+            "Percentiles": _percentiles,
+            "Image cache and KV cache": _hits,
+            **drawn,
+        }
     given = {**asdict(arriving), **asdict(mix)}
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Load</title>",
