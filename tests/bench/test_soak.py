@@ -24,4 +24,4 @@ def test_a_descriptor_a_minute_is_growth_and_one_more_call_is_not() -> None:
 
 
 def test_what_shrinks_does_not_grow() -> None:
-    assert not trend("redis values MiB", TIMES, [900 - at / 2 for at in TIMES]).grows
+    assert not trend("redis connections", TIMES, [900 - at / 2 for at in TIMES]).grows
