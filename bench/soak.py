@@ -5,7 +5,7 @@
 
 Real processes, a real Redis, the default mix with a tenth of all answers given up midway. Every
 few seconds the memory, file descriptors, threads and asyncio tasks of each process and what Redis
-holds are noted. After the first third, in which caches fill, the trend of each is the median of
+holds are noted. Caches are filled before. After the first third, the trend of each is the median of
 the slopes between any two of its samples (Theil-Sen), which a few odd samples do not move; over
 what is left it may add no more than `ALLOWED`. When the load is gone, nothing may be in use.
 """
@@ -13,6 +13,7 @@ what is left it may add no more than `ALLOWED`. When the load is gone, nothing m
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import sys
 import time
@@ -30,10 +31,19 @@ PERMITS = 16
 SAMPLES = 240
 REDIS_VALUES = "redis values MiB"
 IDLE_SECONDS = 10.0
-# Filled within the first third, so that what grows after it is none of them.
-CACHE_BYTES = 8 * MIB
-REDIS_MIB = 16
-KV_BYTES = 64 * MIB
+# As small as a decoder takes them, and filled before, so that what grows is none of them.
+CACHE_BYTES = 64 * MIB
+REDIS_MIB = 64
+FILL: dict[str, float | str] = {
+    "request_rate": math.inf,
+    "max_concurrency": 4,
+    "sizes": "768x1024",
+    "images": 1,
+    "reuse": 0,
+    "follow_ups": 0,
+    "output_tokens": 1,
+}
+FILL_SECONDS = 60.0
 # Growth over the part that is looked at: a share of the median, and so much in any case. Allocators
 # and Prometheus still move by the first; of what is counted, a call more or less by the second.
 ALLOWED = {"memory MiB": (0.04, 8.0), "": (0.05, 3.0)}
@@ -70,6 +80,8 @@ async def soak(stack: Watched, args: argparse.Namespace) -> dict[str, Any]:
     url = f"grpc://{stack.stack.target}"
     mix: dict[str, float | str] = {"cancels": 0.1}
     rate = args.rate or SHARE * (await find(url, args.step_seconds)).rate
+    filled = await loaded(url, seconds=FILL_SECONDS, seed=9, **FILL)
+    print(f"{filled['answered']} pictures shown, to fill the caches", flush=True)
     print(f"{rate:.2f} requests a second for {args.minutes:g} minutes", flush=True)
     seconds = args.minutes * 60
     began = time.monotonic()
@@ -148,7 +160,7 @@ def main() -> None:
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
     cache = ("--cache-bytes", str(CACHE_BYTES))
-    engine = ("--engine-cache-bytes", str(CACHE_BYTES), "--kv-cache-bytes", str(KV_BYTES))
+    engine = ("--engine-cache-bytes", str(CACHE_BYTES), "--kv-cache-bytes", str(CACHE_BYTES))
     with watched(
         args.model_dir,
         permits=PERMITS,
