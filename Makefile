@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
+MINUTES ?= 45
 SCANNER := .cache/deploy-tools/bin/checkov
 AUDITOR := .cache/audit/bin/pip-audit
 # Where pip finds no CPU build of torch by itself, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-e2e test-parts test-page fuzz soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit
+.PHONY: help setup demo test test-e2e test-parts test-page fuzz soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +53,13 @@ fuzz: $(INSTALLED) ## Send every door wrong, odd and hostile input, for ten minu
 	@$(BIN)/python -m tests.fuzz --minutes 8
 	@$(BIN)/python -m tests.decoder.fuzz --requests 10000
 
-soak: $(INSTALLED) ## Load a decoder for 20 minutes with cancels, and see that nothing grows
+load: $(MODEL)/params.json ## Load a stack, or URL=..., for a minute and report it; ARGS=... are more flags
+	@$(BIN)/python -m bench.load $(if $(URL),--base-url $(URL),--model-dir $(MODEL)) $(ARGS)
+
+soak: $(MODEL)/params.json ## Load the whole stack for MINUTES=45, and see that nothing grows
+	@$(BIN)/python -m bench.soak --model-dir $(MODEL) --minutes $(MINUTES)
+
+soak-decoder: $(INSTALLED) ## Load a decoder alone for 20 minutes with all sorts of calls, and see the same
 	@$(BIN)/python -m tests.decoder.soak --minutes 20
 
 accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the service
@@ -66,6 +73,12 @@ bench-gateway: $(MODEL)/params.json ## Measure what the gateway costs, before a 
 
 bench-overload: $(MODEL)/params.json ## Offer the real stack five times what it can answer, for two minutes
 	@$(BIN)/python -m bench.overload --model-dir $(MODEL)
+
+bench-held: $(MODEL)/params.json ## Find the capacity, and see whether the stack holds it and ten times it
+	@$(BIN)/python -m bench.held --model-dir $(MODEL)
+
+bench-refusals: $(MODEL)/params.json ## Measure what a refusal costs the gateway
+	@$(BIN)/python -m bench.refusals --model-dir $(MODEL)
 
 bench-isolation: $(MODEL)/params.json ## Measure what one tenant feels of another that floods
 	@$(BIN)/python -m bench.isolation --model-dir $(MODEL)

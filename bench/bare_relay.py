@@ -1,4 +1,5 @@
 """The least that grpc.aio takes to relay a stream: bytes in, the same bytes out, nothing else.
+And the least that it takes to refuse a call.
 
     python -m bench.bare_relay --decoder HOST:PORT
 
@@ -20,6 +21,7 @@ from serving.settings import Address, ProcessSettings, load
 
 SERVICE = decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name
 METHOD = f"/{SERVICE}/Generate"
+REFUSED = "/bare.Relay/Refuse"
 
 
 class Settings(ProcessSettings):
@@ -31,7 +33,7 @@ class Settings(ProcessSettings):
 class BareRelay(grpc.GenericRpcHandler):
     name = "bare-relay"
     services: tuple[str, ...] = ()
-    quiet: tuple[str, ...] = (METHOD.removeprefix("/"),)
+    quiet: tuple[str, ...] = (METHOD.removeprefix("/"), REFUSED.removeprefix("/"))
 
     def __init__(self, settings: Settings) -> None:
         self._decoder = settings.decoder
@@ -41,7 +43,8 @@ class BareRelay(grpc.GenericRpcHandler):
         server.add_generic_rpc_handlers((self,))
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
-        return grpc.unary_stream_rpc_method_handler(self._relay) if _is_ours(details) else None
+        body = {METHOD: self._relay, REFUSED: _refuse}.get(details.method)
+        return None if body is None else grpc.unary_stream_rpc_method_handler(body)
 
     async def _relay(self, request: bytes, context: Any) -> None:
         async for response in self._generate(request):
@@ -57,8 +60,8 @@ class BareRelay(grpc.GenericRpcHandler):
         pass
 
 
-def _is_ours(details: grpc.HandlerCallDetails) -> bool:
-    return details.method == METHOD
+async def _refuse(request: bytes, context: Any) -> None:
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 import pixtral_client
 from bench.decoder import model, plug_in
 from bench.encoder import random_weights
-from bench.load import Seen, closed_loop
+from bench.loops import Seen, closed_loop
 from bench.pictures import jpeg
 from bench.stock_vllm import prepare, stock_server
 

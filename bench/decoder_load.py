@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.decoder_sides import SIDE_PX, Side
-from bench.load import closed_loop
+from bench.loops import closed_loop
 from embeddings.vision import VisionSpec
 
 BEGIN, INSTRUCTION, END_OF_INSTRUCTION = 1, 3, 4

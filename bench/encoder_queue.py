@@ -21,8 +21,9 @@ from typing import Any
 
 import grpc
 
-from bench.encoder_service import KINDS, encoder, ready, redis, scrape, write_tower
-from bench.load import Arrival, Outcome, keep_at_once, open_loop, percentile
+from bench.encoder_service import KINDS, encoder, ready, scrape, write_tower
+from bench.loops import Arrival, Outcome, keep_at_once, open_loop, percentile
+from bench.own_redis import redis
 from bench.pictures import jpeg
 from embeddings.key import EmbeddingKey, to_proto
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc

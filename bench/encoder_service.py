@@ -19,7 +19,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,10 +28,11 @@ import torch
 from safetensors.torch import save_file
 
 from bench.encoder import PIXTRAL_12B, random_weights
+from bench.own_redis import redis
 from bench.pictures import jpeg
 from embeddings.key import EmbeddingKey, to_proto
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
-from pixtral_client.redis_server import HOST, RedisServer, find_redis_server, free_port
+from pixtral_client.redis_server import HOST, free_port
 from serving.channel import MAX_MESSAGE_BYTES
 
 KINDS = 24
@@ -58,24 +59,6 @@ def write_tower(model_dir: Path) -> Path:
         model_dir / "consolidated.safetensors",
     )
     return model_dir
-
-
-@contextmanager
-def redis() -> Iterator[RedisServer]:
-    binary = find_redis_server()
-    if binary is None:
-        raise SystemExit("redis-server is not on the PATH")
-    server = RedisServer(free_port(), "bench", "4gb")
-    process = subprocess.Popen([binary, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    try:
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(server.config.encode(), timeout=0.1)
-        while not server.answers():
-            time.sleep(0.05)
-        yield server
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager

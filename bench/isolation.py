@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench.load import percentile
+from bench.loops import percentile
 from bench.offer import Offer, Offered
 from gateway.tenants import digest_of
 from pixtral_client import pixtral_stack

@@ -1,132 +1,214 @@
-"""Loads of one kind of request, and what was seen.
+"""An open-loop load on a gateway, with pictures, conversations and bursts, and a report of it.
 
-Closed: so many at once, each sent when another has ended. Open: so many a second, sent when they
-are due, as strangers would.
+    make load
+    python -m bench.load --base-url http://127.0.0.1:8000 --request-rate 5 --seconds 60
+    python -m bench.load --base-url grpc://127.0.0.1:50051 --request-rate 5 --burst 4 --cancels 0.1
+    python -m bench.load --model-dir DIR --request-rate 5    # starts the stack itself
+
+Requests are due at the times of a Poisson process and sent whatever has become of those before;
+all latencies count from when a request was due, so that neither a server nor a generator that falls
+behind hides anything. What they are like is the mix: its defaults are below, a TOML file of the
+same names (--mix) changes them, and flags change that. Prints what `vllm bench serve` prints, and
+writes an HTML page and JSON to --result-dir. Over HTTP it loads any server of OpenAI's API.
 """
 
+import argparse
 import asyncio
-import itertools
+import json
 import math
-import statistics
-import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from random import Random
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
-# Sends request number n and returns the seconds to its first token.
-Ask = Callable[[int], Awaitable[float]]
+import uvloop
+
+from bench.doors import Answer, open_door
+from bench.load_report import page, table
+from bench.load_summary import Record, summary
+from bench.loops import Outcome, at_times, keep_at_once
+from bench.mix import Album, Asked, Mix, plan
+from bench.simulation.arrivals import Rate, bursts, constant, trace
+from pixtral_client import pixtral_stack
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Of one load: requests a second, and the time to the first token in seconds."""
+class Arriving:
+    """`burst` times the rate for the first `burst_seconds` of each `burst_every`, but the first."""
 
-    requests: int
-    per_second: float
-    ttft_p50: float
-    ttft_p95: float
+    rate: float
+    seconds: float
+    burst: float = 1.0
+    burst_seconds: float = 5.0
+    burst_every: float = 30.0
+    at_once: int | None = None
+    requests: int | None = None
+    seed: int = 0
+
+    @property
+    def is_closed(self) -> bool:
+        return math.isinf(self.rate)
+
+    def planned(self, mix: Mix, album: Album) -> Iterator[Asked]:
+        # Without a rate, each is due when another has ended, and the times are none.
+        rate, seconds = (1.0, math.inf) if self.is_closed else (self.rate, self.seconds)
+        at_time: Rate = constant(rate)
+        if self.burst != 1:
+            at_time = bursts(
+                rate, factor=self.burst, every=self.burst_every, lasting=self.burst_seconds
+            )
+        arrivals = trace(
+            at_time,
+            highest=rate * max(1.0, self.burst),
+            seconds=seconds,
+            traffic=mix.traffic,
+            seed=self.seed,
+        )
+        return plan(mix, islice(arrivals, self.requests), album, self.seed)
 
 
-async def closed_loop(ask: Ask, *, at_once: int, requests: int, first: int = 0) -> Seen:
-    """Keeps `at_once` requests under way until `requests` have been answered."""
-    numbers = iter(range(first, first + requests))
-    times: list[float] = []
+async def load(url: str, arriving: Arriving, mix: Mix, api_key: str, model: str) -> list[Record]:
+    album = Album(mix.sizes)
+    album.make()
+    planned = arriving.planned(mix, album)
+    pending: dict[int, Asked] = {}
+    answers: dict[int, Answer] = {}
 
-    async def worker() -> None:
-        while (number := next(numbers, None)) is not None:
-            times.append(await ask(number))
+    def times() -> Iterator[float]:
+        for number, asked in enumerate(planned):
+            pending[number] = asked
+            yield asked.at
 
-    started = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(at_once):
-            group.create_task(worker())
-    seconds = time.perf_counter() - started
-    times.sort()
-    return Seen(
-        requests=requests,
-        per_second=requests / seconds,
-        ttft_p50=statistics.median(times),
-        ttft_p95=times[min(int(len(times) * 0.95), len(times) - 1)],
+    async with open_door(url, api_key or None, model) as door:
+
+        async def ask(number: int) -> Outcome:
+            answer = answers[number] = Answer()
+            asked = next(planned) if arriving.is_closed else pending.pop(number)
+            outcome: Outcome = await door(asked, answer)
+            return outcome
+
+        if arriving.is_closed:
+            at_once = arriving.at_once or 1
+            arrivals = await keep_at_once(ask, at_once=at_once, seconds=arriving.seconds)
+        else:
+            arrivals = await at_times(ask, times(), at_once=arriving.at_once)
+    return [Record.of(arrival, answers[arrival.number]) for arrival in arrivals]
+
+
+async def loaded(url: str, **flags: float | str) -> dict[str, Any]:
+    """The summary of a load by a process of its own; `flags` are this module's."""
+    pairs = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    path = os.pathsep.join((str(ROOT), str(ROOT / "protos")))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.load", "--base-url", url, "--json", *pairs),
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=asyncio.subprocess.PIPE,
     )
+    try:
+        out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        raise RuntimeError("the load generator has failed")
+    found: dict[str, Any] = json.loads(out)
+    return found
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a request ended: a gRPC code's name, and when, on `time.perf_counter`'s clock.
-
-    `first` is when its first token came; None where there was none.
-    """
-
-    code: str
-    ended: float
-    first: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A request of an open loop. All times are seconds since `due`, the moment when it was to be
-    sent: a generator or a server that falls behind makes them longer, and hides nothing.
-
-    `sent` is how late the generator was; `first` is None where no token came.
-    """
-
-    due: float
-    sent: float
-    code: str
-    ended: float
-    first: float | None
+def add_mix(parser: argparse.ArgumentParser) -> None:
+    """The flags that change a mix."""
+    group = parser.add_argument_group("the mix", Mix.__doc__)
+    group.add_argument("--mix", type=Path, help="a TOML file of what is to differ")
+    for each in fields(Mix):
+        default = each.default
+        kind: Any = type(default)
+        many: dict[str, Any] = {}
+        if isinstance(default, tuple):
+            kind = type(default[0])
+            many = {"nargs": "+" if kind is str else len(default)}
+        flag = f"--{each.name.replace('_', '-')}"
+        group.add_argument(flag, type=kind, help=f"default {default}", **many)
 
 
-async def open_loop(
-    ask: Callable[[int], Awaitable[Outcome]],
-    *,
-    rate: float,
-    seconds: float,
-    seed: int = 0,
-) -> list[Arrival]:
-    """Sends `rate` requests a second for so long, at the times of a Poisson process, whatever has
-    become of those before; returns once all have ended. `due` is since the begin."""
-    random = Random(seed)
-    arrivals: list[Arrival] = []
-    began = time.perf_counter()
-
-    async def one(number: int, due: float) -> None:
-        sent = time.perf_counter()
-        outcome = await ask(number)
-        first = None if outcome.first is None else outcome.first - due
-        arrivals.append(Arrival(due - began, sent - due, outcome.code, outcome.ended - due, first))
-
-    number, due = 0, began + random.expovariate(rate)
-    async with asyncio.TaskGroup() as group:
-        while due < began + seconds:
-            if (wait := due - time.perf_counter()) > 0:
-                await asyncio.sleep(wait)
-            group.create_task(one(number, due))
-            number, due = number + 1, due + random.expovariate(rate)
-    return arrivals
+def mix_of(args: argparse.Namespace) -> Mix:
+    given = {each.name: getattr(args, each.name) for each in fields(Mix)}
+    mix = Mix() if args.mix is None else Mix.read(args.mix)
+    return mix.changed({name: value for name, value in given.items() if value is not None})
 
 
-async def keep_at_once(
-    ask: Callable[[int], Awaitable[Outcome]], *, at_once: int, seconds: float
-) -> list[Arrival]:
-    """A closed loop for so long; a request is due when the one before it has ended."""
-    numbers = itertools.count()
-    arrivals: list[Arrival] = []
-    began = time.perf_counter()
-
-    async def worker() -> None:
-        while (due := time.perf_counter()) < began + seconds:
-            outcome = await ask(next(numbers))
-            first = None if outcome.first is None else outcome.first - due
-            arrivals.append(Arrival(due - began, 0.0, outcome.code, outcome.ended - due, first))
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(at_once):
-            group.create_task(worker())
-    return arrivals
+@contextmanager
+def serving(args: argparse.Namespace) -> Iterator[str]:
+    """The URL of what is to be loaded, which may be a stack that is started for it."""
+    if args.base_url is not None:
+        yield args.base_url
+        return
+    with pixtral_stack(args.model_dir, gateway_args=("--log-level", "warning")) as stack:
+        yield f"grpc://{stack.target}"
 
 
-def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest of `values` that so large a share of them does not exceed; NaN of none."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.load",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whom = parser.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--base-url", help="http://, https:// or grpc://, with host:port")
+    whom.add_argument("--model-dir", type=Path, help="start the whole stack, with this model")
+    parser.add_argument("--model", default="", help="the model's name, where a server needs it")
+    parser.add_argument("--api-key", default=os.environ.get("PIXTRAL_API_KEY", ""))
+    parser.add_argument(
+        "--request-rate",
+        type=float,
+        default=2.0,
+        help="requests due a second; inf: one is due when another of --max-concurrency has ended",
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long requests are due")
+    parser.add_argument("--num-prompts", type=int, help="no more requests than that")
+    parser.add_argument("--max-concurrency", type=int, help="more wait, and their wait counts")
+    parser.add_argument("--burst", type=float, default=1.0, help="times the rate, in bursts")
+    parser.add_argument("--burst-seconds", type=float, default=5.0, help="of a burst")
+    parser.add_argument("--burst-every", type=float, default=30.0, help="seconds")
+    parser.add_argument("--seed", type=int, default=0, help="of arrivals and mix")
+    parser.add_argument("--result-dir", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--json", action="store_true", help="print the summary alone, as JSON")
+    add_mix(parser)
+    args = parser.parse_args(arguments)
+    if math.isinf(args.request_rate) and args.num_prompts is not None:
+        parser.error("--request-rate inf ends after --seconds")
+    try:
+        mix = mix_of(args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    arriving = Arriving(
+        args.request_rate,
+        args.seconds,
+        burst=args.burst,
+        burst_seconds=args.burst_seconds,
+        burst_every=args.burst_every,
+        at_once=args.max_concurrency,
+        requests=args.num_prompts,
+        seed=args.seed,
+    )
+    with serving(args) as url:
+        records = uvloop.run(load(url, arriving, mix, args.api_key, args.model))
+    found = summary(records, args.seconds)
+    if args.json:
+        print(json.dumps(found))
+        return
+    print(table(found))
+    args.result_dir.mkdir(parents=True, exist_ok=True)
+    (args.result_dir / "load.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    html = args.result_dir / "load.html"
+    html.write_text(page(records, found, arriving, mix), "utf-8")
+    print(f"report: {html}")
+
+
+if __name__ == "__main__":
+    main()

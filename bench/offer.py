@@ -22,7 +22,7 @@ from pathlib import Path
 import grpc
 import uvloop
 
-from bench.load import Arrival, Outcome, keep_at_once, open_loop, percentile
+from bench.loops import Arrival, Outcome, keep_at_once, open_loop, percentile
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 
 ROOT = Path(__file__).resolve().parent.parent

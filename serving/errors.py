@@ -3,6 +3,7 @@
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -164,17 +165,33 @@ def told_as(error: BaseException) -> ServingError:
 def to_status(error: BaseException) -> grpc.Status:
     """The rich gRPC status of an error, as `told_as` has it."""
     error = told_as(error)
-    status = Status(code=error.code.value[0], message=error.message)
-    info = ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    metadata = tuple(error.metadata.items())
+    return _status(
+        error.code, error.reason, error.message, error.violations, error.retry_after, metadata
+    )
+
+
+# Under overload, it is the same one for each of many calls.
+@lru_cache(64)
+def _status(
+    code: grpc.StatusCode,
+    reason: str,
+    message: str,
+    violations: tuple[tuple[str, str], ...],
+    retry_after: float | None,
+    metadata: tuple[tuple[str, str], ...],
+) -> grpc.Status:
+    status = Status(code=code.value[0], message=message)
+    info = ErrorInfo(reason=reason, domain=DOMAIN, metadata=dict(metadata))
     status.details.add().Pack(info)
-    if error.violations:
+    if violations:
         request = BadRequest()
-        for field, description in error.violations:
+        for field, description in violations:
             request.field_violations.add(field=field, description=description)
         status.details.add().Pack(request)
-    if error.retry_after is not None:
+    if retry_after is not None:
         delay = Duration()
-        delay.FromNanoseconds(round(error.retry_after * 1e9))
+        delay.FromNanoseconds(round(retry_after * 1e9))
         status.details.add().Pack(RetryInfo(retry_delay=delay))
     return rpc_status.to_status(status)
 

@@ -1,5 +1,6 @@
 """Prometheus: the gRPC server's metrics and the HTTP server that shows all of a process's."""
 
+import asyncio
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -14,6 +15,7 @@ from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     Info,
     Metric,
@@ -47,6 +49,21 @@ SECONDS = Histogram(
     _METHOD,
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
+
+# What is awaited by nobody and never ends shows here first.
+TASKS = Gauge(
+    "pixtral_asyncio_tasks",
+    "Tasks of the event loop that are not over",
+    multiprocess_mode="livesum",
+)
+TASKS_SECONDS = 2.0
+
+
+async def count_tasks() -> None:
+    """Until it is cancelled."""
+    while True:
+        TASKS.set(len(asyncio.all_tasks()))
+        await asyncio.sleep(TASKS_SECONDS)
 
 
 class MetricsServer:

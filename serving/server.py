@@ -24,7 +24,7 @@ from serving.channel import MAX_MESSAGE_BYTES, read_pem
 from serving.errors import StartupError
 from serving.interceptor import CallInterceptor, EarlyCheck, Gate
 from serving.logs import configure_logging
-from serving.metrics import MetricsServer, start_metrics_server
+from serving.metrics import MetricsServer, count_tasks, start_metrics_server
 from serving.settings import ProcessSettings
 from serving.tracing import Tracer, start_tracing
 
@@ -256,6 +256,7 @@ class _Chassis:
         self._health = health.aio.HealthServicer()
         self._services = ("", *tier.services)
         self._metrics: MetricsServer | None = None
+        self._counting: asyncio.Task[None] | None = None
         self._tracer = start_tracing(f"pixtral-{tier.name}")
         ungated = frozenset((health.SERVICE_NAME, reflection.SERVICE_NAME))
         interceptor = CallInterceptor(
@@ -293,6 +294,7 @@ class _Chassis:
             await self._http.open() if self._http is not None else None,
         )
         await self._server.start()
+        self._counting = asyncio.create_task(count_tasks())
         if self._settings.health_listen is not None:
             bind(self._health_server, self._settings.health_listen, None)
             await self._health_server.start()
@@ -330,6 +332,8 @@ class _Chassis:
         except Exception:
             logger.exception("the tier did not stop as it should")
         await self._tracer.close()
+        if self._counting is not None:
+            self._counting.cancel()
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
 

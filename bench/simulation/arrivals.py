@@ -73,7 +73,7 @@ def trace(
 ) -> Iterator[Request]:
     """Poisson arrivals of a rate that changes, by thinning those of the `highest` rate."""
     rng = random.Random(seed)
-    pictures = _Pictures(traffic, rng)
+    pictures = Pictures(traffic, rng)
     at, number = 0.0, 0
     while (at := at + rng.expovariate(highest)) < seconds:
         if rng.random() * highest > rate(at):
@@ -96,7 +96,7 @@ def _length(traffic: Traffic, rng: random.Random) -> int:
 
 
 @dataclass(slots=True)
-class _Pictures:
+class Pictures:
     traffic: Traffic
     rng: random.Random
     made: int = 0

@@ -165,5 +165,9 @@ async def client(
     ):
         assert addresses.http is not None
         yield Client(
-            chat_pb2_grpc.ChatServiceStub(channel), settings, f"http://{addresses.http}", channel
+            chat_pb2_grpc.ChatServiceStub(channel),
+            settings,
+            f"http://{addresses.http}",
+            channel,
+            addresses.grpc,
         )

@@ -53,6 +53,7 @@ class Client:
     settings: GatewaySettings
     url: str
     channel: grpc.aio.Channel
+    target: str
 
     async def raw(self, method: str, message: bytes) -> bytes:
         """The first answer to a message, whatever bytes it is."""

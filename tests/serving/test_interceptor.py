@@ -10,7 +10,13 @@ from prometheus_client import REGISTRY
 
 from serving import interceptor
 from serving.channel import open_channel
-from serving.errors import DeadlineExceeded, InvalidRequest, Unauthenticated, from_rpc_error
+from serving.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    Unauthenticated,
+    from_rpc_error,
+)
 from serving.interceptor import EarlyCheck
 from serving.server import running
 from serving.settings import ProcessSettings
@@ -163,6 +169,44 @@ async def test_a_stream_that_nobody_reads_is_closed_when_the_client_leaves() -> 
         async with asyncio.timeout(5):
             await left.wait()
         await counts.become({"started": 1, "CANCELLED": 1, "timed": 1})
+
+
+@pytest.mark.parametrize("method", ["Unary", "Stream"])
+async def test_what_is_checked_early_is_refused_before_its_message_has_come(method: str) -> None:
+    class Full(EchoTier):
+        is_full = True
+
+        def early_checks(self) -> dict[str, EarlyCheck]:
+            return {f"{SERVICE}/{method}": self._check}
+
+        def _check(self, context: Context) -> None:
+            if self.is_full:
+                raise Overloaded("no room")
+
+    tier = Full(upper, letters)
+    counts = Counts("unary" if method == "Unary" else "server_stream", method)
+    async with (
+        running(tier, ProcessSettings()) as addresses,
+        open_channel(addresses.grpc, None) as channel,
+    ):
+        # A client that sends no message, and would wait for an answer for ever.
+        call: Any = channel.stream_stream(f"/{SERVICE}/{method}")()
+        async with asyncio.timeout(5):
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await call.read()
+        assert isinstance(from_rpc_error(failed.value), Overloaded)
+        await counts.become({"started": 1, "RESOURCE_EXHAUSTED": 1, "timed": 1})
+        tier.is_full = False
+        stub = EchoStub(channel)
+        if method == "Unary":
+            assert (await stub.unary(StringValue(value="a"))).value == "A"
+        else:
+            assert [r.value async for r in stub.stream(StringValue(value="ab"))] == ["a", "b"]
+        call = channel.stream_stream(f"/{SERVICE}/{method}")()
+        await call.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call.read()
+        assert from_rpc_error(failed.value).reason == "MALFORMED_MESSAGE"
 
 
 async def test_a_call_ends_only_when_its_generator_has_cleaned_up() -> None:

@@ -1,0 +1,178 @@
+"""A gateway's two doors, as a load generator calls them: gRPC, and OpenAI's HTTP API.
+
+Raw stubs and plain events: the generator takes as little of the machine as it can. The HTTP door
+asks nothing that vLLM's own server does not answer.
+"""
+
+import base64
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import grpc
+
+from bench.loops import Outcome
+from bench.mix import Asked
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
+from pixtral_client.requests import authorization, channel_options
+
+TIMEOUT_SECONDS = 300.0
+_CODES = {429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
+_ROLES = {"user": chat_pb2.ROLE_USER, "assistant": chat_pb2.ROLE_ASSISTANT}
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is seen of one answer; times are on `time.perf_counter`'s clock.
+
+    `came` is when each message with tokens came; `images_cached` is None where none was told of.
+    """
+
+    came: list[float] = field(default_factory=list)
+    tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    images_cached: bool | None = None
+
+    def outcome(self, code: str) -> Outcome:
+        return Outcome(code, time.perf_counter(), self.came[0] if self.came else None)
+
+
+# Sends a request, fills the answer as it comes, and tells how it ended.
+Door = Callable[[Asked, Answer], Any]
+
+
+@asynccontextmanager
+async def open_door(url: str, api_key: str | None, model: str) -> AsyncIterator[Door]:
+    """`http://`, `https://` or `grpc://`. Raises ValueError for any other."""
+    scheme, _, rest = url.partition("://")
+    if scheme in ("http", "https"):
+        async with _http(url.rstrip("/"), api_key, model) as door:
+            yield door
+    elif scheme == "grpc":
+        async with _grpc(rest.rstrip("/"), api_key, model) as door:
+            yield door
+    else:
+        raise ValueError(f"{url} begins with none of http://, https:// and grpc://")
+
+
+@asynccontextmanager
+async def _grpc(target: str, api_key: str | None, model: str) -> AsyncIterator[Door]:
+    metadata = authorization(api_key, target, None)
+    async with grpc.aio.insecure_channel(target, channel_options(target)) as channel:
+        stub = chat_pb2_grpc.ChatServiceStub(channel)
+
+        async def ask(asked: Asked, answer: Answer) -> Outcome:
+            request = _request(asked, model)
+            call = stub.StreamComplete(request, metadata=metadata, timeout=TIMEOUT_SECONDS)
+            try:
+                async for response in call:
+                    if response.HasField("delta"):
+                        answer.came.append(time.perf_counter())
+                        answer.tokens += len(response.delta.token_ids)
+                        if asked.given_up is not None and answer.tokens >= asked.given_up:
+                            call.cancel()
+                            return answer.outcome("GIVEN_UP")
+                    else:
+                        _take(answer, response.completion)
+            except grpc.aio.AioRpcError as error:
+                return answer.outcome(error.code().name)
+            return answer.outcome("OK")
+
+        await channel.channel_ready()
+        yield ask
+
+
+def _request(asked: Asked, model: str) -> chat_pb2.StreamCompleteRequest:
+    messages = [
+        chat_pb2.Message(role=_ROLES[role], content=[chat_pb2.ContentPart(text=text)])
+        for role, text in asked.texts
+    ]
+    if asked.picture is not None:
+        picture = chat_pb2.ContentPart(image=chat_pb2.Image(data=asked.picture))
+        messages[0].content.insert(0, picture)
+    sampling = chat_pb2.SamplingParams(
+        max_tokens=asked.output_tokens, temperature=0, ignore_eos=True
+    )
+    return chat_pb2.StreamCompleteRequest(model=model, messages=messages, sampling=sampling)
+
+
+def _take(answer: Answer, completion: chat_pb2.Completion) -> None:
+    answer.prompt_tokens = completion.usage.prompt_tokens
+    answer.cached_tokens = completion.usage.cached_tokens
+    if completion.images:
+        answer.images_cached = all(image.cached for image in completion.images)
+
+
+@asynccontextmanager
+async def _http(url: str, api_key: str | None, model: str) -> AsyncIterator[Door]:
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as http:
+
+        async def ask(asked: Asked, answer: Answer) -> Outcome:
+            try:
+                async with http.post(
+                    f"{url}/v1/chat/completions", json=_body(asked, model)
+                ) as response:
+                    if response.status != 200:
+                        code = _CODES.get(response.status, f"HTTP {response.status}")
+                        return answer.outcome(code)
+                    async for line in response.content:
+                        if ending := _read(line, answer):
+                            return answer.outcome(ending)
+                        if asked.given_up is not None and len(answer.came) >= asked.given_up:
+                            response.close()
+                            return answer.outcome("GIVEN_UP")
+            except TimeoutError:
+                return answer.outcome("DEADLINE_EXCEEDED")
+            except aiohttp.ClientError:
+                return answer.outcome("UNAVAILABLE")
+            # An answer that is cut off has no end.
+            return answer.outcome("INCOMPLETE")
+
+        yield ask
+
+
+def _read(line: bytes, answer: Answer) -> str | None:
+    """Takes one line of events; how the answer ended, where it has."""
+    if line.startswith(b"data: [DONE]"):
+        return "OK"
+    if not line.startswith(b"data: {"):
+        return None
+    event = json.loads(line[6:])
+    if "error" in event:
+        return "FAILED"
+    if any(choice["delta"].get("content") for choice in event.get("choices", ())):
+        answer.came.append(time.perf_counter())
+    if usage := event.get("usage"):
+        answer.tokens = usage["completion_tokens"]
+        answer.prompt_tokens = usage["prompt_tokens"]
+        answer.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    with suppress(KeyError):
+        if images := event["pixtral"]["images"]:
+            answer.images_cached = all(image["cached"] for image in images)
+    return None
+
+
+def _body(asked: Asked, model: str) -> dict[str, Any]:
+    messages: list[dict[str, Any]] = [
+        {"role": role, "content": [{"type": "text", "text": text}]} for role, text in asked.texts
+    ]
+    if asked.picture is not None:
+        data = f"data:image/jpeg;base64,{base64.b64encode(asked.picture).decode()}"
+        messages[0]["content"].insert(0, {"type": "image_url", "image_url": {"url": data}})
+    return {
+        **({"model": model} if model else {}),
+        "messages": messages,
+        "max_tokens": asked.output_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }

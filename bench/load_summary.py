@@ -1,0 +1,100 @@
+"""What became of a load's requests, one by one and together."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+from bench.doors import Answer
+from bench.loops import Arrival, percentile
+
+SHARES = (0.5, 0.9, 0.95, 0.99)
+REFUSED = "RESOURCE_EXHAUSTED"
+# By the load itself.
+GIVEN_UP = "GIVEN_UP"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Times in seconds; but for `due`, which is since the load's begin, and `late`, by which the
+    generator was, all are since the request was due. `gaps` are between messages with tokens."""
+
+    due: float
+    late: float
+    code: str
+    ended: float
+    first: float | None
+    gaps: tuple[float, ...]
+    tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    images_cached: bool | None
+
+    @classmethod
+    def of(cls, arrival: Arrival, answer: Answer) -> Self:
+        return cls(
+            due=arrival.due,
+            late=arrival.sent,
+            code=arrival.code,
+            ended=arrival.ended,
+            first=arrival.first,
+            gaps=tuple(later - earlier for earlier, later in pairwise(answer.came)),
+            tokens=answer.tokens,
+            prompt_tokens=answer.prompt_tokens,
+            cached_tokens=answer.cached_tokens,
+            images_cached=answer.images_cached,
+        )
+
+
+def summary(records: Sequence[Record], seconds: float) -> dict[str, Any]:
+    """Of requests that were due within so many seconds. Times in seconds, None of nothing."""
+    answered = [each for each in records if each.code == "OK"]
+    codes = Counter(each.code for each in records)
+    failed = {code: n for code, n in codes.items() if code not in ("OK", REFUSED, GIVEN_UP)}
+    # What is left when the last request was due takes longer than that.
+    over = max([seconds, *(each.due + each.ended for each in answered)])
+    prompt = sum(each.prompt_tokens for each in answered)
+    return {
+        "sent": len(records),
+        "seconds": seconds,
+        "answered": len(answered),
+        "refused": codes[REFUSED],
+        "given_up": codes[GIVEN_UP],
+        "failed": failed,
+        "over_seconds": over,
+        "answered_per_second": len(answered) / over,
+        "output_tokens_per_second": sum(each.tokens for each in answered) / over,
+        "prompt_tokens_per_second": prompt / over,
+        "images_cached": sum(each.images_cached is True for each in answered),
+        "images_encoded": sum(each.images_cached is False for each in answered),
+        "prompt_cached_share": sum(e.cached_tokens for e in answered) / prompt if prompt else None,
+        "ttft": spread(each.first for each in answered if each.first is not None),
+        "tpot": spread(
+            (each.ended - each.first) / (each.tokens - 1)
+            for each in answered
+            if each.first is not None and each.tokens > 1
+        ),
+        "itl": spread(gap for each in answered for gap in each.gaps),
+        "e2el": spread(each.ended for each in answered),
+        "refusal": spread(each.ended for each in records if each.code == REFUSED),
+        "late": spread(each.late for each in records),
+        **{
+            f"ttft_{name}": spread(
+                each.first
+                for each in answered
+                if each.first is not None and each.images_cached is cached
+            )
+            for name, cached in (("text", None), ("cached", True), ("encoded", False))
+        },
+    }
+
+
+def spread(values: Iterable[float]) -> dict[str, float] | None:
+    """Mean, percentiles and the most."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    shares = {f"p{share * 100:g}": percentile(ordered, share) for share in SHARES}
+    return {"mean": statistics.fmean(ordered), **shares, "max": ordered[-1]}

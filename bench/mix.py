@@ -1,0 +1,158 @@
+"""What a load is made of: conversations of some turns, with pictures of some sizes, some again."""
+
+import random
+import time
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from bench.pictures import jpeg
+from bench.simulation.arrivals import Pictures, Request, Traffic
+
+# Pictures that are made; all others are these with other bytes behind their end, where no decoder
+# looks, which makes them other files.
+KINDS = 4
+WORDS = ("what", "is", "this", "that", "how", "many", "of", "it", "in", "which", "colour", "place")
+# What a conversation's earlier answers are told to have been.
+ANSWER = "It is a small thing of no great use, and there are several of it."
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Shares are of 1; what is drawn is drawn evenly, unless it says otherwise.
+
+    Attributes:
+        images: conversations that show a picture, with their first question.
+        reuse: of these, those whose picture was shown before, one of the last `window`.
+        window: pictures, and conversations, that may come again.
+        sizes: the pictures', as WIDTHxHEIGHT, each as often as it stands here.
+        follow_ups: requests that are the next turn of an earlier conversation.
+        turns: the most that a conversation has.
+        words: of a question, the least and the most.
+        output_tokens: of an answer, mean of a geometric distribution.
+        cancels: answers that are given up before they are complete.
+    """
+
+    images: float = 0.6
+    reuse: float = 0.5
+    window: int = 100
+    sizes: tuple[str, ...] = ("256x256", "512x384", "512x384", "768x1024")
+    follow_ups: float = 0.4
+    turns: int = 5
+    words: tuple[int, int] = (8, 40)
+    output_tokens: int = 32
+    cancels: float = 0.0
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From a TOML file of these names. Raises ValueError and OSError."""
+        return cls().changed(tomllib.loads(path.read_text("utf-8")))
+
+    def changed(self, values: Mapping[str, Any]) -> Self:
+        if unknown := values.keys() - set(self.__slots__):
+            raise ValueError(f"a mix has no {', '.join(sorted(unknown))}")
+        lists: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
+        }
+        mix = replace(self, **lists)
+        for name in ("images", "reuse", "follow_ups", "cancels"):
+            if not 0 <= getattr(mix, name) <= 1:
+                raise ValueError(f"{name} is a share, 0 to 1")
+        if not (mix.sizes and mix.window and 0 < mix.words[0] <= mix.words[1]):
+            raise ValueError("sizes, window and words are needed, the fewest words first")
+        for size in mix.sizes:
+            _sides(size)
+        return mix
+
+    @property
+    def traffic(self) -> Traffic:
+        """Of this, what says how long answers are and which pictures come again."""
+        return Traffic(
+            reuse=self.reuse, images=0.0, window=self.window, output_tokens=self.output_tokens
+        )
+
+
+@dataclass(slots=True)
+class Album:
+    """Pictures by number; `salt` makes them others than any other load's."""
+
+    sizes: tuple[str, ...]
+    salt: bytes = field(default_factory=lambda: time.time_ns().to_bytes(8, "little"))
+    _made: dict[tuple[int, str], bytes] = field(default_factory=dict)
+
+    def make(self) -> None:
+        """All kinds, before the load: making one takes a while."""
+        for size in set(self.sizes):
+            for kind in range(KINDS):
+                self._made[kind, size] = jpeg(kind, *_sides(size))
+
+    def picture(self, number: int) -> bytes:
+        size = self.sizes[random.Random(number).randrange(len(self.sizes))]
+        return self._made[number % KINDS, size] + self.salt + number.to_bytes(8, "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it is to be sent: questions of one conversation, the last of them to be
+    answered. `shown` is the picture's number; `given_up`, or None, the number of tokens after
+    which it is cancelled."""
+
+    at: float
+    questions: tuple[str, ...]
+    shown: int | None
+    album: Album
+    output_tokens: int
+    given_up: int | None
+
+    @property
+    def picture(self) -> bytes | None:
+        """Put together only now: a plan may hold many more than would fit into memory."""
+        return None if self.shown is None else self.album.picture(self.shown)
+
+    @property
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Role and text of each message; the picture goes with the first."""
+        for question in self.questions[:-1]:
+            yield "user", question
+            yield "assistant", ANSWER
+        yield "user", self.questions[-1]
+
+
+def plan(mix: Mix, arrivals: Iterable[Request], album: Album, seed: int) -> Iterator[Asked]:
+    """A request for each arrival, of which the time and the length of the answer are taken."""
+    rng = random.Random(seed)
+    pictures = Pictures(mix.traffic, rng)
+    salt = int.from_bytes(album.salt, "little")
+    recent: list[tuple[tuple[str, ...], int | None]] = []
+    for arrival in arrivals:
+        words = rng.choices(WORDS, k=rng.randint(*mix.words))
+        # New from its first word on, or every prompt's beginning would be known.
+        question = f"{salt + arrival.number}: {' '.join(words)}?"
+        open_ones = [each for each in recent if len(each[0]) < mix.turns]
+        if open_ones and rng.random() < mix.follow_ups:
+            earlier = rng.choice(open_ones)
+            recent.remove(earlier)
+            conversation = (*earlier[0], question), earlier[1]
+        else:
+            shown = pictures.next() if rng.random() < mix.images else None
+            conversation = (question,), shown
+        recent.append(conversation)
+        del recent[: -mix.window]
+        gives_up = rng.random() < mix.cancels
+        yield Asked(
+            at=arrival.at,
+            questions=conversation[0],
+            shown=conversation[1],
+            album=album,
+            output_tokens=arrival.output_tokens,
+            given_up=rng.randint(1, arrival.output_tokens) if gives_up else None,
+        )
+
+
+def _sides(size: str) -> tuple[int, int]:
+    width, _, height = size.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise ValueError(f"{size} is no WIDTHxHEIGHT")
+    return int(width), int(height)

@@ -1,0 +1,188 @@
+"""The whole stack at 70% of what it can take, for 45 minutes: nothing may grow, nothing may fail.
+
+    make soak                 # MINUTES=45
+    python -m bench.soak --model-dir DIR --minutes 8 --rate 2
+
+Real processes, a real Redis, the default mix with a tenth of all answers given up midway. Every
+few seconds the memory, file descriptors, threads and asyncio tasks of each process and what Redis
+holds are noted. Caches are filled before. After the first third, the trend of each is the median of
+the slopes between any two of its samples (Theil-Sen), which a few odd samples do not move; over
+what is left it may add no more than `ALLOWED`. When the load is gone, nothing may be in use.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from bench.capacity import find
+from bench.load import ROOT, loaded
+from bench.stack_state import MIB, Watched, watched
+
+SHARE = 0.7
+PERMITS = 16
+SAMPLES = 240
+REDIS_VALUES = "redis values MiB"
+IDLE_SECONDS = 10.0
+# As small as a decoder takes them, and filled before, so that what grows is none of them.
+CACHE_BYTES = 64 * MIB
+REDIS_MIB = 64
+FILL: dict[str, float | str] = {
+    "request_rate": math.inf,
+    "max_concurrency": 4,
+    "sizes": "768x1024",
+    "images": 1,
+    "reuse": 0,
+    "follow_ups": 0,
+    "output_tokens": 1,
+}
+FILL_SECONDS = 20.0
+# Of 384 KiB each, with the small model: more than any cache holds.
+FILL_PICTURES = 200
+# Growth over the part that is looked at: a share of the median, and so much in any case. Allocators
+# and Prometheus still move by the first; of what is counted, a call more or less by the second.
+ALLOWED = {"memory MiB": (0.04, 8.0), "": (0.05, 3.0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    name: str
+    median: float
+    growth: float
+
+    @property
+    def allowed(self) -> float:
+        share, least = next(a for end, a in ALLOWED.items() if self.name.endswith(end))
+        return max(share * self.median, least)
+
+    @property
+    def grows(self) -> bool:
+        return self.growth > self.allowed
+
+
+def trend(name: str, times: list[float], values: list[float]) -> Trend:
+    """What the Theil-Sen slope adds from the first of these times to the last."""
+    slopes = [
+        (b - a) / (later - earlier)
+        for (earlier, a), (later, b) in combinations(zip(times, values, strict=True), 2)
+    ]
+    return Trend(
+        name, statistics.median(values), statistics.median(slopes) * (times[-1] - times[0])
+    )
+
+
+async def soak(stack: Watched, args: argparse.Namespace) -> dict[str, Any]:
+    url = f"grpc://{stack.stack.target}"
+    mix: dict[str, float | str] = {"cancels": 0.1}
+    rate = args.rate or SHARE * (await find(url, args.step_seconds)).rate
+    shown = 0
+    while shown < FILL_PICTURES:
+        filled = await loaded(url, seconds=FILL_SECONDS, **FILL)
+        if not filled["answered"]:
+            raise RuntimeError("no picture is answered, on an idle stack")
+        shown += filled["answered"]
+    print(f"{shown} pictures shown, to fill the caches", flush=True)
+    print(f"{rate:.2f} requests a second for {args.minutes:g} minutes", flush=True)
+    seconds = args.minutes * 60
+    began = time.monotonic()
+    load = asyncio.create_task(loaded(url, request_rate=rate, seconds=seconds, seed=5, **mix))
+    times: list[float] = []
+    samples: list[dict[str, float]] = []
+    while not load.done():
+        # The load's last answers are no longer the load.
+        if (at := time.monotonic() - began) < seconds:
+            times.append(at)
+            samples.append(await asyncio.to_thread(stack.sample))
+        await asyncio.wait((load,), timeout=seconds / SAMPLES)
+    seen = load.result()
+    idle_after, left = await stack.idle_after(IDLE_SECONDS)
+    warm = next(at for at, each in enumerate(times) if each >= seconds / 3)
+    trends = [
+        trend(name, times[warm:], [each[name] for each in samples[warm:]])
+        for name in sorted(samples[-1])
+        # Bounded, and free to move below that.
+        if name != REDIS_VALUES
+    ]
+    most_redis = max(each[REDIS_VALUES] for each in samples)
+    # By a write that it has not yet made room for, and what it holds for its clients.
+    bound = REDIS_MIB + 2.0
+    amiss = [f"{each.name} grows" for each in trends if each.grows]
+    amiss += [f"{name} is {value:g} {idle_after:.0f} s after" for name, value in left.items()]
+    amiss += [f"{count} requests ended {code}" for code, count in seen["failed"].items()]
+    if seen["refused"]:
+        amiss.append(f"{seen['refused']} requests were refused")
+    if most_redis > bound:
+        amiss.append(f"Redis held {most_redis:.0f} MiB of {REDIS_MIB}")
+    return {
+        "rate": rate,
+        "minutes": args.minutes,
+        "load": seen,
+        "trends": [
+            {"name": t.name, "median": t.median, "growth": t.growth, "allowed": t.allowed}
+            for t in trends
+        ],
+        "redis_most_mib": most_redis,
+        "idle_after_seconds": idle_after,
+        "amiss": amiss,
+        "times": times,
+        "samples": samples,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    seen = found["load"]
+    lines = [
+        f"{seen['sent']} requests, {seen['answered']} answered, {seen['given_up']} given up, "
+        f"{seen['refused']} refused, {sum(seen['failed'].values())} failed",
+        f"{'after the first third':28}{'median':>10}{'growth':>10}{'allowed':>10}",
+    ]
+    lines += [
+        f"  {t['name']:26}{t['median']:10.1f}{t['growth']:+10.2f}{t['allowed']:10.1f}"
+        for t in found["trends"]
+    ]
+    lines += [
+        f"Redis held {found['redis_most_mib']:.1f} MiB at most; "
+        f"all idle {found['idle_after_seconds']:.1f} s after the last answer",
+        "; ".join(found["amiss"]) or "nothing grows, nothing failed, and nothing is left",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model-dir", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=45.0)
+    parser.add_argument("--rate", type=float, help="requests a second; else 70%% of the capacity")
+    parser.add_argument("--step-seconds", type=float, default=30.0, help="of the search for it")
+    args = parser.parse_args()
+    results = ROOT / "bench" / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    cache = ("--cache-bytes", str(CACHE_BYTES))
+    engine = ("--engine-cache-bytes", str(CACHE_BYTES), "--kv-cache-bytes", str(CACHE_BYTES))
+    with watched(
+        args.model_dir,
+        permits=PERMITS,
+        redis_max_memory=f"{REDIS_MIB}mb",
+        encoder_args=cache,
+        decoder_args=(*cache, *engine),
+        log_dir=results / "soak-logs",
+    ) as stack:
+        found = asyncio.run(soak(stack, args))
+    text = table(found)
+    print(text)
+    (results / "soak.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    (results / "soak.txt").write_text(text + "\n", "utf-8")
+    sys.exit(bool(found["amiss"]))
+
+
+if __name__ == "__main__":
+    main()

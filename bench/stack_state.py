@@ -1,0 +1,152 @@
+"""What the processes of a stack hold, and whether they are idle."""
+
+import asyncio
+import contextlib
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import redis
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.own_redis import redis as own_redis
+from pixtral_client import pixtral_stack
+from pixtral_client.redis_server import RedisServer
+from pixtral_client.stack import Stack
+
+MIB = 1 << 20
+TIERS = ("gateway", "encoder", "decoder")
+# What tells them apart on their command lines.
+PROCESSES = {
+    "gateway": "-m gateway",
+    "encoder": "-m services.encoder",
+    "decoder": "-m services.decoder",
+    "engine": "EngineCore",
+    "redis": "redis-server",
+}
+# By tier, what is 0 while nothing is asked.
+IN_USE = {
+    "gateway": ("pixtral_gateway_permits_in_use",),
+    "encoder": ("pixtral_encoder_queued_patches",),
+    "decoder": (
+        "pixtral_decoder_requests_admitted",
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+    ),
+}
+# Of calls that end within a moment; these are long, or the tiers' own.
+OUR_SERVICE = "pixtral.v1."
+HANDSHAKES = ("GetEncoderInfo", "GetDecoderInfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A stack that runs, and the Redis that it has to itself."""
+
+    stack: Stack
+    server: RedisServer
+
+    def sample(self) -> dict[str, float]:
+        """Blocks for a moment. MiB, or numbers of things."""
+        found: dict[str, float] = {}
+        for name, processes in self._processes().items():
+            for each in processes:
+                with contextlib.suppress(psutil.Error):
+                    _add(found, f"{name} memory MiB", each.memory_info().rss / MIB)
+                    _add(found, f"{name} files", each.num_fds())
+                    _add(found, f"{name} threads", each.num_threads())
+        for tier in TIERS:
+            page = self._page(tier)
+            found[f"{tier} tasks"] = page["pixtral_asyncio_tasks"]
+        with contextlib.closing(self._client()) as client:
+            info = client.info()
+        found["redis connections"] = float(info["connected_clients"])
+        found["redis values MiB"] = float(info["used_memory"]) / MIB
+        return found
+
+    def in_use(self) -> dict[str, float]:
+        """What the tiers say that they hold for requests; empty where they are idle."""
+        found: dict[str, float] = {}
+        for tier, names in IN_USE.items():
+            page = self._page(tier)
+            found |= {name: page.get(name, 0.0) for name in names}
+            found[f"{tier} calls"] = page["calls in flight"]
+        return {name: value for name, value in found.items() if value}
+
+    async def idle_after(self, patience: float) -> tuple[float, dict[str, float]]:
+        """Seconds until nothing is in use, and what still is after so much patience."""
+        began = time.monotonic()
+        while True:
+            held = await asyncio.to_thread(self.in_use)
+            seconds = time.monotonic() - began
+            if not held or seconds > patience:
+                return seconds, held
+            await asyncio.sleep(0.2)
+
+    def _page(self, tier: str) -> dict[str, float]:
+        """Its metrics, those of one name added up."""
+        address = self.stack.addresses[tier].metrics
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+            text = response.read().decode()
+        page: dict[str, float] = {"calls in flight": 0.0}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                _add(page, sample.name, sample.value)
+                if not sample.labels.get("grpc_service", "").startswith(OUR_SERVICE):
+                    continue
+                if sample.labels["grpc_method"] in HANDSHAKES:
+                    continue
+                if sample.name == "grpc_server_started_total":
+                    page["calls in flight"] += sample.value
+                elif sample.name == "grpc_server_handled_total":
+                    page["calls in flight"] -= sample.value
+        return page
+
+    def _processes(self) -> dict[str, list[psutil.Process]]:
+        found: dict[str, list[psutil.Process]] = {name: [] for name in PROCESSES}
+        for each in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(each.cmdline())
+                # The engine is a child of the decoder, and has a name of its own.
+                for name in ("engine", *PROCESSES):
+                    if PROCESSES[name] in line:
+                        found[name].append(each)
+                        break
+        return found
+
+    def _client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.server.url, socket_timeout=5)
+
+
+@contextmanager
+def watched(
+    model_dir: Path,
+    *,
+    permits: int,
+    redis_max_memory: str = "4gb",
+    decoder_args: Sequence[str] = (),
+    encoder_args: Sequence[str] = (),
+    log_dir: Path,
+) -> Iterator[Watched]:
+    quiet = ("--log-level", "warning")
+    with (
+        own_redis(redis_max_memory) as server,
+        pixtral_stack(
+            model_dir,
+            redis_url=server.url,
+            gateway_args=("--max-concurrent-requests", str(permits), *quiet),
+            encoder_args=(*encoder_args, *quiet),
+            decoder_args=(*decoder_args, *quiet),
+            log_dir=log_dir,
+        ) as stack,
+    ):
+        yield Watched(stack, server)
+
+
+def _add(found: dict[str, float], name: str, value: float) -> None:
+    found[name] = found.get(name, 0.0) + value
