@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embeddings.vision import read_params
-from services.decoder.plugin import ARCHITECTURE, CONFIG_FORMAT, OWNED_BY_DECODER
+from services.decoder import orphan
+from services.decoder.plugin import ARCHITECTURE, CONFIG_FORMAT
 
 GIB = 1 << 30
 STEP_TOKENS = 2048
@@ -88,7 +89,7 @@ def engine_args(options: EngineOptions) -> Any:
 
     Imports vLLM, which takes seconds. Raises BadEngineArguments for a name that it does not have.
     """
-    os.environ[OWNED_BY_DECODER] = "1"
+    orphan.own()
     # Forking a process that serves gRPC copies locks in whatever state they are.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     # A model is a directory; neither a model hub nor a statistics server is ever asked.

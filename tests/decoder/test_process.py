@@ -87,12 +87,14 @@ async def test_from_its_start_to_the_death_of_its_engine(decoder: Decoder) -> No
         assert await decoder.process.wait() == 1
 
 
-async def test_a_killed_decoder_leaves_no_process(decoder: Decoder) -> None:
+@pytest.mark.parametrize("when", ["starting", "answering"])
+async def test_a_killed_decoder_leaves_no_process(decoder: Decoder, when: str) -> None:
     process = psutil.Process(decoder.process.pid)
     async with asyncio.timeout(START_SECONDS):
         while not any(is_engine(child) for child in process.children()):
             await asyncio.sleep(0.01)
-        await first_token(decoder)
+        if when == "answering":
+            await first_token(decoder)
     left = process.children(recursive=True)
 
     decoder.process.kill()
