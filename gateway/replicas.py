@@ -246,7 +246,7 @@ class EncoderReplica(Replica):
 
 
 class DecoderReplica(Replica):
-    """`context_length` is in tokens, as of the last handshake."""
+    """`context_length`, in tokens, and `adapters`, by name, are as of the last handshake."""
 
     tier = "decoder"
 
@@ -254,11 +254,17 @@ class DecoderReplica(Replica):
         super().__init__(address, channel)
         self.stub = decoder_pb2_grpc.DecoderServiceStub(channel)
         self.context_length = 0
+        self.adapters: frozenset[str] = frozenset()
+
+    def has(self, adapter: str) -> bool:
+        """Whether it can answer with an adapter; empty is none."""
+        return not adapter or adapter in self.adapters
 
     async def handshake(self) -> Contract:
         info = await self.stub.GetDecoderInfo(
             decoder_pb2.GetDecoderInfoRequest(), timeout=HANDSHAKE_SECONDS
         )
         self.context_length = info.context_length
+        self.adapters = frozenset(info.adapters)
         self._hear(info.responses)
         return Contract(info.model, info.fingerprint, info.width, info.dtype)

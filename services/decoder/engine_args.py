@@ -68,6 +68,7 @@ class EngineOptions:
         gpu_memory_fraction: of the GPU's memory, for weights, activations, keys and values.
         tensor_parallel: GPUs that share the model.
         cpu_threads: threads that compute, where there is no GPU; None leaves one core free.
+        adapters: directories of LoRA adapters, by their names.
         more: vLLM's own arguments, by their names in AsyncEngineArgs.
     """
 
@@ -81,6 +82,7 @@ class EngineOptions:
     gpu_memory_fraction: float = 0.9
     tensor_parallel: int = 1
     cpu_threads: int | None = None
+    adapters: Mapping[str, Path] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -132,6 +134,9 @@ def engine_args(options: EngineOptions) -> Any:
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
     }
+    if options.adapters:
+        # By itself vLLM has requests for one adapter wait until those for another have ended.
+        arguments |= {"enable_lora": True, "max_loras": len(options.adapters)}
     if current_platform.is_cpu():
         _prepare_cpu(options)
         arguments |= {

@@ -120,6 +120,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
     def __init__(self) -> None:
         super().__init__()
         self.context_length = 32_768
+        self.adapters: tuple[str, ...] = ()
         self.calls: list[decoder_pb2.GenerateRequest] = []
         self.cancelled = 0
         self.behaviours: list[Behaviour] = [answers]
@@ -159,6 +160,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
             dtype="f32",
             context_length=self.context_length,
             responses=self.responses,
+            adapters=self.adapters,
         )
 
     def _register(self, server: grpc.aio.Server) -> None:
