@@ -127,7 +127,6 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
             orig_to_new_prefix={
                 "model.language_model.": "language_model.model.",
                 "model.layers.": "language_model.model.layers.",
-                "lm_head": "language_model.lm_head",
             }
         )
 

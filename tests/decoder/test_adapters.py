@@ -103,6 +103,24 @@ async def test_keys_and_values_are_an_adapters_own(served: Served) -> None:
     assert (await served.answer(again)).cached_tokens >= 96
 
 
+async def test_prompt_logprobs_are_an_adapters_own(served: Served, poet: Reference) -> None:
+    image = served.image(6, 6, seed=3)
+    sampling = Sampling(max_tokens=1, prompt_logprobs=1)
+    plain = served.prompt(BOS, INST, image, 1001, 1002, END_INST, sampling=sampling)
+    for prompt, model in (
+        (plain, served.reference),
+        (replace(plain, request_id="by-poet", adapter="poet"), poet),
+    ):
+        responses = (await served.answer(prompt)).responses
+        expected = model.prompt_logprobs(prompt.token_ids, [image.pixels])
+        told = [each for response in responses for each in response.prompt_logprobs][1:]
+        for token, row, each in zip(prompt.token_ids[1:], expected, told, strict=True):
+            assert each.chosen.token_id == token
+            assert each.chosen.logprob == pytest.approx(float(row[token]), abs=2e-3)
+            assert each.chosen.rank == pytest.approx(int((row > row[token]).sum()) + 1, abs=5)
+            assert each.top[0].logprob == pytest.approx(float(row.max()), abs=2e-3)
+
+
 async def test_adapters_are_announced_and_others_are_missing(served: Served) -> None:
     info = await served.stub.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest())
     assert list(info.adapters) == ["poet"]

@@ -164,6 +164,7 @@ def request_of(prompt: Prompt) -> decoder_pb2.GenerateRequest:
             n=sampling.n,
             stop=sampling.stop,
             ignore_eos=sampling.ignore_eos,
+            prompt_logprobs=sampling.prompt_logprobs,
         ),
         cache_salt=prompt.cache_salt or "",
         generated_token_ids=prompt.generated,

@@ -48,3 +48,24 @@ def test_what_the_decoder_sets_itself_is_refused_by_name(
         load(DecoderSettings, ["--model-dir", str(tmp_path), "--engine-args", name], prog="decoder")
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_adapters_are_named_in_the_file_and_in_flags(tmp_path: Path) -> None:
+    poet = tmp_path / "poet"
+    poet.mkdir()
+    config = tmp_path / "decoder.toml"
+    config.write_text(f'model_dir = "{tmp_path}"\n[lora_modules]\npoet = "{poet}"\n')
+    in_file = load(DecoderSettings, ["--config", str(config)], prog="decoder")
+    argv = ["--model-dir", str(tmp_path), f"--lora-modules=poet={poet}"]
+    in_flags = load(DecoderSettings, argv, prog="decoder")
+    assert in_file.lora_modules == in_flags.lora_modules == {"poet": poet}
+    assert _engine_options(in_file).adapters == {"poet": poet}
+
+
+def test_an_adapter_has_not_the_models_own_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--model-dir", str(tmp_path), f"--lora-modules={tmp_path.name}={tmp_path}"]
+    with pytest.raises(SystemExit):
+        load(DecoderSettings, argv, prog="decoder")
+    assert "not the model's own" in capsys.readouterr().err
