@@ -109,6 +109,8 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
+        # Asked for where LoRA layers are put in.
+        self.config = config
         with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config,
