@@ -148,10 +148,20 @@ def engine_args(options: EngineOptions) -> Any:
             "block_size": 32,
             "kv_cache_memory_bytes": options.kv_cache_bytes or GIB,
         }
+        if options.adapters:
+            arguments["max_loras"] += 1
+            _check_spare_slot(options)
     names = {field.name for field in fields(AsyncEngineArgs)}
     if unknown := sorted(options.more.keys() - names):
         raise BadEngineArguments(f"this vLLM has no argument {unknown[0]}")
     return AsyncEngineArgs(**arguments | dict(options.more))
+
+
+def _check_spare_slot(options: EngineOptions) -> None:
+    # vLLM 0.32's CPU kernels apply the last slot's adapter to requests for none where others of
+    # the same step have one. Slots fill from the first on: one that is never filled is harmless.
+    if options.more.get("max_loras", len(options.adapters) + 1) <= len(options.adapters):
+        raise BadEngineArguments("max_loras must be above the number of adapters on a CPU")
 
 
 def _context_length(options: EngineOptions) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from services.decoder.engine_args import BadEngineArguments, EngineOptions, _check_spare_slot
 from services.decoder.settings import DecoderSettings
 from services.decoder.tier import _engine_options
 from serving.settings import load
@@ -69,3 +70,11 @@ def test_an_adapter_has_not_the_models_own_name(
     with pytest.raises(SystemExit):
         load(DecoderSettings, argv, prog="decoder")
     assert "not the model's own" in capsys.readouterr().err
+
+
+def test_on_a_cpu_one_slot_more_is_needed_than_there_are_adapters(tmp_path: Path) -> None:
+    adapters = {"poet": tmp_path, "clerk": tmp_path}
+    _check_spare_slot(EngineOptions(tmp_path, adapters=adapters))
+    _check_spare_slot(EngineOptions(tmp_path, adapters=adapters, more={"max_loras": 3}))
+    with pytest.raises(BadEngineArguments, match="max_loras"):
+        _check_spare_slot(EngineOptions(tmp_path, adapters=adapters, more={"max_loras": 2}))
