@@ -1,5 +1,6 @@
 """What a client asks for, and what it is told at the end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gateway.conversation import Conversation
@@ -18,7 +19,11 @@ class SoFar:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a client asks for. `arrival` is on the monotonic clock, in seconds."""
+    """What a client asks for. `arrival` is on the monotonic clock, in seconds.
+
+    `adapter` is that of the model which is to answer, empty for the model itself; of requests that
+    wait, those of a lower `priority` go first.
+    """
 
     id: str
     tenant: Tenant
@@ -26,6 +31,8 @@ class Ask:
     sampling: chat_pb2.SamplingParams
     arrival: float
     deadline: Deadline
+    adapter: str = ""
+    priority: int = 0
     so_far: SoFar = field(default_factory=SoFar)
 
     @classmethod
@@ -39,12 +46,20 @@ class Ask:
         *,
         arrival: float,
         seconds: float,
+        adapter: str = "",
+        priority: int = 0,
     ) -> "Ask":
-        """What the current call asks for, to be answered within `seconds` of its arrival."""
+        """What the current call asks for, to be answered within `seconds` of its arrival.
+
+        Raises InvalidRequest for a priority that the tenant may not ask for.
+        """
+        tenant.check_priority(priority)
         note(completion_id=completion_id)
-        current_span().set(operation="chat", model=model)
+        current_span().set(operation="chat", model=adapter or model)
         deadline = Deadline(arrival + seconds)
-        return cls(completion_id, tenant, conversation, sampling, arrival, deadline)
+        return cls(
+            completion_id, tenant, conversation, sampling, arrival, deadline, adapter, priority
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +96,12 @@ class ImageReport:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What is known of a request at its end, `images` in the order of the conversation."""
+    """What is known of a request at its end, `images` in the order of the conversation.
+
+    `prompt_logprobs` are one for each of the prompt's tokens, where they were asked for.
+    """
 
     usage: Usage
     timings: Timings
     images: tuple[ImageReport, ...]
+    prompt_logprobs: Sequence[chat_pb2.TokenLogprobs] = ()

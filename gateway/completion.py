@@ -67,6 +67,11 @@ class Completions:
         """Tokens of prompt and answer together. Raises Unavailable without a decoder."""
         return self._tiers.context_length
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the model's adapters that requests can ask for."""
+        return self._tiers.adapters
+
     def check_room(self, tenant: Tenant) -> None:
         """Raises Overloaded where no request of this tenant would be let in."""
         self._admission.check(tenant)
@@ -121,7 +126,7 @@ class Completions:
         return calls.read(self._answer(held), tools)
 
     async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
-        contract = self._tiers.contract()
+        contract = self._tiers.contract(ask.adapter)
         images, prompt = await self._read(ask.conversation, ask.tenant, contract)
         ask.so_far.prompt_tokens = len(prompt.token_ids)
         ask.tenant.use("prompt", len(prompt.token_ids))
@@ -130,7 +135,7 @@ class Completions:
             EmbeddingKey(image.sha256, contract.fingerprint, ask.tenant.name) for image in images
         ]
         wanted = dict(zip(keys, images, strict=True))
-        head = _head(ask.conversation, images)
+        head = _head(ask.conversation, images, ask.adapter)
 
         encoding_began = time.monotonic()
         places = await self._places.find(wanted, contract, ask.deadline)
@@ -140,6 +145,7 @@ class Completions:
         queue = time_to_first = 0.0
         cached_tokens = completion_tokens = 0
         finish_reason = chat_pb2.FINISH_REASON_UNSPECIFIED
+        prompt_logprobs: list[chat_pb2.TokenLogprobs] = []
         request = _generate_request(prompt, keys, places, ask)
         try:
             for is_retry in (False, True):
@@ -158,7 +164,10 @@ class Completions:
                                 first_token()
                                 _observe(time_to_first, places)
                                 self._images.keep(ask.conversation.images, images, ask.tenant)
-                            yield response.delta
+                            if response.prompt_logprobs:
+                                prompt_logprobs.extend(response.prompt_logprobs)
+                            else:
+                                yield response.delta
                     break
                 except FailedPrecondition as error:
                     if is_retry:
@@ -177,6 +186,7 @@ class Completions:
             Usage(len(prompt.token_ids), prompt.image_tokens, cached_tokens, completion_tokens),
             Timings(queue, encode, time_to_first, _since(ask.arrival)),
             _report(images, prompt, [places[key] for key in keys]),
+            prompt_logprobs,
         )
 
     async def _read(
@@ -231,16 +241,18 @@ def _generate_request(
         ],
         sampling=ask.sampling,
         cache_salt=ask.tenant.name,
+        priority=ask.priority,
+        adapter=ask.adapter,
     )
 
 
-def _head(conversation: Conversation, images: Sequence[ImageInput]) -> bytes:
-    """Stands for a prompt's beginning: tools, system message, and its first image or else text.
+def _head(conversation: Conversation, images: Sequence[ImageInput], adapter: str) -> bytes:
+    """Stands for a prompt's beginning: adapter, tools, system message, first image or else text.
 
     Equal for all turns of a conversation, and for all questions on one image.
     """
     first, *rest = conversation.turns
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(adapter.encode())
     if conversation.tools.offered:
         digest.update(repr(conversation.tools.offered).encode())
     if first.role is Role.SYSTEM:

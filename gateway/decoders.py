@@ -65,7 +65,7 @@ class Decoders:
         failure: ServingError | None = None
         self._budget.earn()
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            replica = self._choose(head, contract, passed_over)
+            replica = self._choose(head, contract, request.adapter, passed_over)
             if replica is None:
                 break
             # Of its own: a decoder that hung may still hold the last one.
@@ -118,9 +118,9 @@ class Decoders:
         raise failure or _gone(gone)
 
     def _choose(
-        self, head: bytes, contract: Contract, passed_over: set[str]
+        self, head: bytes, contract: Contract, adapter: str, passed_over: set[str]
     ) -> DecoderReplica | None:
-        ready = under(self._replicas, contract)
+        ready = under((r for r in self._replicas if r.has(adapter)), contract)
         preference = [address for address in rendezvous(head, ready) if address not in passed_over]
         if not preference:
             return None
@@ -132,14 +132,14 @@ def _refusal(error: grpc.aio.AioRpcError) -> ServingError:
     refusal = from_rpc_error(error)
     if not isinstance(refusal, InvalidRequest):
         return refusal
-    # A decoder names the fields of its own request; the client's has only the sampling in common.
+    # A decoder names the fields of its own request, of which the client's has few.
     field, description = (*refusal.violations, ("", "the model does not take the prompt"))[0]
-    path = field if field.startswith("sampling.") else "messages"
+    path = field if field == "priority" or field.startswith("sampling.") else "messages"
     return InvalidRequest(path, description, refusal.reason)
 
 
 def _is_gone(refusal: ServingError) -> bool:
-    # A replica restarted with other weights refuses the keys.
+    # A replica restarted with other weights refuses the keys, and with other adapters the name.
     is_other = refusal.code is grpc.StatusCode.FAILED_PRECONDITION
     return refusal.code in GONE or (is_other and refusal.reason != EMBEDDING_MISSING)
 

@@ -246,7 +246,8 @@ class EncoderReplica(Replica):
 
 
 class DecoderReplica(Replica):
-    """`context_length`, in tokens, and `max_running`, in answers, are as of the last handshake."""
+    """`context_length`, in tokens, `max_running`, in answers, and `adapters`, by name, are as of
+    the last handshake."""
 
     tier = "decoder"
 
@@ -255,6 +256,11 @@ class DecoderReplica(Replica):
         self.stub = decoder_pb2_grpc.DecoderServiceStub(channel)
         self.context_length = 0
         self.max_running = 0
+        self.adapters: frozenset[str] = frozenset()
+
+    def has(self, adapter: str) -> bool:
+        """Whether it can answer with an adapter; empty is none."""
+        return not adapter or adapter in self.adapters
 
     async def handshake(self) -> Contract:
         info = await self.stub.GetDecoderInfo(
@@ -262,5 +268,6 @@ class DecoderReplica(Replica):
         )
         self.context_length = info.context_length
         self.max_running = info.max_running
+        self.adapters = frozenset(info.adapters)
         self._hear(info.responses)
         return Contract(info.model, info.fingerprint, info.width, info.dtype)

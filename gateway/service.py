@@ -19,7 +19,7 @@ from gateway.settings import GatewaySettings
 from gateway.tenants import Tenant, Tenants
 from gateway.tools import read_tools, whole_calls
 from gateway.uploads import Uploads
-from gateway.validation import check_model, check_parts, check_sampling, read_conversation
+from gateway.validation import adapter_of, check_parts, check_sampling, read_conversation
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.call import note
 
@@ -41,11 +41,12 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self, request: chat_pb2.StreamCompleteRequest, context: Context
     ) -> AsyncGenerator[chat_pb2.StreamCompleteResponse]:
         ask = self._ask(request, context)
+        model = request.model or self._model
         # The images in it are copied by now, and a stream is long.
         del request
         async with aclosing(self.completions.stream(ask)) as events:
             async for event in events:
-                response = chat_pb2.StreamCompleteResponse(id=ask.id, model=self._model)
+                response = chat_pb2.StreamCompleteResponse(id=ask.id, model=model)
                 if isinstance(event, Finished):
                     response.completion.CopyFrom(_completion(event))
                 else:
@@ -56,7 +57,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self, request: chat_pb2.CompleteRequest, context: Context
     ) -> chat_pb2.CompleteResponse:
         ask = self._ask(request, context)
-        response = chat_pb2.CompleteResponse(id=ask.id, model=self._model)
+        response = chat_pb2.CompleteResponse(id=ask.id, model=request.model or self._model)
         choices = [response.choices.add(index=i) for i in range(answers_of(request.sampling))]
         texts: list[list[str]] = [[] for _ in choices]
         calls: list[list[chat_pb2.ToolCall]] = [[] for _ in choices]
@@ -97,13 +98,18 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self, request: chat_pb2.ListModelsRequest, context: Context
     ) -> chat_pb2.ListModelsResponse:
         self._tenant(context)
-        model = chat_pb2.Model(
-            name=self._model,
-            context_length=self.completions.context_length,
-            max_images=self._settings.max_images,
-            max_image_bytes=self._settings.max_image_bytes,
-        )
-        return chat_pb2.ListModelsResponse(models=[model])
+        context_length = self.completions.context_length
+        models = [
+            chat_pb2.Model(
+                name=name,
+                context_length=context_length,
+                max_images=self._settings.max_images,
+                max_image_bytes=self._settings.max_image_bytes,
+                parent=self._model if name != self._model else "",
+            )
+            for name in (self._model, *self.completions.adapters)
+        ]
+        return chat_pb2.ListModelsResponse(models=models)
 
     async def PutImage(
         self, requests: AsyncIterator[chat_pb2.PutImageRequest], context: Context
@@ -126,13 +132,16 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         note(tenant=tenant.name)
         return tenant
 
+    def _adapter(self, model: str) -> str:
+        return adapter_of(model, self._model, self.completions.adapters)
+
     def _conversation(
         self,
         request: chat_pb2.CompleteRequest
         | chat_pb2.StreamCompleteRequest
         | chat_pb2.CountTokensRequest,
     ) -> Conversation:
-        check_model(request.model, self._model)
+        self._adapter(request.model)
         check_parts([len(m.content) for m in request.messages], self.completions.context_length)
         return read_conversation(
             request.messages, max_images=self._settings.max_images, tools=read_tools(request)
@@ -155,6 +164,8 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             request.sampling,
             arrival=arrival,
             seconds=self._seconds(context),
+            adapter=self._adapter(request.model),
+            priority=request.priority,
         )
 
     def _seconds(self, context: Context) -> float:
@@ -190,6 +201,7 @@ def _completion(finished: Finished) -> chat_pb2.Completion:
             )
             for image in finished.images
         ],
+        prompt_logprobs=finished.prompt_logprobs,
     )
 
 

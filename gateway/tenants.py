@@ -7,6 +7,7 @@ The file of tenants is TOML:
     requests_at_once = 32           # each limit may be left out
     tokens_per_minute = 200_000
     images_per_minute = 600
+    highest_priority = -10          # 0 if left out; the lower the number, the higher it is
 
 It is read again when it changes, without a restart; one that cannot be read changes nothing.
 """
@@ -77,6 +78,7 @@ class TenantFile(BaseModel):
     requests_at_once: int | None = Field(None, ge=1)
     tokens_per_minute: int | None = Field(None, ge=1)
     images_per_minute: int | None = Field(None, ge=1)
+    highest_priority: int = Field(0, ge=-(2**31), le=0)
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +89,7 @@ class Tenant:
     requests_at_once: int | None = None
     tokens: Budget = field(default_factory=lambda: Budget(None))
     images: Budget = field(default_factory=lambda: Budget(None))
+    highest_priority: int = 0
     in_use: int = 0
 
     def __post_init__(self) -> None:
@@ -98,6 +101,7 @@ class Tenant:
     def limit(self, read: TenantFile, workers: int = 1) -> None:
         """Takes up one worker's share of the limits; what is used up of one that stays as it was
         stays used up."""
+        self.highest_priority = read.highest_priority
         self.requests_at_once = _share(read.requests_at_once, workers)
         tokens, images = (
             _share(read.tokens_per_minute, workers),
@@ -132,6 +136,15 @@ class Tenant:
             yield
         finally:
             self.in_use -= answers
+
+    def check_priority(self, priority: int) -> None:
+        """Raises InvalidRequest where this tenant may not go ahead of others so far."""
+        if priority < self.highest_priority:
+            raise InvalidRequest(
+                "priority",
+                f"must be {self.highest_priority} or more: yours may not be higher",
+                "PRIORITY_NOT_ALLOWED",
+            )
 
     def use(self, kind: str, tokens: int) -> None:
         """Counts tokens of a prompt or a completion."""

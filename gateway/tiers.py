@@ -44,13 +44,17 @@ class Tiers:
     async def stop(self) -> None:
         await asyncio.gather(self.encoders.stop(), self.decoders.stop())
 
-    def contract(self) -> Contract:
-        """The contract to serve the next request by. Raises Unavailable without a decoder.
+    def contract(self, adapter: str = "") -> Contract:
+        """The contract to serve the next request by, for an adapter of the model if one is named.
+
+        Raises Unavailable without a decoder.
 
         While a rolling upgrade makes for two, the one that images can be encoded under and that
         has more decoders.
         """
-        decoders = Counter(d.contract for d in self.decoders if d.contract is not None)
+        decoders = Counter(
+            d.contract for d in self.decoders if d.contract is not None and d.has(adapter)
+        )
         if not decoders:
             raise Unavailable("no decoder is ready", RETRY_SECONDS)
         encodable = {encoder.contract for encoder in self.encoders}
@@ -69,6 +73,11 @@ class Tiers:
         if not lengths:
             raise Unavailable("no decoder is ready", RETRY_SECONDS)
         return min(lengths)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Of the model, on any decoder that has answered; by name."""
+        return tuple(sorted(frozenset().union(*(d.adapters for d in self.decoders if d.fits))))
 
 
 def under(replicas: Iterable[R], contract: Contract) -> dict[str, R]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from gateway.conversation import NO_TOOLS, Conversation, ImageSource, Role, ToolCall, Tools, Turn
@@ -15,6 +15,8 @@ from serving.errors import InvalidRequest, NotFound
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 MAX_LOGPROBS = 20  # as many as vLLM tells
+# Of all tokens of a prompt together, as the decoder has it.
+MAX_PROMPT_LOGPROBS = 1 << 17
 MAX_BAD_WORDS = 64  # each becomes up to two of vLLM's 128 sequences of tokens
 MAX_BAD_WORD_LENGTH = 128
 MAX_TOKEN_IDS = 1024
@@ -30,10 +32,16 @@ ROLES: dict[int, Role] = {
 }
 
 
-def check_model(asked: str, served: str) -> None:
-    """Raises NotFound where a request asks for another model; empty is whichever is served."""
-    if asked not in ("", served):
+def adapter_of(asked: str, served: str, adapters: Collection[str]) -> str:
+    """The adapter that a request asks for; empty for the model itself, as is asking for none.
+
+    Raises NotFound for any other name.
+    """
+    if asked in ("", served):
+        return ""
+    if asked not in adapters:
         raise NotFound("this gateway does not serve that model", "MODEL_NOT_FOUND")
+    return asked
 
 
 def check_parts(parts: Sequence[int], context_length: int) -> None:
@@ -156,6 +164,14 @@ def check_length(
         raise InvalidRequest(
             "sampling.min_tokens", f"beside the prompt the context holds {room} tokens"
         )
+    if sampling.HasField("prompt_logprobs"):
+        told = prompt_tokens * (1 + sampling.prompt_logprobs)
+        if told > MAX_PROMPT_LOGPROBS:
+            raise InvalidRequest(
+                "sampling.prompt_logprobs",
+                f"the prompt's {prompt_tokens} tokens have {told}, and at most "
+                f"{MAX_PROMPT_LOGPROBS} are told",
+            )
 
 
 def _turn(message: chat_pb2.Message, path: str) -> Turn:
@@ -239,4 +255,5 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("frequency_penalty", _within(-2, 2), "must be from -2 to 2"),
     ("n", _within(1, MAX_CHOICES), f"must be from 1 to {MAX_CHOICES}"),
     ("logprobs", _within(0, MAX_LOGPROBS), f"must be at most {MAX_LOGPROBS}"),
+    ("prompt_logprobs", _within(0, MAX_LOGPROBS), f"must be at most {MAX_LOGPROBS}"),
 )

@@ -126,14 +126,17 @@ class Sampling(TypedDict, total=False):
     allowed_token_ids: Sequence[int] | None
     structured_output: StructuredOutput | None
     n: int | None
+    prompt_logprobs: int | None
 
 
 class Options(Sampling, total=False):
-    """How to answer: `Sampling`, and what tools may or must be called (`pixtral_client.tools`)."""
+    """How to answer: `Sampling`, what tools may or must be called (`pixtral_client.tools`), and
+    before whom: of requests that wait, those of a lower `priority` go first."""
 
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
+    priority: int | None
 
 
 def complete_request(
@@ -143,6 +146,7 @@ def complete_request(
         model=model or "",
         sampling=_sampling(options),
         messages=to_protos(messages),
+        priority=options.get("priority") or 0,
         **tool_fields(options),
     )
 
@@ -154,6 +158,7 @@ def stream_request(
         model=model or "",
         sampling=_sampling(options),
         messages=to_protos(messages),
+        priority=options.get("priority") or 0,
         **tool_fields(options),
     )
 
@@ -241,7 +246,7 @@ def _sampling(options: Mapping[str, Any]) -> chat_pb2.SamplingParams:
         if name not in Options.__annotations__:
             known = ", ".join(Options.__annotations__)
             raise TypeError(f"unknown argument {name!r}; known are {known}")
-        if value is None or name in OPTIONS:
+        if value is None or name in OPTIONS or name == "priority":
             continue
         if name == "stop" and isinstance(value, str):
             value = [value]

@@ -66,16 +66,20 @@ class UploadedImage:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token that the model could pick; its text is empty where it is a part of a character."""
+    """A token that the model could pick; its text is empty where it is a part of a character.
+
+    `rank` is among all tokens, from the likeliest, which is 1.
+    """
 
     token_id: int
     text: str
     logprob: float
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """How likely a token of an answer was, and what was likeliest there, the likeliest first."""
+    """How likely a token was, and what was likeliest there, the likeliest first."""
 
     chosen: Logprob
     top: tuple[Logprob, ...]
@@ -129,6 +133,8 @@ class Completion:
 
     `model` is the gateway's name for what answered. Where `n` answers were asked for, `choices` are
     all of them; text, tokens, finish reason, logprobs and tool calls are the first one's.
+    `prompt_logprobs` has one for each token of the prompt, where they were asked for, and None for
+    the first, which nothing comes before.
     """
 
     id: str
@@ -142,6 +148,7 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...]
     choices: tuple[Choice, ...]
     tool_calls: tuple[ToolCall, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +159,16 @@ class TokenCount:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that the gateway serves; `context_length` holds prompt and answer together."""
+    """A model that the gateway serves; `context_length` holds prompt and answer together.
+
+    `parent` is the model that an adapter is one of.
+    """
 
     name: str
     context_length: int
     max_images: int
     max_image_bytes: int
+    parent: str = ""
 
 
 def delta_from_proto(choice: chat_pb2.Choice) -> Delta:
@@ -218,6 +229,10 @@ def completion_from_proto(
             for each in answers
         ),
         tool_calls=answer.tool_calls,
+        prompt_logprobs=tuple(
+            _token_logprobs(each) if each.HasField("chosen") else None
+            for each in summary.prompt_logprobs
+        ),
     )
 
 
@@ -234,7 +249,13 @@ def joined_calls(pieces: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
 
 def models_from_proto(response: chat_pb2.ListModelsResponse) -> list[Model]:
     return [
-        Model(model.name, model.context_length, model.max_images, model.max_image_bytes)
+        Model(
+            model.name,
+            model.context_length,
+            model.max_images,
+            model.max_image_bytes,
+            model.parent,
+        )
         for model in response.models
     ]
 
@@ -248,7 +269,7 @@ def _token_logprobs(position: chat_pb2.TokenLogprobs) -> TokenLogprobs:
 
 
 def _logprob(each: chat_pb2.Logprob) -> Logprob:
-    return Logprob(each.token_id, each.text, each.logprob)
+    return Logprob(each.token_id, each.text, each.logprob, each.rank)
 
 
 def _seconds(duration: Duration) -> float:

@@ -177,6 +177,9 @@ class Reference:
 
     def _logits(self, inputs: Tensor, start: int, caches: list[KVCache]) -> Tensor:
         """The logits (vocabulary) after the last of `inputs`, which begin at position `start`."""
+        return F.linear(self._hidden(inputs, start, caches)[-1], self._output)
+
+    def _hidden(self, inputs: Tensor, start: int, caches: list[KVCache]) -> Tensor:
         params, weights = self.params, self.weights
         heads = Heads(
             params["n_heads"], params["n_kv_heads"], params["head_dim"], params["norm_eps"]
@@ -186,7 +189,7 @@ class Reference:
         x = inputs
         for layer, cache in enumerate(caches):
             x = block(x, weights, f"layers.{layer}", heads, angles, cache)
-        return F.linear(rms_norm(x[-1], weights["norm.weight"], heads.norm_eps), self._output)
+        return rms_norm(x, weights["norm.weight"], heads.norm_eps)
 
     @property
     def _output(self) -> Tensor:
@@ -205,6 +208,13 @@ class Reference:
             start += len(inputs)
             inputs = F.embedding(torch.tensor([token]), self.weights["tok_embeddings.weight"])
         return torch.stack(rows)
+
+    @torch.inference_mode()
+    def prompt_logprobs(self, token_ids: list[int], images: list[NDArray[np.float32]]) -> Tensor:
+        """Log-probabilities (tokens, vocabulary) of each token of a prompt but the first."""
+        caches = [KVCache() for _ in range(self.params["n_layers"])]
+        hidden = self._hidden(self._inputs(token_ids, images), 0, caches)
+        return F.linear(hidden[:-1], self._output).log_softmax(-1)
 
     @torch.inference_mode()
     def generate(

@@ -1,8 +1,9 @@
 """Answers as OpenAI's clients expect them, whole and in chunks."""
 
+import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -34,13 +35,16 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
         async for event in events:
             if isinstance(event, Finished):
                 ending = _ending(event)
+                if event.prompt_logprobs:
+                    told = await asyncio.to_thread(_prompt_logprobs, event.prompt_logprobs)
+                    ending["prompt_logprobs"] = told
                 continue
             texts[event.index].append(event.text)
             calls[event.index].extend(event.tool_calls)
             logprobs[event.index] += map(_token_logprobs, event.logprobs)
             finish_reasons[event.index] = _FINISH_REASONS.get(event.finish_reason)
     heading = _heading(completion_id, "chat.completion", model)
-    told = [
+    told_choices = [
         {
             "index": index,
             "message": _message("".join(texts[index]), calls[index]),
@@ -49,7 +53,7 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
         }
         for index in range(choices)
     ]
-    return {**heading, "choices": told, **ending}
+    return {**heading, "choices": told_choices, **ending}
 
 
 async def chunks(
@@ -135,6 +139,25 @@ def _logprob(token: chat_pb2.Logprob) -> dict[str, Any]:
         "logprob": max(token.logprob, LEAST_LOGPROB),
         "bytes": list(token.text.encode()),
     }
+
+
+def _prompt_logprobs(
+    positions: Sequence[chat_pb2.TokenLogprobs],
+) -> list[dict[str, dict[str, Any]] | None]:
+    """In vLLM's form: tokens by their ids, the prompt's own first; None for its first token."""
+    return [
+        {
+            str(token.token_id): {
+                "logprob": max(token.logprob, LEAST_LOGPROB),
+                "rank": token.rank,
+                "decoded_token": token.text,
+            }
+            for token in (position.chosen, *position.top)
+        }
+        if position.HasField("chosen")
+        else None
+        for position in positions
+    ]
 
 
 def _ending(finished: Finished) -> dict[str, Any]:

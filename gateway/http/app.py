@@ -1,5 +1,6 @@
 """The routes, each thin over the gateway's own request path."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from gateway.http.schema import ChatRequest, Message, TokenizeRequest
 from gateway.http.stream import EventStream
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenant, Tenants
-from gateway.validation import check_model, check_sampling
+from gateway.validation import adapter_of, check_sampling
 from serving.call import note
 from serving.errors import InvalidRequest, Unavailable
 from serving.interceptor import Gate
@@ -82,6 +83,7 @@ class OpenAiApi:
         sampling = asked.sampling()
         with _told_as_asked(asked):
             check_sampling(sampling, vocabulary_size=self.completions.vocabulary_size)
+        model = asked.model or self._model
         ask = Ask.begin(
             f"chatcmpl-{uuid.uuid4().hex}",
             self._model,
@@ -90,6 +92,8 @@ class OpenAiApi:
             sampling,
             arrival=arrival,
             seconds=seconds,
+            adapter=self._adapter(asked.model),
+            priority=asked.priority or 0,
         )
         events = _stream(self.completions, ask, asked)
         if asked.stream:
@@ -97,15 +101,17 @@ class OpenAiApi:
                 answers.chunks(
                     events,
                     ask.id,
-                    self._model,
+                    model,
                     include_usage=asked.include_usage,
                     so_far=ask.so_far if asked.continuous_usage else None,
                 )
             )
         async with while_client_waits(request.receive):
-            return JSONResponse(
-                await answers.whole(events, ask.id, self._model, choices=answers_of(sampling))
-            )
+            answer = await answers.whole(events, ask.id, model, choices=answers_of(sampling))
+            if sampling.HasField("prompt_logprobs"):
+                # There may be megabytes of them.
+                return await asyncio.to_thread(JSONResponse, answer)
+            return JSONResponse(answer)
 
     async def tokenize(self, request: Request) -> JSONResponse:
         tenant = self._tenant(request)
@@ -126,12 +132,16 @@ class OpenAiApi:
 
     async def models(self, request: Request) -> JSONResponse:
         self._tenant(request)
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        names = (self._model, *self.completions.adapters)
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in names]})
 
     async def model(self, request: Request) -> JSONResponse:
         self._tenant(request)
-        check_model(request.path_params["model"], self._model)
-        return JSONResponse(self._card())
+        name = request.path_params["model"]
+        return JSONResponse(self._card(self._adapter(name) or self._model))
+
+    def _adapter(self, model: str | None) -> str:
+        return adapter_of(model or "", self._model, self.completions.adapters)
 
     def _tenant(self, request: Request) -> Tenant:
         if self._settings.is_for_this_machine:
@@ -146,7 +156,7 @@ class OpenAiApi:
             return (await self.completions.count(conversation, tenant)).token_ids
         if asked.prompt is None:
             raise InvalidRequest("messages", "messages or a prompt is needed")
-        check_model(asked.model or "", self._model)
+        self._adapter(asked.model)
         return await self.completions.tokenize(
             asked.prompt, tenant, bos=asked.add_special_tokens is not False
         )
@@ -154,7 +164,7 @@ class OpenAiApi:
     def _conversation(
         self, model: str | None, messages: Sequence[Message], tools: Tools
     ) -> Conversation:
-        check_model(model or "", self._model)
+        self._adapter(model)
         return to_conversation(
             messages,
             tools,
@@ -162,14 +172,14 @@ class OpenAiApi:
             context_length=self.completions.context_length,
         )
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
         return {
-            "id": self._model,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "pixtral-serve",
-            "root": self._model,
-            "parent": None,
+            "root": name,
+            "parent": self._model if name != self._model else None,
             "max_model_len": self.completions.context_length,
             "pixtral": {
                 "max_images": self._settings.max_images,

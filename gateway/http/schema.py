@@ -27,6 +27,10 @@ def _as_list(value: Any) -> Any:
             return value
 
 
+def _none_if_false(value: Any) -> Any:
+    return None if value is False else value
+
+
 def _not_minus_one(value: Any) -> Any:
     # vLLM's other way to say that every token may come.
     return 0 if value == -1 else value
@@ -125,6 +129,7 @@ class ChatRequest(_Request):
     n: UInt32 | None = None
     logprobs: bool | None = None
     top_logprobs: UInt32 | None = None
+    prompt_logprobs: Annotated[UInt32 | None, BeforeValidator(_none_if_false)] = None
     logit_bias: dict[UInt32, float] | None = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[UInt32] | None = None
@@ -134,6 +139,7 @@ class ChatRequest(_Request):
     # Read by `gateway.http.tools`.
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
+    priority: Int64 | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -159,6 +165,8 @@ class ChatRequest(_Request):
             values["logprobs"] = self.top_logprobs or 0
         elif self.top_logprobs:
             raise InvalidRequest("top_logprobs", "needs logprobs to be true")
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs", "not in a stream", "UNSUPPORTED_PARAMETER")
         values["structured_output"] = self._structured_output()
         return chat_pb2.SamplingParams(
             **{name: value for name, value in values.items() if value is not None}
@@ -258,8 +266,6 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "prediction": (),
-    "priority": (0,),
-    "prompt_logprobs": (False,),
     "prompt_mode": (),
     "return_token_ids": (False,),
     "return_token_strs": (False,),

@@ -1,10 +1,6 @@
 """`python -m services.decoder`"""
 
-from services.decoder.settings import DecoderSettings
-from services.decoder.tier import DecoderTier
-from serving.server import run
-from serving.settings import load
+from runpy import run_module
 
-# The engine's process imports this module too.
-if __name__ == "__main__":
-    run(DecoderTier, load(DecoderSettings, prog="pixtral-serve decoder"))
+# Not the same as to import it: see there.
+run_module("services.decoder.main", run_name="__main__", alter_sys=True)

@@ -17,6 +17,8 @@ MAX_REQUEST_ID = 128
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
 MAX_LOGPROBS = 20
+# Of all tokens of a prompt together. vLLM makes an object of each where it serves all streams.
+MAX_PROMPT_LOGPROBS = 1 << 17
 MAX_TOKEN_IDS = 1024
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARACTERS = 128
@@ -34,6 +36,7 @@ class Limits:
     vocab_size: int
     context_length: int
     max_images: int
+    has_priorities: bool = False
 
     @property
     def max_grid_side(self) -> int:
@@ -62,6 +65,12 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
     _check_places(prompt, limits)
     _check_generated(prompt, limits)
     check_sampling(prompt.sampling, limits, len(prompt.token_ids))
+    if prompt.priority and not limits.has_priorities:
+        raise InvalidRequest(
+            "priority",
+            "must be 0: the engine takes requests in the order of their arrival",
+            reason="PRIORITY_NOT_SUPPORTED",
+        )
 
 
 def check_sampling(sampling: Sampling, limits: Limits, prompt_length: int) -> None:
@@ -79,6 +88,8 @@ def check_sampling(sampling: Sampling, limits: Limits, prompt_length: int) -> No
     _check_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
     _check_range("n", sampling.n, 1, MAX_CHOICES)
     _check_range("logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
+    most = min(MAX_LOGPROBS, MAX_PROMPT_LOGPROBS // prompt_length - 1)
+    _check_range("prompt_logprobs", sampling.prompt_logprobs, 0, most)
     for name, most in _MOST_OF:
         if len(getattr(sampling, name)) > most:
             raise InvalidRequest(f"sampling.{name}", f"must hold at most {most}")
@@ -151,7 +162,8 @@ def _check_generated(prompt: Prompt, limits: Limits) -> None:
             "generated_token_ids", f"an id is outside the vocabulary of {limits.vocab_size}"
         )
     sampling = prompt.sampling
-    if sampling.n > 1 or sampling.logprobs is not None or sampling.structured_output is not None:
+    tells_logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
+    if sampling.n > 1 or tells_logprobs or sampling.structured_output is not None:
         raise InvalidRequest("generated_token_ids", "cannot be continued with these parameters")
 
 

@@ -47,12 +47,14 @@ class Decoder:
 
         Raises:
             InvalidRequest: with the field's path.
-            FailedPrecondition: EMBEDDING_MISSING, FINGERPRINT_MISMATCH.
+            FailedPrecondition: EMBEDDING_MISSING, FINGERPRINT_MISMATCH, ADAPTER_MISSING.
             Overloaded, Unavailable: there is no room, or no engine.
         """
         note(prompt_tokens=len(prompt.token_ids), images=len(prompt.images))
         check_prompt(prompt, self._limits)
         self._check_fingerprints(prompt.images)
+        if prompt.adapter and prompt.adapter not in self._engine.adapters:
+            raise FailedPrecondition("the decoder has no such adapter", "ADAPTER_MISSING")
         answers = prompt.sampling.n
         if answers > self._max_admitted:
             raise InvalidRequest("sampling.n", f"must be at most {self._max_admitted} here")

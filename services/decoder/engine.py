@@ -5,17 +5,19 @@ checks while it does.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from services.decoder.adapters import BadAdapter, check_adapter
 from services.decoder.continuation import Continuation, NotContinued
 from services.decoder.engine_args import EngineOptions, engine_args
-from services.decoder.logprobs import TokenLogprobs, from_vllm
+from services.decoder.logprobs import TokenLogprobs, from_vllm, prompt_pieces
 from services.decoder.plugin import ARCHITECTURE
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling
@@ -65,6 +67,8 @@ class Delta:
         queue_seconds: from the engine's taking the request to its first step.
         logprobs: one for each of `token_ids` where they were asked for.
         index: of the request's answer that this belongs to.
+        prompt_logprobs: the next ones of the prompt's, where they were asked for; such deltas come
+            before all others, and have nothing else.
     """
 
     text: str
@@ -74,6 +78,7 @@ class Delta:
     queue_seconds: float
     logprobs: tuple[TokenLogprobs, ...] = ()
     index: int = 0
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class DecoderEngine:
@@ -88,6 +93,7 @@ class DecoderEngine:
         self._cache: Any = None
         self._sampling_defaults: dict[str, Any] = {}
         self._structures: Any = None
+        self._adapters: dict[str, Any] = {"": None}
 
     async def start(self) -> None:
         """Loads the model and generates a token, in 10 s to minutes.
@@ -99,6 +105,8 @@ class DecoderEngine:
         # vLLM's own record, on this side, of the images that the engine's process holds.
         self._cache = self._llm.renderer.mm_processor_cache
         self._sampling_defaults = self._llm.model_config.get_diff_sampling_param()
+        for number, (name, path) in enumerate(self.options.adapters.items(), start=1):
+            self._adapters[name] = await self._add_adapter(name, number, path)
         probe = Prompt("start", [BEGIN_OF_SEQUENCE], (), Sampling(max_tokens=1))
         async with aclosing(self.generate(probe, ())) as deltas:
             async for _ in deltas:
@@ -108,6 +116,16 @@ class DecoderEngine:
     def context_length(self) -> int:
         """As started: at most the model's own."""
         return int(self._llm.model_config.max_model_len)
+
+    @property
+    def has_priorities(self) -> bool:
+        """Whether it takes waiting requests by their priority."""
+        return bool(self._llm.vllm_config.scheduler_config.policy == "priority")
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of those beside the model itself, once started."""
+        return tuple(name for name in self._adapters if name)
 
     @property
     def dead(self) -> bool:
@@ -159,10 +177,20 @@ class DecoderEngine:
             # No await from here until vLLM has sent the request: the engine's process keeps its
             # images in the order in which requests reach it, as the record on this side does.
             items = self._items(prompt.images, embeddings, resend)
-            stream = self._llm.generate(engine_input(prompt, items), parameters, prompt.request_id)
+            stream = self._llm.generate(
+                engine_input(prompt, items),
+                parameters,
+                prompt.request_id,
+                lora_request=self._adapters[prompt.adapter],
+                priority=prompt.priority,
+            )
             may_miss_images, is_first = bool(prompt.images) and not resend, True
             async with aclosing(stream):
                 async for output in stream:
+                    # Each of several answers has them.
+                    if is_first and sampling.prompt_logprobs is not None:
+                        for delta in _prompt_deltas(output, sampling.prompt_logprobs):
+                            yield delta
                     for completion in output.outputs:
                         if completion.finish_reason not in FINISHED:
                             raise _failure(sampling, is_first, may_miss_images)
@@ -214,6 +242,18 @@ class DecoderEngine:
         self._llm = AsyncLLM.from_engine_args(arguments)
         send_images_once(self._llm)
 
+    async def _add_adapter(self, name: str, number: int, path: Path) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest(name, number, str(path))
+        try:
+            await asyncio.to_thread(check_adapter, path)
+            await self._llm.add_lora(request)
+        except Exception as error:
+            # Of another kind for each thing that can be amiss with it, and wrapped by vLLM's call.
+            raise BadAdapter(f"{name}: {error}") from error
+        return request
+
     def _items(
         self,
         images: Sequence[ImagePlace],
@@ -264,6 +304,12 @@ def _delta(output: Any, completion: Any, sampling: Sampling) -> Delta:
         logprobs=logprobs,
         index=completion.index,
     )
+
+
+def _prompt_deltas(output: Any, count: int) -> Iterator[Delta]:
+    cached, queue = output.num_cached_tokens or 0, _queue_seconds(output.metrics)
+    for piece in prompt_pieces(output.prompt_logprobs or (), count):
+        yield Delta("", (), None, cached, queue, prompt_logprobs=piece)
 
 
 def _continued(delta: Delta, continuation: Continuation, finish_reason: str | None) -> Delta:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embeddings.vision import read_params
-from services.decoder.plugin import ARCHITECTURE, CONFIG_FORMAT, OWNED_BY_DECODER
+from services.decoder import orphan
+from services.decoder.plugin import ARCHITECTURE, CONFIG_FORMAT
 
 GIB = 1 << 30
 STEP_TOKENS = 2048
@@ -67,6 +68,7 @@ class EngineOptions:
         gpu_memory_fraction: of the GPU's memory, for weights, activations, keys and values.
         tensor_parallel: GPUs that share the model.
         cpu_threads: threads that compute, where there is no GPU; None leaves one core free.
+        adapters: directories of LoRA adapters, by their names.
         more: vLLM's own arguments, by their names in AsyncEngineArgs.
     """
 
@@ -80,6 +82,7 @@ class EngineOptions:
     gpu_memory_fraction: float = 0.9
     tensor_parallel: int = 1
     cpu_threads: int | None = None
+    adapters: Mapping[str, Path] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -88,7 +91,7 @@ def engine_args(options: EngineOptions) -> Any:
 
     Imports vLLM, which takes seconds. Raises BadEngineArguments for a name that it does not have.
     """
-    os.environ[OWNED_BY_DECODER] = "1"
+    orphan.own()
     # Forking a process that serves gRPC copies locks in whatever state they are.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     # A model is a directory; neither a model hub nor a statistics server is ever asked.
@@ -131,6 +134,9 @@ def engine_args(options: EngineOptions) -> Any:
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
     }
+    if options.adapters:
+        # By itself vLLM has requests for one adapter wait until those for another have ended.
+        arguments |= {"enable_lora": True, "max_loras": len(options.adapters)}
     if current_platform.is_cpu():
         _prepare_cpu(options)
         arguments |= {
@@ -142,10 +148,20 @@ def engine_args(options: EngineOptions) -> Any:
             "block_size": 32,
             "kv_cache_memory_bytes": options.kv_cache_bytes or GIB,
         }
+        if options.adapters:
+            arguments["max_loras"] += 1
+            _check_spare_slot(options)
     names = {field.name for field in fields(AsyncEngineArgs)}
     if unknown := sorted(options.more.keys() - names):
         raise BadEngineArguments(f"this vLLM has no argument {unknown[0]}")
     return AsyncEngineArgs(**arguments | dict(options.more))
+
+
+def _check_spare_slot(options: EngineOptions) -> None:
+    # vLLM 0.32's CPU kernels apply the last slot's adapter to requests for none where others of
+    # the same step have one. Slots fill from the first on: one that is never filled is harmless.
+    if options.more.get("max_loras", len(options.adapters) + 1) <= len(options.adapters):
+        raise BadEngineArguments("max_loras must be above the number of adapters on a CPU")
 
 
 def _context_length(options: EngineOptions) -> int:

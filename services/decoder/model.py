@@ -12,8 +12,13 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
-from vllm.model_executor.models.interfaces import SupportsMultiModal
-from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal
+from vllm.model_executor.models.module_mapping import MultiModelKeys
+from vllm.model_executor.models.utils import (
+    WeightsMapper,
+    init_vllm_registered_model,
+    maybe_prefix,
+)
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
@@ -88,10 +93,14 @@ class VisionLanguageAdapter(nn.Module):
 @MULTIMODAL_REGISTRY.register_processor(
     _NoProcessor, info=ProcessingInfo, dummy_inputs=_NoDummyInputs
 )
-class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal):  # type: ignore[misc]
-    """Parameters as in a Mistral-format checkpoint; images as embeddings cut before the adapter."""
+class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA):  # type: ignore[misc]
+    """Parameters as in a Mistral-format checkpoint; images as embeddings cut before the adapter.
 
-    # Quantized checkpoints name the parts; vLLM looks up here what it fuses them into.
+    LoRA adapters are of the language model alone: the tower that made the embeddings has none.
+    """
+
+    # Quantized checkpoints and LoRA adapters name the parts; vLLM looks up here what it fuses them
+    # into.
     packed_modules_mapping = {  # noqa: RUF012
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
@@ -100,6 +109,8 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal): 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
+        # Asked for where LoRA layers are put in.
+        self.config = config
         with self._mark_language_model(vllm_config):  # type: ignore[operator]
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config,
@@ -112,10 +123,24 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal): 
             bias=getattr(config.vision_config, "adapter_bias", True),
         )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        # By what PEFT calls them in a model of text alone, and in transformers' Pixtral. Of the
+        # instance: vLLM would rename by the class's what a quantized checkpoint leaves out, too.
+        self.hf_to_vllm_mapper = WeightsMapper(
+            orig_to_new_prefix={
+                "model.language_model.": "language_model.model.",
+                "model.layers.": "language_model.model.layers.",
+            }
+        )
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         return None
+
+    def get_mm_mapping(self) -> Any:
+        """What is what among the modules, for LoRA adapters."""
+        return MultiModelKeys.from_string_field(
+            language_model="language_model.", connector=_ADAPTER, tower_model="vision_encoder."
+        )
 
     def embed_multimodal(self, **kwargs: Any) -> list[torch.Tensor]:
         """Runs the adapter over the images of a step.

@@ -6,15 +6,12 @@ process that starts an engine and again in the engine's own.
 
 import multiprocessing
 import os
-import threading
 from importlib.metadata import entry_points
-from multiprocessing.connection import wait
+
+from services.decoder import orphan
 
 ARCHITECTURE = "PixtralEmbeddingsForConditionalGeneration"
 CONFIG_FORMAT = "pixtral-params"
-# Set by the decoder for its engine's processes alone: the plug-in is loaded by every vLLM that
-# runs in the same environment.
-OWNED_BY_DECODER = "PIXTRAL_ENGINE_OF_DECODER"
 
 
 def register() -> None:
@@ -30,10 +27,12 @@ def register() -> None:
     # chosen its device.
     ModelRegistry.register_model(ARCHITECTURE, f"services.decoder.model:{ARCHITECTURE}")
     register_config_parser(CONFIG_FORMAT)(ParamsParser)
-    if os.environ.get(OWNED_BY_DECODER):
+    # The plug-in is loaded by every vLLM that runs in the same environment.
+    if orphan.is_owned():
         # What loads the tokenizer detects the format for itself, and would read with vLLM's own.
         register_config_parser("mistral")(ParamsParser)
-        _end_with_parent()
+        if multiprocessing.parent_process() is not None:
+            orphan.end_with_parent()
 
 
 def is_installed() -> bool:
@@ -44,16 +43,3 @@ def is_installed() -> bool:
         and (allowed is None or entry.name in allowed.split(","))
         for entry in entry_points(group="vllm.general_plugins")
     )
-
-
-def _end_with_parent() -> None:
-    # vLLM's engine process outlives a parent that was killed, with its memory and its device.
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

@@ -45,6 +45,8 @@ class Prompt:
         sampling: how to pick tokens.
         cache_salt: prompts share the engine's prefix cache only where this is equal.
         generated: the beginning of the answer, made elsewhere; `sampling` is of the whole answer.
+        priority: lower goes first, where the engine schedules by it.
+        adapter: the name of the LoRA adapter that answers; empty is the model itself.
     """
 
     request_id: str
@@ -53,6 +55,8 @@ class Prompt:
     sampling: Sampling
     cache_salt: str | None = None
     generated: Sequence[int] = ()
+    priority: int = 0
+    adapter: str = ""
 
     @property
     def engine_token_ids(self) -> list[int]:

@@ -37,7 +37,7 @@ class Sampling:
     """What is None takes the model's own default, from its generation_config.json, or vLLM's.
 
     The names and meanings are vLLM's. `max_tokens` None is as many as the context still holds,
-    `logprobs` None tells none.
+    `logprobs` and `prompt_logprobs` None tell none.
     """
 
     max_tokens: int | None = None
@@ -54,6 +54,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     bad_words: tuple[str, ...] = ()
     allowed_token_ids: tuple[int, ...] = ()

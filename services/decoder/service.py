@@ -38,6 +38,7 @@ class DecoderInfo:
     dtype: DType
     context_length: int
     max_running: int
+    adapters: tuple[str, ...] = ()
 
 
 class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
@@ -76,6 +77,7 @@ class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
             running=running,
             waiting=admitted - running,
             responses=self._responses,
+            adapters=info.adapters,
         )
 
 
@@ -87,6 +89,8 @@ def _prompt(request: decoder_pb2.GenerateRequest) -> Prompt:
         sampling=_sampling(request.sampling),
         cache_salt=request.cache_salt or None,
         generated=tuple(request.generated_token_ids),
+        priority=request.priority,
+        adapter=request.adapter,
     )
 
 
@@ -138,14 +142,19 @@ def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
         response.delta.index = delta.index
     if delta.logprobs:
         response.delta.logprobs.extend(map(_logprobs, delta.logprobs))
+    if delta.prompt_logprobs:
+        response.prompt_logprobs.extend(map(_logprobs, delta.prompt_logprobs))
     return response
 
 
 def _logprobs(position: TokenLogprobs) -> chat_pb2.TokenLogprobs:
     return chat_pb2.TokenLogprobs(
-        chosen=_logprob(position.chosen), top=[_logprob(each) for each in position.top]
+        chosen=None if position.chosen is None else _logprob(position.chosen),
+        top=[_logprob(each) for each in position.top],
     )
 
 
 def _logprob(each: Logprob) -> chat_pb2.Logprob:
-    return chat_pb2.Logprob(token_id=each.token_id, text=each.text, logprob=each.logprob)
+    return chat_pb2.Logprob(
+        token_id=each.token_id, text=each.text, logprob=each.logprob, rank=each.rank
+    )

@@ -2,9 +2,9 @@
 
 import json
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, DirectoryPath, Field
+from pydantic import AfterValidator, DirectoryPath, Field, model_validator
 
 from embeddings.codec import DType
 from services.decoder.engine_args import check_owned
@@ -75,9 +75,21 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     cpu_threads: int | None = Field(
         None, ge=1, description="Threads that compute on a CPU; unset: all cores but one."
     )
+    lora_modules: dict[str, DirectoryPath] = Field(
+        {},
+        description="LoRA adapters that requests can name as their model: a table of names and "
+        "directories in PEFT's form in the file, NAME=DIRECTORY in each of several flags, a JSON "
+        "object in the variable.",
+    )
     engine_args: Annotated[dict[str, Any], AfterValidator(_check_arguments)] = Field(
         {},
         description="What else vLLM's engine is started with, by the names of its AsyncEngineArgs, "
         "such as quantization or speculative_config: a table in the file, NAME=VALUE in each "
         "of several flags, a JSON object in the variable.",
     )
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> Self:
+        if "" in self.lora_modules or self.model_name in self.lora_modules:
+            raise ValueError("lora_modules: an adapter needs a name, and not the model's own")
+        return self

@@ -14,6 +14,7 @@ from embeddings.store import EmbeddingStore
 from embeddings.vision import BadCheckpoint, VisionSpec, read_params
 from pixtral.v1 import decoder_pb2, decoder_pb2_grpc
 from services.decoder import plugin
+from services.decoder.adapters import BadAdapter
 from services.decoder.checks import Limits
 from services.decoder.decoder import Decoder
 from services.decoder.engine import DecoderEngine
@@ -70,6 +71,8 @@ class DecoderTier:
             await engine.start()
         except BadEngineArguments as error:
             raise StartupError(f"engine_args: {error}") from None
+        except BadAdapter as error:
+            raise StartupError(f"lora_modules: {error}") from None
         except ValidationError as error:
             # Of vLLM's own configuration: a value of a wrong type, or two that do not go together.
             first = error.errors(include_url=False, include_input=False)[0]
@@ -79,7 +82,13 @@ class DecoderTier:
         self._decoder = Decoder(
             engine=engine,
             source=source,
-            limits=Limits(spec, vocab_size, engine.context_length, settings.max_images),
+            limits=Limits(
+                spec,
+                vocab_size,
+                engine.context_length,
+                settings.max_images,
+                has_priorities=engine.has_priorities,
+            ),
             fingerprint=made_by,
             max_admitted=settings.max_running + settings.max_waiting,
         )
@@ -90,6 +99,7 @@ class DecoderTier:
             dtype=settings.dtype,
             context_length=engine.context_length,
             max_running=settings.max_running,
+            adapters=engine.adapters,
         )
         self._service.decoder, self._service.info = self._decoder, info
         logger.info("%s in %s, %d tokens of context", info.model, info.dtype, info.context_length)
@@ -129,6 +139,7 @@ def _engine_options(settings: DecoderSettings) -> EngineOptions:
         gpu_memory_fraction=settings.gpu_memory_fraction,
         tensor_parallel=settings.tensor_parallel,
         cpu_threads=settings.cpu_threads,
+        adapters=settings.lora_modules,
         more=settings.engine_args,
     )
 

@@ -102,6 +102,7 @@ SAMPLING: dict[str, Any] = {
     "bad_words": ["mat"],
     "allowed_token_ids": [1, 2],
     "n": 1,
+    "prompt_logprobs": 0,
 }
 
 

@@ -245,7 +245,15 @@ class Fuzzer:
                     )
                     setattr(sampling, name, rng.choice(NUMBERS))
                 case 1:
-                    name = rng.choice(("max_tokens", "min_tokens", "top_k", "logprobs", "n"))
+                    counts = (
+                        "max_tokens",
+                        "min_tokens",
+                        "top_k",
+                        "logprobs",
+                        "prompt_logprobs",
+                        "n",
+                    )
+                    name = rng.choice(counts)
                     setattr(sampling, name, rng.choice(COUNTS))
                 case 2:
                     sampling.seed = rng.choice(SEEDS)
@@ -290,6 +298,8 @@ class Fuzzer:
         rng = self._rng
         request.request_id = rng.choice(("", "same", "same", "é\u0000", "x" * 128, "x" * 129))
         request.cache_salt = rng.choice(("", "a", "\u0000", "x" * 256, "x" * 257))
+        request.adapter = rng.choice(("", "", "", "a", "\u0000"))
+        request.priority = rng.choice((0, 0, 0, -1, 2**63 - 1))
 
     _MUTATIONS: tuple[
         Callable[["Fuzzer", decoder_pb2.GenerateRequest, list[tuple[str, bytes | None]]], None],

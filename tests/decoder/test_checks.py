@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embeddings.vision import Grid
-from services.decoder.checks import Limits, check_fits, check_prompt
+from services.decoder.checks import MAX_PROMPT_LOGPROBS, Limits, check_fits, check_prompt
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling, Structure, StructuredOutput
 from serving.errors import InvalidRequest
@@ -153,6 +153,7 @@ def test_too_many_images() -> None:
         ({"stop_token_ids": (3, 131072)}, "stop_token_ids[1]"),
         ({"temperature": 2.1}, "temperature"),
         ({"logprobs": 21}, "logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"n": 0}, "n"),
         ({"n": 65}, "n"),
         ({"logit_bias": {131072: 1.0}}, "logit_bias"),
@@ -191,6 +192,24 @@ def test_sampling_at_its_bounds_passes() -> None:
         stop_token_ids=(131071,),
     )
     check_prompt(prompt_of(1, sampling=sampling), LIMITS)
+
+
+def test_prompt_logprobs_are_bounded_together() -> None:
+    words = [1] * (MAX_PROMPT_LOGPROBS // 21 + 1)
+    check_prompt(prompt_of(*words, sampling=Sampling(prompt_logprobs=19)), LIMITS)
+    told = prompt_of(*words, sampling=Sampling(prompt_logprobs=20))
+    assert refused(told) == "sampling.prompt_logprobs"
+
+
+def test_a_priority_needs_an_engine_that_has_them() -> None:
+    urgent = replace(prompt_of(1), priority=-1)
+    assert refused(urgent) == "priority"
+    check_prompt(urgent, replace(LIMITS, has_priorities=True))
+
+
+def test_prompt_logprobs_are_not_continued() -> None:
+    prompt = prompt_of(1, sampling=Sampling(prompt_logprobs=0, max_tokens=4))
+    assert refused(replace(prompt, generated=(7,))) == "generated_token_ids"
 
 
 @pytest.mark.parametrize("request_id", ["", "x" * 129])

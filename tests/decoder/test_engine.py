@@ -7,7 +7,7 @@ import random
 import urllib.request
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -164,14 +164,25 @@ def request_of(prompt: Prompt) -> decoder_pb2.GenerateRequest:
             n=sampling.n,
             stop=sampling.stop,
             ignore_eos=sampling.ignore_eos,
+            prompt_logprobs=sampling.prompt_logprobs,
         ),
         cache_salt=prompt.cache_salt or "",
         generated_token_ids=prompt.generated,
+        priority=prompt.priority,
+        adapter=prompt.adapter,
     )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(checkpoint: Path, redis_server: RedisServer) -> AsyncIterator[Served]:
+    async with serving(checkpoint, redis_server, max_running=MAX_RUNNING) as served:
+        yield served
+
+
+@asynccontextmanager
+async def serving(
+    checkpoint: Path, redis_server: RedisServer, **others: Any
+) -> AsyncIterator[Served]:
     settings = DecoderSettings(
         listen="127.0.0.1:0",
         model_dir=checkpoint,
@@ -179,8 +190,8 @@ async def served(checkpoint: Path, redis_server: RedisServer) -> AsyncIterator[S
         redis_url=redis_server.url,
         max_images=6,
         context_length=CONTEXT_LENGTH,
-        max_running=MAX_RUNNING,
         drain_seconds=0,
+        **others,
     )
     tier = DecoderTier(settings)
     async with AsyncExitStack() as stack:

@@ -87,6 +87,30 @@ async def test_from_its_start_to_the_death_of_its_engine(decoder: Decoder) -> No
         assert await decoder.process.wait() == 1
 
 
+async def test_a_decoder_killed_as_it_starts_its_engine_leaves_no_process(
+    decoder: Decoder,
+) -> None:
+    process = psutil.Process(decoder.process.pid)
+    async with asyncio.timeout(START_SECONDS):
+        while not any(is_engine(child) for child in process.children()):
+            await asyncio.sleep(0.01)
+    left = process.children(recursive=True)
+
+    decoder.process.kill()
+    await decoder.process.wait()
+
+    async with asyncio.timeout(END_SECONDS):
+        while any(is_alive(child) for child in left):
+            await asyncio.sleep(0.05)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def is_engine(process: psutil.Process) -> bool:
     try:
         return "EngineCore" in " ".join(process.cmdline())

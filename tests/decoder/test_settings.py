@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from services.decoder.engine_args import BadEngineArguments, EngineOptions, _check_spare_slot
 from services.decoder.settings import DecoderSettings
 from services.decoder.tier import _engine_options
 from serving.settings import load
@@ -48,3 +49,32 @@ def test_what_the_decoder_sets_itself_is_refused_by_name(
         load(DecoderSettings, ["--model-dir", str(tmp_path), "--engine-args", name], prog="decoder")
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_adapters_are_named_in_the_file_and_in_flags(tmp_path: Path) -> None:
+    poet = tmp_path / "poet"
+    poet.mkdir()
+    config = tmp_path / "decoder.toml"
+    config.write_text(f'model_dir = "{tmp_path}"\n[lora_modules]\npoet = "{poet}"\n')
+    in_file = load(DecoderSettings, ["--config", str(config)], prog="decoder")
+    argv = ["--model-dir", str(tmp_path), f"--lora-modules=poet={poet}"]
+    in_flags = load(DecoderSettings, argv, prog="decoder")
+    assert in_file.lora_modules == in_flags.lora_modules == {"poet": poet}
+    assert _engine_options(in_file).adapters == {"poet": poet}
+
+
+def test_an_adapter_has_not_the_models_own_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--model-dir", str(tmp_path), f"--lora-modules={tmp_path.name}={tmp_path}"]
+    with pytest.raises(SystemExit):
+        load(DecoderSettings, argv, prog="decoder")
+    assert "not the model's own" in capsys.readouterr().err
+
+
+def test_on_a_cpu_one_slot_more_is_needed_than_there_are_adapters(tmp_path: Path) -> None:
+    adapters = {"poet": tmp_path, "clerk": tmp_path}
+    _check_spare_slot(EngineOptions(tmp_path, adapters=adapters))
+    _check_spare_slot(EngineOptions(tmp_path, adapters=adapters, more={"max_loras": 3}))
+    with pytest.raises(BadEngineArguments, match="max_loras"):
+        _check_spare_slot(EngineOptions(tmp_path, adapters=adapters, more={"max_loras": 2}))

@@ -107,6 +107,43 @@ def test_logprobs_do_not_depend_on_how_tokens_are_picked(model: Model, greedy: C
     assert greedy.logprobs == ()
 
 
+@pytest.mark.parametrize("images", [0, 2])
+def test_prompt_logprobs_are_the_plain_models(
+    service: Service, reference: Reference, model: Model, images: int
+) -> None:
+    messages = conversation(random.Random(images), images)
+    prompt = model.prompt(messages)
+    # What is held of the prompt by now has none.
+    service.client.chat(messages, max_tokens=1)
+    answer = service.client.chat(messages, max_tokens=1, prompt_logprobs=3)
+
+    expected = reference.prompt_logprobs(prompt.tokens, prompt.images)
+    first, *told_of_rest = answer.prompt_logprobs
+    assert first is None
+    for token, row, told in zip(prompt.tokens[1:], expected, told_of_rest, strict=True):
+        assert told is not None
+        assert told.chosen.token_id == token
+        assert told.chosen.logprob == pytest.approx(float(row[token]), abs=1e-3)
+        assert [each.logprob for each in told.top] == pytest.approx(
+            row.topk(3).values.tolist(), abs=1e-3
+        )
+        assert [each.rank for each in told.top] == [1, 2, 3]
+        assert row[told.top[0].token_id] == pytest.approx(float(row.max()), abs=1e-3)
+    assert answer.usage.cached_tokens == 0
+
+
+def test_prompt_logprobs_come_with_a_stream_and_with_several_answers(
+    service: Service, model: Model
+) -> None:
+    tokens = model.prompt().tokens
+    with service.client.stream(ASK, max_tokens=3, prompt_logprobs=0, n=2, seed=1) as stream:
+        assert all(delta.token_ids for delta in stream)
+    answer = stream.completion
+    assert answer is not None
+    told = [each.chosen.token_id for each in answer.prompt_logprobs if each is not None]
+    assert told == tokens[1:]
+
+
 @pytest.mark.parametrize(
     "narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}], ids=["top_k", "top_p", "min_p"]
 )

@@ -121,6 +121,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
         super().__init__()
         self.context_length = 32_768
         self.max_running = 4
+        self.adapters: tuple[str, ...] = ()
         self.calls: list[decoder_pb2.GenerateRequest] = []
         self.cancelled = 0
         self.behaviours: list[Behaviour] = [answers]
@@ -161,6 +162,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
             context_length=self.context_length,
             max_running=self.max_running,
             responses=self.responses,
+            adapters=self.adapters,
         )
 
     def _register(self, server: grpc.aio.Server) -> None:

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from gateway.settings import GatewaySettings
 from gateway.tier import GatewayTier
 from pixtral.v1 import chat_pb2, decoder_pb2
-from serving.errors import StartupError, from_rpc_error
+from serving.errors import InvalidRequest, StartupError, from_rpc_error
 from serving.server import running
 from tests.gateway.fake_tiers import (
     TOOL_CALLS,
@@ -22,6 +22,7 @@ from tests.gateway.fake_tiers import (
     calls_a_tool,
     delta,
     never_ends,
+    refuses,
 )
 from tests.gateway.harness import Client, eventually
 from tests.gateway.pictures import (
@@ -66,6 +67,66 @@ async def test_stream_ends_with_completion_and_equals_complete(client: Client) -
     assert [report.cached for report in whole.completion.images] == [True]
     assert last.completion.timings.encode.ToNanoseconds() > 0
     assert last.completion.timings.total.ToNanoseconds() > 0
+
+
+def likely(*token_ids: int) -> chat_pb2.TokenLogprobs:
+    """A prompt's first token where there is none."""
+    told = [chat_pb2.Logprob(token_id=t, text="a", logprob=-2, rank=t) for t in token_ids]
+    return chat_pb2.TokenLogprobs(chosen=told[0] if told else None, top=told[1:])
+
+
+async def tells_of_the_prompt(
+    request: decoder_pb2.GenerateRequest,
+) -> AsyncIterator[decoder_pb2.GenerateResponse]:
+    assert request.sampling.prompt_logprobs == 1
+    yield decoder_pb2.GenerateResponse(prompt_logprobs=[likely(), likely(7, 1)])
+    yield decoder_pb2.GenerateResponse(prompt_logprobs=[likely(9, 2)])
+    async for response in answers(request):
+        yield response
+
+
+async def test_prompt_logprobs_are_told_at_the_end(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [tells_of_the_prompt]
+    messages, sampling = [HELLO], chat_pb2.SamplingParams(prompt_logprobs=1)
+
+    whole = await client.stub.Complete(
+        chat_pb2.CompleteRequest(messages=messages, sampling=sampling)
+    )
+    stream = client.stub.StreamComplete(
+        chat_pb2.StreamCompleteRequest(messages=messages, sampling=sampling)
+    )
+    *deltas, last = [event async for event in stream]
+
+    assert list(whole.completion.prompt_logprobs) == [likely(), likely(7, 1), likely(9, 2)]
+    assert last.completion.prompt_logprobs == whole.completion.prompt_logprobs
+    assert [event.delta.text for event in deltas] == ["Hello", " world"]
+
+
+async def test_a_priority_goes_to_the_decoder_unless_it_is_above_all_others(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO], priority=5))
+    (call,) = [call for decoder in decoders for call in decoder.calls]
+    assert call.priority == 5
+
+    with pytest.raises(grpc.aio.AioRpcError) as above:
+        await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO], priority=-1))
+    refusal = from_rpc_error(above.value)
+    assert refusal.reason == "PRIORITY_NOT_ALLOWED"
+    assert [field for field, _ in refusal.violations] == ["priority"]
+
+
+async def test_an_engine_without_priorities_names_the_field(
+    client: Client, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [refuses(InvalidRequest("priority", "must be 0"))]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO], priority=1))
+    assert from_rpc_error(refused.value).violations == (("priority", "must be 0"),)
 
 
 async def by_turns(_: decoder_pb2.GenerateRequest) -> AsyncIterator[decoder_pb2.GenerateResponse]:

@@ -15,7 +15,7 @@ from gateway.tenants import Budget, Tenants, digest_of
 from gateway.tier import GatewayTier
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_client import cli
-from serving.errors import Overloaded, StartupError, Unauthenticated, from_rpc_error
+from serving.errors import InvalidRequest, Overloaded, StartupError, Unauthenticated, from_rpc_error
 from serving.server import running
 from tests.gateway.fake_tiers import FakeDecoder, FakeEncoder
 from tests.gateway.harness import Harness, ask, eventually
@@ -151,6 +151,18 @@ def test_limits_are_refused_at_once_with_a_time_to_retry(tmp_path: Path) -> None
     # 600 too many, at 10 a second.
     assert refusal.retry_after == pytest.approx(60, abs=5)
     assert tenant.in_use == 0
+
+
+def test_only_who_may_goes_ahead_of_others(tmp_path: Path) -> None:
+    tables = f"[acme]\n{ACME}highest_priority = -10\n[other]\n{OTHER}"
+    tenants = Tenants(written(tmp_path, tables))
+    acme, other = (tenants.of(f"Bearer key-of-{name}") for name in ("acme", "other"))
+    for tenant, highest in ((acme, -10), (other, 0)):
+        tenant.check_priority(highest)
+        tenant.check_priority(7)
+        with pytest.raises(InvalidRequest) as refused:
+            tenant.check_priority(highest - 1)
+        assert refused.value.reason == "PRIORITY_NOT_ALLOWED"
 
 
 def test_a_budget_gathers_a_minute_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,10 @@ import pytest
 
 from gateway.conversation import ImageSource, Role
 from gateway.validation import (
+    MAX_PROMPT_LOGPROBS,
+    adapter_of,
     check_characters,
     check_length,
-    check_model,
     check_sampling,
     read_conversation,
 )
@@ -112,13 +113,17 @@ def test_too_many_images_are_told_as_such() -> None:
 
 
 @pytest.mark.parametrize("asked", ["", "pixtral"])
-def test_own_name_and_none_are_served(asked: str) -> None:
-    check_model(asked, "pixtral")
+def test_own_name_and_none_are_the_model_itself(asked: str) -> None:
+    assert adapter_of(asked, "pixtral", ("poet",)) == ""
+
+
+def test_an_adapter_is_asked_for_by_its_name() -> None:
+    assert adapter_of("poet", "pixtral", ("poet", "clerk")) == "poet"
 
 
 def test_other_model_is_not_found_and_not_echoed() -> None:
     with pytest.raises(NotFound) as refused:
-        check_model("gpt-99", "pixtral")
+        adapter_of("gpt-99", "pixtral", ("poet",))
 
     assert refused.value.reason == "MODEL_NOT_FOUND"
     assert "gpt-99" not in refused.value.message
@@ -251,6 +256,15 @@ def test_prompt_that_leaves_no_room_is_too_long(tokens: int) -> None:
 
     assert field_of(refused) == "messages"
     assert refused.value.reason == "PROMPT_TOO_LONG"
+
+
+def test_more_prompt_logprobs_than_are_told_are_refused() -> None:
+    sampling = chat_pb2.SamplingParams(prompt_logprobs=3)
+    check_length(MAX_PROMPT_LOGPROBS // 4, sampling, context_length=1 << 20)
+    with pytest.raises(InvalidRequest) as refused:
+        check_length(MAX_PROMPT_LOGPROBS // 4 + 1, sampling, context_length=1 << 20)
+
+    assert field_of(refused) == "sampling.prompt_logprobs"
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "min_tokens"])

@@ -27,7 +27,7 @@ from pixtral.v1 import chat_pb2 as pixtral_dot_v1_dot_chat__pb2
 from pixtral.v1 import encoder_pb2 as pixtral_dot_v1_dot_encoder__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pixtral/v1/decoder.proto\x12\npixtral.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15pixtral/v1/chat.proto\x1a\x18pixtral/v1/encoder.proto\"q\n\x0bPromptImage\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.pixtral.v1.EmbeddingKey\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x0c\n\x04\x63ols\x18\x04 \x01(\r\x12\x0f\n\x07\x65ncoder\x18\x05 \x01(\t\"\xc7\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\'\n\x06images\x18\x03 \x03(\x0b\x32\x17.pixtral.v1.PromptImage\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.pixtral.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x1b\n\x13generated_token_ids\x18\x06 \x03(\r\"v\n\x10GenerateResponse\x12!\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x12.pixtral.v1.Choice\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x17\n\x15GetDecoderInfoRequest\"\xbc\x01\n\x16GetDecoderInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x13\n\x0bmax_running\x18\x06 \x01(\r\x12\x0f\n\x07running\x18\x07 \x01(\r\x12\x0f\n\x07waiting\x18\x08 \x01(\r\x12\x11\n\tresponses\x18\t \x01(\x04\x32\xb2\x01\n\x0e\x44\x65\x63oderService\x12G\n\x08Generate\x12\x1b.pixtral.v1.GenerateRequest\x1a\x1c.pixtral.v1.GenerateResponse0\x01\x12W\n\x0eGetDecoderInfo\x12!.pixtral.v1.GetDecoderInfoRequest\x1a\".pixtral.v1.GetDecoderInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pixtral/v1/decoder.proto\x12\npixtral.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15pixtral/v1/chat.proto\x1a\x18pixtral/v1/encoder.proto\"q\n\x0bPromptImage\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.pixtral.v1.EmbeddingKey\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x0c\n\x04\x63ols\x18\x04 \x01(\r\x12\x0f\n\x07\x65ncoder\x18\x05 \x01(\t\"\xea\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\'\n\x06images\x18\x03 \x03(\x0b\x32\x17.pixtral.v1.PromptImage\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.pixtral.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x1b\n\x13generated_token_ids\x18\x06 \x03(\r\x12\x10\n\x08priority\x18\x07 \x01(\x03\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\t\"\xaa\x01\n\x10GenerateResponse\x12!\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x12.pixtral.v1.Choice\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x19.pixtral.v1.TokenLogprobs\"\x17\n\x15GetDecoderInfoRequest\"\xce\x01\n\x16GetDecoderInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x13\n\x0bmax_running\x18\x06 \x01(\r\x12\x0f\n\x07running\x18\x07 \x01(\r\x12\x0f\n\x07waiting\x18\x08 \x01(\r\x12\x11\n\tresponses\x18\t \x01(\x04\x12\x10\n\x08\x61\x64\x61pters\x18\n \x03(\t2\xb2\x01\n\x0e\x44\x65\x63oderService\x12G\n\x08Generate\x12\x1b.pixtral.v1.GenerateRequest\x1a\x1c.pixtral.v1.GenerateResponse0\x01\x12W\n\x0eGetDecoderInfo\x12!.pixtral.v1.GetDecoderInfoRequest\x1a\".pixtral.v1.GetDecoderInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,13 +37,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPTIMAGE']._serialized_start=121
   _globals['_PROMPTIMAGE']._serialized_end=234
   _globals['_GENERATEREQUEST']._serialized_start=237
-  _globals['_GENERATEREQUEST']._serialized_end=436
-  _globals['_GENERATERESPONSE']._serialized_start=438
-  _globals['_GENERATERESPONSE']._serialized_end=556
-  _globals['_GETDECODERINFOREQUEST']._serialized_start=558
-  _globals['_GETDECODERINFOREQUEST']._serialized_end=581
-  _globals['_GETDECODERINFORESPONSE']._serialized_start=584
-  _globals['_GETDECODERINFORESPONSE']._serialized_end=772
-  _globals['_DECODERSERVICE']._serialized_start=775
-  _globals['_DECODERSERVICE']._serialized_end=953
+  _globals['_GENERATEREQUEST']._serialized_end=471
+  _globals['_GENERATERESPONSE']._serialized_start=474
+  _globals['_GENERATERESPONSE']._serialized_end=644
+  _globals['_GETDECODERINFOREQUEST']._serialized_start=646
+  _globals['_GETDECODERINFOREQUEST']._serialized_end=669
+  _globals['_GETDECODERINFORESPONSE']._serialized_start=672
+  _globals['_GETDECODERINFORESPONSE']._serialized_end=878
+  _globals['_DECODERSERVICE']._serialized_start=881
+  _globals['_DECODERSERVICE']._serialized_end=1059
 # @@protoc_insertion_point(module_scope)

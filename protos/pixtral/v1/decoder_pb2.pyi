@@ -69,10 +69,18 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     GENERATED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among the running requests of all gateways."""
     cache_salt: _builtins.str
     """Requests share the engine's prefix cache only where this is equal."""
+    priority: _builtins.int
+    """Lower goes first. Other than 0 only where the engine schedules by it."""
+    adapter: _builtins.str
+    """One of GetDecoderInfo's adapters; empty is the model itself. FAILED_PRECONDITION with reason
+    ADAPTER_MISSING where this decoder does not have it.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -82,8 +90,8 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def generated_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The beginning of the answer, which another decoder has made: what is streamed follows on it, and
-        `sampling` is of both together. Not with `n`, `logprobs`, `structured_output`, penalties of
-        presence and frequency, nor `bad_words`, whose state lies in the engine that began.
+        `sampling` is of both together. Not with `n`, `logprobs`, `prompt_logprobs`, `structured_output`,
+        penalties of presence and frequency, nor `bad_words`, whose state lies in the engine that began.
         """
 
     def __init__(
@@ -95,10 +103,12 @@ class GenerateRequest(_message.Message):
         sampling: _chat_pb2.SamplingParams | None = ...,
         cache_salt: _builtins.str = ...,
         generated_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        priority: _builtins.int = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "generated_token_ids", b"generated_token_ids", "images", b"images", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "generated_token_ids", b"generated_token_ids", "images", b"images", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -111,6 +121,7 @@ class GenerateResponse(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     cached_tokens: _builtins.int
     """Prompt tokens that were in the engine's prefix cache; set in the first response."""
     @_builtins.property
@@ -121,16 +132,21 @@ class GenerateResponse(_message.Message):
     def queue(self) -> _duration_pb2.Duration:
         """The wait for a place among the requests that the engine runs; set in the first response."""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.TokenLogprobs]:
+        """The next ones of the prompt's, where they were asked for; they come before the first delta."""
+
     def __init__(
         self,
         *,
         delta: _chat_pb2.Choice | None = ...,
         cached_tokens: _builtins.int = ...,
         queue: _duration_pb2.Duration | None = ...,
+        prompt_logprobs: _abc.Iterable[_chat_pb2.TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "queue", b"queue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "delta", b"delta", "queue", b"queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "delta", b"delta", "prompt_logprobs", b"prompt_logprobs", "queue", b"queue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -164,6 +180,7 @@ class GetDecoderInfoResponse(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     RESPONSES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     fingerprint: _builtins.str
     """The embeddings that this decoder takes."""
@@ -177,6 +194,10 @@ class GetDecoderInfoResponse(_message.Message):
     waiting: _builtins.int
     responses: _builtins.int
     """Sent to all callers since it started. A decoder with work at which this stands still hangs."""
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the LoRA adapters that it has beside the model."""
+
     def __init__(
         self,
         *,
@@ -189,10 +210,11 @@ class GetDecoderInfoResponse(_message.Message):
         running: _builtins.int = ...,
         waiting: _builtins.int = ...,
         responses: _builtins.int = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_running", b"max_running", "model", b"model", "responses", b"responses", "running", b"running", "waiting", b"waiting", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "context_length", b"context_length", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_running", b"max_running", "model", b"model", "responses", b"responses", "running", b"running", "waiting", b"waiting", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

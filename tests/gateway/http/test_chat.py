@@ -315,3 +315,44 @@ async def test_other_ways_to_pick_tokens(
     assert list(call.sampling.bad_words) == ["no"]
     assert list(call.sampling.allowed_token_ids) == [5, 6]
     assert not call.sampling.HasField("logprobs")
+
+
+async def tells_of_the_prompt(request: decoder_pb2.GenerateRequest) -> Responses:
+    told = chat_pb2.Logprob(token_id=7, text="a", logprob=-2, rank=4)
+    never = chat_pb2.Logprob(token_id=9, text="b", logprob=-math.inf, rank=1)
+    first = chat_pb2.TokenLogprobs()
+    rest = chat_pb2.TokenLogprobs(chosen=told, top=[never])
+    yield decoder_pb2.GenerateResponse(prompt_logprobs=[first, rest])
+    yield decoder_pb2.GenerateResponse(delta=chat_pb2.Choice(text="Hi", token_ids=[4]))
+
+
+async def test_prompt_logprobs_have_the_form_of_vllms(
+    http: httpx.AsyncClient, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [tells_of_the_prompt]
+    answer = await ask(http, prompt_logprobs=1, priority=3)
+    assert answer["prompt_logprobs"] == [
+        None,
+        {
+            "7": {"logprob": -2.0, "rank": 4, "decoded_token": "a"},
+            "9": {"logprob": -9999.0, "rank": 1, "decoded_token": "b"},
+        },
+    ]
+    (call,) = [call for decoder in decoders for call in decoder.calls]
+    assert (call.sampling.prompt_logprobs, call.priority) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"priority": -1}, "priority"),
+    ],
+)
+async def test_what_is_told_of_no_stream_and_who_goes_ahead_of_nobody(
+    http: httpx.AsyncClient, fields: dict[str, Any], param: str
+) -> None:
+    response = await http.post(CHAT, json={"messages": HELLO} | fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)

@@ -1,0 +1,27 @@
+"""LoRA adapters, as far as vLLM does not look at them itself."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+# In whatever library's names. vLLM passes over what an adapter changes there.
+OF_IMAGES = ("vision_", "patch_merger", "multi_modal_projector", "mm_projector")
+
+
+class BadAdapter(Exception):
+    """The engine does not take a LoRA adapter; the message is for whoever starts it."""
+
+
+def check_adapter(directory: Path) -> None:
+    """Raises BadAdapter for one that is not in PEFT's form, or not of the language model alone."""
+    weights = directory / "adapter_model.safetensors"
+    for path in (directory / "adapter_config.json", weights):
+        if not path.is_file():
+            raise BadAdapter(f"there is no {path}")
+    try:
+        with safe_open(weights, framework="pt") as tensors:
+            names = tuple(tensors.keys())
+    except SafetensorError:
+        raise BadAdapter(f"{weights} is not in the safetensors format") from None
+    if any(part in name for name in names for part in OF_IMAGES):
+        raise BadAdapter(f"{weights} changes what makes embeddings of images")
