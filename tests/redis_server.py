@@ -35,14 +35,18 @@ class RedisServer:
 
     def url_at(self, address: str) -> str:
         """Of what forwards to it."""
-        password = self._settings.get("requirepass")
-        return f"redis://{f':{password}@' if password else ''}{address}/0"
+        return f"redis://{f':{self.password}@' if self.password else ''}{address}/0"
+
+    @property
+    def password(self) -> str:
+        """Empty where none is asked for."""
+        return self._settings.get("requirepass", "")
 
     def client(self) -> redis.Redis:
         """A blocking client of the caller's own: for looking at what is stored."""
         return redis.Redis(
             port=self.port,
-            password=self._settings.get("requirepass"),
+            password=self.password or None,
             socket_connect_timeout=1,
             socket_timeout=5,
         )

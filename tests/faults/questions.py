@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from models.training import scenes
 from models.training.batches import sample_scenes
 from models.training.held_out import png
+from pixtral_client.naming import MIN_BYTES
 from tests.reference import Reference
 
 MODEL_DIR = Path(__file__).parents[2] / "models" / "pixtral-mini"
@@ -52,9 +53,12 @@ class Question:
 
 
 def fresh(picture: bytes, tag: str) -> bytes:
-    """The same pixels in another file: to every cache a picture that was never there."""
+    """The same pixels in another file: to every cache a picture that was never there.
+
+    Large enough for a client to send it by name the next time.
+    """
     note = PngInfo()
-    note.add_text("tag", tag)
+    note.add_text("tag", tag.ljust(MIN_BYTES))
     out = io.BytesIO()
     Image.open(io.BytesIO(picture)).save(out, "PNG", pnginfo=note)
     return out.getvalue()

@@ -52,6 +52,9 @@ class Part:
         assert self.tier is not None
         return self.tier.process.pid
 
+    def tier_process(self) -> psutil.Process:
+        return psutil.Process(self.pid)
+
     @property
     def is_running(self) -> bool:
         return self.tier is not None and self.tier.process.poll() is None
