@@ -16,6 +16,8 @@ from typing import Self
 PIECE_BYTES = 1 << 16
 # Pieces on their way in one direction: beyond these the sender is held up.
 PIECES = 16
+# uvloop's word for a transport that is closed already is the latter.
+_BROKEN = (OSError, RuntimeError)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -131,7 +133,7 @@ class Proxy:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._forward(link, connection, reader, far_writer))
                 both.create_task(self._forward(link, connection, far_reader, writer))
-        except* OSError:
+        except* _BROKEN:
             connection.reset()
         finally:
             link.connections.discard(connection)
@@ -165,7 +167,7 @@ class Proxy:
                 await self._send(link, connection, writer, piece)
             # A gap in the stream hides its end, too.
             if not connection.is_holed and writer.can_write_eof():
-                with suppress(OSError):
+                with suppress(*_BROKEN):
                     writer.write_eof()
 
         async with asyncio.TaskGroup() as both:
