@@ -61,7 +61,9 @@ def _answer(record: Record, known: Mapping[str, Question]) -> Iterable[Violation
 def _ending(record: Record, history: History) -> Iterable[Violation]:
     """One of finished, or a status that is allowed at the time."""
     if record.outcome in (HUNG, TRUNCATED):
-        yield Violation("unended", f"{_name(record)}: {record.outcome} after {record.seconds:.1f} s")
+        yield Violation(
+            "unended", f"{_name(record)}: {record.outcome} after {record.seconds:.1f} s"
+        )
         return
     if record.outcome == FINISHED or (record.outcome == LEFT and record.leaves):
         return
@@ -81,9 +83,7 @@ def _ending(record: Record, history: History) -> Iterable[Violation]:
         )
 
 
-def _tenant(
-    record: Record, shown: set[tuple[str, str]], history: History
-) -> Iterable[Violation]:
+def _tenant(record: Record, shown: set[tuple[str, str]], history: History) -> Iterable[Violation]:
     """What another has shown is unknown by its name, and new to the caches."""
     if record.outcome != FINISHED:
         return

@@ -176,9 +176,7 @@ async def _by_http(client: openai.AsyncOpenAI, ask: Ask, record: Record) -> str:
     return FINISHED
 
 
-async def _http_stream(
-    client: openai.AsyncOpenAI, request: Any, ask: Ask, record: Record
-) -> str:
+async def _http_stream(client: openai.AsyncOpenAI, request: Any, ask: Ask, record: Record) -> str:
     create: Callable[..., Any] = client.chat.completions.create
     stream = await create(**request, stream=True, stream_options={"include_usage": True})
     async with stream:
@@ -204,6 +202,4 @@ def _came(record: Record, text: str) -> None:
 
 def _told(record: Record, answer: Any) -> None:
     record.counted_tokens = answer.usage.completion_tokens
-    record.cached = tuple(
-        image["cached"] for image in answer.model_extra["pixtral"]["images"]
-    )
+    record.cached = tuple(image["cached"] for image in answer.model_extra["pixtral"]["images"])

@@ -6,10 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tests.faults import redis_faults
-from tests.faults.clients import Clients
 from tests.faults.guests import flood, read_slowly
 from tests.faults.proxy import Weather
-from tests.faults.questions import Question
 from tests.faults.stack import STALL_SECONDS, Stack
 
 UNAVAILABLE = frozenset({"UNAVAILABLE"})
@@ -21,8 +19,6 @@ class Ground:
     """What faults are done to, and with what."""
 
     stack: Stack
-    clients: Clients
-    questions: Sequence[Question]
     random: random.Random
 
 
@@ -160,9 +156,9 @@ def of_redis(name: str, begin: redis_faults.Act, end: redis_faults.Act | None = 
     )
 
 
-def of_guests(name: str, visit: Callable[[Stack, Clients, Sequence[Question]], Awaitable[None]]) -> Fault:
+def of_guests(name: str, visit: Callable[[Stack], Awaitable[None]]) -> Fault:
     async def begin(ground: Ground) -> None:
-        await visit(ground.stack, ground.clients, ground.questions)
+        await visit(ground.stack)
 
     return Fault(name, "gateway-0", begin, ("gateway-0",), allows=OVERLOADED, gateway=0)
 

@@ -2,16 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 
 import grpc
 
 from pixtral.v1 import chat_pb2
 from pixtral_client import AsyncClient, PixtralError
 from pixtral_client.requests import stream_request
-from tests.faults.clients import Clients
 from tests.faults.proxy import Link, Proxy, Weather
-from tests.faults.questions import Question
 from tests.faults.stack import Stack, key_of
 
 STREAMS = 2000
@@ -19,7 +17,7 @@ SLOW_SECONDS = 12.0
 PATIENCE_SECONDS = 60.0
 
 
-async def flood(stack: Stack, clients: Clients, questions: Sequence[Question]) -> None:
+async def flood(stack: Stack) -> None:
     """One client opens streams, has the first words of some, and goes."""
     request = stream_request(
         [{"role": "user", "content": "Good morning!"}],
@@ -38,11 +36,9 @@ async def flood(stack: Stack, clients: Clients, questions: Sequence[Question]) -
         calls = [method(request, metadata=metadata, timeout=60) for _ in range(STREAMS)]
 
         async def first_word(call: "grpc.aio.UnaryStreamCall[object, object]") -> None:
-            try:
+            # There are too many, and most are refused.
+            with suppress(grpc.RpcError):
                 await call.read()
-            except grpc.RpcError:
-                # Refused: there are too many.
-                pass
 
         async with asyncio.timeout(PATIENCE_SECONDS):
             await asyncio.wait(
@@ -53,7 +49,7 @@ async def flood(stack: Stack, clients: Clients, questions: Sequence[Question]) -
             call.cancel()
 
 
-async def read_slowly(stack: Stack, clients: Clients, questions: Sequence[Question]) -> None:
+async def read_slowly(stack: Stack) -> None:
     """Reads a byte a second of an answer, until its own deadline and a little longer."""
     link = Link("slow reader")
     async with Proxy(link) as proxy:

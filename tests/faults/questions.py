@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,15 @@ from tests.reference import Reference
 MODEL_DIR = Path(__file__).parents[2] / "models" / "pixtral-mini"
 # One size for all, so that an embedding in another's place fits.
 GRID = (8, 8)
-SINGLES, PAIRS, GALLERIES, LONG = 16, 6, 3, 4
-PICTURES_OF_A_GALLERY = 4
+# How many of each kind, and of how many pictures each is.
+COUNTS = {"single": 16, "pair": 6, "gallery": 3, "long": 4, "text": 3}
+_PICTURES = {"single": 1, "pair": 2, "gallery": 4, "long": 1}
 MAX_TOKENS = 24
 LONG_TOKENS = 128
 # Between the likeliest token and the next: float32 is a thousand times finer, however it is added.
 MARGIN = 1e-2
 
-_OPENINGS = ("Good morning!", "What is a tower?", "Name a colour.")
+_OPENINGS = ("Good morning!", "What is a tower?", "Name a colour.", "How many are seven?")
 
 Tokenizer = MistralTokenizer[Any, Any, Any, Any, Any]
 
@@ -101,44 +102,38 @@ class Asker:
         answer = self._tokenizer.decode(tokens)
         return Question(name, tuple(pictures), text, is_long, most, tuple(tokens), answer)
 
-    def questions(self, seed: int) -> list[Question]:
-        """Some of each kind; no two of those about one picture have the same answer."""
+    def questions(self, seed: int, counts: Mapping[str, int] = COUNTS) -> list[Question]:
+        """Of each kind so many; no two about a single picture have the same answer."""
         rng = np.random.default_rng(seed)
-        found: list[Question] = []
-        answers: set[str] = set()
+        return [
+            question for kind, count in counts.items() for question in self._some(rng, kind, count)
+        ]
 
-        def take(kind: str, pictures: int, count: int, *, is_long: bool = False) -> None:
-            begun = len(found)
-            while len(found) < begun + count:
-                scene = _scene(rng, pictures)
-                name = f"{kind}-{len(found) - begun}"
-                files = [png(picture.image) for picture in scene.pictures]
-                while len(files) < pictures:
-                    files += [png(picture.image) for picture in _scene(rng, 1).pictures]
-                text = scenes.choose(rng, [question.text for question in scene.questions])
-                made = self.question(name, files, text, is_long=is_long)
-                if made is None or (kind == "single" and made.answer in answers):
-                    continue
-                answers.add(made.answer)
-                found.append(made)
-
-        take("single", 1, SINGLES)
-        take("pair", 2, PAIRS)
-        take("gallery", PICTURES_OF_A_GALLERY, GALLERIES)
-        take("long", 1, LONG, is_long=True)
-        for number, text in enumerate(_OPENINGS):
-            made = self.question(f"text-{number}", (), text, is_long=True)
+    def _some(self, rng: np.random.Generator, kind: str, count: int) -> list[Question]:
+        found: dict[str, Question] = {}
+        openings = iter(_OPENINGS)
+        while len(found) < count:
+            name = f"{kind}-{len(found)}"
+            if kind == "text":
+                made = self.question(name, (), next(openings), is_long=True)
+            else:
+                pictures, text = _scene(rng, _PICTURES[kind])
+                made = self.question(name, pictures, text, is_long=kind == "long")
             if made is not None:
-                found.append(made)
-        return found
+                found.setdefault(made.answer if kind == "single" else name, made)
+        return list(found.values())
 
 
-def _scene(rng: np.random.Generator, pictures: int) -> scenes.Scene:
-    grids = [GRID] * (2 if pictures > 1 else 1)
+def _scene(rng: np.random.Generator, count: int) -> tuple[list[bytes], str]:
+    """So many pictures, and what may be asked about the first one or two."""
     while True:
-        (scene,) = sample_scenes(rng, grids, 1, scenes.HELD_OUT)
+        (scene,) = sample_scenes(rng, [GRID] * min(count, 2), 1, scenes.HELD_OUT)
         if scene.questions:
-            return scene
+            break
+    pictures = [png(picture.image) for picture in scene.pictures]
+    while len(pictures) < count:
+        pictures += _scene(rng, 1)[0]
+    return pictures, scenes.choose(rng, [question.text for question in scene.questions])
 
 
 def url_of(picture: bytes) -> str:

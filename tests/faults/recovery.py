@@ -1,4 +1,4 @@
-"""When a part does again what it is there for, and when the whole is at rest: as the metrics say."""
+"""When a part does again what it is there for, and when all is at rest: as the metrics say."""
 
 import asyncio
 import time
@@ -81,14 +81,12 @@ def _value(part: Part, sample: str, **labels: str) -> float:
         return 0.0
 
 
-async def until_idle(stack: Stack) -> list[str]:
+async def until_idle(stack: Stack, seconds: float = IDLE_SECONDS) -> list[str]:
     """What is still held by anything, long enough after the last request; empty is at rest."""
-    deadline = time.monotonic() + IDLE_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         held = [
-            what
-            for part in stack.parts.values()
-            for what in await asyncio.to_thread(held_by, part)
+            what for part in stack.parts.values() for what in await asyncio.to_thread(held_by, part)
         ]
         if not held or time.monotonic() > deadline:
             return held

@@ -21,7 +21,9 @@ CALM_SECONDS = 2.0
 AT_ONCE = 8
 
 
-async def run(seed: int, minutes: float, directory: Path, only: str = "") -> tuple[History, list[Violation]]:
+async def run(
+    seed: int, minutes: float, directory: Path, only: str = ""
+) -> tuple[History, list[Violation]]:
     """Faults one after the other for so many minutes; `only` those with this in their names."""
     history, violations = History(), list[Violation]()
     with RedisServer(requirepass=PASSWORD) as redis:
@@ -31,12 +33,10 @@ async def run(seed: int, minutes: float, directory: Path, only: str = "") -> tup
             questions = await asked
             async with Clients(stack, history) as clients:
                 await ask_all(stack, clients, questions)
-                ground = Ground(stack, clients, questions, random.Random(seed))
+                ground = Ground(stack, random.Random(seed))
                 async with users(seed, stack, clients, questions):
                     await schedule(ground, history, seed, minutes, only)
-                violations += [
-                    Violation("not idle", what) for what in await until_idle(stack)
-                ]
+                violations += [Violation("not idle", what) for what in await until_idle(stack)]
                 await ask_all(stack, clients, questions)
     return history, violations + check(history, questions)
 
@@ -79,9 +79,7 @@ async def users(
             over.set()
 
 
-async def schedule(
-    ground: Ground, history: History, seed: int, minutes: float, only: str
-) -> None:
+async def schedule(ground: Ground, history: History, seed: int, minutes: float, only: str) -> None:
     until = time.monotonic() + 60 * minutes
     for fault in order(seed, only):
         await asyncio.sleep(CALM_SECONDS)
@@ -114,8 +112,8 @@ async def do(fault: Fault, ground: Ground, history: History) -> None:
     await asyncio.sleep(ground.random.uniform(*fault.hold))
     await fault.end(ground)
     window.ended = window.began if fault.is_kill else time.monotonic()
-    before = {} if fault.is_kill else await work_done(
-        ground.stack, history, fault.parts, window.ended
+    before = (
+        {} if fault.is_kill else await work_done(ground.stack, history, fault.parts, window.ended)
     )
     window.recovered = await until_recovered(ground.stack, history, fault.parts, before)
     took = "not" if window.recovered is None else f"{window.recovered - window.ended:.1f} s"

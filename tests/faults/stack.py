@@ -5,6 +5,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
@@ -27,6 +28,7 @@ STALL_SECONDS = 10.0
 MAX_CONCURRENT = 96
 MIB = 1 << 20
 
+MUTATED, MUTATION = "tests.faults.mutated", "PIXTRAL_TEST_MUTATION"
 MODULES = {"gateway": "gateway", "encoder": "services.encoder", "decoder": "services.decoder"}
 
 
@@ -107,7 +109,9 @@ class Stack:
     Attributes:
         links: by their two ends: "gateway-decoder-0", "decoder-redis", "client-gateway-1". A
             decoder comes to an encoder by the same port as a gateway, and by a link of its own.
+        tls, peer_tls: for a client of the gateways, and of the other tiers.
         tenants: their names; `key_of` has their keys.
+        mutations: of processes by their names, from their next start on: see `mutated`.
     """
 
     def __init__(self, directory: Path, redis: RedisServer) -> None:
@@ -116,9 +120,11 @@ class Stack:
         self.links: dict[str, Link] = {}
         self.parts: dict[str, Part] = {}
         self.tenants = TENANTS
+        self.mutations: dict[str, str] = {}
         authority = Authority(directory, "authority")
         certificate, private_key = authority.issue("tier")
         self.tls = Tls(ca=authority.ca)
+        self.peer_tls = Tls(authority.ca, certificate, private_key)
         self.ssl = ssl.create_default_context(cafile=str(authority.ca))
         self._own = (f"--tls-certificate={certificate}", f"--tls-private-key={private_key}")
         self._mutual = (*self._own, f"--tls-client-ca={authority.ca}")
@@ -154,9 +160,9 @@ class Stack:
 
     @asynccontextmanager
     async def running(
-        self, modules: Mapping[str, str] = MODULES, counts: Sequence[int] = (GATEWAYS, ENCODERS, DECODERS)
+        self, counts: Sequence[int] = (GATEWAYS, ENCODERS, DECODERS)
     ) -> AsyncIterator[None]:
-        """`modules` are what is run as the tiers, `counts` of how many processes."""
+        """`counts` are of gateways, encoders and decoders."""
         tenants = self.directory / "tenants.toml"
         tenants.write_text(
             "".join(f'[{name}]\nkeys = ["{digest_of(key_of(name))}"]\n' for name in self.tenants)
@@ -180,7 +186,7 @@ class Stack:
             for name in names:
                 self.parts[name] = Part(
                     name,
-                    lambda name=name: self._tier(modules[tier_of(name)], name),  # type: ignore[misc]
+                    partial(self._tier, name),
                     {"grpc": proxies[name]}
                     | ({"http": proxies[f"{name}-http"]} if f"{name}-http" in proxies else {}),
                 )
@@ -216,8 +222,11 @@ class Stack:
 
         return by_caller
 
-    def _tier(self, module: str, name: str) -> Tier:
+    def _tier(self, name: str) -> Tier:
         tier = tier_of(name)
+        module, environment = MODULES[tier], {}
+        if name in self.mutations:
+            module, environment = MUTATED, {MUTATION: self.mutations[name]}
         shared = (f"--model-dir={MODEL_DIR}", "--listen=127.0.0.1:0", "--log-level=warning")
         url = self.redis.url_at(self._proxies[f"{tier}-redis"].address)
         return Tier(
@@ -228,6 +237,7 @@ class Stack:
             drain_seconds=5,
             PIXTRAL_REDIS_URL=url,
             OMP_NUM_THREADS="1",
+            **environment,
         )
 
     def _gateway_flags(self) -> list[str]:
@@ -276,5 +286,3 @@ def _is_any_of(pids: Sequence[int], port: int) -> bool:
             if any(each.laddr and each.laddr.port == port for each in found):
                 return True
     return False
-
-

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tests.faults.clients import Clients
 from tests.faults.history import Ask
@@ -31,7 +32,12 @@ class Workload:
     """What one user asks, one after the other: the same for the same seed."""
 
     def __init__(
-        self, seed: int, user: int, questions: Sequence[Question], tenants: Sequence[str], gateways: int
+        self,
+        seed: int,
+        user: int,
+        questions: Sequence[Question],
+        tenants: Sequence[str],
+        gateways: int,
     ) -> None:
         self._random = random.Random(f"{seed}-{user}")
         self._questions = questions
@@ -60,7 +66,9 @@ class Workload:
                 return [self._ask("long", is_new=False, cancel_after=rng.choice((1, 3, 20)))]
             case "deadline":
                 return [
-                    self._ask("long", is_new=rng.random() < 0.5, timeout=rng.choice(SHORT_DEADLINES))
+                    self._ask(
+                        "long", is_new=rng.random() < 0.5, timeout=rng.choice(SHORT_DEADLINES)
+                    )
                 ]
             case _:
                 return self._foreign()
@@ -70,21 +78,20 @@ class Workload:
         rng = self._random
         owner, other = rng.sample(list(self._tenants), 2)
         shown = self._ask("single", is_new=True, tenant=owner)
-        asks = [shown]
-        for is_foreign in (True, False):
-            asks.append(
-                Ask(
-                    shown.question,
-                    shown.pictures,
-                    other,
-                    rng.randrange(self._gateways),
-                    "grpc",
-                    is_stream=rng.random() < 0.5,
-                    timeout=TIMEOUT_SECONDS,
-                    is_foreign=is_foreign,
-                )
-            )
-        return asks
+        return [
+            shown,
+            *(self._by_another(shown, other, is_foreign) for is_foreign in (True, False)),
+        ]
+
+    def _by_another(self, shown: Ask, tenant: str, is_foreign: bool) -> Ask:
+        return replace(
+            shown,
+            tenant=tenant,
+            gateway=self._random.randrange(self._gateways),
+            # The only door at which a picture can be named.
+            protocol="grpc",
+            is_foreign=is_foreign,
+        )
 
     def _ask(
         self,
