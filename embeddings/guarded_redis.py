@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import Counter, Histogram
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -29,7 +29,7 @@ SECONDS = Histogram(
 
 # What says that a connection has ended. uvloop has no error of its own for a write to one that was
 # reset, and redis-py knows asyncio's alone.
-ENDED = (RedisConnectionError, RedisTimeoutError, RuntimeError)
+ENDED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, RuntimeError)
 
 # redis-py reads 64 KiB at a time unless told; an 8 MiB value reads a quarter faster so.
 READ_SIZE = 1 << 20

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import uvloop
@@ -65,7 +66,7 @@ def test_connections_that_were_reset_cost_no_more_than_the_time_of_it() -> None:
 
 
 async def until_noticed(redis: GuardedRedis) -> None:
-    idle = redis.client.connection_pool._available_connections
+    idle: list[Any] = redis.client.connection_pool._available_connections
     async with asyncio.timeout(20):
         while not all(each._writer.transport.is_closing() for each in idle if each.is_connected):
             await asyncio.sleep(0.01)
@@ -78,7 +79,7 @@ async def resets() -> None:
             proxy.target = f"127.0.0.1:{server.port}"
             redis = GuardedRedis.from_url(server.url_at(proxy.address), max_connections=4)
 
-            async def ask_all() -> set[bytes | None]:
+            async def ask_all() -> set[Any]:
                 calls = [redis.attempt("test", 20, lambda: redis.client.get("a")) for _ in range(4)]
                 return set(await asyncio.gather(*calls))
 

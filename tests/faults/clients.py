@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
+import httpx2
 import openai
 
 from pixtral_client import AsyncClient, PixtralError, Sampling, UploadedImage
@@ -53,7 +53,7 @@ class Clients:
                     base_url=f"https://{self._stack.address(f'gateway-{number}-http')}/v1",
                     api_key=key_of(tenant),
                     max_retries=0,
-                    http_client=httpx.AsyncClient(verify=self._stack.ssl),
+                    http_client=openai.DefaultAsyncHttpxClient(verify=self._stack.ssl),
                 )
         return self
 
@@ -164,7 +164,7 @@ async def _by_http(client: openai.AsyncOpenAI, ask: Ask, record: Record) -> str:
         return _CODES.get(error.status_code, f"HTTP_{error.status_code}")
     except openai.APITimeoutError:
         return "DEADLINE_EXCEEDED"
-    except (openai.APIConnectionError, httpx.HTTPError) as error:
+    except (openai.APIConnectionError, httpx2.HTTPError) as error:
         record.detail = type(error).__name__
         return "UNAVAILABLE"
     except openai.APIError as error:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import suppress
+from typing import Any
 
 import grpc
 
@@ -35,7 +36,7 @@ async def flood(stack: Stack) -> None:
         )
         calls = [method(request, metadata=metadata, timeout=60) for _ in range(STREAMS)]
 
-        async def first_word(call: "grpc.aio.UnaryStreamCall[object, object]") -> None:
+        async def first_word(call: Any) -> None:
             # There are too many, and most are refused.
             with suppress(grpc.RpcError):
                 await call.read()

@@ -71,7 +71,7 @@ def permit_kept() -> None:
         yield
         held.__exit__(None, None, None)
 
-    Admission.permit = keeps  # type: ignore[method-assign]
+    Admission.permit = keeps  # type: ignore[assignment,method-assign]
 
 
 @of("gateway")
@@ -80,10 +80,12 @@ def tenant_dropped() -> None:
     from embeddings.key import EmbeddingKey
     from gateway import completion
 
+    named: Any = completion
+
     def shared(image_sha256: bytes, fingerprint: str, scope: str) -> EmbeddingKey:
         return EmbeddingKey(image_sha256, fingerprint, "all")
 
-    completion.EmbeddingKey = shared  # type: ignore[assignment,misc]
+    named.EmbeddingKey = shared
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def flip_values(client: redis.Redis, server: RedisServer, rng: random.Random) ->
     """In place: one bit of some, the sign of every other number of the rest."""
     for key in sorted(client.scan_iter("pixtral:*")):
         value = client.get(key)
-        if not value:
+        if not isinstance(value, bytes) or not value:
             continue
         data = bytearray(value)
         if rng.random() < 0.5:

@@ -88,11 +88,11 @@ async def test_a_checksum_that_is_skipped_is_found(bench: Bench) -> None:
     ask = shows(question, "flipped")
     await encode(bench.stack, ask)
     with bench.stack.redis.client() as redis:
-        (key,) = [key for key in redis.scan_iter("pixtral:emb:*") if digest(ask) in key.decode()]
-        value = bytearray(redis.get(key) or b"")
+        (key,) = redis.scan_iter(f"pixtral:emb:*{digest(ask)}*")
+        value = bytearray(redis.getrange(key, 0, -1))
         flip_signs(value)
         redis.set(key, bytes(value))
-    assert await bench.found(ask) == {"wrong"}
+    assert "wrong" in await bench.found(ask)
 
 
 async def test_embeddings_that_are_swapped_are_found(bench: Bench) -> None:
