@@ -254,3 +254,15 @@ async def test_tls_files_that_do_not_serve_are_named_at_start(
     with pytest.raises(StartupError, match=r"server\.(key|pem)"):
         async with running(EchoTier(unary=upper), settings):
             pass
+
+
+async def test_calls_that_nobody_has_looked_at_yet_are_dropped_for_no_flood() -> None:
+    async with running(EchoTier(unary=upper), ProcessSettings()) as addresses:
+        # Not asyncio's: the server's loop stands still while these are sent.
+        with grpc.insecure_channel(addresses.grpc) as channel:
+            unary = channel.unary_unary(
+                f"/{SERVICE}/Unary", StringValue.SerializeToString, StringValue.FromString
+            )
+            calls = [unary.future(StringValue(value="a"), timeout=60) for _ in range(3500)]
+            codes = await asyncio.to_thread(lambda: {call.code() for call in calls})
+    assert codes == {grpc.StatusCode.OK}
