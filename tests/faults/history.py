@@ -106,6 +106,8 @@ class Window:
         pictures_only: only those with pictures may.
         encodes_twice: an embedding may be made whose reply is lost, so that a picture is cached
             that nobody was told of.
+        lingers: seconds beyond that in which it still allows: a client's own connection waits
+            before it tries again.
         recovered: when every part had again done what it is there for; None: not in time.
     """
 
@@ -115,11 +117,12 @@ class Window:
     gateway: int | None = None
     pictures_only: bool = False
     encodes_twice: bool = False
+    lingers: float = 0.0
     ended: float | None = None
     recovered: float | None = None
 
     def overlaps(self, record: Record) -> bool:
-        over = self.recovered if self.recovered is not None else float("inf")
+        over = float("inf") if self.recovered is None else self.recovered + self.lingers
         return record.began <= over and record.ended >= self.began
 
     def may_end_with(self, record: Record) -> frozenset[str]:

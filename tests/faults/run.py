@@ -18,6 +18,8 @@ from tests.faults.workload import TIMEOUT_SECONDS, USERS, Workload
 from tests.redis_server import RedisServer
 
 CALM_SECONDS = 2.0
+# gRPC's wait between two tries to connect, as long as it gets in the longest of the faults.
+LINGER_SECONDS = 20.0
 AT_ONCE = 8
 
 
@@ -106,6 +108,7 @@ async def do(fault: Fault, ground: Ground, history: History) -> None:
         fault.gateway,
         fault.pictures_only,
         fault.encodes_twice,
+        LINGER_SECONDS if fault.gateway is not None else 0.0,
     )
     history.windows.append(window)
     await fault.begin(ground)
