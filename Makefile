@@ -10,7 +10,7 @@ SCANNER := .cache/deploy-tools/bin/checkov
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-page fuzz soak accuracy lint format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
+.PHONY: help setup demo test test-page fuzz soak faults accuracy lint format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ fuzz: $(INSTALLED) ## Send a decoder 10,000 wrong, odd and hostile requests, in 
 
 soak: $(INSTALLED) ## Load a decoder for 20 minutes with cancels, and see that nothing grows
 	@$(BIN)/python -m tests.decoder.soak --minutes 20
+
+# Those of a schedule: starting and a last look take two more. SEED= another: another schedule.
+MINUTES ?= 30
+SEED ?= 1
+faults: $(INSTALLED) ## Break a running service for MINUTES=30, and check every answer
+	@$(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES)
 
 accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the service
 	@$(BIN)/python -m bench.accuracy --picture bench/results/confusion.png
