@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tests.faults.checker import Violation
-from tests.faults.history import FINISHED, LEFT, History, Record, Window
+from tests.faults.history import History, Window
 
 
 def table(history: History) -> str:
@@ -13,7 +13,7 @@ def table(history: History) -> str:
     for window in history.windows:
         rows[window.fault].append(window)
     lines = [
-        "| fault | times | requests meanwhile | told that they failed | seconds to recover |",
+        "| fault | times | requests meanwhile | told that it cannot be had | seconds to recover |",
         "|---|---|---|---|---|",
     ]
     for name, windows in sorted(rows.items()):
@@ -22,7 +22,11 @@ def table(history: History) -> str:
             for record in history.records
             if any(window.overlaps(record) for window in windows)
         ]
-        failed = Counter(record.outcome for record in met if _has_failed(record))
+        failed = Counter(
+            record.outcome
+            for record in met
+            if any(record.outcome in window.may_end_with(record) for window in windows)
+        )
         told = ", ".join(f"{number} {code}" for code, number in failed.most_common()) or "0"
         took = sorted(
             window.recovered - window.ended
@@ -34,11 +38,6 @@ def table(history: History) -> str:
             span += f" to {took[-1]:.1f}"
         lines.append(f"| {name} | {len(windows)} | {len(met)} | {told} | {span} |")
     return "\n".join(lines)
-
-
-def _has_failed(record: Record) -> bool:
-    is_meant = record.is_foreign or record.timeout < 10
-    return record.outcome not in (FINISHED, LEFT) and not is_meant
 
 
 def summary(history: History, violations: Sequence[Violation]) -> str:
