@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="where logs and the history are to stay")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    print(f"seed {given.seed}", flush=True)
     # What the faults do to connections is no news.
     logging.disable(logging.ERROR)
     with ExitStack() as stack:

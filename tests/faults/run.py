@@ -112,8 +112,11 @@ async def do(fault: Fault, ground: Ground, history: History) -> None:
     )
     history.windows.append(window)
     await fault.begin(ground)
-    await asyncio.sleep(ground.random.uniform(*fault.hold))
-    await fault.end(ground)
+    try:
+        await asyncio.sleep(ground.random.uniform(*fault.hold))
+    finally:
+        # Whatever ends this run: nothing stays stopped.
+        await fault.end(ground)
     window.ended = window.began if fault.is_kill else time.monotonic()
     before = (
         {} if fault.is_kill else await work_done(ground.stack, history, fault.parts, window.ended)
