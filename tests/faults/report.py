@@ -13,7 +13,7 @@ def table(history: History) -> str:
     for window in history.windows:
         rows[window.fault].append(window)
     lines = [
-        "| fault | times | requests meanwhile | told that it cannot be had | seconds to recover |",
+        "| fault | times | requests meanwhile | told a status | seconds to recover |",
         "|---|---|---|---|---|",
     ]
     for name, windows in sorted(rows.items()):
