@@ -48,7 +48,7 @@ soak: $(INSTALLED) ## Load a decoder for 20 minutes with cancels, and see that n
 MINUTES ?= 30
 SEED ?= 1
 faults: $(INSTALLED) ## Break a running service for MINUTES=30, and check every answer
-	@$(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES)
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.faults --seed $(SEED) --minutes $(MINUTES)
 
 accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the service
 	@$(BIN)/python -m bench.accuracy --picture bench/results/confusion.png
