@@ -5,14 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
-MINUTES ?= 45
 SCANNER := .cache/deploy-tools/bin/checkov
 AUDITOR := .cache/audit/bin/pip-audit
 # Where pip finds no CPU build of torch by itself, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-e2e test-parts test-page fuzz soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals
+.PHONY: help setup demo test test-e2e test-parts test-page fuzz soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,10 +56,15 @@ load: $(MODEL)/params.json ## Load a stack, or URL=..., for a minute and report 
 	@$(BIN)/python -m bench.load $(if $(URL),--base-url $(URL),--model-dir $(MODEL)) $(ARGS)
 
 soak: $(MODEL)/params.json ## Load the whole stack for MINUTES=45, and see that nothing grows
-	@$(BIN)/python -m bench.soak --model-dir $(MODEL) --minutes $(MINUTES)
+	@$(BIN)/python -m bench.soak --model-dir $(MODEL) --minutes $(or $(MINUTES),45)
 
 soak-decoder: $(INSTALLED) ## Load a decoder alone for 20 minutes with all sorts of calls, and see the same
 	@$(BIN)/python -m tests.decoder.soak --minutes 20
+
+# Those of a schedule: starting and a last look take two more. SEED= another: another schedule.
+SEED ?= 1
+faults: $(INSTALLED) ## Break a running service for MINUTES=30, and check every answer
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.faults --seed $(SEED) --minutes $(or $(MINUTES),30)
 
 accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the service
 	@$(BIN)/python -m bench.accuracy --picture bench/results/confusion.png

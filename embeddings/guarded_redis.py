@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import Counter, Histogram
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 T = TypeVar("T")
 
@@ -24,6 +26,10 @@ SECONDS = Histogram(
     ["operation"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
 )
+
+# What says that a connection has ended. uvloop has no error of its own for a write to one that was
+# reset, and redis-py knows asyncio's alone.
+ENDED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, RuntimeError)
 
 # redis-py reads 64 KiB at a time unless told; an 8 MiB value reads a quarter faster so.
 READ_SIZE = 1 << 20
@@ -65,7 +71,7 @@ class GuardedRedis:
             socket_read_size=READ_SIZE,
             # At once and once: a connection may have ended while it lay idle in the pool, after a
             # restart of Redis every one of them, and says nothing of Redis now.
-            retry=Retry(NoBackoff(), 1),
+            retry=Retry(NoBackoff(), 1, ENDED),
             health_check_interval=0,
         )
         return cls(Redis(connection_pool=pool))
@@ -87,6 +93,10 @@ class GuardedRedis:
             self._failed(operation, "timeout")
         except (ConnectionError, RedisError, OSError) as error:
             self._failed(operation, _reason(error))
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:
+                raise
+            self._failed(operation, "connection")
         finally:
             SECONDS.labels(operation).observe(time.monotonic() - started)
         return None

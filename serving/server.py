@@ -47,6 +47,11 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Beyond the first number gRPC drops calls that nobody has looked at yet, whosever they are, and
+    # tells CANCELLED. Its own are 1,000 and 3,000: one client has them in a moment, and what is too
+    # much is for the gate to refuse, with a status.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
     # A client connects anew now and then, and so to replicas that were not there before. Calls
     # under way are not cut.
     ("grpc.max_connection_age_ms", 300_000),

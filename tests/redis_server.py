@@ -20,7 +20,7 @@ class RedisServer:
     """`with RedisServer() as server:` — an empty Redis without persistence on a free loopback port.
 
     `stop()` and `start()` take it away and bring it back, empty, on the same port; `settings` are
-    directives of redis.conf, such as `maxmemory="1mb"`.
+    directives of redis.conf, such as `maxmemory="1mb"` or `requirepass="secret"`.
     """
 
     def __init__(self, **settings: str) -> None:
@@ -31,11 +31,25 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self.url_at(f"127.0.0.1:{self.port}")
+
+    def url_at(self, address: str) -> str:
+        """Of what forwards to it."""
+        return f"redis://{f':{self.password}@' if self.password else ''}{address}/0"
+
+    @property
+    def password(self) -> str:
+        """Empty where none is asked for."""
+        return self._settings.get("requirepass", "")
 
     def client(self) -> redis.Redis:
         """A blocking client of the caller's own: for looking at what is stored."""
-        return redis.Redis(port=self.port, socket_connect_timeout=1, socket_timeout=5)
+        return redis.Redis(
+            port=self.port,
+            password=self.password or None,
+            socket_connect_timeout=1,
+            socket_timeout=5,
+        )
 
     def start(self) -> None:
         """Runs the server until it answers. Raises RuntimeError where it does not."""
@@ -59,6 +73,11 @@ class RedisServer:
         if process is not None:
             process.kill()
             process.wait()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def __enter__(self) -> Self:
         self.start()

@@ -223,8 +223,11 @@ class Reference:
         images: list[NDArray[np.float32]],
         max_tokens: int,
         adjust: Callable[[Tensor, list[int]], Tensor] = lambda logits, generated: logits,
+        *,
+        ignore_eos: bool = False,
     ) -> list[int]:
-        """The greedy continuation, up to `max_tokens` ids; an end-of-sequence id is its last.
+        """The greedy continuation, up to `max_tokens` ids; an end-of-sequence id is its last,
+        unless it is to be ignored.
 
         `images` are in the order of their `[IMG]` tokens. Raises ValueError where the two do
         not fit. `adjust` makes the logits to pick from, of the model's and the ids so far.
@@ -235,7 +238,7 @@ class Reference:
         while len(generated) < max_tokens:
             token = int(adjust(self._logits(inputs, start, caches), generated).argmax())
             generated.append(token)
-            if token == EOS_TOKEN_ID:
+            if token == EOS_TOKEN_ID and not ignore_eos:
                 break
             start += len(inputs)
             inputs = F.embedding(torch.tensor([token]), self.weights["tok_embeddings.weight"])

@@ -28,6 +28,8 @@ DRAIN_SECONDS = 120.0
 # Between two requests of the load, which is to be there and not to fill the machine.
 PAUSE_SECONDS = 0.1
 
+_numbers = itertools.count()
+
 
 class Tier:
     """One process, `python -m MODULE`, from the `with` block's begin to its end."""
@@ -40,8 +42,10 @@ class Tier:
         drain_seconds: float = DRAIN_SECONDS,
         **environment: str,
     ) -> None:
-        self._log = directory / f"{module}.{id(self)}.log"
-        self._address_file = directory / f"{module}.{id(self)}.json"
+        # Of its own: one that was started before may have left its address.
+        name = f"{module}.{next(_numbers)}"
+        self._log = directory / f"{name}.log"
+        self._address_file = directory / f"{name}.json"
         self._command = [sys.executable, "-m", module, *flags]
         self._command += ["--address-file", str(self._address_file)]
         self._command += ["--drain-seconds", str(drain_seconds)]

@@ -1,10 +1,13 @@
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+import uvloop
 from prometheus_client import REGISTRY
 
 from embeddings.guarded_redis import GuardedRedis
+from tests.faults.proxy import Link, Proxy, Weather
 from tests.redis_server import RedisServer
 
 
@@ -55,3 +58,42 @@ async def test_mistake_in_a_call_is_raised(redis: GuardedRedis) -> None:
 
     with pytest.raises(LookupError):
         await redis.attempt("test", 20, wrong)
+
+
+def test_connections_that_were_reset_cost_no_more_than_the_time_of_it() -> None:
+    # On the loop that the tiers run on: what a reset is told by differs from asyncio's own.
+    uvloop.run(resets())
+
+
+async def until_noticed(redis: GuardedRedis) -> None:
+    idle: list[Any] = redis.client.connection_pool._available_connections
+    async with asyncio.timeout(20):
+        while not all(each._writer.transport.is_closing() for each in idle if each.is_connected):
+            await asyncio.sleep(0.01)
+
+
+async def resets() -> None:
+    link = Link("redis")
+    with RedisServer() as server:
+        async with Proxy(link) as proxy:
+            proxy.target = f"127.0.0.1:{server.port}"
+            redis = GuardedRedis.from_url(server.url_at(proxy.address), max_connections=4)
+
+            async def ask_all() -> set[Any]:
+                calls = [redis.attempt("test", 20, lambda: redis.client.get("a")) for _ in range(4)]
+                return set(await asyncio.gather(*calls))
+
+            await redis.attempt("test", 20, lambda: redis.client.set("a", b"1"))
+            assert await ask_all() == {b"1"}
+            before = failures("connection")
+            for _ in range(3):
+                link.change(Weather(is_cut=True))
+                await until_noticed(redis)
+                link.change(Weather())
+                assert await ask_all() == {b"1"}
+            assert failures("connection") == before
+
+            link.change(Weather(is_cut=True))
+            assert await ask_all() == {None}
+            assert failures("connection") > before
+            await redis.close()

@@ -275,3 +275,15 @@ async def test_a_message_that_unpacks_to_too_much_is_refused() -> None:
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         small = StringValue(value="a" * 100_000)
         assert (await stub.unary(small, compression=grpc.Compression.Gzip)).value == "100000"
+
+
+async def test_calls_that_nobody_has_looked_at_yet_are_dropped_for_no_flood() -> None:
+    async with running(EchoTier(unary=upper), ProcessSettings()) as addresses:
+        # Not asyncio's: the server's loop stands still while these are sent.
+        with grpc.insecure_channel(addresses.grpc) as channel:
+            unary = channel.unary_unary(
+                f"/{SERVICE}/Unary", StringValue.SerializeToString, StringValue.FromString
+            )
+            calls = [unary.future(StringValue(value="a"), timeout=60) for _ in range(3500)]
+            codes = await asyncio.to_thread(lambda: {call.code() for call in calls})
+    assert codes == {grpc.StatusCode.OK}

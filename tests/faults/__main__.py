@@ -1,0 +1,55 @@
+"""Breaks the running service on a seeded schedule, and holds every answer against the right one.
+
+    python -m tests.faults [--seed N] [--minutes 30] [--only TEXT] [--keep DIRECTORY]
+
+Two gateways, encoders and decoders, a Redis, and a proxy on every way between them. Users of
+three tenants ask without a pause; what each must be told is known in advance. The exit code is 1
+where a promise was broken, and the seed is told, with which to try again.
+"""
+
+import argparse
+import asyncio
+import logging
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from tests.faults.report import summary, table
+from tests.faults.run import run
+
+DEFAULT_SEED = 1
+MOST_SHOWN = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--only", default="", help="faults with this in their names")
+    parser.add_argument("--keep", type=Path, help="where logs and the history are to stay")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"seed {given.seed}", flush=True)
+    # What the faults do to connections is no news.
+    logging.disable(logging.ERROR)
+    with ExitStack() as stack:
+        directory = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        directory.mkdir(parents=True, exist_ok=True)
+        history, violations = asyncio.run(run(given.seed, given.minutes, directory, given.only))
+        history.write(directory / "history.jsonl")
+    print(table(history))
+    print(summary(history, violations))
+    for violation in violations[:MOST_SHOWN]:
+        print(violation)
+    if violations:
+        print(f"{len(violations)} promises broken; again: --seed {given.seed}")
+    sys.exit(bool(violations))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""A tier with a bug that is planted in it, the one that PIXTRAL_TEST_MUTATION names.
+
+All else is the tier itself. The bugs are such as this harness is there to find; that it does is
+what `test_mutations` shows.
+"""
+
+import os
+import runpy
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+MUTATIONS: dict[str, tuple[str, Callable[[], None]]] = {}
+
+
+def of(tier: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def plant(mutation: Callable[[], None]) -> Callable[[], None]:
+        MUTATIONS[mutation.__name__] = tier, mutation
+        return mutation
+
+    return plant
+
+
+@of("services.encoder")
+def embeddings_swapped() -> None:
+    """An image gets the embedding of the one before it, where that was as large."""
+    from services.encoder.encoder import Encoder
+
+    to_wire, last = Encoder._to_wire, dict[Any, Any]()
+
+    def swapped(self: Encoder, key: Any, grid: Any, embedding: Any) -> bytes:
+        before = last.get(grid, embedding)
+        last[grid] = embedding.clone()
+        return to_wire(self, key, grid, before)
+
+    Encoder._to_wire = swapped  # type: ignore[method-assign]
+
+
+@of("services.decoder")
+def checksum_skipped() -> None:
+    """What the checksum should be is made of what was read."""
+    from embeddings import codec
+
+    decode = codec.decode
+
+    def unchecked(key: Any, value: Any, **expected: Any) -> codec.Embedding:
+        data = bytearray(value)
+        if len(data) >= codec.PAYLOAD_OFFSET:
+            header, payload = data[: codec.HEADER.size], data[codec.PAYLOAD_OFFSET :]
+            checksum = zlib.crc32(payload, zlib.crc32(header))
+            codec.CHECKSUM.pack_into(data, codec.HEADER.size, checksum)
+        return decode(key, bytes(data), **expected)
+
+    codec.decode = unchecked
+
+
+@of("gateway")
+def permit_kept() -> None:
+    """A request that does not end well gives its permit back to nobody."""
+    from gateway.admission import Admission
+
+    permit, kept = Admission.permit, list[AbstractContextManager[None]]()
+
+    @contextmanager
+    def keeps(self: Admission, *given: Any) -> Iterator[None]:
+        held = permit(self, *given)
+        # Or the collector would end it.
+        kept.append(held)
+        held.__enter__()
+        yield
+        held.__exit__(None, None, None)
+
+    Admission.permit = keeps  # type: ignore[assignment,method-assign]
+
+
+@of("gateway")
+def tenant_dropped() -> None:
+    """An embedding's key says nothing of whose it is."""
+    from embeddings.key import EmbeddingKey
+    from gateway import completion
+
+    named: Any = completion
+
+    def shared(image_sha256: bytes, fingerprint: str, scope: str) -> EmbeddingKey:
+        return EmbeddingKey(image_sha256, fingerprint, "all")
+
+    named.EmbeddingKey = shared
+
+
+if __name__ == "__main__":
+    tier, mutation = MUTATIONS[os.environ.pop("PIXTRAL_TEST_MUTATION")]
+    mutation()
+    runpy.run_module(f"{tier}.__main__", run_name="__main__")

@@ -1,0 +1,206 @@
+"""A TCP proxy between two tiers, and the weather on its way.
+
+Runs in the event loop of whoever uses it; no rights are needed and no packet is touched: what a
+network does to a connection is done to two sockets.
+"""
+
+import asyncio
+import random
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Self
+
+PIECE_BYTES = 1 << 16
+# Pieces on their way in one direction: beyond these the sender is held up.
+PIECES = 16
+# uvloop's word for a transport that is closed already is the latter.
+_BROKEN = (OSError, RuntimeError)
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(slots=True)
+class Weather:
+    """What a link does to all that passes; the default is nothing.
+
+    Attributes:
+        latency: seconds that each byte takes more.
+        bandwidth: bytes a second, each way.
+        is_cut: connections are reset, and new ones too.
+        is_lost: what is sent arrives nowhere, and nobody is told: no FIN, no RST.
+        reset_after: bytes, both ways together, after which a connection is reset.
+        flip_every: one bit in about so many bytes is another.
+    """
+
+    latency: float = 0.0
+    bandwidth: int | None = None
+    is_cut: bool = False
+    is_lost: bool = False
+    reset_after: int | None = None
+    flip_every: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    sockets: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
+    passed: int = 0
+    is_holed: bool = False
+
+    def reset(self) -> None:
+        for writer in self.sockets:
+            with suppress(OSError, AttributeError):
+                writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
+                )
+            writer.transport.abort()
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """One way between two tiers: the weather there, and who is under way."""
+
+    name: str
+    weather: Weather = field(default_factory=Weather)
+    connections: set[Connection] = field(default_factory=set)
+
+    def change(self, weather: Weather) -> None:
+        """From now on. What is connected now stays, but for a cut; a connection whose bytes were
+        lost does not outlive the loss: its other end no longer knows it."""
+        self.weather = weather
+        for connection in tuple(self.connections):
+            if weather.is_cut or (connection.is_holed and not weather.is_lost):
+                connection.reset()
+
+
+# Of a connection, by the port that it comes from: the link that it takes.
+Classify = Callable[[int], Awaitable[Link]]
+
+
+class Proxy:
+    """Listens on a port of its own and forwards to `target`, host:port, which may change."""
+
+    def __init__(self, link: Link | Classify, seed: int = 0) -> None:
+        self._link = link
+        self._random = random.Random(seed)
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.target: str | None = None
+        self.address = ""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._serve(reader, writer)
+        except asyncio.CancelledError:
+            # This proxy's end: asyncio would log it for an error.
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = self._link
+        if not isinstance(link, Link):
+            link = await link(writer.get_extra_info("peername")[1])
+        if self.target is None or link.weather.is_cut:
+            Connection((writer, writer)).reset()
+            return
+        host, _, port = self.target.rpartition(":")
+        try:
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            Connection((writer, writer)).reset()
+            return
+        connection = Connection((writer, far_writer))
+        link.connections.add(connection)
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._forward(link, connection, reader, far_writer))
+                both.create_task(self._forward(link, connection, far_reader, writer))
+        except* _BROKEN:
+            connection.reset()
+        finally:
+            link.connections.discard(connection)
+            far_writer.transport.abort()
+
+    async def _forward(
+        self,
+        link: Link,
+        connection: Connection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        """One direction, to its end: in two tasks, so that latency holds nothing else up."""
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(PIECES)
+        loop = asyncio.get_running_loop()
+
+        async def receive() -> None:
+            while piece := await reader.read(PIECE_BYTES):
+                if link.weather.is_lost or connection.is_holed:
+                    connection.is_holed = True
+                    continue
+                await under_way.put((loop.time() + link.weather.latency, piece))
+            await under_way.put((loop.time(), b""))
+
+        async def send() -> None:
+            while True:
+                due, piece = await under_way.get()
+                await asyncio.sleep(due - loop.time())
+                if not piece:
+                    break
+                await self._send(link, connection, writer, piece)
+            # A gap in the stream hides its end, too.
+            if not connection.is_holed and writer.can_write_eof():
+                with suppress(*_BROKEN):
+                    writer.write_eof()
+
+        async with asyncio.TaskGroup() as both:
+            both.create_task(receive())
+            both.create_task(send())
+
+    async def _send(
+        self, link: Link, connection: Connection, writer: asyncio.StreamWriter, piece: bytes
+    ) -> None:
+        weather = link.weather
+        if weather.flip_every is not None:
+            piece = self._flipped(piece, weather.flip_every)
+        rest = memoryview(piece)
+        while rest:
+            weather = link.weather
+            step = len(rest)
+            if weather.bandwidth is not None:
+                step = min(step, max(1, weather.bandwidth // 20))
+            if weather.reset_after is not None:
+                step = min(step, max(0, weather.reset_after - connection.passed))
+                if step == 0:
+                    raise ConnectionResetError
+            writer.write(bytes(rest[:step]))
+            await writer.drain()
+            connection.passed += step
+            if weather.bandwidth is not None:
+                await asyncio.sleep(step / weather.bandwidth)
+            rest = rest[step:]
+
+    def _flipped(self, piece: bytes, every: int) -> bytes:
+        data = bytearray(piece)
+        at = int(self._random.expovariate(1 / every))
+        while at < len(data):
+            data[at] ^= 1 << self._random.randrange(8)
+            at += 1 + int(self._random.expovariate(1 / every))
+        return bytes(data)

@@ -1,0 +1,288 @@
+"""The whole service on loopback, two of each tier, with a proxy on every way between them."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from urllib.error import URLError
+
+import psutil
+
+from gateway.tenants import digest_of
+from pixtral_client import Tls
+from tests.authority import Authority
+from tests.e2e.fleet import Tier
+from tests.faults.proxy import Link, Proxy
+from tests.faults.questions import MODEL_DIR
+from tests.redis_server import RedisServer
+
+GATEWAYS, ENCODERS, DECODERS = 2, 2, 2
+TENANTS = ("ann", "bob", "cat")
+PASSWORD = "of-the-cache"  # noqa: S105
+START_SECONDS = 240.0
+# The product's 30 s, shortened: so long must an engine be silent to be left out.
+STALL_SECONDS = 10.0
+MAX_CONCURRENT = 96
+MIB = 1 << 20
+
+MUTATED, MUTATION = "tests.faults.mutated", "PIXTRAL_TEST_MUTATION"
+MODULES = {"gateway": "gateway", "encoder": "services.encoder", "decoder": "services.decoder"}
+
+
+def key_of(tenant: str) -> str:
+    return f"key-of-{tenant}"
+
+
+def tier_of(name: str) -> str:
+    return name.partition("-")[0]
+
+
+@dataclass(slots=True)
+class Part:
+    """A process, by the name that it keeps when it is started anew: "decoder-0"."""
+
+    name: str
+    start: Callable[[], Tier]
+    proxies: Mapping[str, Proxy] = field(default_factory=dict)
+    tier: Tier | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self.tier is not None
+        return self.tier.process.pid
+
+    def tier_process(self) -> psutil.Process:
+        return psutil.Process(self.pid)
+
+    @property
+    def is_running(self) -> bool:
+        return self.tier is not None and self.tier.process.poll() is None
+
+    def value(self, sample: str, **labels: str) -> float:
+        assert self.tier is not None
+        return self.tier.value(sample, **labels)
+
+    def processes(self) -> list[psutil.Process]:
+        """Itself and its children."""
+        own = psutil.Process(self.pid)
+        return [own, *own.children(recursive=True)]
+
+    def engine(self) -> psutil.Process:
+        """vLLM's, of a decoder."""
+        (engine,) = [each for each in self.processes() if "EngineCore" in _command(each)]
+        return engine
+
+    async def restart(self) -> None:
+        """Kills what there may be of it, and starts it; it is bound when this returns."""
+        self.kill()
+        self.tier = self.start()
+        self.tier.__enter__()
+        async with asyncio.timeout(START_SECONDS):
+            while True:
+                with suppress(FileNotFoundError):
+                    self._told(self.tier)
+                    return
+                if not self.is_running:
+                    raise RuntimeError(f"{self.name} has ended:\n{self.log()[-3000:]}")
+                await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        """As kill -9 does, and what its death takes with it."""
+        if self.tier is not None:
+            self.tier.__exit__()
+
+    def log(self) -> str:
+        assert self.tier is not None
+        return self.tier._log.read_text("utf-8", "replace")
+
+    def _told(self, tier: Tier) -> None:
+        for kind, proxy in self.proxies.items():
+            proxy.target = tier.target if kind == "grpc" else tier.http_target
+
+
+class Stack:
+    """Processes, links and the Redis between them.
+
+    Attributes:
+        links: by their two ends: "gateway-decoder-0", "decoder-redis", "client-gateway-1". A
+            decoder comes to an encoder by the same port as a gateway, and by a link of its own.
+        tls, peer_tls: for a client of the gateways, and of the other tiers.
+        tenants: their names; `key_of` has their keys.
+        mutations: of processes by their names, from their next start on: see `mutated`.
+    """
+
+    def __init__(self, directory: Path, redis: RedisServer) -> None:
+        self.directory = directory
+        self.redis = redis
+        self.links: dict[str, Link] = {}
+        self.parts: dict[str, Part] = {}
+        self.tenants = TENANTS
+        self.mutations: dict[str, str] = {}
+        authority = Authority(directory, "authority")
+        certificate, private_key = authority.issue("tier")
+        self.tls = Tls(ca=authority.ca)
+        self.peer_tls = Tls(authority.ca, certificate, private_key)
+        self.ssl = ssl.create_default_context(cafile=str(authority.ca))
+        self._own = (f"--tls-certificate={certificate}", f"--tls-private-key={private_key}")
+        self._mutual = (*self._own, f"--tls-client-ca={authority.ca}")
+        self._peer = (
+            f"--peer-tls-ca={authority.ca}",
+            f"--peer-tls-certificate={certificate}",
+            f"--peer-tls-private-key={private_key}",
+        )
+        self._proxies: dict[str, Proxy] = {}
+
+    def link(self, name: str) -> Link:
+        return self.links.setdefault(name, Link(name))
+
+    def of(self, tier: str) -> list[Part]:
+        return [part for part in self.parts.values() if tier_of(part.name) == tier]
+
+    def address(self, name: str) -> str:
+        """host:port of a proxy: "gateway-0", "gateway-0-http", "encoder-1"."""
+        return self._proxies[name].address
+
+    def is_ready(self) -> bool:
+        """Whether every process runs, and every gateway makes calls to all of the others."""
+        if not all(part.is_running for part in self.parts.values()):
+            return False
+        ready = "pixtral_gateway_replicas_ready"
+        with suppress(URLError, OSError):
+            return all(
+                gateway.value(ready, tier=tier) == len(self.of(tier))
+                for gateway in self.of("gateway")
+                for tier in ("encoder", "decoder")
+            )
+        return False
+
+    @asynccontextmanager
+    async def running(
+        self, counts: Sequence[int] = (GATEWAYS, ENCODERS, DECODERS)
+    ) -> AsyncIterator[None]:
+        """`counts` are of gateways, encoders and decoders."""
+        tenants = self.directory / "tenants.toml"
+        tenants.write_text(
+            "".join(f'[{name}]\nkeys = ["{digest_of(key_of(name))}"]\n' for name in self.tenants)
+        )
+        names = [
+            f"{tier}-{number}"
+            for tier, count in zip(MODULES, counts, strict=True)
+            for number in range(count)
+        ]
+        proxies = {f"{tier}-redis": Proxy(self.link(f"{tier}-redis")) for tier in MODULES}
+        for name in names:
+            proxies[name] = Proxy(self._way_to(name))
+            if tier_of(name) == "gateway":
+                proxies[f"{name}-http"] = Proxy(self.link(f"client-{name}"))
+        self._proxies = proxies
+        try:
+            for proxy in proxies.values():
+                await proxy.__aenter__()
+            for tier in MODULES:
+                proxies[f"{tier}-redis"].target = f"127.0.0.1:{self.redis.port}"
+            for name in names:
+                self.parts[name] = Part(
+                    name,
+                    partial(self._tier, name),
+                    {"grpc": proxies[name]}
+                    | ({"http": proxies[f"{name}-http"]} if f"{name}-http" in proxies else {}),
+                )
+            await asyncio.gather(*(part.restart() for part in self.parts.values()))
+            await self.until_ready()
+            yield
+        finally:
+            for part in self.parts.values():
+                part.kill()
+            for proxy in proxies.values():
+                await proxy.__aexit__()
+
+    async def until_ready(self, seconds: float = START_SECONDS) -> None:
+        """Raises TimeoutError."""
+        async with asyncio.timeout(seconds):
+            while not await asyncio.to_thread(self.is_ready):
+                for part in self.parts.values():
+                    if not part.is_running:
+                        raise RuntimeError(f"{part.name} has ended:\n{part.log()[-3000:]}")
+                await asyncio.sleep(0.25)
+
+    def _way_to(self, name: str) -> Link | Callable[[int], Awaitable[Link]]:
+        if tier_of(name) == "gateway":
+            return self.link(f"client-{name}")
+        if tier_of(name) == "decoder":
+            return self.link(f"gateway-{name}")
+        links = {tier: self.link(f"{tier}-{name}") for tier in ("gateway", "decoder")}
+
+        async def by_caller(port: int) -> Link:
+            pids = [part.pid for part in self.of("decoder") if part.is_running]
+            is_decoder = await asyncio.to_thread(_is_any_of, pids, port)
+            return links["decoder" if is_decoder else "gateway"]
+
+        return by_caller
+
+    def _tier(self, name: str) -> Tier:
+        tier = tier_of(name)
+        module, environment = MODULES[tier], {}
+        if name in self.mutations:
+            module, environment = MUTATED, {MUTATION: self.mutations[name]}
+        shared = (f"--model-dir={MODEL_DIR}", "--listen=127.0.0.1:0", "--log-level=warning")
+        url = self.redis.url_at(self._proxies[f"{tier}-redis"].address)
+        return Tier(
+            module,
+            self.directory,
+            *shared,
+            *getattr(self, f"_{tier}_flags")(),
+            drain_seconds=5,
+            PIXTRAL_REDIS_URL=url,
+            OMP_NUM_THREADS="1",
+            **environment,
+        )
+
+    def _gateway_flags(self) -> list[str]:
+        def those(tier: str) -> str:
+            names = [name for name in self.parts if tier_of(name) == tier]
+            return ",".join(self.address(name) for name in names)
+
+        return [
+            *self._own,
+            *self._peer,
+            "--http-listen=127.0.0.1:0",
+            f"--api-keys={self.directory / 'tenants.toml'}",
+            f"--encoders={those('encoder')}",
+            f"--decoders={those('decoder')}",
+            f"--stall-seconds={STALL_SECONDS}",
+            f"--max-concurrent-requests={MAX_CONCURRENT}",
+        ]
+
+    def _encoder_flags(self) -> list[str]:
+        return [*self._mutual, "--dtype=f32", "--threads=1", "--decode-threads=1"]
+
+    def _decoder_flags(self) -> list[str]:
+        return [
+            *self._mutual,
+            *self._peer,
+            "--dtype=f32",
+            "--cpu-threads=1",
+            f"--kv-cache-bytes={128 * MIB}",
+            f"--cache-bytes={64 * MIB}",
+            f"--engine-cache-bytes={64 * MIB}",
+        ]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _is_any_of(pids: Sequence[int], port: int) -> bool:
+    """Whether one of these processes has a connection from the port."""
+    for pid in pids:
+        with suppress(psutil.Error):
+            found = psutil.Process(pid).net_connections("tcp4")
+            if any(each.laddr and each.laddr.port == port for each in found):
+                return True
+    return False

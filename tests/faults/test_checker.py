@@ -1,0 +1,123 @@
+"""The checker accepts a history that keeps the promises, and nothing else."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.checker import check
+from tests.faults.history import FINISHED, HUNG, LEFT, TRUNCATED, History, Record, Window
+from tests.faults.questions import Question
+
+SHORT = Question("single-0", (b"picture",), "What is it?", False, 24, (5, 6, 2), "A ring.")
+LONG = Question("long-0", (b"picture",), "What is it?", True, 4, (5, 6, 2, 5), "A ring. A")
+DIGEST = "d" * 64
+
+
+def finished(question: Question = SHORT, began: float = 10.0) -> Record:
+    """As it should be."""
+    return Record(
+        question.name,
+        "ann",
+        0,
+        "grpc",
+        True,
+        (DIGEST,),
+        60.0,
+        False,
+        False,
+        began,
+        ended=began + 1,
+        tokens=list(question.tokens),
+        text=question.answer,
+        outcome=FINISHED,
+        finish_reason="length" if question.is_long else "stop",
+        cached=(False,),
+        counted_tokens=len(question.tokens),
+    )
+
+
+def ended_with(outcome: str, tokens: int = 0, **other: object) -> Record:
+    text = SHORT.answer[: 2 * tokens]
+    record = replace(finished(), outcome=outcome, tokens=list(SHORT.tokens[:tokens]), text=text)
+    return replace(record, **other)  # type: ignore[arg-type]
+
+
+def kinds(*records: Record, windows: tuple[Window, ...] = ()) -> list[str]:
+    found = check(History(list(records), list(windows)), (SHORT, LONG))
+    return [violation.kind for violation in found]
+
+
+def fault(**other: object) -> Window:
+    window = Window("a fault", 5.0, frozenset({"UNAVAILABLE"}), ended=8.0, recovered=10.5)
+    return replace(window, **other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("question", [SHORT, LONG])
+def test_right_answers_are_right(question: Question) -> None:
+    assert kinds(finished(question)) == []
+    assert kinds(replace(finished(question), protocol="http", tokens=[])) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text": "A star."},
+        {"text": "A rin"},
+        {"tokens": [5, 6]},
+        {"tokens": [5, 7, 2]},
+        {"finish_reason": "length"},
+        {"counted_tokens": 2},
+    ],
+)
+def test_anything_else_is_wrong(change: dict[str, object]) -> None:
+    assert kinds(replace(finished(), **change)) == ["wrong"]  # type: ignore[arg-type]
+
+
+def test_what_was_told_before_an_end_is_the_right_ones_beginning() -> None:
+    assert kinds(ended_with("UNAVAILABLE", 2), windows=(fault(),)) == []
+    wrong = replace(ended_with("UNAVAILABLE", 2), tokens=[5, 9])
+    assert kinds(wrong, windows=(fault(),)) == ["wrong"]
+
+
+def test_a_status_needs_a_fault_that_allows_it_at_the_time() -> None:
+    lost = ended_with("UNAVAILABLE")
+    assert kinds(lost) == ["lost"]
+    assert kinds(lost, windows=(fault(),)) == []
+    assert kinds(lost, windows=(fault(recovered=9.0),)) == ["lost"]
+    assert kinds(lost, windows=(fault(recovered=9.0, lingers=2.0),)) == []
+    assert kinds(lost, windows=(fault(allows=frozenset({"INTERNAL"})),)) == ["lost"]
+    assert kinds(lost, windows=(fault(gateway=1),)) == ["lost"]
+    assert kinds(replace(lost, digests=()), windows=(fault(pictures_only=True),)) == ["lost"]
+
+
+def test_a_deadline_passes_for_those_who_set_one() -> None:
+    late = ended_with("DEADLINE_EXCEEDED")
+    assert kinds(replace(late, timeout=0.9)) == []
+    assert kinds(replace(late, timeout=5.0)) == ["lost"]
+    assert kinds(late) == ["lost"]
+
+
+@pytest.mark.parametrize("outcome", [HUNG, TRUNCATED])
+def test_every_request_ends(outcome: str) -> None:
+    assert kinds(ended_with(outcome), windows=(fault(),)) == ["unended"]
+
+
+def test_who_leaves_has_left() -> None:
+    assert kinds(ended_with(LEFT, 1, leaves=True)) == []
+
+
+def test_what_another_tenant_has_shown_is_new_and_has_no_name() -> None:
+    first = finished()
+    other = replace(finished(began=20.0), tenant="bob", cached=(True,))
+    assert kinds(first, other) == ["crossed"]
+    assert kinds(first, replace(other, tenant="ann")) == []
+    again = fault(began=19.0, recovered=22.0, encodes_twice=True)
+    assert kinds(first, other, windows=(again,)) == []
+
+    by_name = replace(ended_with("NOT_FOUND"), tenant="bob", is_foreign=True)
+    assert kinds(first, by_name) == []
+    assert kinds(first, replace(other, is_foreign=True, cached=(False,))) == ["crossed"]
+
+
+def test_a_fault_that_is_not_over_is_told() -> None:
+    assert kinds(windows=(fault(recovered=None),)) == ["not recovered"]

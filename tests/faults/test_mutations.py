@@ -1,0 +1,129 @@
+"""Bugs that are planted in a tier, and what finds them."""
+
+import hashlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from embeddings.key import EmbeddingKey, to_proto
+from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from tests.faults.checker import check
+from tests.faults.clients import Clients
+from tests.faults.history import Ask, History
+from tests.faults.questions import Asker, Question, fresh
+from tests.faults.recovery import until_idle
+from tests.faults.redis_faults import flip_signs
+from tests.faults.stack import PASSWORD, Stack
+from tests.redis_server import RedisServer
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+IDLE_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Bench:
+    """One of each tier. The decoder's checksum is skipped from the start: to start one with a bug
+    and one without takes minutes."""
+
+    stack: Stack
+    questions: Sequence[Question]
+
+    async def plant(self, name: str, mutation: str | None) -> None:
+        """Starts a process anew, with the bug or without any."""
+        self.stack.mutations.pop(name, None)
+        if mutation is not None:
+            self.stack.mutations[name] = mutation
+        await self.stack.parts[name].restart()
+        await self.stack.until_ready()
+
+    async def found(self, *asks: Ask) -> set[str]:
+        """The kinds of promises that are broken by what comes of these, in their order."""
+        history = History()
+        async with Clients(self.stack, history) as clients:
+            for ask in asks:
+                await clients.ask(ask)
+        kinds = {violation.kind for violation in check(history, self.questions)}
+        return kinds | ({"not idle"} if await until_idle(self.stack, IDLE_SECONDS) else set())
+
+
+def shows(
+    question: Question, tag: str, tenant: str = "ann", cancel_after: int | None = None
+) -> Ask:
+    """Its picture is new to all."""
+    pictures = tuple(fresh(picture, tag) for picture in question.pictures)
+    return Ask(question, pictures, tenant, 0, "grpc", cancel_after is not None, 60, cancel_after)
+
+
+def all_sorts(bench: Bench) -> list[Ask]:
+    """What is enough to find any of the bugs, but for the checksum."""
+    *singles, long = bench.questions
+    tag = str(time.monotonic_ns())
+    asks = [shows(question, tag) for question in singles]
+    asks += [shows(singles[0], tag, "bob"), shows(long, tag, cancel_after=1)]
+    return asks
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bench(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    directory = tmp_path_factory.mktemp("mutations")
+    async with AsyncExitStack() as stack:
+        redis = stack.enter_context(RedisServer(requirepass=PASSWORD))
+        service = Stack(directory, redis)
+        service.mutations["decoder-0"] = "checksum_skipped"
+        await stack.enter_async_context(service.running((1, 1, 1)))
+        yield Bench(service, Asker().questions(0, {"single": 4, "long": 1}))
+
+
+async def test_without_a_bug_nothing_is_found(bench: Bench) -> None:
+    assert await bench.found(*all_sorts(bench)) == set()
+
+
+async def test_a_checksum_that_is_skipped_is_found(bench: Bench) -> None:
+    question = bench.questions[0]
+    ask = shows(question, "flipped")
+    await encode(bench.stack, ask)
+    with bench.stack.redis.client() as redis:
+        (key,) = redis.scan_iter(f"pixtral:emb:*{digest(ask)}*")
+        value = bytearray(redis.getrange(key, 0, -1))
+        flip_signs(value)
+        redis.set(key, bytes(value))
+    assert "wrong" in await bench.found(ask)
+
+
+async def test_embeddings_that_are_swapped_are_found(bench: Bench) -> None:
+    await bench.plant("encoder-0", "embeddings_swapped")
+    try:
+        assert await bench.found(*all_sorts(bench)) == {"wrong"}
+    finally:
+        await bench.plant("encoder-0", None)
+
+
+async def test_a_permit_that_is_kept_is_found(bench: Bench) -> None:
+    await bench.plant("gateway-0", "permit_kept")
+    assert await bench.found(*all_sorts(bench)) == {"not idle"}
+
+
+async def test_a_tenant_that_is_not_in_the_key_is_found(bench: Bench) -> None:
+    await bench.plant("gateway-0", "tenant_dropped")
+    assert await bench.found(*all_sorts(bench)) == {"crossed"}
+
+
+def digest(ask: Ask) -> str:
+    return hashlib.sha256(ask.pictures[0]).hexdigest()
+
+
+async def encode(stack: Stack, ask: Ask) -> None:
+    """Has the picture's embedding stored, and read by nobody yet."""
+    tls = stack.peer_tls
+    address = stack.address("encoder-0")
+    async with grpc.aio.secure_channel(address, tls.credentials()) as channel:
+        stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+        info = await stub.GetEncoderInfo(encoder_pb2.GetEncoderInfoRequest(), timeout=20)
+        key = EmbeddingKey(bytes.fromhex(digest(ask)), info.fingerprint, ask.tenant)
+        request = encoder_pb2.EncodeRequest(key=to_proto(key), image=ask.pictures[0])
+        assert (await stub.Encode(request, timeout=20)).stored
