@@ -1,6 +1,7 @@
 """The public gRPC service: protobuf in, protobuf out."""
 # ruff: noqa: N802 - methods have the names of the proto
 
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -24,6 +25,8 @@ from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from serving.call import note
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+# The messages of a call that is cut off end as if they were all, a moment before it is cancelled.
+CANCEL_SECONDS = 0.02
 
 
 class ChatService(chat_pb2_grpc.ChatServiceServicer):
@@ -116,7 +119,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     ) -> chat_pb2.PutImageResponse:
         tenant = self._tenant(context)
         deadline = Deadline.after(self._seconds(context))
-        async with aclosing(request.data async for request in requests) as pieces:
+        async with aclosing(_pieces(requests)) as pieces:
             image = await self.uploads.put(pieces, tenant, deadline)
         return chat_pb2.PutImageResponse(
             sha256=image.sha256.hex(),
@@ -207,3 +210,9 @@ def _completion(finished: Finished) -> chat_pb2.Completion:
 
 def _duration(seconds: float) -> Duration:
     return Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
+
+
+async def _pieces(requests: AsyncIterator[chat_pb2.PutImageRequest]) -> AsyncGenerator[bytes]:
+    async for request in requests:
+        yield request.data
+    await asyncio.sleep(CANCEL_SECONDS)

@@ -56,7 +56,6 @@ def configure_logging(level: str, form: Literal["text", "json"]) -> None:
     logging.basicConfig(level=others, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(least)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # What no line tells is not gathered: a fifth of what a line costs.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
