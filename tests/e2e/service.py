@@ -2,7 +2,7 @@
 
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,12 @@ class Service:
 
 @contextmanager
 def serve(
-    model_dir: Path, redis_url: str, log_dir: Path, *, max_image_bytes: int = 1_000_000
+    model_dir: Path,
+    redis_url: str,
+    log_dir: Path,
+    *,
+    max_image_bytes: int = 1_000_000,
+    decoder_args: Sequence[str] = (),
 ) -> Iterator[Service]:
     """All tiers in float32, where answers can be compared to the last bit."""
     stack = pixtral_stack(
@@ -62,6 +67,7 @@ def serve(
         http_listen="127.0.0.1:0",
         redis_url=redis_url,
         log_dir=log_dir,
+        decoder_args=decoder_args,
         gateway_args=["--max-image-bytes", str(max_image_bytes), "--max-images", "6"],
         start_timeout=240,
     )

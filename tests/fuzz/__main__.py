@@ -40,6 +40,7 @@ CORPUS = ROOT / ".cache" / "fuzz" / "images"
 # Of the time, in tenths.
 SEEDED, GUIDED, OPENAI, HTTP, CHAT, ENCODER, DECODER = 1, 3, 2, 1, 1, 1, 1
 TENTHS = 10
+CONTEXT_LENGTH = 512
 # Of a process that has answered thousands of requests.
 MAX_GROWTH_BYTES = 1 << 30
 
@@ -57,7 +58,11 @@ def fuzz(minutes: float, seed: int) -> bool:
         tempfile.TemporaryDirectory() as directory,
         RedisServer() as redis,
         serve(
-            write_random_checkpoint(Path(directory) / "model"), redis.url, Path(directory)
+            write_random_checkpoint(Path(directory) / "model"),
+            redis.url,
+            Path(directory),
+            # A request that has lost its max_tokens is answered to the end of the context.
+            decoder_args=["--context-length", str(CONTEXT_LENGTH)],
         ) as service,
     ):
         has_held &= asyncio.run(calls(service, Path(directory) / "model", tenth, seed))

@@ -100,10 +100,11 @@ async def fuzz_openai(url: str, seed: int, limit: Limit) -> Found:
             body = bodies.next()
             path = TOKENIZE if number % 6 == 5 else CHAT
             try:
-                response = await http.post(
-                    path, content=body, headers={"content-type": "application/json"}
-                )
-            except httpx.HTTPError as error:
+                async with asyncio.timeout(DEADLINE):
+                    response = await http.post(
+                        path, content=body, headers={"content-type": "application/json"}
+                    )
+            except (httpx.HTTPError, TimeoutError) as error:
                 found.add(type(error).__name__, repr(error), body)
                 return
             found.add(f"{path} {response.status_code}", problem_of(response), body)
