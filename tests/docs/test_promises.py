@@ -1,17 +1,10 @@
 """docs/promises.md names tests that exist."""
 
-import re
-from collections import defaultdict
-
 import pytest
 
-from tests.named_tests import ROOT, functions_of
+from tests.named_tests import functions_of, named_by
 
-NAMED: defaultdict[str, set[str]] = defaultdict(set)
-for file, test in re.findall(
-    r"`(tests/[\w/.]+)::(\w+)`", (ROOT / "docs" / "promises.md").read_text("utf-8")
-):
-    NAMED[file].add(test)
+NAMED = named_by("promises.md")
 
 
 @pytest.mark.parametrize("file", sorted(NAMED))

@@ -1,13 +1,11 @@
 """docs/security.md names tests that exist, and its claims about the code as a whole hold."""
 
 import ast
-import re
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from tests.named_tests import ROOT, functions_of
+from tests.named_tests import ROOT, functions_of, named_by
 
 PACKAGES = ("embeddings", "gateway", "pixtral_client", "services", "serving")
 # What makes objects or code of bytes.
@@ -15,11 +13,7 @@ UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 UNSAFE_METHODS = {("torch", "load"), ("yaml", "load"), ("np", "load"), ("os", "system")}
 
-NAMED: defaultdict[str, set[str]] = defaultdict(set)
-for file, test in re.findall(
-    r"`(tests/[\w/.]+)::(\w+)`", (ROOT / "docs" / "security.md").read_text("utf-8")
-):
-    NAMED[file].add(test)
+NAMED = named_by("security.md")
 
 
 @pytest.mark.parametrize("file", sorted(NAMED))
