@@ -4,11 +4,14 @@
     python -m bench.compare --preset pixtral-12b
 
 Text, a new picture each, and the same picture each; one at a time and several at once; one token
-out, so that all there is to see is what comes before the first token. Prints a table and the
-ratios, and writes both to bench/results/.
+out, so that all there is to see is what comes before the first token. pixtral-serve is asked over
+gRPC by one connection, and then over HTTP by as many as there are requests at once, just as stock
+vLLM is; with `--workers`, its gateway has so many processes, which connections are dealt out among.
+Prints a table and the ratios, of HTTP to HTTP, and writes both to bench/results/.
 
 The preset is for one GPU of 80 GB, with all tiers on it: Pixtral-12B's size with random weights, as
-much memory for keys and values on both sides. Without it, a checkpoint's directory is named.
+much memory for keys and values on both sides, 4 gateway processes. Without it, a checkpoint's
+directory is named.
 """
 
 import argparse
@@ -39,6 +42,9 @@ from bench.stock_vllm import prepare, stock_server
 ROOT = Path(__file__).resolve().parent.parent
 SAME = 1_000_000
 KV_CACHE_BYTES = 20 * 10**9
+# Of the gateway, which is else one; stock vLLM's server has its own event loop and threads.
+WORKERS = 4
+DOORS = 2
 # For each workload, how many requests at how many at once.
 Counts = Mapping[str, Mapping[int, int]]
 ON_CPU: Counts = {"text": {1: 40, 4: 200}, "new": {1: 6, 4: 16}, "same": {1: 30, 4: 160}}
@@ -63,19 +69,21 @@ def pictures(workload: str, requests: int) -> Callable[[int], bytes | None]:
     return new_pictures(requests).__getitem__
 
 
-async def measure(ask: AskAbout, counts: Counts) -> Workloads:
+async def measure(ask: AskAbout, counts: Counts, door: int) -> Workloads:
+    """`door` is the number of the way in: what was asked by one is new by the other."""
     seen: Workloads = {}
     for workload, loads in counts.items():
-        last = sum(loads.values())
-        picture = pictures(workload, last + 1)
+        each = sum(loads.values()) + 1
+        first = door * each
+        picture = pictures(workload, DOORS * each)
 
         async def one(n: int, picture: Callable[[int], bytes | None] = picture) -> float:
             return await ask(f"Question {n}: what is this?", picture(n))
 
         # The first of a kind warms up: compiled shapes, caches, connections.
-        await one(last)
+        await one(first)
+        first += 1
         seen[workload] = {}
-        first = 0
         for at_once, requests in loads.items():
             load = await closed_loop(one, at_once=at_once, requests=requests, first=first)
             print(f"{workload}, {at_once} at once: {_cell(load)}", flush=True)
@@ -84,7 +92,7 @@ async def measure(ask: AskAbout, counts: Counts) -> Workloads:
     return seen
 
 
-async def measure_ours(target: str, counts: Counts) -> Workloads:
+async def measure_grpc(target: str, counts: Counts) -> Workloads:
     async with pixtral_client.AsyncClient(target) as client:
 
         async def ask(question: str, picture: bytes | None) -> float:
@@ -100,10 +108,10 @@ async def measure_ours(target: str, counts: Counts) -> Workloads:
                     first = first or time.perf_counter() - started
             return first
 
-        return await measure(ask, counts)
+        return await measure(ask, counts, door=0)
 
 
-async def measure_stock(url: str, counts: Counts) -> Workloads:
+async def measure_http(url: str, model_name: str, counts: Counts) -> Workloads:
     async with aiohttp.ClientSession() as session:
 
         async def ask(question: str, picture: bytes | None) -> float:
@@ -112,7 +120,7 @@ async def measure_stock(url: str, counts: Counts) -> Workloads:
                 data = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
                 content.insert(0, {"type": "image_url", "image_url": {"url": data}})
             body = {
-                "model": "stock",
+                "model": model_name,
                 "messages": [{"role": "user", "content": content}],
                 "max_tokens": 1,
                 "temperature": 0,
@@ -128,24 +136,24 @@ async def measure_stock(url: str, counts: Counts) -> Workloads:
                     if not first and b'"finish_reason":"length"' in line.replace(b" ", b""):
                         first = time.perf_counter() - started
             if not first:
-                raise RuntimeError("stock vLLM sent no token")
+                raise RuntimeError(f"{url} sent no token")
             return first
 
-        return await measure(ask, counts)
+        return await measure(ask, counts, door=1)
 
 
-def table(ours: Workloads, stock: Workloads) -> str:
+def table(grpc: Workloads, http: Workloads, stock: Workloads) -> str:
+    named = ("pixtral-serve, gRPC", "pixtral-serve, HTTP", "stock vLLM, HTTP")
     lines = [
-        f"{'':24}{'pixtral-serve':>28}{'stock vLLM':>28}{'ratio':>9}",
-        f"{'':24}{'req/s   TTFT p50 / p95':>28}{'req/s   TTFT p50 / p95':>28}{'req/s':>9}",
+        f"{'':24}" + "".join(f"{name:>28}" for name in named) + f"{'HTTP':>9}",
+        f"{'':24}" + f"{'req/s   TTFT p50 / p95':>28}" * 3 + f"{'req/s':>9}",
     ]
-    for workload, loads in ours.items():
-        for at_once, a in loads.items():
-            b = stock[workload][at_once]
-            lines.append(
-                f"{workload + ', ' + at_once + ' at once':24}{_cell(a):>28}{_cell(b):>28}"
-                f"{a.per_second / b.per_second:>8.2f}x"
-            )
+    for workload, loads in stock.items():
+        for at_once, b in loads.items():
+            a = http[workload][at_once]
+            cells = "".join(f"{_cell(seen):>28}" for seen in (grpc[workload][at_once], a, b))
+            name = f"{workload}, {at_once} at once"
+            lines.append(f"{name:24}{cells}{a.per_second / b.per_second:>8.2f}x")
     return "\n".join(lines)
 
 
@@ -160,17 +168,20 @@ def main() -> None:
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--model-dir", type=Path)
     given.add_argument("--preset", choices=["pixtral-12b"])
+    parser.add_argument("--workers", type=int, help="processes of the gateway")
     args = parser.parse_args()
+    workers = args.workers or (1 if args.preset is None else WORKERS)
     with tempfile.TemporaryDirectory() as scratch:
         if args.preset is None:
             extra = ROOT / ".cache" / "stock-vllm"
             prepare(extra)
-            compare(args.model_dir, ON_CPU, extra, [], ["--gpu-memory-utilization", "0.1"])
+            stock = ["--gpu-memory-utilization", "0.1"]
+            compare(args.model_dir, ON_CPU, extra, workers, [], stock)
         else:
             made = pixtral_12b(Path(scratch))
             ours = ["--kv-cache-bytes", str(KV_CACHE_BYTES), "--engine-args", "load_format=dummy"]
             stock = ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES), "--load-format", "dummy"]
-            compare(made, ON_GPU, None, ours, stock)
+            compare(made, ON_GPU, None, workers, ours, stock)
 
 
 def pixtral_12b(directory: Path) -> Path:
@@ -188,32 +199,43 @@ def compare(
     model_dir: Path,
     counts: Counts,
     extra_packages: Path | None,
+    workers: int,
     decoder_args: list[str],
     stock_args: list[str],
 ) -> None:
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
-    new_pictures(sum(counts["new"].values()) + 1)
+    new_pictures(DOORS * (sum(counts["new"].values()) + 1))
 
     print("starting pixtral-serve", flush=True)
-    with pixtral_client.pixtral_stack(model_dir, decoder_args=decoder_args) as stack:
-        print("measuring pixtral-serve", flush=True)
-        ours = asyncio.run(measure_ours(stack.target, counts))
+    with pixtral_client.pixtral_stack(
+        model_dir,
+        http_listen="127.0.0.1:0",
+        decoder_args=decoder_args,
+        gateway_args=["--workers", str(workers)],
+    ) as stack:
+        print("measuring pixtral-serve, gRPC", flush=True)
+        grpc = asyncio.run(measure_grpc(stack.target, counts))
+        print("measuring pixtral-serve, HTTP", flush=True)
+        url = f"http://{stack.http_target}"
+        http = asyncio.run(measure_http(url, model_dir.resolve().name, counts))
 
     print("starting stock vLLM", flush=True)
     arguments = ["--dtype", "bfloat16", "--max-model-len", "16384", "--no-enable-log-requests"]
     arguments += ["--limit-mm-per-prompt", '{"image": 8}', *stock_args]
     with stock_server(model_dir, extra_packages, results / "stock.log", arguments) as url:
         print("measuring stock vLLM", flush=True)
-        stock = asyncio.run(measure_stock(url, counts))
+        stock = asyncio.run(measure_http(url, "stock", counts))
 
-    text = table(ours, stock)
+    text = table(grpc, http, stock)
     print(text)
-    report = {
+    named = {"pixtral_serve": grpc, "pixtral_serve_http": http, "stock_vllm": stock}
+    report: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "pixtral_serve": {w: {k: asdict(s) for k, s in v.items()} for w, v in ours.items()},
-        "stock_vllm": {w: {k: asdict(s) for k, s in v.items()} for w, v in stock.items()},
+        "workers": workers,
     }
+    for name, workloads in named.items():
+        report[name] = {w: {k: asdict(s) for k, s in v.items()} for w, v in workloads.items()}
     (results / "compare.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     (results / "compare.txt").write_text(text + "\n", encoding="utf-8")
 

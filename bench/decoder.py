@@ -11,11 +11,14 @@ On a CPU, with a small random checkpoint, to see that it runs:
 Both engines have the same settings, but for what the decoder sets by itself: weights in bf16,
 16,384 tokens of context, 64 requests at once, compiled and with CUDA graphs on a GPU, not compiled
 with `--eager` and on a CPU. `--ours NAME=JSON` and `--stock NAME=JSON` add arguments of vLLM's
-AsyncEngineArgs to one of them. Stock vLLM is given decoded pictures, ours the embeddings, both in
-their own server's way past the network: nothing is encoded, fetched or parsed that is not asked of
-the engine. It needs vLLM with all that it depends on, protobuf as new as the stubs in protos/
-(their header names it), and neither gRPC, Redis nor a network. It takes two starts of an engine
-and about a minute for each.
+AsyncEngineArgs to one of them. `--steps 8192/1536` has ours take at most 8,192 tokens in a step and
+1,536 where answers wait for it. Given several times, all are measured in one engine: about 45 s for
+each first number on a GPU and 25 s for each second.
+
+Stock vLLM is given decoded pictures, ours the embeddings, both in their own server's way past the
+network: nothing is encoded, fetched or parsed that is not asked of the engine. It needs vLLM with
+all that it depends on, protobuf as new as the stubs in protos/ (their header names it), and neither
+gRPC, Redis nor a network. It takes two starts of an engine and about a minute for each.
 """
 
 import argparse
@@ -32,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.decoder_load import Plan
+from bench.decoder_steps import DIAL, SCHEDULER, Steps, make_dial
 from bench.decoder_table import table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,6 +120,9 @@ def run_side(side: str, given: dict[str, Any], paths: list[Path], directory: Pat
     environment["PYTHONPATH"] = os.pathsep.join(
         [*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
+    if given["steps"]:
+        environment[DIAL] = str(directory / "dial")
+        make_dial(directory / "dial", Steps.parse(given["steps"][0]))
     environment["VLLM_PLUGINS"] = "pixtral" if side == "ours" else ""
     environment.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -123,6 +130,13 @@ def run_side(side: str, given: dict[str, Any], paths: list[Path], directory: Pat
     print(f"{time.strftime('%H:%M:%S')} starting {side}", flush=True)
     subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=SECONDS)
     return json.loads(seen.read_text())
+
+
+def dialled(steps: list[str]) -> dict[str, Any]:
+    if not steps:
+        return {}
+    most = max(Steps.parse(each).most for each in steps)
+    return {"scheduler_cls": SCHEDULER, "max_num_batched_tokens": most}
 
 
 def arguments(given: list[str]) -> dict[str, Any]:
@@ -140,6 +154,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="nothing compiled, no CUDA graphs")
     parser.add_argument("--ours", action="append", default=[], metavar="NAME=JSON")
     parser.add_argument("--stock", action="append", default=[], metavar="NAME=JSON")
+    parser.add_argument("--steps", action="append", default=[], metavar="MOST/AWAITED")
     parser.add_argument("--only", choices=("ours", "stock"), help="one of the two")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "decoder.json")
     options = parser.parse_args()
@@ -164,13 +179,17 @@ def main() -> None:
             extra = [plug_in(directory / "plug-in")] if side == "ours" else []
             if side == "stock" and is_small:
                 extra = [ROOT / ".cache" / "stock-vllm"]
+            steps = options.steps if side == "ours" else []
             given = {
                 "model_dir": str(model_dir),
                 "plan": report["plan"],
                 "kv_cache_bytes": 1 << 30 if is_small else None,
-                "arguments": {**common, **arguments(getattr(options, side))},
+                "steps": steps,
+                "arguments": {**common, **dialled(steps), **arguments(getattr(options, side))},
             }
-            report[side] = run_side(side, given, extra + paths, directory)
+            seen = run_side(side, given, extra + paths, directory)
+            each = seen.pop("steps", {"": {}})
+            report |= {f"{side} {name}".strip(): seen | more for name, more in each.items()}
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(table(report))

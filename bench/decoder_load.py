@@ -92,27 +92,36 @@ class Asker:
         return f"bench-{next(self._numbers)}"
 
 
-async def measure(side: Side, spec: VisionSpec, plan: Plan) -> dict[str, Any]:
-    """Everything of one engine. Pictures are numbered on, so that each phase has new ones."""
-    asker = Asker.of(side, spec)
-    length = len(asker.with_image())
-    pictures = itertools.count(1)
+class Load:
+    """What is asked of one engine. Pictures are numbered on, so that each phase has new ones."""
 
-    def new(count: int) -> list[int]:
-        taken = list(itertools.islice(pictures, count))
-        side.prepare(taken)
+    def __init__(self, side: Side, spec: VisionSpec, plan: Plan) -> None:
+        self._asker = Asker.of(side, spec)
+        self._plan = plan
+        self._pictures = itertools.count(1)
+        self.prompt_tokens = len(self._asker.with_image())
+
+    async def warm_up(self) -> None:
+        for picture in self._new(2):
+            await self._asker.first_token(self._asker.text(self.prompt_tokens))
+            await self._asker.first_token(self._asker.with_image(), picture)
+            await self._asker.first_token(self._asker.with_image(), picture)
+
+    async def prompts(self) -> dict[str, Any]:
+        """First tokens, of prompts one at a time and at saturation, where no answer goes on."""
+        seen = await _alone(self._asker, self._new(self._plan.alone), self.prompt_tokens)
+        saturating = self._new(self._plan.saturating)
+        return seen | await _saturated(self._asker, saturating, self.prompt_tokens, self._plan)
+
+    async def answers(self) -> dict[str, Any]:
+        """Answers that go on while images arrive."""
+        count = int(self._plan.busy_seconds * self._plan.arrivals) + 1
+        return await _interference(self._asker, self._new(count), self._plan)
+
+    def _new(self, count: int) -> list[int]:
+        taken = list(itertools.islice(self._pictures, count))
+        self._asker.side.prepare(taken)
         return taken
-
-    for picture in new(2):
-        await asker.first_token(asker.text(length))
-        await asker.first_token(asker.with_image(), picture)
-        await asker.first_token(asker.with_image(), picture)
-    seen = {"prompt_tokens": length}
-    seen |= await _alone(asker, new(plan.alone), length)
-    seen |= await _saturated(asker, new(plan.saturating), length, plan)
-    busy = new(int(plan.busy_seconds * plan.arrivals) + 1)
-    seen |= await _interference(asker, busy, plan)
-    return seen
 
 
 async def _alone(asker: Asker, pictures: Sequence[int], length: int) -> dict[str, Any]:

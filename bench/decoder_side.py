@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.decoder_load import Plan, measure
+from bench.decoder_load import Load, Plan
 from bench.decoder_pieces import pieces
 from bench.decoder_sides import SIDE_PX, Ours, Side, Stock
+from bench.decoder_steps import Dial, Steps
 from embeddings.vision import VisionSpec, read_params
 
 
@@ -26,8 +27,13 @@ async def run(given: dict[str, Any]) -> dict[str, Any]:
     await side.start()
     started = time.monotonic()
     try:
-        seen = await measure(side, spec, Plan(**given["plan"]))
-        seen["settings"] = _settings(side)
+        load = Load(side, spec, Plan(**given["plan"]))
+        await load.warm_up()
+        seen: dict[str, Any] = {"prompt_tokens": load.prompt_tokens, "settings": _settings(side)}
+        if given["steps"]:
+            seen["steps"] = await by_steps(load, [Steps.parse(each) for each in given["steps"]])
+        else:
+            seen |= await load.prompts() | await load.answers()
     finally:
         await side.close()
     seen["start_seconds"] = started - began
@@ -36,6 +42,20 @@ async def run(given: dict[str, Any]) -> dict[str, Any]:
         grid = spec.grid(SIDE_PX, SIDE_PX)
         seen["handing_ms"] = pieces(spec, int(params["dim"]), grid.tokens)
     return seen
+
+
+async def by_steps(load: Load, several: list[Steps]) -> dict[str, Any]:
+    """All of it for each size; what depends on one of its two numbers is measured once for it."""
+    dial = Dial()
+    prompts: dict[int, dict[str, Any]] = {}
+    answers: dict[int, dict[str, Any]] = {}
+    for steps in several:
+        dial.turn(steps)
+        if steps.most not in prompts:
+            prompts[steps.most] = await load.prompts()
+        if steps.awaited not in answers:
+            answers[steps.awaited] = await load.answers()
+    return {str(steps): prompts[steps.most] | answers[steps.awaited] for steps in several}
 
 
 def _settings(side: Side) -> dict[str, Any]:
@@ -47,6 +67,7 @@ def _settings(side: Side) -> dict[str, Any]:
         "vllm": vllm.__version__,
         "enforce_eager": config.model_config.enforce_eager,
         "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+        "async_scheduling": config.scheduler_config.async_scheduling,
         "max_num_seqs": config.scheduler_config.max_num_seqs,
         "kv_cache_tokens": (config.cache_config.num_gpu_blocks or 0)
         * config.cache_config.block_size,

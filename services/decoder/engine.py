@@ -229,6 +229,7 @@ class DecoderEngine:
         arguments = engine_args(self.options)
 
         from vllm import ModelRegistry
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from services.decoder.model import PixtralEmbeddingsForConditionalGeneration
@@ -239,7 +240,10 @@ class DecoderEngine:
         # is imported here in any case.
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
         self._structures = StructureCheck()
-        self._llm = AsyncLLM.from_engine_args(arguments)
+        # By the context vLLM chooses the tokens of a step.
+        self._llm = AsyncLLM.from_engine_args(
+            arguments, usage_context=UsageContext.OPENAI_API_SERVER
+        )
         send_images_once(self._llm)
 
     async def _add_adapter(self, name: str, number: int, path: Path) -> Any:

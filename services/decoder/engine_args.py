@@ -11,7 +11,9 @@ from services.decoder import orphan
 from services.decoder.plugin import ARCHITECTURE, CONFIG_FORMAT
 
 GIB = 1 << 30
-STEP_TOKENS = 2048
+SCHEDULER = "services.decoder.steps.scheduler"
+# vLLM takes so many tokens in a step by itself, or more where the GPU is large.
+LEAST_STEP_TOKENS = 2048
 
 # vLLM's arguments that are not passed on, and the settings that say the same. The others of these
 # are what the decoder is: its plug-in, its checks and its metrics stand on them.
@@ -121,8 +123,9 @@ def engine_args(options: EngineOptions) -> Any:
         "enable_prefix_caching": True,
         "enable_chunked_prefill": True,
         # Answers that are being written wait for a step to end, and so for as much of a new
-        # prompt as it takes in. vLLM's own server takes 8192 on a large GPU, an image and more.
-        "max_num_batched_tokens": max(STEP_TOKENS, options.max_running),
+        # prompt as it takes in. By name: it is imported where the engine is, in its process.
+        "scheduler_cls": SCHEDULER,
+        "max_num_batched_tokens": _step_tokens(options),
         "kv_cache_memory_bytes": options.kv_cache_bytes,
         "gpu_memory_utilization": options.gpu_memory_fraction,
         "tensor_parallel_size": options.tensor_parallel,
@@ -155,6 +158,11 @@ def engine_args(options: EngineOptions) -> Any:
     if unknown := sorted(options.more.keys() - names):
         raise BadEngineArguments(f"this vLLM has no argument {unknown[0]}")
     return AsyncEngineArgs(**arguments | dict(options.more))
+
+
+def _step_tokens(options: EngineOptions) -> int | None:
+    # vLLM refuses fewer than one for each request, and would not choose more for their sake.
+    return options.max_running if options.max_running > LEAST_STEP_TOKENS else None
 
 
 def _check_spare_slot(options: EngineOptions) -> None:

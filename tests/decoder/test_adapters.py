@@ -1,19 +1,17 @@
 """A real vLLM engine with a LoRA adapter, and one that takes requests by their priority."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-import torch
-from safetensors.torch import save_file
 
 from pixtral.v1 import decoder_pb2
 from services.decoder.prompt import Prompt
 from services.decoder.sampling import Sampling
+from tests.decoder.lora import write_adapter
 from tests.decoder.test_engine import BOS, END_INST, INST, Served, request_of, serving
 from tests.redis_server import RedisServer
 from tests.reference import Reference
@@ -21,34 +19,6 @@ from tests.reference import Reference
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_RUNNING = 2
-RANK, ALPHA = 4, 8
-# What PEFT calls a module, and Mistral's own checkpoint.
-TARGETS = {
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.down_proj": "feed_forward.w2",
-    "mlp.up_proj": "feed_forward.w3",
-}
-
-
-def write_adapter(directory: Path, reference: Reference) -> None:
-    """Writes a random one into `directory`, and adds it to the weights of `reference`."""
-    generator = torch.Generator().manual_seed(1)
-    tensors: dict[str, torch.Tensor] = {}
-    for layer in range(reference.params["n_layers"]):
-        for module, ours in TARGETS.items():
-            weight = reference.weights[f"layers.{layer}.{ours}.weight"]
-            down = torch.randn(RANK, weight.shape[1], generator=generator) / RANK
-            up = torch.randn(weight.shape[0], RANK, generator=generator) / RANK
-            name = f"base_model.model.model.layers.{layer}.{module}"
-            tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
-            weight += up @ down * (ALPHA / RANK)
-    directory.mkdir()
-    save_file(tensors, directory / "adapter_model.safetensors")
-    names = [name.rpartition(".")[2] for name in TARGETS]
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": names}
-    (directory / "adapter_config.json").write_text(json.dumps(config))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

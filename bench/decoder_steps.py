@@ -1,0 +1,60 @@
+"""The decoder's sizes of a step, set anew while its engine runs: one start measures several."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCHEDULER = "bench.decoder_steps.scheduler"
+# Names the file that both processes have mapped.
+DIAL = "PIXTRAL_BENCH_DIAL"
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Most tokens of a step, and of one that answers wait for."""
+
+    most: int
+    awaited: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Steps":
+        most, _, awaited = text.partition("/")
+        return cls(int(most), int(awaited))
+
+    def __str__(self) -> str:
+        return f"{self.most}/{self.awaited}"
+
+
+def make_dial(path: Path, steps: Steps) -> None:
+    np.array([steps.most, steps.awaited], np.int64).tofile(path)
+
+
+class Dial:
+    def __init__(self) -> None:
+        self._numbers = np.memmap(os.environ[DIAL], np.int64, mode="r+", shape=(2,))
+
+    def turn(self, steps: Steps) -> None:
+        self._numbers[:] = steps.most, steps.awaited
+
+    def read(self) -> Steps:
+        most, awaited = map(int, self._numbers)
+        return Steps(most, awaited)
+
+
+def scheduler(**given: Any) -> Any:
+    """The decoder's own, but for its numbers: they are the dial's."""
+    from services.decoder import steps
+
+    made = steps.scheduler(**given)
+    schedule, dial = made.schedule, Dial()
+
+    def dialled(*args: Any, **kwargs: Any) -> Any:
+        now = dial.read()
+        made.most_tokens, made.awaited_tokens = now.most, now.awaited
+        return schedule(*args, **kwargs)
+
+    made.schedule = dialled
+    return made

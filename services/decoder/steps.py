@@ -1,0 +1,68 @@
+"""How many tokens a step of the engine takes: fewer where answers being written wait for it.
+
+vLLM has one number for all steps. With a large one, a new image holds up every answer for as long
+as all of it takes; with a small one, a prompt that nobody waits for is taken in pieces, each of
+which costs the GPU some of its rate. vLLM's processes import this by the name of `scheduler`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+AWAITED_TOKENS = 1536
+"""Three such steps take in an image of 1024x1024 and a question, 4,180 tokens, beside answers."""
+
+
+def writes_on(request: Any) -> bool:
+    """Whether a running request needs the next step for another token of its answer."""
+    if request.is_prefill_chunk:
+        return False
+    # As vLLM counts: steps are begun before the last one's tokens are known, and where those are
+    # the last that were asked for, the request waits for no step any more.
+    placeholders = request.num_output_placeholders
+    begun = request.num_computed_tokens + 2 - placeholders
+    return not (placeholders and begun >= request.num_prompt_tokens + request.max_tokens)
+
+
+def needs_prompt_logits(request: Any) -> bool:
+    """Whether a step holds the logits of all its tokens for it, if it takes its prompt in."""
+    sampling = request.sampling_params
+    return sampling is not None and sampling.prompt_logprobs is not None
+
+
+def is_awaited(running: Iterable[Any], requests: Iterable[Any]) -> bool:
+    """Whether the next step is to be a small one; `requests` are those running and those waiting.
+
+    For prompts' log-probabilities it is not time but memory: a large step's logits are gigabytes.
+    """
+    return any(map(writes_on, running)) or any(map(needs_prompt_logits, requests))
+
+
+class _Steps(Scheduler):  # type: ignore[misc]
+    max_num_scheduled_tokens: int
+    """The most that the next step takes, which vLLM looks up as it begins one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.most_tokens = self.max_num_scheduled_tokens
+        # Below one for each answer, some would be left out of every step.
+        awaited_tokens = max(AWAITED_TOKENS, self.scheduler_config.max_num_seqs)
+        self.awaited_tokens = min(awaited_tokens, self.most_tokens)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        awaited = is_awaited(self.running, self.requests.values())
+        self.max_num_scheduled_tokens = self.awaited_tokens if awaited else self.most_tokens
+        return super().schedule(*args, **kwargs)
+
+
+class _AsyncSteps(_Steps, AsyncScheduler):  # type: ignore[misc]
+    pass
+
+
+def scheduler(*, vllm_config: Any, **others: Any) -> Any:
+    """The scheduler of an engine, in place of the one of vLLM's that it would have chosen."""
+    # A class cannot be named: vLLM decides between its two only after it is given a name.
+    chosen = _AsyncSteps if vllm_config.scheduler_config.async_scheduling else _Steps
+    return chosen(vllm_config=vllm_config, **others)

@@ -1,0 +1,176 @@
+"""What a real engine says on a GPU, held against the plain model: quickly, and with little.
+
+    python -m tests.decoder.on_gpu
+
+Small random checkpoints; prompts of text and of an image. First in float32: greedy answers and the
+prompt's log-probabilities, also of a prompt of several steps. Then in bfloat16, which vLLM's LoRA
+kernels need, two adapters and none of them in the same steps. It needs vLLM with all that it
+depends on, and neither pytest, gRPC nor Redis; it runs on a CPU, too. Ends with 1 where something
+differs.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embeddings.key import EmbeddingKey
+from embeddings.vision import VisionSpec, read_params
+from models.random_checkpoint import RandomSpec, write_random_checkpoint
+from services.decoder.engine import DecoderEngine
+from services.decoder.engine_args import EngineOptions
+from services.decoder.prompt import ImagePlace, Prompt
+from services.decoder.sampling import Sampling
+from tests.decoder.lora import write_adapter
+from tests.reference import Reference
+
+TOKENS = 24
+LONG = 4000
+# Of a log-probability. On a GPU, Triton's attention multiplies float32 in TF32.
+CLOSE = {"float32": 0.01, "bfloat16": 0.15}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    name: str
+    token_ids: list[int]
+    images: tuple[ImagePlace, ...] = ()
+    pixels: tuple[NDArray[np.float32], ...] = ()
+    embeddings: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    token_ids: list[int]
+    prompt_logprobs: torch.Tensor
+
+
+def questions(model_dir: Path, reference: Reference) -> list[Asked]:
+    words = random.Random(0)
+
+    def text(count: int) -> list[int]:
+        return [words.randrange(1000, 131072) for _ in range(count)]
+
+    spec = VisionSpec.from_params(read_params(model_dir))
+    pixels = np.random.default_rng(1).standard_normal((3, 12 * 16, 8 * 16)).astype(np.float32)
+    grid = spec.grid(8 * 16, 12 * 16)
+    place = ImagePlace(EmbeddingKey(bytes(32), "f" * 32, "tenant"), 2, grid)
+    with_image = [1, 3, *spec.placeholder(grid), *text(5), 4]
+    embedding = reference.embed_image(pixels)
+    return [
+        Asked("text", [1, 3, *text(20), 4]),
+        Asked("image", with_image, (place,), (pixels,), (embedding,)),
+        Asked(f"{LONG} tokens", [1, 3, *text(LONG - 3), 4]),
+    ]
+
+
+async def ask(engine: DecoderEngine, asked: Asked, adapter: str = "") -> Answer:
+    sampling = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
+    name = f"{asked.name} {adapter}"
+    prompt = Prompt(name, asked.token_ids, asked.images, sampling, "salt", adapter=adapter)
+    token_ids: list[int] = []
+    logprobs: list[float] = []
+    async with aclosing(engine.generate(prompt, asked.embeddings, resend=True)) as deltas:
+        async for delta in deltas:
+            token_ids += delta.token_ids
+            logprobs += [each.chosen.logprob for each in delta.prompt_logprobs if each.chosen]
+    return Answer(token_ids, torch.tensor(logprobs))
+
+
+def expected(reference: Reference, asked: Asked) -> Answer:
+    pixels = list(asked.pixels)
+    rows = reference.prompt_logprobs(asked.token_ids, pixels)
+    chosen = rows.gather(1, torch.tensor(asked.token_ids[1:])[:, None])[:, 0]
+    return Answer(reference.generate(asked.token_ids, pixels, TOKENS, ignore_eos=True), chosen)
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max()) if one.shape == other.shape else float("inf")
+
+
+def told(name: str, got: Answer, plain: Answer, close: float, *, exact: bool) -> bool:
+    by = apart(got.prompt_logprobs, plain.prompt_logprobs)
+    pairs = zip(got.token_ids, plain.token_ids, strict=True)
+    same = next((n for n, (a, b) in enumerate(pairs) if a != b), TOKENS)
+    fine = by < close and (same == TOKENS or not exact)
+    verdict = "equal" if fine else "UNEQUAL"
+    print(
+        f"{verdict}: {name}: prompt logprobs within {by:.4f}, {same} of {TOKENS} tokens", flush=True
+    )
+    return fine
+
+
+async def check(
+    model_dir: Path, adapters: dict[str, Path], models: dict[str, Reference], more: dict[str, Any]
+) -> bool:
+    dtype: Literal["bfloat16", "float32"] = "bfloat16" if adapters else "float32"
+    options = EngineOptions(
+        model_dir,
+        dtype=dtype,
+        context_length=8192,
+        kv_cache_bytes=1 << 30,
+        gpu_memory_fraction=0.3,
+        adapters=adapters,
+        more=more,
+    )
+    engine = DecoderEngine(options)
+    began = time.monotonic()
+    fine = True
+    try:
+        await engine.start()
+        print(f"{dtype}: started in {time.monotonic() - began:.0f} s", flush=True)
+        for asked in questions(model_dir, models[""]):
+            # Together, so that requests for several adapters are in the same steps.
+            answers = await asyncio.gather(*(ask(engine, asked, name) for name in models))
+            plain = {name: expected(model, asked) for name, model in models.items()}
+            for name, answer in zip(models, answers, strict=True):
+                named = f"{dtype}, {asked.name}, {name or 'no adapter'}"
+                fine &= told(named, answer, plain[name], CLOSE[dtype], exact=dtype == "float32")
+                if name:
+                    by = apart(answer.prompt_logprobs, plain[""].prompt_logprobs)
+                    print(f"  (from the model without it: {by:.2f})")
+                    fine &= by > 4 * CLOSE[dtype]
+    finally:
+        await engine.shutdown()
+    return fine
+
+
+async def run(directory: Path, more: dict[str, Any]) -> bool:
+    model_dir = write_random_checkpoint(directory / "float32", RandomSpec())
+    fine = await check(model_dir, {}, {"": Reference(model_dir)}, more)
+    model_dir = write_random_checkpoint(directory / "bfloat16", RandomSpec(dtype="bfloat16"))
+    models = {"": Reference(model_dir)}
+    adapters = {name: directory / name for name in ("poet", "clerk")}
+    for seed, (name, path) in enumerate(adapters.items(), start=1):
+        models[name] = Reference(model_dir)
+        write_adapter(path, models[name], seed)
+    return await check(model_dir, adapters, models, more) and fine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.decoder.on_gpu",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--eager", action="store_true", help="nothing compiled, no CUDA graphs")
+    arguments = parser.parse_args()
+    more = {"enforce_eager": True} if arguments.eager else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        fine = asyncio.run(run(Path(scratch), more))
+    print("all equal" if fine else "NOT all equal")
+    sys.exit(0 if fine else 1)
+
+
+if __name__ == "__main__":
+    main()
