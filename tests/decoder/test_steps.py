@@ -9,17 +9,30 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytest_asyncio
+import torch
 
 from services.decoder.engine import DecoderEngine
 from services.decoder.engine_args import EngineOptions, engine_args
 from services.decoder.prompt import Prompt
 from services.decoder.sampling import Sampling
-from services.decoder.steps import AWAITED_TOKENS, is_awaited, writes_on
 from tests.decoder.steps_seen import SCHEDULER, STEPS_SEEN
 from tests.reference import Reference
+
+with warnings.catch_warnings():
+    # vLLM's own, at import.
+    warnings.simplefilter("ignore")
+    from vllm import SamplingParams
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    from services.decoder.steps import AWAITED_TOKENS, is_awaited, scheduler, writes_on
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -83,6 +96,64 @@ async def test_what_the_user_names_is_what_vllm_is_given(checkpoint: Path) -> No
     assert engine_args(EngineOptions(checkpoint, max_running=3000)).max_num_batched_tokens == 3000
 
 
+@pytest.fixture(scope="module")
+def config(checkpoint: Path) -> Any:
+    """vLLM's own of an engine, where a GPU's is scheduled: a step ahead of its tokens."""
+    more = {"enable_prefix_caching": False, "max_num_batched_tokens": MOST_TOKENS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = engine_args(EngineOptions(checkpoint, more=more)).create_engine_config()
+    # On a CPU vLLM does not.
+    config.scheduler_config.async_scheduling = True
+    config.cache_config.num_gpu_blocks = 4096
+    return config
+
+
+class Ahead:
+    """A scheduler without an engine, which begins a step before the last one's tokens are known."""
+
+    def __init__(self, config: Any) -> None:
+        spec = FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=32, dtype=torch.float32)
+        self.scheduler = scheduler(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(4096, [], [KVCacheGroupSpec(["layer"], spec)]),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=32,
+        )
+        self._under_way: Any = None
+
+    def add(self, name: str, length: int, max_tokens: int) -> None:
+        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        self.scheduler.add_request(Request(name, [1] * length, sampling, None))
+
+    def step(self) -> dict[str, int]:
+        """What the next step takes, by request; then the one before it ends."""
+        ended, self._under_way = self._under_way, self.scheduler.schedule()
+        if ended is not None:
+            names = list(ended.num_scheduled_tokens)
+            requests = self.scheduler.requests
+            sampled = [[] if requests[name].is_prefill_chunk else [1000] for name in names]
+            output = ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, sampled)
+            self.scheduler.update_from_output(ended, output)
+        taken: dict[str, int] = self._under_way.num_scheduled_tokens
+        return taken
+
+
+async def test_steps_begun_before_the_last_ones_tokens_are_known(config: Any) -> None:
+    ahead = Ahead(config)
+    assert isinstance(ahead.scheduler, AsyncScheduler)
+    ahead.add("one token", LENGTH, max_tokens=1)
+    assert ahead.step() == {"one token": LENGTH}
+    # That one is not answered yet, and needs no more steps.
+    ahead.add("answer", LENGTH, max_tokens=3)
+    assert ahead.step() == {"answer": LENGTH}
+    # Two steps are as yet to come for this one.
+    ahead.add("prompt", LENGTH, max_tokens=1)
+    small = {"answer": 1, "prompt": AWAITED_TOKENS - 1}
+    assert [ahead.step(), ahead.step()] == [small, small]
+    assert ahead.step() == {"prompt": LENGTH - 2 * (AWAITED_TOKENS - 1)}
+
+
 @dataclass(frozen=True, slots=True)
 class Watched:
     engine: DecoderEngine
@@ -100,16 +171,12 @@ class Watched:
             return [token async for delta in deltas for token in delta.token_ids]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[True, False])
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def watched(
-    request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Watched]:
     seen = tmp_path_factory.mktemp("steps") / "seen"
-    more = {
-        "async_scheduling": request.param,
-        "max_num_batched_tokens": MOST_TOKENS,
-        "scheduler_cls": SCHEDULER,
-    }
+    more = {"max_num_batched_tokens": MOST_TOKENS, "scheduler_cls": SCHEDULER}
     options = EngineOptions(checkpoint, dtype="float32", context_length=8192, more=more)
     engine = DecoderEngine(options)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
@@ -168,7 +235,6 @@ async def test_a_long_prompt_is_one_step_and_small_ones_where_an_answer_waits(
 
 async def test_a_prompts_logprobs_are_computed_in_small_steps(watched: Watched) -> None:
     sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=1)
-    await watched.answer(text("logprobs", LENGTH, sampling))
-    taken = [sum(step.values()) for step in watched.steps()]
-    assert sum(taken) == LENGTH
-    assert max(taken) == AWAITED_TOKENS
+    await watched.answer(text("logprobs", 2000, sampling))
+    taken = [sum(step.values()) for step in watched.steps() if min(step.values()) > 1]
+    assert taken == [AWAITED_TOKENS, 2000 - AWAITED_TOKENS]
