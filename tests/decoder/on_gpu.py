@@ -15,6 +15,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,10 @@ from tests.reference import Reference
 
 TOKENS = 24
 LONG = 4000
-# Of a log-probability. On a GPU, Triton's attention multiplies float32 in TF32.
-CLOSE = {"float32": 0.01, "bfloat16": 0.15}
+# What most of a prompt's log-probabilities may differ by in float32: on a GPU, Triton's attention
+# multiplies it in TF32. In bfloat16 a random model's move by more, and another's by much more.
+CLOSE = 0.01
+SHARE_OF_ANOTHERS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +97,42 @@ def expected(reference: Reference, asked: Asked) -> Answer:
     return Answer(reference.generate(asked.token_ids, pixels, TOKENS, ignore_eos=True), chosen)
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max()) if one.shape == other.shape else float("inf")
+def apart(one: Answer, other: Answer) -> float:
+    """The median of what the prompt's log-probabilities differ by."""
+    told, wanted = one.prompt_logprobs, other.prompt_logprobs
+    return float((told - wanted).abs().median()) if told.shape == wanted.shape else float("inf")
 
 
-def told(name: str, got: Answer, plain: Answer, close: float, *, exact: bool) -> bool:
-    by = apart(got.prompt_logprobs, plain.prompt_logprobs)
-    pairs = zip(got.token_ids, plain.token_ids, strict=True)
-    same = next((n for n, (a, b) in enumerate(pairs) if a != b), TOKENS)
-    fine = by < close and (same == TOKENS or not exact)
-    verdict = "equal" if fine else "UNEQUAL"
+def alike(one: Answer, other: Answer) -> int:
+    """How many tokens of the answers are the same, up to the first that is not."""
+    pairs = zip(one.token_ids, other.token_ids, strict=True)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), TOKENS)
+
+
+def is_plain(name: str, answer: Answer, wanted: Answer) -> bool:
+    by, same = apart(answer, wanted), alike(answer, wanted)
+    fine = by < CLOSE and same == TOKENS
+    print(f"{_word(fine)}: {name}: logprobs apart {by:.4f}, {same} of {TOKENS} tokens", flush=True)
+    return fine
+
+
+def is_its_own(name: str, adapter: str, answer: Answer, wanted: Mapping[str, Answer]) -> bool:
+    """Whether it is this adapter's answer among those of the models."""
+    by = {other: apart(answer, each) for other, each in wanted.items()}
+    own = by.pop(adapter)
+    fine = own < SHARE_OF_ANOTHERS * min(by.values())
+    same = alike(answer, wanted[adapter])
+    others = ", ".join(f"{value:.2f}" for value in by.values())
     print(
-        f"{verdict}: {name}: prompt logprobs within {by:.4f}, {same} of {TOKENS} tokens", flush=True
+        f"{_word(fine)}: {name}: logprobs apart {own:.2f} (from the others: {others}), "
+        f"{same} of {TOKENS} tokens",
+        flush=True,
     )
     return fine
+
+
+def _word(fine: bool) -> str:
+    return "close" if fine else "NOT CLOSE"
 
 
 async def check(
@@ -132,14 +157,13 @@ async def check(
         for asked in questions(model_dir, models[""]):
             # Together, so that requests for several adapters are in the same steps.
             answers = await asyncio.gather(*(ask(engine, asked, name) for name in models))
-            plain = {name: expected(model, asked) for name, model in models.items()}
+            wanted = {name: expected(model, asked) for name, model in models.items()}
             for name, answer in zip(models, answers, strict=True):
                 named = f"{dtype}, {asked.name}, {name or 'no adapter'}"
-                fine &= told(named, answer, plain[name], CLOSE[dtype], exact=dtype == "float32")
-                if name:
-                    by = apart(answer.prompt_logprobs, plain[""].prompt_logprobs)
-                    print(f"  (from the model without it: {by:.2f})")
-                    fine &= by > 4 * CLOSE[dtype]
+                if adapters:
+                    fine &= is_its_own(named, name, answer, wanted)
+                else:
+                    fine &= is_plain(named, answer, wanted[name])
     finally:
         await engine.shutdown()
     return fine
@@ -168,7 +192,7 @@ def main() -> None:
     more = {"enforce_eager": True} if arguments.eager else {}
     with tempfile.TemporaryDirectory() as scratch:
         fine = asyncio.run(run(Path(scratch), more))
-    print("all equal" if fine else "NOT all equal")
+    print("all close" if fine else "NOT all close")
     sys.exit(0 if fine else 1)
 
 
