@@ -27,6 +27,9 @@ class Described:
         told = self.document["paths"][path][method]["responses"].get(str(response.status_code))
         if told is None:
             return f"{response.status_code} is not among the statuses"
+        for name, header in told.get("headers", {}).items():
+            if header["required"] and name not in response.headers:
+                return f"{response.status_code} without {name}"
         content = told.get("content", {})
         kind = response.headers.get("content-type", "").partition(";")[0]
         if kind not in content:
