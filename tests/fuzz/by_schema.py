@@ -1,6 +1,7 @@
 """Requests that schemathesis makes of the gateway's own /openapi.json, right and wrong ones."""
 
 import asyncio
+import base64
 import contextlib
 import copy
 import json
@@ -20,7 +21,8 @@ from hypothesis.strategies import SearchStrategy
 from schemathesis import Case, GenerationMode
 
 from tests.fuzz.calls import CHAT, DEADLINE, Found, good_answer, problem_of
-from tests.fuzz.openai import WORD, Bodies
+from tests.fuzz.openai import WORD
+from tests.fuzz.pictures import originals
 from tests.openapi import CHUNK, ERROR, EVENTS, PATH, Described
 
 KIND = "content-type"
@@ -28,6 +30,10 @@ KIND = "content-type"
 NOTHING = "Not supported."
 # So many of a route's right ones, then of its wrong ones, and then those of the next.
 EXAMPLES = 15
+# What is answered, whatever else is asked for.
+ASKED = [{"role": "user", "content": "What is this?"}]
+PICTURE = f"data:image/png;base64,{base64.b64encode(originals()['png RGB']).decode()}"
+SHOWN = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}]}]
 # An answer has as few tokens as may be.
 MOST = {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 1, "n": 2}
 
@@ -87,8 +93,6 @@ class Caller:
         self.found = Found()
         self._url, self._session, self._seed = url, session, seed
         self._described, self._model = described, model
-        talks = Bodies(seed)
-        self._talks = [talks.good()["messages"] for _ in range(8)]
         self._words = frozenset({*_words(described.document), model})
         schema = schemathesis.openapi.from_dict(_without_what_asks_for_nothing(described.document))
         self._kinds = [
@@ -160,7 +164,7 @@ class Caller:
         if isinstance(body.get("model"), str) and chance % 4:
             body["model"] = self._model
         if isinstance(body.get("messages"), list) and chance % 8 < 6:
-            body["messages"] = self._talks[chance // 8 % len(self._talks)]
+            body["messages"] = SHOWN if chance & 8 else ASKED
         if case.operation.path == CHAT:
             if body.get("max_tokens") is None:
                 body["max_tokens"] = MOST["max_tokens"]

@@ -3,8 +3,7 @@
 import httpx
 import pytest
 
-from gateway.http.schema import ChatRequest
-from serving.errors import InvalidRequest
+from serving.errors import NotFound
 from tests.fuzz.by_schema import Sent, fuzz_by_schema
 from tests.fuzz.calls import (
     Limit,
@@ -37,14 +36,15 @@ async def test_what_is_made_of_the_schema_is_answered_by_it(client: Client) -> N
 async def test_an_answer_that_is_not_by_the_schema_is_found_out(
     client: Client, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def echoing(asked: ChatRequest) -> None:
-        if asked.stop:
-            raise InvalidRequest("stop", f"not {asked.stop}")
+    def echoing(asked: str, *_: object) -> str:
+        if "xylophone" in asked:
+            raise NotFound(f"there is no {asked}")
+        return ""
 
     with monkeypatch.context() as patch:
-        patch.setattr(ChatRequest, "check_served", echoing)
+        patch.setattr("gateway.http.app.adapter_of", echoing)
         found = await fuzz_by_schema(client.url, 3, rounds=1)
-        ((problem, kept),) = found.bad
+        problem, kept = found.bad[0]
         assert "repeats what was sent" in problem
         assert await Sent.read(kept).problem_again(http) == problem
     assert await Sent.read(kept).problem_again(http) is None
