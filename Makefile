@@ -50,7 +50,7 @@ test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its picture
 
 # A decoder alone beside all the rest. Starting takes half a minute more.
 fuzz: $(INSTALLED) ## Send every door wrong, odd and hostile input for MINUTES=10; SEED= another
-	@$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target fuzz-doors fuzz-decoder
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=line fuzz-doors fuzz-decoder
 
 fuzz-doors: $(INSTALLED)
 	@$(BIN)/python -m tests.fuzz --seconds $$(($(or $(MINUTES),10) * 60)) --seed $(SEED)

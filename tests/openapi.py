@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 import httpx
+import httpx2
 import jsonschema
 
 PATH = "/openapi.json"
@@ -22,8 +23,10 @@ class Described:
         content = self.document["paths"][path]["post"]["requestBody"]["content"]
         return self._problem(content[JSON]["schema"]["$ref"], body)
 
-    def answer_problem(self, method: str, path: str, response: httpx.Response) -> str | None:
-        """What is wrong with an answer, its events among it. Its bytes have been read."""
+    def answer_problem(
+        self, method: str, path: str, response: httpx.Response | httpx2.Response
+    ) -> str | None:
+        """What is wrong with an answer, but for the events of a stream. It has been read."""
         told = self.document["paths"][path][method]["responses"].get(str(response.status_code))
         if told is None:
             return f"{response.status_code} is not among the statuses"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import jsonschema
 import openai
 import pytest
@@ -66,13 +66,13 @@ def url(service: Service) -> str:
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[openai.OpenAI]:
     """What it sends, and what it gets, is as /openapi.json says."""
-    described = Described(httpx.get(f"{url}{PATH}").raise_for_status().json())
+    described = Described(httpx2.get(f"{url}{PATH}").raise_for_status().json())
 
-    def sent(request: httpx.Request) -> None:
+    def sent(request: httpx2.Request) -> None:
         if request.method == "POST":
             assert described.body_problem(request.url.path, json.loads(request.read())) is None
 
-    def got(response: httpx.Response) -> None:
+    def got(response: httpx2.Response) -> None:
         request = response.request
         if response.headers["content-type"] == JSON and request.method == "POST":
             response.read()
@@ -80,7 +80,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
     hooks: dict[str, list[Any]] = {"request": [sent], "response": [got]}
     with (
-        httpx.Client(event_hooks=hooks) as http,
+        httpx2.Client(event_hooks=hooks) as http,
         openai.OpenAI(
             base_url=f"{url}/v1", api_key="any", max_retries=0, http_client=http
         ) as client,

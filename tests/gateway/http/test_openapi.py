@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import jsonschema
 import openai
 import pytest
@@ -135,17 +136,18 @@ async def test_what_openais_client_sends_and_gets_is_in_it(
     client: Client, described: Described
 ) -> None:
     sent: list[Any] = []
+    looking: Any = LOOK
 
-    async def keep(request: httpx.Request) -> None:
+    async def keep(request: httpx2.Request) -> None:
         sent.append(json.loads(request.content))
 
-    http = httpx.AsyncClient(trust_env=False, event_hooks={"request": [keep]})
+    http = httpx2.AsyncClient(trust_env=False, event_hooks={"request": [keep]})
     async with openai.AsyncOpenAI(
         base_url=f"{client.url}/v1", api_key="any", max_retries=0, http_client=http
     ) as openai_client:
         answer = await openai_client.chat.completions.create(
             model="pixtral-small",
-            messages=LOOK,  # type: ignore[arg-type]
+            messages=looking,
             max_completion_tokens=4,
             temperature=0.5,
             logit_bias={"5": 1},
@@ -157,8 +159,8 @@ async def test_what_openais_client_sends_and_gets_is_in_it(
             metadata={"a": "b"},
             extra_body={"top_k": -1, "min_p": 0.1, "prompt_logprobs": False},
         )
-    for body in sent:
-        assert described.body_problem(CHAT, body) is None
+    (body,) = sent
+    assert described.body_problem(CHAT, body) is None
     assert described.problem("ChatCompletion", answer.model_dump(exclude_unset=True)) is None
 
 
