@@ -16,7 +16,7 @@ import hypothesis
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given
-from hypothesis.errors import Unsatisfiable
+from hypothesis.errors import Flaky, Unsatisfiable
 from hypothesis.strategies import SearchStrategy
 from schemathesis import Case, GenerationMode
 
@@ -131,8 +131,8 @@ class Caller:
                     failing.append((problem, sent))
                     raise AssertionError(problem)
 
-        # There is no wrong one of what takes nothing.
-        with contextlib.suppress(AssertionError, Unsatisfiable):
+        # There is no wrong one of what takes nothing. Flaky: it failed once, or time was up.
+        with contextlib.suppress(AssertionError, Flaky, Unsatisfiable):
             call()
         self.found.bad += failing[-1:]
 
