@@ -11,7 +11,7 @@ AUDITOR := .cache/audit/bin/pip-audit
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-e2e test-parts test-page fuzz soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
+.PHONY: help setup demo test test-e2e test-parts test-page fuzz fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,9 +48,15 @@ test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its picture
 	@mkdir -p docs/pictures/page
 	@PAGE_PICTURES=docs/pictures/page $(BIN)/python -m pytest tests/page
 
-fuzz: $(INSTALLED) ## Send every door wrong, odd and hostile input, for ten minutes
-	@$(BIN)/python -m tests.fuzz --minutes 8
-	@$(BIN)/python -m tests.decoder.fuzz --requests 10000
+# A decoder alone beside all the rest. Starting takes half a minute more.
+fuzz: $(INSTALLED) ## Send every door wrong, odd and hostile input for MINUTES=10; SEED= another
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=line fuzz-doors fuzz-decoder
+
+fuzz-doors: $(INSTALLED)
+	@$(BIN)/python -m tests.fuzz --seconds $$(($(or $(MINUTES),10) * 60)) --seed $(SEED)
+
+fuzz-decoder: $(INSTALLED)
+	@$(BIN)/python -m tests.decoder.fuzz --requests $$(($(or $(MINUTES),10) * 1000)) --seed $(SEED)
 
 load: $(MODEL)/params.json ## Load a stack, or URL=..., for a minute and report it; ARGS=... are more flags
 	@$(BIN)/python -m bench.load $(if $(URL),--base-url $(URL),--model-dir $(MODEL)) $(ARGS)

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.conversation import NO_TOOLS, Conversation, ImageSource, Role, ToolCall, Tools, Turn
@@ -29,6 +30,45 @@ ROLES: dict[int, Role] = {
     chat_pb2.ROLE_USER: Role.USER,
     chat_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
     chat_pb2.ROLE_TOOL: Role.TOOL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Of a number; a NaN is in none."""
+
+    description: str
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+
+    def holds(self, value: float) -> bool:
+        return self.least <= value <= self.most and self.above < value < self.below
+
+    def schema(self) -> dict[str, float]:
+        """In JSON Schema's words."""
+        bounds = {
+            "minimum": self.least,
+            "exclusiveMinimum": self.above,
+            "maximum": self.most,
+            "exclusiveMaximum": self.below,
+        }
+        return {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
+
+
+# Those of vLLM's SamplingParams.
+RANGES = {
+    "max_tokens": Range("must be at least 1", least=1),
+    "temperature": Range("must be from 0 to 2", least=0, most=2),
+    "top_p": Range("must be above 0 and at most 1", above=0, most=1),
+    "min_p": Range("must be from 0 to 1", least=0, most=1),
+    "repetition_penalty": Range("must be above 0", above=0),
+    "presence_penalty": Range("must be from -2 to 2", least=-2, most=2),
+    "frequency_penalty": Range("must be from -2 to 2", least=-2, most=2),
+    "n": Range(f"must be from 1 to {MAX_CHOICES}", least=1, most=MAX_CHOICES),
+    "logprobs": Range(f"must be at most {MAX_LOGPROBS}", least=0, most=MAX_LOGPROBS),
+    "prompt_logprobs": Range(f"must be at most {MAX_LOGPROBS}", least=0, most=MAX_LOGPROBS),
 }
 
 
@@ -92,9 +132,9 @@ def conversation_of(
 def check_sampling(sampling: chat_pb2.SamplingParams, *, vocabulary_size: int) -> None:
     """Raises InvalidRequest for a value that the engine would refuse, or could not bear."""
     values: Any = sampling
-    for field, allowed, description in _RANGES:
-        if values.HasField(field) and not allowed(getattr(values, field)):
-            raise InvalidRequest(f"sampling.{field}", description)
+    for field, allowed in RANGES.items():
+        if values.HasField(field) and not allowed.holds(getattr(values, field)):
+            raise InvalidRequest(f"sampling.{field}", allowed.description)
     if sampling.HasField("max_tokens") and sampling.min_tokens > sampling.max_tokens:
         raise InvalidRequest("sampling.min_tokens", "must not be above max_tokens")
     _check_strings("sampling.stop", sampling.stop, MAX_STOP_STRINGS, MAX_STOP_LENGTH)
@@ -238,22 +278,3 @@ def _check_order(turns: Sequence[Turn]) -> None:
                 expected = (Role.USER,)
     if turns[-1].role not in (Role.USER, Role.TOOL):
         raise InvalidRequest(f"messages[{len(turns) - 1}].role", "the last must be user or tool")
-
-
-def _within(low: float, high: float) -> Callable[[float], bool]:
-    return lambda value: low <= value <= high
-
-
-# The ranges are those of vLLM's SamplingParams; a NaN is in none of them.
-_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("max_tokens", lambda value: value >= 1, "must be at least 1"),
-    ("temperature", _within(0, 2), "must be from 0 to 2"),
-    ("top_p", lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
-    ("min_p", _within(0, 1), "must be from 0 to 1"),
-    ("repetition_penalty", lambda value: 0 < value < math.inf, "must be above 0"),
-    ("presence_penalty", _within(-2, 2), "must be from -2 to 2"),
-    ("frequency_penalty", _within(-2, 2), "must be from -2 to 2"),
-    ("n", _within(1, MAX_CHOICES), f"must be from 1 to {MAX_CHOICES}"),
-    ("logprobs", _within(0, MAX_LOGPROBS), f"must be at most {MAX_LOGPROBS}"),
-    ("prompt_logprobs", _within(0, MAX_LOGPROBS), f"must be at most {MAX_LOGPROBS}"),
-)

@@ -5,10 +5,25 @@ import json
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
 
-from gateway.answer import Finished, SoFar, Usage
+from gateway.answer import Finished, SoFar
+from gateway.answer import Usage as Used
 from gateway.http import tools
+from gateway.http.shapes import (
+    AssistantMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Delta,
+    Ending,
+    FinishReason,
+    Logprob,
+    Logprobs,
+    PromptLogprob,
+    TokenLogprobs,
+    Usage,
+)
 from gateway.tools import whole_calls
 from pixtral.v1 import chat_pb2
 
@@ -17,20 +32,20 @@ Events = AsyncGenerator[chat_pb2.Choice | Finished]
 DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0
 
-_FINISH_REASONS = {
+_FINISH_REASONS: dict[int, FinishReason] = {
     chat_pb2.FINISH_REASON_STOP: "stop",
     chat_pb2.FINISH_REASON_LENGTH: "length",
     chat_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
 
-async def whole(events: Events, completion_id: str, model: str, *, choices: int) -> dict[str, Any]:
+async def whole(events: Events, completion_id: str, model: str, *, choices: int) -> ChatCompletion:
     """A `chat.completion`, once the last token of the last of so many choices is there."""
     texts: list[list[str]] = [[] for _ in range(choices)]
-    logprobs: list[list[dict[str, Any]]] = [[] for _ in range(choices)]
+    logprobs: list[list[TokenLogprobs]] = [[] for _ in range(choices)]
     calls: list[list[chat_pb2.ToolCall]] = [[] for _ in range(choices)]
-    finish_reasons: list[str | None] = [None] * choices
-    ending: dict[str, Any] = {}
+    finish_reasons: list[FinishReason | None] = [None] * choices
+    ending: Ending | None = None
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Finished):
@@ -43,8 +58,8 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
             calls[event.index].extend(event.tool_calls)
             logprobs[event.index] += map(_token_logprobs, event.logprobs)
             finish_reasons[event.index] = _FINISH_REASONS.get(event.finish_reason)
-    heading = _heading(completion_id, "chat.completion", model)
-    told_choices = [
+    assert ending is not None  # noqa: S101 - for mypy: no events are without an end
+    told_choices: list[Choice] = [
         {
             "index": index,
             "message": _message("".join(texts[index]), calls[index]),
@@ -53,7 +68,14 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
         }
         for index in range(choices)
     ]
-    return {**heading, "choices": told_choices, **ending}
+    return {
+        "id": completion_id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": told_choices,
+        **ending,
+    }
 
 
 async def chunks(
@@ -68,9 +90,16 @@ async def chunks(
 
     With `so_far`, which the events' source fills in, each chunk has what its choice has used.
     """
-    heading = _heading(completion_id, "chat.completion.chunk", model)
+    heading: ChatCompletionChunk = {
+        "id": completion_id,
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [],
+    }
     # As OpenAI has it: where usage is asked for, each chunk has the field.
-    usage: dict[str, Any] = {"usage": None} if include_usage else {}
+    if include_usage:
+        heading["usage"] = None
     made: dict[int, int] = {}
     async with aclosing(events):
         async for event in events:
@@ -79,60 +108,59 @@ async def chunks(
                 if event.index not in made:
                     made[event.index] = 0
                     if so_far is not None:
-                        usage = _running(so_far, 0)
+                        heading["usage"] = _running(so_far, 0)
                     first = _delta(event.index, {"role": "assistant", "content": ""})
-                    opening = _event({**heading, "choices": [first], **usage})
+                    opening = _event({**heading, "choices": [first]})
                 if so_far is not None:
                     made[event.index] += len(event.token_ids)
-                    usage = _running(so_far, made[event.index])
+                    heading["usage"] = _running(so_far, made[event.index])
                 choice = _delta(
                     event.index,
                     _said(event),
                     _FINISH_REASONS.get(event.finish_reason),
                     _logprobs([_token_logprobs(each) for each in event.logprobs]),
                 )
-                yield opening + _event({**heading, "choices": [choice], **usage})
+                yield opening + _event({**heading, "choices": [choice]})
             elif include_usage:
-                yield _event({**heading, "choices": [], **_ending(event)})
+                end = _ending(event)
+                yield _event({**heading, "usage": end["usage"], "pixtral": end["pixtral"]})
     yield DONE
 
 
-def _heading(completion_id: str, kind: str, model: str) -> dict[str, Any]:
-    return {"id": completion_id, "object": kind, "created": int(time.time()), "model": model}
-
-
-def _message(text: str, pieces: list[chat_pb2.ToolCall]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+def _message(text: str, pieces: list[chat_pb2.ToolCall]) -> AssistantMessage:
+    message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
     if pieces:
-        message |= {"content": text or None, "tool_calls": tools.whole(whole_calls(pieces))}
+        message["content"] = text or None
+        message["tool_calls"] = tools.whole(whole_calls(pieces))
     return message
 
 
-def _said(choice: chat_pb2.Choice) -> dict[str, Any]:
+def _said(choice: chat_pb2.Choice) -> Delta:
     if not choice.tool_calls:
         return {"content": choice.text}
-    called = {"tool_calls": tools.deltas(choice.tool_calls)}
-    return {"content": choice.text, **called} if choice.text else called
+    said: Delta = {"content": choice.text} if choice.text else {}
+    said["tool_calls"] = tools.deltas(choice.tool_calls)
+    return said
 
 
 def _delta(
     index: int,
-    delta: dict[str, Any],
-    finish_reason: str | None = None,
-    logprobs: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    delta: Delta,
+    finish_reason: FinishReason | None = None,
+    logprobs: Logprobs | None = None,
+) -> ChunkChoice:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _logprobs(content: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _logprobs(content: list[TokenLogprobs]) -> Logprobs | None:
     return {"content": content, "refusal": None} if content else None
 
 
-def _token_logprobs(token: chat_pb2.TokenLogprobs) -> dict[str, Any]:
+def _token_logprobs(token: chat_pb2.TokenLogprobs) -> TokenLogprobs:
     return {**_logprob(token.chosen), "top_logprobs": [_logprob(each) for each in token.top]}
 
 
-def _logprob(token: chat_pb2.Logprob) -> dict[str, Any]:
+def _logprob(token: chat_pb2.Logprob) -> Logprob:
     return {
         "token": token.text,
         # JSON has no infinity; this is vLLM's own stand-in for it.
@@ -143,7 +171,7 @@ def _logprob(token: chat_pb2.Logprob) -> dict[str, Any]:
 
 def _prompt_logprobs(
     positions: Sequence[chat_pb2.TokenLogprobs],
-) -> list[dict[str, dict[str, Any]] | None]:
+) -> list[dict[str, PromptLogprob] | None]:
     """In vLLM's form: tokens by their ids, the prompt's own first; None for its first token."""
     return [
         {
@@ -160,7 +188,7 @@ def _prompt_logprobs(
     ]
 
 
-def _ending(finished: Finished) -> dict[str, Any]:
+def _ending(finished: Finished) -> Ending:
     timings = finished.timings
     return {
         "usage": _usage(finished.usage),
@@ -186,17 +214,15 @@ def _ending(finished: Finished) -> dict[str, Any]:
     }
 
 
-def _running(so_far: SoFar, completion_tokens: int) -> dict[str, Any]:
+def _running(so_far: SoFar, completion_tokens: int) -> Usage:
     return {
-        "usage": {
-            "prompt_tokens": so_far.prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": so_far.prompt_tokens + completion_tokens,
-        }
+        "prompt_tokens": so_far.prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": so_far.prompt_tokens + completion_tokens,
     }
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def _usage(usage: Used) -> Usage:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -208,6 +234,6 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _event(chunk: dict[str, Any]) -> bytes:
+def _event(chunk: ChatCompletionChunk) -> bytes:
     # In ASCII: some clients take U+2028 and its like for the end of a line.
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"

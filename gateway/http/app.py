@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from importlib import metadata
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,13 +16,14 @@ from gateway.completion import Completions
 from gateway.continuing import answers_of
 from gateway.conversation import Conversation, Tools
 from gateway.deadline import Deadline
-from gateway.http import answers
+from gateway.http import answers, openapi
 from gateway.http.body import Bodies
 from gateway.http.calls import Calls, while_client_waits
 from gateway.http.hosts import check_host
 from gateway.http.messages import to_conversation
 from gateway.http.page import PATHS, Page
 from gateway.http.schema import ChatRequest, Message, TokenizeRequest
+from gateway.http.shapes import ModelCard, ModelList, Tokens, Version
 from gateway.http.stream import EventStream
 from gateway.settings import GatewaySettings
 from gateway.tenants import Tenant, Tenants
@@ -33,7 +33,7 @@ from serving.errors import InvalidRequest, Unavailable
 from serving.interceptor import Gate
 from serving.tracing import Tracer
 
-_QUIET = frozenset({"/health", "/version", *PATHS})
+_QUIET = frozenset({"/health", "/version", openapi.PATH, *PATHS})
 _CAPABILITIES = {"completion_chat": True, "function_calling": True, "vision": True}
 
 
@@ -57,18 +57,17 @@ class OpenAiApi:
 
         settings = self._settings
         page = Page(settings.listen.rpartition(":")[2]).routes() if settings.has_page else []
-        router = Router(
-            [
-                Route("/v1/chat/completions", self.chat, methods=["POST"]),
-                Route("/v1/models", self.models),
-                Route("/v1/models/{model:path}", self.model),
-                Route("/tokenize", self.tokenize, methods=["POST"]),
-                Route("/health", health),
-                Route("/version", version),
-                *page,
-            ],
-            redirect_slashes=False,
-        )
+        routes = [
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model:path}", self.model),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/health", health),
+            Route("/version", version),
+        ]
+        described = openapi.document(routes, _version(), has_keys=settings.api_keys is not None)
+        schema = openapi.route(described)
+        router = Router([*routes, schema, *page], redirect_slashes=False)
         return Calls(router, quiet=_QUIET, gate=gate, tracer=tracer)
 
     async def chat(self, request: Request) -> JSONResponse | EventStream:
@@ -121,19 +120,19 @@ class OpenAiApi:
         async with while_client_waits(request.receive):
             tokens = await self._tokens(asked, tenant)
             context_length = self.completions.context_length
-        return JSONResponse(
-            {
-                "count": len(tokens),
-                "max_model_len": context_length,
-                "tokens": tokens,
-                "token_strs": None,
-            }
-        )
+        answer: Tokens = {
+            "count": len(tokens),
+            "max_model_len": context_length,
+            "tokens": list(tokens),
+            "token_strs": None,
+        }
+        return JSONResponse(answer)
 
     async def models(self, request: Request) -> JSONResponse:
         self._tenant(request)
         names = (self._model, *self.completions.adapters)
-        return JSONResponse({"object": "list", "data": [self._card(name) for name in names]})
+        answer: ModelList = {"object": "list", "data": [self._card(name) for name in names]}
+        return JSONResponse(answer)
 
     async def model(self, request: Request) -> JSONResponse:
         self._tenant(request)
@@ -172,7 +171,7 @@ class OpenAiApi:
             context_length=self.completions.context_length,
         )
 
-    def _card(self, name: str) -> dict[str, Any]:
+    def _card(self, name: str) -> ModelCard:
         return {
             "id": name,
             "object": "model",
@@ -213,7 +212,8 @@ async def _stream(completions: Completions, ask: Ask, asked: ChatRequest) -> ans
 
 
 async def version(request: Request) -> JSONResponse:
-    return JSONResponse({"version": _version()})
+    answer: Version = {"version": _version()}
+    return JSONResponse(answer)
 
 
 def _version() -> str:

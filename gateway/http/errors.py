@@ -3,10 +3,10 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import grpc
 
+from gateway.http.shapes import ErrorAnswer, ErrorType
 from serving.errors import ServingError
 
 _STATUSES = {
@@ -20,7 +20,11 @@ _STATUSES = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_TYPES: dict[int, ErrorType] = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
 _RETRIED = frozenset({429, 503})
 
 # Where OpenAI's API has a code of its own for it, which clients look for.
@@ -69,8 +73,8 @@ def headers_of(error: ServingError) -> dict[str, str]:
     return headers
 
 
-def body_of(error: ServingError) -> dict[str, Any]:
-    """`{"error": {...}}`. `param` is the field's path as OpenAI writes it."""
+def body_of(error: ServingError) -> ErrorAnswer:
+    """`param` is the field's path as OpenAI writes it."""
     status = status_of(error)
     message, param = error.message, None
     if error.violations:

@@ -4,19 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.conversation import Conversation, ImageSource, Role, Tools, Turn
-from gateway.http.schema import Message
+from gateway.http.schema import ROLES, Message
 from gateway.http.tools import to_call
 from gateway.validation import check_parts, conversation_of
 from serving.errors import InvalidRequest
-
-_ROLES = {
-    "system": Role.SYSTEM,
-    # OpenAI's newer name for it.
-    "developer": Role.SYSTEM,
-    "user": Role.USER,
-    "assistant": Role.ASSISTANT,
-    "tool": Role.TOOL,
-}
 
 
 def to_conversation(
@@ -35,7 +26,7 @@ def to_conversation(
 def _turn(message: Message, path: str) -> Turn:
     if message.role == "function":
         raise _unsupported(f"{path}.role")
-    role = _ROLES.get(message.role)
+    role = ROLES.get(message.role)
     if role is None:
         raise InvalidRequest(f"{path}.role", "must be system, user, assistant or tool")
     for name, value in (("function_call", message.function_call), ("prefix", message.prefix)):

@@ -4,17 +4,59 @@ import json
 import logging
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from gateway.conversation import Tools
-from gateway.http.tools import ToolDefinition, to_tools
+from gateway.conversation import Role, Tools
+from gateway.http.shapes import Content, ToolCall
+from gateway.http.tools import CHOICE, ToolDefinition, to_tools
+from gateway.validation import RANGES
 from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
 
+# Of which other field the range is.
+_SAME_RANGE = {
+    "logprobs": "",
+    "max_completion_tokens": "max_tokens",
+    "top_logprobs": "logprobs",
+}
+_LOGIT_BIAS = {
+    "anyOf": [
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        },
+        {"type": "null"},
+    ]
+}
+
 UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+ROLES = {
+    "system": Role.SYSTEM,
+    # OpenAI's newer name for it.
+    "developer": Role.SYSTEM,
+    "user": Role.USER,
+    "assistant": Role.ASSISTANT,
+    "tool": Role.TOOL,
+}
+
+
+def _as_it_is(value: Any) -> Any:
+    # Whoever reads it names the part that is wrong; what it is to be is for /openapi.json alone.
+    return value
 
 
 def _as_list(value: Any) -> Any:
@@ -37,16 +79,16 @@ def _not_minus_one(value: Any) -> Any:
 
 
 class Message(BaseModel):
-    """`content` is read by `gateway.http.messages`, which names the part that is wrong."""
-
     model_config = ConfigDict(extra="ignore")
 
-    role: str
-    content: Any = None
-    tool_calls: list[Any] | None = None
+    role: Annotated[str, WithJsonSchema({"type": "string", "enum": list(ROLES)})]
+    content: Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=Content)] = None
+    tool_calls: (
+        list[Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=ToolCall)]] | None
+    ) = None
     tool_call_id: str | None = None
-    function_call: Any = None
-    prefix: Any = None
+    function_call: Annotated[Any, WithJsonSchema({"type": "null"})] = None
+    prefix: Annotated[Any, WithJsonSchema({"enum": [None, False]})] = None
 
 
 class JsonSchema(BaseModel):
@@ -89,6 +131,22 @@ class _Request(BaseModel):
 
     model: str | None = None
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        properties = schema["properties"]
+        for name in properties:
+            if allowed := RANGES.get(_SAME_RANGE.get(name, name)):
+                properties[name] |= allowed.schema()
+        # What a request may have, if it asks for nothing by it.
+        properties.update(
+            (name, {"enum": [None, *nothing], "description": "Not supported."})
+            for name, nothing in _NOTHING.items()
+        )
+        return schema
+
     def check_served(self) -> None:
         """Raises InvalidRequest for a field that asks for what this service cannot do.
 
@@ -115,7 +173,10 @@ class ChatRequest(_Request):
     min_tokens: UInt32 | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: Annotated[UInt32 | None, BeforeValidator(_not_minus_one)] = None
+    top_k: Annotated[
+        UInt32 | None,
+        BeforeValidator(_not_minus_one, json_schema_input_type=UInt32 | Literal[-1] | None),
+    ] = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
@@ -123,21 +184,28 @@ class ChatRequest(_Request):
     seed: Int64 | None = None
     # Mistral's name for it.
     random_seed: Int64 | None = None
-    stop: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list)
-    stop_token_ids: Annotated[list[UInt32], BeforeValidator(_as_list)] = Field(default_factory=list)
+    stop: Annotated[
+        list[str], BeforeValidator(_as_list, json_schema_input_type=list[str] | str | None)
+    ] = Field(default_factory=list)
+    stop_token_ids: Annotated[
+        list[UInt32], BeforeValidator(_as_list, json_schema_input_type=list[UInt32] | None)
+    ] = Field(default_factory=list)
     ignore_eos: bool | None = None
     n: UInt32 | None = None
     logprobs: bool | None = None
     top_logprobs: UInt32 | None = None
-    prompt_logprobs: Annotated[UInt32 | None, BeforeValidator(_none_if_false)] = None
-    logit_bias: dict[UInt32, float] | None = None
+    prompt_logprobs: Annotated[
+        UInt32 | None,
+        BeforeValidator(_none_if_false, json_schema_input_type=UInt32 | Literal[False] | None),
+    ] = None
+    logit_bias: Annotated[dict[UInt32, float] | None, WithJsonSchema(_LOGIT_BIAS)] = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[UInt32] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     tools: list[ToolDefinition] | None = None
     # Read by `gateway.http.tools`.
-    tool_choice: Any = None
+    tool_choice: Annotated[Any, WithJsonSchema(CHOICE)] = None
     parallel_tool_calls: bool | None = None
     priority: Int64 | None = None
 

@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
 from gateway.conversation import ToolCall, Tools
+from gateway.http.shapes import Call, CallDelta
 from gateway.tools import check_call, tools_of
 from pixtral.v1 import chat_pb2
 from serving.errors import InvalidRequest
@@ -17,6 +18,26 @@ _MODES = {
     "required": chat_pb2.TOOL_CHOICE_MODE_REQUIRED,
     # Mistral's name for it.
     "any": chat_pb2.TOOL_CHOICE_MODE_REQUIRED,
+}
+
+# What `tool_choice` may be, as JSON Schema.
+CHOICE = {
+    "anyOf": [
+        {"type": "null"},
+        {"enum": list(_MODES)},
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object",
+                    "properties": {"name": {"type": "string"}},
+                    "required": ["name"],
+                },
+            },
+            "required": ["function"],
+        },
+    ]
 }
 
 
@@ -34,13 +55,15 @@ class Function(BaseModel):
 
     name: str
     description: str | None = None
-    parameters: Annotated[str, BeforeValidator(_as_text)] = ""
+    parameters: Annotated[
+        str, BeforeValidator(_as_text, json_schema_input_type=dict[str, Any] | None)
+    ] = ""
 
 
 class ToolDefinition(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    type: str = "function"
+    type: Annotated[str, WithJsonSchema({"const": "function"})] = "function"
     function: Function | None = None
 
 
@@ -80,7 +103,7 @@ def to_call(call: Any, path: str) -> ToolCall:
     return found
 
 
-def whole(calls: Iterable[chat_pb2.ToolCall]) -> list[dict[str, Any]]:
+def whole(calls: Iterable[chat_pb2.ToolCall]) -> list[Call]:
     """The calls of a message."""
     return [
         {
@@ -92,7 +115,7 @@ def whole(calls: Iterable[chat_pb2.ToolCall]) -> list[dict[str, Any]]:
     ]
 
 
-def deltas(pieces: Iterable[chat_pb2.ToolCall]) -> list[dict[str, Any]]:
+def deltas(pieces: Iterable[chat_pb2.ToolCall]) -> list[CallDelta]:
     """What is new of calls in a chunk."""
     return [
         {

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 from importlib.metadata import entry_points
 
-from services.decoder import orphan
+from services.decoder import orphan, spelling
 
 ARCHITECTURE = "PixtralEmbeddingsForConditionalGeneration"
 CONFIG_FORMAT = "pixtral-params"
@@ -31,6 +31,7 @@ def register() -> None:
     if orphan.is_owned():
         # What loads the tokenizer detects the format for itself, and would read with vLLM's own.
         register_config_parser("mistral")(ParamsParser)
+        spelling.spell_in_bytes()
         if multiprocessing.parent_process() is not None:
             orphan.end_with_parent()
 

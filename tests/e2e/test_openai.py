@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import jsonschema
 import openai
 import pytest
@@ -17,6 +18,7 @@ from mistralai.client.errors import SDKError
 from pixtral_client import Sampling
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until
+from tests.openapi import JSON, PATH, Described
 
 MODEL = "random-pixtral"
 SCHEMA = {
@@ -63,7 +65,26 @@ def url(service: Service) -> str:
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
+    """What it sends, and what it gets, is as /openapi.json says."""
+    described = Described(httpx2.get(f"{url}{PATH}").raise_for_status().json())
+
+    def sent(request: httpx2.Request) -> None:
+        if request.method == "POST":
+            assert described.body_problem(request.url.path, json.loads(request.read())) is None
+
+    def got(response: httpx2.Response) -> None:
+        request = response.request
+        if response.headers["content-type"] == JSON and request.method == "POST":
+            response.read()
+            assert described.answer_problem("post", request.url.path, response) is None
+
+    hooks: dict[str, list[Any]] = {"request": [sent], "response": [got]}
+    with (
+        httpx2.Client(event_hooks=hooks) as http,
+        openai.OpenAI(
+            base_url=f"{url}/v1", api_key="any", max_retries=0, http_client=http
+        ) as client,
+    ):
         yield client
 
 

@@ -361,6 +361,11 @@ def test_an_answer_is_one_of_the_choices(model: Model) -> None:
     assert len(answers) > 1
 
 
+def test_an_answer_is_held_to_characters_of_several_tokens(model: Model) -> None:
+    answer = model.ask(structured_output={"choice": ["é🙂", "é🙂"]}, temperature=0, **ROOMY)
+    assert answer.text == "é🙂"
+
+
 @pytest.mark.parametrize(
     "grammar",
     [

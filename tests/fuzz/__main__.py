@@ -1,10 +1,10 @@
 """Fuzzes what strangers can send: images, OpenAI requests, bytes of HTTP, messages of gRPC.
 
-    python -m tests.fuzz [--minutes 8] [--seed 0]
+    python -m tests.fuzz [--seconds 600] [--seed 0]
 
 Images go through the readers of gateway and encoder in this process, first with a seed and then
-led by atheris; all else goes to a whole stack of real processes. What breaks is kept under
-tests/fuzz/regressions, where a test replays it, and ends the run with exit code 1.
+led by atheris, while a whole stack of real processes starts, to which all else goes. What breaks is
+kept under tests/fuzz/regressions, where a test replays it, and ends the run with exit code 1.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from embeddings.codec import DType
@@ -21,6 +22,7 @@ from embeddings.fingerprint import fingerprint
 from models.random_checkpoint import write_random_checkpoint
 from serving.channel import open_channel
 from tests.e2e.service import Service, serve
+from tests.fuzz.by_schema import fuzz_by_schema
 from tests.fuzz.calls import (
     REGRESSIONS,
     Found,
@@ -38,23 +40,22 @@ from tests.redis_server import RedisServer
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / ".cache" / "fuzz" / "images"
 # Of the time, in tenths.
-SEEDED, GUIDED, OPENAI, HTTP, CHAT, ENCODER, DECODER = 1, 3, 2, 1, 1, 1, 1
+SEEDED, GUIDED, OPENAI, SCHEMA, HTTP, CHAT, ENCODER, DECODER = 1, 2, 1, 2, 1, 1, 1, 1
 TENTHS = 10
 CONTEXT_LENGTH = 512
 # Of a process that has answered thousands of requests.
 MAX_GROWTH_BYTES = 1 << 30
 
 
-def fuzz(minutes: float, seed: int) -> bool:
+def fuzz(seconds: float, seed: int) -> bool:
     """Whether all held."""
-    tenth = minutes * 60 / TENTHS
+    tenth = seconds / TENTHS
     began = time.monotonic()
-    ended = asyncio.run(fuzz_images(PIXTRAL, seed, seconds=SEEDED * tenth))
-    print(f"images of seed {seed}: {ended.total()}")
-    for ending, count in ended.most_common():
-        print(f"  {count:7} {ending}")
-    has_held = guided(GUIDED * tenth, seed)
+    pool = ThreadPoolExecutor(1)
+    # Of both, each waits for a process of its own most of the time.
+    looking = pool.submit(images, tenth, seed)
     with (
+        pool,
         tempfile.TemporaryDirectory() as directory,
         RedisServer() as redis,
         serve(
@@ -65,9 +66,18 @@ def fuzz(minutes: float, seed: int) -> bool:
             decoder_args=["--context-length", str(CONTEXT_LENGTH)],
         ) as service,
     ):
+        has_held = looking.result()
         has_held &= asyncio.run(calls(service, Path(directory) / "model", tenth, seed))
     print(f"in {time.monotonic() - began:.0f} s")
     return has_held
+
+
+def images(tenth: float, seed: int) -> bool:
+    ended = asyncio.run(fuzz_images(PIXTRAL, seed, seconds=SEEDED * tenth))
+    print(f"images of seed {seed}: {ended.total()}")
+    for ending, count in ended.most_common():
+        print(f"  {count:7} {ending}")
+    return guided(GUIDED * tenth, seed)
 
 
 def guided(seconds: float, seed: int) -> bool:
@@ -102,6 +112,7 @@ async def calls(service: Service, model_dir: Path, tenth: float, seed: int) -> b
         return Limit(seconds=tenths * tenth)
 
     await told("openai", fuzz_openai(url, seed, limit(OPENAI)))
+    await told("schema", fuzz_by_schema(url, seed, seconds=SCHEMA * tenth))
     await told("http", fuzz_http(url, seed, limit(HTTP)))
     for tier, methods, tenths in (
         ("gateway", chat_methods(), CHAT),
@@ -135,10 +146,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--minutes", type=float, default=8)
+    parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    sys.exit(0 if fuzz(given.minutes, given.seed) else 1)
+    sys.exit(0 if fuzz(given.seconds, given.seed) else 1)
 
 
 if __name__ == "__main__":

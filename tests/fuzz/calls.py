@@ -96,7 +96,7 @@ async def fuzz_openai(url: str, seed: int, limit: Limit) -> Found:
     """Bodies of OpenAI requests. A good one in between is answered as at first."""
     found, bodies = Found(), Bodies(seed)
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE) as http:
-        expected = await _good_answer(http)
+        expected = await good_answer(http)
 
         async def call(number: int) -> None:
             body = bodies.next()
@@ -111,14 +111,14 @@ async def fuzz_openai(url: str, seed: int, limit: Limit) -> Found:
                 return
             found.add(f"{path} {response.status_code}", problem_of(response), body)
             if number % 200 == 199:
-                assert await _good_answer(http) == expected, "a good answer changed"
+                assert await good_answer(http) == expected, "a good answer changed"
 
         await limit.each(call)
-        assert await _good_answer(http) == expected, "a good answer changed"
+        assert await good_answer(http) == expected, "a good answer changed"
     return found
 
 
-async def _good_answer(http: httpx.AsyncClient) -> str:
+async def good_answer(http: httpx.AsyncClient) -> str:
     body = {
         "messages": [{"role": "user", "content": "Hello?"}],
         "temperature": 0,

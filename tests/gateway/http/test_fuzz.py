@@ -3,6 +3,8 @@
 import httpx
 import pytest
 
+from serving.errors import NotFound
+from tests.fuzz.by_schema import Sent, fuzz_by_schema
 from tests.fuzz.calls import (
     Limit,
     chat_methods,
@@ -24,6 +26,30 @@ async def test_whatever_the_body_openais_error_or_an_answer_comes_back(client: C
     assert permits() == 0
 
 
+async def test_what_is_made_of_the_schema_is_answered_by_it(client: Client) -> None:
+    found = await fuzz_by_schema(client.url, 3, rounds=1)
+    assert not found.bad
+    assert {f"POST {CHAT} 200", f"POST {CHAT} 400", "POST /tokenize 200"} <= set(found.endings)
+    assert permits() == 0
+
+
+async def test_an_answer_that_is_not_by_the_schema_is_found_out(
+    client: Client, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def echoing(asked: str, *_: object) -> str:
+        if "xylophone" in asked:
+            raise NotFound(f"there is no {asked}")
+        return ""
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gateway.http.app.adapter_of", echoing)
+        found = await fuzz_by_schema(client.url, 3, rounds=1)
+        problem, kept = found.bad[0]
+        assert "repeats what was sent" in problem
+        assert await Sent.read(kept).problem_again(http) == problem
+    assert await Sent.read(kept).problem_again(http) is None
+
+
 async def test_whatever_comes_over_a_connection_is_refused_or_answered(client: Client) -> None:
     found = await fuzz_http(client.url, 3, Limit(count=600))
     assert not found.bad
@@ -35,6 +61,11 @@ async def test_whatever_the_message_its_status_is_one_to_act_upon(client: Client
     assert not found.bad
     assert {"Complete OK", "Complete INVALID_ARGUMENT", "PutImage OK"} <= set(found.endings)
     assert permits() == 0
+
+
+@pytest.mark.parametrize("kept", replayed("schema"))
+async def test_what_was_not_by_the_schema_once_is(http: httpx.AsyncClient, kept: bytes) -> None:
+    assert await Sent.read(kept).problem_again(http) is None
 
 
 @pytest.mark.parametrize("body", replayed("openai"))
