@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 
 from tests.faults import redis_faults
 from tests.faults.guests import flood, read_slowly
+from tests.faults.machine_faults import fill_disk, free_disk
 from tests.faults.proxy import Weather
 from tests.faults.stack import STALL_SECONDS, Stack
 
 UNAVAILABLE = frozenset({"UNAVAILABLE"})
 OVERLOADED = frozenset({"RESOURCE_EXHAUSTED"})
+CLOCK_SECONDS = 2 * 3600
+TIERS = ("gateway", "encoder", "decoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,26 @@ def hung_engine(name: str) -> Fault:
 
     hold = (STALL_SECONDS + 4, STALL_SECONDS + 8)
     return Fault("a decoder's engine hangs", name, begin, (name,), end, hold)
+
+
+def wrong_clock(name: str, tier: str, ahead: int, word: str) -> Fault:
+    async def begin(ground: Ground) -> None:
+        ground.stack.clocks[name].set(ahead)
+
+    async def end(ground: Ground) -> None:
+        ground.stack.clocks[name].set(0)
+
+    return Fault(f"the clock of {_a(tier)} jumps {word}", name, begin, (name,), end, (4.0, 8.0))
+
+
+def full_disk(name: str, tier: str) -> Fault:
+    async def begin(ground: Ground) -> None:
+        fill_disk(ground.stack.parts[name].tier_process())
+
+    async def end(ground: Ground) -> None:
+        free_disk(ground.stack.parts[name].tier_process())
+
+    return Fault(f"the disk of {_a(tier)} full", name, begin, (name,), end, (4.0, 8.0))
 
 
 def on_links(
@@ -185,16 +208,23 @@ def catalogue(rng: random.Random) -> list[Fault]:
     both = ("encoder-0", "encoder-1"), ("decoder-0", "decoder-1")
     gateways = ("gateway-0", "gateway-1")
     faults = [
-        *(killed(one(tier), tier) for tier in ("gateway", "encoder", "decoder")),
+        *(killed(one(tier), tier) for tier in TIERS),
         stopped(one("gateway"), "gateway", (3.0, 6.0)),
         *(stopped(one(tier), tier, (10.0, 15.0)) for tier in ("encoder", "decoder")),
         hung_engine(one("decoder")),
         *(of_redis(*each) for each in redis_faults.FAULTS),
+        *(full_disk(one(tier), tier) for tier in TIERS),
+        *(
+            # Of the processes that have clocks of their own.
+            wrong_clock(f"{tier}-1", tier, ahead, word)
+            for tier in TIERS
+            for ahead, word in ((CLOCK_SECONDS, "ahead"), (-CLOCK_SECONDS, "back"))
+        ),
         of_guests("2,000 streams opened and left", flood),
         of_guests("a client that reads a byte a second", read_slowly),
     ]
     for name, (weather, hold) in _weathers(is_redis=True).items():
-        for tier in ("gateway", "encoder", "decoder"):
+        for tier in TIERS:
             link = f"{tier}-redis"
             faults.append(on_links(f"{tier}s to Redis: {name}", [link], weather, [link], hold))
     for name, (weather, hold) in _weathers(is_redis=False).items():

@@ -6,8 +6,10 @@ import random
 import signal
 from collections.abc import Awaitable, Callable
 
+import psutil
 import redis
 
+from tests.faults.machine_faults import fill_disk, free_disk
 from tests.redis_server import RedisServer
 
 Act = Callable[[RedisServer, random.Random], Awaitable[None]]
@@ -76,6 +78,20 @@ def allow_writes(client: redis.Redis, server: RedisServer, rng: random.Random) -
 
 
 @_with_client
+def keep_on_full_disk(client: redis.Redis, server: RedisServer, rng: random.Random) -> None:
+    """It takes no write any more once it could not save what it has."""
+    fill_disk(psutil.Process(server.pid))
+    client.config_set("save", "1 1")
+    client.bgsave()
+
+
+@_with_client
+def keep_nothing(client: redis.Redis, server: RedisServer, rng: random.Random) -> None:
+    client.config_set("save", "")
+    free_disk(psutil.Process(server.pid))
+
+
+@_with_client
 def change_password(client: redis.Redis, server: RedisServer, rng: random.Random) -> None:
     client.config_set("requirepass", "another")
     client.client_kill_filter(_type="normal", skipme=True)
@@ -127,6 +143,7 @@ FAULTS: tuple[tuple[str, Act, Act | None], ...] = (
     ("flushed", flush, None),
     ("full (noeviction)", fill, make_room),
     ("read-only", forbid_writes, allow_writes),
+    ("unable to save to a full disk", keep_on_full_disk, keep_nothing),
     ("with another password", change_password, change_password_back),
     ("with every value flipped", flip_values, None),
     ("with values swapped", swap_values, None),

@@ -15,6 +15,7 @@ from gateway.tenants import digest_of
 from pixtral_client import Tls
 from tests.authority import Authority
 from tests.e2e.fleet import Tier
+from tests.faults.machine_faults import Clock
 from tests.faults.proxy import Link, Proxy
 from tests.faults.questions import MODEL_DIR
 from tests.redis_server import RedisServer
@@ -112,6 +113,7 @@ class Stack:
         tls, peer_tls: for a client of the gateways, and of the other tiers.
         tenants: their names; `key_of` has their keys.
         mutations: of processes by their names, from their next start on: see `mutated`.
+        clocks: of the last process of each tier, by its name; the others have the machine's.
     """
 
     def __init__(self, directory: Path, redis: RedisServer) -> None:
@@ -121,6 +123,7 @@ class Stack:
         self.parts: dict[str, Part] = {}
         self.tenants = TENANTS
         self.mutations: dict[str, str] = {}
+        self.clocks: dict[str, Clock] = {}
         authority = Authority(directory, "authority")
         certificate, private_key = authority.issue("tier")
         self.tls = Tls(ca=authority.ca)
@@ -178,6 +181,10 @@ class Stack:
             if tier_of(name) == "gateway":
                 proxies[f"{name}-http"] = Proxy(self.link(f"client-{name}"))
         self._proxies = proxies
+        self.clocks = {
+            name: Clock(self.directory / f"{name}.clock")
+            for name in (f"{tier}-{count - 1}" for tier, count in zip(MODULES, counts, strict=True))
+        }
         try:
             for proxy in proxies.values():
                 await proxy.__aenter__()
@@ -227,7 +234,9 @@ class Stack:
         module, environment = MODULES[tier], {}
         if name in self.mutations:
             module, environment = MUTATED, {MUTATION: self.mutations[name]}
-        shared = (f"--model-dir={MODEL_DIR}", "--listen=127.0.0.1:0", "--log-level=warning")
+        if name in self.clocks:
+            environment |= self.clocks[name].environment
+        shared = (f"--model-dir={MODEL_DIR}", "--listen=127.0.0.1:0")
         url = self.redis.url_at(self._proxies[f"{tier}-redis"].address)
         return Tier(
             module,
