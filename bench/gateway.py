@@ -91,6 +91,9 @@ async def first_tokens(clients: Clients, metrics: str, count: int) -> dict[str, 
     async def direct() -> float:
         return await clients.direct_first(PROMPT)
 
+    async def relayed() -> float:
+        return await clients.relay_first(PROMPT)
+
     async def text() -> float:
         return await clients.grpc_first(asking(f"Question {next(numbers)}?"))
 
@@ -103,10 +106,11 @@ async def first_tokens(clients: Clients, metrics: str, count: int) -> dict[str, 
             await ask()
         return ((await Spent.of(metrics)).cpu_seconds - before.cpu_seconds) / count * 1e3
 
-    alone, with_text, with_image = await alternately(count, direct, text, image)
+    alone, bare, with_text, with_image = await alternately(count, direct, relayed, text, image)
     return {
         "picture_bytes": len(picture),
         "direct_ms": _percentiles(alone),
+        "relay_ms": _percentiles(bare),
         "text_ms": _percentiles(with_text),
         "image_ms": _percentiles(with_image),
         "text_cpu_ms": await cpu_ms(text),
@@ -193,6 +197,7 @@ def table(found: dict[str, Any]) -> str:
         alone = first["direct_ms"]
         for name, what in (
             ("direct_ms", "the stand-in itself"),
+            ("relay_ms", "bare relay"),
             ("text_ms", "gateway, text"),
             ("image_ms", f"gateway, cached image of {first['picture_bytes'] / 1e6:.2f} MB"),
         ):

@@ -95,10 +95,10 @@ class Clients:
         return stubs[self._turn % len(stubs)]
 
     async def direct_first(self, prompt_token_ids: Sequence[int]) -> float:
-        request = decoder_pb2.GenerateRequest(
-            prompt_token_ids=prompt_token_ids, sampling=paced(1, 1)
-        )
-        return await _first(self._decoder[0].Generate(request))
+        return await _first(self._decoder[0].Generate(_one_token(prompt_token_ids)))
+
+    async def relay_first(self, prompt_token_ids: Sequence[int]) -> float:
+        return await _first(self._relay[0].Generate(_one_token(prompt_token_ids)))
 
     async def grpc_first(self, message: chat_pb2.Message) -> float:
         request = chat_pb2.StreamCompleteRequest(messages=[message], sampling=paced(1, 1))
@@ -126,6 +126,10 @@ class Clients:
         }
         async for text in sse(self._http, body):
             yield text.count("word")
+
+
+def _one_token(prompt_token_ids: Sequence[int]) -> decoder_pb2.GenerateRequest:
+    return decoder_pb2.GenerateRequest(prompt_token_ids=prompt_token_ids, sampling=paced(1, 1))
 
 
 async def sse(address: str, body: dict[str, Any]) -> Any:
