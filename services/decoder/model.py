@@ -25,8 +25,10 @@ from vllm.multimodal.processing import (
     BaseMultiModalProcessor,
     BaseProcessingInfo,
 )
+from vllm.platforms import current_platform
 
 from embeddings.checkpoint import VISION_PREFIXES
+from services.decoder import seeds
 
 EMBEDDING_FIELD = "image_embeddings"
 """Name of the multimodal field, and of `embed_multimodal`'s argument, that holds embeddings."""
@@ -108,6 +110,9 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
+        if current_platform.is_cpu():
+            # Here: a model is built by the process that runs it, once that has chosen its device.
+            seeds.leave_generators_alone()
         config = vllm_config.model_config.hf_config
         # Asked for where LoRA layers are put in.
         self.config = config

@@ -238,3 +238,17 @@ async def test_a_prompts_logprobs_are_computed_in_small_steps(watched: Watched) 
     await watched.answer(text("logprobs", 2000, sampling))
     taken = [sum(step.values()) for step in watched.steps() if min(step.values()) > 1]
     assert taken == [AWAITED_TOKENS, 2000 - AWAITED_TOKENS]
+
+
+async def test_a_seed_gives_the_same_answer_however_its_prompt_is_taken_in(
+    watched: Watched,
+) -> None:
+    drawn = Sampling(max_tokens=8, temperature=1.0, seed=7, ignore_eos=True)
+    whole = await watched.answer(text("seed-whole", 2000, drawn))
+    long = Sampling(max_tokens=2000, temperature=0.0, ignore_eos=True)
+    async with aclosing(watched.engine.generate(text("seed-stream", 40, long), ())) as stream:
+        await anext(stream)
+        watched.steps()
+        beside = await watched.answer(text("seed-beside", 2000, drawn))
+        assert any(AWAITED_TOKENS == sum(step.values()) for step in watched.steps())
+    assert beside == whole
