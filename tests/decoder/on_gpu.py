@@ -37,9 +37,9 @@ from tests.reference import Reference
 
 TOKENS = 24
 LONG = 4000
-# What most of a prompt's log-probabilities may differ by in float32. On a GPU, Triton's attention
-# multiplies it in TF32: by more, and of a random model's tokens some then change places. In bfloat16
-# they move by more again, and another model's by much more.
+# What most of a prompt's log-probabilities may differ by in float32. On a GPU, where Triton's
+# attention multiplies it in TF32, by more, and a random model's tokens may then change places. In
+# bfloat16 they move by more again, and another model's by much more.
 CLOSE = 0.01
 CLOSE_IN_TF32 = 0.05
 SHARE_OF_ANOTHERS = 0.2
