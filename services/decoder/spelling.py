@@ -2,10 +2,13 @@
 
 vLLM gives them to xgrammar as texts, in which a token that is part of a character is U+FFFD. So no
 answer that is held to anything could have a character of several tokens, as most emoji are, and
-where it must have one, no token is allowed and the request fails.
+where it must have one, no token is allowed and the request fails. A control token is, to vLLM, the
+text of its name.
 """
 
 from typing import Any
+
+_NOT_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
 
 
 def spell_in_bytes() -> None:
@@ -20,7 +23,7 @@ def spell_in_bytes() -> None:
         if texts is None or not getattr(tokenizer, "is_tekken", False):
             begin(backend)
             return
-        tokenizer._vocab = pieces(tokenizer.tokenizer, texts)
+        tokenizer._vocab = pieces(tokenizer.tokenizer, len(texts))
         try:
             begin(backend)
         finally:
@@ -29,9 +32,14 @@ def spell_in_bytes() -> None:
     XgrammarBackend.__post_init__ = begin_with_bytes
 
 
-def pieces(tekkenizer: Any, texts: list[str]) -> list[bytes]:
-    """Each token's bytes; of a control token its name's."""
+def pieces(tekkenizer: Any, count: int) -> list[bytes]:
+    """Each token's bytes; none, which xgrammar never allows, of one that can be in no text: a
+    control token, or a byte that UTF-8 does not have."""
     return [
-        text.encode() if tekkenizer.is_special(token) else tekkenizer.id_to_byte_piece(token)
-        for token, text in enumerate(texts)
+        b"" if tekkenizer.is_special(token) else _in_text(tekkenizer.id_to_byte_piece(token))
+        for token in range(count)
     ]
+
+
+def _in_text(piece: bytes) -> bytes:
+    return b"" if any(byte in _NOT_UTF8 for byte in piece) else piece

@@ -30,9 +30,7 @@ def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> Any:
         if name in given:
             given[name] = list(given[name])
     if wanted := given.pop("structured_output", None):
-        # A grammar takes control tokens for the text that they spell. Left out of the answer, they
-        # would leave it unlike what was asked for.
-        given |= {"structured_outputs": _structured(wanted), "skip_special_tokens": False}
+        given["structured_outputs"] = _structured(wanted)
     merged = {"max_tokens": None, **defaults, **given}
     if merged.get("temperature", 1.0) < GREEDY_BELOW:
         # It refuses more; see `copies`.
