@@ -33,9 +33,13 @@ demo: $(INSTALLED) ## Start the whole stack, ask it about pictures, stop it
 
 # In halves of about a length at once, each shown when it is over. Threads of torch that wait for
 # each other by spinning would stall where more than one process computes.
-test: $(INSTALLED) ## Run all tests but those of the page, in two halves at once
+test: $(INSTALLED) ## Run all tests but those of the page, and a minute of fuzz, in two halves at once
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target \
-		test-e2e test-parts
+		test-e2e-and-fuzz test-parts
+
+test-e2e-and-fuzz: $(INSTALLED)
+	@$(MAKE) --no-print-directory test-e2e
+	@$(MAKE) --no-print-directory fuzz MINUTES=1
 
 test-e2e: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/e2e
