@@ -27,7 +27,8 @@ from bench.load import ROOT, loaded
 from bench.stack_state import MIB, Watched, watched
 
 SHARE = 0.7
-PERMITS = 16
+# Enough that a burst waits and is not refused: it is not the limit that is looked at.
+PERMITS = 64
 SAMPLES = 240
 REDIS_VALUES = "redis values MiB"
 IDLE_SECONDS = 10.0
