@@ -4,9 +4,9 @@
 
 Small random checkpoints; prompts of text and of an image. First in float32: greedy answers and the
 prompt's log-probabilities, also of a prompt of several steps. Then in bfloat16, which vLLM's LoRA
-kernels need, two adapters and none of them in the same steps. It needs vLLM with all that it
-depends on, and neither pytest, gRPC nor Redis; it runs on a CPU, too. Ends with 1 where something
-differs.
+kernels need, two adapters and none of them in the same steps. And in each an answer that is held to
+characters of several tokens. It needs vLLM with all that it depends on, and neither pytest, gRPC nor
+Redis; it runs on a CPU, too. Ends with 1 where something differs.
 """
 
 import argparse
@@ -31,11 +31,12 @@ from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from services.decoder.engine import DecoderEngine
 from services.decoder.engine_args import EngineOptions
 from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.sampling import Sampling
+from services.decoder.sampling import Sampling, Structure, StructuredOutput
 from tests.decoder.lora import write_adapter
 from tests.reference import Reference
 
 TOKENS = 24
+SPELT = "é🙂"
 LONG = 4000
 # What most of a prompt's log-probabilities may differ by in float32. On a GPU, where Triton's
 # attention multiplies it in TF32, by more, and a random model's tokens may then change places. In
@@ -138,6 +139,17 @@ def _word(fine: bool) -> str:
     return "close" if fine else "NOT CLOSE"
 
 
+async def is_spelt(engine: DecoderEngine) -> bool:
+    """Whether an answer can be held to characters of several tokens."""
+    held = StructuredOutput(Structure.CHOICE, (SPELT,))
+    sampling = Sampling(max_tokens=TOKENS, temperature=0.0, structured_output=held)
+    prompt = Prompt("spelt", [1, 3, 5000, 4], (), sampling, "salt")
+    async with aclosing(engine.generate(prompt, ())) as deltas:
+        text = "".join([delta.text async for delta in deltas])
+    print(f"{_word(text == SPELT)}: held to {SPELT}: {text}", flush=True)
+    return text == SPELT
+
+
 async def check(
     model_dir: Path, adapters: dict[str, Path], models: dict[str, Reference], more: dict[str, Any]
 ) -> bool:
@@ -167,6 +179,7 @@ async def check(
                     fine &= is_its_own(named, name, answer, wanted)
                 else:
                     fine &= is_plain(named, answer, wanted[name])
+        fine &= await is_spelt(engine)
     finally:
         await engine.shutdown()
     return fine
