@@ -35,17 +35,18 @@ demo: $(INSTALLED) ## Start the whole stack, ask it about pictures, stop it
 # each other by spinning would stall where more than one process computes.
 test: $(INSTALLED) ## Run all tests but those of the page, and a minute of fuzz, in two halves at once
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target \
-		test-e2e-and-fuzz test-parts
+		test-stacks-and-fuzz test-parts
 
-test-e2e-and-fuzz: $(INSTALLED)
+test-stacks-and-fuzz: $(INSTALLED)
 	@$(MAKE) --no-print-directory test-e2e
+	@$(BIN)/python -m pytest tests/faults
 	@$(MAKE) --no-print-directory fuzz MINUTES=1
 
 test-e2e: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/e2e
 
 test-parts: $(INSTALLED)
-	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/e2e
+	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/e2e --ignore=tests/faults
 
 test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its pictures anew
 	@tools/chromium

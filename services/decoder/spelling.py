@@ -6,6 +6,7 @@ where it must have one, no token is allowed and the request fails. A control tok
 text of its name.
 """
 
+from functools import wraps
 from typing import Any
 
 _NOT_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
@@ -17,6 +18,7 @@ def spell_in_bytes() -> None:
 
     begin = XgrammarBackend.__post_init__
 
+    @wraps(begin)
     def begin_with_bytes(backend: Any) -> None:
         tokenizer = backend.tokenizer
         texts = getattr(tokenizer, "_vocab", None)
