@@ -77,6 +77,7 @@ class Encoder:
         store: EmbeddingStore,
         cache_bytes: int,
         queue_images: int,
+        queue_bytes: int,
         max_image_bytes: int,
     ) -> None:
         self._spec = spec
@@ -90,6 +91,9 @@ class Encoder:
         self._flights: SingleFlight[EmbeddingKey, EncodedResult] = SingleFlight()
         self._patience: dict[EmbeddingKey, Patience] = {}
         self._queue_images = queue_images
+        self._queue_bytes = queue_bytes
+        # Of the files of all calls: more than one may bring the same image.
+        self._waiting_bytes = 0
         self._max_image_bytes = max_image_bytes
 
     async def encode(
@@ -102,7 +106,7 @@ class Encoder:
         Raises:
             InvalidRequest: where the image cannot be decoded, or is not the key's.
             FailedPrecondition: where the key asks for another model's embedding.
-            Overloaded: where too many images wait.
+            Overloaded: where too many images wait, or too much of them.
             TooLate: where it cannot be encoded before the deadline.
             Unavailable: where the device is lost.
         """
@@ -111,11 +115,12 @@ class Encoder:
                 "the key is for another model, preprocessing or dtype than this encoder's",
                 "FINGERPRINT_MISMATCH",
             )
-        await self._check_image(key, image)
-        if key not in self._flights and len(self._flights) >= self._queue_images:
-            raise Overloaded("too many images are waiting to be encoded")
-        with self._waiting_for(key, deadline) as patience:
-            result = await self._shared(key, image, patience, deadline)
+        with self._room_for(image):
+            await self._check_image(key, image)
+            if key not in self._flights and len(self._flights) >= self._queue_images:
+                raise Overloaded("too many images are waiting to be encoded")
+            with self._waiting_for(key, deadline) as patience:
+                result = await self._shared(key, image, patience, deadline)
         REQUESTS.labels(result.source).inc()
         note(source=result.source.value, patches=self._patches(result.grid))
         return result
@@ -146,6 +151,17 @@ class Encoder:
             digest = _sha256(image)
         if digest != key.image_sha256:
             raise InvalidRequest("key.image_sha256", "not the SHA-256 of the image", "KEY_MISMATCH")
+
+    @contextmanager
+    def _room_for(self, image: bytes) -> Iterator[None]:
+        """Raises Overloaded where there is none; an image that is alone always has it."""
+        if self._waiting_bytes and self._waiting_bytes + len(image) > self._queue_bytes:
+            raise Overloaded("too many bytes of images are waiting to be encoded")
+        self._waiting_bytes += len(image)
+        try:
+            yield
+        finally:
+            self._waiting_bytes -= len(image)
 
     @contextmanager
     def _waiting_for(self, key: EmbeddingKey, deadline: float) -> Iterator[Patience]:

@@ -62,6 +62,9 @@ class EncoderSettings(ModelSettings, RedisSettings):
     queue_images: int = Field(
         1024, ge=1, description="Images of any size being looked up or encoded, before refusal."
     )
+    queue_bytes: int = Field(
+        1024 * MIB, ge=1, description="Of image files being looked up or encoded, before refusal."
+    )
     max_image_bytes: int = Field(
         20 * MIB,
         ge=1,

@@ -86,6 +86,7 @@ class EncoderTier:
             ),
             cache_bytes=settings.cache_bytes,
             queue_images=settings.queue_images,
+            queue_bytes=settings.queue_bytes,
             max_image_bytes=settings.max_image_bytes,
         )
         info = EncoderInfo(

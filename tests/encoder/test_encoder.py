@@ -61,6 +61,7 @@ async def make(redis: RedisServer, spec: VisionSpec, tower: VisionTower) -> Asyn
             *,
             begin: Begin[Staged] = tower.begin,
             queue_images: int = 100,
+            queue_bytes: int = 100 * MIB,
             cache_bytes: int = 64 * MIB,
         ) -> Encoder:
             encoder = Encoder(
@@ -80,6 +81,7 @@ async def make(redis: RedisServer, spec: VisionSpec, tower: VisionTower) -> Asyn
                 store=EmbeddingStore.from_url(redis.url, width=spec.width, dtype=DType.F32),
                 cache_bytes=cache_bytes,
                 queue_images=queue_images,
+                queue_bytes=queue_bytes,
                 max_image_bytes=20 * MIB,
             )
             stack.push_async_callback(encoder.close)
@@ -230,6 +232,25 @@ async def test_too_many_different_images_are_refused_and_more_of_one_are_not(mak
         await encoder.encode(key_of(images[2]), images[2])
     await asyncio.gather(*waiting)
     assert (await encoder.encode(key_of(images[2]), images[2])).source == Source.ENCODED
+
+
+async def test_more_bytes_of_images_than_wait_are_refused_also_of_the_same_image(
+    make: Make,
+) -> None:
+    image, other = png(640, 480), png(32, 32)
+    encoder = make(queue_bytes=2 * len(image))
+    waiting = [asyncio.create_task(encoder.encode(key_of(image), image)) for _ in range(2)]
+    await asyncio.sleep(0)
+    for one_more in (image, other):
+        with pytest.raises(Overloaded):
+            await encoder.encode(key_of(one_more), one_more)
+    waiting.pop().cancel()
+    await asyncio.gather(*waiting)
+    assert (await encoder.encode(key_of(other), other)).source == Source.ENCODED
+    # What is alone has room, whatever its size.
+    larger = png(1024, 1024, 1)
+    assert len(larger) > 2 * len(image)
+    assert (await encoder.encode(key_of(larger), larger)).source == Source.ENCODED
 
 
 async def test_numbers_that_are_not_finite_are_never_stored(make: Make, redis: RedisServer) -> None:
