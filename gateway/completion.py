@@ -10,7 +10,7 @@ from typing import cast
 
 from embeddings.key import EmbeddingKey, to_proto
 from embeddings.store import EmbeddingStore
-from gateway.admission import Admission
+from gateway.admission import Admission, Permit
 from gateway.answer import Ask, Finished, ImageReport, Timings, Usage
 from gateway.continuing import answers_of
 from gateway.conversation import Conversation, Role
@@ -86,8 +86,8 @@ class Completions:
         overdue = _cancel_task(ask.deadline.remaining() + GRACE_SECONDS)
         try:
             images = len(ask.conversation.images)
-            with self._admission.permit(ask.tenant, images, answers_of(ask.sampling)):
-                async with aclosing(merged(self._told(ask))) as events:
+            with self._admission.permit(ask.tenant, images, answers_of(ask.sampling)) as permit:
+                async with aclosing(merged(self._told(ask, permit))) as events:
                     async for event in events:
                         yield event
         except ServingError as error:
@@ -105,8 +105,8 @@ class Completions:
 
     async def count(self, conversation: Conversation, tenant: Tenant) -> Prompt:
         """The prompt that a conversation makes. Raises InvalidRequest and Overloaded."""
-        with self._admission.permit(tenant, len(conversation.images)):
-            _, prompt = await self._read(conversation, tenant, None)
+        with self._admission.permit(tenant, len(conversation.images)) as permit:
+            _, prompt = await self._read(conversation, tenant, None, permit)
         return prompt
 
     async def tokenize(self, text: str, tenant: Tenant, *, bos: bool) -> Sequence[int]:
@@ -117,17 +117,17 @@ class Completions:
             )
             return await self._prompts.tokenize(text, bos=bos)
 
-    def _told(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
+    def _told(self, ask: Ask, permit: Permit) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         """The answer, with its tool calls told apart from its text."""
         tools, calls = ask.conversation.tools, self._prompts.tools
         if not tools.offered or (not tools.forced and ask.sampling.HasField("structured_output")):
-            return self._answer(ask)
+            return self._answer(ask, permit)
         held = replace(ask, sampling=calls.hold(tools, ask.sampling))
-        return calls.read(self._answer(held), tools)
+        return calls.read(self._answer(held, permit), tools)
 
-    async def _answer(self, ask: Ask) -> AsyncGenerator[chat_pb2.Choice | Finished]:
+    async def _answer(self, ask: Ask, permit: Permit) -> AsyncGenerator[chat_pb2.Choice | Finished]:
         contract = self._tiers.contract(ask.adapter)
-        images, prompt = await self._read(ask.conversation, ask.tenant, contract)
+        images, prompt = await self._read(ask.conversation, ask.tenant, contract, permit)
         ask.so_far.prompt_tokens = len(prompt.token_ids)
         ask.tenant.use("prompt", len(prompt.token_ids))
         check_length(len(prompt.token_ids), ask.sampling, self._tiers.context_length)
@@ -190,8 +190,9 @@ class Completions:
         )
 
     async def _read(
-        self, conversation: Conversation, tenant: Tenant, contract: Contract | None
+        self, conversation: Conversation, tenant: Tenant, contract: Contract | None, permit: Permit
     ) -> tuple[list[ImageInput], Prompt]:
+        permit.hold(conversation.image_bytes)
         check_characters(
             conversation.characters,
             "messages",
@@ -202,6 +203,9 @@ class Completions:
             images = await self._images.read_all(
                 conversation.images, tenant, None if contract is None else contract.fingerprint
             )
+        # What a URL holds, or was fetched from it, is beside that.
+        sources = zip(images, conversation.images, strict=True)
+        permit.hold(sum(len(image.data) for image, source in sources if source.url))
         with current_span().child("prompt"):
             prompt = await self._prompts.encode(conversation, [image.grid for image in images])
         note(images=len(images), prompt_tokens=len(prompt.token_ids))

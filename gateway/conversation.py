@@ -87,6 +87,11 @@ class Conversation:
         return [part for turn in self.turns for part in turn.parts if isinstance(part, ImageSource)]
 
     @property
+    def image_bytes(self) -> int:
+        """Of files, and of URLs that hold one."""
+        return sum(len(image.data) + len(image.url or "") for image in self.images)
+
+    @property
     def characters(self) -> int:
         """Of text, tools and their calls among it."""
         said = sum(len(part) for turn in self.turns for part in turn.parts if isinstance(part, str))

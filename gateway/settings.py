@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, DirectoryPath, Field, FilePath, model_validator
 
+from gateway.admission import MAX_IMAGE_BYTES
 from serving.settings import (
     Address,
     ModelSettings,
@@ -62,6 +63,12 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         description="Answers and token counts that may run at once; more are refused. Unset: four "
         "for each answer that the decoders which are ready run at once, 256 for one decoder's 64.",
     )
+    max_concurrent_image_bytes: int = Field(
+        MAX_IMAGE_BYTES,
+        ge=1,
+        description="Of images of requests that run, as files and as URLs that hold one; more is "
+        "refused, but for a request that is alone.",
+    )
     workers: int = Field(
         1,
         ge=1,
@@ -103,11 +110,12 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
 
     def shares(self) -> tuple[Self, ...]:
         """These settings as each worker gets them."""
+        nbytes = {"max_concurrent_image_bytes": self.max_concurrent_image_bytes // self.workers}
         if self.max_concurrent_requests is None:
-            return (self,) * self.workers
+            return (self.model_copy(update=nbytes),) * self.workers
         each, rest = divmod(self.max_concurrent_requests, self.workers)
         return tuple(
-            self.model_copy(update={"max_concurrent_requests": each + (index < rest)})
+            self.model_copy(update={"max_concurrent_requests": each + (index < rest), **nbytes})
             for index in range(self.workers)
         )
 

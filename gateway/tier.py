@@ -106,7 +106,11 @@ class GatewayTier:
             max_pixels=settings.max_image_pixels,
             fetcher=self._fetcher,
         )
-        admission = Admission(settings.max_concurrent_requests or 1, self._tenants)
+        admission = Admission(
+            settings.max_concurrent_requests or 1,
+            self._tenants,
+            max_image_bytes=settings.max_concurrent_image_bytes,
+        )
         self._service.completions = self._openai.completions = Completions(
             images=RequestImages(reader, names),
             prompts=prompts,

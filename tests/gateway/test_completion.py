@@ -8,9 +8,11 @@ import pytest
 from prometheus_client import REGISTRY
 
 from embeddings.vision import VisionSpec
+from gateway.admission import MAX_IMAGE_BYTES
 from gateway.answer import Ask
 from gateway.prompt import PromptEncoder
 from gateway.routing import rendezvous
+from gateway.tenants import Tenant
 from gateway.tools import read_tools
 from pixtral.v1 import chat_pb2
 from serving.errors import (
@@ -140,6 +142,24 @@ async def test_images_in_redis_skip_the_encoder(
     assert answer.finished.timings.encode == 0
     (named,) = serving(decoders).calls[0].images
     assert named.encoder == owner(encoders, CAT).address
+
+
+async def test_images_beyond_what_the_gateway_holds_are_refused_and_text_is_not(
+    gateway: Harness,
+) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(CAT).decode()}"
+    # The file beside the URL that holds it.
+    for part, nbytes in ((image(CAT), len(CAT)), (image_url(url), len(url) + len(CAT))):
+        with gateway.admission.permit(Tenant("another"), 1) as permit:
+            permit.hold(MAX_IMAGE_BYTES - nbytes + 1)
+            with pytest.raises(Overloaded):
+                await gateway.answer(user(part, QUESTION))
+            await gateway.answer(user(QUESTION))
+        with gateway.admission.permit(Tenant("another"), 1) as permit:
+            permit.hold(MAX_IMAGE_BYTES - nbytes)
+            await gateway.answer(user(part, QUESTION))
+            # Its bytes were given back.
+            permit.hold(nbytes)
 
 
 async def test_only_misses_are_encoded(

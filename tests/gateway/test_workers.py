@@ -241,6 +241,8 @@ def test_limits_are_shared_out(model_dir: Path) -> None:
     assert [share.max_concurrent_requests for share in settings.shares()] == [8, 8, 7, 7]
     unset = GatewaySettings(model_dir=model_dir, decoders=("127.0.0.1:1",), workers=4)
     assert [share.max_concurrent_requests for share in unset.shares()] == [None] * 4
+    for shared in (settings, unset):
+        assert sum(share.max_concurrent_image_bytes for share in shared.shares()) == 512 << 20
     tenant = Tenant("acme")
     tenant.limit(TenantFile(keys=("k",), requests_at_once=1, tokens_per_minute=1000), 4)
     assert tenant.requests_at_once == 1
