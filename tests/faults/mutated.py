@@ -58,17 +58,16 @@ def checksum_skipped() -> None:
 @of("gateway")
 def permit_kept() -> None:
     """A request that does not end well gives its permit back to nobody."""
-    from gateway.admission import Admission
+    from gateway.admission import Admission, Permit
 
-    permit, kept = Admission.permit, list[AbstractContextManager[None]]()
+    permit, kept = Admission.permit, list[AbstractContextManager[Permit]]()
 
     @contextmanager
-    def keeps(self: Admission, *given: Any) -> Iterator[None]:
+    def keeps(self: Admission, *given: Any) -> Iterator[Permit]:
         held = permit(self, *given)
         # Or the collector would end it.
         kept.append(held)
-        held.__enter__()
-        yield
+        yield held.__enter__()
         held.__exit__(None, None, None)
 
     Admission.permit = keeps  # type: ignore[assignment,method-assign]
