@@ -11,7 +11,7 @@ AUDITOR := .cache/audit/bin/pip-audit
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-e2e test-parts test-page fuzz fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
+.PHONY: help setup demo test test-stacks-and-fuzz test-e2e test-parts test-page fuzz fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

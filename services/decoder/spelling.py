@@ -44,4 +44,4 @@ def pieces(tekkenizer: Any, count: int) -> list[bytes]:
 
 
 def _in_text(piece: bytes) -> bytes:
-    return b"" if any(byte in _NOT_UTF8 for byte in piece) else piece
+    return piece if _NOT_UTF8.isdisjoint(piece) else b""
