@@ -59,14 +59,19 @@ async def test_it_is_openapi(described: Described) -> None:
     assert used | {CHUNK} == {*schemas}
 
 
-async def test_all_routes_but_the_pages_are_in_it(described: Described, tmp_path: Path) -> None:
-    settings = GatewaySettings(
+def closed(model_dir: Path, **more: Any) -> GatewaySettings:
+    """Of a gateway that nothing is behind."""
+    return GatewaySettings(
         listen="127.0.0.1:0",
         http_listen="127.0.0.1:0",
-        model_dir=tmp_path,
+        model_dir=model_dir,
         decoders=["127.0.0.1:1"],
-        page=True,
+        **more,
     )
+
+
+async def test_all_routes_but_the_pages_are_in_it(described: Described, tmp_path: Path) -> None:
+    settings = closed(tmp_path, page=True)
     app = OpenAiApi(settings, Tenants(None)).app(Gate("closed"), Tracer())
     routed = {
         (route.path_format, method.lower())
@@ -114,13 +119,7 @@ def test_where_keys_are_needed_it_says_so() -> None:
 async def test_it_needs_no_key(tmp_path: Path) -> None:
     keys = tmp_path / "tenants.toml"
     keys.write_text(f'[acme]\nkeys = ["{digest_of("key")}"]\n')
-    settings = GatewaySettings(
-        listen="127.0.0.1:0",
-        http_listen="127.0.0.1:0",
-        model_dir=tmp_path,
-        decoders=["127.0.0.1:1"],
-        api_keys=keys,
-    )
+    settings = closed(tmp_path, api_keys=keys)
     gate = Gate("closed")
     app = OpenAiApi(settings, Tenants(keys)).app(gate, Tracer())
     gate.open()
