@@ -104,7 +104,7 @@ async def load(url: str, arriving: Arriving, mix: Mix, api_key: str, model: str)
 async def loaded(url: str, **flags: float | str) -> dict[str, Any]:
     """The summary of a load by a process of its own; `flags` are this module's."""
     pairs = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    path = os.pathsep.join((str(ROOT), str(ROOT / "protos")))
+    path = os.pathsep.join((str(ROOT), str(ROOT / "protos"), os.environ.get("PYTHONPATH", "")))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.load", "--base-url", url, "--json", *pairs),
         env={**os.environ, "PYTHONPATH": path},

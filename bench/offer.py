@@ -87,7 +87,7 @@ class Offer:
     @classmethod
     async def start(cls, target: str, **flags: float | str) -> "Offer":
         pairs = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-        path = os.pathsep.join((str(ROOT), str(ROOT / "protos")))
+        path = os.pathsep.join((str(ROOT), str(ROOT / "protos"), os.environ.get("PYTHONPATH", "")))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "bench.offer", "--target", target, *pairs),

@@ -10,6 +10,7 @@ where a promise was broken, and the seed is told, with which to try again.
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -17,11 +18,20 @@ from pathlib import Path
 
 import torch
 
+from tests.faults.checker import Violation
+from tests.faults.history import History
 from tests.faults.report import summary, table
 from tests.faults.run import run
 
 DEFAULT_SEED = 1
 MOST_SHOWN = 20
+
+
+async def to_its_end(given: argparse.Namespace, directory: Path) -> tuple[History, list[Violation]]:
+    """A run that SIGTERM ends as Ctrl-C does: nothing that it has started stays."""
+    task = asyncio.ensure_future(run(given.seed, given.minutes, directory, given.only))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 def main() -> None:
@@ -40,7 +50,10 @@ def main() -> None:
     with ExitStack() as stack:
         directory = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.mkdir(parents=True, exist_ok=True)
-        history, violations = asyncio.run(run(given.seed, given.minutes, directory, given.only))
+        try:
+            history, violations = asyncio.run(to_its_end(given, directory))
+        except asyncio.CancelledError:
+            sys.exit(128 + signal.SIGTERM)
         history.write(directory / "history.jsonl")
     print(table(history))
     print(summary(history, violations))

@@ -16,6 +16,8 @@ from tests.faults.questions import url_of
 from tests.faults.stack import Stack, key_of
 
 MODEL = "pixtral-mini"
+# Longer than the slowest fault that a request outlives: an engine that hangs.
+TIMEOUT_SECONDS = 90.0
 # Beyond its deadline, until a request counts as one that never ends.
 PATIENCE_SECONDS = 10.0
 
@@ -53,6 +55,8 @@ class Clients:
                     base_url=f"https://{self._stack.address(f'gateway-{number}-http')}/v1",
                     api_key=key_of(tenant),
                     max_retries=0,
+                    # Its own 5 s to be connected in are less than a gateway may be stopped for.
+                    timeout=TIMEOUT_SECONDS,
                     http_client=openai.DefaultAsyncHttpxClient(verify=self._stack.ssl),
                 )
         return self
@@ -163,7 +167,6 @@ async def _by_http(client: openai.AsyncOpenAI, ask: Ask, record: Record) -> str:
         record.reason, record.detail = str(error.code), error.message
         return _CODES.get(error.status_code, f"HTTP_{error.status_code}")
     except (openai.APIConnectionError, httpx2.HTTPError) as error:
-        # The five seconds that the client itself waits to be connected are among these.
         record.detail = type(error).__name__
         return "UNAVAILABLE"
     except openai.APIError as error:

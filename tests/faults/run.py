@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tests.faults.checker import Violation, check
-from tests.faults.clients import Clients
+from tests.faults.clients import TIMEOUT_SECONDS, Clients
 from tests.faults.faults import Fault, Ground, catalogue
 from tests.faults.history import Ask, History, Window
 from tests.faults.questions import Asker, Question
 from tests.faults.recovery import until_idle, until_recovered, work_done
 from tests.faults.stack import GATEWAYS, PASSWORD, Stack
-from tests.faults.workload import TIMEOUT_SECONDS, USERS, Workload
+from tests.faults.workload import USERS, Workload
 from tests.redis_server import RedisServer
 
 CALM_SECONDS = 2.0

@@ -5,14 +5,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tests.faults.clients import Clients
+from tests.faults.clients import TIMEOUT_SECONDS, Clients
 from tests.faults.history import Ask
 from tests.faults.questions import Question, fresh
 
 USERS = 6
 PAUSE_SECONDS = 0.3
-# Longer than the slowest fault that a request outlives: an engine that hangs.
-TIMEOUT_SECONDS = 90.0
 SHORT_DEADLINES = (0.02, 0.1, 0.4)
 
 _KINDS = {
