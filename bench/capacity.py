@@ -8,6 +8,8 @@ from typing import Any
 
 from bench.load import loaded
 
+# Of refusals that may be expected, where none is to come: one run in twenty sees one.
+FEW = 0.05
 # By which first tokens may be later than those of an idle stack.
 TIMES_IDLE = 2.0
 IDLE_SECONDS = 40.0
@@ -19,10 +21,12 @@ AT_ONCE = 16
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """`rate` in requests a second; `idle` is the p99 of an idle stack's first tokens, in seconds,
-    and `most` what it may be."""
+    and `most` what it may be; `answer` is how long an answer takes of a stack that has plenty of
+    them, in seconds."""
 
     rate: float
     idle: float
+    answer: float = 0.0
 
     @property
     def most(self) -> float:
@@ -40,6 +44,19 @@ class Capacity:
         if p99 > self.most:
             found.append(f"first tokens' p99 {p99 * 1e3:.0f} ms of {self.most * 1e3:.0f}")
         return found
+
+
+def unrefused(permits: int, answer: float, seconds: float) -> float:
+    """The highest rate of Poisson arrivals of which hardly one in so many seconds finds all permits
+    taken, where an answer takes `answer` seconds (Erlang's loss formula)."""
+    low, high = 0.0, permits / answer
+    while high - low > 0.01 * high:
+        rate = (low + high) / 2
+        lost = 1.0
+        for taken in range(1, permits + 1):
+            lost = rate * answer * lost / (taken + rate * answer * lost)
+        low, high = (rate, high) if lost * rate * seconds < FEW else (low, rate)
+    return low
 
 
 async def find(url: str, seconds: float, **mix: float | str) -> Capacity:
@@ -61,6 +78,7 @@ async def find(url: str, seconds: float, **mix: float | str) -> Capacity:
         print(f"  {rate:.2f}/s for {seconds:g} s: {', '.join(amiss) or 'held'}", flush=True)
         return not amiss
 
+    answer = full["e2el"]["mean"]
     low, high = 0.0, full["answered_per_second"]
     for step in range(STEPS):
         rate = (low + high) / 2
@@ -69,5 +87,5 @@ async def find(url: str, seconds: float, **mix: float | str) -> Capacity:
     for again in range(TRIES if low else 0):
         rate = low * (1 - again / TRIES)
         if await holds(rate, 4 * seconds, 20 + again):
-            return Capacity(rate, idle)
+            return Capacity(rate, idle, answer)
     raise RuntimeError("this stack holds no rate: the machine may be busy with something else")

@@ -1,9 +1,10 @@
 """Attention within each image of a packed sequence, by the fastest kernel for each length."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, product
 from typing import cast
 
 import torch
@@ -18,9 +19,10 @@ from services.encoder.layers import Heads
 # Below this many patches cuDNN is no faster than a kernel that needs no plan.
 LEAST_PLANNED = 1024
 # On a CPU without AMX, torch's kernel multiplies bfloat16 at a third of the rate of its products.
-# From so many patches on, blocks of products are faster, though their scores are rounded.
-LEAST_IN_BLOCKS = 1024
-BLOCK = 256
+# From so many patches in a call on, products in turn are faster, though scores are rounded between
+# them; so many scores are had at a time.
+LEAST_IN_PRODUCTS = 64
+SCORES = 1 << 20
 # The first that can do it is taken. float32 on a GPU has only the third.
 KERNELS = [
     SDPBackend.CUDNN_ATTENTION,
@@ -113,10 +115,9 @@ class Attention:
         attended, start = [], 0
         for count, length in packing.groups:
             end = start + count * length
-            if self._has_fast_products and length >= LEAST_IN_BLOCKS:
-                attended += [_blocks(heads, at, at + length) for at in range(start, end, length)]
-            else:
-                attended.append(_dense(heads, start, end, count))
+            is_worth_it = end - start >= LEAST_IN_PRODUCTS
+            call = _products if self._has_fast_products and is_worth_it else _dense
+            attended.append(call(heads, start, end, count))
             start = end
         if packing.ragged is not None:
             attended.append(_ragged(heads, start, packing.ragged, packing.longest))
@@ -131,15 +132,26 @@ def _dense(heads: Heads, start: int, end: int, images: int) -> Tensor:
     return attended.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _blocks(heads: Heads, start: int, end: int) -> Tensor:
-    queries, keys, values = (each[start:end].transpose(0, 1).contiguous() for each in heads)
-    queries = queries * queries.shape[-1] ** -0.5
+def _products(heads: Heads, start: int, end: int, images: int) -> Tensor:
+    queries, keys, values = (
+        each[start:end].view(images, -1, *each.shape[1:]).transpose(1, 2).flatten(0, 1)
+        for each in heads
+    )
+    count, length, size = queries.shape
+    queries = queries * size**-0.5
     attended = torch.empty_like(queries)
-    for query, key, value, out in zip(queries, keys, values, attended, strict=True):
-        for at in range(0, end - start, BLOCK):
-            scores = torch.mm(query[at : at + BLOCK], key.t())
-            torch.mm(scores.softmax(-1), value, out=out[at : at + BLOCK])
-    return attended.transpose(0, 1).flatten(1)
+    # Some rows of one head, or all rows of some.
+    rows = min(length, max(1, SCORES // length))
+    some = max(1, SCORES // (rows * length))
+    memory = queries.new_empty(2, min(some, count) * rows * length)
+    for first, row in product(range(0, count, some), range(0, length, rows)):
+        which = slice(first, first + some), slice(row, row + rows)
+        shape = (*queries[which].shape[:2], length)
+        scores, shares = memory[:, : math.prod(shape)].view(2, *shape)
+        torch.bmm(queries[which], keys[which[0]].transpose(1, 2), out=scores)
+        torch.softmax(scores, -1, out=shares)
+        torch.bmm(shares, values[which[0]], out=attended[which])
+    return attended.view(images, -1, length, size).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _ragged(heads: Heads, start: int, ends: Tensor, longest: int) -> Tensor:

@@ -15,8 +15,9 @@ from transformers import PixtralVisionModel
 
 from embeddings.vision import VisionSpec, read_params
 from models.random_checkpoint import RandomSpec
-from services.encoder.attention import LEAST_IN_BLOCKS
+from services.encoder.attention import LEAST_IN_PRODUCTS, SCORES, Attention, Packing
 from services.encoder.graphs import MOST_PATCHES
+from services.encoder.layers import Heads
 from services.encoder.tower import VisionTower
 from services.encoder.weights import load_tower
 from tests.encoder.conftest import Checkpoints
@@ -164,14 +165,34 @@ def test_a_batch_in_several_runs_is_the_same(pair: Pair, monkeypatch: pytest.Mon
         assert relative_error(found, reference) < 1e-6
 
 
-def test_bfloat16_in_blocks_is_as_near_as_torchs_own_attention(checkpoint: Path) -> None:
+@pytest.mark.parametrize("scores", [SCORES, 5000, 300])
+@pytest.mark.parametrize(("images", "length"), [(1, 1100), (3, 37), (2, 256), (1, 9)])
+def test_attention_in_bfloat16_is_within_each_image(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, images: int, length: int, scores: int
+) -> None:
+    monkeypatch.setattr("services.encoder.attention.SCORES", scores)
     spec = VisionSpec.from_params(read_params(checkpoint))
-    image = picture(spec, 640, 640)
+    size = spec.width // spec.heads
+    generator = torch.Generator().manual_seed(length)
+    exact = torch.randn(3, images * length, spec.heads, size, generator=generator).bfloat16()
+    attention = Attention(spec, torch.device("cpu"), torch.bfloat16)
+    found = attention(Heads(*exact), Packing(((images, length),)))
+    queries, keys, values = exact.double().view(3, images, length, spec.heads, size)
+    shares = torch.einsum("iqhs,ikhs->ihqk", queries, keys).div(size**0.5).softmax(-1)
+    expected = torch.einsum("ihqk,ikhs->iqhs", shares, values).reshape(found.shape)
+    # Numbers about 1, of 8 bits, rounded some times.
+    torch.testing.assert_close(found.double(), expected, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("side", [640, 128])
+def test_bfloat16_is_as_near_as_its_bits_allow(checkpoint: Path, side: int) -> None:
+    spec = VisionSpec.from_params(read_params(checkpoint))
+    image = picture(spec, side, side)
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         tower = load_tower(checkpoint, spec, dtype=dtype, device=torch.device("cpu"))
         (found[dtype],) = embed(tower, [image])
     reference, rounded = found[torch.float32], found[torch.bfloat16].float()
-    assert len(reference) * spec.merge_size**2 >= LEAST_IN_BLOCKS
+    assert len(reference) * spec.merge_size**2 >= LEAST_IN_PRODUCTS
     cosine = torch.cosine_similarity(rounded.flatten(), reference.flatten(), dim=0)
     assert float(cosine) > 0.9995
