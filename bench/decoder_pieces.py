@@ -11,6 +11,9 @@ from typing import Any
 import torch
 import zmq
 
+from embeddings import codec
+from embeddings.codec import DType, Embedding
+from embeddings.key import EmbeddingKey
 from embeddings.vision import VisionSpec
 
 REPEATS = 20
@@ -19,12 +22,14 @@ REPEATS = 20
 def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
     """Milliseconds each, the median of REPEATS.
 
-    `encode`, `socket` and `decode` are vLLM's way: msgpack that leaves the tensor's bytes out and
-    a socket that carries them. `shared_memory_*` is what the same costs by shared memory.
+    `check` comes before, where another process had the embedding: its checksum and its values are
+    looked at. `encode`, `socket` and `decode` are vLLM's way, msgpack without the tensor's bytes
+    and a socket that carries them; `shared_memory_*` is what the same costs by shared memory.
     """
     from vllm.multimodal.inputs import MultiModalKwargsItem
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
+    from services.decoder.source import to_tensor
     from services.decoder.vllm_inputs import embedding_item
 
     tensor = torch.randn(tokens, spec.width).to(torch.bfloat16)
@@ -33,6 +38,7 @@ def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
     frames = [bytes(frame) for frame in encoder.encode(item)]
     seen = {
         "megabytes": sum(map(len, frames)) / 1e6,
+        "check": _median(_reading(tensor, to_tensor)),
         "encode": _median(lambda: encoder.encode(item)),
         "decode": _median(lambda: decoder.decode(frames)),
         **_socket(encoder.encode(item)),
@@ -41,6 +47,18 @@ def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
     if torch.cuda.is_available():
         seen |= _on_gpu(tensor, hidden)
     return seen
+
+
+def _reading(tensor: torch.Tensor, to_tensor: Callable[[Embedding], object]) -> Callable[[], None]:
+    tokens, width = tensor.shape
+    key = EmbeddingKey(bytes(32), "f" * 32, "bench")
+    data = tensor.view(torch.uint8).numpy().tobytes()
+    value = codec.encode(key, Embedding(1, tokens, width, DType.BF16, data))
+
+    def read() -> None:
+        to_tensor(codec.decode(key, value, width=width, dtype=DType.BF16))
+
+    return read
 
 
 def _median(call: Callable[[], object]) -> float:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,7 +75,8 @@ class Peers:
             logger.warning("an encoder off this machine is not asked without peer_tls_ca")
             return None
         most = codec.PAYLOAD_OFFSET + grid.tokens * self._width * self._dtype.itemsize
-        value = bytearray()
+        pieces: list[bytes] = []
+        received = 0
         stub = encoder_pb2_grpc.EncoderServiceStub(await self._channel(address))
         span = current_span().child("fetch", is_call=True, peer=address)
         call = stub.Fetch(
@@ -85,12 +87,11 @@ class Peers:
         try:
             with span:
                 async for piece in call:
-                    value += piece.data
-                    if len(value) > most:
+                    pieces.append(piece.data)
+                    received += len(pieces[-1])
+                    if received > most:
                         return None
-                return await asyncio.to_thread(
-                    codec.decode, key, value, width=self._width, dtype=self._dtype
-                )
+                return await asyncio.to_thread(self._decode, key, pieces)
         except grpc.aio.AioRpcError as error:
             # One that holds it no longer is no fault.
             if error.code() is not grpc.StatusCode.NOT_FOUND:
@@ -101,6 +102,9 @@ class Peers:
             return None
         finally:
             call.cancel()
+
+    def _decode(self, key: EmbeddingKey, pieces: Sequence[bytes]) -> Embedding:
+        return codec.decode(key, b"".join(pieces), width=self._width, dtype=self._dtype)
 
     async def close(self) -> None:
         while self._channels:
@@ -158,7 +162,7 @@ class EmbeddingSource:
         return embedding, found
 
     async def _checked(self, embedding: Embedding | None) -> ImageEmbedding | None:
-        return None if embedding is None else await asyncio.to_thread(_to_tensor, embedding)
+        return None if embedding is None else await asyncio.to_thread(to_tensor, embedding)
 
 
 def record(found: Found) -> None:
@@ -167,11 +171,14 @@ def record(found: Found) -> None:
     count(f"embeddings_{found}")
 
 
-def _to_tensor(embedding: Embedding) -> ImageEmbedding | None:
-    """None where a value is not finite."""
+def to_tensor(embedding: Embedding) -> ImageEmbedding | None:
+    """Blocking. None where a value is not finite."""
     # A copy: torch takes buffers that can be written to alone.
     flat = torch.frombuffer(bytearray(embedding.data), dtype=TORCH_DTYPES[embedding.dtype])
-    if not bool(torch.isfinite(flat).all()):
+    # A NaN among others is the least and the largest of them. To ask it of each takes 18 times as
+    # long as to find these.
+    extremes = torch.stack(torch.aminmax(flat))
+    if not bool(torch.isfinite(extremes).all()):
         logger.error("an embedding holds values that are not finite")
         return None
     grid = Grid(embedding.rows, embedding.cols)

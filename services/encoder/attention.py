@@ -134,7 +134,7 @@ def _dense(heads: Heads, start: int, end: int, images: int) -> Tensor:
 
 def _products(heads: Heads, start: int, end: int, images: int) -> Tensor:
     queries, keys, values = (
-        each[start:end].view(images, -1, *each.shape[1:]).transpose(1, 2).flatten(0, 1)
+        each[start:end].view(images, -1, *each.shape[1:]).transpose(1, 2).flatten(0, 1).contiguous()
         for each in heads
     )
     count, length, size = queries.shape

@@ -187,7 +187,7 @@ async def test_from_the_encoder_where_the_value_in_redis_is_damaged(
         assert not client.exists(key.redis_key)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 async def test_values_that_are_not_finite_are_as_good_as_none(
     source: EmbeddingSource, redis: RedisServer, value: float
 ) -> None:
