@@ -45,6 +45,8 @@ KV_CACHE_BYTES = 20 * 10**9
 # Of the gateway, which is else one; stock vLLM's server has its own event loop and threads.
 WORKERS = 4
 DOORS = 2
+# Requests for each of those at once, before anything is measured.
+WARM_UP = 16
 # For each workload, how many requests at how many at once.
 Counts = Mapping[str, Mapping[int, int]]
 ON_CPU: Counts = {"text": {1: 40, 4: 200}, "new": {1: 6, 4: 16}, "same": {1: 30, 4: 160}}
@@ -72,6 +74,14 @@ def pictures(workload: str, requests: int) -> Callable[[int], bytes | None]:
 async def measure(ask: AskAbout, counts: Counts, door: int) -> Workloads:
     """`door` is the number of the way in: what was asked by one is new by the other."""
     seen: Workloads = {}
+    # An engine that has just started is slower for a while.
+    most = max(counts["text"])
+    await closed_loop(
+        lambda n: ask(f"Warm-up {n}: what is this?", None),
+        at_once=most,
+        requests=WARM_UP * most,
+        first=door * WARM_UP * most,
+    )
     for workload, loads in counts.items():
         each = sum(loads.values()) + 1
         first = door * each

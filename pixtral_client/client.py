@@ -7,7 +7,7 @@ there is an `Unavailable` at once.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -15,7 +15,7 @@ import grpc
 
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_client.errors import from_rpc_error, raise_from
-from pixtral_client.messages import Messages
+from pixtral_client.messages import Messages, is_text
 from pixtral_client.naming import KnownImages, Outgoing, Request
 from pixtral_client.requests import (
     DEFAULT_TARGET,
@@ -219,8 +219,8 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> Completion:
         """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
-        outgoing = await asyncio.to_thread(
-            lambda: Outgoing(complete_request(messages, model, options), self._known)
+        outgoing = await self._outgoing(
+            messages, lambda: complete_request(messages, model, options)
         )
         return completion(await self._call(self._stub.Complete, outgoing, timeout))
 
@@ -233,9 +233,7 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> AsyncStream:
         """Answers a conversation as the answer is generated."""
-        outgoing = await asyncio.to_thread(
-            lambda: Outgoing(stream_request(messages, model, options), self._known)
-        )
+        outgoing = await self._outgoing(messages, lambda: stream_request(messages, model, options))
         left = time_left(timeout or self._timeout)
 
         def begin() -> grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse]:
@@ -255,8 +253,8 @@ class AsyncClient:
         tool_choice: str | Mapping[str, Any] | None = None,
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
-        outgoing = await asyncio.to_thread(
-            lambda: Outgoing(count_request(messages, model, tools, tool_choice), self._known)
+        outgoing = await self._outgoing(
+            messages, lambda: count_request(messages, model, tools, tool_choice)
         )
         response = await self._call(self._stub.CountTokens, outgoing, timeout)
         return TokenCount(response.prompt_tokens, response.image_tokens)
@@ -292,6 +290,12 @@ class AsyncClient:
     async def close(self) -> None:
         """Cancels what is running and closes the connection."""
         await self._channel.close()
+
+    async def _outgoing(self, messages: Messages, make: Callable[[], Request]) -> Outgoing[Request]:
+        # A thread's turn takes longer than to convert a text.
+        if is_text(messages):
+            return Outgoing(make(), self._known)
+        return await asyncio.to_thread(lambda: Outgoing(make(), self._known))
 
     async def _call(
         self,

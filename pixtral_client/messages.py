@@ -54,6 +54,23 @@ def to_protos(messages: Messages) -> list[chat_pb2.Message]:
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
+def is_text(messages: Messages) -> bool:
+    """Whether nothing is to be read, fetched or encoded to convert them, right or wrong."""
+    return isinstance(messages, list | tuple) and all(
+        isinstance(message, Mapping) and _is_text(message.get("content")) for message in messages
+    )
+
+
+def _is_text(content: Any) -> bool:
+    if isinstance(content, list | tuple):
+        return all(map(_is_text_part, content))
+    return content is None or isinstance(content, str)
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, str) or (isinstance(part, Mapping) and part.get("type") in _TEXT_TYPES)
+
+
 def _message(message: Any, where: str) -> chat_pb2.Message:
     if isinstance(message, Sequence) and not isinstance(message, str):
         raise TypeError(f"{where} is a list: a call takes one conversation")

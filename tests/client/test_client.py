@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -301,6 +302,25 @@ async def test_async_chat(async_client: AsyncClient, gateway: FakeGateway) -> No
     assert gateway.requests[0].sampling == chat_pb2.SamplingParams(**SAMPLING)
     assert await async_client.count_tokens(HELLO) == TokenCount(70, 64)
     assert [model.name for model in await async_client.models()] == ["pixtral"]
+
+
+async def test_async_reads_pictures_in_a_thread_and_converts_text_at_once(
+    async_client: AsyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    turns = []
+    to_thread = asyncio.to_thread
+
+    async def counted(function: Any, *arguments: Any) -> Any:
+        turns.append(function)
+        return await to_thread(function, *arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", counted)
+    await async_client.chat(HELLO)
+    assert not turns
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"a picture")
+    await async_client.chat([{"role": "user", "content": [picture]}])
+    assert len(turns) == 1
 
 
 async def test_async_stream(async_client: AsyncClient) -> None:

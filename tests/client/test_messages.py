@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pixtral.v1 import chat_pb2
-from pixtral_client.messages import to_protos
+from pixtral_client.messages import is_text, to_protos
 
 DATA_URL = "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode()
 
@@ -165,3 +165,28 @@ def test_wrong_content_is_named(content: Any, error: type[Exception], said: str)
 def test_wrong_messages_are_named(messages: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         to_protos(messages)
+
+
+@pytest.mark.parametrize(
+    ("content", "is_it"),
+    [
+        ("Hello", True),
+        (None, True),
+        (["a", {"type": "text", "text": "b"}], True),
+        ([Path("cat.png")], False),
+        ([b"bytes"], False),
+        ([{"text": "without a type"}], False),
+        ([{"type": "image_url", "image_url": DATA_URL}], False),
+        ([{"type": "text", "text": "a"}, {"type": "image", "image": Path("cat.png")}], False),
+        (Path("cat.png"), False),
+        (5, False),
+    ],
+)
+def test_what_is_text_alone_needs_no_thread(content: Any, is_it: bool) -> None:
+    messages = [{"role": "user", "content": "Hello"}, {"role": "user", "content": content}]
+    assert is_text(messages) is is_it
+
+
+@pytest.mark.parametrize("messages", [["Hello"], "Hello", {"role": "user"}, 5, None])
+def test_no_conversation_is_text(messages: Any) -> None:
+    assert not is_text(messages)
