@@ -117,11 +117,16 @@ async def ended(call: Any, payload: bytes, responses: int) -> grpc.StatusCode:
     except grpc.aio.AioRpcError as error:
         return error.code()
     except asyncio.CancelledError:
-        # What a call that was cancelled here raises; a cancelled task has no such call.
-        if not stream.cancelled():
+        # What a call that was cancelled here raises. A task that is cancelled cancels its call, too.
+        if _is_cancelled() or not stream.cancelled():
             raise
     code: grpc.StatusCode = await stream.code()
     return code
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _answer(call: Any, payload: bytes) -> list[int]:

@@ -179,13 +179,13 @@ class Fuzzer:
         image = rng.choice(request.images)
         match rng.randrange(9):
             case 0:
-                image.offset = rng.choice((0, image.offset + 1, 2**31, 2**32 - 1))
+                image.offset = rng.choice((0, (image.offset + 1) % 2**32, 2**31, 2**32 - 1))
             case 1:
                 image.rows, image.cols = image.cols, image.rows
             case 2:
-                image.rows = rng.choice((0, 1, image.rows + 1, 65, 2**16, 2**32 - 1))
+                image.rows = rng.choice((0, 1, (image.rows + 1) % 2**32, 65, 2**16, 2**32 - 1))
             case 3:
-                image.cols = rng.choice((0, 1, image.cols + 1, 65, 2**16, 2**32 - 1))
+                image.cols = rng.choice((0, 1, (image.cols + 1) % 2**32, 65, 2**16, 2**32 - 1))
             case 4:
                 image.key.image_sha256 = rng.randbytes(rng.choice((0, 1, 31, 32, 33)))
             case 5:
