@@ -156,7 +156,7 @@ def run(tier_factory: Callable[[S], Tier], settings: S, in_turn: InTurn | None =
     if outcome.start_cut_short:
         _leave_at_once(outcome.exit_code)
     runner.close()
-    # What torch and vLLM have made would be searched for garbage once more, for seconds.
+    # Else the rest would be searched for garbage once more.
     gc.freeze()
     sys.exit(outcome.exit_code)
 
@@ -173,7 +173,7 @@ async def _serve(
     stopping = asyncio.create_task(signalled())
     try:
         tier = tier_factory(settings)
-        chassis = _Chassis(tier, settings, shares_ports=in_turn is not None)
+        chassis = _Chassis(tier, settings, shares_ports=in_turn is not None, freezes=True)
     except Exception as error:
         return _cannot_start(error)
     drain_seconds = settings.drain_seconds
@@ -251,10 +251,18 @@ def _leave_at_once(exit_code: int) -> NoReturn:
 
 
 class _Chassis:
+    """`freezes`: the process is the tier's own, and what it has loaded stays."""
+
     def __init__(
-        self, tier: Tier, settings: ProcessSettings, *, shares_ports: bool = False
+        self,
+        tier: Tier,
+        settings: ProcessSettings,
+        *,
+        shares_ports: bool = False,
+        freezes: bool = False,
     ) -> None:
         self._shares_ports = shares_ports
+        self._freezes = freezes
         self._tier = tier
         self._settings = settings
         self._gate = Gate("the server is starting")
@@ -309,6 +317,11 @@ class _Chassis:
 
     async def start(self) -> None:
         await self._tier.start()
+        if self._freezes:
+            # A collection would look through all that was loaded, under load every few seconds for
+            # a tenth of one, in which nobody is answered.
+            gc.collect()
+            gc.freeze()
         self._gate.open()
         await self._set_health(SERVING)
 

@@ -1,6 +1,7 @@
 """A process whose tier starts, answers and fails as its flags say; for the tests of `run`."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -48,6 +49,9 @@ class Tier(EchoTier):
             self._settings.stopped.touch()
 
     async def _stream(self, request: StringValue, context: Context) -> AsyncIterator[StringValue]:
+        if request.value == "frozen":
+            yield StringValue(value=str(gc.get_freeze_count()))
+            return
         yield StringValue(value="first")
         await exists(self._settings.release)
         yield StringValue(value="last")

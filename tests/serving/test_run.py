@@ -127,6 +127,16 @@ async def test_a_signal_drains(
     assert served.stopped.exists()
 
 
+async def test_what_was_loaded_is_not_looked_through_for_garbage(tmp_path: Path) -> None:
+    async with process(tmp_path) as served:
+        addresses = await served.addresses()
+        async with open_channel(addresses["grpc"], None) as channel:
+            await becomes(health_stub(channel), SERVING, SERVICE)
+            stream = EchoStub(channel).stream(StringValue(value="frozen"))
+            # What is imported by itself is more.
+            assert int((await read_message(stream)).value) > 10_000
+
+
 async def test_a_caller_goes_to_another_while_one_drains(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
