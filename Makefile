@@ -75,7 +75,7 @@ soak-decoder: $(INSTALLED) ## Load a decoder alone for 20 minutes with all sorts
 # Those of a schedule: starting and a last look take two more. SEED= another: another schedule.
 SEED ?= 1
 faults: $(INSTALLED) ## Break a running service for MINUTES=30, and check every answer
-	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.faults --seed $(SEED) --minutes $(or $(MINUTES),30)
+	@GRPC_VERBOSITY=NONE exec $(BIN)/python -m tests.faults --seed $(SEED) --minutes $(or $(MINUTES),30)
 
 accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the service
 	@$(BIN)/python -m bench.accuracy --picture bench/results/confusion.png
