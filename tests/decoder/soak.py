@@ -42,8 +42,8 @@ SAMPLE_SECONDS = 2.0
 MIB = 1 << 20
 # All caches are full within the first half, so that what grows after it is none of them.
 CACHE_BYTES = 64 * MIB
-# vLLM's, of grammars that were compiled, 512 MiB unless told; and oneDNN's on a CPU, of code for each
-# shape of a product, 1,024 of them.
+# vLLM's, of grammars that were compiled, 512 MiB unless told; and oneDNN's on a CPU, of code for
+# each of 1,024 shapes of a product.
 ENGINE_CACHES = {"VLLM_XGRAMMAR_CACHE_MB": "32", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
 # What the second half may add to the median: allocators and Prometheus still move by this.
 MAX_GROWTH = 0.04
