@@ -25,7 +25,7 @@ from torch import Tensor
 from bench.peer_towers import Embed, transformers_tower, vllm_tower
 from embeddings.checkpoint import read_spec
 from embeddings.vision import VisionSpec
-from services.encoder import fp8
+from services.encoder import fp8, heap
 from services.encoder.tower import VisionTower, tensor_shapes
 from services.encoder.weights import load_weights
 
@@ -205,6 +205,9 @@ def main() -> None:
     given = parser.parse_args()
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
     is_gpu = device.type == "cuda"
+    if not is_gpu:
+        # As the encoder's process does; the others have the same of it.
+        heap.keep_what_is_freed()
     on = torch.cuda.get_device_name() if is_gpu else f"cpu, {torch.get_num_threads()} threads"
     rate = matrix_rate(device, dtype)
     print(f"{on}, torch {torch.__version__}, {given.dtype}: {rate / 1e12:.1f} TFLOP/s of matrices")

@@ -6,7 +6,7 @@ graph is started at once. And more images than fill the card are no faster toget
 the other, so graphs of up to a large image are all that it takes.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -27,26 +27,6 @@ SMALL = (64, 128, 256, 512)
 def sizes() -> list[int]:
     """Patches for which there are graphs that any images fit: what is left over is padding."""
     return [*SMALL, *range(1024, MOST_PATCHES + 1, 512)]
-
-
-def runs(lengths: Sequence[int], singles: Collection[int]) -> Iterator[slice]:
-    """Cuts a packed sequence of images, of `lengths` patches each, into what one graph runs.
-
-    An image that has a graph of its own, in `singles`, or is larger than any graph is by itself.
-    """
-    begin = patches = 0
-    for at, length in enumerate(lengths):
-        is_alone = length in singles or length > MOST_PATCHES
-        is_full = patches + length > MOST_PATCHES or at - begin == MOST_IMAGES
-        if at > begin and (is_alone or is_full):
-            yield slice(begin, at)
-            begin, patches = at, 0
-        patches += length
-        if is_alone:
-            yield slice(at, at + 1)
-            begin, patches = at + 1, 0
-    if begin < len(lengths):
-        yield slice(begin, len(lengths))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +65,7 @@ class Graphs:
 
     def run(self, images: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor | None:
         """What the layers make of the patches of `images`, (patches, width); None where no graph
-        is of their size. They are one of `runs`."""
+        is of their size. They are one of `runs` of up to MOST_PATCHES and MOST_IMAGES."""
         lengths = [len(image) for image in images]
         total = sum(lengths)
         if total > MOST_PATCHES:

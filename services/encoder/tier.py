@@ -12,7 +12,7 @@ from embeddings.fingerprint import fingerprint
 from embeddings.store import EmbeddingStore
 from embeddings.vision import BadCheckpoint, VisionSpec
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
-from services.encoder import fp8
+from services.encoder import fp8, heap
 from services.encoder.batcher import Batcher
 from services.encoder.encoder import Encoder
 from services.encoder.preprocess import Preprocessor
@@ -25,6 +25,8 @@ from serving.errors import StartupError
 logger = logging.getLogger(__name__)
 
 TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
+# By itself torch takes one for each physical core.
+THREADS = torch.get_num_threads()
 
 
 class EncoderTier:
@@ -49,6 +51,9 @@ class EncoderTier:
     async def start(self) -> None:
         """Raises StartupError where the checkpoint or the device is no good."""
         settings = self._settings
+        # OpenMP's threads wait awake for the next step of a layer only while one thread alone has
+        # them at its side. That one is the tower's; all others compute by themselves.
+        torch.set_num_threads(1)
         try:
             spec = read_spec(settings.model_dir)
             tower, made_by = await asyncio.to_thread(self._load, spec)
@@ -61,6 +66,9 @@ class EncoderTier:
             device_lost=self._device_lost,
         )
         try:
+            # Of the thread that sets it, and of those that begin later.
+            await batcher.prepare(lambda: torch.set_num_threads(settings.threads or THREADS))
+            torch.set_num_threads(1)
             await batcher.prepare(tower.prepare)
         except Exception:
             logger.exception("the vision tower does not run")
@@ -109,9 +117,9 @@ class EncoderTier:
 
     def _load(self, spec: VisionSpec) -> tuple[VisionTower, str]:
         settings = self._settings
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
         device = self._device()
+        if device.type == "cpu":
+            heap.keep_what_is_freed()
         if settings.vision_fp8 and settings.dtype is not DType.BF16:
             raise StartupError("vision_fp8 goes with dtype bf16 alone")
         if settings.vision_fp8 and not fp8.is_possible(device):

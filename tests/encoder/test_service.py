@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 from prometheus_client import REGISTRY
 from torch import Tensor
 
@@ -96,6 +97,15 @@ async def test_it_says_what_it_is(client: Client, checkpoint_dir: Path) -> None:
         dtype="bf16",
         device="cpu",
     )
+
+
+async def test_no_thread_but_the_towers_has_others_compute_at_its_side(client: Client) -> None:
+    await client.encode(png(16, 16))
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [*seen, torch.get_num_threads()] == [1, 1]
 
 
 async def test_it_says_how_often_it_has_answered(client: Client) -> None:

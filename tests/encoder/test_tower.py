@@ -159,10 +159,15 @@ def test_a_batch_in_several_runs_is_the_same(pair: Pair, monkeypatch: pytest.Mon
     side = spec.token_size
     sizes = [(8 * side, 8 * side), (1024, 1024), (side, side), (8 * side, 8 * side), (1000, 700)]
     images = [picture(spec, *size, seed) for seed, size in enumerate(sizes)]
+    as_on_a_cpu = embed(tower, images)
+    with monkeypatch.context() as patched:
+        patched.setattr(tower, "_graphs", EagerGraphs())
+        as_on_a_gpu = embed(tower, images)
+    monkeypatch.setattr("services.encoder.tower.MOST_PATCHES_ON_CPU", 1 << 20)
     together = embed(tower, images)
-    monkeypatch.setattr(tower, "_graphs", EagerGraphs())
-    for found, reference in zip(embed(tower, images), together, strict=True):
-        assert relative_error(found, reference) < 1e-6
+    for found in (as_on_a_cpu, as_on_a_gpu):
+        for each, reference in zip(found, together, strict=True):
+            assert relative_error(each, reference) < 1e-6
 
 
 @pytest.mark.parametrize("scores", [SCORES, 5000, 300])

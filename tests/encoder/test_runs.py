@@ -1,8 +1,9 @@
-"""How images are shared out among graphs; the graphs themselves need a GPU."""
+"""How images are shared out among runs of the tower, each of which a CUDA graph takes on a GPU."""
 
 import pytest
 
-from services.encoder.graphs import MOST_IMAGES, MOST_PATCHES, runs, sizes
+from services.encoder.graphs import MOST_IMAGES, MOST_PATCHES, sizes
+from services.encoder.runs import runs
 
 SINGLES = (2048, 4096)
 
@@ -23,7 +24,7 @@ SINGLES = (2048, 4096)
 def test_every_image_is_in_one_run_that_a_graph_takes(
     lengths: list[int], expected: list[list[int]]
 ) -> None:
-    assert [lengths[some] for some in runs(lengths, SINGLES)] == expected
+    assert [lengths[some] for some in runs(lengths, MOST_PATCHES, MOST_IMAGES, SINGLES)] == expected
 
 
 def test_every_run_has_a_graph() -> None:

@@ -1,0 +1,23 @@
+"""The C library's heap, where the tower runs on a CPU."""
+
+import ctypes
+
+# Names and numbers of glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+
+MIB = 1 << 20
+
+
+def keep_what_is_freed() -> None:
+    """Up to 256 MiB of it stay with the process, for the next layer.
+
+    By itself glibc gives the memory of a layer's results back to the system as soon as they are
+    not needed, and has it zeroed, page by page, for the next ones: a quarter of the time that
+    the small trained model takes. Of another C library nothing is asked.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        # The largest that glibc takes; what is larger is from the system each time.
+        set_option(M_MMAP_THRESHOLD, 32 * MIB)
+        set_option(M_TRIM_THRESHOLD, 256 * MIB)

@@ -1,0 +1,28 @@
+"""How a batch is cut into what goes through the tower at once."""
+
+from collections.abc import Collection, Iterator, Sequence
+
+
+def runs(
+    lengths: Sequence[int],
+    most_patches: int,
+    most_images: int | None = None,
+    singles: Collection[int] = (),
+) -> Iterator[slice]:
+    """Cuts a packed sequence of images, of `lengths` patches each, where a run would be too large.
+
+    An image whose length is in `singles`, or that is larger than a run, is one by itself.
+    """
+    begin = patches = 0
+    for at, length in enumerate(lengths):
+        is_alone = length in singles or length > most_patches
+        is_full = patches + length > most_patches or at - begin == most_images
+        if at > begin and (is_alone or is_full):
+            yield slice(begin, at)
+            begin, patches = at, 0
+        patches += length
+        if is_alone:
+            yield slice(at, at + 1)
+            begin, patches = at + 1, 0
+    if begin < len(lengths):
+        yield slice(begin, len(lengths))
