@@ -1,11 +1,14 @@
 """What handing one embedding from the decoder's process to its engine is made of."""
 
+import asyncio
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.shared_memory import SharedMemory
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from embeddings import codec
 from embeddings.codec import DType, Embedding
 from embeddings.key import EmbeddingKey
 from embeddings.vision import VisionSpec
+from services.decoder.handover import ADDRESS, Handover, Receiver
 
 REPEATS = 20
 
@@ -23,8 +27,10 @@ def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
     """Milliseconds each, the median of REPEATS.
 
     `check` comes before, where another process had the embedding: its checksum and its values are
-    looked at. `encode`, `socket` and `decode` are vLLM's way, msgpack without the tensor's bytes
-    and a socket that carries them; `shared_memory_*` is what the same costs by shared memory.
+    looked at. `offer` and `handover` are the decoder's way: to write it to memory that both have,
+    and then from the request to the other process's holding it. `encode`, `socket` and `decode` are
+    vLLM's, msgpack without the tensor's bytes and a socket that carries them. The other process
+    keeps what it is sent, as an engine does.
     """
     from vllm.multimodal.inputs import MultiModalKwargsItem
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -42,7 +48,7 @@ def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
         "encode": _median(lambda: encoder.encode(item)),
         "decode": _median(lambda: decoder.decode(frames)),
         **_socket(encoder.encode(item)),
-        **_shared_memory(tensor),
+        **asyncio.run(_handover(tensor)),
     }
     if torch.cuda.is_available():
         seen |= _on_gpu(tensor, hidden)
@@ -96,18 +102,45 @@ def _answer(address: str) -> None:
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
         socket.connect(address)
         socket.send(b"ready")
-        while socket.recv_multipart(copy=False)[0].bytes != b"end":
+        kept = []
+        while (frames := socket.recv_multipart(copy=False))[0].bytes != b"end":
+            kept.append(frames)
             socket.send(b"")
 
 
-def _shared_memory(tensor: torch.Tensor) -> dict[str, float]:
-    memory = SharedMemory(create=True, size=tensor.nbytes)
-    held = torch.frombuffer(memory.buf, dtype=tensor.dtype, count=tensor.numel())
-    flat = tensor.flatten()
-    into, out = _median(lambda: held.copy_(flat)), _median(held.clone)
-    # Closed with the process: torch still points into it.
-    memory.unlink()
-    return {"shared_memory_in": into, "shared_memory_out": out}
+async def _handover(tensor: torch.Tensor) -> dict[str, float]:
+    handover, encoder = Handover(), SimpleNamespace(oob_tensor_consumer=None)
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    with handover.listening() as connect:
+        other = context.Process(target=_receive, args=(os.environ[ADDRESS], theirs), daemon=True)
+        other.start()
+        pipe.recv()
+        connect(encoder)
+    offering, handing = [], []
+    for _ in range(REPEATS + 1):
+        began = time.perf_counter()
+        with await handover.offer([tensor]):
+            offered = time.perf_counter()
+            pipe.send(("bfloat16", tensor.shape, handover(tensor)))
+            pipe.recv()
+        offering.append(offered - began)
+        handing.append(time.perf_counter() - offered)
+    pipe.send(None)
+    other.join(10)
+    handover.close()
+    return {
+        "offer": statistics.median(offering[1:]) * 1e3,
+        "handover": statistics.median(handing[1:]) * 1e3,
+    }
+
+
+def _receive(address: str, pipe: Connection) -> None:
+    receiver, kept = Receiver(address), []
+    pipe.send(None)
+    while (given := pipe.recv()) is not None:
+        kept.append(receiver(*given))
+        pipe.send(None)
 
 
 def _on_gpu(tensor: torch.Tensor, hidden: int) -> dict[str, float]:

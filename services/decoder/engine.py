@@ -6,7 +6,7 @@ checks while it does.
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from services.decoder.adapters import BadAdapter, check_adapter
 from services.decoder.continuation import Continuation, NotContinued
 from services.decoder.engine_args import EngineOptions, engine_args
+from services.decoder.handover import Handover
 from services.decoder.logprobs import TokenLogprobs, from_vllm, prompt_pieces
 from services.decoder.plugin import ARCHITECTURE
 from services.decoder.prompt import ImagePlace, Prompt
@@ -91,6 +92,7 @@ class DecoderEngine:
         self.options = options
         self._llm: Any = None
         self._cache: Any = None
+        self._handover = Handover()
         self._sampling_defaults: dict[str, Any] = {}
         self._structures: Any = None
         self._adapters: dict[str, Any] = {"": None}
@@ -164,7 +166,7 @@ class DecoderEngine:
         from services.decoder.vllm_inputs import engine_input
         from services.decoder.vllm_sampling import REFUSALS, copies, refused_field, vllm_sampling
 
-        sampling = prompt.sampling
+        sampling, offered = prompt.sampling, ExitStack()
         try:
             parameters = vllm_sampling(sampling, self._sampling_defaults)
             alike = copies(sampling, parameters)
@@ -174,6 +176,7 @@ class DecoderEngine:
             if prompt.generated:
                 tokenizer = self._llm.tokenizer
                 continuation = await Continuation.begin(prompt, parameters, tokenizer)
+            offered = await self._handover.offer(embeddings)
             # No await from here until vLLM has sent the request: the engine's process keeps its
             # images in the order in which requests reach it, as the record on this side does.
             items = self._items(prompt.images, embeddings, resend)
@@ -187,6 +190,7 @@ class DecoderEngine:
             may_miss_images, is_first = bool(prompt.images) and not resend, True
             async with aclosing(stream):
                 async for output in stream:
+                    offered.close()
                     # Each of several answers has them.
                     if is_first and sampling.prompt_logprobs is not None:
                         for delta in _prompt_deltas(output, sampling.prompt_logprobs):
@@ -214,6 +218,8 @@ class DecoderEngine:
             raise SamplingRefused("generated_token_ids") from error
         except REFUSALS as error:
             raise SamplingRefused(refused_field(error, sampling)) from error
+        finally:
+            offered.close()
 
     async def shutdown(self) -> None:
         """Ends the engine's process, in seconds. What still runs is aborted."""
@@ -224,6 +230,7 @@ class DecoderEngine:
             # It would take the end of the engine's process for its death.
             llm.output_handler.cancel()
         await asyncio.to_thread(llm.shutdown)
+        self._handover.close()
 
     def _load(self) -> None:
         arguments = engine_args(self.options)
@@ -240,10 +247,12 @@ class DecoderEngine:
         # is imported here in any case.
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
         self._structures = StructureCheck()
-        # By the context vLLM chooses the tokens of a step.
-        self._llm = AsyncLLM.from_engine_args(
-            arguments, usage_context=UsageContext.OPENAI_API_SERVER
-        )
+        with self._handover.listening() as connect:
+            # By the context vLLM chooses the tokens of a step.
+            self._llm = AsyncLLM.from_engine_args(
+                arguments, usage_context=UsageContext.OPENAI_API_SERVER
+            )
+            connect(self._llm.engine_core.encoder)
         send_images_once(self._llm)
 
     async def _add_adapter(self, name: str, number: int, path: Path) -> Any:

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 from importlib.metadata import entry_points
 
-from services.decoder import orphan, spelling
+from services.decoder import handover, orphan, spelling
 
 ARCHITECTURE = "PixtralEmbeddingsForConditionalGeneration"
 CONFIG_FORMAT = "pixtral-params"
@@ -34,6 +34,7 @@ def register() -> None:
         spelling.spell_in_bytes()
         if multiprocessing.parent_process() is not None:
             orphan.end_with_parent()
+            handover.receive()
 
 
 def is_installed() -> bool:

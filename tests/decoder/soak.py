@@ -28,6 +28,7 @@ from prometheus_client import REGISTRY
 
 from embeddings.codec import DType
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
+from services.decoder import handover
 from services.decoder.settings import DecoderSettings
 from services.decoder.tier import DecoderTier
 from serving.channel import open_channel
@@ -203,6 +204,8 @@ def main() -> None:
     # What the calls get wrong is no news.
     logging.disable(logging.ERROR)
     os.environ.update(ENGINE_CACHES)
+    # All cross to the engine as large ones do.
+    handover.LEAST_BYTES = 1
     found = asyncio.run(run(given.minutes))
     print("; ".join(found) or "nothing grows, and nothing is left")
     sys.exit(bool(found))

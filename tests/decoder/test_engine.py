@@ -466,15 +466,7 @@ async def test_an_image_crosses_to_the_engine_once(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many answers, questions and tenants there are to it."""
-    core = served.engine._llm.engine_core
-    encode, sizes = core.encoder.encode, list[int]()
-
-    def weighed(message: object) -> Any:
-        frames = encode(message)
-        sizes.append(sum(memoryview(frame).nbytes for frame in frames))
-        return frames
-
-    monkeypatch.setattr(core.encoder, "encode", weighed)
+    sizes = weighed(served, monkeypatch)
     image = served.image(24, 24, seed=700)
     sampling = Sampling(max_tokens=4, temperature=1.0, seed=3, n=4)
     several = await served.several(
@@ -487,6 +479,35 @@ async def test_an_image_crosses_to_the_engine_once(
     large = [size for size in sizes if size > image.embedding.nbytes // 2]
     assert len(sizes) >= 6
     assert len(large) == 1
+
+
+async def test_a_large_image_crosses_to_the_engine_in_shared_memory(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = served.image(24, 24, seed=701)
+    prompt = served.prompt(BOS, INST, image, 1012, END_INST)
+    expected = await asyncio.to_thread(
+        served.reference.generate, prompt.token_ids, [image.pixels], 24
+    )
+    sizes = weighed(served, monkeypatch)
+    monkeypatch.setattr("services.decoder.handover.LEAST_BYTES", image.embedding.nbytes)
+    answer = await served.answer(prompt)
+    assert answer.token_ids == expected
+    assert max(sizes) < image.embedding.nbytes // 4
+
+
+def weighed(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the messages to the engine from now on, in bytes."""
+    encoder = served.engine._llm.engine_core.encoder
+    encode, sizes = encoder.encode, list[int]()
+
+    def weigh(message: object) -> Any:
+        frames = encode(message)
+        sizes.append(sum(memoryview(frame).nbytes for frame in frames))
+        return frames
+
+    monkeypatch.setattr(encoder, "encode", weigh)
+    return sizes
 
 
 async def test_wrong_odd_and_hostile_requests_end_cleanly(served: Served) -> None:
