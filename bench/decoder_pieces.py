@@ -1,6 +1,5 @@
 """What handing one embedding from the decoder's process to its engine is made of."""
 
-import asyncio
 import multiprocessing
 import os
 import statistics
@@ -18,19 +17,19 @@ from embeddings import codec
 from embeddings.codec import DType, Embedding
 from embeddings.key import EmbeddingKey
 from embeddings.vision import VisionSpec
-from services.decoder.handover import ADDRESS, Handover, Receiver
+from services.decoder.handover import ADDRESS, LEAST_BYTES, Handover, Receiver
 
 REPEATS = 20
 
 
-def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
+async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
     """Milliseconds each, the median of REPEATS.
 
     `check` comes before, where another process had the embedding: its checksum and its values are
-    looked at. `offer` and `handover` are the decoder's way: to write it to memory that both have,
-    and then from the request to the other process's holding it. `encode`, `socket` and `decode` are
-    vLLM's, msgpack without the tensor's bytes and a socket that carries them. The other process
-    keeps what it is sent, as an engine does.
+    looked at. `offer` and `handover` are the decoder's way with a large one: to write it to memory
+    that both have, and then from the request to the other process's holding it. `encode`, `socket`
+    and `decode` are vLLM's, msgpack without the tensor's bytes and a socket that carries them. The
+    other process keeps what it is sent, as an engine does.
     """
     from vllm.multimodal.inputs import MultiModalKwargsItem
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -48,8 +47,9 @@ def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
         "encode": _median(lambda: encoder.encode(item)),
         "decode": _median(lambda: decoder.decode(frames)),
         **_socket(encoder.encode(item)),
-        **asyncio.run(_handover(tensor)),
     }
+    if tensor.nbytes >= LEAST_BYTES:
+        seen |= await _handover(tensor)
     if torch.cuda.is_available():
         seen |= _on_gpu(tensor, hidden)
     return seen

@@ -40,7 +40,7 @@ async def run(given: dict[str, Any]) -> dict[str, Any]:
     seen["measured_seconds"] = time.monotonic() - started
     if given["side"] == "ours":
         grid = spec.grid(SIDE_PX, SIDE_PX)
-        seen["handing_ms"] = pieces(spec, int(params["dim"]), grid.tokens)
+        seen["handing_ms"] = await pieces(spec, int(params["dim"]), grid.tokens)
     return seen
 
 
