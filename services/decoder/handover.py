@@ -1,16 +1,14 @@
 """Hands large image embeddings to the engine's process in memory that both can see.
 
 vLLM sends what it is given through a socket: 8 MB in pieces, each copied twice, into memory that is
-new each time. Here the decoder writes them to an anonymous file in memory, in a thread, and sends
-the file's descriptor; the engine's process maps the file as the tensor's memory, which is gone when
-both have let go of it, whichever way they end. vLLM's own `torch_shm` has them in /dev/shm, of
-which a container by itself has 64 MiB.
+new each time. Here the decoder writes them to anonymous files in memory, in a thread, and sends the
+files' descriptors; the engine's process maps a file as the tensor's memory, which is gone when both
+have let go of it, whichever way they end. vLLM's own `torch_shm` has them in /dev/shm, of which a
+container by itself has 64 MiB.
 """
 
-import asyncio
 import io
 import logging
-import mmap
 import os
 import socket
 import tempfile
@@ -20,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from services.decoder.memory_files import MemoryFiles, mapped
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +34,13 @@ NUMBER = "number"
 class Handover:
     """The decoder's side: vLLM's encoder of messages asks it for each large tensor.
 
-    All of it, but for what `offer` does in a thread, is for one event loop.
+    All of it, but for `listening`, is for one event loop.
     """
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._sent = 0
+        self._made = MemoryFiles()
         # By the address of what is in them, as offered and not sent yet.
         self._files: dict[int, list[io.FileIO]] = {}
 
@@ -79,13 +80,8 @@ class Handover:
         offered = ExitStack()
         if self._socket is None or not large:
             return offered
-        writing = asyncio.get_running_loop().run_in_executor(None, _written, large)
         try:
-            files = await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            # The thread writes on; what it has written is closed then.
-            writing.add_done_callback(_close_written)
-            raise
+            files = await self._made.holding(large)
         except OSError:
             logger.warning("no memory to hand embeddings over in", exc_info=True)
             return offered
@@ -114,6 +110,7 @@ class Handover:
         return {NUMBER: number}
 
     def close(self) -> None:
+        self._made.close()
         if self._socket is not None:
             self._socket.close()
 
@@ -124,27 +121,6 @@ class Handover:
             files.remove(file)
         if not files:
             self._files.pop(address, None)
-
-
-def _written(tensors: Sequence[torch.Tensor]) -> list[io.FileIO]:
-    files: list[io.FileIO] = []
-    try:
-        for tensor in tensors:
-            files.append(io.FileIO(os.memfd_create("image-embedding"), "r+"))
-            left = tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
-            while left:
-                left = left[files[-1].write(left) :]
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
-    return files
-
-
-def _close_written(writing: asyncio.Future[list[io.FileIO]]) -> None:
-    if not writing.cancelled() and writing.exception() is None:
-        for file in writing.result():
-            file.close()
 
 
 class Receiver:
@@ -169,8 +145,7 @@ class Receiver:
             try:
                 # One whose message was never sent may be before it.
                 if sent == number:
-                    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-                    return torch.frombuffer(mmap.mmap(file, 0, flags), dtype=torch.uint8)
+                    return mapped(file, os.fstat(file).st_size)
             finally:
                 os.close(file)
         raise EOFError
