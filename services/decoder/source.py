@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,12 @@ logger = logging.getLogger(__name__)
 
 TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
 MAX_CHANNELS = 64
+
+# Of memory that cannot be written to, which is what Redis's answer is, torch makes tensors that
+# could be, and says so once.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.frombuffer(b" ", dtype=torch.uint8)
 
 Found = Literal["local", "redis", "peer"]
 
@@ -173,8 +180,7 @@ def record(found: Found) -> None:
 
 def to_tensor(embedding: Embedding) -> ImageEmbedding | None:
     """Blocking. None where a value is not finite."""
-    # A copy: torch takes buffers that can be written to alone.
-    flat = torch.frombuffer(bytearray(embedding.data), dtype=TORCH_DTYPES[embedding.dtype])
+    flat = torch.frombuffer(embedding.data, dtype=TORCH_DTYPES[embedding.dtype])
     # A NaN among others is the least and the largest of them. To ask it of each takes 18 times as
     # long as to find these.
     extremes = torch.stack(torch.aminmax(flat))
