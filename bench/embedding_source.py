@@ -1,0 +1,88 @@
+"""How long a decoder takes to have an embedding that is in Redis, and of what it is made.
+
+    python -m bench.embedding_source [--tokens 4096]
+
+A real Redis of its own over loopback, embeddings of Pixtral-12B's width in bf16, each asked for
+once and kept, as a decoder keeps them. Milliseconds, the median.
+"""
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+
+import torch
+import uvloop
+
+from bench.encoder import PIXTRAL_12B
+from bench.own_redis import redis
+from embeddings import codec
+from embeddings.codec import DType, Embedding
+from embeddings.key import EmbeddingKey
+from embeddings.store import EmbeddingStore
+from embeddings.vision import Grid
+from services.decoder.prompt import ImagePlace
+from services.decoder.source import EmbeddingSource, Peers, to_tensor
+
+ASKED = 32
+WIDTH = PIXTRAL_12B.width
+
+
+async def median_ms(call: Callable[[int], Awaitable[object]]) -> float:
+    seen, kept = [], []
+    for number in range(ASKED):
+        # An engine takes longer over the one before.
+        await asyncio.sleep(0.05)
+        began = time.perf_counter()
+        kept.append(await call(number))
+        seen.append(time.perf_counter() - began)
+    return statistics.median(seen) * 1e3
+
+
+async def measure(url: str, tokens: int) -> dict[str, float]:
+    # As a decoder's process has it.
+    torch.set_num_threads(1)
+    store = EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.BF16)
+    peers = Peers(width=WIDTH, dtype=DType.BF16, seconds=1.0, tls=None, allow_insecure=False)
+    source = EmbeddingSource(store=store, peers=peers, cache_bytes=2 << 30)
+    keys = [EmbeddingKey(at.to_bytes(32, "big"), "f" * 32, "bench") for at in range(ASKED)]
+    data = torch.randn(tokens, WIDTH).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
+    embedding = Embedding(1, tokens, WIDTH, DType.BF16, data)
+    values = [codec.encode(key, embedding) for key in keys]
+    for key, value in zip(keys, values, strict=True):
+        if not await store.put(key, value):
+            raise SystemExit("Redis took no value")
+
+    async def whole(at: int) -> object:
+        return await source.get(ImagePlace(keys[at], 0, Grid(1, tokens)))
+
+    async def from_redis(at: int) -> object:
+        return await store.get(keys[at])
+
+    async def checksum(at: int) -> object:
+        return codec.decode(keys[at], values[at], width=WIDTH, dtype=DType.BF16)
+
+    async def finite(_: int) -> object:
+        return to_tensor(embedding)
+
+    try:
+        calls = {"whole": whole, "from_redis": from_redis, "checksum": checksum, "finite": finite}
+        return {name: await median_ms(call) for name, call in calls.items()}
+    finally:
+        await source.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.embedding_source", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--tokens", type=int, default=4096, help="of the embedding")
+    given = parser.parse_args()
+    with redis() as server:
+        seen = uvloop.run(measure(server.url, given.tokens))
+    print(", ".join(f"{name} {ms:.2f}" for name, ms in seen.items()))
+
+
+if __name__ == "__main__":
+    main()
