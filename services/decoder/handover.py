@@ -40,7 +40,7 @@ class Handover:
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._sent = 0
-        self._made = MemoryFiles()
+        self._memory = MemoryFiles()
         # By the address of what is in them, as offered and not sent yet.
         self._files: dict[int, list[io.FileIO]] = {}
 
@@ -81,7 +81,7 @@ class Handover:
         if self._socket is None or not large:
             return offered
         try:
-            files = await self._made.holding(large)
+            files = await self._memory.holding(large)
         except OSError:
             logger.warning("no memory to hand embeddings over in", exc_info=True)
             return offered
@@ -110,7 +110,7 @@ class Handover:
         return {NUMBER: number}
 
     def close(self) -> None:
-        self._made.close()
+        self._memory.close()
         if self._socket is not None:
             self._socket.close()
 
@@ -163,7 +163,7 @@ def receive() -> None:
     from vllm.v1.engine.core import EngineCoreProc
 
     read_requests = EngineCoreProc.process_input_sockets
-    if getattr(read_requests, "receives", False):
+    if read_requests.__module__ == __name__:
         return
 
     def process_input_sockets(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -172,5 +172,4 @@ def receive() -> None:
             self.tensor_ipc_receiver = Receiver(address)
         read_requests(self, *args, **kwargs)
 
-    process_input_sockets.receives = True  # type: ignore[attr-defined]
     EngineCoreProc.process_input_sockets = process_input_sockets

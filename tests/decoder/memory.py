@@ -1,6 +1,9 @@
 """Memory that a process holds embeddings in."""
 
+import asyncio
 from pathlib import Path
+
+SECONDS = 30.0
 
 
 def files() -> list[str]:
@@ -12,3 +15,10 @@ def files() -> list[str]:
         except FileNotFoundError:
             continue
     return [each for each in found if "image-embedding" in each]
+
+
+async def until(count: int) -> None:
+    """This process has so many files of embeddings, open and mapped ones counted apart."""
+    async with asyncio.timeout(SECONDS):
+        while len(files()) != count:
+            await asyncio.sleep(0.01)

@@ -13,9 +13,7 @@ import torch
 
 from services.decoder import handover
 from services.decoder.handover import ADDRESS, LEAST_BYTES, Handover, Receiver
-from tests.decoder.memory import files
-
-SECONDS = 30.0
+from tests.decoder.memory import SECONDS, files, until
 
 
 class Encoder:
@@ -71,9 +69,7 @@ async def pair() -> AsyncIterator[Pair]:
     finally:
         await asyncio.to_thread(made.end)
     assert made.process.exitcode == 0
-    async with asyncio.timeout(SECONDS):
-        while files():
-            await asyncio.sleep(0.01)
+    await until(0)
 
 
 def embedding(seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -12,9 +12,7 @@ import torch
 
 from services.decoder import memory_files
 from services.decoder.memory_files import SPARES, MemoryFiles
-from tests.decoder.memory import files
-
-SECONDS = 30.0
+from tests.decoder.memory import SECONDS, until
 
 
 @pytest.fixture
@@ -23,13 +21,6 @@ async def made() -> AsyncIterator[MemoryFiles]:
     yield made
     made.close()
     await until(0)
-
-
-async def until(count: int) -> None:
-    """This process has so many files of embeddings, open and mapped ones counted apart."""
-    async with asyncio.timeout(SECONDS):
-        while len(files()) != count:
-            await asyncio.sleep(0.01)
 
 
 def embedding(rows: int) -> torch.Tensor:
