@@ -18,9 +18,9 @@ from services.encoder.runs import runs
 
 Shape = tuple[int, ...]
 
-# On a CPU a run takes memory by its patches, and is no faster for more of them. Where the C library
-# keeps little of it (`heap.py`) it is slower: of the small trained model, images of 256 patches take
-# three quarters of the time in fours that they take in sixteens.
+# On a CPU a run takes memory by its patches, and is no faster for more of them. Where the C
+# library keeps little of it (`heap.py`) it is slower: of the small trained model, images of 256
+# patches take three quarters of the time in fours that they take in sixteens.
 MOST_PATCHES_ON_CPU = 1024
 
 
