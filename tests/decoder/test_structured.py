@@ -67,6 +67,23 @@ async def test_json_on_one_line_becomes_a_grammar() -> None:
     assert not accepts(structure.grammar, answer.replace(": ", ":  "))
 
 
+@pytest.mark.parametrize("on_one_line", [False, True])
+@pytest.mark.parametrize("is_lark", [False, True])
+async def test_a_text_with_a_length_is_json(is_lark: bool, on_one_line: bool) -> None:
+    schema = json.dumps({"type": "array", "items": {"type": "string", "maxLength": 3}})
+    wanted = StructuredOutput(JSON, (schema,), disable_any_whitespace=on_one_line)
+    if is_lark:
+        wanted = StructuredOutput(GRAMMAR, (f"start: %json {schema}",))
+    parameters = vllm_sampling(Sampling(structured_output=wanted), {})
+    await StructureCheck().check(parameters)
+
+    grammar = parameters.structured_outputs.grammar
+    assert accepts(grammar, '["\U0001f642é/", "", "\x7f {"]')
+    assert not accepts(grammar, '["abcd"]')
+    taken = [chr(i) for i in range(1, 128) if accepts(grammar, f'["{chr(i)}"]')]
+    assert taken == [chr(i) for i in range(0x20, 128) if chr(i) not in '"\\']
+
+
 def accepts(grammar: str, answer: str) -> bool:
     vocabulary = xgrammar.TokenizerInfo([bytes([i]) for i in range(256)], stop_token_ids=[0])
     compiled = xgrammar.GrammarCompiler(vocabulary).compile_grammar(grammar)
