@@ -15,10 +15,10 @@ AsyncEngineArgs to one of them. `--steps 8192/1536` has ours take at most 8,192 
 1,536 where answers wait for it. Given several times, all are measured in one engine: about 45 s for
 each first number on a GPU and 25 s for each second.
 
-Stock vLLM is given decoded pictures, ours the embeddings, both in their own server's way past the
-network: nothing is encoded, fetched or parsed that is not asked of the engine. It needs vLLM with
-all that it depends on, protobuf as new as the stubs in protos/ (their header names it), and neither
-gRPC, Redis nor a network. It takes two starts of an engine and about a minute for each.
+Stock vLLM is given decoded pictures, ours a real Redis with the embeddings, both in their own
+server's way past the network: nothing is encoded or parsed that is not asked of the engine. It
+needs vLLM with all that it depends on, protobuf as new as the stubs in protos/ (their header names
+it), gRPC, redis-py and a redis-server. It takes two starts of an engine and a minute for each.
 """
 
 import argparse

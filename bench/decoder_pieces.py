@@ -17,8 +17,10 @@ import zmq
 from embeddings import codec
 from embeddings.codec import DType, Embedding
 from embeddings.key import EmbeddingKey
-from embeddings.vision import VisionSpec
-from services.decoder.handover import ADDRESS, LEAST_BYTES, Handover, Receiver
+from embeddings.vision import Grid, VisionSpec
+from services.decoder.embedding import ImageEmbedding
+from services.decoder.handover import ADDRESS, Handover, Receiver
+from services.decoder.memory_files import LEAST_BYTES, MemoryFile, MemoryFiles, Room
 
 REPEATS = 20
 
@@ -27,15 +29,15 @@ async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]
     """Milliseconds each, the median of REPEATS.
 
     `check` comes before, where another process had the embedding: its checksum and its values are
-    looked at. `offer` and `handover` are the decoder's way with a large one: to write it to memory
-    that both have, and then from the request to the other process's holding it. `encode`, `socket`
-    and `decode` are vLLM's, msgpack without the tensor's bytes and a socket that carries them. The
-    other process keeps what it is sent, as an engine does.
+    looked at. `handover` is the decoder's way with a large one, which is in memory that both can
+    have: from the request to the other process's holding it. `encode`, `socket` and `decode` are
+    vLLM's, msgpack without the tensor's bytes and a socket that carries them. The other process
+    keeps what it is sent, as an engine does.
     """
     from vllm.multimodal.inputs import MultiModalKwargsItem
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-    from services.decoder.source import to_tensor
+    from services.decoder.source import checked
     from services.decoder.vllm_inputs import embedding_item
 
     tensor = torch.randn(tokens, spec.width).to(torch.bfloat16)
@@ -44,7 +46,7 @@ async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]
     frames = [bytes(frame) for frame in encoder.encode(item)]
     seen = {
         "megabytes": sum(map(len, frames)) / 1e6,
-        "check": _median(_reading(tensor, to_tensor)),
+        "check": _median(_reading(tensor, checked)),
         "encode": _median(lambda: encoder.encode(item)),
         "decode": _median(lambda: decoder.decode(frames)),
         **_socket(encoder.encode(item)),
@@ -56,14 +58,16 @@ async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]
     return seen
 
 
-def _reading(tensor: torch.Tensor, to_tensor: Callable[[Embedding], object]) -> Callable[[], None]:
+def _reading(
+    tensor: torch.Tensor, checked: Callable[[Embedding, Room], object]
+) -> Callable[[], None]:
     tokens, width = tensor.shape
     key = EmbeddingKey(bytes(32), "f" * 32, "bench")
-    data = tensor.view(torch.uint8).numpy().tobytes()
-    value = codec.encode(key, Embedding(1, tokens, width, DType.BF16, data))
+    data = tensor.view(torch.uint8).numpy().data
+    value = bytearray(codec.encode(key, Embedding(1, tokens, width, DType.BF16, data)))
 
     def read() -> None:
-        to_tensor(codec.decode(key, value, width=width, dtype=DType.BF16))
+        checked(codec.decode(key, value, width=width, dtype=DType.BF16), Room(MemoryFiles()))
 
     return read
 
@@ -118,24 +122,21 @@ async def _handover(tensor: torch.Tensor) -> dict[str, float]:
         other.start()
         pipe.recv()
         connect(encoder)
-    offering, handing = [], []
+    handing = []
     for _ in range(REPEATS + 1):
+        received = MemoryFile(tensor.nbytes)
+        shared = received.memory.view(tensor.dtype).view(tensor.shape).copy_(tensor)
         # An engine takes longer over the one before.
         await asyncio.sleep(0.05)
         began = time.perf_counter()
-        with await handover.offer([tensor]):
-            offered = time.perf_counter()
-            pipe.send(("bfloat16", tensor.shape, handover(tensor)))
+        with handover.offering([ImageEmbedding(Grid(1, len(tensor)), shared, received)]):
+            pipe.send(("bfloat16", tensor.shape, handover(shared)))
             pipe.recv()
-        offering.append(offered - began)
-        handing.append(time.perf_counter() - offered)
+        handing.append(time.perf_counter() - began)
     pipe.send(None)
     other.join(10)
     handover.close()
-    return {
-        "offer": statistics.median(offering[1:]) * 1e3,
-        "handover": statistics.median(handing[1:]) * 1e3,
-    }
+    return {"handover": statistics.median(handing[1:]) * 1e3}
 
 
 def _receive(address: str, pipe: Connection) -> None:

@@ -5,6 +5,7 @@ python -m bench.decoder_side PLAN.json SEEN.json
 
 import asyncio
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -38,7 +39,8 @@ async def run(given: dict[str, Any]) -> dict[str, Any]:
         await side.close()
     seen["start_seconds"] = started - began
     seen["measured_seconds"] = time.monotonic() - started
-    if given["side"] == "ours":
+    if isinstance(side, Ours):
+        seen["fetching_ms"] = statistics.median(side.fetching) * 1e3
         grid = spec.grid(SIDE_PX, SIDE_PX)
         seen["handing_ms"] = await pieces(spec, int(params["dim"]), grid.tokens)
     return seen

@@ -1,24 +1,32 @@
 """The two engines that `bench.decoder` compares, each asked in the way of its own server."""
 
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing, closing
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from redis import Redis
 
+from bench.own_redis import redis
+from embeddings import codec
+from embeddings.codec import DType, Embedding
 from embeddings.key import EmbeddingKey
+from embeddings.store import EmbeddingStore
 from embeddings.vision import Grid, VisionSpec
+from services.decoder.embedding import ImageEmbedding
 from services.decoder.engine import DecoderEngine
 from services.decoder.engine_args import EngineOptions
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling
+from services.decoder.source import EmbeddingSource, Peers
 
 SIDE_PX = 1024
 CONTEXT_LENGTH = 16_384
 RUNNING = 64
-# Tensors that embeddings are taken from in turn, under a name of its own each time.
+# Embeddings that are taken in turn, under a name of its own each time.
 TENSORS = 16
 
 
@@ -49,7 +57,12 @@ class Side(Protocol):
 
 
 class Ours:
-    """The decoder's engine, given embeddings as the decoder gives them: from its own memory."""
+    """The decoder's engine, given embeddings as the decoder gives them: out of a real Redis, over
+    loopback, those that the engine does not hold.
+
+    Attributes:
+        fetching: seconds, of each that was had from Redis.
+    """
 
     def __init__(
         self, model_dir: Path, spec: VisionSpec, kv_cache_bytes: int | None, more: Mapping[str, Any]
@@ -63,16 +76,34 @@ class Ours:
             more=more,
         )
         self.engine = DecoderEngine(options)
+        self.fetching: list[float] = []
         self._grid = spec.grid(SIDE_PX, SIDE_PX)
-        self._tensors = [
-            torch.randn(self._grid.tokens, spec.width).to(torch.bfloat16) for _ in range(TENSORS)
+        rows, cols, width = self._grid.rows, self._grid.cols, spec.width
+        self._embeddings = [
+            Embedding(rows, cols, width, DType.BF16, _random(rows * cols, width))
+            for _ in range(TENSORS)
         ]
+        self._running = ExitStack()
 
     async def start(self) -> None:
+        # As a decoder's process has it.
+        torch.set_num_threads(1)
+        self._redis = self._running.enter_context(redis())
+        width = self._embeddings[0].width
+        self._source = EmbeddingSource(
+            store=EmbeddingStore.from_url(self._redis.url, width=width, dtype=DType.BF16),
+            peers=Peers(width=width, dtype=DType.BF16, seconds=1.0, tls=None, allow_insecure=False),
+            cache_bytes=512 << 20,
+        )
         await self.engine.start()
 
     def prepare(self, pictures: Sequence[int]) -> None:
-        """There is nothing to do: the tensors are there."""
+        with closing(Redis.from_url(self._redis.url)) as client:
+            client.flushall()
+            for number in pictures:
+                key = place(number, 0, self._grid).key
+                value = codec.encode(key, self._embeddings[number % TENSORS])
+                client.set(key.redis_key, value)
 
     async def ask(
         self,
@@ -85,12 +116,14 @@ class Ours:
         salt: str | None = None,
     ) -> AsyncGenerator[int]:
         images: tuple[ImagePlace, ...] = ()
-        embeddings: list[torch.Tensor | None] = []
+        embeddings: list[ImageEmbedding | None] = []
         if picture is not None:
             image = place(picture, offset, self._grid)
-            images = (image,)
-            held = self.engine.holds(image)
-            embeddings = [None if held else self._tensors[picture % TENSORS]]
+            images, embeddings = (image,), [None]
+            if not self.engine.holds(image):
+                began = time.perf_counter()
+                embeddings = [await self._source.get(image)]
+                self.fetching.append(time.perf_counter() - began)
         sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
         prompt = Prompt(name, token_ids, images, sampling, salt)
         async with aclosing(self.engine.generate(prompt, embeddings)) as deltas:
@@ -99,6 +132,12 @@ class Ours:
 
     async def close(self) -> None:
         await self.engine.shutdown()
+        await self._source.close()
+        self._running.close()
+
+
+def _random(tokens: int, width: int) -> bytes:
+    return torch.randn(tokens, width).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
 
 
 class Stock:

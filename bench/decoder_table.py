@@ -59,6 +59,8 @@ def table(report: Mapping[str, Any]) -> str:
             if row in OF_STOCK
         ]
     for side in sides:
+        if fetching := report[side].get("fetching_ms"):
+            lines.append(f"{'an embedding out of Redis, p50':34}{fetching:>13.2f} ms")
         if pieces := report[side].get("handing_ms"):
             named = ", ".join(f"{name} {value:.2f}" for name, value in pieces.items())
             lines.append(f"handing one embedding over, ms: {named}")

@@ -21,9 +21,11 @@ from embeddings import codec
 from embeddings.codec import DType, Embedding
 from embeddings.key import EmbeddingKey
 from embeddings.store import EmbeddingStore
+from embeddings.value_reader import ValueReader
 from embeddings.vision import Grid
+from services.decoder.memory_files import MemoryFiles, Room
 from services.decoder.prompt import ImagePlace
-from services.decoder.source import EmbeddingSource, Peers, to_tensor
+from services.decoder.source import EmbeddingSource, Peers, checked
 
 ASKED = 32
 WIDTH = PIXTRAL_12B.width
@@ -46,8 +48,10 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
     store = EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.BF16)
     peers = Peers(width=WIDTH, dtype=DType.BF16, seconds=1.0, tls=None, allow_insecure=False)
     source = EmbeddingSource(store=store, peers=peers, cache_bytes=2 << 30)
+    reader, files = ValueReader.from_url(url, max_connections=1), MemoryFiles()
     keys = [EmbeddingKey(at.to_bytes(32, "big"), "f" * 32, "bench") for at in range(ASKED)]
-    data = torch.randn(tokens, WIDTH).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
+    # Such memory as they are received in.
+    data = bytearray(torch.randn(tokens, WIDTH).to(torch.bfloat16).view(torch.uint8).numpy().data)
     embedding = Embedding(1, tokens, WIDTH, DType.BF16, data)
     values = [codec.encode(key, embedding) for key in keys]
     for key, value in zip(keys, values, strict=True):
@@ -57,20 +61,26 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
     async def whole(at: int) -> object:
         return await source.get(ImagePlace(keys[at], 0, Grid(1, tokens)))
 
-    async def from_redis(at: int) -> object:
-        return await store.get(keys[at])
+    async def received(at: int) -> object:
+        room = Room(files)
+        try:
+            return await reader.get(keys[at].redis_key, 1.0, lambda value: (value, room), room)
+        finally:
+            files.refill_soon()
 
     async def checksum(at: int) -> object:
         return codec.decode(keys[at], values[at], width=WIDTH, dtype=DType.BF16)
 
     async def finite(_: int) -> object:
-        return to_tensor(embedding)
+        return checked(embedding, Room(files))
 
     try:
-        calls = {"whole": whole, "from_redis": from_redis, "checksum": checksum, "finite": finite}
+        calls = {"whole": whole, "received": received, "checksum": checksum, "finite": finite}
         return {name: await median_ms(call) for name, call in calls.items()}
     finally:
         await source.close()
+        await reader.close()
+        files.close()
 
 
 def main() -> None:

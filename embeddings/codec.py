@@ -5,9 +5,11 @@ there is no partial or best-effort read.
 """
 
 import struct
-import zlib
 from dataclasses import dataclass
 from enum import StrEnum
+
+# Zlib's own takes five times as long.
+from zlib_ng import zlib_ng
 
 from embeddings.key import EmbeddingKey
 
@@ -77,7 +79,7 @@ def encode(key: EmbeddingKey, embedding: Embedding) -> bytes:
         embedding.nbytes,
         key.digest,
     )
-    checksum = zlib.crc32(embedding.data, zlib.crc32(header))
+    checksum = zlib_ng.crc32(embedding.data, zlib_ng.crc32(header))
     return b"".join((header, CHECKSUM.pack(checksum), embedding.data))
 
 
@@ -98,7 +100,7 @@ def decode(key: EmbeddingKey, value: Buffer, *, width: int, dtype: DType) -> Emb
     if length != len(payload):
         raise DamagedValue("not of its own length")
     (checksum,) = CHECKSUM.unpack(view[HEADER.size : PAYLOAD_OFFSET])
-    if checksum != zlib.crc32(payload, zlib.crc32(header)):
+    if checksum != zlib_ng.crc32(payload, zlib_ng.crc32(header)):
         raise DamagedValue("checksum differs")
     if digest != key.digest:
         raise DamagedValue("another key's")

@@ -13,6 +13,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from embeddings.value_reader import ValueReader
+
 T = TypeVar("T")
 
 FAILURES = Counter(
@@ -49,11 +51,12 @@ class GuardedRedis:
     hangs costs one timeout a pause and not one a request.
 
     Attributes:
-        client: for the calls that `attempt` is given.
+        client, values: for the calls that `attempt` is given.
     """
 
-    def __init__(self, client: Redis, *, pause_seconds: float = 1.0) -> None:
+    def __init__(self, client: Redis, values: ValueReader, *, pause_seconds: float = 1.0) -> None:
         self.client = client
+        self.values = values
         self._pause_seconds = pause_seconds
         self._paused_until = 0.0
 
@@ -74,9 +77,13 @@ class GuardedRedis:
             retry=Retry(NoBackoff(), 1, ENDED),
             health_check_interval=0,
         )
-        return cls(Redis(connection_pool=pool))
+        return cls(
+            Redis(connection_pool=pool),
+            ValueReader.from_url(url, max_connections=max_connections),
+        )
 
     async def close(self) -> None:
+        await self.values.close()
         await self.client.aclose(close_connection_pool=True)
 
     async def attempt(

@@ -1,19 +1,18 @@
 """Image embeddings in Redis. Redis is a cache here: no fault of it is ever an error."""
 
-import asyncio
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from embeddings import codec
 from embeddings.codec import DamagedValue, DType, Embedding
 from embeddings.guarded_redis import FAILURES, GuardedRedis, show_from_the_start
 from embeddings.key import EmbeddingKey
+from embeddings.memory import Memory, new_memory
 
 show_from_the_start("get", "put", "exist", "delete")
 FAILURES.labels("get", "damaged")
 
-# Checksums of values above this are taken off the event loop.
-OFFLOAD_BYTES = 256 << 10
+T = TypeVar("T")
 
 
 class EmbeddingStore:
@@ -45,15 +44,23 @@ class EmbeddingStore:
         redis = GuardedRedis.from_url(url, max_connections=max_connections)
         return cls(redis, width=width, dtype=dtype)
 
-    async def get(self, key: EmbeddingKey) -> Embedding | None:
-        """The embedding, or None. A value that fails its checks is deleted."""
-        value = await self._redis.attempt("get", self._transfer_seconds, lambda: self._read(key))
-        if value is None:
-            return None
+    async def get(
+        self,
+        key: EmbeddingKey,
+        make: Callable[[Embedding], T | None],
+        memory: Memory = new_memory,
+    ) -> T | None:
+        """What `make` makes of the embedding in a thread, or None. A value that fails its checks is
+        deleted. `memory` is asked for what it is received in, in the same thread."""
+        seconds = self._transfer_seconds
+
+        def read(value: memoryview) -> T | None:
+            return make(codec.decode(key, value, width=self._width, dtype=self._dtype))
+
         try:
-            if len(value) > OFFLOAD_BYTES:
-                return await asyncio.to_thread(self._decode, key, value)
-            return self._decode(key, value)
+            return await self._redis.attempt(
+                "get", seconds, lambda: self._redis.values.get(key.redis_key, seconds, read, memory)
+            )
         except DamagedValue:
             FAILURES.labels("get", "damaged").inc()
             await self._redis.attempt(
@@ -84,10 +91,3 @@ class EmbeddingStore:
 
     async def close(self) -> None:
         await self._redis.close()
-
-    async def _read(self, key: EmbeddingKey) -> bytes | None:
-        # The pool decodes no responses; redis-py's types cannot know.
-        return cast("bytes | None", await self._redis.client.get(key.redis_key))
-
-    def _decode(self, key: EmbeddingKey, value: bytes) -> Embedding:
-        return codec.decode(key, value, width=self._width, dtype=self._dtype)

@@ -5,9 +5,8 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-import torch
-
 from services.decoder.checks import Limits, check_fits, check_prompt
+from services.decoder.embedding import ImageEmbedding
 from services.decoder.engine import (
     DecoderEngine,
     Delta,
@@ -95,7 +94,7 @@ class Decoder:
                 yield delta
 
     async def _stream(
-        self, prompt: Prompt, embeddings: Sequence[torch.Tensor | None], *, resend: bool
+        self, prompt: Prompt, embeddings: Sequence[ImageEmbedding | None], *, resend: bool
     ) -> AsyncGenerator[Delta]:
         """The engine's deltas; the current call is told how long it took for them."""
         began, first, tokens = time.monotonic(), None, 0
@@ -115,14 +114,14 @@ class Decoder:
 
     async def _embeddings(
         self, images: Sequence[ImagePlace], *, skip_held: bool
-    ) -> list[torch.Tensor | None]:
-        async def one(index: int, image: ImagePlace) -> torch.Tensor | None:
+    ) -> list[ImageEmbedding | None]:
+        async def one(index: int, image: ImagePlace) -> ImageEmbedding | None:
             if skip_held and self._engine.holds(image):
                 record("local")
                 return None
             embedding = await self._source.get(image)
             check_fits(index, image.grid, embedding.grid)
-            return embedding.tensor
+            return embedding
 
         # All are waited for: whoever encodes what is missing wants to know of everything at once.
         results = await asyncio.gather(
@@ -131,7 +130,7 @@ class Decoder:
         missing = [
             index for index, result in enumerate(results) if isinstance(result, EmbeddingMissing)
         ]
-        embeddings: list[torch.Tensor | None] = []
+        embeddings: list[ImageEmbedding | None] = []
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, EmbeddingMissing):
                 raise result

@@ -12,10 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from services.decoder.adapters import BadAdapter, check_adapter
 from services.decoder.continuation import Continuation, NotContinued
+from services.decoder.embedding import ImageEmbedding
 from services.decoder.engine_args import EngineOptions, engine_args
 from services.decoder.handover import Handover
 from services.decoder.logprobs import TokenLogprobs, from_vllm, prompt_pieces
@@ -146,14 +145,14 @@ class DecoderEngine:
     async def generate(
         self,
         prompt: Prompt,
-        embeddings: Sequence[torch.Tensor | None],
+        embeddings: Sequence[ImageEmbedding | None],
         *,
         resend: bool = False,
     ) -> AsyncGenerator[Delta]:
         """Deltas as the engine makes them; closing or cancelling stops the engine's work.
 
-        `embeddings[i]` is image i's, `(tokens, width)` on the CPU, or None where the engine holds
-        it. `resend` sends them all, whatever the engine is thought to hold.
+        `embeddings[i]` is image i's, or None where the engine holds it. `resend` sends them all,
+        whatever the engine is thought to hold.
 
         Raises:
             ImagesNotHeld: before the first delta; to be tried again with all and `resend`.
@@ -176,7 +175,7 @@ class DecoderEngine:
             if prompt.generated:
                 tokenizer = self._llm.tokenizer
                 continuation = await Continuation.begin(prompt, parameters, tokenizer)
-            offered = await self._handover.offer(embeddings)
+            offered.enter_context(self._handover.offering(embeddings))
             # No await from here until vLLM has sent the request: the engine's process keeps its
             # images in the order in which requests reach it, as the record on this side does.
             items = self._items(prompt.images, embeddings, resend)
@@ -270,12 +269,12 @@ class DecoderEngine:
     def _items(
         self,
         images: Sequence[ImagePlace],
-        embeddings: Sequence[torch.Tensor | None],
+        embeddings: Sequence[ImageEmbedding | None],
         resend: bool,
     ) -> list[Any]:
         from services.decoder.vllm_inputs import embedding_item
 
-        items = [None if tensor is None else embedding_item(tensor) for tensor in embeddings]
+        items = [None if each is None else embedding_item(each.tensor) for each in embeddings]
         cache = self._cache
         if cache is None or resend:
             if None in items:

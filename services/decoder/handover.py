@@ -1,14 +1,14 @@
 """Hands large image embeddings to the engine's process in memory that both can see.
 
 vLLM sends what it is given through a socket: 8 MB in pieces, each copied twice, into memory that is
-new each time. Here the decoder writes them to anonymous files in memory, in a thread, and sends the
-files' descriptors; the engine's process maps a file as the tensor's memory, which is gone when both
-have let go of it, whichever way they end. vLLM's own `torch_shm` has them in /dev/shm, of which a
+new each time. Here the decoder has received them in anonymous files in memory, and sends the files'
+descriptors; the engine's process maps a file as the tensor's memory, which is gone when both have
+let go of it, whichever way they end. vLLM's own `torch_shm` has them in /dev/shm, of which a
 container by itself has 64 MiB.
 """
 
-import io
 import logging
+import math
 import os
 import socket
 import tempfile
@@ -19,16 +19,17 @@ from typing import Any
 
 import torch
 
-from services.decoder.memory_files import MemoryFiles, mapped
+from services.decoder.embedding import ImageEmbedding
+from services.decoder.memory_files import MemoryFile, mapped
 
 logger = logging.getLogger(__name__)
 
 # Where the engine's process finds the decoder's; set for the processes that a decoder starts.
 ADDRESS = "PIXTRAL_ENGINE_HANDOVER"
-# A file costs more than it saves below that.
-LEAST_BYTES = 1 << 20
 SECONDS = 10.0
+# What stands for a tensor in a message: the file's number, and where in it the tensor begins.
 NUMBER = "number"
+OFFSET = "offset"
 
 
 class Handover:
@@ -40,9 +41,8 @@ class Handover:
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._sent = 0
-        self._memory = MemoryFiles()
-        # By the address of what is in them, as offered and not sent yet.
-        self._files: dict[int, list[io.FileIO]] = {}
+        # By the address of the tensor that is in it, once for each request that offers it.
+        self._offered: dict[int, list[MemoryFile]] = {}
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[Any], None]]:
@@ -73,54 +73,42 @@ class Handover:
             finally:
                 del os.environ[ADDRESS]
 
-    async def offer(self, embeddings: Sequence[torch.Tensor | None]) -> ExitStack:
-        """Has copies of the large ones ready for the request that is sent next; closed, those of
-        them that were not sent are gone."""
-        large = [each for each in embeddings if each is not None and each.nbytes >= LEAST_BYTES]
-        offered = ExitStack()
-        if self._socket is None or not large:
-            return offered
-        try:
-            files = await self._memory.holding(large)
-        except OSError:
-            logger.warning("no memory to hand embeddings over in", exc_info=True)
-            return offered
-        for tensor, file in zip(large, files, strict=True):
-            self._files.setdefault(tensor.data_ptr(), []).append(file)
-            offered.callback(self._withdraw, tensor.data_ptr(), file)
-        return offered
+    @contextmanager
+    def offering(self, embeddings: Sequence[ImageEmbedding | None]) -> Iterator[None]:
+        """Has those that are in files sent as such with the request that is sent meanwhile."""
+        with ExitStack() as offered:
+            for embedding in embeddings:
+                if embedding is not None and embedding.file is not None:
+                    address = embedding.tensor.data_ptr()
+                    self._offered.setdefault(address, []).append(embedding.file)
+                    offered.callback(self._withdraw, address)
+            yield
 
     def new_message(self) -> None:
         """vLLM's encoder begins with another message."""
 
     def __call__(self, tensor: torch.Tensor) -> dict[str, int] | None:
         """What stands for the tensor in a message; None, and vLLM sends it itself."""
-        files = self._files.get(tensor.data_ptr())
-        if not files or self._socket is None:
+        address = tensor.data_ptr()
+        if address not in self._offered or self._socket is None:
             return None
-        number = self._sent + 1
-        file = files[0]
+        file, number = self._offered[address][0], self._sent + 1
         try:
-            socket.send_fds(self._socket, [number.to_bytes(8, "little")], [file.fileno()])
+            socket.send_fds(self._socket, [number.to_bytes(8, "little")], [file.descriptor])
         except OSError:
             # The engine's process is far behind, or has ended, which others notice.
             return None
         self._sent = number
-        self._withdraw(tensor.data_ptr(), file)
-        return {NUMBER: number}
+        return {NUMBER: number, OFFSET: address - file.memory.data_ptr()}
 
     def close(self) -> None:
-        self._memory.close()
         if self._socket is not None:
             self._socket.close()
 
-    def _withdraw(self, address: int, file: io.FileIO) -> None:
-        file.close()
-        files = self._files.get(address, [])
-        if file in files:
-            files.remove(file)
-        if not files:
-            self._files.pop(address, None)
+    def _withdraw(self, address: int) -> None:
+        self._offered[address].pop()
+        if not self._offered[address]:
+            del self._offered[address]
 
 
 class Receiver:
@@ -134,13 +122,14 @@ class Receiver:
     def __call__(self, dtype: str, shape: Sequence[int], given: dict[str, int]) -> torch.Tensor:
         """The tensor; its memory is the file's."""
         try:
-            return self._tensor(given[NUMBER]).view(getattr(torch, dtype)).view(*shape)
+            values, kind = self._memory(given[NUMBER])[given[OFFSET] :], getattr(torch, dtype)
+            return values[: math.prod(shape) * kind.itemsize].view(kind).view(*shape)
         except BaseException:
             # vLLM's thread would end without a word, and every request wait for good.
             logger.exception("an embedding was not handed over")
             os._exit(1)
 
-    def _tensor(self, number: int) -> torch.Tensor:
+    def _memory(self, number: int) -> torch.Tensor:
         for sent, file in self._received():
             try:
                 # One whose message was never sent may be before it.

@@ -1,148 +1,132 @@
-"""Anonymous files in memory, each with what one embedding holds.
+"""Anonymous files in memory, each with one large embedding as it came.
 
-To get 8 MB of memory from the system takes three milliseconds and more, to copy an embedding into
-memory that is there half a one. So some is had before it is needed.
+A file can be handed to another process, which then has the embedding where this one has it. To get
+8 MB of memory from the system takes three milliseconds and more, to receive an embedding in memory
+that is there no longer than to receive it at all. So some is had before it is needed.
 """
 
 import asyncio
-import io
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import NamedTuple
+import resource
+import threading
+import weakref
 
 import torch
 
+from embeddings.memory import new_memory
+
+# Below that a file costs more than it saves.
+LEAST_BYTES = 1 << 20
 SPARES = 2
-# Until they are had: not while a request that was waited for goes on its way.
+# Until they are had: not while an embedding that was waited for goes on its way.
 SECONDS = 0.02
 
 
-class Spare(NamedTuple):
-    """A file whose memory is there: it is that of the tensor, of bytes."""
+class MemoryFile:
+    """A file, open and mapped for as long as this lives.
 
-    file: io.FileIO
-    memory: torch.Tensor
+    Attributes:
+        descriptor: of the file.
+        memory: what is in it, bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.descriptor = os.memfd_create("image-embedding")
+        weakref.finalize(self, os.close, self.descriptor)
+        os.truncate(self.descriptor, size)
+        self.memory = mapped(self.descriptor, size)
 
 
 class MemoryFiles:
-    """Makes them; for one event loop."""
+    """Has files for what is received. `take` is for any thread, the rest for one event loop."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         # Each as large as the largest embedding when it was made.
-        self._spares: list[Spare] = []
+        self._spares: list[MemoryFile] = []
         self._largest = 0
-        self._used: list[torch.Tensor] = []
-        self._making: asyncio.Future[Spare] | None = None
+        self._living: weakref.WeakSet[MemoryFile] = weakref.WeakSet()
+        # The process has others to open.
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._making: asyncio.Future[None] | None = None
         self._is_closed = False
 
-    async def holding(self, tensors: Sequence[torch.Tensor]) -> list[io.FileIO]:
-        """For each tensor, one or more, a file with its bytes. Cancelled, it leaves none.
-
-        Raises OSError where there is no memory.
-        """
-        self._largest = max(self._largest, *(tensor.nbytes for tensor in tensors))
-        spares = [self._take(tensor.nbytes) for tensor in tensors]
-        pairs = list(zip(tensors, spares, strict=True))
-        writing = asyncio.get_running_loop().run_in_executor(None, _written, pairs)
-        # To let go of memory takes time, too, and is left to the thread that gets new.
-        writing.add_done_callback(
-            lambda _: self._used.extend(spare.memory for spare in spares if spare is not None)
-        )
+    def take(self, size: int) -> MemoryFile | None:
+        """A file of that size; None for what is small, and where there are too many or no more."""
+        if size < LEAST_BYTES:
+            return None
+        with self._lock:
+            self._largest = max(self._largest, size)
+            if self._spares and len(self._spares[0].memory) < size:
+                self._spares.clear()
+            file = self._spares.pop() if self._spares else None
+            if file is None and len(self._living) >= self._most:
+                return None
         try:
-            files = await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            # The thread writes on.
-            writing.add_done_callback(_close_written)
-            raise
-        finally:
-            asyncio.get_running_loop().call_later(SECONDS, self._make_spare)
-        return files
+            if file is None:
+                file = MemoryFile(size)
+            else:
+                os.truncate(file.descriptor, size)
+        except OSError:
+            return None
+        with self._lock:
+            self._living.add(file)
+        return file
+
+    def refill_soon(self) -> None:
+        if len(self._spares) < SPARES and self._largest:
+            asyncio.get_running_loop().call_later(SECONDS, self._refill)
 
     def close(self) -> None:
-        """Files that were returned stay."""
-        self._is_closed = True
-        self._drop_spares()
-        self._used.clear()
+        """Files that were taken stay."""
+        with self._lock:
+            self._is_closed = True
+            self._spares.clear()
 
-    def _take(self, size: int) -> Spare | None:
-        if self._spares and len(self._spares[0].memory) < size:
-            self._drop_spares()
-        return self._spares.pop() if self._spares else None
+    def _refill(self) -> None:
+        if self._making is None and not self._is_closed:
+            self._making = asyncio.get_running_loop().run_in_executor(None, self._make_spares)
+            self._making.add_done_callback(self._made)
 
-    def _drop_spares(self) -> None:
-        for spare in self._spares:
-            spare.file.close()
-        self._spares.clear()
-
-    def _make_spare(self) -> None:
-        if self._making is not None or self._is_closed:
-            return
-        used, self._used = self._used, []
-        run = asyncio.get_running_loop().run_in_executor
-        if len(self._spares) < SPARES:
-            self._making = run(None, _spare, self._largest, used)
-            self._making.add_done_callback(self._keep_spare)
-        elif used:
-            run(None, used.clear)
-
-    def _keep_spare(self, making: asyncio.Future[Spare]) -> None:
+    def _made(self, making: asyncio.Future[None]) -> None:
         self._making = None
-        if making.cancelled() or making.exception() is not None:
-            # The next embedding is written to memory that is had for it, or fails by it.
-            return
-        spare = making.result()
-        if self._is_closed or len(spare.memory) < self._largest:
-            spare.file.close()
-        else:
-            self._spares.append(spare)
-        self._make_spare()
+        # Without memory for one, the next embedding is received elsewhere.
+        making.cancelled() or making.exception()
+
+    def _make_spares(self) -> None:
+        while len(self._spares) < SPARES and not self._is_closed:
+            size = self._largest
+            file = MemoryFile(size)
+            os.posix_fallocate(file.descriptor, 0, size)
+            # Written to, its memory is this process's, too, and not the file's alone.
+            file.memory.zero_()
+            with self._lock:
+                if self._is_closed or len(file.memory) < self._largest:
+                    continue
+                self._living.add(file)
+                self._spares.append(file)
 
 
-def _written(pairs: Sequence[tuple[torch.Tensor, Spare | None]]) -> list[io.FileIO]:
-    files = []
-    with ExitStack() as failing:
-        for _, spare in pairs:
-            if spare is not None:
-                failing.enter_context(spare.file)
-        for tensor, spare in pairs:
-            values = tensor.contiguous().flatten().view(torch.uint8)
-            if spare is not None:
-                file = spare.file
-                spare.memory[: len(values)].copy_(values)
-                file.truncate(len(values))
-            else:
-                file = failing.enter_context(_new())
-                left = values.numpy().data
-                while left:
-                    left = left[file.write(left) :]
-            files.append(file)
-        failing.pop_all()
-    return files
+class Room:
+    """The memory that one embedding is received in.
 
+    Attributes:
+        file: that it is in, if it is in one.
+    """
 
-def _close_written(writing: asyncio.Future[list[io.FileIO]]) -> None:
-    if not writing.cancelled() and writing.exception() is None:
-        for file in writing.result():
-            file.close()
+    def __init__(self, files: MemoryFiles) -> None:
+        self.file: MemoryFile | None = None
+        self._files = files
 
-
-def _spare(size: int, used: list[torch.Tensor]) -> Spare:
-    used.clear()
-    with ExitStack() as failing:
-        file = failing.enter_context(_new())
-        os.posix_fallocate(file.fileno(), 0, size)
-        # Written to, its memory is this process's, too, and not the file's alone.
-        spare = Spare(file, mapped(file.fileno(), size).zero_())
-        failing.pop_all()
-    return spare
+    def __call__(self, size: int) -> memoryview:
+        """Asked again, it is other memory. For any thread."""
+        self.file = self._files.take(size)
+        if self.file is None:
+            return new_memory(size)
+        return self.file.memory[:size].numpy().data
 
 
 def mapped(file: int, size: int) -> torch.Tensor:
     """The file's memory, as bytes, for as long as the tensor lives; the file may be closed."""
     # Python's own mmap would keep the file open.
     return torch.from_file(f"/proc/self/fd/{file}", shared=True, size=size, dtype=torch.uint8)
-
-
-def _new() -> io.FileIO:
-    return io.FileIO(os.memfd_create("image-embedding"), "r+")

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, TypeVar
 
 import grpc
 import torch
@@ -15,10 +14,13 @@ from embeddings import codec
 from embeddings.codec import DamagedValue, DType, Embedding
 from embeddings.key import EmbeddingKey, to_proto
 from embeddings.lru import ByteLru
+from embeddings.memory import Memory, new_memory
 from embeddings.metrics import REQUESTS
 from embeddings.store import EmbeddingStore
 from embeddings.vision import Grid
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from services.decoder.embedding import ImageEmbedding
+from services.decoder.memory_files import MemoryFiles, Room
 from services.decoder.prompt import ImagePlace
 from serving.call import count, current_span, outgoing
 from serving.channel import ClientTls, open_channel
@@ -30,26 +32,12 @@ logger = logging.getLogger(__name__)
 TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
 MAX_CHANNELS = 64
 
-# Of memory that cannot be written to, which is what Redis's answer is, torch makes tensors that
-# could be, and says so once.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    torch.frombuffer(b" ", dtype=torch.uint8)
-
+T = TypeVar("T")
 Found = Literal["local", "redis", "peer"]
 
 
 class EmbeddingMissing(Exception):
     """Neither Redis nor the encoder that is said to have it could give the embedding."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageEmbedding:
-    """An embedding that has passed every check of its own: `tensor` is `(tokens, width)`, finite,
-    on the CPU."""
-
-    grid: Grid
-    tensor: torch.Tensor
 
 
 class Peers:
@@ -75,9 +63,17 @@ class Peers:
         self._allow_insecure = allow_insecure
         self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
 
-    async def fetch(self, key: EmbeddingKey, address: str, grid: Grid) -> Embedding | None:
-        """The embedding, or None where the encoder lacks it, does not answer, sends less or more
-        than an image of that grid, or could only be asked without TLS."""
+    async def fetch(
+        self,
+        key: EmbeddingKey,
+        address: str,
+        grid: Grid,
+        make: Callable[[Embedding], T | None],
+        memory: Memory = new_memory,
+    ) -> T | None:
+        """What `make` makes of the embedding in a thread, or None where the encoder lacks it, does
+        not answer, sends less or more than an image of that grid, or could only be asked without
+        TLS. `memory` is asked for what the embedding is put together in, in the same thread."""
         if self._tls is None and not (self._allow_insecure or is_loopback(address)):
             logger.warning("an encoder off this machine is not asked without peer_tls_ca")
             return None
@@ -98,7 +94,7 @@ class Peers:
                     received += len(pieces[-1])
                     if received > most:
                         return None
-                return await asyncio.to_thread(self._decode, key, pieces)
+                return await asyncio.to_thread(lambda: make(self._decode(key, pieces, memory)))
         except grpc.aio.AioRpcError as error:
             # One that holds it no longer is no fault.
             if error.code() is not grpc.StatusCode.NOT_FOUND:
@@ -110,8 +106,12 @@ class Peers:
         finally:
             call.cancel()
 
-    def _decode(self, key: EmbeddingKey, pieces: Sequence[bytes]) -> Embedding:
-        return codec.decode(key, b"".join(pieces), width=self._width, dtype=self._dtype)
+    def _decode(self, key: EmbeddingKey, pieces: Sequence[bytes], memory: Memory) -> Embedding:
+        value = left = memory(max(sum(map(len, pieces)), 1))
+        for piece in pieces:
+            left[: len(piece)] = piece
+            left = left[len(piece) :]
+        return codec.decode(key, value, width=self._width, dtype=self._dtype)
 
     async def close(self) -> None:
         while self._channels:
@@ -135,6 +135,7 @@ class EmbeddingSource:
     def __init__(self, *, store: EmbeddingStore, peers: Peers, cache_bytes: int) -> None:
         self._store = store
         self._peers = peers
+        self._memory = MemoryFiles()
         self._cache: ByteLru[EmbeddingKey, ImageEmbedding] = ByteLru(cache_bytes)
         self._flights: SingleFlight[
             tuple[EmbeddingKey, Grid, str], tuple[ImageEmbedding, Found]
@@ -156,20 +157,25 @@ class EmbeddingSource:
     async def close(self) -> None:
         await self._peers.close()
         await self._store.close()
+        self._memory.close()
 
     async def _look(self, image: ImagePlace) -> tuple[ImageEmbedding, Found]:
-        embedding = await self._checked(await self._store.get(image.key))
         found: Found = "redis"
-        if embedding is None and image.encoder:
-            fetched = await self._peers.fetch(image.key, image.encoder, image.grid)
-            embedding, found = await self._checked(fetched), "peer"
+        try:
+            room = Room(self._memory)
+            embedding = await self._store.get(image.key, partial(checked, room=room), room)
+            if embedding is None and image.encoder:
+                # Its own: what was given up may still be received in the other.
+                room, found = Room(self._memory), "peer"
+                embedding = await self._peers.fetch(
+                    image.key, image.encoder, image.grid, partial(checked, room=room), room
+                )
+        finally:
+            self._memory.refill_soon()
         if embedding is None:
             raise EmbeddingMissing
         self._cache.put(image.key, embedding, embedding.tensor.nbytes)
         return embedding, found
-
-    async def _checked(self, embedding: Embedding | None) -> ImageEmbedding | None:
-        return None if embedding is None else await asyncio.to_thread(to_tensor, embedding)
 
 
 def record(found: Found) -> None:
@@ -178,8 +184,8 @@ def record(found: Found) -> None:
     count(f"embeddings_{found}")
 
 
-def to_tensor(embedding: Embedding) -> ImageEmbedding | None:
-    """Blocking. None where a value is not finite."""
+def checked(embedding: Embedding, room: Room) -> ImageEmbedding | None:
+    """Blocking: what was received in the room, or None where a value is not finite."""
     flat = torch.frombuffer(embedding.data, dtype=TORCH_DTYPES[embedding.dtype])
     # A NaN among others is the least and the largest of them. To ask it of each takes 18 times as
     # long as to find these.
@@ -188,4 +194,4 @@ def to_tensor(embedding: Embedding) -> ImageEmbedding | None:
         logger.error("an embedding holds values that are not finite")
         return None
     grid = Grid(embedding.rows, embedding.cols)
-    return ImageEmbedding(grid, flat.view(grid.tokens, embedding.width))
+    return ImageEmbedding(grid, flat.view(grid.tokens, embedding.width), room.file)

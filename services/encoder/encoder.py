@@ -196,13 +196,11 @@ class Encoder:
             stored = await self._is_stored(key) or await self._store.put(key, held.value)
             return EncodedResult(held.grid, Source.LOCAL, stored)
         with current_span().child("lookup"):
-            found = await self._store.get(key)
+            found = await self._store.get(key, lambda embedding: _held(key, embedding))
         if found is not None:
             # Held too, for Fetch: a gateway or decoder that asks here may not get it from Redis.
-            value = await asyncio.to_thread(codec.encode, key, found)
-            grid = Grid(found.rows, found.cols)
-            self._held.put(key, Held(grid, value), len(value))
-            return EncodedResult(grid, Source.REDIS, stored=True)
+            self._held.put(key, found, len(found.value))
+            return EncodedResult(found.grid, Source.REDIS, stored=True)
         with current_span().child("open"):
             opened = await self._preprocessor.open(image)
         value = await self._encode(key, opened, patience)
@@ -242,6 +240,10 @@ class Encoder:
         return codec.encode(
             key, Embedding(grid.rows, grid.cols, self._spec.width, self._dtype, data)
         )
+
+
+def _held(key: EmbeddingKey, embedding: Embedding) -> Held:
+    return Held(Grid(embedding.rows, embedding.cols), codec.encode(key, embedding))
 
 
 def _sha256(image: bytes) -> bytes:

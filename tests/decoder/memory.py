@@ -3,7 +3,23 @@
 import asyncio
 from pathlib import Path
 
+import torch
+
+from embeddings.vision import Grid
+from services.decoder.embedding import ImageEmbedding
+from services.decoder.memory_files import MemoryFile
+
 SECONDS = 30.0
+
+
+def in_a_file(tensor: torch.Tensor) -> ImageEmbedding:
+    """As it is when it was received, whatever its size, behind a header."""
+    header = 64
+    values = tensor.contiguous().flatten().view(torch.uint8)
+    file = MemoryFile(header + len(values))
+    file.memory[header:] = values
+    received = file.memory[header:].view(tensor.dtype).view(tensor.shape)
+    return ImageEmbedding(Grid(1, len(tensor)), received, file)
 
 
 def files() -> list[str]:

@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from embeddings.key import EmbeddingKey
 from embeddings.vision import VisionSpec, read_params
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
-from services.decoder import handover
+from services.decoder.embedding import ImageEmbedding
 from services.decoder.engine import DecoderEngine
 from services.decoder.engine_args import EngineOptions
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling, Structure, StructuredOutput
 from tests.decoder.lora import write_adapter
+from tests.decoder.memory import in_a_file
 from tests.reference import Reference
 
 TOKENS = 24
@@ -53,7 +54,7 @@ class Asked:
     token_ids: list[int]
     images: tuple[ImagePlace, ...] = ()
     pixels: tuple[NDArray[np.float32], ...] = ()
-    embeddings: tuple[torch.Tensor, ...] = ()
+    embeddings: tuple[ImageEmbedding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ def questions(model_dir: Path, reference: Reference) -> list[Asked]:
     grid = spec.grid(8 * 16, 12 * 16)
     place = ImagePlace(EmbeddingKey(bytes(32), "f" * 32, "tenant"), 2, grid)
     with_image = [1, 3, *spec.placeholder(grid), *text(5), 4]
-    embedding = reference.embed_image(pixels)
+    # It crosses to the engine as a large one does.
+    embedding = in_a_file(reference.embed_image(pixels))
     return [
         Asked("text", [1, 3, *text(20), 4]),
         Asked("image", with_image, (place,), (pixels,), (embedding,)),
@@ -207,8 +209,6 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="nothing compiled, no CUDA graphs")
     arguments = parser.parse_args()
     more = {"enforce_eager": True} if arguments.eager else {}
-    # Small embeddings cross to the engine as large ones do.
-    handover.LEAST_BYTES = 1
     with tempfile.TemporaryDirectory() as scratch:
         fine = asyncio.run(run(Path(scratch), more))
     print("all close" if fine else "NOT all close")

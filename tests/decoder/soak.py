@@ -28,7 +28,7 @@ from prometheus_client import REGISTRY
 
 from embeddings.codec import DType
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
-from services.decoder import handover
+from services.decoder import memory_files
 from services.decoder.settings import DecoderSettings
 from services.decoder.tier import DecoderTier
 from serving.channel import open_channel
@@ -205,7 +205,7 @@ def main() -> None:
     logging.disable(logging.ERROR)
     os.environ.update(ENGINE_CACHES)
     # All cross to the engine as large ones do.
-    handover.LEAST_BYTES = 1
+    memory_files.LEAST_BYTES = 1
     found = asyncio.run(run(given.minutes))
     print("; ".join(found) or "nothing grows, and nothing is left")
     sys.exit(bool(found))

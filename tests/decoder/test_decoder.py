@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from prometheus_client import REGISTRY
 
 from embeddings.vision import Grid
 from services.decoder.checks import Limits
 from services.decoder.decoder import Decoder
+from services.decoder.embedding import ImageEmbedding
 from services.decoder.engine import Delta, EngineDead, FinishReason, ImagesNotHeld
 from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.source import EmbeddingMissing, ImageEmbedding
+from services.decoder.source import EmbeddingMissing
 from serving.call import Call
 from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, Unavailable
 from serving.tracing import Tracer
@@ -41,11 +41,11 @@ class Engine:
     async def generate(
         self,
         prompt: Prompt,
-        embeddings: Sequence[torch.Tensor | None],
+        embeddings: Sequence[ImageEmbedding | None],
         *,
         resend: bool = False,
     ) -> AsyncGenerator[Delta]:
-        self.calls.append(([tensor is not None for tensor in embeddings], resend))
+        self.calls.append(([each is not None for each in embeddings], resend))
         try:
             if self.error is not None:
                 error, self.error = self.error, None

@@ -490,7 +490,7 @@ async def test_a_large_image_crosses_to_the_engine_in_shared_memory(
         served.reference.generate, prompt.token_ids, [image.pixels], 24
     )
     sizes = weighed(served, monkeypatch)
-    monkeypatch.setattr("services.decoder.handover.LEAST_BYTES", image.embedding.nbytes)
+    monkeypatch.setattr("services.decoder.memory_files.LEAST_BYTES", image.embedding.nbytes)
     answer = await served.answer(prompt)
     assert answer.token_ids == expected
     assert max(sizes) < image.embedding.nbytes // 4

@@ -20,6 +20,7 @@ from services.decoder.engine import DecoderEngine
 from services.decoder.engine_args import EngineOptions
 from services.decoder.prompt import ImagePlace, Prompt
 from services.decoder.sampling import Sampling
+from tests.decoder.memory import in_a_file
 from tests.reference import Reference
 
 
@@ -50,10 +51,7 @@ async def test_greedy_tokens_are_the_plain_models(
     make: Callable[[Path], Path],
     tensor_parallel: int,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Handed over as a large one is, and from there on to each part of the model.
-    monkeypatch.setattr("services.decoder.handover.LEAST_BYTES", 1)
     model_dir = make(tmp_path / "model")
     spec = VisionSpec.from_params(read_params(model_dir))
     reference = Reference(model_dir)
@@ -85,7 +83,8 @@ async def answered(options: EngineOptions, prompt: Prompt, embedding: Tensor) ->
     engine = DecoderEngine(options)
     try:
         await engine.start()
-        async with aclosing(engine.generate(prompt, [embedding])) as deltas:
+        # Handed over as a large one is, and from there on to each part of the model.
+        async with aclosing(engine.generate(prompt, [in_a_file(embedding)])) as deltas:
             return [token async for delta in deltas for token in delta.token_ids]
     finally:
         await engine.shutdown()

@@ -4,6 +4,8 @@ import asyncio
 import multiprocessing
 import os
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import pytest
 import torch
 
 from services.decoder import handover
-from services.decoder.handover import ADDRESS, LEAST_BYTES, Handover, Receiver
-from tests.decoder.memory import SECONDS, files, until
+from services.decoder.embedding import ImageEmbedding
+from services.decoder.handover import ADDRESS, Handover, Receiver
+from tests.decoder.memory import SECONDS, files, in_a_file, until
 
 
 class Encoder:
@@ -72,79 +75,80 @@ async def pair() -> AsyncIterator[Pair]:
     await until(0)
 
 
-def embedding(seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+def embedding(seed: int, dtype: torch.dtype = torch.bfloat16) -> ImageEmbedding:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(600, 1024, generator=generator).to(dtype)
+    return in_a_file(torch.randn(600, 1024, generator=generator).to(dtype))
 
 
 async def test_tensors_arrive_as_they_are_and_leave_nothing(pair: Pair) -> None:
     for seed, dtype in enumerate([torch.bfloat16, torch.float32, torch.bfloat16]):
-        tensor = embedding(seed, dtype)
-        with await pair.handover.offer([None, tensor]):
-            given = pair.encoder.oob_tensor_consumer(tensor)
-        assert torch.equal(await asyncio.to_thread(pair.arrives, tensor, given), tensor)
+        one = embedding(seed, dtype)
+        with pair.handover.offering([None, one]):
+            given = pair.encoder.oob_tensor_consumer(one.tensor)
+        assert torch.equal(await asyncio.to_thread(pair.arrives, one.tensor, given), one.tensor)
 
 
-async def test_one_offered_to_two_requests_is_sent_to_each_that_asks(pair: Pair) -> None:
-    tensor = embedding(7)
-    first = await pair.handover.offer([tensor])
-    second = await pair.handover.offer([tensor])
-    given = pair.handover(tensor)
+async def test_one_offered_by_two_requests_is_there_until_the_last_has_been_sent(
+    pair: Pair,
+) -> None:
+    one = embedding(7)
+    first, second = ExitStack(), ExitStack()
+    for request in (first, second):
+        request.enter_context(pair.handover.offering([one]))
     first.close()
-    again = pair.handover(tensor)
-    assert given is not None
-    assert again is not None
-    assert pair.handover(tensor) is None
+    given = pair.handover(one.tensor)
     second.close()
-    for each in (given, again):
-        assert torch.equal(await asyncio.to_thread(pair.arrives, tensor, each), tensor)
+    assert pair.handover(one.tensor) is None
+    assert given is not None
+    assert torch.equal(await asyncio.to_thread(pair.arrives, one.tensor, given), one.tensor)
 
 
 async def test_one_whose_message_was_never_sent_is_passed_over(pair: Pair) -> None:
-    lost, tensor = embedding(1), embedding(2)
-    with await pair.handover.offer([lost, tensor]):
-        pair.handover(lost)
-        given = pair.handover(tensor)
+    lost, one = embedding(1), embedding(2)
+    with pair.handover.offering([lost, one]):
+        pair.handover(lost.tensor)
+        given = pair.handover(one.tensor)
     assert given is not None
-    assert torch.equal(await asyncio.to_thread(pair.arrives, tensor, given), tensor)
+    assert torch.equal(await asyncio.to_thread(pair.arrives, one.tensor, given), one.tensor)
 
 
-async def test_what_is_not_asked_for_is_gone(pair: Pair) -> None:
-    tensor = embedding(3)
-    with await pair.handover.offer([tensor]):
-        pass
-    assert pair.handover(tensor) is None
+async def test_one_that_is_let_go_of_on_its_way_arrives(pair: Pair) -> None:
+    one = embedding(3)
+    with pair.handover.offering([one]):
+        given = pair.handover(one.tensor)
+    expected = one.tensor.clone()
+    del one
+    await until(0)
+    assert given is not None
+    assert torch.equal(await asyncio.to_thread(pair.arrives, expected, given), expected)
 
 
-async def test_small_ones_are_for_vllm_to_send(pair: Pair) -> None:
-    small = torch.zeros(LEAST_BYTES // 2 - 1, dtype=torch.bfloat16)
-    with await pair.handover.offer([small]):
-        assert pair.handover(small) is None
+async def test_what_is_in_no_file_is_for_vllm_to_send(pair: Pair) -> None:
+    plain = replace(embedding(4), file=None)
+    with pair.handover.offering([plain]):
+        assert pair.handover(plain.tensor) is None
 
 
 async def test_an_engine_that_does_not_read_is_not_waited_for(pair: Pair) -> None:
     """As many as the kernel holds for it are sent, and vLLM sends the rest."""
-    tensor = torch.zeros(LEAST_BYTES, dtype=torch.uint8)
-    sent = []
-    for _ in range(2000):
-        with await pair.handover.offer([tensor]):
-            given = pair.handover(tensor)
-        if given is None:
-            break
-        sent.append(given)
+    one = embedding(5)
+    sent: list[dict[str, int]] = []
+    with pair.handover.offering([one]):
+        while (given := pair.handover(one.tensor)) is not None and len(sent) < 2000:
+            sent.append(given)
     assert given is None
     assert len(sent) > 8
-    assert torch.equal(await asyncio.to_thread(pair.arrives, tensor, sent[-1]), tensor)
+    assert torch.equal(await asyncio.to_thread(pair.arrives, one.tensor, sent[-1]), one.tensor)
 
 
 async def test_without_an_engine_vllm_sends_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "SECONDS", 0.1)
-    alone, encoder, tensor = Handover(), Encoder(), embedding(5)
+    alone, encoder, one = Handover(), Encoder(), embedding(6)
     with alone.listening() as connect:
         directory = Path(os.environ[ADDRESS]).parent
         await asyncio.to_thread(connect, encoder)
     assert encoder.oob_tensor_consumer is None
-    with await alone.offer([tensor]):
-        assert alone(tensor) is None
+    with alone.offering([one]):
+        assert alone(one.tensor) is None
     assert ADDRESS not in os.environ
     assert not directory.exists()

@@ -1,18 +1,19 @@
-"""Files in memory that embeddings are handed over in."""
+"""Files in memory that embeddings are received in."""
 
 import asyncio
 import errno
 import os
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import torch
 
 from services.decoder import memory_files
-from services.decoder.memory_files import SPARES, MemoryFiles
+from services.decoder.memory_files import LEAST_BYTES, SPARES, MemoryFile, MemoryFiles, Room
 from tests.decoder.memory import SECONDS, until
+
+SIZE = 2 * LEAST_BYTES
 
 
 @pytest.fixture
@@ -23,60 +24,98 @@ async def made() -> AsyncIterator[MemoryFiles]:
     await until(0)
 
 
-def embedding(rows: int) -> torch.Tensor:
-    return torch.randn(rows, 1024, generator=torch.Generator().manual_seed(rows)).bfloat16()
+async def receive(made: MemoryFiles, value: bytes) -> Room:
+    """As from Redis: in a thread."""
+
+    def write() -> Room:
+        room = Room(made)
+        room(len(value))[:] = value
+        return room
+
+    try:
+        return await asyncio.to_thread(write)
+    finally:
+        made.refill_soon()
 
 
-async def test_files_hold_what_is_in_the_tensors_and_nothing_more(made: MemoryFiles) -> None:
-    """Into memory that is there and into memory that is not, of whatever size it is."""
-    for rows in (600, 600, 400, 1200, 600, 1200):
-        tensors = [embedding(rows), embedding(rows + 1), embedding(rows // 2)]
-        for tensor, file in zip(tensors, await made.holding(tensors), strict=True):
-            with file:
-                held = os.pread(file.fileno(), 2 * tensor.nbytes, 0)
-            assert held == tensor.view(torch.uint8).numpy().tobytes()
+async def test_files_hold_what_was_received_and_nothing_more(made: MemoryFiles) -> None:
+    """In memory that is there and in memory that is not, of whatever size it is."""
+    for size in (SIZE, SIZE + 1, SIZE // 2, 2 * SIZE, SIZE, 2 * SIZE):
+        values = [os.urandom(size), os.urandom(size), os.urandom(size // 2 + LEAST_BYTES)]
+        rooms = [await receive(made, value) for value in values]
+        for value, room in zip(values, rooms, strict=True):
+            assert room.file is not None
+            assert os.pread(room.file.descriptor, 4 * SIZE, 0) == value
+        del rooms, room
         await until(2 * SPARES)
 
 
-async def test_one_that_is_cancelled_leaves_no_file(
-    made: MemoryFiles, monkeypatch: pytest.MonkeyPatch
+async def test_a_file_lives_for_as_long_as_it_is_held(made: MemoryFiles) -> None:
+    value = os.urandom(SIZE)
+    room = await receive(made, value)
+    held = room.file
+    del room
+    await until(2 * SPARES + 2)
+    assert held is not None
+    assert held.memory[:SIZE].numpy().tobytes() == value
+
+
+async def test_small_ones_are_in_no_file(made: MemoryFiles) -> None:
+    room = Room(made)
+    memory = room(LEAST_BYTES - 1)
+    assert (room.file, len(memory)) == (None, LEAST_BYTES - 1)
+
+
+async def test_there_are_files_for_half_of_what_the_process_may_open(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written, begun, may_end = memory_files._written, threading.Event(), threading.Event()
-
-    def slowly(pairs: Any) -> Any:
-        files = written(pairs)
-        begun.set()
-        assert may_end.wait(SECONDS)
-        return files
-
-    monkeypatch.setattr(memory_files, "_written", slowly)
-    holding = asyncio.create_task(made.holding([embedding(600)]))
-    await asyncio.to_thread(begun.wait, SECONDS)
-    holding.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await holding
-    may_end.set()
-    await until(2 * SPARES)
-
-
-async def test_where_there_is_no_memory_nothing_is_left(
-    made: MemoryFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOMEM, "full")
-
-    monkeypatch.setattr("os.posix_fallocate", full)
-    new = memory_files._new
-    made_so_far = iter([new, new])
-    monkeypatch.setattr(memory_files, "_new", lambda: next(made_so_far, full)())
-    with pytest.raises(OSError, match="full"):
-        await made.holding([embedding(600)] * 3)
-    await until(0)
-
-
-async def test_closed_while_memory_is_had_it_leaves_none() -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (4, 4))
     made = MemoryFiles()
-    (file,) = await made.holding([embedding(600)])
+    rooms = [Room(made) for _ in range(3)]
+    sizes = [len(room(SIZE)) for room in rooms]
+    assert sizes == [SIZE] * 3
+    assert [room.file is not None for room in rooms] == [True, True, False]
+    del rooms[0]
+    assert made.take(SIZE) is not None
+
+
+async def test_where_no_file_can_be_had_there_is_other_memory(
+    made: MemoryFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def full(name: str) -> None:
+        asked.append(name)
+        raise OSError(errno.EMFILE, "full")
+
+    monkeypatch.setattr("os.memfd_create", full)
+    room = await receive(made, os.urandom(SIZE))
+    assert room.file is None
+    # Neither is there a spare, of which nobody is told.
+    async with asyncio.timeout(SECONDS):
+        while len(asked) < 2:
+            await asyncio.sleep(0.01)
+
+
+async def test_closed_while_memory_is_had_it_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    class Slow(MemoryFile):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            begun.set()
+            assert may_end.wait(SECONDS)
+
+    made = MemoryFiles()
+    await receive(made, os.urandom(SIZE))
+    monkeypatch.setattr(memory_files, "MemoryFile", Slow)
+    await asyncio.to_thread(begun.wait, SECONDS)
     made.close()
-    file.close()
+    may_end.set()
     await until(0)
+
+
+def test_what_is_mapped_is_the_files() -> None:
+    file = MemoryFile(8)
+    file.memory.copy_(torch.arange(8, dtype=torch.uint8))
+    assert os.pread(file.descriptor, 8, 0) == bytes(range(8))
