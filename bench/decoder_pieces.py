@@ -20,7 +20,7 @@ from embeddings.key import EmbeddingKey
 from embeddings.vision import Grid, VisionSpec
 from services.decoder.embedding import ImageEmbedding
 from services.decoder.handover import ADDRESS, Handover, Receiver
-from services.decoder.memory_files import LEAST_BYTES, MemoryFile, MemoryFiles, Room
+from services.decoder.memory_files import LEAST_BYTES, MemoryFile, MemoryFiles
 
 REPEATS = 20
 
@@ -37,7 +37,7 @@ async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]
     from vllm.multimodal.inputs import MultiModalKwargsItem
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-    from services.decoder.source import checked
+    from services.decoder.source import Arriving
     from services.decoder.vllm_inputs import embedding_item
 
     tensor = torch.randn(tokens, spec.width).to(torch.bfloat16)
@@ -46,7 +46,7 @@ async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]
     frames = [bytes(frame) for frame in encoder.encode(item)]
     seen = {
         "megabytes": sum(map(len, frames)) / 1e6,
-        "check": _median(_reading(tensor, checked)),
+        "check": _median(_reading(tensor, Arriving)),
         "encode": _median(lambda: encoder.encode(item)),
         "decode": _median(lambda: decoder.decode(frames)),
         **_socket(encoder.encode(item)),
@@ -58,16 +58,15 @@ async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]
     return seen
 
 
-def _reading(
-    tensor: torch.Tensor, checked: Callable[[Embedding, Room], object]
-) -> Callable[[], None]:
+def _reading(tensor: torch.Tensor, arriving: Callable[..., Any]) -> Callable[[], None]:
     tokens, width = tensor.shape
     key = EmbeddingKey(bytes(32), "f" * 32, "bench")
     data = tensor.view(torch.uint8).numpy().data
     value = bytearray(codec.encode(key, Embedding(1, tokens, width, DType.BF16, data)))
 
     def read() -> None:
-        checked(codec.decode(key, value, width=width, dtype=DType.BF16), Room(MemoryFiles()))
+        embedding = codec.decode(key, value, width=width, dtype=DType.BF16)
+        arriving(MemoryFiles(), DType.BF16).made(embedding)
 
     return read
 

@@ -93,6 +93,7 @@ class Ours:
         self._source = EmbeddingSource(
             store=EmbeddingStore.from_url(self._redis.url, width=width, dtype=DType.BF16),
             peers=Peers(width=width, dtype=DType.BF16, seconds=1.0, tls=None, allow_insecure=False),
+            dtype=DType.BF16,
             cache_bytes=512 << 20,
         )
         await self.engine.start()

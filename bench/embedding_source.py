@@ -20,15 +20,31 @@ from bench.own_redis import redis
 from embeddings import codec
 from embeddings.codec import DType, Embedding
 from embeddings.key import EmbeddingKey
+from embeddings.receiving import new_memory
 from embeddings.store import EmbeddingStore
 from embeddings.value_reader import ValueReader
 from embeddings.vision import Grid
-from services.decoder.memory_files import MemoryFiles, Room
+from services.decoder.memory_files import MemoryFile, MemoryFiles
 from services.decoder.prompt import ImagePlace
-from services.decoder.source import EmbeddingSource, Peers, checked
+from services.decoder.source import Arriving, EmbeddingSource, Peers
 
 ASKED = 32
 WIDTH = PIXTRAL_12B.width
+
+
+class InAFile:
+    """Receives a value, and looks at nothing of it."""
+
+    def __init__(self, files: MemoryFiles) -> None:
+        self._files = files
+        self._file: MemoryFile | None = None
+
+    def memory(self, size: int) -> memoryview:
+        self._file = self._files.take(size)
+        return new_memory(size) if self._file is None else self._file.memory[:size].numpy().data
+
+    def end(self, value: memoryview) -> object:
+        return value, self._file
 
 
 async def median_ms(call: Callable[[int], Awaitable[object]]) -> float:
@@ -47,7 +63,7 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
     torch.set_num_threads(1)
     store = EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.BF16)
     peers = Peers(width=WIDTH, dtype=DType.BF16, seconds=1.0, tls=None, allow_insecure=False)
-    source = EmbeddingSource(store=store, peers=peers, cache_bytes=2 << 30)
+    source = EmbeddingSource(store=store, peers=peers, dtype=DType.BF16, cache_bytes=2 << 30)
     reader, files = ValueReader.from_url(url, max_connections=1), MemoryFiles()
     keys = [EmbeddingKey(at.to_bytes(32, "big"), "f" * 32, "bench") for at in range(ASKED)]
     # Such memory as they are received in.
@@ -62,9 +78,8 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
         return await source.get(ImagePlace(keys[at], 0, Grid(1, tokens)))
 
     async def received(at: int) -> object:
-        room = Room(files)
         try:
-            return await reader.get(keys[at].redis_key, 1.0, lambda value: (value, room), room)
+            return await reader.get(keys[at].redis_key, 1.0, InAFile(files))
         finally:
             files.refill_soon()
 
@@ -72,7 +87,7 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
         return codec.decode(keys[at], values[at], width=WIDTH, dtype=DType.BF16)
 
     async def finite(_: int) -> object:
-        return checked(embedding, Room(files))
+        return Arriving(files, DType.BF16).made(embedding)
 
     try:
         calls = {"whole": whole, "received": received, "checksum": checksum, "finite": finite}

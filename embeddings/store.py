@@ -1,13 +1,12 @@
 """Image embeddings in Redis. Redis is a cache here: no fault of it is ever an error."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
-from embeddings import codec
-from embeddings.codec import DamagedValue, DType, Embedding
+from embeddings.codec import DamagedValue, DType
 from embeddings.guarded_redis import FAILURES, GuardedRedis, show_from_the_start
 from embeddings.key import EmbeddingKey
-from embeddings.memory import Memory, new_memory
+from embeddings.receiving import Arrival, Receiving
 
 show_from_the_start("get", "put", "exist", "delete")
 FAILURES.labels("get", "damaged")
@@ -44,22 +43,14 @@ class EmbeddingStore:
         redis = GuardedRedis.from_url(url, max_connections=max_connections)
         return cls(redis, width=width, dtype=dtype)
 
-    async def get(
-        self,
-        key: EmbeddingKey,
-        make: Callable[[Embedding], T | None],
-        memory: Memory = new_memory,
-    ) -> T | None:
-        """What `make` makes of the embedding in a thread, or None. A value that fails its checks is
-        deleted. `memory` is asked for what it is received in, in the same thread."""
+    async def get(self, key: EmbeddingKey, arrival: Arrival[T]) -> T | None:
+        """What `arrival` has made of the embedding, in a thread, or None. A value that fails its
+        checks is deleted."""
         seconds = self._transfer_seconds
-
-        def read(value: memoryview) -> T | None:
-            return make(codec.decode(key, value, width=self._width, dtype=self._dtype))
-
+        receiving = Receiving(key, arrival, width=self._width, dtype=self._dtype)
         try:
             return await self._redis.attempt(
-                "get", seconds, lambda: self._redis.values.get(key.redis_key, seconds, read, memory)
+                "get", seconds, lambda: self._redis.values.get(key.redis_key, seconds, receiving)
             )
         except DamagedValue:
             FAILURES.labels("get", "damaged").inc()

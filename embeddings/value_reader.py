@@ -7,7 +7,6 @@ says of them, and the reply alone is read past it.
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from embeddings.memory import Memory, new_memory
+from embeddings.receiving import Receiver
 
 T = TypeVar("T")
 
@@ -50,26 +49,19 @@ class ValueReader:
         pool.connection_kwargs["protocol"] = 2
         return cls(pool)
 
-    async def get(
-        self,
-        key: str,
-        seconds: float,
-        make: Callable[[memoryview], T],
-        memory: Memory = new_memory,
-    ) -> T | None:
-        """What `make` makes of the value, or None where there is none.
+    async def get(self, key: str, seconds: float, receiver: Receiver[T]) -> T | None:
+        """What `receiver` makes of the value, in a thread, or None where there is none.
 
-        In a thread: `memory` is asked for what the value is received in, again where a connection
-        has ended meanwhile, and `make` is called. A thread whose caller was cancelled goes on,
-        reads for `seconds` at most, and drops what it has made.
+        A thread whose caller was cancelled goes on, reads for `seconds` at most, and drops what
+        has been made.
 
-        Raises TimeoutError, OSError, redis-py's errors and what `make` raises.
+        Raises TimeoutError, OSError, redis-py's errors and what `receiver` raises.
         """
         until = time.monotonic() + seconds
 
         def get() -> T | None:
-            value = self._get(key, until, memory)
-            return None if value is None else make(value)
+            value = self._get(key, until, receiver)
+            return None if value is None else receiver.end(value)
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, get)
 
@@ -77,17 +69,17 @@ class ValueReader:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._pool.disconnect()
 
-    def _get(self, key: str, until: float, memory: Memory) -> memoryview | None:
+    def _get(self, key: str, until: float, receiver: Receiver[Any]) -> memoryview | None:
         try:
-            return self._get_once(key, until, memory)
+            return self._get_once(key, until, receiver)
         except (RedisConnectionError, ConnectionError):
             # It may have ended while it lay idle in the pool, which says nothing of Redis now.
-            return self._get_once(key, until, memory)
+            return self._get_once(key, until, receiver)
 
-    def _get_once(self, key: str, until: float, memory: Memory) -> memoryview | None:
+    def _get_once(self, key: str, until: float, receiver: Receiver[Any]) -> memoryview | None:
         connection: Any = self._pool.get_connection()
         try:
-            return _value(connection, key, until, memory)
+            return _value(connection, key, until, receiver)
         except BaseException:
             # What may still come of the reply is for nobody else.
             connection.disconnect()
@@ -96,7 +88,7 @@ class ValueReader:
             self._pool.release(connection)
 
 
-def _value(connection: Any, key: str, until: float, memory: Memory) -> memoryview | None:
+def _value(connection: Any, key: str, until: float, receiver: Receiver[Any]) -> memoryview | None:
     _within(until, connection)
     connection.send_command("GET", key)
     received = b""
@@ -115,15 +107,15 @@ def _value(connection: Any, key: str, until: float, memory: Memory) -> memoryvie
     whole = size + 2
     if size > MAX_BYTES or len(begun) > whole:
         raise RedisConnectionError("no reply")
-    view = memory(whole)
-    view[: len(begun)] = begun
-    left = view[len(begun) :]
+    memory = receiver.memory(whole)
+    memory[: len(begun)] = begun
+    left = memory[len(begun) :]
     while left:
         count = _within(until, connection).recv_into(left)
         if not count:
             raise RedisConnectionError("ended within a value")
         left = left[count:]
-    return view[:size]
+    return memory[:size]
 
 
 def _within(until: float, connection: Any) -> Any:

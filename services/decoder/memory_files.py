@@ -13,8 +13,6 @@ import weakref
 
 import torch
 
-from embeddings.memory import new_memory
-
 # Below that a file costs more than it saves.
 LEAST_BYTES = 1 << 20
 SPARES = 2
@@ -105,25 +103,6 @@ class MemoryFiles:
                     continue
                 self._living.add(file)
                 self._spares.append(file)
-
-
-class Room:
-    """The memory that one embedding is received in.
-
-    Attributes:
-        file: that it is in, if it is in one.
-    """
-
-    def __init__(self, files: MemoryFiles) -> None:
-        self.file: MemoryFile | None = None
-        self._files = files
-
-    def __call__(self, size: int) -> memoryview:
-        """Asked again, it is other memory. For any thread."""
-        self.file = self._files.take(size)
-        if self.file is None:
-            return new_memory(size)
-        return self.file.memory[:size].numpy().data
 
 
 def mapped(file: int, size: int) -> torch.Tensor:

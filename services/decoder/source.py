@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import grpc
@@ -14,13 +13,13 @@ from embeddings import codec
 from embeddings.codec import DamagedValue, DType, Embedding
 from embeddings.key import EmbeddingKey, to_proto
 from embeddings.lru import ByteLru
-from embeddings.memory import Memory, new_memory
 from embeddings.metrics import REQUESTS
+from embeddings.receiving import Arrival, Receiving, new_memory
 from embeddings.store import EmbeddingStore
 from embeddings.vision import Grid
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
 from services.decoder.embedding import ImageEmbedding
-from services.decoder.memory_files import MemoryFiles, Room
+from services.decoder.memory_files import MemoryFile, MemoryFiles
 from services.decoder.prompt import ImagePlace
 from serving.call import count, current_span, outgoing
 from serving.channel import ClientTls, open_channel
@@ -64,16 +63,11 @@ class Peers:
         self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
 
     async def fetch(
-        self,
-        key: EmbeddingKey,
-        address: str,
-        grid: Grid,
-        make: Callable[[Embedding], T | None],
-        memory: Memory = new_memory,
+        self, key: EmbeddingKey, address: str, grid: Grid, arrival: Arrival[T]
     ) -> T | None:
-        """What `make` makes of the embedding in a thread, or None where the encoder lacks it, does
-        not answer, sends less or more than an image of that grid, or could only be asked without
-        TLS. `memory` is asked for what the embedding is put together in, in the same thread."""
+        """What `arrival` has made of the embedding, in a thread, or None where the encoder lacks
+        it, does not answer, sends less or more than an image of that grid, or could only be asked
+        without TLS."""
         if self._tls is None and not (self._allow_insecure or is_loopback(address)):
             logger.warning("an encoder off this machine is not asked without peer_tls_ca")
             return None
@@ -94,7 +88,8 @@ class Peers:
                     received += len(pieces[-1])
                     if received > most:
                         return None
-                return await asyncio.to_thread(lambda: make(self._decode(key, pieces, memory)))
+                receiving = Receiving(key, arrival, width=self._width, dtype=self._dtype)
+                return await asyncio.to_thread(_received, pieces, receiving)
         except grpc.aio.AioRpcError as error:
             # One that holds it no longer is no fault.
             if error.code() is not grpc.StatusCode.NOT_FOUND:
@@ -105,13 +100,6 @@ class Peers:
             return None
         finally:
             call.cancel()
-
-    def _decode(self, key: EmbeddingKey, pieces: Sequence[bytes], memory: Memory) -> Embedding:
-        value = left = memory(max(sum(map(len, pieces)), 1))
-        for piece in pieces:
-            left[: len(piece)] = piece
-            left = left[len(piece) :]
-        return codec.decode(key, value, width=self._width, dtype=self._dtype)
 
     async def close(self) -> None:
         while self._channels:
@@ -132,8 +120,11 @@ class Peers:
 class EmbeddingSource:
     """Looks for embeddings in order of nearness; those who ask for the same share one look."""
 
-    def __init__(self, *, store: EmbeddingStore, peers: Peers, cache_bytes: int) -> None:
+    def __init__(
+        self, *, store: EmbeddingStore, peers: Peers, dtype: DType, cache_bytes: int
+    ) -> None:
         self._store = store
+        self._dtype = dtype
         self._peers = peers
         self._memory = MemoryFiles()
         self._cache: ByteLru[EmbeddingKey, ImageEmbedding] = ByteLru(cache_bytes)
@@ -162,14 +153,11 @@ class EmbeddingSource:
     async def _look(self, image: ImagePlace) -> tuple[ImageEmbedding, Found]:
         found: Found = "redis"
         try:
-            room = Room(self._memory)
-            embedding = await self._store.get(image.key, partial(checked, room=room), room)
+            embedding = await self._store.get(image.key, Arriving(self._memory, self._dtype))
             if embedding is None and image.encoder:
-                # Its own: what was given up may still be received in the other.
-                room, found = Room(self._memory), "peer"
-                embedding = await self._peers.fetch(
-                    image.key, image.encoder, image.grid, partial(checked, room=room), room
-                )
+                # Another: what was given up may still be received by the first.
+                arrival, found = Arriving(self._memory, self._dtype), "peer"
+                embedding = await self._peers.fetch(image.key, image.encoder, image.grid, arrival)
         finally:
             self._memory.refill_soon()
         if embedding is None:
@@ -184,14 +172,35 @@ def record(found: Found) -> None:
     count(f"embeddings_{found}")
 
 
-def checked(embedding: Embedding, room: Room) -> ImageEmbedding | None:
-    """Blocking: what was received in the room, or None where a value is not finite."""
-    flat = torch.frombuffer(embedding.data, dtype=TORCH_DTYPES[embedding.dtype])
-    # A NaN among others is the least and the largest of them. To ask it of each takes 18 times as
-    # long as to find these.
-    extremes = torch.stack(torch.aminmax(flat))
-    if not bool(torch.isfinite(extremes).all()):
-        logger.error("an embedding holds values that are not finite")
-        return None
-    grid = Grid(embedding.rows, embedding.cols)
-    return ImageEmbedding(grid, flat.view(grid.tokens, embedding.width), room.file)
+def _received(pieces: Sequence[bytes], receiving: Receiving[T]) -> T | None:
+    """Blocking."""
+    size, at = sum(map(len, pieces)), 0
+    memory = receiving.memory(max(size, 1))
+    for piece in pieces:
+        memory[at : at + len(piece)] = piece
+        at += len(piece)
+    return receiving.end(memory[:size])
+
+
+class Arriving(Arrival[ImageEmbedding]):
+    """Is received in a file, where it is large; is none where a value is not finite."""
+
+    def __init__(self, files: MemoryFiles, dtype: DType) -> None:
+        self._files = files
+        self._dtype = TORCH_DTYPES[dtype]
+        self._file: MemoryFile | None = None
+
+    def memory(self, size: int) -> memoryview:
+        self._file = self._files.take(size)
+        return new_memory(size) if self._file is None else self._file.memory[:size].numpy().data
+
+    def made(self, embedding: Embedding) -> ImageEmbedding | None:
+        values = torch.frombuffer(embedding.data, dtype=self._dtype)
+        # A NaN among others is the least and the largest of them. To ask it of each takes 18 times
+        # as long as to find these.
+        extremes = torch.stack(torch.aminmax(values))
+        if not bool(torch.isfinite(extremes).all()):
+            logger.error("an embedding holds values that are not finite")
+            return None
+        grid = Grid(embedding.rows, embedding.cols)
+        return ImageEmbedding(grid, values.view(grid.tokens, embedding.width), self._file)

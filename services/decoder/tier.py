@@ -128,7 +128,9 @@ class DecoderTier:
             tls=settings.peer_tls,
             allow_insecure=settings.allow_insecure,
         )
-        return EmbeddingSource(store=store, peers=peers, cache_bytes=settings.cache_bytes)
+        return EmbeddingSource(
+            store=store, peers=peers, dtype=settings.dtype, cache_bytes=settings.cache_bytes
+        )
 
 
 def _engine_options(settings: DecoderSettings) -> EngineOptions:

@@ -17,6 +17,7 @@ from embeddings.codec import DType, Embedding
 from embeddings.key import EmbeddingKey
 from embeddings.lru import ByteLru
 from embeddings.metrics import REQUESTS
+from embeddings.receiving import Arrival
 from embeddings.store import EmbeddingStore
 from embeddings.vision import Grid, VisionSpec
 from services.encoder.batcher import Batcher
@@ -196,7 +197,7 @@ class Encoder:
             stored = await self._is_stored(key) or await self._store.put(key, held.value)
             return EncodedResult(held.grid, Source.LOCAL, stored)
         with current_span().child("lookup"):
-            found = await self._store.get(key, lambda embedding: _held(key, embedding))
+            found = await self._store.get(key, Arriving(key))
         if found is not None:
             # Held too, for Fetch: a gateway or decoder that asks here may not get it from Redis.
             self._held.put(key, found, len(found.value))
@@ -242,8 +243,12 @@ class Encoder:
         )
 
 
-def _held(key: EmbeddingKey, embedding: Embedding) -> Held:
-    return Held(Grid(embedding.rows, embedding.cols), codec.encode(key, embedding))
+class Arriving(Arrival[Held]):
+    def __init__(self, key: EmbeddingKey) -> None:
+        self._key = key
+
+    def made(self, embedding: Embedding) -> Held:
+        return Held(Grid(embedding.rows, embedding.cols), codec.encode(self._key, embedding))
 
 
 def _sha256(image: bytes) -> bytes:

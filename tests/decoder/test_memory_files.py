@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from services.decoder import memory_files
-from services.decoder.memory_files import LEAST_BYTES, SPARES, MemoryFile, MemoryFiles, Room
+from services.decoder.memory_files import LEAST_BYTES, SPARES, MemoryFile, MemoryFiles
 from tests.decoder.memory import SECONDS, until
 
 SIZE = 2 * LEAST_BYTES
@@ -24,13 +24,14 @@ async def made() -> AsyncIterator[MemoryFiles]:
     await until(0)
 
 
-async def receive(made: MemoryFiles, value: bytes) -> Room:
+async def receive(made: MemoryFiles, value: bytes) -> MemoryFile:
     """As from Redis: in a thread."""
 
-    def write() -> Room:
-        room = Room(made)
-        room(len(value))[:] = value
-        return room
+    def write() -> MemoryFile:
+        file = made.take(len(value))
+        assert file is not None
+        file.memory[: len(value)].numpy().data[:] = value
+        return file
 
     try:
         return await asyncio.to_thread(write)
@@ -42,44 +43,36 @@ async def test_files_hold_what_was_received_and_nothing_more(made: MemoryFiles) 
     """In memory that is there and in memory that is not, of whatever size it is."""
     for size in (SIZE, SIZE + 1, SIZE // 2, 2 * SIZE, SIZE, 2 * SIZE):
         values = [os.urandom(size), os.urandom(size), os.urandom(size // 2 + LEAST_BYTES)]
-        rooms = [await receive(made, value) for value in values]
-        for value, room in zip(values, rooms, strict=True):
-            assert room.file is not None
-            assert os.pread(room.file.descriptor, 4 * SIZE, 0) == value
-        del rooms, room
+        files = [await receive(made, value) for value in values]
+        for value, file in zip(values, files, strict=True):
+            assert os.pread(file.descriptor, 4 * SIZE, 0) == value
+        del files, file
         await until(2 * SPARES)
 
 
 async def test_a_file_lives_for_as_long_as_it_is_held(made: MemoryFiles) -> None:
     value = os.urandom(SIZE)
-    room = await receive(made, value)
-    held = room.file
-    del room
+    file = await receive(made, value)
     await until(2 * SPARES + 2)
-    assert held is not None
-    assert held.memory[:SIZE].numpy().tobytes() == value
+    assert file.memory[:SIZE].numpy().tobytes() == value
 
 
-async def test_small_ones_are_in_no_file(made: MemoryFiles) -> None:
-    room = Room(made)
-    memory = room(LEAST_BYTES - 1)
-    assert (room.file, len(memory)) == (None, LEAST_BYTES - 1)
+def test_small_ones_are_in_no_file() -> None:
+    assert MemoryFiles().take(LEAST_BYTES - 1) is None
 
 
-async def test_there_are_files_for_half_of_what_the_process_may_open(
+def test_there_are_files_for_half_of_what_the_process_may_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (4, 4))
     made = MemoryFiles()
-    rooms = [Room(made) for _ in range(3)]
-    sizes = [len(room(SIZE)) for room in rooms]
-    assert sizes == [SIZE] * 3
-    assert [room.file is not None for room in rooms] == [True, True, False]
-    del rooms[0]
+    files = [made.take(SIZE) for _ in range(3)]
+    assert [file is not None for file in files] == [True, True, False]
+    del files[0]
     assert made.take(SIZE) is not None
 
 
-async def test_where_no_file_can_be_had_there_is_other_memory(
+async def test_where_none_can_be_had_there_is_none(
     made: MemoryFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -89,9 +82,9 @@ async def test_where_no_file_can_be_had_there_is_other_memory(
         raise OSError(errno.EMFILE, "full")
 
     monkeypatch.setattr("os.memfd_create", full)
-    room = await receive(made, os.urandom(SIZE))
-    assert room.file is None
+    assert made.take(SIZE) is None
     # Neither is there a spare, of which nobody is told.
+    made.refill_soon()
     async with asyncio.timeout(SECONDS):
         while len(asked) < 2:
             await asyncio.sleep(0.01)

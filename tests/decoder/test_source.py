@@ -88,6 +88,7 @@ async def source_of(
             tls=None,
             allow_insecure=allow_insecure,
         ),
+        dtype=DType.F32,
         cache_bytes=cache_bytes,
     )
     try:

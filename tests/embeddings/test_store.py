@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY
 
 from embeddings.codec import DType, Embedding, encode
 from embeddings.key import EmbeddingKey
+from embeddings.receiving import Arrival
 from embeddings.store import EmbeddingStore
 from tests.redis_server import RedisServer
 
@@ -25,8 +26,13 @@ def value_of(name: str, rows: int = 2) -> bytes:
     return encode(key, Embedding(rows, 1, WIDTH, DType.BF16, data))
 
 
+class Itself(Arrival[Embedding]):
+    def made(self, embedding: Embedding) -> Embedding:
+        return embedding
+
+
 async def get(store: EmbeddingStore, key: EmbeddingKey) -> Embedding | None:
-    return await store.get(key, lambda found: found)
+    return await store.get(key, Itself())
 
 
 def failures(operation: str, reason: str) -> float:

@@ -12,7 +12,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from embeddings.memory import new_memory
+from embeddings.receiving import new_memory
 from embeddings.value_reader import ValueReader
 from tests.authority import Authority
 from tests.faults.proxy import Link, Proxy, Weather
@@ -37,8 +37,22 @@ async def reading(url: str, max_connections: int = 4) -> AsyncIterator[ValueRead
         await reader.close()
 
 
+class Received:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.memories: list[memoryview] = []
+
+    def memory(self, size: int) -> memoryview:
+        self.memories.append(new_memory(size))
+        return self.memories[-1]
+
+    def end(self, value: memoryview) -> bytes:
+        return bytes(value)
+
+
 async def value_of(reader: ValueReader, key: str) -> bytes | None:
-    return await reader.get(key, SECONDS, bytes)
+    return await reader.get(key, SECONDS, Received())
 
 
 def put(server: RedisServer, **values: bytes) -> None:
@@ -59,17 +73,37 @@ async def test_values_come_whole_and_one_after_another(server: RedisServer, size
 
 async def test_the_value_is_in_the_memory_that_is_given(server: RedisServer) -> None:
     put(server, a=b"value")
-    given = []
-
-    def memory(size: int) -> memoryview:
-        given.append(new_memory(size))
-        return given[-1]
-
+    received = Received()
     async with reading(server.url) as reader:
-        value = await reader.get("a", SECONDS, bytes, memory)
-    assert value is not None
-    assert bytes(value) == b"value"
-    assert [bytes(each) for each in given] == [b"value\r\n"]
+        assert await reader.get("a", SECONDS, received) == b"value"
+    assert [bytes(each) for each in received.memories] == [b"value\r\n"]
+
+
+class BreakingOnce(Received):
+    """Breaks the connection as the value comes, the first time."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+
+    def memory(self, size: int) -> memoryview:
+        if not self.memories:
+            self._loop.call_soon_threadsafe(self._link.change, Weather(is_cut=True))
+            self._loop.call_soon_threadsafe(self._link.change, Weather())
+        return super().memory(size)
+
+
+async def test_after_a_connection_that_has_ended_it_begins_anew(server: RedisServer) -> None:
+    value = os.urandom(8 * LARGE)
+    put(server, a=value)
+    link = Link("redis")
+    received = BreakingOnce(link)
+    async with Proxy(link) as proxy:
+        proxy.target = f"127.0.0.1:{server.port}"
+        async with reading(server.url_at(proxy.address)) as reader:
+            assert await reader.get("a", SECONDS, received) == value
+    assert len(received.memories) == 2
 
 
 async def test_what_redis_refuses_breaks_nothing(server: RedisServer) -> None:
@@ -79,7 +113,7 @@ async def test_what_redis_refuses_breaks_nothing(server: RedisServer) -> None:
     put(server, a=b"value")
     async with reading(server.url, max_connections=1) as reader:
         with pytest.raises(ResponseError, match="refused"):
-            await reader.get("list", SECONDS, bytes)
+            await reader.get("list", SECONDS, Received())
         assert await value_of(reader, "a") == b"value"
 
 
@@ -141,7 +175,7 @@ async def test_a_value_that_comes_too_slowly_is_given_up_and_its_rest_is_nobodys
             link.change(Weather(bandwidth=1 << 20))
             began = time.monotonic()
             with pytest.raises((RedisError, TimeoutError)):
-                await reader.get("a", 0.3, bytes)
+                await reader.get("a", 0.3, Received())
             assert time.monotonic() - began < SECONDS
             link.change(Weather())
             assert await value_of(reader, "b") == values["b"]
@@ -156,7 +190,7 @@ async def test_a_connection_that_breaks_within_a_value(server: RedisServer) -> N
         async with reading(server.url_at(proxy.address)) as reader:
             link.change(Weather(reset_after=LARGE // 2))
             with pytest.raises((RedisError, OSError)):
-                await reader.get("a", SECONDS, bytes)
+                await reader.get("a", SECONDS, Received())
             link.change(Weather())
             assert await value_of(reader, "a") == value
 
@@ -192,7 +226,7 @@ async def test_what_is_no_reply_is_an_error_of_the_connection(reply: bytes) -> N
     port = server.sockets[0].getsockname()[1]
     async with server, reading(f"redis://127.0.0.1:{port}") as reader:
         with pytest.raises((RedisConnectionError, ConnectionError)):
-            await reader.get("a", SECONDS, bytes)
+            await reader.get("a", SECONDS, Received())
 
 
 async def test_closed_it_ends_what_is_being_read(server: RedisServer) -> None:
@@ -201,9 +235,9 @@ async def test_closed_it_ends_what_is_being_read(server: RedisServer) -> None:
     async with Proxy(link) as proxy:
         proxy.target = f"127.0.0.1:{server.port}"
         async with reading(server.url_at(proxy.address)) as reader:
-            await reader.get("absent", SECONDS, bytes)
+            await reader.get("absent", SECONDS, Received())
             link.change(Weather(is_lost=True))
-            hanging = asyncio.create_task(reader.get("a", 600.0, bytes))
+            hanging = asyncio.create_task(reader.get("a", 600.0, Received()))
             await asyncio.sleep(0)
             # Until it waits for the reply.
             async with asyncio.timeout(SECONDS):

@@ -1,0 +1,58 @@
+"""How a value is received: what it is received in, and what is made of it."""
+
+import mmap
+from abc import ABC, abstractmethod
+from typing import Generic, Protocol, TypeVar
+
+from embeddings import codec
+from embeddings.codec import DType, Embedding
+from embeddings.key import EmbeddingKey
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Receiver(Protocol[T_co]):
+    """Of one value; called in a thread."""
+
+    def memory(self, size: int) -> memoryview:
+        """To write to, of that many bytes. Asked again, the value comes anew."""
+        ...
+
+    def end(self, value: memoryview) -> T_co:
+        """All of it is there, in that memory."""
+        ...
+
+
+class Arrival(ABC, Generic[T]):
+    """What becomes of an embedding; called in a thread."""
+
+    def memory(self, size: int) -> memoryview:
+        """As a `Receiver`'s."""
+        return new_memory(size)
+
+    @abstractmethod
+    def made(self, embedding: Embedding) -> T | None:
+        """It has come in that memory, and is the one that was waited for."""
+
+
+class Receiving(Generic[T]):
+    """A `Receiver` of the embedding of `key`; `end` raises DamagedValue as `codec.decode` does."""
+
+    def __init__(self, key: EmbeddingKey, arrival: Arrival[T], *, width: int, dtype: DType) -> None:
+        self._key = key
+        self._arrival = arrival
+        self._width = width
+        self._dtype = dtype
+
+    def memory(self, size: int) -> memoryview:
+        return self._arrival.memory(size)
+
+    def end(self, value: memoryview) -> T | None:
+        embedding = codec.decode(self._key, value, width=self._width, dtype=self._dtype)
+        return self._arrival.made(embedding)
+
+
+def new_memory(size: int) -> memoryview:
+    """Zeros, had from the system as they are written over."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
