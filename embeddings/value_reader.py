@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from redis import ConnectionPool
+from redis import connection
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
@@ -18,6 +18,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from embeddings.receiving import Receiver
+
+# Partly without types.
+_connection: Any = connection
 
 T = TypeVar("T")
 
@@ -30,24 +33,25 @@ FIRST_BYTES = 4096
 class ValueReader:
     """Reads as many values at once as there may be connections."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: Any) -> None:
         self._pool = pool
         self._threads = ThreadPoolExecutor(pool.max_connections, thread_name_prefix="redis")
 
     @classmethod
     def from_url(cls, url: str, *, max_connections: int) -> "ValueReader":
         """Connects on first use. Raises ValueError for a malformed URL."""
-        pool = ConnectionPool.from_url(
-            url,
-            max_connections=max_connections,
-            socket_connect_timeout=0.25,
-            socket_timeout=1.0,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-        )
-        # Of the newer protocol, other messages could be among the replies.
-        pool.connection_kwargs["protocol"] = 2
-        return cls(pool)
+        settings: dict[str, Any] = {
+            "max_connections": max_connections,
+            "timeout": None,
+            "socket_connect_timeout": 0.25,
+            "socket_timeout": 1.0,
+            "retry": Retry(NoBackoff(), 0),
+            "health_check_interval": 0,
+            **_connection.parse_url(url),
+            # Of the newer one, other messages could be among the replies.
+            "protocol": 2,
+        }
+        return cls(_connection.BlockingConnectionPool(**settings))
 
     async def get(self, key: str, seconds: float, receiver: Receiver[T]) -> T | None:
         """What `receiver` makes of the value, in a thread, or None where there is none.

@@ -229,21 +229,29 @@ async def test_what_is_no_reply_is_an_error_of_the_connection(reply: bytes) -> N
             await reader.get("a", SECONDS, Received())
 
 
+class Begun(Received):
+    """Says when a value begins to come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def memory(self, size: int) -> memoryview:
+        self._loop.call_soon_threadsafe(self.event.set)
+        return super().memory(size)
+
+
 async def test_closed_it_ends_what_is_being_read(server: RedisServer) -> None:
     put(server, a=os.urandom(LARGE))
     link = Link("redis")
-    async with Proxy(link) as proxy:
+    async with Proxy(link) as proxy, asyncio.timeout(SECONDS):
         proxy.target = f"127.0.0.1:{server.port}"
         async with reading(server.url_at(proxy.address)) as reader:
-            await reader.get("absent", SECONDS, Received())
-            link.change(Weather(is_lost=True))
-            hanging = asyncio.create_task(reader.get("a", 600.0, Received()))
-            await asyncio.sleep(0)
-            # Until it waits for the reply.
-            async with asyncio.timeout(SECONDS):
-                while not reader._pool._in_use_connections:
-                    await asyncio.sleep(0.01)
+            link.change(Weather(bandwidth=1 << 16))
+            begun = Begun()
+            hanging = asyncio.create_task(reader.get("a", 600.0, begun))
+            await begun.event.wait()
             await reader.close()
             with pytest.raises((RedisError, OSError)):
-                async with asyncio.timeout(SECONDS):
-                    await hanging
+                await hanging
