@@ -94,7 +94,7 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
         return {name: await median_ms(call) for name, call in calls.items()}
     finally:
         await source.close()
-        await reader.close()
+        reader.close()
         files.close()
 
 

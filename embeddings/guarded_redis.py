@@ -83,7 +83,7 @@ class GuardedRedis:
         )
 
     async def close(self) -> None:
-        await self.values.close()
+        self.values.close()
         await self.client.aclose(close_connection_pool=True)
 
     async def attempt(

@@ -1,6 +1,7 @@
 """Image embeddings in Redis. Redis is a cache here: no fault of it is ever an error."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from embeddings.codec import DamagedValue, DType
@@ -48,16 +49,19 @@ class EmbeddingStore:
         checks is deleted."""
         seconds = self._transfer_seconds
         receiving = Receiving(key, arrival, width=self._width, dtype=self._dtype)
-        try:
-            return await self._redis.attempt(
-                "get", seconds, lambda: self._redis.values.get(key.redis_key, seconds, receiving)
-            )
-        except DamagedValue:
-            FAILURES.labels("get", "damaged").inc()
-            await self._redis.attempt(
-                "delete", self._lookup_seconds, lambda: self._redis.client.delete(key.redis_key)
-            )
-            return None
+
+        async def read() -> T | None:
+            return await self._redis.values.get(key.redis_key, seconds, receiving)
+
+        # Twice: another encoder may have put its own there while the first was being read.
+        for _ in range(2):
+            with suppress(DamagedValue):
+                return await self._redis.attempt("get", seconds, read)
+        FAILURES.labels("get", "damaged").inc()
+        await self._redis.attempt(
+            "delete", self._lookup_seconds, lambda: self._redis.client.delete(key.redis_key)
+        )
+        return None
 
     async def put(self, key: EmbeddingKey, value: bytes) -> bool:
         """Stores a value made by `codec.encode` for this key; True once Redis has it."""

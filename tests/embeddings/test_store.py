@@ -89,6 +89,37 @@ async def test_a_damaged_value_is_a_miss_counted_and_deleted(
     assert await store.exist([key_of("a")]) == [False]
 
 
+class ReplacedMeanwhile(Itself):
+    """Another encoder's value comes while the first is being read."""
+
+    def __init__(self, server: RedisServer, key: EmbeddingKey, value: bytes) -> None:
+        self._server = server
+        self._replacing = key.redis_key, value
+        self.count = 0
+
+    def memory(self, size: int) -> memoryview:
+        self.count += 1
+        if self.count == 1:
+            with self._server.client() as client:
+                client.set(*self._replacing)
+        return super().memory(size)
+
+
+async def test_a_value_that_is_replaced_as_it_is_read_is_read_again(
+    server: RedisServer, store: EmbeddingStore
+) -> None:
+    key, rows = key_of("a"), 65_536
+    theirs = Embedding(rows, 1, WIDTH, DType.BF16, bytes(rows * WIDTH * 2))
+    assert await store.put(key, value_of("a", rows))
+    before = failures("get", "damaged")
+    arrival = ReplacedMeanwhile(server, key, encode(key, theirs))
+    found = await store.get(key, arrival)
+    assert found is not None
+    assert found.data == theirs.data
+    assert arrival.count == 2
+    assert failures("get", "damaged") == before
+
+
 async def test_a_value_under_another_key_is_a_miss(
     server: RedisServer, store: EmbeddingStore
 ) -> None:

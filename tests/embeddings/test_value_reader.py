@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from embeddings.receiving import new_memory
-from embeddings.value_reader import ValueReader
+from embeddings.value_reader import PIECE_BYTES, ValueReader
 from tests.authority import Authority
 from tests.faults.proxy import Link, Proxy, Weather
 from tests.redis_server import RedisServer
@@ -34,7 +34,7 @@ async def reading(url: str, max_connections: int = 4) -> AsyncIterator[ValueRead
     try:
         yield reader
     finally:
-        await reader.close()
+        reader.close()
 
 
 class Received:
@@ -60,7 +60,9 @@ def put(server: RedisServer, **values: bytes) -> None:
         client.mset(values)
 
 
-@pytest.mark.parametrize("size", [0, 1, 4085, 4096, 4097, 70_000, LARGE])
+@pytest.mark.parametrize(
+    "size", [1, 50, 70_000, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, LARGE]
+)
 async def test_values_come_whole_and_one_after_another(server: RedisServer, size: int) -> None:
     values = [os.urandom(size) for _ in range(3)]
     put(server, a=values[0], b=values[1], c=values[2])
@@ -199,13 +201,15 @@ async def test_a_connection_that_breaks_within_a_value(server: RedisServer) -> N
     "reply",
     [
         b"",
-        b"$5\r\nval",
-        b"$abc\r\n",
-        b"$-2\r\n",
-        b"$999999999999\r\n",
-        b"$1\r\nvalue\r\n",
+        b":5\r\n$5\r\nval",
+        b":5\r\n$4\r\nvalu\r\n",
+        b":5\r\n$6\r\nvalues\r\n",
+        b":5\r\n+value\r\n",
+        b":abc\r\n",
+        b":-2\r\n",
+        b":999999999999\r\n",
+        b"$5\r\nvalue\r\n",
         b"+OK\r\n",
-        b":1\r\n",
         b"x" * 100_000,
         b"\r\n",
     ],
@@ -214,7 +218,7 @@ async def test_a_connection_that_breaks_within_a_value(server: RedisServer) -> N
 async def test_what_is_no_reply_is_an_error_of_the_connection(reply: bytes) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
-            if line == b"GET\r\n":
+            if line == b"STRLEN\r\n":
                 writer.write(reply)
                 break
             # The handshake of redis-py.
@@ -252,6 +256,6 @@ async def test_closed_it_ends_what_is_being_read(server: RedisServer) -> None:
             begun = Begun()
             hanging = asyncio.create_task(reader.get("a", 600.0, begun))
             await begun.event.wait()
-            await reader.close()
+            reader.close()
             with pytest.raises((RedisError, OSError)):
                 await hanging
