@@ -81,7 +81,7 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
         try:
             return await reader.get(keys[at].redis_key, 1.0, InAFile(files))
         finally:
-            files.refill_soon()
+            files.refill_soon(len(values[at]) + 2)
 
     async def checksum(at: int) -> object:
         return codec.decode(keys[at], values[at], width=WIDTH, dtype=DType.BF16)

@@ -40,7 +40,7 @@ class MemoryFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Each as large as the largest embedding when it was made.
+        # Each as large as the largest when it was made.
         self._spares: list[MemoryFile] = []
         self._largest = 0
         self._living: weakref.WeakSet[MemoryFile] = weakref.WeakSet()
@@ -54,7 +54,6 @@ class MemoryFiles:
         if size < LEAST_BYTES:
             return None
         with self._lock:
-            self._largest = max(self._largest, size)
             if self._spares and len(self._spares[0].memory) < size:
                 self._spares.clear()
             file = self._spares.pop() if self._spares else None
@@ -71,8 +70,10 @@ class MemoryFiles:
             self._living.add(file)
         return file
 
-    def refill_soon(self) -> None:
-        if len(self._spares) < SPARES and self._largest:
+    def refill_soon(self, size: int) -> None:
+        """For others of that size, which is that of a real embedding: a value may claim any."""
+        self._largest = max(self._largest, size)
+        if len(self._spares) < SPARES:
             asyncio.get_running_loop().call_later(SECONDS, self._refill)
 
     def close(self) -> None:

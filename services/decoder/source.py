@@ -152,16 +152,15 @@ class EmbeddingSource:
 
     async def _look(self, image: ImagePlace) -> tuple[ImageEmbedding, Found]:
         found: Found = "redis"
-        try:
-            embedding = await self._store.get(image.key, Arriving(self._memory, self._dtype))
-            if embedding is None and image.encoder:
-                # Another: what was given up may still be received by the first.
-                arrival, found = Arriving(self._memory, self._dtype), "peer"
-                embedding = await self._peers.fetch(image.key, image.encoder, image.grid, arrival)
-        finally:
-            self._memory.refill_soon()
+        embedding = await self._store.get(image.key, Arriving(self._memory, self._dtype))
+        if embedding is None and image.encoder:
+            # Another: what was given up may still be received by the first.
+            arrival, found = Arriving(self._memory, self._dtype), "peer"
+            embedding = await self._peers.fetch(image.key, image.encoder, image.grid, arrival)
         if embedding is None:
             raise EmbeddingMissing
+        if embedding.file is not None:
+            self._memory.refill_soon(len(embedding.file.memory))
         self._cache.put(image.key, embedding, embedding.tensor.nbytes)
         return embedding, found
 

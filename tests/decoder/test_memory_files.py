@@ -33,10 +33,9 @@ async def receive(made: MemoryFiles, value: bytes) -> MemoryFile:
         file.memory[: len(value)].numpy().data[:] = value
         return file
 
-    try:
-        return await asyncio.to_thread(write)
-    finally:
-        made.refill_soon()
+    file = await asyncio.to_thread(write)
+    made.refill_soon(len(value))
+    return file
 
 
 async def test_files_hold_what_was_received_and_nothing_more(made: MemoryFiles) -> None:
@@ -84,7 +83,7 @@ async def test_where_none_can_be_had_there_is_none(
     monkeypatch.setattr("os.memfd_create", full)
     assert made.take(SIZE) is None
     # Neither is there a spare, of which nobody is told.
-    made.refill_soon()
+    made.refill_soon(SIZE)
     async with asyncio.timeout(SECONDS):
         while len(asked) < 2:
             await asyncio.sleep(0.01)
