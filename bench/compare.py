@@ -36,10 +36,10 @@ import pixtral_client
 from bench.decoder import model, plug_in
 from bench.encoder import random_weights
 from bench.loops import Seen, closed_loop
+from bench.module_path import ROOT, module_path
 from bench.pictures import jpeg
 from bench.stock_vllm import prepare, stock_server
 
-ROOT = Path(__file__).resolve().parent.parent
 SAME = 1_000_000
 KV_CACHE_BYTES = 20 * 10**9
 # Of the gateway, which is else one; stock vLLM's server has its own event loop and threads.
@@ -200,8 +200,7 @@ def pixtral_12b(directory: Path) -> Path:
     weights = random_weights(torch.device("cpu"), torch.bfloat16)
     save_file(weights, model_dir / "consolidated.safetensors")
     # How vLLM finds the plug-in of a project that is not installed.
-    paths = [str(plug_in(directory / "plug-in")), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ |= module_path(plug_in(directory / "plug-in"))
     return model_dir
 
 

@@ -37,8 +37,8 @@ from typing import Any
 from bench.decoder_load import Plan
 from bench.decoder_steps import DIAL, SCHEDULER, Steps, make_dial
 from bench.decoder_table import table
+from bench.module_path import OURS, ROOT, module_path
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600.0
 
 # Its params.json as published, and a context length, which vLLM else looks for elsewhere.
@@ -117,9 +117,7 @@ def run_side(side: str, given: dict[str, Any], paths: list[Path], directory: Pat
     plan, seen = directory / f"{side}-plan.json", directory / f"{side}-seen.json"
     plan.write_text(json.dumps({"side": side, **given}))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    environment |= module_path(*paths)
     if given["steps"]:
         environment[DIAL] = str(directory / "dial")
         make_dial(directory / "dial", Steps.parse(given["steps"][0]))
@@ -170,7 +168,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         model_dir = model(options.preset, directory / "model")
-        paths = [ROOT, ROOT / "protos"]
         if is_small:
             from bench.stock_vllm import prepare
 
@@ -187,7 +184,7 @@ def main() -> None:
                 "steps": steps,
                 "arguments": {**common, **dialled(steps), **arguments(getattr(options, side))},
             }
-            seen = run_side(side, given, extra + paths, directory)
+            seen = run_side(side, given, [*extra, *OURS], directory)
             each = seen.pop("steps", {"": {}})
             report |= {f"{side} {name}".strip(): seen | more for name, more in each.items()}
             options.out.parent.mkdir(parents=True, exist_ok=True)

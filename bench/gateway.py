@@ -33,12 +33,12 @@ from bench.gateway_load import (
     many,
 )
 from bench.gateway_stock import measure_stock
+from bench.module_path import OURS, ROOT, module_path
 from bench.pictures import jpeg
 from pixtral_client.plan import Process, Redis
 from pixtral_client.redis_server import find_redis_server
 from pixtral_client.stack import Stack
 
-ROOT = Path(__file__).resolve().parent.parent
 # The prompt of a short question; what the stand-in gets of it does not change what it does.
 PROMPT = list(range(100, 116))
 # About 1 MB as a JPEG.
@@ -78,7 +78,7 @@ def stack(model_dir: Path, permits: int, log_dir: Path) -> Iterator[Stack]:
             ),
         ],
         redis=Redis(str(binary), "64mb"),
-        environment={"PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"},
+        environment=module_path(*OURS),
         log_dir=log_dir,
     ) as running:
         yield running

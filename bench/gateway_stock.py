@@ -12,9 +12,9 @@ import psutil
 import uvloop
 
 from bench.gateway_load import sse
+from bench.module_path import ROOT
 from bench.stock_vllm import prepare, stock_server
 
-ROOT = Path(__file__).resolve().parent.parent
 ARGUMENTS = ("--dtype", "bfloat16", "--max-model-len", "4096", "--no-enable-log-requests")
 MEMORY = ("--gpu-memory-utilization", "0.1", "--max-num-seqs", "64")
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.capacity import Capacity, find, unrefused
-from bench.load import ROOT, loaded
+from bench.load import loaded
+from bench.module_path import ROOT
 from bench.stack_state import Watched, watched
 
 TIMES = 10

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.loops import percentile
+from bench.module_path import ROOT
 from bench.offer import Offer, Offered
 from gateway.tenants import digest_of
 from pixtral_client import pixtral_stack
 
-ROOT = Path(__file__).resolve().parent.parent
 TOKENS = 8
 # Of the loud one: requests a second that its limit allows, each of so many tokens, all told.
 ALLOWED = 2.0

@@ -32,10 +32,9 @@ from bench.load_report import page, table
 from bench.load_summary import Record, summary
 from bench.loops import Outcome, at_times, keep_at_once
 from bench.mix import Album, Asked, Mix, plan
+from bench.module_path import OURS, ROOT, module_path
 from bench.simulation.arrivals import Rate, bursts, constant, trace
 from pixtral_client import pixtral_stack
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +103,9 @@ async def load(url: str, arriving: Arriving, mix: Mix, api_key: str, model: str)
 async def loaded(url: str, **flags: float | str) -> dict[str, Any]:
     """The summary of a load by a process of its own; `flags` are this module's."""
     pairs = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    path = os.pathsep.join((str(ROOT), str(ROOT / "protos"), os.environ.get("PYTHONPATH", "")))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.load", "--base-url", url, "--json", *pairs),
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, **module_path(*OURS)},
         stdout=asyncio.subprocess.PIPE,
     )
     try:

@@ -17,15 +17,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import grpc
 import uvloop
 
 from bench.loops import Arrival, Outcome, keep_at_once, open_loop, percentile
+from bench.module_path import OURS, module_path
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 
-ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT_SECONDS = 120.0
 
 
@@ -87,11 +86,10 @@ class Offer:
     @classmethod
     async def start(cls, target: str, **flags: float | str) -> "Offer":
         pairs = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-        path = os.pathsep.join((str(ROOT), str(ROOT / "protos"), os.environ.get("PYTHONPATH", "")))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "bench.offer", "--target", target, *pairs),
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, **module_path(*OURS)},
             stdout=asyncio.subprocess.PIPE,
         )
         return cls(process)

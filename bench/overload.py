@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.gateway_load import Spent
+from bench.module_path import ROOT
 from bench.offer import Offer, Offered
 from pixtral_client import pixtral_stack
 
-ROOT = Path(__file__).resolve().parent.parent
 PERMITS = 16
 TIMES = 5
 TOKENS = 32

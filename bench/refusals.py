@@ -19,8 +19,9 @@ import grpc
 import uvloop
 
 from bench.bare_relay import REFUSED
-from bench.gateway import PICTURE_SIDE, ROOT, clients_of, stack
+from bench.gateway import PICTURE_SIDE, clients_of, stack
 from bench.gateway_load import Spent, asking, held
+from bench.module_path import ROOT
 from bench.pictures import jpeg
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_client.stack import Stack

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from bench.module_path import ROOT
 from bench.simulation import times
 from bench.simulation.arrivals import Traffic
 from bench.simulation.check import compare, table
@@ -22,8 +23,6 @@ from bench.simulation.plan import Planner
 from bench.simulation.plan import table as plan_table
 from bench.simulation.scenes import SCENES, compare_thresholds, draw
 from pixtral_client import pixtral_stack
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure_here(given: argparse.Namespace) -> None:

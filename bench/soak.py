@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.capacity import find
-from bench.load import ROOT, loaded
+from bench.load import loaded
+from bench.module_path import ROOT
 from bench.stack_state import MIB, Watched, watched
 
 SHARE = 0.7

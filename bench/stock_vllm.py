@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.module_path import module_path
+
 START_SECONDS = 300.0
 # vLLM's own Pixtral imports torchvision, of which there is no CPU build. The CUDA build imports
 # beside a CPU torch once the one module that registers its compiled operators is empty.
@@ -41,8 +43,7 @@ def stock_server(
     environment = {**os.environ, "VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1"}
     environment["VLLM_NO_USAGE_STATS"] = "1"
     environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
-    paths = [str(extra_packages or ""), os.environ.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    environment |= module_path(*filter(None, [extra_packages]))
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model_dir), "--served-model-name", "stock"]
     for option in ("--tokenizer-mode", "--config-format", "--load-format"):
