@@ -1,6 +1,7 @@
 """Bugs that are planted in a tier, and what finds them."""
 
 import hashlib
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -23,6 +24,9 @@ from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 IDLE_SECONDS = 5.0
+# What is found is shown where a test fails.
+logger = logging.getLogger(__name__)
+logger.setLevel(logging.INFO)
 
 
 @dataclass(slots=True)
@@ -47,7 +51,10 @@ class Bench:
         async with Clients(self.stack, history) as clients:
             for ask in asks:
                 await clients.ask(ask)
-        kinds = {violation.kind for violation in check(history, self.questions)}
+        violations = check(history, self.questions)
+        for violation in violations:
+            logger.info("%s", violation)
+        kinds = {violation.kind for violation in violations}
         return kinds | ({"not idle"} if await until_idle(self.stack, IDLE_SECONDS) else set())
 
 
