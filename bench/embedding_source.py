@@ -20,11 +20,10 @@ from bench.own_redis import redis
 from embeddings import codec
 from embeddings.codec import DType, Embedding
 from embeddings.key import EmbeddingKey
-from embeddings.receiving import new_memory
 from embeddings.store import EmbeddingStore
 from embeddings.value_reader import ValueReader
 from embeddings.vision import Grid
-from services.decoder.memory_files import MemoryFile, MemoryFiles
+from services.decoder.memory_files import MemoryFiles
 from services.decoder.prompt import ImagePlace
 from services.decoder.source import Arriving, EmbeddingSource, Peers
 
@@ -32,16 +31,8 @@ ASKED = 32
 WIDTH = PIXTRAL_12B.width
 
 
-class InAFile:
-    """Receives a value, and looks at nothing of it."""
-
-    def __init__(self, files: MemoryFiles) -> None:
-        self._files = files
-        self._file: MemoryFile | None = None
-
-    def memory(self, size: int) -> memoryview:
-        self._file = self._files.take(size)
-        return new_memory(size) if self._file is None else self._file.memory[:size].numpy().data
+class InAFile(Arriving):
+    """Looks at nothing of what is received."""
 
     def end(self, value: memoryview) -> object:
         return value, self._file
@@ -79,7 +70,7 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
 
     async def received(at: int) -> object:
         try:
-            return await reader.get(keys[at].redis_key, 1.0, InAFile(files))
+            return await reader.get(keys[at].redis_key, 1.0, InAFile(files, DType.BF16))
         finally:
             files.refill_soon(len(values[at]) + 2)
 

@@ -61,14 +61,14 @@ def _read(parameters: Any) -> None:
         _refuse_ignored(json.loads(wanted.json))
     elif "%json" in (wanted.grammar or "") and grammar_is_likely_lark(wanted.grammar):
         # vLLM 0.25 would make EBNF of it by itself, and cannot of a schema.
-        wanted.grammar = _with_json_characters(Grammar.from_lark(wanted.grammar))
+        wanted.grammar = _with_json_characters(str(Grammar.from_lark(wanted.grammar)))
     # Leaves choices as a grammar.
     validate_xgrammar_grammar(parameters)
     if wanted.json is not None:
         on_one_line = wanted.disable_any_whitespace
-        grammar = Grammar.from_json_schema(wanted.json, any_whitespace=not on_one_line)
+        grammar = str(Grammar.from_json_schema(wanted.json, any_whitespace=not on_one_line))
         # vLLM itself knows of white space for a whole engine only.
-        if on_one_line or _COUNTED in str(grammar):
+        if on_one_line or _COUNTED in grammar:
             wanted.grammar, wanted.json = _with_json_characters(grammar), None
     if time.thread_time() - began > MAX_CPU_SECONDS or is_slow(_grammar(wanted)):
         raise NotTaken
@@ -81,8 +81,8 @@ _COUNTED = r"::= (([^\"\\\r\n]))"
 _COUNTED_OF_JSON = r"::= (([^\0-\x1f\"\\]))"
 
 
-def _with_json_characters(grammar: Any) -> str:
-    return str(grammar).replace(_COUNTED, _COUNTED_OF_JSON)
+def _with_json_characters(grammar: str) -> str:
+    return grammar.replace(_COUNTED, _COUNTED_OF_JSON)
 
 
 def _grammar(wanted: Any) -> Any:
