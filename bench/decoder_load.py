@@ -109,7 +109,7 @@ class Load:
 
     async def prompts(self) -> dict[str, Any]:
         """First tokens, of prompts one at a time and at saturation, where no answer goes on."""
-        seen = await _alone(self._asker, self._new(self._plan.alone), self.prompt_tokens)
+        seen = await _alone(self._asker, self._new(2 * self._plan.alone), self.prompt_tokens)
         saturating = self._new(self._plan.saturating)
         return seen | await _saturated(self._asker, saturating, self.prompt_tokens, self._plan)
 
@@ -126,24 +126,28 @@ class Load:
 
 async def _alone(asker: Asker, pictures: Sequence[int], length: int) -> dict[str, Any]:
     """Kinds take turns, so that a machine that slows down slows them all."""
-    times: dict[str, list[float]] = {"text": [], "image": [], "next": [], "held": []}
-    for picture in pictures:
+    kinds = ("text", "image", "next", "held", "fetch", "at_hand")
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for picture, another in zip(pictures[::2], pictures[1::2], strict=True):
         times["text"].append(await asker.first_token(asker.text(length)))
         times["image"].append(await asker.first_token(asker.with_image(), picture))
         times["next"].append(await asker.first_token(asker.with_image(), picture))
         # By the salt the prefix is another, and the image the same.
         salted = await asker.first_token(asker.with_image(), picture, f"salt-{picture}")
         times["held"].append(salted)
-    return {
-        "ttft_ms": {
-            kind: {
-                "p50": statistics.median(each) * 1e3,
-                "min": min(each) * 1e3,
-                "max": max(each) * 1e3,
-            }
-            for kind, each in times.items()
+        began = time.perf_counter()
+        await asker.side.fetch(another)
+        times["fetch"].append(time.perf_counter() - began)
+        times["at_hand"].append(await asker.first_token(asker.with_image(), another))
+    milliseconds = {
+        kind: {
+            "p50": statistics.median(each) * 1e3,
+            "min": min(each) * 1e3,
+            "max": max(each) * 1e3,
         }
+        for kind, each in times.items()
     }
+    return {"fetch_ms": milliseconds.pop("fetch"), "ttft_ms": milliseconds}
 
 
 async def _saturated(

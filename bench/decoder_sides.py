@@ -1,6 +1,5 @@
 """The two engines that `bench.decoder` compares, each asked in the way of its own server."""
 
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, closing
 from pathlib import Path
@@ -42,6 +41,9 @@ class Side(Protocol):
 
     def prepare(self, pictures: Sequence[int]) -> None: ...
 
+    async def fetch(self, picture: int) -> None:
+        """Has it in the process's own memory."""
+
     def ask(
         self,
         name: str,
@@ -58,11 +60,7 @@ class Side(Protocol):
 
 class Ours:
     """The decoder's engine, given embeddings as the decoder gives them: out of a real Redis, over
-    loopback, those that the engine does not hold.
-
-    Attributes:
-        fetching: seconds, of each that was had from Redis.
-    """
+    loopback, those that neither the engine nor the process holds."""
 
     def __init__(
         self, model_dir: Path, spec: VisionSpec, kv_cache_bytes: int | None, more: Mapping[str, Any]
@@ -76,7 +74,6 @@ class Ours:
             more=more,
         )
         self.engine = DecoderEngine(options)
-        self.fetching: list[float] = []
         self._grid = spec.grid(SIDE_PX, SIDE_PX)
         rows, cols, width = self._grid.rows, self._grid.cols, spec.width
         self._embeddings = [
@@ -106,6 +103,9 @@ class Ours:
                 value = codec.encode(key, self._embeddings[number % TENSORS])
                 client.set(key.redis_key, value)
 
+    async def fetch(self, picture: int) -> None:
+        await self._source.get(place(picture, 0, self._grid))
+
     async def ask(
         self,
         name: str,
@@ -122,9 +122,7 @@ class Ours:
             image = place(picture, offset, self._grid)
             images, embeddings = (image,), [None]
             if not self.engine.holds(image):
-                began = time.perf_counter()
                 embeddings = [await self._source.get(image)]
-                self.fetching.append(time.perf_counter() - began)
         sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
         prompt = Prompt(name, token_ids, images, sampling, salt)
         async with aclosing(self.engine.generate(prompt, embeddings)) as deltas:
@@ -183,6 +181,9 @@ class Stock:
             pixels = self._base.copy()
             pixels[0, :8, 0] = np.frombuffer(number.to_bytes(8, "little"), np.uint8)
             self._pictures[number] = Image.fromarray(pixels)
+
+    async def fetch(self, picture: int) -> None:
+        """It is there."""
 
     async def ask(
         self,

@@ -8,6 +8,8 @@ SIDES = {"ours": "pixtral-serve", "stock": "stock vLLM"}
 ROWS = (
     ("TTFT, text", ("ttft_ms", "text", "p50"), "ms"),
     ("TTFT, new image", ("ttft_ms", "image", "p50"), "ms"),
+    ("TTFT, new image, at hand", ("ttft_ms", "at_hand", "p50"), "ms"),
+    ("fetching one", ("fetch_ms", "p50"), "ms"),
     ("TTFT, next question on it", ("ttft_ms", "next", "p50"), "ms"),
     ("TTFT, image held, no prefix", ("ttft_ms", "held", "p50"), "ms"),
     ("texts at saturation", ("per_second", "text"), "/s"),
@@ -59,8 +61,6 @@ def table(report: Mapping[str, Any]) -> str:
             if row in OF_STOCK
         ]
     for side in sides:
-        if fetching := report[side].get("fetching_ms"):
-            lines.append(f"{'an embedding out of Redis, p50':34}{fetching:>13.2f} ms")
         if pieces := report[side].get("handing_ms"):
             named = ", ".join(f"{name} {value:.2f}" for name, value in pieces.items())
             lines.append(f"handing one embedding over, ms: {named}")
@@ -75,6 +75,7 @@ def _title(side: str) -> str:
 
 _SHARES = {
     "TTFT, image / text": (("ttft_ms", "image", "p50"), ("ttft_ms", "text", "p50")),
+    "TTFT, image at hand / text": (("ttft_ms", "at_hand", "p50"), ("ttft_ms", "text", "p50")),
     "TTFT, next question / image": (("ttft_ms", "next", "p50"), ("ttft_ms", "image", "p50")),
     "TTFT, held image / text": (("ttft_ms", "held", "p50"), ("ttft_ms", "text", "p50")),
     "saturation, images / texts": (("per_second", "image"), ("per_second", "text")),

@@ -1,16 +1,17 @@
 """How long a decoder takes to have an embedding that is in Redis, and of what it is made.
 
-    python -m bench.embedding_source [--tokens 4096]
+    python -m bench.embedding_source [--tokens 4096] [--pause 0.05]
 
 A real Redis of its own over loopback, embeddings of Pixtral-12B's width in bf16, each asked for
-once and kept, as a decoder keeps them. Milliseconds, the median.
+once and kept, as a decoder keeps them. Milliseconds, the median: the `whole` of it, that but for
+looking at what comes (`received`), and the two looks by themselves, a piece at a time.
 """
 
 import argparse
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import torch
 import uvloop
@@ -18,11 +19,12 @@ import uvloop
 from bench.encoder import PIXTRAL_12B
 from bench.own_redis import redis
 from embeddings import codec
-from embeddings.codec import DType, Embedding
+from embeddings.codec import Decoding, DType, Embedding
 from embeddings.key import EmbeddingKey
 from embeddings.store import EmbeddingStore
-from embeddings.value_reader import ValueReader
+from embeddings.value_reader import PIECE_BYTES, ValueReader
 from embeddings.vision import Grid
+from services.decoder.finite import is_finite
 from services.decoder.memory_files import MemoryFiles
 from services.decoder.prompt import ImagePlace
 from services.decoder.source import Arriving, EmbeddingSource, Peers
@@ -34,22 +36,25 @@ WIDTH = PIXTRAL_12B.width
 class InAFile(Arriving):
     """Looks at nothing of what is received."""
 
+    def piece(self, piece: memoryview) -> None:
+        pass
+
     def end(self, value: memoryview) -> object:
         return value, self._file
 
 
-async def median_ms(call: Callable[[int], Awaitable[object]]) -> float:
+async def median_ms(call: Callable[[int], Awaitable[object]], pause: float) -> float:
     seen, kept = [], []
     for number in range(ASKED):
         # An engine takes longer over the one before.
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(pause)
         began = time.perf_counter()
         kept.append(await call(number))
         seen.append(time.perf_counter() - began)
     return statistics.median(seen) * 1e3
 
 
-async def measure(url: str, tokens: int) -> dict[str, float]:
+async def measure(url: str, tokens: int, pause: float) -> dict[str, float]:
     # As a decoder's process has it.
     torch.set_num_threads(1)
     store = EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.BF16)
@@ -57,8 +62,7 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
     source = EmbeddingSource(store=store, peers=peers, dtype=DType.BF16, cache_bytes=2 << 30)
     reader, files = ValueReader.from_url(url, max_connections=1), MemoryFiles()
     keys = [EmbeddingKey(at.to_bytes(32, "big"), "f" * 32, "bench") for at in range(ASKED)]
-    # Such memory as they are received in.
-    data = bytearray(torch.randn(tokens, WIDTH).to(torch.bfloat16).view(torch.uint8).numpy().data)
+    data = torch.randn(tokens, WIDTH).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
     embedding = Embedding(1, tokens, WIDTH, DType.BF16, data)
     values = [codec.encode(key, embedding) for key in keys]
     for key, value in zip(keys, values, strict=True):
@@ -74,15 +78,22 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
         finally:
             files.refill_soon(len(values[at]) + 2)
 
-    async def checksum(at: int) -> object:
-        return codec.decode(keys[at], values[at], width=WIDTH, dtype=DType.BF16)
+    def pieces(at: int) -> Iterator[memoryview]:
+        view = memoryview(values[at])
+        return (view[begin : begin + PIECE_BYTES] for begin in range(0, len(view), PIECE_BYTES))
 
-    async def finite(_: int) -> object:
-        return Arriving(files, DType.BF16).made(embedding)
+    async def checksum(at: int) -> object:
+        decoding = Decoding(keys[at], width=WIDTH, dtype=DType.BF16)
+        for piece in pieces(at):
+            decoding.piece(piece)
+        return decoding.end(memoryview(values[at]))
+
+    async def finite(at: int) -> object:
+        return all(is_finite(piece, DType.BF16) for piece in pieces(at))
 
     try:
         calls = {"whole": whole, "received": received, "checksum": checksum, "finite": finite}
-        return {name: await median_ms(call) for name, call in calls.items()}
+        return {name: await median_ms(call, pause) for name, call in calls.items()}
     finally:
         await source.close()
         reader.close()
@@ -94,9 +105,10 @@ def main() -> None:
         prog="python -m bench.embedding_source", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--tokens", type=int, default=4096, help="of the embedding")
+    parser.add_argument("--pause", type=float, default=0.05, help="between two, in seconds")
     given = parser.parse_args()
     with redis() as server:
-        seen = uvloop.run(measure(server.url, given.tokens))
+        seen = uvloop.run(measure(server.url, given.tokens, given.pause))
     print(", ".join(f"{name} {ms:.2f}" for name, ms in seen.items()))
 
 

@@ -84,29 +84,53 @@ def encode(key: EmbeddingKey, embedding: Embedding) -> bytes:
 
 
 def decode(key: EmbeddingKey, value: Buffer, *, width: int, dtype: DType) -> Embedding:
-    """Reads the embedding of `key` out of `value`, without a copy of its data.
+    """As `Decoding`, of a value that is there."""
+    view, decoding = memoryview(value).cast("B"), Decoding(key, width=width, dtype=dtype)
+    decoding.piece(view)
+    return decoding.end(view)
 
-    Raises:
-        DamagedValue: where the value is truncated, altered, another key's, or not of the
-            width and dtype that the caller's model has.
-    """
-    view = memoryview(value).cast("B")
-    if len(view) < PAYLOAD_OFFSET:
-        raise DamagedValue("shorter than its header")
-    header, payload = view[: HEADER.size], view[PAYLOAD_OFFSET:]
-    magic, code, rows, cols, found_width, length, digest = HEADER.unpack(header)
-    if magic != MAGIC:
-        raise DamagedValue("not an embedding")
-    if length != len(payload):
-        raise DamagedValue("not of its own length")
-    (checksum,) = CHECKSUM.unpack(view[HEADER.size : PAYLOAD_OFFSET])
-    if checksum != zlib_ng.crc32(payload, zlib_ng.crc32(header)):
-        raise DamagedValue("checksum differs")
-    if digest != key.digest:
-        raise DamagedValue("another key's")
-    if code != _CODES[dtype] or found_width != width:
-        raise DamagedValue("of another dtype or width")
-    try:
-        return Embedding(rows, cols, width, dtype, payload)
-    except ValueError:
-        raise DamagedValue("data does not fit its shape") from None
+
+class Decoding:
+    """Reads the embedding of `key` out of a value that comes in pieces; its data is not copied."""
+
+    def __init__(self, key: EmbeddingKey, *, width: int, dtype: DType) -> None:
+        self._key = key
+        self._width = width
+        self._dtype = dtype
+        # Of what has come.
+        self._checksum: int | None = None
+
+    def piece(self, piece: memoryview) -> memoryview:
+        """The next one, bytes; the first is the header at the least. What is of the data in it."""
+        if self._checksum is None:
+            self._checksum = zlib_ng.crc32(piece[: HEADER.size])
+            piece = piece[PAYLOAD_OFFSET:]
+        self._checksum = zlib_ng.crc32(piece, self._checksum)
+        return piece
+
+    def end(self, value: memoryview) -> Embedding:
+        """Of all that has come.
+
+        Raises:
+            DamagedValue: where the value is truncated, altered, another key's, or not of the
+                width and dtype that the caller's model has.
+        """
+        if len(value) < PAYLOAD_OFFSET:
+            raise DamagedValue("shorter than its header")
+        header, payload = value[: HEADER.size], value[PAYLOAD_OFFSET:]
+        magic, code, rows, cols, width, length, digest = HEADER.unpack(header)
+        if magic != MAGIC:
+            raise DamagedValue("not an embedding")
+        if length != len(payload):
+            raise DamagedValue("not of its own length")
+        (checksum,) = CHECKSUM.unpack(value[HEADER.size : PAYLOAD_OFFSET])
+        if checksum != self._checksum:
+            raise DamagedValue("checksum differs")
+        if digest != self._key.digest:
+            raise DamagedValue("another key's")
+        if code != _CODES[self._dtype] or width != self._width:
+            raise DamagedValue("of another dtype or width")
+        try:
+            return Embedding(rows, cols, width, self._dtype, payload)
+        except ValueError:
+            raise DamagedValue("data does not fit its shape") from None

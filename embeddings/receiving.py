@@ -2,10 +2,10 @@
 
 import mmap
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from embeddings import codec
-from embeddings.codec import DType, Embedding
+from embeddings.codec import Decoding, DType, Embedding
 from embeddings.key import EmbeddingKey
 
 T = TypeVar("T")
@@ -17,6 +17,10 @@ class Receiver(Protocol[T_co]):
 
     def memory(self, size: int) -> memoryview:
         """To write to, of that many bytes. Asked again, the value comes anew."""
+        ...
+
+    def piece(self, piece: memoryview) -> None:
+        """The next of it is there, in that memory, while others are on their way."""
         ...
 
     def end(self, value: memoryview) -> T_co:
@@ -31,6 +35,9 @@ class Arrival(ABC, Generic[T]):
         """As a `Receiver`'s."""
         return new_memory(size)
 
+    def values(self, values: memoryview) -> None:
+        """The next of them, which may still turn out to be damaged, as bytes."""
+
     @abstractmethod
     def made(self, embedding: Embedding) -> T | None:
         """It has come in that memory, and is the one that was waited for."""
@@ -40,17 +47,19 @@ class Receiving(Generic[T]):
     """A `Receiver` of the embedding of `key`; `end` raises DamagedValue as `codec.decode` does."""
 
     def __init__(self, key: EmbeddingKey, arrival: Arrival[T], *, width: int, dtype: DType) -> None:
-        self._key = key
         self._arrival = arrival
-        self._width = width
-        self._dtype = dtype
+        self._anew = partial(Decoding, key, width=width, dtype=dtype)
+        self._decoding = self._anew()
 
     def memory(self, size: int) -> memoryview:
+        self._decoding = self._anew()
         return self._arrival.memory(size)
 
+    def piece(self, piece: memoryview) -> None:
+        self._arrival.values(self._decoding.piece(piece))
+
     def end(self, value: memoryview) -> T | None:
-        embedding = codec.decode(self._key, value, width=self._width, dtype=self._dtype)
-        return self._arrival.made(embedding)
+        return self._arrival.made(self._decoding.end(value))
 
 
 def new_memory(size: int) -> memoryview:

@@ -6,7 +6,7 @@ says of them, and the replies alone are read past it.
 
 A value comes in pieces. Redis copies what it sends before it sends it, in one go, into memory that
 it has to get from the system where that is 8 MB or more: meanwhile it answers nobody. The next
-piece is asked for while one is on its way.
+piece is asked for while one is on its way, and what has come is looked at meanwhile.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # What no value of Redis is larger than.
 MAX_BYTES = 512 << 20
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 512 << 10
 # A line of a reply, most often with a bit of what follows it.
 LINE_BYTES = 64
 
@@ -118,6 +118,8 @@ def _value(connection: Any, key: str, until: float, receiver: Receiver[Any]) -> 
         if replies.number(b"$") != end - begin:
             raise RedisConnectionError("another value by now")
         replies.into(memory[begin : end + 2])
+        if size:
+            receiver.piece(memory[begin:end])
     return memory[:size] if size else None
 
 

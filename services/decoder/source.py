@@ -16,9 +16,11 @@ from embeddings.lru import ByteLru
 from embeddings.metrics import REQUESTS
 from embeddings.receiving import Arrival, Receiving, new_memory
 from embeddings.store import EmbeddingStore
+from embeddings.value_reader import PIECE_BYTES
 from embeddings.vision import Grid
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
 from services.decoder.embedding import ImageEmbedding
+from services.decoder.finite import is_finite
 from services.decoder.memory_files import MemoryFile, MemoryFiles
 from services.decoder.prompt import ImagePlace
 from serving.call import count, current_span, outgoing
@@ -178,6 +180,8 @@ def _received(pieces: Sequence[bytes], receiving: Receiving[T]) -> T | None:
     for piece in pieces:
         memory[at : at + len(piece)] = piece
         at += len(piece)
+    for begin in range(0, size, PIECE_BYTES):
+        receiving.piece(memory[begin : min(begin + PIECE_BYTES, size)])
     return receiving.end(memory[:size])
 
 
@@ -186,20 +190,22 @@ class Arriving(Arrival[ImageEmbedding]):
 
     def __init__(self, files: MemoryFiles, dtype: DType) -> None:
         self._files = files
-        self._dtype = TORCH_DTYPES[dtype]
+        self._dtype = dtype
         self._file: MemoryFile | None = None
+        self._is_finite = True
 
     def memory(self, size: int) -> memoryview:
+        self._is_finite = True
         self._file = self._files.take(size)
         return new_memory(size) if self._file is None else self._file.memory[:size].numpy().data
 
+    def values(self, values: memoryview) -> None:
+        self._is_finite = self._is_finite and is_finite(values, self._dtype)
+
     def made(self, embedding: Embedding) -> ImageEmbedding | None:
-        values = torch.frombuffer(embedding.data, dtype=self._dtype)
-        # A NaN among others is the least and the largest of them. To ask it of each takes 18 times
-        # as long as to find these.
-        extremes = torch.stack(torch.aminmax(values))
-        if not bool(torch.isfinite(extremes).all()):
+        if not self._is_finite:
             logger.error("an embedding holds values that are not finite")
             return None
+        values = torch.frombuffer(embedding.data, dtype=TORCH_DTYPES[self._dtype])
         grid = Grid(embedding.rows, embedding.cols)
         return ImageEmbedding(grid, values.view(grid.tokens, embedding.width), self._file)

@@ -45,9 +45,14 @@ class Received:
 
     def memory(self, size: int) -> memoryview:
         self.memories.append(new_memory(size))
+        self._pieces = bytearray()
         return self.memories[-1]
 
+    def piece(self, piece: memoryview) -> None:
+        self._pieces += piece
+
     def end(self, value: memoryview) -> bytes:
+        assert self._pieces == value
         return bytes(value)
 
 
@@ -61,7 +66,7 @@ def put(server: RedisServer, **values: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [1, 50, 70_000, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, LARGE]
+    "size", [1, 50, 70_000, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES, LARGE]
 )
 async def test_values_come_whole_and_one_after_another(server: RedisServer, size: int) -> None:
     values = [os.urandom(size) for _ in range(3)]
