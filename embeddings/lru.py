@@ -28,16 +28,22 @@ class ByteLru(Generic[K, V]):
         self._entries.move_to_end(key)
         return entry[0]
 
-    def put(self, key: K, value: V, nbytes: int) -> None:
-        """Keeps the value as the most recently used; one larger than the bound is not kept."""
+    def put(self, key: K, value: V, nbytes: int) -> list[V]:
+        """Keeps the value as the most recently used; one larger than the bound is not kept.
+
+        Returns those that had to go for it.
+        """
         self.pop(key)
+        gone: list[V] = []
         if nbytes > self._max_bytes:
-            return
+            return gone
         self._entries[key] = (value, nbytes)
         self._nbytes += nbytes
         while self._nbytes > self._max_bytes:
-            _, (_, freed) = self._entries.popitem(last=False)
+            _, (value, freed) = self._entries.popitem(last=False)
             self._nbytes -= freed
+            gone.append(value)
+        return gone
 
     def pop(self, key: K) -> V | None:
         entry = self._entries.pop(key, None)

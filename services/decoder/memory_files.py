@@ -2,7 +2,8 @@
 
 A file can be handed to another process, which then has the embedding where this one has it. To get
 8 MB of memory from the system takes three milliseconds and more, to receive an embedding in memory
-that is there no longer than to receive it at all. So some is had before it is needed.
+that is there no longer than to receive it at all. So some is had before it is needed. To give it
+back takes one, and is done afterwards.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import torch
 # Below that a file costs more than it saves.
 LEAST_BYTES = 1 << 20
 SPARES = 2
-# Until they are had: not while an embedding that was waited for goes on its way.
+# Until memory is had or given back: not while an embedding that was waited for goes on its way.
 SECONDS = 0.02
 
 

@@ -19,9 +19,9 @@ from embeddings.store import EmbeddingStore
 from embeddings.value_reader import PIECE_BYTES
 from embeddings.vision import Grid
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
-from services.decoder.embedding import ImageEmbedding
+from services.decoder.embedding import ImageEmbedding, let_go
 from services.decoder.finite import is_finite
-from services.decoder.memory_files import MemoryFile, MemoryFiles
+from services.decoder.memory_files import SECONDS, MemoryFile, MemoryFiles
 from services.decoder.prompt import ImagePlace
 from serving.call import count, current_span, outgoing
 from serving.channel import ClientTls, open_channel
@@ -133,6 +133,7 @@ class EmbeddingSource:
         self._flights: SingleFlight[
             tuple[EmbeddingKey, Grid, str], tuple[ImageEmbedding, Found]
         ] = SingleFlight()
+        self._is_closed = False
 
     async def get(self, image: ImagePlace) -> ImageEmbedding:
         """Raises EmbeddingMissing. Each step has a deadline of its own."""
@@ -148,6 +149,7 @@ class EmbeddingSource:
         return embedding
 
     async def close(self) -> None:
+        self._is_closed = True
         await self._peers.close()
         await self._store.close()
         self._memory.close()
@@ -163,8 +165,14 @@ class EmbeddingSource:
             raise EmbeddingMissing
         if embedding.file is not None:
             self._memory.refill_soon(len(embedding.file.memory))
-        self._cache.put(image.key, embedding, embedding.tensor.nbytes)
+        gone = self._cache.put(image.key, embedding, embedding.tensor.nbytes)
+        if gone:
+            asyncio.get_running_loop().call_later(SECONDS, self._let_go, gone)
         return embedding, found
+
+    def _let_go(self, gone: list[ImageEmbedding]) -> None:
+        if not self._is_closed:
+            asyncio.get_running_loop().run_in_executor(None, let_go, gone)
 
 
 def record(found: Found) -> None:

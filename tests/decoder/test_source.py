@@ -16,10 +16,12 @@ from embeddings.key import EmbeddingKey, from_proto
 from embeddings.store import EmbeddingStore
 from embeddings.vision import Grid
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from services.decoder.memory_files import SPARES
 from services.decoder.prompt import ImagePlace
 from services.decoder.source import EmbeddingMissing, EmbeddingSource, Peers
 from serving.call import Call
 from serving.tracing import start_tracing
+from tests.decoder.memory import until
 from tests.decoder.prompts import WIDTH, eventually, key_of, store, values, wire
 from tests.redis_server import RedisServer
 
@@ -305,3 +307,21 @@ async def test_memory_is_bounded_by_bytes(redis: RedisServer) -> None:
         for name in "cba":
             await source.get(ImagePlace(key_of(name), 0, GRID))
     assert since(before) == {"local": 2, "redis": 1}
+
+
+async def test_what_had_to_go_gives_its_memory_back(redis: RedisServer) -> None:
+    grid = Grid(64, 72)
+    tensors = {name: values(grid) for name in "abc"}
+    for name, tensor in tensors.items():
+        store(redis, key_of(name), tensor, grid)
+    async with source_of(redis.url, cache_bytes=tensors["a"].nbytes) as source:
+        first = await source.get(ImagePlace(key_of("a"), 0, grid))
+        for name in "bc":
+            await source.get(ImagePlace(key_of(name), 0, grid))
+        # The first, which is still held, the last, and those for the next.
+        await until(2 * (2 + SPARES))
+        assert torch.equal(first.tensor, tensors["a"])
+        del first
+        await until(2 * (1 + SPARES))
+    del source
+    await until(0)
