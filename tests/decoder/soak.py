@@ -4,7 +4,8 @@
 
 The decoder runs in this process and its engine in another; the load comes from a third. What they
 hold is sampled: memory of both, keys and values of running requests, embeddings, asyncio tasks.
-Nothing of it may grow over the second half, and with the load gone nothing of it may be in use.
+Nothing of it may grow over the second half, by the trend that `bench.soak` takes, and with the load
+gone nothing of it may be in use.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import asyncio
 import logging
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -22,10 +22,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from prometheus_client import REGISTRY
 
+from bench.soak import trend
 from embeddings.codec import DType
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from services.decoder import memory_files
@@ -130,14 +130,13 @@ def problems(samples: list[Sample], rest: Sample, before: Sample) -> list[str]:
     found = []
     later = samples[len(samples) // 2 :]
     for at, field in enumerate(fields(Sample)):
-        values = [astuple(each)[at] for each in later]
-        slope = float(np.polyfit(range(len(values)), values, 1)[0]) * len(values)
-        median = statistics.median(values)
+        times = [number * SAMPLE_SECONDS for number in range(len(later))]
+        seen = trend(field.name, times, [astuple(each)[at] for each in later])
         print(
-            f"  {field.name:16} {median:9.2f} median, {slope:+8.2f} over the second half, "
-            f"{astuple(rest)[at]:9.2f} at rest, {astuple(before)[at]:9.2f} before"
+            f"  {field.name:16} {seen.median:9.2f} median, {seen.growth:+8.2f} over the second "
+            f"half, {astuple(rest)[at]:9.2f} at rest, {astuple(before)[at]:9.2f} before"
         )
-        if field.name.endswith("mib") and slope > MAX_GROWTH * median:
+        if field.name.endswith("mib") and seen.growth > MAX_GROWTH * seen.median:
             found.append(f"{field.name} grows")
     if rest.kv_used or rest.admitted:
         found.append("something is still in use")
