@@ -14,13 +14,10 @@ from typing import Any
 import torch
 import zmq
 
-from embeddings import codec
-from embeddings.codec import DType, Embedding
-from embeddings.key import EmbeddingKey
 from embeddings.vision import Grid, VisionSpec
 from services.decoder.embedding import ImageEmbedding
 from services.decoder.handover import ADDRESS, Handover, Receiver
-from services.decoder.memory_files import LEAST_BYTES, MemoryFile, MemoryFiles
+from services.decoder.memory_files import LEAST_BYTES, MemoryFile
 
 REPEATS = 20
 
@@ -28,16 +25,14 @@ REPEATS = 20
 async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
     """Milliseconds each, the median of REPEATS.
 
-    `check` comes before, where another process had the embedding: its checksum and its values are
-    looked at. `handover` is the decoder's way with a large one, which is in memory that both can
-    have: from the request to the other process's holding it. `encode`, `socket` and `decode` are
-    vLLM's, msgpack without the tensor's bytes and a socket that carries them. The other process
-    keeps what it is sent, as an engine does.
+    `handover` is the decoder's way with a large one, which is in memory that both can have: from
+    the request to the other process's holding it. `encode`, `socket` and `decode` are vLLM's,
+    msgpack without the tensor's bytes and a socket that carries them. The other process keeps what
+    it is sent, as an engine does.
     """
     from vllm.multimodal.inputs import MultiModalKwargsItem
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-    from services.decoder.source import Arriving
     from services.decoder.vllm_inputs import embedding_item
 
     tensor = torch.randn(tokens, spec.width).to(torch.bfloat16)
@@ -46,7 +41,6 @@ async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]
     frames = [bytes(frame) for frame in encoder.encode(item)]
     seen = {
         "megabytes": sum(map(len, frames)) / 1e6,
-        "check": _median(_reading(tensor, Arriving)),
         "encode": _median(lambda: encoder.encode(item)),
         "decode": _median(lambda: decoder.decode(frames)),
         **_socket(encoder.encode(item)),
@@ -56,19 +50,6 @@ async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]
     if torch.cuda.is_available():
         seen |= _on_gpu(tensor, hidden)
     return seen
-
-
-def _reading(tensor: torch.Tensor, arriving: Callable[..., Any]) -> Callable[[], None]:
-    tokens, width = tensor.shape
-    key = EmbeddingKey(bytes(32), "f" * 32, "bench")
-    data = tensor.view(torch.uint8).numpy().data
-    value = bytearray(codec.encode(key, Embedding(1, tokens, width, DType.BF16, data)))
-
-    def read() -> None:
-        embedding = codec.decode(key, value, width=width, dtype=DType.BF16)
-        arriving(MemoryFiles(), DType.BF16).made(embedding)
-
-    return read
 
 
 def _median(call: Callable[[], object]) -> float:
