@@ -152,14 +152,23 @@ class Stack:
         """Whether every process runs, and every gateway makes calls to all of the others."""
         if not all(part.is_running for part in self.parts.values()):
             return False
-        ready = "pixtral_gateway_replicas_ready"
         with suppress(URLError, OSError):
             return all(
-                gateway.value(ready, tier=tier) == len(self.of(tier))
-                for gateway in self.of("gateway")
+                seen == len(self.of(tier))
                 for tier in ("encoder", "decoder")
+                for seen in self._seen(tier)
             )
         return False
+
+    def is_missed(self, name: str) -> bool:
+        """Whether every gateway makes calls to fewer of its tier than there are."""
+        tier = tier_of(name)
+        return all(seen < len(self.of(tier)) for seen in self._seen(tier))
+
+    def _seen(self, tier: str) -> list[float]:
+        """How many of that tier each gateway makes calls to."""
+        ready = "pixtral_gateway_replicas_ready"
+        return [gateway.value(ready, tier=tier) for gateway in self.of("gateway")]
 
     @asynccontextmanager
     async def running(

@@ -1,5 +1,6 @@
 """Bugs that are planted in a tier, and what finds them."""
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -19,11 +20,12 @@ from tests.faults.history import Ask, History
 from tests.faults.questions import Asker, Question, fresh
 from tests.faults.recovery import until_idle
 from tests.faults.redis_faults import flip_signs
-from tests.faults.stack import PASSWORD, Stack
+from tests.faults.stack import PASSWORD, Stack, tier_of
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 IDLE_SECONDS = 5.0
+MISSED_SECONDS = 30.0
 # What is found is shown where a test fails.
 logger = logging.getLogger(__name__)
 logger.setLevel(logging.INFO)
@@ -42,7 +44,15 @@ class Bench:
         self.stack.mutations.pop(name, None)
         if mutation is not None:
             self.stack.mutations[name] = mutation
-        await self.stack.parts[name].restart()
+        part = self.stack.parts[name]
+        part.kill()
+        if tier_of(name) != "gateway":
+            # A gateway looks every few seconds: what it saw last is of the process before, and by
+            # that the next one, which still loads, would be ready.
+            async with asyncio.timeout(MISSED_SECONDS):
+                while not await asyncio.to_thread(self.stack.is_missed, name):
+                    await asyncio.sleep(0.1)
+        await part.restart()
         await self.stack.until_ready()
 
     async def found(self, *asks: Ask) -> set[str]:
