@@ -1,6 +1,6 @@
 """How long a decoder takes to have an embedding that is in Redis, and of what it is made.
 
-    python -m bench.embedding_source [--tokens 4096] [--pause 0.05]
+    python -m bench.embedding_source [--tokens 4096]
 
 A real Redis of its own over loopback, embeddings of Pixtral-12B's width in bf16, each asked for
 once by a decoder whose own memory has room for a few. Milliseconds, the median: the `whole` of it,
@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import torch
 import uvloop
@@ -21,8 +21,9 @@ from bench.own_redis import redis
 from embeddings import codec
 from embeddings.codec import Decoding, DType, Embedding
 from embeddings.key import EmbeddingKey
+from embeddings.receiving import in_pieces
 from embeddings.store import EmbeddingStore
-from embeddings.value_reader import PIECE_BYTES, ValueReader
+from embeddings.value_reader import ValueReader
 from embeddings.vision import Grid
 from services.decoder.finite import is_finite
 from services.decoder.memory_files import MemoryFiles
@@ -43,11 +44,11 @@ class InAFile(Arriving):
         return value, self._file
 
 
-async def median_ms(call: Callable[[int], Awaitable[object]], pause: float) -> float:
+async def median_ms(call: Callable[[int], Awaitable[object]]) -> float:
     seen = []
     for number in range(ASKED):
         # An engine takes longer over the one before.
-        await asyncio.sleep(pause)
+        await asyncio.sleep(0.05)
         began = time.perf_counter()
         got = await call(number)
         seen.append(time.perf_counter() - began)
@@ -55,7 +56,7 @@ async def median_ms(call: Callable[[int], Awaitable[object]], pause: float) -> f
     return statistics.median(seen) * 1e3
 
 
-async def measure(url: str, tokens: int, pause: float) -> dict[str, float]:
+async def measure(url: str, tokens: int) -> dict[str, float]:
     # As a decoder's process has it.
     torch.set_num_threads(1)
     store = EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.BF16)
@@ -79,22 +80,18 @@ async def measure(url: str, tokens: int, pause: float) -> dict[str, float]:
         finally:
             files.refill_soon(len(values[at]) + 2)
 
-    def pieces(at: int) -> Iterator[memoryview]:
-        view = memoryview(values[at])
-        return (view[begin : begin + PIECE_BYTES] for begin in range(0, len(view), PIECE_BYTES))
-
     async def checksum(at: int) -> object:
-        decoding = Decoding(keys[at], width=WIDTH, dtype=DType.BF16)
-        for piece in pieces(at):
+        decoding, value = Decoding(keys[at], width=WIDTH, dtype=DType.BF16), memoryview(values[at])
+        for piece in in_pieces(value):
             decoding.piece(piece)
-        return decoding.end(memoryview(values[at]))
+        return decoding.end(value)
 
     async def finite(at: int) -> object:
-        return all(is_finite(piece, DType.BF16) for piece in pieces(at))
+        return all(is_finite(piece, DType.BF16) for piece in in_pieces(memoryview(values[at])))
 
     try:
         calls = {"whole": whole, "received": received, "checksum": checksum, "finite": finite}
-        return {name: await median_ms(call, pause) for name, call in calls.items()}
+        return {name: await median_ms(call) for name, call in calls.items()}
     finally:
         await source.close()
         reader.close()
@@ -106,10 +103,9 @@ def main() -> None:
         prog="python -m bench.embedding_source", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--tokens", type=int, default=4096, help="of the embedding")
-    parser.add_argument("--pause", type=float, default=0.05, help="between two, in seconds")
     given = parser.parse_args()
     with redis() as server:
-        seen = uvloop.run(measure(server.url, given.tokens, given.pause))
+        seen = uvloop.run(measure(server.url, given.tokens))
     print(", ".join(f"{name} {ms:.2f}" for name, ms in seen.items()))
 
 

@@ -2,6 +2,7 @@
 
 import mmap
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -10,6 +11,9 @@ from embeddings.key import EmbeddingKey
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+# Looked at while it is in a processor's cache.
+PIECE_BYTES = 512 << 10
 
 
 class Receiver(Protocol[T_co]):
@@ -60,6 +64,11 @@ class Receiving(Generic[T]):
 
     def end(self, value: memoryview) -> T | None:
         return self._arrival.made(self._decoding.end(value))
+
+
+def in_pieces(value: memoryview) -> Iterator[memoryview]:
+    """As they come where a value is received piece by piece."""
+    return (value[begin : begin + PIECE_BYTES] for begin in range(0, len(value), PIECE_BYTES))
 
 
 def new_memory(size: int) -> memoryview:

@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from embeddings.receiving import Receiver
+from embeddings.receiving import PIECE_BYTES, Receiver
 
 # Partly without types.
 _connection: Any = connection
@@ -30,7 +30,6 @@ T = TypeVar("T")
 
 # What no value of Redis is larger than.
 MAX_BYTES = 512 << 20
-PIECE_BYTES = 512 << 10
 # A line of a reply, most often with a bit of what follows it.
 LINE_BYTES = 64
 

@@ -14,9 +14,8 @@ from embeddings.codec import DamagedValue, DType, Embedding
 from embeddings.key import EmbeddingKey, to_proto
 from embeddings.lru import ByteLru
 from embeddings.metrics import REQUESTS
-from embeddings.receiving import Arrival, Receiving, new_memory
+from embeddings.receiving import Arrival, Receiving, in_pieces, new_memory
 from embeddings.store import EmbeddingStore
-from embeddings.value_reader import PIECE_BYTES
 from embeddings.vision import Grid
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
 from services.decoder.embedding import ImageEmbedding, let_go
@@ -188,9 +187,10 @@ def _received(pieces: Sequence[bytes], receiving: Receiving[T]) -> T | None:
     for piece in pieces:
         memory[at : at + len(piece)] = piece
         at += len(piece)
-    for begin in range(0, size, PIECE_BYTES):
-        receiving.piece(memory[begin : min(begin + PIECE_BYTES, size)])
-    return receiving.end(memory[:size])
+    value = memory[:size]
+    for whole in in_pieces(value):
+        receiving.piece(whole)
+    return receiving.end(value)
 
 
 class Arriving(Arrival[ImageEmbedding]):

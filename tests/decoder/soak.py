@@ -129,8 +129,8 @@ def _long(fuzzer: Fuzzer, rng: random.Random, redis: RedisServer) -> tuple[bytes
 def problems(samples: list[Sample], rest: Sample, before: Sample) -> list[str]:
     found = []
     later = samples[len(samples) // 2 :]
+    times = [number * SAMPLE_SECONDS for number in range(len(later))]
     for at, field in enumerate(fields(Sample)):
-        times = [number * SAMPLE_SECONDS for number in range(len(later))]
         seen = trend(field.name, times, [astuple(each)[at] for each in later])
         print(
             f"  {field.name:16} {seen.median:9.2f} median, {seen.growth:+8.2f} over the second "

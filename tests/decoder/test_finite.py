@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from embeddings.codec import DType
 from services.decoder.finite import is_finite
@@ -21,13 +22,14 @@ F32 = np.concatenate(
     ids=["bf16", "f32"],
 )
 def test_every_kind_of_value_is_told_as_torch_tells_it(
-    dtype: DType, torch_dtype: torch.dtype, bits: np.ndarray[tuple[int], np.dtype[np.uint16]]
+    dtype: DType, torch_dtype: torch.dtype, bits: NDArray[np.unsignedinteger]
 ) -> None:
     finite = torch.isfinite(torch.frombuffer(bytearray(bits), dtype=torch_dtype)).numpy()
     assert 0 < np.count_nonzero(~finite) < np.count_nonzero(finite)
     assert is_finite(memoryview(bits[finite].tobytes()), dtype)
-    # Both signs of zero, whose bits are the least with and without a sign.
-    among = bits[finite][:1000]
+    # Of both signs.
+    among = np.concatenate([bits[finite][:500], bits[finite][-500:]])
+    assert is_finite(memoryview(among.tobytes()), dtype)
     for pattern in bits[~finite]:
         among[500] = pattern
         assert not is_finite(memoryview(among.tobytes()), dtype), hex(pattern)

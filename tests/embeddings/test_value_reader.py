@@ -12,8 +12,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from embeddings.receiving import new_memory
-from embeddings.value_reader import PIECE_BYTES, ValueReader
+from embeddings.receiving import PIECE_BYTES, new_memory
+from embeddings.value_reader import ValueReader
 from tests.authority import Authority
 from tests.faults.proxy import Link, Proxy, Weather
 from tests.redis_server import RedisServer
