@@ -28,7 +28,7 @@ from vllm.multimodal.processing import (
 from vllm.platforms import current_platform
 
 from embeddings.checkpoint import VISION_PREFIXES
-from services.decoder import seeds
+from services.decoder import last_layer, seeds
 
 EMBEDDING_FIELD = "image_embeddings"
 """Name of the multimodal field, and of `embed_multimodal`'s argument, that holds embeddings."""
@@ -122,6 +122,8 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
                 hf_config=config.text_config,
                 prefix=maybe_prefix(prefix, "language_model"),
             )
+        if last_layer.is_sampled_alone(vllm_config):
+            last_layer.narrow(self.language_model.model.layers[-1].mlp, vllm_config)
         self.vision_language_adapter = VisionLanguageAdapter(
             config.vision_config.hidden_size,
             config.text_config.hidden_size,

@@ -15,6 +15,14 @@ AWAITED_TOKENS = 1536
 """Three such steps take in an image of 1024x1024 and a question, 4,180 tokens, beside answers."""
 
 
+def awaited_tokens(max_num_seqs: int) -> int:
+    """The most tokens of a step that an answer waits for, or that has a prompt's logits in it.
+
+    Below one for each answer, some would be left out of every step.
+    """
+    return max(AWAITED_TOKENS, max_num_seqs)
+
+
 def writes_on(request: Any) -> bool:
     """Whether a running request needs the next step for another token of its answer."""
     if request.is_prefill_chunk:
@@ -47,9 +55,8 @@ class _Steps(Scheduler):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.most_tokens = self.max_num_scheduled_tokens
-        # Below one for each answer, some would be left out of every step.
-        awaited_tokens = max(AWAITED_TOKENS, self.scheduler_config.max_num_seqs)
-        self.awaited_tokens = min(awaited_tokens, self.most_tokens)
+        awaited = awaited_tokens(self.scheduler_config.max_num_seqs)
+        self.awaited_tokens = min(awaited, self.most_tokens)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         awaited = is_awaited(self.running, self.requests.values())
