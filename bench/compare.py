@@ -44,6 +44,8 @@ SAME = 1_000_000
 KV_CACHE_BYTES = 20 * 10**9
 # Of the gateway, which is else one; stock vLLM's server has its own event loop and threads.
 WORKERS = 4
+STOCK = ["--dtype", "bfloat16", "--max-model-len", "16384", "--no-enable-log-requests"]
+STOCK += ["--limit-mm-per-prompt", '{"image": 8}']
 DOORS = 2
 # Requests for each of those at once, before anything is measured.
 WARM_UP = 16
@@ -121,35 +123,40 @@ async def measure_grpc(target: str, counts: Counts) -> Workloads:
         return await measure(ask, counts, door=0)
 
 
+def http_door(session: aiohttp.ClientSession, url: str, model_name: str) -> AskAbout:
+    """Asks a server of OpenAI's API for one token; returns the seconds until it came."""
+
+    async def ask(question: str, picture: bytes | None) -> float:
+        content: list[Any] = [{"type": "text", "text": question}]
+        if picture is not None:
+            data = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
+            content.insert(0, {"type": "image_url", "image_url": {"url": data}})
+        body = {
+            "model": model_name,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": 1,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        started = time.perf_counter()
+        first = 0.0
+        async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+            response.raise_for_status()
+            async for line in response.content:
+                # The first event names the role only; the token comes with a finish reason.
+                if not first and b'"finish_reason":"length"' in line.replace(b" ", b""):
+                    first = time.perf_counter() - started
+        if not first:
+            raise RuntimeError(f"{url} sent no token")
+        return first
+
+    return ask
+
+
 async def measure_http(url: str, model_name: str, counts: Counts) -> Workloads:
     async with aiohttp.ClientSession() as session:
-
-        async def ask(question: str, picture: bytes | None) -> float:
-            content: list[Any] = [{"type": "text", "text": question}]
-            if picture is not None:
-                data = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
-                content.insert(0, {"type": "image_url", "image_url": {"url": data}})
-            body = {
-                "model": model_name,
-                "messages": [{"role": "user", "content": content}],
-                "max_tokens": 1,
-                "temperature": 0,
-                "ignore_eos": True,
-                "stream": True,
-            }
-            started = time.perf_counter()
-            first = 0.0
-            async with session.post(f"{url}/v1/chat/completions", json=body) as response:
-                response.raise_for_status()
-                async for line in response.content:
-                    # The first event names the role only; the token comes with a finish reason.
-                    if not first and b'"finish_reason":"length"' in line.replace(b" ", b""):
-                        first = time.perf_counter() - started
-            if not first:
-                raise RuntimeError(f"{url} sent no token")
-            return first
-
-        return await measure(ask, counts, door=1)
+        return await measure(http_door(session, url, model_name), counts, door=1)
 
 
 def table(grpc: Workloads, http: Workloads, stock: Workloads) -> str:
@@ -195,11 +202,13 @@ def main() -> None:
 
 
 def pixtral_12b(directory: Path) -> Path:
-    """Its numbers, a random tower, and a language model that vLLM fills with random weights."""
+    """Its numbers, a random tower, and a language model that vLLM fills with random weights.
+
+    What this process starts from then on finds the plug-in.
+    """
     model_dir = model("pixtral-12b", directory / "model")
     weights = random_weights(torch.device("cpu"), torch.bfloat16)
     save_file(weights, model_dir / "consolidated.safetensors")
-    # How vLLM finds the plug-in of a project that is not installed.
     os.environ |= module_path(plug_in(directory / "plug-in"))
     return model_dir
 
@@ -230,8 +239,7 @@ def compare(
         http = asyncio.run(measure_http(url, model_dir.resolve().name, counts))
 
     print("starting stock vLLM", flush=True)
-    arguments = ["--dtype", "bfloat16", "--max-model-len", "16384", "--no-enable-log-requests"]
-    arguments += ["--limit-mm-per-prompt", '{"image": 8}', *stock_args]
+    arguments = [*STOCK, *stock_args]
     with stock_server(model_dir, extra_packages, results / "stock.log", arguments) as url:
         print("measuring stock vLLM", flush=True)
         stock = asyncio.run(measure_http(url, "stock", counts))
