@@ -100,6 +100,9 @@ def engine_args(options: EngineOptions) -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # Under CUDA's MPS, where an encoder is on the same GPU: its kernels first. What it makes is
+    # waited for here, and is little beside a prompt.
+    os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")
     # By this, which tracing has read by now, vLLM's processes would send traces of their own start.
     os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
 
