@@ -3,7 +3,8 @@
     python -m tests.decoder.on_gpu
 
 Small random checkpoints; prompts of text and of an image. First in float32: greedy answers and the
-prompt's log-probabilities, also of a prompt of several steps. Then in bfloat16, which vLLM's LoRA
+prompt's log-probabilities, also of a prompt of several steps, and the first token after large
+steps, in which the last layer runs for the last token alone. Then in bfloat16, which vLLM's LoRA
 kernels need, two adapters and none of them in the same steps. And in each an answer that is held
 to characters of several tokens. It needs vLLM with all that it depends on, and neither pytest,
 gRPC nor Redis; it runs on a CPU, too. Ends with 1 where something differs.
@@ -153,6 +154,22 @@ async def is_spelt(engine: DecoderEngine) -> bool:
     return text == SPELT
 
 
+async def is_plain_after_large_steps(
+    engine: DecoderEngine, reference: Reference, asked: Asked
+) -> bool:
+    # No log-probabilities of the prompt, for which steps are small.
+    sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, logprobs=0)
+    prompt = Prompt("large steps", asked.token_ids, (), sampling, "another salt")
+    async with aclosing(engine.generate(prompt, ())) as deltas:
+        told = [each.chosen async for delta in deltas for each in delta.logprobs if each.chosen]
+    (chosen,) = told
+    (row,) = reference.logprobs(asked.token_ids, [], [chosen.token_id])
+    by = abs(chosen.logprob - float(row[chosen.token_id]))
+    fine = by < (CLOSE_IN_TF32 if torch.cuda.is_available() else CLOSE)
+    print(f"{_word(fine)}: after large steps: logprob apart {by:.4f}", flush=True)
+    return fine
+
+
 async def check(
     model_dir: Path, adapters: dict[str, Path], models: dict[str, Reference], more: dict[str, Any]
 ) -> bool:
@@ -182,6 +199,8 @@ async def check(
                     fine &= is_its_own(named, name, answer, wanted)
                 else:
                     fine &= is_plain(named, answer, wanted[name])
+            if not adapters and len(asked.token_ids) == LONG:
+                fine &= await is_plain_after_large_steps(engine, models[""], asked)
         fine &= await is_spelt(engine)
     finally:
         await engine.shutdown()
