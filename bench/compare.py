@@ -190,10 +190,8 @@ def main() -> None:
     workers = args.workers or (1 if args.preset is None else WORKERS)
     with tempfile.TemporaryDirectory() as scratch:
         if args.preset is None:
-            extra = ROOT / ".cache" / "stock-vllm"
-            prepare(extra)
             stock = ["--gpu-memory-utilization", "0.1"]
-            compare(args.model_dir, ON_CPU, extra, workers, [], stock)
+            compare(args.model_dir, ON_CPU, prepare(), workers, [], stock)
         else:
             made = pixtral_12b(Path(scratch))
             ours = ["--kv-cache-bytes", str(KV_CACHE_BYTES), "--engine-args", "load_format=dummy"]

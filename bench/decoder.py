@@ -38,6 +38,7 @@ from bench.decoder_load import Plan
 from bench.decoder_steps import DIAL, SCHEDULER, Steps, make_dial
 from bench.decoder_table import table
 from bench.module_path import OURS, ROOT, module_path
+from bench.stock_vllm import prepare
 
 SECONDS = 600.0
 
@@ -168,14 +169,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         model_dir = model(options.preset, directory / "model")
-        if is_small:
-            from bench.stock_vllm import prepare
-
-            prepare(ROOT / ".cache" / "stock-vllm")
         for side in [options.only] if options.only else ["ours", "stock"]:
             extra = [plug_in(directory / "plug-in")] if side == "ours" else []
             if side == "stock" and is_small:
-                extra = [ROOT / ".cache" / "stock-vllm"]
+                extra = [prepare()]
             steps = options.steps if side == "ours" else []
             given = {
                 "model_dir": str(model_dir),

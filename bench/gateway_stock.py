@@ -12,7 +12,6 @@ import psutil
 import uvloop
 
 from bench.gateway_load import sse
-from bench.module_path import ROOT
 from bench.stock_vllm import prepare, stock_server
 
 ARGUMENTS = ("--dtype", "bfloat16", "--max-model-len", "4096", "--no-enable-log-requests")
@@ -21,9 +20,7 @@ MEMORY = ("--gpu-memory-utilization", "0.1", "--max-num-seqs", "64")
 
 def measure_stock(model_dir: Path, log: Path, streams: int, tokens: int) -> dict[str, float]:
     """Streams of so many tokens each, as fast as its engine makes them."""
-    extra = ROOT / ".cache" / "stock-vllm"
-    prepare(extra)
-    with stock_server(model_dir, extra, log, [*ARGUMENTS, *MEMORY]) as url:
+    with stock_server(model_dir, prepare(), log, [*ARGUMENTS, *MEMORY]) as url:
         (front,) = (
             child
             for child in psutil.Process().children()

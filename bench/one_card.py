@@ -28,13 +28,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest.mock import patch
 
 import aiohttp
 
 import pixtral_client
 from bench.compare import STOCK, WARM_UP, WORKERS, http_door, pixtral_12b
 from bench.loops import Seen, closed_loop
-from bench.module_path import ROOT
 from bench.pictures import jpeg
 from bench.stock_vllm import prepare, stock_server
 
@@ -83,8 +83,7 @@ def hold(name: str, side: Side, model_dir: Path, is_small: bool, log: Path, to: 
         given = [*kv_cache, "--load-format", "dummy", "--gpu-memory-utilization", str(SHARE)]
         extra = None
         if is_small:
-            given, extra = ["--gpu-memory-utilization", "0.1"], ROOT / ".cache" / "stock-vllm"
-            prepare(extra)
+            given, extra = ["--gpu-memory-utilization", "0.1"], prepare()
         with stock_server(model_dir, extra, log, [*STOCK, *given]) as url:
             to.send((url, "stock"))
             to.recv()
@@ -112,7 +111,7 @@ def started(
         ours, theirs = spawn.Pipe()
         given = (name, side, model_dir, is_small, directory / "stock.log", theirs)
         process = spawn.Process(target=hold, args=given)
-        with set_variables(side.variables):
+        with patch.dict(os.environ, side.variables):
             process.start()
         theirs.close()
         held[name] = process, ours
@@ -127,19 +126,6 @@ def started(
                 ours.send(None)
         for process, _ in held.values():
             process.join()
-
-
-@contextlib.contextmanager
-def set_variables(variables: Mapping[str, str]) -> Iterator[None]:
-    """Of this process's environment, for the block."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            os.environ.pop(name)
-        os.environ.update(before)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.module_path import module_path
+from bench.module_path import ROOT, module_path
 
 START_SECONDS = 300.0
 # vLLM's own Pixtral imports torchvision, of which there is no CPU build. The CUDA build imports
@@ -20,13 +20,15 @@ TORCHVISION = "torchvision==0.28.0"
 EMPTIED = Path("torchvision/_meta_registrations.py")
 
 
-def prepare(directory: Path) -> None:
-    """Puts into `directory` what stock vLLM needs besides this environment."""
+def prepare() -> Path:
+    """A folder, filled the first time, with what stock vLLM needs besides this environment."""
+    directory = ROOT / ".cache" / "stock-vllm"
     if (directory / EMPTIED).exists():
-        return
+        return directory
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--quiet", "--no-deps"]
     subprocess.run([*command, "--target", str(directory), TORCHVISION], check=True)
     (directory / EMPTIED).write_text("", encoding="utf-8")
+    return directory
 
 
 @contextlib.contextmanager
@@ -35,7 +37,7 @@ def stock_server(
 ) -> Iterator[str]:
     """Runs the server until the block ends; yields its base URL.
 
-    `extra_packages` is what `prepare` has filled, where it was needed.
+    `extra_packages` is what `prepare` returns, where it is needed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -5,7 +5,6 @@ last token's are used: for the others, 2% of a prompt's products have no use. vL
 makes them, since another's hidden states may be asked for, too; here it is known when not.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +16,8 @@ from vllm.utils.torch_utils import direct_register_custom_op
 from services.decoder.engine_args import SCHEDULER
 from services.decoder.steps import awaited_tokens
 
-# By which the operator, that a compiled model has as a name, finds the layer.
+# By which the operator finds the layer among those that vLLM does not compile.
 NAME = "pixtral.last_feed_forward"
-
-Apply = Callable[[torch.Tensor], torch.Tensor]
 
 
 def is_sampled_alone(config: VllmConfig) -> bool:
@@ -49,7 +46,7 @@ def narrow(feed_forward: nn.Module, config: VllmConfig) -> None:
         whole = kind.forward
 
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            result: torch.Tensor = torch.ops.vllm.pixtral_last_feed_forward(hidden, NAME)
+            result: torch.Tensor = torch.ops.vllm.pixtral_last_feed_forward(hidden)
             return result
 
     feed_forward.__class__ = Narrowed
@@ -72,28 +69,21 @@ def last_tokens(metadata: Any, more_than: int) -> torch.Tensor | None:
     return starts[1:] - 1
 
 
-def for_tokens(apply: Apply, hidden: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
-    """What `apply` makes of some rows of `(tokens, width)`, and zero in the others' places."""
-    if tokens is None:
-        return apply(hidden)
-    result = torch.zeros_like(hidden)
-    result[tokens] = apply(hidden[tokens])
-    return result
-
-
-def _run(hidden: torch.Tensor, name: str) -> torch.Tensor:
+def _run(hidden: torch.Tensor) -> torch.Tensor:
     context = get_forward_context()
-    layer = context.no_compile_layers[name]
+    layer = context.no_compile_layers[NAME]
     tokens = None
     # A graph does again what it was recorded with.
     if not (hidden.is_cuda and torch.cuda.is_current_stream_capturing()):
         tokens = last_tokens(context.attn_metadata, layer.more_than)
-    return for_tokens(layer.whole, hidden, tokens)
-
-
-def _fake(hidden: torch.Tensor, name: str) -> torch.Tensor:
-    return torch.empty_like(hidden)
+    result: torch.Tensor
+    if tokens is None:
+        result = layer.whole(hidden)
+    else:
+        result = torch.zeros_like(hidden)
+        result[tokens] = layer.whole(hidden[tokens])
+    return result
 
 
 # An operator of its own: how many rows there are is decided where a compiled model runs.
-direct_register_custom_op("pixtral_last_feed_forward", _run, fake_impl=_fake)
+direct_register_custom_op("pixtral_last_feed_forward", _run, fake_impl=torch.empty_like)

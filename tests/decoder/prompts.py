@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import random
 from collections.abc import Callable
 
 import torch
@@ -32,6 +33,13 @@ SPEC = VisionSpec.from_params(
         }
     }
 )
+
+
+def text(name: str, length: int, sampling: Sampling, salt: str = "") -> Prompt:
+    """The same words for the same length, told apart in the prefix cache by the salt."""
+    words = random.Random(length)
+    token_ids = [1, 3, *(words.randrange(1000, 131072) for _ in range(length - 3)), 4]
+    return Prompt(name, token_ids, (), sampling, salt or name)
 
 
 def key_of(name: str, fingerprint: str = FINGERPRINT) -> EmbeddingKey:

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import random
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -19,6 +18,7 @@ from services.decoder.engine import DecoderEngine, Delta
 from services.decoder.engine_args import EngineOptions, engine_args
 from services.decoder.prompt import Prompt
 from services.decoder.sampling import Sampling
+from tests.decoder.prompts import text
 from tests.reference import Reference
 
 with warnings.catch_warnings():
@@ -151,12 +151,6 @@ async def engine(checkpoint: Path) -> AsyncIterator[DecoderEngine]:
             gc.collect()
 
 
-def prompt(length: int, sampling: Sampling, name: str = "prompt") -> Prompt:
-    words = random.Random(length)
-    token_ids = [1, 3, *(words.randrange(1000, 131072) for _ in range(length - 3)), 4]
-    return Prompt(f"{name}-{length}", token_ids, (), sampling)
-
-
 async def answer(engine: DecoderEngine, one: Prompt) -> list[Delta]:
     async with aclosing(engine.generate(one, ())) as deltas:
         return [delta async for delta in deltas]
@@ -166,7 +160,7 @@ async def test_answers_of_large_steps_are_the_plain_models(
     engine: DecoderEngine, checkpoint: Path
 ) -> None:
     sampling = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, logprobs=2)
-    prompts = [prompt(length, sampling) for length in LENGTHS]
+    prompts = [text(f"of {length}", length, sampling) for length in LENGTHS]
     answers = await asyncio.gather(*(answer(engine, each) for each in prompts))
     reference = Reference(checkpoint)
     for asked, deltas in zip(prompts, answers, strict=True):
@@ -183,8 +177,8 @@ async def test_a_prompts_logprobs_are_the_plain_models_beside_large_prompts(
 ) -> None:
     one = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
     told = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
-    asked = prompt(2000, told, "told")
-    others = [answer(engine, prompt(length, one, "beside")) for length in (3000, 2500)]
+    asked = text("told", 2000, told)
+    others = [answer(engine, text(f"of {length}", length, one)) for length in (3000, 2500)]
     deltas, *_ = await asyncio.gather(answer(engine, asked), *others)
     pieces = [each.chosen for delta in deltas for each in delta.prompt_logprobs]
     logprobs = torch.tensor([each.logprob for each in pieces if each])

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import random
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -19,6 +18,7 @@ from services.decoder.engine import DecoderEngine
 from services.decoder.engine_args import EngineOptions, engine_args
 from services.decoder.prompt import Prompt
 from services.decoder.sampling import Sampling
+from tests.decoder.prompts import text
 from tests.decoder.steps_seen import SCHEDULER, STEPS_SEEN
 from tests.reference import Reference
 
@@ -191,13 +191,6 @@ async def watched(
         finally:
             await engine.shutdown()
             gc.collect()
-
-
-def text(name: str, length: int, sampling: Sampling, salt: str = "") -> Prompt:
-    """The same words for the same length, told apart in the prefix cache by the salt."""
-    words = random.Random(length)
-    token_ids = [1, 3, *(words.randrange(1000, 131072) for _ in range(length - 3)), 4]
-    return Prompt(name, token_ids, (), sampling, salt or name)
 
 
 async def test_prompts_with_nothing_more_to_write_do_not_make_steps_small(
