@@ -1,5 +1,6 @@
 # Everything is made from here; `make help` lists it. The first command makes the environment.
-PYTHON ?= python3.11
+# A target that needs more than Python says so in its line of the help, and so does its failure.
+PYTHON ?= $(shell tools/find_python)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -7,11 +8,12 @@ BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
 SCANNER := .cache/deploy-tools/bin/checkov
 AUDITOR := .cache/audit/bin/pip-audit
-# Where pip finds no CPU build of torch by itself, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
+# TORCH=cpu takes PyTorch's CPU build, wherever pip would find the larger one for CUDA.
+export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-stacks-and-fuzz test-e2e test-parts test-page fuzz fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
+.PHONY: help setup demo test test-stacks-and-fuzz test-e2e test-parts test-page test-buf targets-check fuzz fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,8 +21,8 @@ help: ## Show what there is
 setup: $(INSTALLED) ## Make the environment and install everything into it
 
 $(INSTALLED): requirements/dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
-	@test -x $(BIN)/python || (echo "making the environment $(VENV)" && $(PYTHON) -m venv $(VENV))
+	@tools/check_python '$(PYTHON)'
+	@test -x $(BIN)/python || (echo "making the environment $(VENV)" && '$(PYTHON)' -m venv $(VENV))
 	@$(BIN)/python tools/install.py
 	@touch $@
 
@@ -33,7 +35,7 @@ demo: $(INSTALLED) ## Start the whole stack, ask it about pictures, stop it
 
 # In halves of about a length at once, each shown when it is over. Threads of torch that wait for
 # each other by spinning would stall where more than one process computes.
-test: $(INSTALLED) ## Run all tests but those of the page, and a minute of fuzz, in two halves at once
+test: $(INSTALLED) ## Run all tests but those that need more than Python, and a minute of fuzz
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target \
 		test-stacks-and-fuzz test-parts
 
@@ -42,13 +44,16 @@ test-stacks-and-fuzz: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/faults
 	@$(MAKE) --no-print-directory fuzz MINUTES=1
 
+test-buf: $(INSTALLED) $(BUF) ## Call a running service as the README does with `buf curl` (needs npm)
+	@$(BIN)/python -m pytest -m npm tests/e2e
+
 test-e2e: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/e2e
 
 test-parts: $(INSTALLED)
 	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/e2e --ignore=tests/faults
 
-test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its pictures anew
+test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its pictures anew (needs npm)
 	@tools/chromium
 	@mkdir -p docs/pictures/page
 	@PAGE_PICTURES=docs/pictures/page $(BIN)/python -m pytest tests/page
@@ -99,9 +104,9 @@ bench-isolation: $(MODEL)/params.json ## Measure what one tenant feels of anothe
 	@$(BIN)/python -m bench.isolation --model-dir $(MODEL)
 
 # What takes longest first, beside all the rest.
-lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos and stubs
+lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos, stubs and manifests (needs npm)
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target \
-		lint-types deploy-check lint-style watch-check
+		lint-types deploy-check lint-style watch-check targets-check
 
 lint-types: $(INSTALLED)
 	@$(BIN)/mypy
@@ -115,6 +120,10 @@ lint-style: $(INSTALLED) $(BUF)
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py --check
 	@tools/breaking
 
+# Copies of the tree without an environment: each target finds there what it needs, or makes it.
+targets-check: $(INSTALLED) $(BUF) ## Check that each target installs what it uses (needs npm)
+	@$(BIN)/python -m tools.check_targets
+
 watch-check: $(INSTALLED) ## Check rules, alerts and dashboards
 	@promtool=$$($(BIN)/python tools/promtool.py) \
 		&& $$promtool check rules --lint-fatal deploy/prometheus/rules.yaml \
@@ -124,7 +133,7 @@ watch-check: $(INSTALLED) ## Check rules, alerts and dashboards
 watch-live: $(MODEL)/params.json ## Let a real Prometheus watch a real stack under load for two minutes
 	@$(BIN)/python -m bench.watch --model-dir $(MODEL) --draw bench/results/dashboards
 
-deploy-check: $(INSTALLED) $(SCANNER) $(BUF) ## Check images and manifests: build, schemas, rules, scan
+deploy-check: $(INSTALLED) $(SCANNER) $(BUF) ## Check images and manifests: build, schemas, rules, scan (needs npm)
 	@$(BIN)/python -m tools.deploy.check .cache/manifests
 	@node --test --test-reporter=dot tools/deploy/custom_resources.test.mjs
 	@$(BIN)/python -m tools.deploy.as_json .cache/manifests | node tools/deploy/custom_resources.mjs
@@ -132,15 +141,16 @@ deploy-check: $(INSTALLED) $(SCANNER) $(BUF) ## Check images and manifests: buil
 		-d .cache/manifests -d deploy/docker && echo "checkov: no findings but those justified in place"
 
 $(SCANNER): requirements/deploy-tools.txt
+	@tools/check_python '$(PYTHON)'
 	@echo "installing what scans the manifests: about a minute"
-	@$(PYTHON) -m venv .cache/deploy-tools
+	@'$(PYTHON)' -m venv .cache/deploy-tools
 	@.cache/deploy-tools/bin/python -m pip install --quiet --quiet -r requirements/deploy-tools.txt
 	@touch $@
 
 dashboards: $(INSTALLED) ## Generate the dashboards anew
 	@$(BIN)/python -m deploy.grafana.dashboards
 
-format: $(INSTALLED) $(BUF) ## Format the code and the protos
+format: $(INSTALLED) $(BUF) ## Format the code and the protos (needs npm)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BUF) format --write
@@ -151,6 +161,7 @@ protos: $(INSTALLED) ## Generate the Python stubs anew
 # Pinned to the digit in package.json, but not locked: a lock would name all of Buf's binaries, not
 # all of which every registry carries.
 $(BUF): package.json
+	@tools/check_node
 	@npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@
 
@@ -160,7 +171,8 @@ audit: $(AUDITOR) ## Ask the public advisories about every package of the locks 
 	done; test -z "$$failed"
 
 $(AUDITOR):
-	@$(PYTHON) -m venv .cache/audit
+	@tools/check_python '$(PYTHON)'
+	@'$(PYTHON)' -m venv .cache/audit
 	@.cache/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 
 clean: ## Remove the environment and everything that was made

@@ -1,67 +1,50 @@
-"""`buf curl`, which knows of the service what its reflection tells."""
+"""A client that has no protos learns the service from its reflection."""
 
-import base64
-import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
-from tests.e2e.pictures import new_picture
+import grpc
+from google.protobuf import descriptor_pool, json_format, message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
 from tests.e2e.service import Service
 
-BUF = Path(__file__).parents[2] / "node_modules" / ".bin" / "buf"
+NAME = "pixtral.v1.ChatService"
+SECONDS = 60
 
 
-def curl(service: Service, method: str, request: Any) -> list[Any]:
-    """The responses; a stream has several."""
-    url = f"http://{service.stack.target}/pixtral.v1.ChatService/{method}"
-    ended = subprocess.run(
-        [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", "@-", url],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=60,
+def call(channel: grpc.Channel, method: MethodDescriptor, fields: dict[str, Any]) -> list[Any]:
+    """The responses of a method, as JSON has them; a stream has several."""
+    request_class = message_factory.GetMessageClass(method.input_type)
+    kind = channel.unary_stream if method.server_streaming else channel.unary_unary
+    ask = kind(
+        f"/{NAME}/{method.name}",
+        request_serializer=request_class.SerializeToString,
+        response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
     )
-    assert ended.returncode == 0, ended.stderr
-    found, rest = [], ended.stdout.strip()
-    while rest:
-        value, end = json.JSONDecoder().raw_decode(rest)
-        found.append(value)
-        rest = rest[end:].strip()
-    return found
+    answered = ask(json_format.ParseDict(fields, request_class()), timeout=SECONDS)
+    responses = answered if method.server_streaming else [answered]
+    return [json_format.MessageToDict(response) for response in responses]
 
 
-def question(*parts: Any) -> dict[str, Any]:
-    return {"role": "ROLE_USER", "content": [*parts, {"text": "What is this?"}]}
+def test_a_client_without_protos_lists_models_and_reads_an_answer(service: Service) -> None:
+    with grpc.insecure_channel(service.stack.target) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert NAME in database.get_services()
+        pool = descriptor_pool.DescriptorPool(database)
+        methods: ServiceDescriptor = pool.FindServiceByName(NAME)
 
+        (models,) = call(channel, methods.methods_by_name["ListModels"], {})
+        assert [model["name"] for model in models["models"]] == ["random-pixtral"]
 
-def test_the_model_and_an_answer(service: Service) -> None:
-    (models,) = curl(service, "ListModels", {})
-    assert [model["name"] for model in models["models"]] == ["random-pixtral"]
-
-    image = {"image": {"data": base64.b64encode(new_picture()).decode()}}
-    request = {
-        "messages": [question(image)],
-        "sampling": {"maxTokens": 5, "temperature": 0, "ignoreEos": True},
-    }
-    (whole,) = curl(service, "Complete", request)
-    (choice,) = whole["choices"]
-    *deltas, last = curl(service, "StreamComplete", request)
-    assert "".join(each["delta"].get("text", "") for each in deltas) == choice["text"]
-    for field in ("promptTokens", "imageTokens", "completionTokens"):
-        assert last["completion"]["usage"][field] == whole["completion"]["usage"][field]
-    assert choice["finishReason"] == "FINISH_REASON_LENGTH"
-
-
-def test_a_tool_call(service: Service) -> None:
-    request = {
-        "messages": [question()],
-        "tools": [{"name": "look"}],
-        "toolChoice": {"mode": "TOOL_CHOICE_MODE_REQUIRED"},
-        "parallelToolCalls": False,
-        "sampling": {"maxTokens": 40, "temperature": 0},
-    }
-    (whole,) = curl(service, "Complete", request)
-    (call,) = whole["choices"][0]["toolCalls"]
-    assert (call["name"], call["arguments"]) == ("look", "{}")
-    assert whole["choices"][0]["finishReason"] == "FINISH_REASON_TOOL_CALLS"
+        question = {
+            "messages": [{"role": "ROLE_USER", "content": [{"text": "What is this?"}]}],
+            "sampling": {"maxTokens": 5, "temperature": 0, "ignoreEos": True},
+        }
+        (whole,) = call(channel, methods.methods_by_name["Complete"], question)
+        *deltas, last = call(channel, methods.methods_by_name["StreamComplete"], question)
+        (choice,) = whole["choices"]
+        assert "".join(each["delta"].get("text", "") for each in deltas) == choice["text"]
+        assert last["completion"]["usage"] == whole["completion"]["usage"]
