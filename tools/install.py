@@ -1,45 +1,95 @@
-"""Makes the environment that it runs in: torch, the lock, and the project itself.
+"""Makes the environment that it runs in: the lock, torch, and the project itself.
 
-Shows what it does and for how long; pip's own output is shown where it fails.
+torch is the build that pip finds by itself, which on PyPI is the one for CUDA. With TORCH=cpu in
+the environment it is the CPU build, from PyTorch's own index or the one at TORCH_INDEX_URL.
+Shows what it does, for how long and how much of it is fetched; pip's own output is shown where it
+fails.
 """
 
+import os
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements" / "dev.txt"
+TORCH = ROOT / "requirements" / "torch.txt"
+SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--quiet"]
+IS_TERMINAL = sys.stdout.isatty()
+SECONDS_BETWEEN = 1 if IS_TERMINAL else 30
 
 
 def main() -> None:
-    pins = [line for line in LOCK.read_text(encoding="utf-8").splitlines() if "==" in line]
-    torch = next(pin for pin in pins if pin.startswith("torch=="))
-    # torch with what it needs, CPU build or CUDA's; all else from the lock alone, because vLLM
-    # for CPUs asks for CUDA builds that break it.
-    step(1, f"{torch}, about 200 MB as a CPU build", ["-c", str(LOCK), torch])
-    step(2, f"vLLM and {len(pins)} packages, about 500 MB", ["--no-deps", "-r", str(LOCK)])
+    packages = sum("==" in line for line in LOCK.read_text(encoding="utf-8").splitlines())
+    locked = ["--no-deps", "--require-hashes", "--requirement", str(LOCK)]
+    step(1, f"vLLM and {packages} packages (500 MB)", locked)
+    step(2, *torch())
     step(3, "pixtral-serve", ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
 
 
+def torch() -> tuple[str, list[str]]:
+    """The label and what pip is asked for: with what torch needs beyond the lock, if anything."""
+    pin = TORCH.read_text(encoding="utf-8").strip()
+    match os.environ.get("TORCH"):
+        case None | "":
+            return f"{pin} (3 GB where pip takes the CUDA build; TORCH=cpu: 200 MB)", [pin]
+        case "cpu":
+            index = os.environ.get("TORCH_INDEX_URL") or CPU_INDEX
+            # An index that holds only CUDA builds makes this fail.
+            return f"{pin}+cpu (200 MB)", ["--index-url", index, f"{pin}+cpu"]
+        case other:
+            sys.exit(f"TORCH={other} is no build of torch: TORCH=cpu is one; without, pip chooses")
+
+
 def step(number: int, what: str, arguments: list[str]) -> None:
+    print(f"installing [{number}/3] {what}", flush=True)
     started = time.monotonic()
-    label = f"installing [{number}/3] {what}"
-    print(label, end=" " if sys.stdout.isatty() else "\n", flush=True)
-    with subprocess.Popen(
-        [*PIP, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as pip:
+    shown = 0.0
+    # pip's own bar would need a terminal, and says nothing of the packages before and after.
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        subprocess.Popen(
+            [*PIP, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"TMPDIR": scratch},
+        ) as pip,
+    ):
         output = ""
         while pip.poll() is None:
             try:
                 output, _ = pip.communicate(timeout=1)
             except subprocess.TimeoutExpired:
-                if sys.stdout.isatty():
-                    print(f"\r{label}: {time.monotonic() - started:.0f} s", end="", flush=True)
-    print(f"\r{label}: done in {time.monotonic() - started:.0f} s", flush=True)
+                seconds = time.monotonic() - started
+                if seconds - shown >= SECONDS_BETWEEN:
+                    shown = seconds
+                    show(f"{seconds:.0f} s, {progress(Path(scratch))}")
+    outcome = "done" if pip.returncode == 0 else "failed"
+    show(f"{outcome} in {time.monotonic() - started:.0f} s\n")
     if pip.returncode != 0:
         sys.exit(output)
+
+
+def show(text: str) -> None:
+    """On a terminal in place of what was shown before."""
+    print(f"\r\x1b[K    {text}" if IS_TERMINAL else f"    {text.rstrip()}\n", end="", flush=True)
+
+
+def progress(scratch: Path) -> str:
+    """How far pip has come that works in `scratch`: it installs once it has fetched everything."""
+    size = 0
+    for path in scratch.glob("pip-unpack-*/*"):
+        with suppress(OSError):  # pip moves files about
+            size += path.stat().st_size
+    installed = sum(1 for _ in SITE_PACKAGES.glob("*.dist-info"))
+    return f"{size / 1e6:,.0f} MB fetched, {installed} packages installed"
 
 
 if __name__ == "__main__":

@@ -7,13 +7,16 @@ ARG PYTHON_IMAGE=docker.io/library/python:3.11.14-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/pixtral
-COPY requirements/encoder.txt /src/requirements/
-# torch names the versions of the CUDA libraries that it needs; all else is the lock's.
-RUN torch=$(grep '^torch==' /src/requirements/encoder.txt) \
- && /opt/pixtral/bin/python -m pip install -c /src/requirements/encoder.txt "$torch" \
- && /opt/pixtral/bin/python -m pip install --no-deps -r /src/requirements/encoder.txt
+COPY requirements/build.txt requirements/encoder.txt requirements/torch.txt /src/requirements/
+# Each file is one whose hash the lock names, and none builds with what no lock names; but torch has
+# two builds, and each names the versions of the CUDA libraries that it needs.
+RUN python -m pip install --no-deps --require-hashes -r /src/requirements/build.txt \
+ && /opt/pixtral/bin/python -m pip install --no-deps --require-hashes --only-binary :all: \
+    -r /src/requirements/encoder.txt \
+ && /opt/pixtral/bin/python -m pip install --only-binary :all: -r /src/requirements/torch.txt
 COPY . /src
-RUN /opt/pixtral/bin/python -m pip install --no-deps /src
+RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels /src \
+ && /opt/pixtral/bin/python -m pip install --no-deps /wheels/*.whl
 
 FROM ${PYTHON_IMAGE}
 # The vision tower is compiled at start, for which Triton calls a C compiler.

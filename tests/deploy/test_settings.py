@@ -144,18 +144,6 @@ def ports_of_tier(tier: str) -> list[int]:
     return [port["containerPort"] for port in container["ports"]]
 
 
-def test_gateway_image_holds_no_torch_and_the_encoder_image_no_vllm() -> None:
-    def locked(name: str) -> set[str]:
-        lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
-        return {line.partition("==")[0] for line in lines}
-
-    assert not locked("gateway") & {"torch", "vllm", "safetensors"}
-    assert "torch" in locked("encoder")
-    assert "vllm" not in locked("encoder")
-    # vLLM's image has its own, of the versions that fit together.
-    assert not locked("decoder") & {"torch", "vllm", "transformers", "numpy", "opentelemetry-sdk"}
-
-
 def test_builder_is_sent_the_packages_that_the_project_has() -> None:
 
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
