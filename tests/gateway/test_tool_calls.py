@@ -222,7 +222,7 @@ MADE = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(MADE, st.booleans(), st.text(max_size=5), st.lists(st.integers(1, 9)))
 def test_any_calls_in_any_pieces(
     made: Sequence[tuple[str, dict[str, object]]], ascii_: bool, before: str, cuts: list[int]
@@ -238,7 +238,7 @@ def test_any_calls_in_any_pieces(
         assert (answer.text, answer.calls) == (before, calls)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.sampled_from(list(Marker))

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.conversation import Conversation, Role
@@ -65,7 +65,6 @@ def read(body: Any) -> tuple[Conversation, chat_pb2.SamplingParams]:
     return conversation, sampling
 
 
-@settings(deadline=None)
 @given(BODY)
 def test_a_body_is_taken_or_refused(body: Any) -> None:
     try:
@@ -77,7 +76,6 @@ def test_a_body_is_taken_or_refused(body: Any) -> None:
         assert turn.parts or turn.calls or turn.role is Role.TOOL
 
 
-@settings(deadline=None)
 @given(JSON | BODY)
 def test_a_body_to_tokenize_is_taken_or_refused(body: Any) -> None:
     try:
