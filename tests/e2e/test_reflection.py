@@ -24,7 +24,7 @@ def call(channel: grpc.Channel, method: MethodDescriptor, fields: dict[str, Any]
         request_serializer=request_class.SerializeToString,
         response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
     )
-    answered = ask(json_format.ParseDict(fields, request_class()), timeout=SECONDS)
+    answered: Any = ask(json_format.ParseDict(fields, request_class()), timeout=SECONDS)
     responses = answered if method.server_streaming else [answered]
     return [json_format.MessageToDict(response) for response in responses]
 
