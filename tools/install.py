@@ -28,7 +28,7 @@ SECONDS_BETWEEN = 1 if IS_TERMINAL else 30
 def main() -> None:
     packages = sum("==" in line for line in LOCK.read_text(encoding="utf-8").splitlines())
     locked = ["--no-deps", "--require-hashes", "--requirement", str(LOCK)]
-    step(1, f"vLLM and {packages} packages (500 MB)", locked)
+    step(1, f"vLLM and {packages} packages (650 MB to fetch)", locked)
     step(2, *torch())
     step(3, "pixtral-serve", ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
 
@@ -38,11 +38,11 @@ def torch() -> tuple[str, list[str]]:
     pin = TORCH.read_text(encoding="utf-8").strip()
     match os.environ.get("TORCH"):
         case None | "":
-            return f"{pin} (3 GB where pip takes the CUDA build; TORCH=cpu: 200 MB)", [pin]
+            return f"{pin} (2.7 GB to fetch as a CUDA build; TORCH=cpu: 200 MB)", [pin]
         case "cpu":
             index = os.environ.get("TORCH_INDEX_URL") or CPU_INDEX
             # An index that holds only CUDA builds makes this fail.
-            return f"{pin}+cpu (200 MB)", ["--index-url", index, f"{pin}+cpu"]
+            return f"{pin}+cpu (200 MB to fetch)", ["--index-url", index, f"{pin}+cpu"]
         case other:
             sys.exit(f"TORCH={other} is no build of torch: TORCH=cpu is one; without, pip chooses")
 
