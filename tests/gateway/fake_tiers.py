@@ -113,8 +113,8 @@ class FakeEncoder(_Process, encoder_pb2_grpc.EncoderServiceServicer):
 class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
     """Answers each request with the next of `behaviours`, the last one for ever after.
 
-    `calls` are the requests, `cancelled` how many of them ended by cancellation; handshakes wait
-    while `shakes_hands` is cleared.
+    `calls` are the requests, `cancelled` how many of them ended by cancellation; `handshakes` is
+    how many began, which wait while `shakes_hands` is cleared.
     """
 
     def __init__(self) -> None:
@@ -126,6 +126,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
         self.cancelled = 0
         self.behaviours: list[Behaviour] = [answers]
         self.responses = 0
+        self.handshakes = 0
         self.shakes_hands = asyncio.Event()
         self.shakes_hands.set()
 
@@ -153,6 +154,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
     async def GetDecoderInfo(  # noqa: N802
         self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
     ) -> decoder_pb2.GetDecoderInfoResponse:
+        self.handshakes += 1
         await self.shakes_hands.wait()
         return decoder_pb2.GetDecoderInfoResponse(
             model="small",

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -168,7 +168,12 @@ def key_of(sha256: bytes) -> EmbeddingKey:
     return EmbeddingKey(sha256, FINGERPRINT, SCOPE)
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
+def ever_longer() -> Iterator[float]:
+    """Deadlines in seconds, to try until the request gets as far as the test needs it to."""
+    yield from (0.3, 1.0, 5.0, 30.0)
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
     """Returns once the condition holds. Raises TimeoutError where it does not come to."""
     async with asyncio.timeout(seconds):
         while not condition():

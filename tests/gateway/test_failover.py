@@ -2,8 +2,9 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -118,9 +119,44 @@ async def decoders() -> AsyncIterator[list[FakeDecoder]]:
     await asyncio.gather(*(server.stop() for server in servers))
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "SECONDS_BETWEEN_LOOKS", 0.05)
+class Looks:
+    """In place of a clock: the gateway looks at who is silent when a test says so, and only then.
+
+    Each look counts for `SECONDS_BETWEEN_LOOKS`, which is a second, however long it takes.
+    """
+
+    def __init__(self) -> None:
+        self._due: list[asyncio.Future[None]] = []
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds != replicas.SECONDS_BETWEEN_LOOKS:
+            await asyncio.sleep(seconds)
+            return
+        due = asyncio.get_running_loop().create_future()
+        self._due.append(due)
+        await due
+
+    async def take(self, number: int) -> None:
+        """Returns once every replica has been looked at so many times."""
+        for _ in range(number):
+            due, self._due = [each for each in self._due if not each.done()], []
+            for each in due:
+                each.set_result(None)
+            await eventually(lambda: len(self._due) == len(due))  # noqa: B023
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                await self.take(1)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    looks = Looks()
+    monkeypatch.setattr(
+        replicas, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": looks.sleep})
+    )
+    return looks
 
 
 @asynccontextmanager
@@ -201,7 +237,7 @@ async def test_all_decoders_dead_midway_is_unavailable_at_once(
         await anext(events)
         await asyncio.gather(*(decoder.stop() for decoder in decoders))
         with pytest.raises(Unavailable) as refused:
-            await asyncio.wait_for(_end(events), 10)
+            await asyncio.wait_for(_end(events), 60)
     assert refused.value.retry_after
     await idle(gateway)
 
@@ -386,17 +422,26 @@ async def test_answer_of_a_decoder_that_hangs_goes_on_at_another(
     redis: RedisServer,
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
+    looks: Looks,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(replicas, "SECONDS_BETWEEN_HANDSHAKES", 0.05)
+    monkeypatch.setattr(replicas, "SECONDS_BETWEEN_ATTEMPTS", 0.05)
     each(decoders, tells(3, error=None), tells())
-    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=0.3) as gateway:
-        assert (await told(gateway)).text == TEXT
+    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=3) as gateway:
+        telling = asyncio.create_task(told(gateway))
+        await eventually(lambda: calls(decoders))
+        (first,) = [decoder for decoder in decoders if decoder.calls]
+        hung = next(d for d in gateway.tiers.decoders if d.address == first.address)
+        await looks.until(lambda: hung.contract is None)
+        assert (await telling).text == TEXT
         await idle(gateway)
-        (hung,) = [d for d in gateway.tiers.decoders if d.contract is None]
+        assert all(d.contract for d in gateway.tiers.decoders if d is not hung)
         assert hung.record.is_ejected
-        first = next(d for d in decoders if d.address == hung.address)
         await eventually(lambda: first.cancelled == 1)
         # Handshakes that it answers do not bring it back before its time.
-        await asyncio.sleep(0.6)
+        before = first.handshakes
+        await eventually(lambda: first.handshakes > before + 2)
         assert hung.contract is None
         assert hung.announced is not None
 
@@ -407,18 +452,25 @@ async def test_decoder_that_hangs_is_found_by_clients_that_wait_less_than_that_t
     redis: RedisServer,
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
+    looks: Looks,
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [tells()]
-    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=1) as gateway:
+    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=5) as gateway:
         await told(gateway)
         (owner,) = [decoder for decoder in decoders if decoder.calls]
         owner.behaviours = [tells(0, error=None)]
         replica = next(d for d in gateway.tiers.decoders if d.address == owner.address)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while replica.contract is not None:
+                asked = len(owner.calls)
+                asking = asyncio.create_task(gateway.answer(HELLO, seconds=0.3))
+                await eventually(lambda: len(owner.calls) > asked or asking.done())  # noqa: B023
+                await looks.take(3)
                 with suppress(DeadlineExceeded):
-                    await gateway.answer(HELLO, seconds=0.3)
+                    await asking
+                # It owes nothing for a while.
+                await looks.take(1)
         assert (await told(gateway)).text == TEXT
 
 
@@ -432,16 +484,21 @@ async def test_process_that_shakes_no_hands_hangs_unless_it_goes_on_speaking(
     monkeypatch: pytest.MonkeyPatch,
     speaks: bool,
 ) -> None:
-    monkeypatch.setattr(replicas, "HANDSHAKE_SECONDS", 0.2)
+    monkeypatch.setattr(replicas, "HANDSHAKE_SECONDS", 0.5)
     monkeypatch.setattr(replicas, "SECONDS_BETWEEN_HANDSHAKES", 0.1)
     monkeypatch.setattr(replicas, "SECONDS_BETWEEN_ATTEMPTS", 0.05)
 
-    async def slowly(request: decoder_pb2.GenerateRequest) -> Responses:
+    async def a_word_for_each_handshake(request: decoder_pb2.GenerateRequest) -> Responses:
+        (busy,) = [decoder for decoder in decoders if decoder.calls]
+        busy.shakes_hands.clear()
+        # More than it takes until it is no longer used.
+        many = busy.handshakes + 6
         async for response in tells()(request):
             yield response
-            await asyncio.sleep(0.15)
+            before = busy.handshakes
+            await eventually(lambda: busy.handshakes > min(before, many))  # noqa: B023
 
-    each(decoders, slowly if speaks else tells(3, error=None), tells())
+    each(decoders, a_word_for_each_handshake if speaks else tells(3, error=None), tells())
     async with gateway_of(spec, prompts, redis, encoders, decoders) as gateway:
         telling = asyncio.create_task(told(gateway))
         await eventually(lambda: calls(decoders))
@@ -462,17 +519,19 @@ async def test_decoder_that_answers_others_does_not_hang(
     redis: RedisServer,
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
+    looks: Looks,
 ) -> None:
-    each(decoders, tells(3, error=None), *[tells()] * 24)
-    async with (
-        gateway_of(spec, prompts, redis, encoders, decoders[:2], stall_seconds=1) as gateway,
-        aclosing(gateway.completions.stream(ask(HELLO))) as events,
-    ):
-        await anext(events)
-        for _ in range(24):
+    each(decoders, tells(3, error=None), *[tells()] * 6)
+    async with gateway_of(spec, prompts, redis, encoders, decoders[:2], stall_seconds=3) as gateway:
+        waiting = asyncio.create_task(told(gateway))
+        await eventually(lambda: calls(decoders))
+        for _ in range(6):
             await told(gateway)
-            await asyncio.sleep(0.1)
+            await looks.take(2)
         assert all(decoder.contract for decoder in gateway.tiers.decoders)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait((waiting,))
 
 
 async def test_decoder_whose_client_reads_nothing_does_not_hang(
@@ -481,14 +540,15 @@ async def test_decoder_whose_client_reads_nothing_does_not_hang(
     redis: RedisServer,
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
+    looks: Looks,
 ) -> None:
     each(decoders, tells())
     async with (
-        gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=1) as gateway,
+        gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=3) as gateway,
         aclosing(gateway.completions.stream(ask(HELLO))) as events,
     ):
         await anext(events)
-        await asyncio.sleep(2.5)
+        await looks.take(8)
         assert all(decoder.contract for decoder in gateway.tiers.decoders)
         await _end(events)
 
@@ -499,6 +559,7 @@ async def test_decoder_that_answers_another_gateway_does_not_hang(
     redis: RedisServer,
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
+    looks: Looks,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replicas, "SECONDS_BETWEEN_HANDSHAKES", 0.05)
@@ -510,12 +571,15 @@ async def test_decoder_that_answers_another_gateway_does_not_hang(
             yield response
 
     each(decoders, waits_its_turn)
-    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=1) as gateway:
+    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=3) as gateway:
         telling = asyncio.create_task(told(gateway))
-        for _ in range(50):
-            for decoder in decoders:
-                decoder.responses += 1
-            await asyncio.sleep(0.05)
+        await eventually(lambda: calls(decoders))
+        (busy,) = [decoder for decoder in decoders if decoder.calls]
+        replica = next(d for d in gateway.tiers.decoders if d.address == busy.address)
+        for heard in range(replica.responses + 1, replica.responses + 6):
+            busy.responses += 1
+            await eventually(lambda: replica.responses == heard)  # noqa: B023
+            await looks.take(2)
         assert all(decoder.contract for decoder in gateway.tiers.decoders)
         begin.set()
         assert (await telling).text == TEXT
@@ -527,6 +591,7 @@ async def test_lone_decoder_that_says_nothing_is_waited_for(
     redis: RedisServer,
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
+    looks: Looks,
 ) -> None:
     go_on = asyncio.Event()
 
@@ -536,12 +601,11 @@ async def test_lone_decoder_that_says_nothing_is_waited_for(
             yield response
 
     each(decoders, slow)
-    async with gateway_of(
-        spec, prompts, redis, encoders, decoders[:1], stall_seconds=0.1
-    ) as gateway:
+    async with gateway_of(spec, prompts, redis, encoders, decoders[:1], stall_seconds=3) as gateway:
         telling = asyncio.create_task(told(gateway))
-        done, _ = await asyncio.wait((telling,), timeout=0.6)
-        assert not done
+        await eventually(lambda: calls(decoders))
+        await looks.take(8)
+        assert not telling.done()
         go_on.set()
         assert (await telling).text == TEXT
 
@@ -552,13 +616,17 @@ async def test_hung_encoder_is_left_for_another(
     redis: RedisServer,
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
+    looks: Looks,
 ) -> None:
     sha256 = hashlib.sha256(CAT).digest()
     address = rendezvous(sha256, [encoder.address for encoder in encoders])[0]
     owner = next(encoder for encoder in encoders if encoder.address == address)
     owner.hold.clear()
     each(decoders, tells())
-    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=0.3) as gateway:
-        answer = await gateway.answer(user(image(CAT), text("What is this?")))
-        assert answer.text == TEXT
+    async with gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=3) as gateway:
+        asking = asyncio.create_task(gateway.answer(user(image(CAT), text("What is this?"))))
+        await eventually(lambda: owner.calls)
+        hung = next(e for e in gateway.tiers.encoders if e.address == owner.address)
+        await looks.until(lambda: hung.contract is None)
+        assert (await asking).text == TEXT
         await eventually(lambda: owner.cancelled)

@@ -4,8 +4,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from embeddings.vision import VisionSpec
+from gateway import replicas
 from gateway.discovery import Group
-from gateway.replicas import Contract
+from gateway.replicas import Contract, DecoderReplica
 from gateway.tiers import Tiers, under
 from serving.errors import Unavailable
 from tests.gateway.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder, FakeEncoder
@@ -27,17 +28,28 @@ def ready(tier: str) -> float:
     return REGISTRY.get_sample_value("pixtral_gateway_replicas_ready", {"tier": tier}) or 0.0
 
 
-async def test_starts_with_the_first_decoder_and_without_an_encoder(spec: VisionSpec) -> None:
+async def test_starts_with_the_first_decoder_and_without_an_encoder(
+    spec: VisionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handshake, asked = DecoderReplica.handshake, 0
+
+    async def counted(self: DecoderReplica) -> Contract:
+        nonlocal asked
+        asked += 1
+        return await handshake(self)
+
+    monkeypatch.setattr(DecoderReplica, "handshake", counted)
+    monkeypatch.setattr(replicas, "SECONDS_BETWEEN_ATTEMPTS", 0.05)
     encoder = await FakeEncoder.started(spec)
     decoder = await FakeDecoder.started()
     await asyncio.gather(encoder.stop(), decoder.stop())
     tiers = watching([encoder], [decoder])
     starting = asyncio.create_task(tiers.start())
-    done, _ = await asyncio.wait((starting,), timeout=0.2)
-    assert not done
+    await eventually(lambda: asked > 3)
+    assert not starting.done()
 
     await decoder.start()
-    await asyncio.wait_for(starting, 20)
+    await asyncio.wait_for(starting, 60)
 
     assert tiers.contract() == CONTRACT
     assert tiers.context_length == decoder.context_length
