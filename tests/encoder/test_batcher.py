@@ -1,7 +1,6 @@
 import asyncio
 import math
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
@@ -10,6 +9,8 @@ import torch
 from prometheus_client import REGISTRY
 from torch import Tensor
 
+from services.encoder import batcher as batcher_module
+from services.encoder import patience as patience_module
 from services.encoder.batcher import LEAST_MEASURED, Batcher
 from services.encoder.patience import Patience, TooLate
 from serving.errors import Overloaded, Unavailable
@@ -43,6 +44,23 @@ class Device:
         return [image * 10 for image in images]
 
 
+class Clock:
+    """In place of the module `time`: stands still but for what a test adds to it."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (batcher_module, patience_module):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
 @pytest.fixture
 def device() -> Device:
     return Device()
@@ -61,8 +79,8 @@ def anyone() -> Patience:
     return Patience(math.inf)
 
 
-def within(seconds: float) -> Patience:
-    return Patience(time.monotonic() + seconds)
+def within(clock: Clock, seconds: float) -> Patience:
+    return Patience(clock.now + seconds)
 
 
 def submit(
@@ -80,14 +98,14 @@ def dropped(reason: str) -> float:
     return REGISTRY.get_sample_value(name, {"reason": reason}) or 0.0
 
 
-async def measured(device: Device) -> Batcher[Tensor]:
-    """One that has seen a batch, which took a millisecond a patch or a little more."""
+async def measured(device: Device, clock: Clock) -> Batcher[Tensor]:
+    """One that has seen a batch, which took a millisecond a patch."""
     batcher = Batcher(
         device, batch_patches=1000, queue_patches=100_000, device_lost=asyncio.Event()
     )
     task = submit(batcher, 1, LEAST_MEASURED)
     await until_batches(device, 1)
-    await asyncio.sleep(LEAST_MEASURED / 1000)
+    clock.now += LEAST_MEASURED / 1000
     device.go.release()
     await task
     return batcher
@@ -97,6 +115,15 @@ async def until_batches(device: Device, count: int) -> None:
     async with asyncio.timeout(DEADLINE):
         while len(device.batches) < count:
             await asyncio.sleep(0.001)
+
+
+async def until_settled(batcher: Batcher[Tensor]) -> None:
+    """Returns once the device knows of all that the batcher tells it of now."""
+    for _ in range(3):
+        # In the thread that tells the device, and behind what that has been given before.
+        await batcher.prepare(lambda: None)
+        for _ in range(10):
+            await asyncio.sleep(0)
 
 
 async def test_what_waits_when_the_device_is_free_goes_as_one_batch(
@@ -133,12 +160,12 @@ async def test_a_busy_device_is_told_of_one_more_batch_once_that_is_full(
     tasks = [submit(batcher, 1, 10)]
     await until_batches(device, 1)
     tasks += [submit(batcher, image, 40) for image in (2, 3)]
-    await asyncio.sleep(0.05)
+    await until_settled(batcher)
     assert device.batches == [[1]]
     # A third fills the batch, and what comes behind it waits for its turn.
     tasks += [submit(batcher, image, 20) for image in (4, 5, 6, 7, 8, 9)]
     await until_batches(device, 2)
-    await asyncio.sleep(0.05)
+    await until_settled(batcher)
     assert device.batches == [[1], [2, 3, 4]]
     device.go.release()
     await tasks[0]
@@ -187,17 +214,17 @@ async def test_one_that_nobody_waits_for_while_it_is_decoded_gives_its_room_back
 
 
 async def test_one_whose_deadline_passes_while_it_waits_is_not_embedded(
-    device: Device, batcher: Batcher[Tensor]
+    device: Device, batcher: Batcher[Tensor], clock: Clock
 ) -> None:
     before = dropped("late")
     first = submit(batcher, 1, 10)
     await until_batches(device, 1)
-    until = time.monotonic() + 0.05
+    until = clock.now + 5
     late, kept = submit(batcher, 2, 10, Patience(until)), submit(batcher, 3, 10)
     # Another waits for the same image, and has more time.
     shared = submit(batcher, 4, 10, Patience(until, math.inf))
-    while time.monotonic() < until:
-        await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
+    clock.now += 6
     device.go.release(2)
     with pytest.raises(TooLate):
         await late
@@ -207,16 +234,16 @@ async def test_one_whose_deadline_passes_while_it_waits_is_not_embedded(
 
 
 async def test_an_image_that_cannot_be_in_time_is_refused_before_it_is_decoded(
-    device: Device,
+    device: Device, clock: Clock
 ) -> None:
     before = dropped("late")
-    batcher = await measured(device)
-    # Three batches of a second each, where five seconds are enough and two are not.
+    batcher = await measured(device, clock)
+    # Three batches of a second each.
     ahead = [submit(batcher, image, 1000) for image in (2, 3)]
     await until_batches(device, 2)
-    with pytest.raises(TooLate), batcher.admit(1000, within(1.5)):
+    with pytest.raises(TooLate), batcher.admit(1000, within(clock, 2.9)):
         pytest.fail("it was let in")
-    with batcher.admit(1000, within(30)):
+    with batcher.admit(1000, within(clock, 3.1)):
         pass
     assert dropped("late") == before + 1
     device.go.release(2)
@@ -224,14 +251,16 @@ async def test_an_image_that_cannot_be_in_time_is_refused_before_it_is_decoded(
     await batcher.close()
 
 
-async def test_a_small_image_is_not_late_for_what_it_need_not_wait_for(device: Device) -> None:
-    batcher = await measured(device)
+async def test_a_small_image_is_not_late_for_what_it_need_not_wait_for(
+    device: Device, clock: Clock
+) -> None:
+    batcher = await measured(device, clock)
     running = submit(batcher, 2, 10)
     await until_batches(device, 2)
     ahead = [submit(batcher, image, 900) for image in (3, 4, 5, 6)]
     await asyncio.sleep(0)
     # It is in the next batch, beside the first of them.
-    small = submit(batcher, 7, 100, within(3))
+    small = submit(batcher, 7, 100, within(clock, 3))
     device.go.release(5)
     assert int(await small) == 70
     await asyncio.gather(running, *ahead)
@@ -240,11 +269,11 @@ async def test_a_small_image_is_not_late_for_what_it_need_not_wait_for(device: D
 
 
 async def test_no_time_is_taken_for_granted_before_one_was_measured(
-    device: Device, batcher: Batcher[Tensor]
+    device: Device, batcher: Batcher[Tensor], clock: Clock
 ) -> None:
     tasks = [submit(batcher, 1, 10)]
     await until_batches(device, 1)
-    tasks += [submit(batcher, image, 90, within(DEADLINE)) for image in range(2, 8)]
+    tasks += [submit(batcher, image, 90, within(clock, 0.1)) for image in range(2, 8)]
     await asyncio.sleep(0)
     device.go.release(10)
     await asyncio.gather(*tasks)

@@ -5,6 +5,7 @@ import base64
 import struct
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from embeddings.vision import VisionSpec
+from services.encoder import preprocess
 from services.encoder.preprocess import Preprocessor
 from serving.errors import InvalidRequest
 from tests.encoder.pictures import chunk, file_of, picture, png, png_that_claims
@@ -48,7 +50,7 @@ MERGING = spec_of(14, 2, 1540)
 
 @pytest.fixture
 def preprocessor() -> Iterator[Preprocessor]:
-    made = Preprocessor(PIXTRAL, workers=2, max_pixels=64_000_000, timeout_seconds=10)
+    made = Preprocessor(PIXTRAL, workers=2, max_pixels=64_000_000, timeout_seconds=60)
     yield made
     made.close()
 
@@ -114,7 +116,7 @@ FILES = {
 @pytest.mark.parametrize("spec", [PIXTRAL, MERGING], ids=["pixtral", "merging"])
 @pytest.mark.parametrize("name", FILES)
 async def test_equals_mistral_common_to_the_bit(name: str, spec: VisionSpec) -> None:
-    preprocessor = Preprocessor(spec, workers=1, max_pixels=64_000_000, timeout_seconds=10)
+    preprocessor = Preprocessor(spec, workers=1, max_pixels=64_000_000, timeout_seconds=60)
     opened = await preprocessor.open(FILES[name])
     pixels = await preprocessor.pixels(opened)
     preprocessor.close()
@@ -245,20 +247,38 @@ async def test_one_that_takes_too_long_is_refused_and_others_wait_without_a_cloc
 
     def slow(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
         if image.size == (64, 48):
-            release.wait(60)
+            assert release.wait(60)
         return transform_image(image, size)
 
     monkeypatch.setattr("services.encoder.preprocess.transform_image", slow)
-    preprocessor = Preprocessor(PIXTRAL, workers=1, max_pixels=64_000_000, timeout_seconds=0.2)
+    clocks: list[asyncio.Timeout] = []
+
+    def timeout(seconds: float) -> asyncio.Timeout:
+        assert seconds == 60
+        clocks.append(asyncio.timeout(seconds))
+        return clocks[-1]
+
+    watched = SimpleNamespace(**{**vars(asyncio), "timeout": timeout})
+    monkeypatch.setattr(preprocess, "asyncio", watched)
+    preprocessor = Preprocessor(PIXTRAL, workers=1, max_pixels=64_000_000, timeout_seconds=60)
     slow_one, other = await preprocessor.open(png(64, 48)), await preprocessor.open(png(32, 32))
+    clocks.clear()
     slow_pixels = asyncio.create_task(preprocessor.pixels(slow_one))
     await asyncio.sleep(0)
     other_pixels = asyncio.create_task(preprocessor.pixels(other))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    # The only thread is taken: the other one waits without a clock.
+    (clock,) = clocks
+    # The time is over.
+    clock.reschedule(0)
     with pytest.raises(InvalidRequest) as refused:
         await slow_pixels
     assert refused.value.reason == "IMAGE_DECODE_TIMEOUT"
-    # The only thread is still taken, past the time that the other one may take.
-    assert await asyncio.wait([other_pixels], timeout=0.4) == (set(), {other_pixels})
+    # So it does while the thread is still taken.
+    assert clocks == [clock]
+    assert not other_pixels.done()
     release.set()
     assert (await other_pixels).shape == (3, 32, 32)
+    assert len(clocks) == 2
     preprocessor.close()
