@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -23,7 +24,7 @@ from pixtral_client.redis_server import find_redis_server
 from pixtral_client.stack import Progress, Stack, StackError
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
@@ -196,10 +197,22 @@ def test_unknown_command_says_why(tmp_path: Path) -> None:
     assert descendants(os.getpid()) == []
 
 
-def test_never_ready(tmp_path: Path) -> None:
+def test_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processes = three_tiers(tmp_path, gateway_flags=["--never-serve"])
-    with pytest.raises(StackError, match="not ready after 3 s: gateway"):
-        stack(tmp_path, processes, start_timeout=3.0).start()
+    ready: set[str] = set()
+    hour = 3600.0
+
+    def now() -> float:
+        """The time is over once all others are ready, and not before."""
+        return time.monotonic() + (hour if ready == {"redis", "encoder", "decoder"} else 0.0)
+
+    def note_ready(step: Progress) -> None:
+        if step.state == "ready":
+            ready.add(step.name)
+
+    monkeypatch.setattr("pixtral_client.stack.time", SimpleNamespace(monotonic=now))
+    with pytest.raises(StackError, match="not ready after 3600 s: gateway;"):
+        stack(tmp_path, processes, start_timeout=hour, progress=note_ready).start()
     assert descendants(os.getpid()) == []
 
 
