@@ -1,17 +1,47 @@
 import asyncio
 import math
-import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
+from bench import loops
 from bench.loops import Outcome, keep_at_once, open_loop, percentile
 
 
-async def at_once(_: int) -> Outcome:
-    return Outcome("OK", time.perf_counter(), time.perf_counter())
+class Clock:
+    """In place of the module `time`: only who sleeps or works on it makes it go on."""
+
+    now = 1000.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
 
 
-async def test_an_open_loop_sends_whatever_has_become_of_the_requests_before() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(loops, "time", clock)
+    virtual = SimpleNamespace(**{**vars(asyncio), "sleep": clock.sleep})
+    monkeypatch.setattr(loops, "asyncio", virtual)
+    return clock
+
+
+@pytest.fixture
+def at_once(clock: Clock) -> Callable[[int], Awaitable[Outcome]]:
+    async def answer(_: int) -> Outcome:
+        return Outcome("OK", clock.now, clock.now)
+
+    return answer
+
+
+async def test_an_open_loop_sends_whatever_has_become_of_the_requests_before(
+    clock: Clock, at_once: Callable[[int], Awaitable[Outcome]]
+) -> None:
     asked: list[int] = []
     stuck = asyncio.Event()
 
@@ -21,7 +51,7 @@ async def test_an_open_loop_sends_whatever_has_become_of_the_requests_before() -
             stuck.set()
         # The first one's answer waits for many that come after it.
         await stuck.wait()
-        return Outcome("OK", time.perf_counter())
+        return Outcome("OK", clock.now)
 
     slow = await open_loop(ask, rate=200, seconds=0.3, seed=5)
     fast = await open_loop(at_once, rate=200, seconds=0.3, seed=5)
@@ -31,12 +61,14 @@ async def test_an_open_loop_sends_whatever_has_become_of_the_requests_before() -
     assert {each.first for each in slow} == {None}
 
 
-async def test_times_count_from_when_a_request_was_due_and_not_from_when_it_was_sent() -> None:
+async def test_times_count_from_when_a_request_was_due_and_not_from_when_it_was_sent(
+    clock: Clock,
+) -> None:
     async def ask(number: int) -> Outcome:
         if number == 0:
             # A generator that is held up, as by a machine that has no time for it.
-            time.sleep(0.2)  # noqa: ASYNC251
-        return Outcome("OK", time.perf_counter(), time.perf_counter())
+            clock.now += 0.2
+        return Outcome("OK", clock.now, clock.now)
 
     arrivals = await open_loop(ask, rate=200, seconds=0.3, seed=5)
 
@@ -47,14 +79,16 @@ async def test_times_count_from_when_a_request_was_due_and_not_from_when_it_was_
         assert min(each.first, each.ended) >= each.sent
 
 
-async def test_arrivals_are_those_of_the_rate_and_differ_by_seed() -> None:
+async def test_arrivals_are_those_of_the_rate_and_differ_by_seed(
+    at_once: Callable[[int], Awaitable[Outcome]],
+) -> None:
     one = await open_loop(at_once, rate=500, seconds=0.4, seed=1)
     other = await open_loop(at_once, rate=500, seconds=0.4, seed=2)
     assert 130 < len(one) < 270
     assert min(each.due for each in one) != min(each.due for each in other)
 
 
-async def test_a_closed_loop_keeps_so_many_under_way() -> None:
+async def test_a_closed_loop_keeps_so_many_under_way(clock: Clock) -> None:
     under_way = 0
     most = 0
 
@@ -63,12 +97,14 @@ async def test_a_closed_loop_keeps_so_many_under_way() -> None:
         under_way += 1
         most = max(most, under_way)
         await asyncio.sleep(0)
+        clock.now += 1
         under_way -= 1
-        return Outcome("OK", time.perf_counter())
+        return Outcome("OK", clock.now)
 
-    arrivals = await keep_at_once(ask, at_once=4, seconds=0.05)
+    arrivals = await keep_at_once(ask, at_once=4, seconds=10)
     assert most == 4
-    assert len(arrivals) > 4
+    # Each second one ends, and another is sent but for the last four.
+    assert len(arrivals) == 10 + 3
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 2), (0.75, 3), (0.99, 4), (0.0, 1)])
