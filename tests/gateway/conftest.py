@@ -9,6 +9,7 @@ import pytest
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from embeddings.vision import VisionSpec, read_params
+from gateway import merging
 from gateway.prompt import PromptEncoder
 from gateway.settings import GatewaySettings
 from gateway.tier import GatewayTier
@@ -18,6 +19,12 @@ from serving.server import running
 from tests.gateway.fake_tiers import FakeDecoder, FakeEncoder
 from tests.gateway.harness import Client, Harness
 from tests.redis_server import RedisServer
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader is not slow because the machine is."""
+    monkeypatch.setattr(merging, "SLOW_SECONDS", 600.0)
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def damaged(operation: str) -> float:
 
 async def kept(names: NamedImages) -> None:
     names.keep_sizes({NAME: SIZE})
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await names.find([NAME], None):
             await asyncio.sleep(0.005)
 

@@ -43,7 +43,7 @@ async def test_serves_until_told_to_stop(
         env=ENVIRONMENT,
     )
     try:
-        await eventually(told.exists, 60)
+        await eventually(told.exists, 180)
         addresses = json.loads(told.read_text())
         async with grpc.aio.insecure_channel(addresses["grpc"]) as channel:
             stub = chat_pb2_grpc.ChatServiceStub(channel)
@@ -51,14 +51,14 @@ async def test_serves_until_told_to_stop(
                 stub, chat_pb2.CompleteRequest(messages=[user(text("Hello?"))])
             )
         assert response.choices[0].text == "Hello world"
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
             answer = await http.post(
                 f"http://{addresses['http']}/v1/chat/completions",
                 json={"messages": [{"role": "user", "content": "Hello?"}]},
             )
         assert answer.json()["choices"][0]["message"]["content"] == "Hello world"
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 30) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
     finally:
         if process.returncode is None:
             process.kill()
@@ -68,7 +68,7 @@ async def test_serves_until_told_to_stop(
 async def _when_ready(
     stub: "chat_pb2_grpc.ChatServiceAsyncStub", request: chat_pb2.CompleteRequest
 ) -> chat_pb2.CompleteResponse:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while True:
             try:
                 return await stub.Complete(request)

@@ -53,7 +53,7 @@ async def show(gateway: Harness, redis: RedisServer, *pictures: bytes) -> None:
         for data in pictures:
             client.set(key_of(sha(data)).redis_key, b"an embedding")
     names = [ImageName(sha(data), SCOPE) for data in pictures]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(await gateway.names.find(names, FINGERPRINT)) < len(names):
             await asyncio.sleep(0.005)
 

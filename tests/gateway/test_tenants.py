@@ -297,7 +297,7 @@ async def test_without_a_key_nothing_of_a_message_is_waited_for(
         grpc.aio.insecure_channel(address) as channel,
     ):
         # For the client a stream, so that it can begin without a message.
-        call: Any = channel.stream_stream(f"/pixtral.v1.ChatService/{method}")(timeout=20)
+        call: Any = channel.stream_stream(f"/pixtral.v1.ChatService/{method}")(timeout=60)
         assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
 
         host, _, port = url.removeprefix("http://").rpartition(":")
@@ -306,7 +306,7 @@ async def test_without_a_key_nothing_of_a_message_is_waited_for(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
             b"content-type: application/json\r\ncontent-length: 60000000\r\n\r\n"
         )
-        assert (await asyncio.wait_for(reader.readline(), 20)).startswith(b"HTTP/1.1 401 ")
+        assert (await asyncio.wait_for(reader.readline(), 60)).startswith(b"HTTP/1.1 401 ")
         writer.close()
 
 

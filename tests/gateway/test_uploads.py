@@ -110,7 +110,7 @@ async def test_endless_upload_is_refused_at_the_cap(client: Client) -> None:
             yield chat_pb2.PutImageRequest(data=bytes(10_000))
 
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await client.stub.PutImage(endless(), timeout=20)
+        await client.stub.PutImage(endless(), timeout=60)
     assert from_rpc_error(refused.value).reason == "IMAGE_TOO_LARGE"
     # No more than what the connection itself holds on its way.
     assert taken < 20_000_000
@@ -166,7 +166,7 @@ async def test_without_redis_it_is_unavailable_with_a_time_to_retry(
 ) -> None:
     gateway = await Harness.started(spec, prompts, "redis://127.0.0.1:1/0", encoders, decoders)
     with pytest.raises(Unavailable) as refused:
-        await gateway.uploads.put(pieces(CAT), Tenant(SCOPE), Deadline.after(20))
+        await gateway.uploads.put(pieces(CAT), Tenant(SCOPE), Deadline.after(60))
     assert refused.value.retry_after
     await gateway.stop()
 

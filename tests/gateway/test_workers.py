@@ -91,7 +91,7 @@ async def gateway(
         env=ENVIRONMENT,
     )
     try:
-        await eventually(lambda: told.exists() or process.returncode is not None, 60)
+        await eventually(lambda: told.exists() or process.returncode is not None, 180)
         yield Gateway(process, told)
     finally:
         if process.returncode is None:
@@ -109,7 +109,7 @@ async def test_both_serve_and_one_that_is_killed_is_replaced(
             answers = await asyncio.gather(*(stub.Complete(REQUEST) for stub in stubs))
             assert {answer.choices[0].text for answer in answers} == {"Hello world"}
             assert running.connected() == first
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
             answer = await http.post(
                 f"http://{running.addresses['http']}/v1/chat/completions",
                 json={"messages": [{"role": "user", "content": "Hello?"}]},
@@ -125,7 +125,7 @@ async def test_both_serve_and_one_that_is_killed_is_replaced(
         assert await running.value("process_resident_memory_bytes") > memory / 2
 
         os.kill(min(first), signal.SIGKILL)
-        await eventually(lambda: len(running.workers() - first) == 1, 30)
+        await eventually(lambda: len(running.workers() - first) == 1, 120)
         async with running.stubs(CONNECTIONS) as stubs:
             # Whoever accepts answers: there is no moment at which one that loads is called.
             await asyncio.gather(*(stub.Complete(REQUEST) for stub in stubs))
@@ -135,7 +135,7 @@ async def test_both_serve_and_one_that_is_killed_is_replaced(
                 await asyncio.gather(*(stub.Complete(REQUEST) for stub in stubs))
                 return running.connected() == running.workers()
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not await both():
                 await asyncio.sleep(0.1)
         # What the dead one had counted still counts, and its permits do not.
@@ -171,7 +171,7 @@ async def test_sigterm_drains_both(
             while (response := await stream.read()) is not grpc.aio.EOF:
                 words.append(response.delta.text)
             assert "".join(words) == "Hello world"
-        assert await asyncio.wait_for(running.process.wait(), 30) == 0
+        assert await asyncio.wait_for(running.process.wait(), 120) == 0
 
 
 async def test_ports_are_one_gateways_and_workers_end_with_a_parent_that_is_killed(
@@ -182,11 +182,11 @@ async def test_ports_are_one_gateways_and_workers_end_with_a_parent_that_is_kill
         second.mkdir()
         listen = f"--listen={running.addresses['grpc']}"
         async with gateway(model_dir, second, decoders, listen) as other:
-            assert await asyncio.wait_for(other.process.wait(), 30) == 1
+            assert await asyncio.wait_for(other.process.wait(), 120) == 1
         workers = running.workers()
         running.process.kill()
         await running.process.wait()
-        await eventually(lambda: not any(psutil.pid_exists(pid) for pid in workers), 30)
+        await eventually(lambda: not any(psutil.pid_exists(pid) for pid in workers), 120)
 
 
 async def test_ready_once_all_serve(model_dir: Path, tmp_path: Path, unused_tcp_port: int) -> None:
@@ -195,7 +195,7 @@ async def test_ready_once_all_serve(model_dir: Path, tmp_path: Path, unused_tcp_
     await decoder.stop()
     health_listen = f"127.0.0.1:{unused_tcp_port}"
     starting = asyncio.create_task(_health(health_listen))
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(180), asyncio.TaskGroup() as group:
 
         async def come_back() -> None:
             # Seen not ready while no worker can be.
@@ -212,7 +212,7 @@ async def test_ready_once_all_serve(model_dir: Path, tmp_path: Path, unused_tcp_
 
 async def _health(address: str) -> int:
     """What it says as soon as it says anything."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while True:
             async with grpc.aio.insecure_channel(address) as channel:
                 stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -231,7 +231,7 @@ async def test_a_gateway_whose_workers_cannot_start_ends(
 ) -> None:
     (tmp_path / "model").mkdir()
     async with gateway(tmp_path / "model", tmp_path, decoders) as running:
-        assert await asyncio.wait_for(running.process.wait(), 30) == 1
+        assert await asyncio.wait_for(running.process.wait(), 120) == 1
 
 
 def test_limits_are_shared_out(model_dir: Path) -> None:

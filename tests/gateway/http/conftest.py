@@ -13,7 +13,7 @@ from tests.openapi import Described
 @pytest.fixture
 async def http(client: Client) -> AsyncIterator[httpx.AsyncClient]:
     """What is answered through it, and the answer, are as /openapi.json says."""
-    async with httpx.AsyncClient(base_url=client.url, trust_env=False, timeout=30) as session:
+    async with httpx.AsyncClient(base_url=client.url, trust_env=False, timeout=60) as session:
         described = Described((await session.get(PATH)).json())
 
         async def check(response: httpx.Response) -> None:

@@ -64,7 +64,7 @@ async def test_nothing_else_is_served(http: httpx.AsyncClient, name: str) -> Non
 async def test_it_can_be_turned_off(settings: GatewaySettings) -> None:
     async with (
         gateway(settings.model_copy(update={"page": False})) as address,
-        httpx.AsyncClient(trust_env=False) as session,
+        httpx.AsyncClient(trust_env=False, timeout=60) as session,
     ):
         assert (await session.get(f"http://{address}/")).status_code == 404
         assert (await session.get(f"http://{address}/page/main.js")).status_code == 404
@@ -115,7 +115,7 @@ async def test_this_machines_own_names_are_taken(http: httpx.AsyncClient, host: 
 async def test_any_name_is_taken_where_others_may_ask(settings: GatewaySettings) -> None:
     async with (
         gateway(settings.model_copy(update={"allow_anonymous": True})) as address,
-        httpx.AsyncClient(trust_env=False) as session,
+        httpx.AsyncClient(trust_env=False, timeout=60) as session,
     ):
         listed = await session.get(f"http://{address}/v1/models", headers={"Host": FOREIGN[0]})
     assert listed.status_code == 200

@@ -310,7 +310,7 @@ async def test_bodies_together_are_read_up_to_a_limit(
     headers = {"content-type": "application/json"}
     slow = asyncio.create_task(http.post(CHAT, content=slowly(), headers=headers))
     await sent.wait()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (refused := await http.post(CHAT, content=whole, headers=headers)).is_success:
             await asyncio.sleep(0.01)
     more.set()
