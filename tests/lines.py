@@ -27,7 +27,7 @@ class Lines(logging.Handler):
         return [line for line in self.json if line["logger"] == "serving.call"]
 
     async def become(self, condition: Callable[["Lines"], object]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not condition(self):
                 await asyncio.sleep(0.005)
 

@@ -13,7 +13,7 @@ from typing import Self
 
 import redis
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 
 class RedisServer:
@@ -47,8 +47,8 @@ class RedisServer:
         return redis.Redis(
             port=self.port,
             password=self.password or None,
-            socket_connect_timeout=1,
-            socket_timeout=5,
+            socket_connect_timeout=5,
+            socket_timeout=30,
         )
 
     def start(self) -> None:

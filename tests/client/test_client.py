@@ -36,7 +36,7 @@ from pixtral_client.requests import MAX_MESSAGE_BYTES
 from tests.client.fake_gateway import BAD_IMAGE, TOO_MUCH, WORDS, FakeGateway, failure, serving
 
 HELLO = [{"role": "user", "content": "Hello"}]
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ async def peer() -> AsyncIterator[Peer]:
 
 @asynccontextmanager
 async def source_of(
-    url: str, cache_bytes: int = 1 << 20, seconds: float = 5.0, allow_insecure: bool = False
+    url: str, cache_bytes: int = 1 << 20, seconds: float = 60.0, allow_insecure: bool = False
 ) -> AsyncIterator[EmbeddingSource]:
     source = EmbeddingSource(
         store=EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.F32),

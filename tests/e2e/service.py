@@ -14,7 +14,7 @@ from pixtral.v1 import decoder_pb2, decoder_pb2_grpc
 from pixtral_client import Client, pixtral_stack
 from pixtral_client.stack import Stack
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)

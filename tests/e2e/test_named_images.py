@@ -238,7 +238,7 @@ def _refusal(gateways: Gateways, tenant: str, message: chat_pb2.Message) -> Any:
             stub.Complete(
                 chat_pb2.CompleteRequest(messages=[message]),
                 metadata=(("authorization", f"Bearer {KEYS[tenant]}"),),
-                timeout=30,
+                timeout=60,
             )
     return from_rpc_error(refused.value)
 

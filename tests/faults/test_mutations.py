@@ -18,14 +18,15 @@ from tests.faults.checker import check
 from tests.faults.clients import Clients
 from tests.faults.history import Ask, History
 from tests.faults.questions import Asker, Question, fresh
-from tests.faults.recovery import until_idle
+from tests.faults.recovery import IDLE_SECONDS, until_idle
 from tests.faults.redis_faults import flip_signs
 from tests.faults.stack import PASSWORD, Stack, tier_of
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-IDLE_SECONDS = 5.0
-MISSED_SECONDS = 30.0
+# A permit that is kept is kept for ever: so long is enough to see it.
+KEPT_SECONDS = 5.0
+MISSED_SECONDS = 120.0
 # What is found is shown where a test fails.
 logger = logging.getLogger(__name__)
 logger.setLevel(logging.INFO)
@@ -55,8 +56,11 @@ class Bench:
         await part.restart()
         await self.stack.until_ready()
 
-    async def found(self, *asks: Ask) -> set[str]:
-        """The kinds of promises that are broken by what comes of these, in their order."""
+    async def found(self, *asks: Ask, idle_seconds: float = IDLE_SECONDS) -> set[str]:
+        """The kinds of promises that are broken by what comes of these, in their order.
+
+        All is to be at rest after `idle_seconds`, or sooner.
+        """
         history = History()
         async with Clients(self.stack, history) as clients:
             for ask in asks:
@@ -65,7 +69,7 @@ class Bench:
         for violation in violations:
             logger.info("%s", violation)
         kinds = {violation.kind for violation in violations}
-        return kinds | ({"not idle"} if await until_idle(self.stack, IDLE_SECONDS) else set())
+        return kinds | ({"not idle"} if await until_idle(self.stack, idle_seconds) else set())
 
 
 def shows(
@@ -122,7 +126,8 @@ async def test_embeddings_that_are_swapped_are_found(bench: Bench) -> None:
 
 async def test_a_permit_that_is_kept_is_found(bench: Bench) -> None:
     await bench.plant("gateway-0", "permit_kept")
-    assert await bench.found(*all_sorts(bench)) == {"not idle"}
+    found = await bench.found(*all_sorts(bench), idle_seconds=KEPT_SECONDS)
+    assert found == {"not idle"}
 
 
 async def test_a_tenant_that_is_not_in_the_key_is_found(bench: Bench) -> None:
@@ -140,7 +145,7 @@ async def encode(stack: Stack, ask: Ask) -> None:
     address = stack.address("encoder-0")
     async with grpc.aio.secure_channel(address, tls.credentials()) as channel:
         stub = encoder_pb2_grpc.EncoderServiceStub(channel)
-        info = await stub.GetEncoderInfo(encoder_pb2.GetEncoderInfoRequest(), timeout=20)
+        info = await stub.GetEncoderInfo(encoder_pb2.GetEncoderInfoRequest(), timeout=60)
         key = EmbeddingKey(bytes.fromhex(digest(ask)), info.fingerprint, ask.tenant)
         request = encoder_pb2.EncodeRequest(key=to_proto(key), image=ask.pictures[0])
-        assert (await stub.Encode(request, timeout=20)).stored
+        assert (await stub.Encode(request, timeout=60)).stored

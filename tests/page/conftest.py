@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, async_playwright, expect
 
 from pixtral_client import Client, pixtral_stack
 from pixtral_client.redis_server import free_port
@@ -56,6 +56,7 @@ def url(service: Service) -> str:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
+    expect.set_options(timeout=60_000)
     # Debian's, and not one that Playwright would download.
     chromium = shutil.which("chromium")
     if chromium is None:

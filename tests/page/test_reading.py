@@ -43,7 +43,7 @@ async def _run(command: list[str], code: str, directory: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -12,7 +12,7 @@ def test_scrape_names_the_release_and_holds_no_times_of_creation() -> None:
     Counter("test_scrapes_total", "of this test").inc()
     server = start_metrics_server("127.0.0.1:0")
     try:
-        with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=60) as response:
             lines = response.read().decode().splitlines()
     finally:
         server.close()
@@ -29,7 +29,7 @@ def test_names_are_those_of_the_page_for_a_scraper_that_takes_openmetrics_too() 
             f"http://{server.address}/metrics",
             headers={"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"},
         )
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             assert "vllm:test_waiting 3.0" in response.read().decode().splitlines()
     finally:
         server.close()

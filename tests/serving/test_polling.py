@@ -24,7 +24,7 @@ def experiments(module: str, **environment: str) -> str:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=60,
+        timeout=180,
     )
     return done.stdout.strip()
 

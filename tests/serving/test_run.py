@@ -33,14 +33,14 @@ class Process:
         self.stopped = directory / "stopped"
 
     async def addresses(self) -> dict[str, str]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             await exists(self.address_file)
         found: dict[str, str] = json.loads(self.address_file.read_text())
         return found
 
     async def ended(self) -> tuple[int | None, str]:
         """Exit code and what was logged."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             _, err = await self.child.communicate()
         return self.child.returncode, err.decode()
 
@@ -69,7 +69,7 @@ async def process(directory: Path, *flags: str) -> AsyncIterator[Process]:
 
 
 async def becomes(health: Any, status: int, service: str = "") -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while (
             await health.Check(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True)
         ).status != status:
@@ -79,7 +79,7 @@ async def becomes(health: Any, status: int, service: str = "") -> None:
 async def refuses(address: str) -> None:
     """Returns once nobody can connect any more."""
     host, _, port = address.rpartition(":")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while True:
             try:
                 _, writer = await asyncio.open_connection(host, int(port))

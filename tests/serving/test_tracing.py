@@ -139,7 +139,7 @@ async def test_a_trace_goes_on_in_the_next_tier(received: Collector) -> None:
 
 
 async def waiters(flight: Flight[None], number: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while flight.waiters != number:
             await asyncio.sleep(0.005)
 
@@ -162,7 +162,7 @@ async def test_work_that_calls_share_is_in_the_first_ones_trace_and_the_others_l
 
     async with echo(EchoTier(ask)) as stub:
         first = asyncio.ensure_future(stub.unary(StringValue(value="first")))
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(begun.wait(), 60)
         second = asyncio.ensure_future(stub.unary(StringValue(value="second")))
         (flight,) = flights._flights.values()
         await waiters(flight, 2)
