@@ -18,10 +18,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.confusion import draw_confusions
-from models.training.answer import MAX_TOKENS, OfflineModel
-from models.training.held_out import Item, held_out
-from models.training.scenes import CATEGORIES
-from pixtral_client import Client, pixtral_stack
+from pixtral_cli import pixtral_stack
+from pixtral_client import Client
+from training.answer import MAX_TOKENS, OfflineModel
+from training.held_out import Item, held_out
+from training.scenes import CATEGORIES
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "pixtral-mini"
 

@@ -9,15 +9,15 @@ What the gateway itself costs is told against it, in one run.
 import asyncio
 from typing import Any
 
-import serving.polling  # noqa: F401  # isort: skip - before grpc, as in the gateway
+import pixtral_core.server.grpc_polling  # noqa: F401  # isort: skip - before grpc, as in the gateway
 
 import grpc
 from pydantic import Field
 
 from pixtral.v1 import decoder_pb2
-from serving.channel import open_channel
-from serving.server import run
-from serving.settings import Address, ProcessSettings, load
+from pixtral_core.server.channel import open_channel
+from pixtral_core.server.process import run
+from pixtral_core.settings import Address, ProcessSettings, load
 
 SERVICE = decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name
 METHOD = f"/{SERVICE}/Generate"

@@ -32,6 +32,7 @@ import aiohttp
 import torch
 from safetensors.torch import save_file
 
+import pixtral_cli
 import pixtral_client
 from bench.decoder import model, plug_in
 from bench.encoder import random_weights
@@ -224,7 +225,7 @@ def compare(
     new_pictures(DOORS * (sum(counts["new"].values()) + 1))
 
     print("starting pixtral-serve", flush=True)
-    with pixtral_client.pixtral_stack(
+    with pixtral_cli.pixtral_stack(
         model_dir,
         http_listen="127.0.0.1:0",
         decoder_args=decoder_args,

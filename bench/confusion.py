@@ -7,9 +7,9 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
-from models.training.drawing import CHARACTERS, COLOURS, SHAPES
-from models.training.held_out import Item, value
-from models.training.scenes import PLACES
+from training.drawing import CHARACTERS, COLOURS, SHAPES
+from training.held_out import Item, value
+from training.scenes import PLACES
 
 CELL: Final = 18
 LABEL: Final = 110

@@ -109,7 +109,7 @@ def plug_in(directory: Path) -> Path:
         "Metadata-Version: 2.1\nName: pixtral-serve-bench\nVersion: 0\n"
     )
     (metadata / "entry_points.txt").write_text(
-        "[vllm.general_plugins]\npixtral = services.decoder.plugin:register\n"
+        "[vllm.general_plugins]\npixtral = pixtral_decoder.vllm_hooks.plugin:register\n"
     )
     return directory
 

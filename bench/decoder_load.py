@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.decoder_sides import SIDE_PX, Side
 from bench.loops import closed_loop
-from embeddings.vision import VisionSpec
+from pixtral_core.model.vision_spec import VisionSpec
 
 BEGIN, INSTRUCTION, END_OF_INSTRUCTION = 1, 3, 4
 FIRST_WORD, LAST_WORD = 1_000, 131_000

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import zmq
 
-from embeddings.vision import Grid, VisionSpec
-from services.decoder.embedding import ImageEmbedding
-from services.decoder.handover import ADDRESS, Handover, Receiver
-from services.decoder.memory_files import LEAST_BYTES, MemoryFile
+from pixtral_core.model.vision_spec import Grid, VisionSpec
+from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
+from pixtral_decoder.embeddings.memory_files import LEAST_BYTES, MemoryFile
+from pixtral_decoder.vllm_hooks.tensor_handover import ADDRESS, Handover, Receiver
 
 REPEATS = 20
 
@@ -33,7 +33,7 @@ async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]
     from vllm.multimodal.inputs import MultiModalKwargsItem
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-    from services.decoder.vllm_inputs import embedding_item
+    from pixtral_decoder.engine.inputs import embedding_item
 
     tensor = torch.randn(tokens, spec.width).to(torch.bfloat16)
     item = embedding_item(tensor)

@@ -16,7 +16,7 @@ from bench.decoder_load import Load, Plan
 from bench.decoder_pieces import pieces
 from bench.decoder_sides import SIDE_PX, Ours, Side, Stock
 from bench.decoder_steps import Dial, Steps
-from embeddings.vision import VisionSpec, read_params
+from pixtral_core.model.vision_spec import VisionSpec, read_params
 
 
 async def run(given: dict[str, Any]) -> dict[str, Any]:

@@ -10,17 +10,17 @@ import torch
 from redis import Redis
 
 from bench.own_redis import redis
-from embeddings import codec
-from embeddings.codec import DType, Embedding
-from embeddings.key import EmbeddingKey
-from embeddings.store import EmbeddingStore
-from embeddings.vision import Grid, VisionSpec
-from services.decoder.embedding import ImageEmbedding
-from services.decoder.engine import DecoderEngine
-from services.decoder.engine_args import EngineOptions
-from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.sampling import Sampling
-from services.decoder.source import EmbeddingSource, Peers
+from pixtral_core.cache import wire_format
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.cache.embedding_store import EmbeddingStore
+from pixtral_core.cache.wire_format import DType, Embedding
+from pixtral_core.model.vision_spec import Grid, VisionSpec
+from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
+from pixtral_decoder.embeddings.source import EmbeddingSource, Peers
+from pixtral_decoder.engine.engine import DecoderEngine
+from pixtral_decoder.engine.engine_args import EngineOptions
+from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_decoder.sampling import Sampling
 
 SIDE_PX = 1024
 CONTEXT_LENGTH = 16_384
@@ -100,7 +100,7 @@ class Ours:
             client.flushall()
             for number in pictures:
                 key = place(number, 0, self._grid).key
-                value = codec.encode(key, self._embeddings[number % TENSORS])
+                value = wire_format.encode(key, self._embeddings[number % TENSORS])
                 client.set(key.redis_key, value)
 
     async def fetch(self, picture: int) -> None:

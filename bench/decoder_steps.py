@@ -28,16 +28,16 @@ class Steps:
         return f"{self.most}/{self.awaited}"
 
 
-def make_dial(path: Path, steps: Steps) -> None:
-    np.array([steps.most, steps.awaited], np.int64).tofile(path)
+def make_dial(path: Path, scheduler: Steps) -> None:
+    np.array([scheduler.most, scheduler.awaited], np.int64).tofile(path)
 
 
 class Dial:
     def __init__(self) -> None:
         self._numbers = np.memmap(os.environ[DIAL], np.int64, mode="r+", shape=(2,))
 
-    def turn(self, steps: Steps) -> None:
-        self._numbers[:] = steps.most, steps.awaited
+    def turn(self, scheduler: Steps) -> None:
+        self._numbers[:] = scheduler.most, scheduler.awaited
 
     def read(self) -> Steps:
         most, awaited = map(int, self._numbers)
@@ -46,9 +46,9 @@ class Dial:
 
 def scheduler(**given: Any) -> Any:
     """The decoder's own, but for its numbers: they are the dial's."""
-    from services.decoder import steps
+    from pixtral_decoder.vllm_hooks import scheduler
 
-    made = steps.scheduler(**given)
+    made = scheduler.scheduler(**given)
     schedule, dial = made.schedule, Dial()
 
     def dialled(*args: Any, **kwargs: Any) -> Any:

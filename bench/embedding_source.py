@@ -18,17 +18,17 @@ import uvloop
 
 from bench.encoder import PIXTRAL_12B
 from bench.own_redis import redis
-from embeddings import codec
-from embeddings.codec import Decoding, DType, Embedding
-from embeddings.key import EmbeddingKey
-from embeddings.receiving import in_pieces
-from embeddings.store import EmbeddingStore
-from embeddings.value_reader import ValueReader
-from embeddings.vision import Grid
-from services.decoder.finite import is_finite
-from services.decoder.memory_files import MemoryFiles
-from services.decoder.prompt import ImagePlace
-from services.decoder.source import Arriving, EmbeddingSource, Peers
+from pixtral_core.cache import wire_format
+from pixtral_core.cache.bulk_reader import ValueReader
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.cache.embedding_store import EmbeddingStore
+from pixtral_core.cache.receiving import in_pieces
+from pixtral_core.cache.wire_format import Decoding, DType, Embedding
+from pixtral_core.model.vision_spec import Grid
+from pixtral_decoder.embeddings.finite import is_finite
+from pixtral_decoder.embeddings.memory_files import MemoryFiles
+from pixtral_decoder.embeddings.source import Arriving, EmbeddingSource, Peers
+from pixtral_decoder.request import ImagePlace
 
 ASKED = 32
 WIDTH = PIXTRAL_12B.width
@@ -66,7 +66,7 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
     keys = [EmbeddingKey(at.to_bytes(32, "big"), "f" * 32, "bench") for at in range(ASKED)]
     data = torch.randn(tokens, WIDTH).to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
     embedding = Embedding(1, tokens, WIDTH, DType.BF16, data)
-    values = [codec.encode(key, embedding) for key in keys]
+    values = [wire_format.encode(key, embedding) for key in keys]
     for key, value in zip(keys, values, strict=True):
         if not await store.put(key, value):
             raise SystemExit("Redis took no value")

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from bench.peer_towers import Embed, transformers_tower, vllm_tower
-from embeddings.checkpoint import read_spec
-from embeddings.vision import VisionSpec
-from services.encoder import fp8, heap
-from services.encoder.tower import VisionTower, tensor_shapes
-from services.encoder.weights import load_weights
+from pixtral_core.model.checkpoint import read_spec
+from pixtral_core.model.vision_spec import VisionSpec
+from pixtral_encoder.tower import fp8, malloc
+from pixtral_encoder.tower.tower import VisionTower, tensor_shapes
+from pixtral_encoder.tower.weights import load_weights
 
 PIXTRAL_12B = VisionSpec.from_params(
     {
@@ -207,7 +207,7 @@ def main() -> None:
     is_gpu = device.type == "cuda"
     if not is_gpu:
         # As the encoder's process does; the others have the same of it.
-        heap.keep_what_is_freed()
+        malloc.keep_what_is_freed()
     on = torch.cuda.get_device_name() if is_gpu else f"cpu, {torch.get_num_threads()} threads"
     rate = matrix_rate(device, dtype)
     print(f"{on}, torch {torch.__version__}, {given.dtype}: {rate / 1e12:.1f} TFLOP/s of matrices")

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from bench.encoder import PIXTRAL_12B, images_of, random_weights
-from embeddings.vision import VisionSpec
-from services.encoder.tower import Staged, VisionTower
+from pixtral_core.model.vision_spec import VisionSpec
+from pixtral_encoder.tower.tower import Staged, VisionTower
 
 SIDE = 256
 

@@ -30,10 +30,10 @@ from safetensors.torch import save_file
 from bench.encoder import PIXTRAL_12B, random_weights
 from bench.own_redis import redis
 from bench.pictures import jpeg
-from embeddings.key import EmbeddingKey, to_proto
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
-from pixtral_client.redis_server import HOST, free_port
-from serving.channel import MAX_MESSAGE_BYTES
+from pixtral_cli.local.redis_server import HOST, free_port
+from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
+from pixtral_core.server.channel import MAX_MESSAGE_BYTES
 
 KINDS = 24
 START_SECONDS = 300.0
@@ -70,7 +70,7 @@ def encoder(
     grpc_port, metrics_port = free_port(), free_port()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "services.encoder", "--model-dir", str(model_dir)),
+            *(sys.executable, "-m", "pixtral_encoder", "--model-dir", str(model_dir)),
             *("--listen", f"{HOST}:{grpc_port}", "--metrics-listen", f"{HOST}:{metrics_port}"),
             *("--redis-url", redis_url, *more),
             *("--log-level", logging[0], "--log-format", logging[1]),

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from bench.accuracy import MODEL_DIR, score
-from embeddings.checkpoint import read_spec
-from models.training.answer import OfflineModel
-from models.training.export import read_checkpoint
-from models.training.held_out import Item, held_out
-from services.encoder import fp8
-from services.encoder.tower import VisionTower
-from services.encoder.weights import load_tower
+from pixtral_core.model.checkpoint import read_spec
+from pixtral_encoder.tower import fp8
+from pixtral_encoder.tower.tower import VisionTower
+from pixtral_encoder.tower.weights import load_tower
+from training.answer import OfflineModel
+from training.export import read_checkpoint
+from training.held_out import Item, held_out
 
 
 class WithTower(OfflineModel):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.encoder import PIXTRAL_12B
-from services.encoder.gates import Gates, has_kernel
+from pixtral_encoder.tower.gated_mlp import Gates, has_kernel
 
 PATCHES = (2048, 3072, 4096, 16_384)
 CALLS = 50

@@ -19,8 +19,8 @@ from typing import Any
 from bench.loops import percentile
 from bench.module_path import ROOT
 from bench.offer import Offer, Offered
-from gateway.tenants import digest_of
-from pixtral_client import pixtral_stack
+from pixtral_cli import pixtral_stack
+from pixtral_gateway.tenancy.tenants import digest_of
 
 TOKENS = 8
 # Of the loud one: requests a second that its limit allows, each of so many tokens, all told.

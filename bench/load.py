@@ -34,7 +34,7 @@ from bench.loops import Outcome, at_times, keep_at_once
 from bench.mix import Album, Asked, Mix, plan
 from bench.module_path import OURS, ROOT, module_path
 from bench.simulation.arrivals import Rate, bursts, constant, trace
-from pixtral_client import pixtral_stack
+from pixtral_cli import pixtral_stack
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# This checkout, where it is not installed, and its stubs.
-OURS = (ROOT, ROOT / "protos")
+# This checkout where it is not installed: the folder of each import package.
+FOLDERS = ("core", "gateway", "services/encoder", "services/decoder", "client", "cli", "protos")
+OURS = (ROOT, *(ROOT / folder for folder in FOLDERS))
 
 
 def module_path(*paths: Path) -> dict[str, str]:

@@ -32,7 +32,7 @@ from unittest.mock import patch
 
 import aiohttp
 
-import pixtral_client
+import pixtral_cli
 from bench.compare import STOCK, WARM_UP, WORKERS, http_door, pixtral_12b
 from bench.loops import Seen, closed_loop
 from bench.pictures import jpeg
@@ -90,7 +90,7 @@ def hold(name: str, side: Side, model_dir: Path, is_small: bool, log: Path, to: 
         return
     given = ["--kv-cache-bytes", str(KV_CACHE_BYTES), "--gpu-memory-fraction", str(SHARE)]
     given += ["--engine-args", "load_format=dummy"]
-    with pixtral_client.pixtral_stack(
+    with pixtral_cli.pixtral_stack(
         model_dir,
         http_listen="127.0.0.1:0",
         decoder_args=[*([] if is_small else given), *side.flags],

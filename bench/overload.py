@@ -18,7 +18,7 @@ from typing import Any
 from bench.gateway_load import Spent
 from bench.module_path import ROOT
 from bench.offer import Offer, Offered
-from pixtral_client import pixtral_stack
+from pixtral_cli import pixtral_stack
 
 PERMITS = 16
 TIMES = 5

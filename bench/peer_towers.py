@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embeddings.vision import VisionSpec
+from pixtral_core.model.vision_spec import VisionSpec
 
 # Images on the device, (3, height, width), to (patches, width) each.
 Embed = Callable[[Sequence[Tensor]], Sequence[Tensor]]

@@ -22,7 +22,7 @@ from bench.simulation.measure import measure
 from bench.simulation.plan import Planner
 from bench.simulation.plan import table as plan_table
 from bench.simulation.scenes import SCENES, compare_thresholds, draw
-from pixtral_client import pixtral_stack
+from pixtral_cli import pixtral_stack
 
 
 def measure_here(given: argparse.Namespace) -> None:

@@ -14,17 +14,17 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.own_redis import redis as own_redis
-from pixtral_client import pixtral_stack
-from pixtral_client.redis_server import RedisServer
-from pixtral_client.stack import Stack
+from pixtral_cli import pixtral_stack
+from pixtral_cli.local.process_stack import Stack
+from pixtral_cli.local.redis_server import RedisServer
 
 MIB = 1 << 20
 TIERS = ("gateway", "encoder", "decoder")
 # What tells them apart on their command lines.
 PROCESSES = {
-    "gateway": "-m gateway",
-    "encoder": "-m services.encoder",
-    "decoder": "-m services.decoder",
+    "gateway": "-m pixtral_gateway",
+    "encoder": "-m pixtral_encoder",
+    "decoder": "-m pixtral_decoder",
     "engine": "EngineCore",
     "redis": "redis-server",
 }

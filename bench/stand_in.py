@@ -15,15 +15,15 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from embeddings.codec import DType
-from embeddings.key import from_proto
-from embeddings.store import EmbeddingStore
-from embeddings.vision import VisionSpec, read_params
-from gateway.image_header import read_header
 from pixtral.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
-from serving.errors import NotFound
-from serving.server import run
-from serving.settings import ModelSettings, RedisSettings, load
+from pixtral_core.cache.embedding_key import from_proto
+from pixtral_core.cache.embedding_store import EmbeddingStore
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.errors import NotFound
+from pixtral_core.model.vision_spec import VisionSpec, read_params
+from pixtral_core.server.process import run
+from pixtral_core.settings import ModelSettings, RedisSettings, load
+from pixtral_gateway.images.image_header import read_header
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.collector import SpanSeen, collector, tree
-from pixtral_client import Client, pixtral_stack
+from pixtral_cli import pixtral_stack
+from pixtral_client import Client
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "cat.jpg"
 QUESTIONS: dict[str, list[Any]] = {

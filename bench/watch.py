@@ -21,7 +21,8 @@ from typing import Any
 from bench.draw import draw
 from bench.pictures import jpeg
 from bench.prometheus import Prometheus, filled, prometheus
-from pixtral_client import Client, pixtral_stack
+from pixtral_cli import pixtral_stack
+from pixtral_client import Client
 from tools.expressions import Expression, panels, rules
 
 # A comparison that filters would return nothing from a healthy fleet; with `bool` it returns 0.

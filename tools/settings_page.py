@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from gateway.settings import GatewaySettings
-from services.decoder.settings import DecoderSettings
-from services.encoder.settings import EncoderSettings
-from serving.settings import ENV_PREFIX, ProcessSettings
+from pixtral_core.settings import ENV_PREFIX, ProcessSettings
+from pixtral_decoder.settings import DecoderSettings
+from pixtral_encoder.settings import EncoderSettings
+from pixtral_gateway.settings import GatewaySettings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 TIERS: dict[str, type[ProcessSettings]] = {

@@ -11,7 +11,7 @@ from bench.simulation.arrivals import Request
 from bench.simulation.processor import Processor
 from bench.simulation.replicas import Decoder, Encoder, Gateway, Limits, Replica, Sequence, Work
 from bench.simulation.times import ServiceTimes
-from gateway.routing import rendezvous, with_bounded_load
+from pixtral_gateway.upstream.placement import rendezvous, with_bounded_load
 
 R = TypeVar("R", bound=Replica)
 MAX_ATTEMPTS = 3

@@ -11,7 +11,7 @@ from bench.load import Arriving, load
 from bench.load_report import page, table
 from bench.load_summary import Record, summary
 from bench.mix import Mix
-from tests.gateway.harness import Client
+from tests.support.gateway_harness import Client
 
 MIX = Mix(sizes=("32x32",), output_tokens=4)
 ARRIVING = Arriving(rate=60, seconds=1.0, burst=2, burst_every=0.4, burst_seconds=0.2, requests=40)

@@ -33,7 +33,7 @@ from pixtral_client import (
     Violation,
 )
 from pixtral_client.requests import MAX_MESSAGE_BYTES
-from tests.client.fake_gateway import BAD_IMAGE, TOO_MUCH, WORDS, FakeGateway, failure, serving
+from tests.support.fake_gateway import BAD_IMAGE, TOO_MUCH, WORDS, FakeGateway, failure, serving
 
 HELLO = [{"role": "user", "content": "Hello"}]
 DEADLINE = 60.0

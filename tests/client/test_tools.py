@@ -9,7 +9,7 @@ import pytest
 from pixtral.v1 import chat_pb2
 from pixtral_client import AsyncClient, Client, ToolCall
 from pixtral_client.tools import to_call, tool_fields
-from tests.client.fake_gateway import FakeGateway, serving
+from tests.support.fake_gateway import FakeGateway, serving
 
 HELLO = [{"role": "user", "content": "Hello"}]
 SCHEMA = {"type": "object", "properties": {"at": {"type": "string"}}}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from models.random_checkpoint import write_random_checkpoint
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")

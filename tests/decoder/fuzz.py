@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import collections
 import json
-import os
 import random
 import sys
 import tempfile
@@ -25,14 +24,14 @@ from typing import Any
 
 import grpc
 
-from embeddings.codec import DType
-from embeddings.fingerprint import fingerprint
-from embeddings.vision import VisionSpec, read_params
 from models.random_checkpoint import write_random_checkpoint
 from pixtral.v1 import decoder_pb2
-from serving.channel import open_channel
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.model.fingerprint import fingerprint
+from pixtral_core.model.vision_spec import VisionSpec, read_params
+from pixtral_core.server.channel import open_channel
 from tests.decoder.fuzz_requests import Fuzzed, Fuzzer
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 METHOD = "/pixtral.v1.DecoderService/Generate"
 AT_ONCE = 8
@@ -156,10 +155,9 @@ async def decoder(
     with tempfile.TemporaryDirectory() as directory:
         addresses = Path(directory) / "addresses.json"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.decoder", "--model-dir", str(model_dir)),
+            *(sys.executable, "-m", "pixtral_decoder", "--model-dir", str(model_dir)),
             *("--redis-url", redis.url, "--listen", "127.0.0.1:0"),
             *("--address-file", str(addresses), *arguments),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         try:
             async with asyncio.timeout(START_SECONDS):

@@ -5,10 +5,10 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from embeddings.codec import DType
-from embeddings.key import EmbeddingKey, to_proto
-from embeddings.vision import Grid, VisionSpec
 from pixtral.v1 import chat_pb2, decoder_pb2
+from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.model.vision_spec import Grid, VisionSpec
 from tests.decoder.fuzz_values import Values
 
 MAX_TOKENS = 6

@@ -6,10 +6,10 @@ import struct
 
 import torch
 
-from embeddings import codec
-from embeddings.codec import DType, Embedding
-from embeddings.key import EmbeddingKey
-from embeddings.vision import Grid
+from pixtral_core.cache import wire_format
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.cache.wire_format import DType, Embedding
+from pixtral_core.model.vision_spec import Grid
 
 
 class Values:
@@ -29,7 +29,7 @@ class Values:
         if dtype is DType.BF16:
             tensor = tensor.to(torch.bfloat16)
         data = tensor.view(torch.uint8).numpy().tobytes()
-        return codec.encode(key, Embedding(grid.rows, grid.cols, width, dtype, data))
+        return wire_format.encode(key, Embedding(grid.rows, grid.cols, width, dtype, data))
 
     def bad(self, key: EmbeddingKey, grid: Grid) -> bytes | None:
         """None is none at all."""
@@ -60,10 +60,10 @@ class Values:
 
     def _not_finite(self, key: EmbeddingKey, grid: Grid, good: bytes) -> bytes:
         """Whole and with a right checksum, but one of its numbers is none."""
-        data = bytearray(codec.decode(key, good, width=self._width, dtype=self._dtype).data)
+        data = bytearray(wire_format.decode(key, good, width=self._width, dtype=self._dtype).data)
         size = self._dtype.itemsize
         at = self._rng.randrange(len(data) // size) * size
         number = struct.pack("<f", self._rng.choice((math.nan, math.inf, -math.inf)))
         data[at : at + size] = number[4 - size :]
         embedding = Embedding(grid.rows, grid.cols, self._width, self._dtype, bytes(data))
-        return codec.encode(key, embedding)
+        return wire_format.encode(key, embedding)

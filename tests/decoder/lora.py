@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.reference import Reference
+from tests.support.reference import Reference
 
 RANK, ALPHA = 4, 8
 # What PEFT calls a module, and Mistral's own checkpoint.

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from embeddings.vision import Grid
-from services.decoder.embedding import ImageEmbedding
-from services.decoder.memory_files import MemoryFile
+from pixtral_core.model.vision_spec import Grid
+from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
+from pixtral_decoder.embeddings.memory_files import MemoryFile
 
 SECONDS = 30.0
 

@@ -26,17 +26,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from embeddings.key import EmbeddingKey
-from embeddings.vision import VisionSpec, read_params
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
-from services.decoder.embedding import ImageEmbedding
-from services.decoder.engine import DecoderEngine
-from services.decoder.engine_args import EngineOptions
-from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.sampling import Sampling, Structure, StructuredOutput
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.model.vision_spec import VisionSpec, read_params
+from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
+from pixtral_decoder.engine.engine import DecoderEngine
+from pixtral_decoder.engine.engine_args import EngineOptions
+from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_decoder.sampling import Sampling, Structure, StructuredOutput
 from tests.decoder.lora import write_adapter
 from tests.decoder.memory import in_a_file
-from tests.reference import Reference
+from tests.support.reference import Reference
 
 TOKENS = 24
 SPELT = "é🙂"

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import torch
 
-from embeddings import codec
-from embeddings.codec import DType, Embedding
-from embeddings.key import EmbeddingKey
-from embeddings.vision import Grid, VisionSpec
-from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.sampling import Sampling
-from tests.redis_server import RedisServer
+from pixtral_core.cache import wire_format
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.cache.wire_format import DType, Embedding
+from pixtral_core.model.vision_spec import Grid, VisionSpec
+from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_decoder.sampling import Sampling
+from tests.support.redis_server import RedisServer
 
 FINGERPRINT = "f" * 32
 WIDTH = 64
@@ -52,7 +52,7 @@ def embedding_of(tensor: torch.Tensor, grid: Grid) -> Embedding:
 
 
 def wire(key: EmbeddingKey, tensor: torch.Tensor, grid: Grid) -> bytes:
-    return codec.encode(key, embedding_of(tensor, grid))
+    return wire_format.encode(key, embedding_of(tensor, grid))
 
 
 def store(redis: RedisServer, key: EmbeddingKey, tensor: torch.Tensor, grid: Grid) -> None:

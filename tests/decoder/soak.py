@@ -26,16 +26,16 @@ import psutil
 from prometheus_client import REGISTRY
 
 from bench.soak import trend
-from embeddings.codec import DType
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
-from services.decoder import memory_files
-from services.decoder.settings import DecoderSettings
-from services.decoder.tier import DecoderTier
-from serving.channel import open_channel
-from serving.server import running
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.server.channel import open_channel
+from pixtral_core.server.process import running
+from pixtral_decoder.embeddings import memory_files
+from pixtral_decoder.process import DecoderTier
+from pixtral_decoder.settings import DecoderSettings
 from tests.decoder.fuzz import CLEAN, METHOD, ended, fuzzer_of, store
 from tests.decoder.fuzz_requests import Fuzzed, Fuzzer
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 CONTEXT_LENGTH = 2048
 WORKERS = 12

@@ -12,9 +12,9 @@ STEPS_SEEN = "PIXTRAL_TEST_STEPS_SEEN"
 
 def scheduler(**given: Any) -> Any:
     # It takes vLLM, which the test that names this imports in its own way.
-    from services.decoder import steps
+    from pixtral_decoder.vllm_hooks import scheduler
 
-    made = steps.scheduler(**given)
+    made = scheduler.scheduler(**given)
     schedule = made.schedule
 
     def seen(*args: Any, **kwargs: Any) -> Any:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embeddings.vision import Grid
-from services.decoder.checks import MAX_PROMPT_LOGPROBS, Limits, check_fits, check_prompt
-from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.sampling import Sampling, Structure, StructuredOutput
-from serving.errors import InvalidRequest
+from pixtral_core.errors import InvalidRequest
+from pixtral_core.model.vision_spec import Grid
+from pixtral_decoder.checks import MAX_PROMPT_LOGPROBS, Limits, check_fits, check_prompt
+from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_decoder.sampling import Sampling, Structure, StructuredOutput
 from tests.decoder.prompts import SPEC, key_of, prompt_of
 
 LIMITS = Limits(SPEC, vocab_size=131072, context_length=8192, max_images=3)

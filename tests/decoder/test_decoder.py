@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from embeddings.vision import Grid
-from services.decoder.checks import Limits
-from services.decoder.decoder import Decoder
-from services.decoder.embedding import ImageEmbedding
-from services.decoder.engine import Delta, EngineDead, FinishReason, ImagesNotHeld
-from services.decoder.prompt import ImagePlace, Prompt
-from services.decoder.source import EmbeddingMissing
-from serving.call import Call
-from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, Unavailable
-from serving.tracing import Tracer
+from pixtral_core.errors import FailedPrecondition, InvalidRequest, Overloaded, Unavailable
+from pixtral_core.model.vision_spec import Grid
+from pixtral_core.telemetry.request_log import Call
+from pixtral_core.telemetry.tracing import Tracer
+from pixtral_decoder.checks import Limits
+from pixtral_decoder.decoder import Decoder
+from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
+from pixtral_decoder.embeddings.source import EmbeddingMissing
+from pixtral_decoder.engine.engine import Delta, EngineDead, FinishReason, ImagesNotHeld
+from pixtral_decoder.request import ImagePlace, Prompt
 from tests.decoder.prompts import FINGERPRINT, GREEDY, SPEC, eventually, key_of, prompt_of, values
 
 GRID = Grid(2, 3)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -16,8 +15,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pixtral.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
-from serving.channel import open_channel
-from tests.redis_server import RedisServer
+from pixtral_core.server.channel import open_channel
+from tests.support.redis_server import RedisServer
 
 START_SECONDS = 180.0
 END_SECONDS = 60.0
@@ -36,10 +35,9 @@ async def decoder(checkpoint: Path, redis: RedisServer, tmp_path: Path) -> Async
     """Started, and bound to its address; not ready."""
     addresses = tmp_path / "addresses.json"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "services.decoder"),
+        *(sys.executable, "-m", "pixtral_decoder"),
         *("--model-dir", checkpoint, "--redis-url", redis.url),
         *("--listen", "127.0.0.1:0", "--address-file", addresses),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     try:
         async with asyncio.timeout(START_SECONDS):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from services.decoder.engine_args import BadEngineArguments, EngineOptions, _check_spare_slot
-from services.decoder.settings import DecoderSettings
-from services.decoder.tier import _engine_options
-from serving.settings import load
+from pixtral_core.settings import load
+from pixtral_decoder.engine.engine_args import BadEngineArguments, EngineOptions, _check_spare_slot
+from pixtral_decoder.process import _engine_options
+from pixtral_decoder.settings import DecoderSettings
 
 
 def test_arguments_of_vllm_are_a_table_in_the_file(tmp_path: Path) -> None:

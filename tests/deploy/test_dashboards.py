@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from deploy.grafana.dashboards import render
-from tests.metrics_page import base_name, read_page
+from tests.support.metrics_page import base_name, read_page
 from tools.expressions import panels, rules
 
 RENDERED = render()

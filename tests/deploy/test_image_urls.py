@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.fetch import is_public
-from gateway.settings import GatewaySettings
+from pixtral_gateway.images.url_fetch import is_public
+from pixtral_gateway.settings import GatewaySettings
 from tools.deploy.check import RULES
 from tools.deploy.manifests import K8S, build, kubernetes_versions, schema_violations
 from tools.deploy.objects import Object, environment, labels_of, matches, name_of, of_kind, tiers

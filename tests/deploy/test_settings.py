@@ -11,13 +11,12 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-import gateway.metrics  # noqa: F401
-import services.decoder.metrics
-import services.encoder.metrics  # noqa: F401
-from gateway.settings import GatewaySettings
-from services.decoder.settings import DecoderSettings
-from services.encoder.settings import EncoderSettings
-from serving.settings import ProcessSettings, load
+import pixtral_encoder.metrics  # noqa: F401
+import pixtral_gateway.metrics  # noqa: F401
+from pixtral_core.settings import ProcessSettings, load
+from pixtral_decoder.settings import DecoderSettings
+from pixtral_encoder.settings import EncoderSettings
+from pixtral_gateway.settings import GatewaySettings
 from tests.deploy.conftest import build_once
 from tools.deploy.manifests import OVERLAYS, ROOT
 from tools.deploy.objects import Object, environment, name_of, of_kind, tiers
@@ -122,16 +121,17 @@ def vllm_metrics() -> set[str]:
 
 
 def test_images_are_made_from_files_that_are_there_and_start_their_tier() -> None:
-    for tier, module in (
+    for tier, folder in (
         ("gateway", "gateway"),
-        ("encoder", "services.encoder"),
-        ("decoder", "services.decoder"),
+        ("encoder", "services/encoder"),
+        ("decoder", "services/decoder"),
     ):
-        text = (ROOT / "deploy" / "docker" / f"{tier}.Dockerfile").read_text()
+        text = (ROOT / folder / "Dockerfile").read_text()
         entry = re.search(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
         assert entry is not None
+        module = f"pixtral_{tier}"
         assert yaml.safe_load(entry[1])[1:] == ["-m", module]
-        assert (ROOT / module.replace(".", "/") / "__main__.py").is_file()
+        assert (ROOT / folder / module / "__main__.py").is_file()
         assert "USER 10001:10001" in text
         assert (ROOT / "requirements" / f"{tier}.txt").is_file()
         assert f"requirements/{tier}.txt" in text
@@ -146,16 +146,15 @@ def ports_of_tier(tier: str) -> list[int]:
 
 def test_builder_is_sent_the_packages_that_the_project_has() -> None:
 
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "packages"
-    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = project["tool"]["setuptools"]["packages"]["find"]["where"]
     sent = {
         line[1:].rstrip("/")
         for line in (ROOT / ".dockerignore").read_text().splitlines()
         if line.startswith("!")
     }
 
-    assert {package.partition(".")[0] for package in packages} - {"pixtral"} <= sent
+    assert {folder.partition("/")[0] for folder in folders} <= sent
     assert {"protos", "pyproject.toml", "README.md", "LICENSE"} <= sent
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.named_tests import functions_of, named_by
+from tests.support.named_tests import functions_of, named_by
 
 NAMED = named_by("promises.md")
 

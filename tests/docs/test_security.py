@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.named_tests import ROOT, functions_of, named_by
+from tests.support.named_tests import ROOT, functions_of, named_by
 
 PACKAGES = ("embeddings", "gateway", "pixtral_client", "services", "serving")
 # What makes objects or code of bytes.

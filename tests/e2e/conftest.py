@@ -9,8 +9,8 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from bench.collector import Collector, collector
 from models.random_checkpoint import write_random_checkpoint
 from tests.e2e.service import Service, serve
-from tests.redis_server import RedisServer
-from tests.reference import Reference
+from tests.support.redis_server import RedisServer
+from tests.support.reference import Reference
 
 Tokenizer = MistralTokenizer[Any, Any, Any, Any, Any]
 

@@ -49,8 +49,7 @@ class Tier:
         self._command = [sys.executable, "-m", module, *flags]
         self._command += ["--address-file", str(self._address_file)]
         self._command += ["--drain-seconds", str(drain_seconds)]
-        path = os.pathsep.join((str(ROOT), str(ROOT / "protos")))
-        self._environment = {**os.environ, "PYTHONPATH": path, **environment}
+        self._environment = {**os.environ, **environment}
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:

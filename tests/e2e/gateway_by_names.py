@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
-from gateway.__main__ import main
-from gateway.discovery import Group
+from pixtral_gateway.__main__ import main
+from pixtral_gateway.upstream.discovery import Group
 
 NAMES = Path(os.environ.pop("PIXTRAL_TEST_NAMES"))
 
@@ -25,5 +25,5 @@ async def look_up(name: str, port: int) -> set[str]:
 
 
 if __name__ == "__main__":
-    with mock.patch("gateway.tier.Group", partial(Group, resolve=look_up)):
+    with mock.patch("pixtral_gateway.process.Group", partial(Group, resolve=look_up)):
         main()

@@ -13,18 +13,18 @@ import grpc
 import numpy as np
 import pytest
 
-from embeddings import codec
-from embeddings.codec import DType, Embedding
-from embeddings.key import EmbeddingKey, to_proto
-from models.training import scenes
-from models.training.answer import MAX_TOKENS, OfflineModel
-from models.training.held_out import HELD_OUT_SEED, Item, held_out, png
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral_cli.demo import read_questions, run_demo
 from pixtral_client import Client
-from pixtral_client.demo import read_questions, run_demo
+from pixtral_core.cache import wire_format
+from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
+from pixtral_core.cache.wire_format import DType, Embedding
 from tests.e2e.fleet import Tier
 from tests.e2e.service import Service, serve, wait_until
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
+from training import scenes
+from training.answer import MAX_TOKENS, OfflineModel
+from training.held_out import HELD_OUT_SEED, Item, held_out, png
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "pixtral-mini"
@@ -149,11 +149,11 @@ def test_answers_outlive_an_encoder_that_is_killed_while_it_encodes(
 ) -> None:
     model = (f"--model-dir={MODEL}", f"--redis-url={redis.url}", "--listen=127.0.0.1:0")
     addresses = service.stack.addresses
-    with Tier("services.encoder", tmp_path, *model, "--dtype=f32") as doomed:
+    with Tier("pixtral_encoder", tmp_path, *model, "--dtype=f32") as doomed:
         encoders = f"{addresses['encoder'].grpc},{doomed.until_ready().target}"
         tiers = (f"--encoders={encoders}", f"--decoders={addresses['decoder'].grpc}")
         with (
-            Tier("gateway", tmp_path, *model, *tiers) as gateway,
+            Tier("pixtral_gateway", tmp_path, *model, *tiers) as gateway,
             Client(gateway.until_ready().target, timeout=120) as client,
             ThreadPoolExecutor(1) as pool,
         ):
@@ -191,10 +191,11 @@ def test_a_mix_up_of_embeddings_does_not_go_unnoticed(
     with redis.client() as client:
         keys = [stored(service, item.pictures[0], client) for item in mixed.items]
         found = [
-            codec.decode(key, client.get(key.redis_key), width=256, dtype=DType.F32) for key in keys
+            wire_format.decode(key, client.get(key.redis_key), width=256, dtype=DType.F32)
+            for key in keys
         ]
         for key, embedding in zip(keys, mix_up(found), strict=True):
-            assert client.set(key.redis_key, codec.encode(key, embedding), xx=True)
+            assert client.set(key.redis_key, wire_format.encode(key, embedding), xx=True)
     answers = ask_all(service.client, mixed.items)
     # Now and then the other picture has the same answer; without a picture the likeliest is right.
     assert share_right(mixed.items, answers) < 0.3

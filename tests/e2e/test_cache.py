@@ -6,7 +6,7 @@ from typing import Any
 from pixtral_client import Completion
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 Message = dict[str, Any]
 

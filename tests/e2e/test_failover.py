@@ -15,7 +15,7 @@ from pixtral_client.streams import Stream
 from tests.e2e.fleet import Tier
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 # Long enough that it is not over when its decoder is told to end.
 LONG: Sampling = {"max_tokens": 500, "temperature": 0, "ignore_eos": True}
@@ -72,12 +72,12 @@ def trio(
             tier = Tier(module, directory, *common, *flags, drain_seconds=0)
             return stack.enter_context(tier)
 
-        mortals = [start("services.decoder", *engine) for _ in range(2)]
+        mortals = [start("pixtral_decoder", *engine) for _ in range(2)]
         targets = [mortal.until_ready().target for mortal in mortals]
         encoder = f"--encoders={addresses['encoder'].grpc}"
-        pair = start("gateway", encoder, f"--decoders={','.join(targets)}")
+        pair = start("pixtral_gateway", encoder, f"--decoders={','.join(targets)}")
         targets.append(addresses["decoder"].grpc)
-        gateway = start("gateway", encoder, f"--decoders={','.join(targets)}")
+        gateway = start("pixtral_gateway", encoder, f"--decoders={','.join(targets)}")
         pair.until_ready()
         client = stack.enter_context(Client(gateway.until_ready().target, timeout=120))
         ready = ("pixtral_gateway_replicas_ready",)

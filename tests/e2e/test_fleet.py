@@ -10,7 +10,7 @@ from pixtral_client import Client
 from tests.e2e.fleet import Load, Names, Streams, Tier
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 # An answer this long takes seconds, and so is not over when a process is told to end.
 TOKENS = 300

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.tenants import digest_of
 from pixtral_client import Client, Completion, Overloaded
+from pixtral_gateway.tenancy.tenants import digest_of
 from tests.e2e.fleet import Tier
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 AT_ONCE = 2
 TENANTS = f"""
@@ -40,7 +40,7 @@ def gateway(
         f"--encoders={addresses['encoder'].grpc}",
         f"--decoders={addresses['decoder'].grpc}",
     ]
-    with Tier("gateway", tmp_path, *flags) as tier:
+    with Tier("pixtral_gateway", tmp_path, *flags) as tier:
         yield tier.until_ready()
 
 

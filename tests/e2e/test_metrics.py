@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service
-from tests.metrics_page import TIERS, Described, base_name, read_page
+from tests.support.metrics_page import TIERS, Described, base_name, read_page
 
 OURS = ("pixtral_", "grpc_server_", "http_request")
 

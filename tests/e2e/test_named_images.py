@@ -20,7 +20,7 @@ from tests.e2e.byte_counter import ByteCounter
 from tests.e2e.fleet import Tier
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 KEYS = {"acme": "key-of-acme", "rival": "key-of-rival"}
 MAX_BYTES = 6_000_000
@@ -62,7 +62,10 @@ def gateways(
         f"--max-image-bytes={MAX_BYTES}",
         "--listen=127.0.0.1:0",
     )
-    with Tier("gateway", directory, *flags) as one, Tier("gateway", directory, *flags) as other:
+    with (
+        Tier("pixtral_gateway", directory, *flags) as one,
+        Tier("pixtral_gateway", directory, *flags) as other,
+    ):
         yield Gateways(one.until_ready(), other.until_ready())
 
 

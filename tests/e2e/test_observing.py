@@ -77,7 +77,8 @@ class Watched:
         return [
             line
             for line in found
-            if line["logger"] == "serving.call" and line["request_id"] == request_id
+            if line["logger"] == "pixtral_core.telemetry.request_log"
+            and line["request_id"] == request_id
         ]
 
     def log(self, tier: str) -> str:
@@ -241,7 +242,9 @@ def test_the_page_names_every_span_field_and_attribute(watched: Watched, answer:
 def test_handshakes_and_health_checks_make_neither_spans_nor_lines(watched: Watched) -> None:
     for tier in TIERS:
         assert "Info" not in "".join(
-            line for line in watched.log(tier).splitlines() if "serving.call" in line
+            line
+            for line in watched.log(tier).splitlines()
+            if "pixtral_core.telemetry.request_log" in line
         )
     # Nor does vLLM, which would trace its own start.
     assert {span.service for span in watched.collector.spans} == {f"pixtral-{t}" for t in TIERS}

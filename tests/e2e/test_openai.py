@@ -19,7 +19,7 @@ from mistralai.client.errors import SDKError
 from pixtral_client import Sampling
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until
-from tests.openapi import JSON, PATH, Described
+from tests.support.openapi import JSON, PATH, Described
 
 MODEL = "random-pixtral"
 SCHEMA = {

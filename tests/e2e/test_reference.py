@@ -12,7 +12,7 @@ from PIL import Image
 from tests.e2e.conftest import Tokenizer
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service
-from tests.reference import Reference
+from tests.support.reference import Reference
 
 TOKENS = 64
 SIZES = [(16, 16), (64, 48), (33, 77), (200, 120), (480, 352), (1, 300)]

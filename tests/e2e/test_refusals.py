@@ -17,7 +17,7 @@ from pixtral_client import InvalidRequest, NotFound
 from pixtral_client.errors import from_rpc_error
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 USER, ASSISTANT = chat_pb2.ROLE_USER, chat_pb2.ROLE_ASSISTANT
 

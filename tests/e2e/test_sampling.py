@@ -18,7 +18,7 @@ from tests.e2e.conftest import Tokenizer
 from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service, wait_until
 from tests.e2e.test_reference import conversation
-from tests.reference import Reference
+from tests.support.reference import Reference
 
 TOKENS = 12
 ASK = [{"role": "user", "content": "What do you see?"}]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 Checkpoints = Callable[[RandomSpec], Path]
 

@@ -9,11 +9,11 @@ import torch
 from prometheus_client import REGISTRY
 from torch import Tensor
 
-from services.encoder import batcher as batcher_module
-from services.encoder import patience as patience_module
-from services.encoder.batcher import LEAST_MEASURED, Batcher
-from services.encoder.patience import Patience, TooLate
-from serving.errors import Overloaded, Unavailable
+from pixtral_core.errors import Overloaded, Unavailable
+from pixtral_encoder import batcher as batcher_module
+from pixtral_encoder import waiting_deadline as patience_module
+from pixtral_encoder.batcher import LEAST_MEASURED, Batcher
+from pixtral_encoder.waiting_deadline import Patience, TooLate
 
 DEADLINE = 30.0
 

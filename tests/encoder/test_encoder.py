@@ -11,19 +11,19 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 
-from embeddings import codec
-from embeddings.codec import DType
-from embeddings.key import EmbeddingKey
-from embeddings.store import EmbeddingStore
-from embeddings.vision import VisionSpec, read_params
-from services.encoder.batcher import Batcher, Begin
-from services.encoder.encoder import Encoder, Source
-from services.encoder.preprocess import Preprocessor
-from services.encoder.tower import Staged, VisionTower
-from services.encoder.weights import load_tower
-from serving.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError
+from pixtral_core.cache import wire_format
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.cache.embedding_store import EmbeddingStore
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError
+from pixtral_core.model.vision_spec import VisionSpec, read_params
+from pixtral_encoder.batcher import Batcher, Begin
+from pixtral_encoder.encoder import Encoder, Source
+from pixtral_encoder.image.preprocess import Preprocessor
+from pixtral_encoder.tower.tower import Staged, VisionTower
+from pixtral_encoder.tower.weights import load_tower
 from tests.encoder.pictures import file_of, picture, png, png_that_claims
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 FINGERPRINT = "f00d"
 MIB = 1 << 20
@@ -111,7 +111,7 @@ async def test_what_is_stored_and_held_is_the_towers_output(
     assert set(values) == {key_of(image).redis_key.encode()}
     (value,) = values.values()
     assert encoder.held(key_of(image)) == value
-    embedding = codec.decode(key_of(image), value, width=spec.width, dtype=DType.F32)
+    embedding = wire_format.decode(key_of(image), value, width=spec.width, dtype=DType.F32)
     assert (embedding.rows, embedding.cols) == (5, 21)
     preprocessor = Preprocessor(spec, workers=1, max_pixels=10**6, timeout_seconds=30)
     pixels = await preprocessor.pixels(await preprocessor.open(image))

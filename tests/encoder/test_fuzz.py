@@ -3,14 +3,14 @@
 import asyncio
 from pathlib import Path
 
-from embeddings.codec import DType
-from embeddings.fingerprint import fingerprint
-from services.encoder.settings import EncoderSettings
-from services.encoder.tier import EncoderTier
-from serving.channel import open_channel
-from serving.server import running
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.model.fingerprint import fingerprint
+from pixtral_core.server.channel import open_channel
+from pixtral_core.server.process import running
+from pixtral_encoder.process import EncoderTier
+from pixtral_encoder.settings import EncoderSettings
 from tests.fuzz.calls import Limit, encoder_methods, fuzz_grpc
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 
 async def test_whatever_the_message_its_status_is_one_to_act_upon(

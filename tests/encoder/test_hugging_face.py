@@ -16,15 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from embeddings.checkpoint import read_spec
-from embeddings.codec import DType
-from embeddings.fingerprint import fingerprint
-from embeddings.vision import BadCheckpoint, VisionSpec, read_params
 from models.random_checkpoint import RandomSpec
-from services.encoder.tower import VisionTower
-from services.encoder.weights import load_tower
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.model.checkpoint import read_spec
+from pixtral_core.model.fingerprint import fingerprint
+from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
+from pixtral_encoder.tower.tower import VisionTower
+from pixtral_encoder.tower.weights import load_tower
 from tests.encoder.conftest import Checkpoints
-from tests.hf_reference import load_hf
+from tests.support.hf_reference import load_hf
 
 # The language model is only carried along.
 PIXTRAL = RandomSpec(dim=32, n_layers=1)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from bench.collector import collector
-from embeddings.key import to_proto
 from pixtral.v1 import encoder_pb2
+from pixtral_core.cache.embedding_key import to_proto
 from tests.encoder.pictures import png
-from tests.encoder.test_service import DEADLINE, Client, serving
-from tests.lines import logged
-from tests.redis_server import RedisServer
+from tests.encoder.test_grpc_service import DEADLINE, Client, serving
+from tests.support.log_lines import logged
+from tests.support.redis_server import RedisServer
 
 ENCODE = "pixtral.v1.EncoderService/Encode"
 WORK = ("lookup", "open", "preprocess", "queue", "batch", "pack", "store")

@@ -21,10 +21,10 @@ def of(tier: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
     return plant
 
 
-@of("services.encoder")
+@of("pixtral_encoder")
 def embeddings_swapped() -> None:
     """An image gets the embedding of the one before it, where that was as large."""
-    from services.encoder.encoder import Encoder
+    from pixtral_encoder.encoder import Encoder
 
     to_wire, last = Encoder._to_wire, dict[Any, Any]()
 
@@ -36,10 +36,10 @@ def embeddings_swapped() -> None:
     Encoder._to_wire = swapped  # type: ignore[method-assign]
 
 
-@of("services.decoder")
+@of("pixtral_decoder")
 def checksum_skipped() -> None:
     """What the checksum should be is made of what was read."""
-    from embeddings.codec import CHECKSUM, HEADER, PAYLOAD_OFFSET, Decoding, Embedding
+    from pixtral_core.cache.wire_format import CHECKSUM, HEADER, PAYLOAD_OFFSET, Decoding, Embedding
 
     end = Decoding.end
 
@@ -51,10 +51,10 @@ def checksum_skipped() -> None:
     Decoding.end = unchecked  # type: ignore[method-assign]
 
 
-@of("gateway")
+@of("pixtral_gateway")
 def permit_kept() -> None:
     """A request that does not end well gives its permit back to nobody."""
-    from gateway.admission import Admission, Permit
+    from pixtral_gateway.tenancy.admission import Admission, Permit
 
     permit, kept = Admission.permit, list[AbstractContextManager[Permit]]()
 
@@ -69,13 +69,13 @@ def permit_kept() -> None:
     Admission.permit = keeps  # type: ignore[assignment,method-assign]
 
 
-@of("gateway")
+@of("pixtral_gateway")
 def tenant_dropped() -> None:
     """An embedding's key says nothing of whose it is."""
-    from embeddings.key import EmbeddingKey
-    from gateway import completion
+    from pixtral_core.cache.embedding_key import EmbeddingKey
+    from pixtral_gateway import pipeline
 
-    named: Any = completion
+    named: Any = pipeline
 
     def shared(image_sha256: bytes, fingerprint: str, scope: str) -> EmbeddingKey:
         return EmbeddingKey(image_sha256, fingerprint, "all")

@@ -14,11 +14,11 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from models.training import scenes
-from models.training.batches import sample_scenes
-from models.training.held_out import png
-from pixtral_client.naming import MIN_BYTES
-from tests.reference import Reference
+from pixtral_client.sent_images import MIN_BYTES
+from tests.support.reference import Reference
+from training import scenes
+from training.batches import sample_scenes
+from training.held_out import png
 
 MODEL_DIR = Path(__file__).parents[2] / "models" / "pixtral-mini"
 # One size for all, so that an embedding in another's place fits.

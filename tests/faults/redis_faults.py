@@ -10,7 +10,7 @@ import psutil
 import redis
 
 from tests.faults.machine_faults import fill_disk, free_disk
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 Act = Callable[[RedisServer, random.Random], Awaitable[None]]
 

@@ -15,7 +15,7 @@ from tests.faults.questions import Asker, Question
 from tests.faults.recovery import until_idle, until_recovered, work_done
 from tests.faults.stack import GATEWAYS, PASSWORD, Stack
 from tests.faults.workload import USERS, Workload
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 CALM_SECONDS = 2.0
 # gRPC's wait between two tries to connect, as long as it gets in the longest of the faults.

@@ -11,14 +11,14 @@ from urllib.error import URLError
 
 import psutil
 
-from gateway.tenants import digest_of
 from pixtral_client import Tls
-from tests.authority import Authority
+from pixtral_gateway.tenancy.tenants import digest_of
 from tests.e2e.fleet import Tier
 from tests.faults.machine_faults import Clock
 from tests.faults.proxy import Link, Proxy
 from tests.faults.questions import MODEL_DIR
-from tests.redis_server import RedisServer
+from tests.support.certificate_authority import Authority
+from tests.support.redis_server import RedisServer
 
 GATEWAYS, ENCODERS, DECODERS = 2, 2, 2
 TENANTS = ("ann", "bob", "cat")
@@ -30,7 +30,7 @@ MAX_CONCURRENT = 96
 MIB = 1 << 20
 
 MUTATED, MUTATION = "tests.faults.mutated", "PIXTRAL_TEST_MUTATION"
-MODULES = {"gateway": "gateway", "encoder": "services.encoder", "decoder": "services.decoder"}
+MODULES = {"gateway": "pixtral_gateway", "encoder": "pixtral_encoder", "decoder": "pixtral_decoder"}
 
 
 def key_of(tenant: str) -> str:

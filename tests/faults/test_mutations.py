@@ -12,8 +12,8 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from embeddings.key import EmbeddingKey, to_proto
 from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from tests.faults.checker import check
 from tests.faults.clients import Clients
 from tests.faults.history import Ask, History
@@ -21,7 +21,7 @@ from tests.faults.questions import Asker, Question, fresh
 from tests.faults.recovery import IDLE_SECONDS, until_idle
 from tests.faults.redis_faults import flip_signs
 from tests.faults.stack import PASSWORD, Stack, tier_of
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 # A permit that is kept is kept for ever: so long is enough to see it.

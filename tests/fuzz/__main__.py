@@ -17,10 +17,10 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from embeddings.codec import DType
-from embeddings.fingerprint import fingerprint
 from models.random_checkpoint import write_random_checkpoint
-from serving.channel import open_channel
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.model.fingerprint import fingerprint
+from pixtral_core.server.channel import open_channel
 from tests.e2e.service import Service, serve
 from tests.fuzz.by_schema import fuzz_by_schema
 from tests.fuzz.calls import (
@@ -35,7 +35,7 @@ from tests.fuzz.calls import (
     fuzz_openai,
 )
 from tests.fuzz.images import PIXTRAL, fuzz_images, keep
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / ".cache" / "fuzz" / "images"

@@ -23,7 +23,7 @@ from schemathesis import Case, GenerationMode
 from tests.fuzz.calls import CHAT, DEADLINE, Found, good_answer, problem_of
 from tests.fuzz.openai import WORD
 from tests.fuzz.pictures import originals
-from tests.openapi import CHUNK, ERROR, EVENTS, PATH, Described
+from tests.support.openapi import CHUNK, ERROR, EVENTS, PATH, Described
 
 KIND = "content-type"
 # What is said of a field that may ask for nothing.

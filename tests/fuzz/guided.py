@@ -15,8 +15,8 @@ import atheris
 
 with atheris.instrument_imports(
     include=[
-        "gateway.image_header",
-        "services.encoder.work",
+        "pixtral_gateway.images.image_header",
+        "pixtral_encoder.image.decode_work",
         *(f"PIL.{name}ImagePlugin" for name in ("Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")),
     ]
 ):

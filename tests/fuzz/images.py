@@ -14,10 +14,10 @@ from mistral_common.protocol.instruct.chunk import ImageURLChunk
 from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
 from numpy.typing import NDArray
 
-from embeddings.vision import VisionSpec
-from gateway.image_header import BadHeader, ImageHeader, read_header
-from services.encoder.preprocess import Preprocessor
-from serving.errors import InvalidRequest
+from pixtral_core.errors import InvalidRequest
+from pixtral_core.model.vision_spec import VisionSpec
+from pixtral_encoder.image.preprocess import Preprocessor
+from pixtral_gateway.images.image_header import BadHeader, ImageHeader, read_header
 from tests.fuzz.pictures import Mutator, originals
 
 REGRESSIONS = Path(__file__).parent / "regressions" / "images"

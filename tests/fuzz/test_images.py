@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from services.encoder import preprocess
+from pixtral_encoder.image import preprocess
 from tests.fuzz import images
 from tests.fuzz.images import PIXTRAL, Broken, fuzz_images, replayed
 from tests.fuzz.pictures import originals

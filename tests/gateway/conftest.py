@@ -8,23 +8,23 @@ import grpc
 import pytest
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-from embeddings.vision import VisionSpec, read_params
-from gateway import merging
-from gateway.prompt import PromptEncoder
-from gateway.settings import GatewaySettings
-from gateway.tier import GatewayTier
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from pixtral.v1 import chat_pb2_grpc
-from serving.server import running
-from tests.gateway.fake_tiers import FakeDecoder, FakeEncoder
-from tests.gateway.harness import Client, Harness
-from tests.redis_server import RedisServer
+from pixtral_core.model.vision_spec import VisionSpec, read_params
+from pixtral_core.server.process import running
+from pixtral_gateway import stream_buffer
+from pixtral_gateway.process import GatewayTier
+from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
+from pixtral_gateway.settings import GatewaySettings
+from tests.support.fake_tiers import FakeDecoder, FakeEncoder
+from tests.support.gateway_harness import Client, Harness
+from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader is not slow because the machine is."""
-    monkeypatch.setattr(merging, "SLOW_SECONDS", 600.0)
+    monkeypatch.setattr(stream_buffer, "SLOW_SECONDS", 600.0)
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ import pytest
 
 from bench.collector import Collector, collector
 from pixtral.v1 import chat_pb2, decoder_pb2
-from serving.errors import Overloaded
-from tests.gateway.fake_tiers import FakeDecoder, Responses, answers, never_ends, refuses
-from tests.gateway.harness import Client
-from tests.gateway.pictures import image, picture, text, user
-from tests.lines import Lines, logged
+from pixtral_core.errors import Overloaded
+from tests.support.fake_tiers import FakeDecoder, Responses, answers, never_ends, refuses
+from tests.support.gateway_harness import Client
+from tests.support.gateway_pictures import image, picture, text, user
+from tests.support.log_lines import Lines, logged
 
 PICTURE = picture(40, 30)
 QUESTION = user(image(PICTURE), text("What is this?"))

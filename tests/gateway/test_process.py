@@ -1,4 +1,4 @@
-"""`python -m gateway` as a process of its own."""
+"""`python -m pixtral_gateway` as a process of its own."""
 
 import asyncio
 import json
@@ -12,15 +12,15 @@ import grpc
 import httpx
 import pytest
 
-from gateway.settings import GatewaySettings
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
-from serving.settings import load
-from tests.gateway.fake_tiers import FakeDecoder
-from tests.gateway.harness import eventually
-from tests.gateway.pictures import text, user
+from pixtral_core.settings import load
+from pixtral_gateway.settings import GatewaySettings
+from tests.support.fake_tiers import FakeDecoder
+from tests.support.gateway_harness import eventually
+from tests.support.gateway_pictures import text, user
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
+ENVIRONMENT = dict(os.environ)
 
 
 @pytest.mark.parametrize("scheme", ["", "dns:///"])
@@ -37,7 +37,7 @@ async def test_serves_until_told_to_stop(
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "gateway"),
+        *("-m", "pixtral_gateway"),
         *(f"--{name}={value}" for name, value in flags.items()),
         cwd=tmp_path,
         env=ENVIRONMENT,
@@ -115,6 +115,8 @@ def test_name_is_the_directorys_unless_given(model_dir: Path) -> None:
 
 
 def test_needs_neither_torch_nor_vllm() -> None:
-    script = "import sys, gateway.tier; sys.exit(bool({'torch', 'vllm'} & set(sys.modules)))"
+    script = (
+        "import sys, pixtral_gateway.process; sys.exit(bool({'torch', 'vllm'} & set(sys.modules)))"
+    )
 
     assert subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT).returncode == 0

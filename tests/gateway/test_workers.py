@@ -1,4 +1,4 @@
-"""`python -m gateway --workers 2`: several processes behind one port."""
+"""`python -m pixtral_gateway --workers 2`: several processes behind one port."""
 
 import asyncio
 import json
@@ -16,16 +16,16 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gateway.settings import GatewaySettings
-from gateway.tenants import Tenant, TenantFile
 from pixtral.v1 import chat_pb2, chat_pb2_grpc, decoder_pb2
+from pixtral_gateway.settings import GatewaySettings
+from pixtral_gateway.tenancy.tenants import Tenant, TenantFile
 from tests.e2e.service import sample_value
-from tests.gateway.fake_tiers import FakeDecoder, Responses, delta
-from tests.gateway.harness import eventually
-from tests.gateway.pictures import text, user
+from tests.support.fake_tiers import FakeDecoder, Responses, delta
+from tests.support.gateway_harness import eventually
+from tests.support.gateway_pictures import text, user
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'protos'}"}
+ENVIRONMENT = dict(os.environ)
 REQUEST = chat_pb2.CompleteRequest(messages=[user(text("Hello?"))])
 # The kernel deals connections out by chance: so many are all at one worker once in 2**31.
 CONNECTIONS = 32
@@ -81,7 +81,13 @@ async def gateway(
     told = directory / "addresses.json"
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "gateway", "--workers=2", "--max-concurrent-requests=65", "--log-level=warning"),
+        *(
+            "-m",
+            "pixtral_gateway",
+            "--workers=2",
+            "--max-concurrent-requests=65",
+            "--log-level=warning",
+        ),
         *("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0"),
         f"--model-dir={model_dir}",
         f"--decoders={','.join(decoder.address for decoder in decoders)}",

@@ -8,12 +8,13 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright, expect
 
-from pixtral_client import Client, pixtral_stack
-from pixtral_client.redis_server import free_port
+from pixtral_cli import pixtral_stack
+from pixtral_cli.local.redis_server import free_port
+from pixtral_client import Client
 from tests.e2e.fleet import Tier
 from tests.e2e.service import Service
 from tests.page.tab import MAX_IMAGE_BYTES, MODEL, Tab, opened
-from tests.redis_server import RedisServer
+from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,7 @@ def another_gateway(service: Service, tmp_path: Path) -> Callable[..., Tier]:
         "decoders": service.stack.addresses["decoder"].grpc,
     }
     told = [f"--{name}={value}" for name, value in flags.items()]
-    return lambda *more: Tier("gateway", tmp_path, *told, *more)
+    return lambda *more: Tier("pixtral_gateway", tmp_path, *told, *more)
 
 
 @pytest.fixture(scope="session")

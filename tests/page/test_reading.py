@@ -32,8 +32,7 @@ async def _code(tab: Tab, way: str) -> str:
 
 
 async def _run(command: list[str], code: str, directory: Path) -> str:
-    path = os.pathsep.join((str(ROOT), str(ROOT / "protos")))
-    environment = {**os.environ, "PYTHONPATH": path, "NO_PROXY": "*"}
+    environment = {**os.environ, "NO_PROXY": "*"}
     environment["PATH"] = f"{ROOT / 'node_modules' / '.bin'}{os.pathsep}{environment['PATH']}"
     done = await asyncio.to_thread(
         subprocess.run,

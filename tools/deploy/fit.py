@@ -21,7 +21,7 @@ from tools.deploy.objects import (
     workloads,
 )
 
-# What a process allows itself after its drain: serving/server.py.
+# What a process allows itself after its drain: core/pixtral_core/server/process.py.
 SECONDS_AFTER_DRAIN = 38
 # 24 GB at 20 MB/s.
 LOADING_SECONDS = 1200

@@ -1,0 +1,6 @@
+"""The command `pixtral-serve`, and a whole stack on one machine from Python."""
+
+from pixtral_cli.local.pixtral_stack import local, pixtral_stack
+from pixtral_cli.local.process_stack import Progress, Stack, StackError
+
+__all__ = ["Progress", "Stack", "StackError", "local", "pixtral_stack"]

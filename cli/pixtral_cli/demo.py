@@ -1,0 +1,93 @@
+"""`pixtral-serve demo`: the whole stack, pictures, questions, and what was encoded."""
+
+import tomllib
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pixtral_cli.local.process_stack import Stack
+from pixtral_cli.terminal import console, print_answer
+from pixtral_client.client import Client
+
+ENCODED = "pixtral_encoder_images_encoded_total"
+MAX_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question about pictures, and what is right where that is known."""
+
+    pictures: tuple[Path, ...]
+    question: str
+    answer: str | None
+
+
+def read_questions(path: Path) -> list[Ask]:
+    """The tables `[[ask]]` of a TOML file: `pictures`, named from where the file is, `question`
+    and, if the right answer is known, `answer`.
+
+    Raises ValueError naming the table that is wrong, FileNotFoundError for a picture.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))["ask"]
+        asks = [_ask(path, number, table) for number, table in enumerate(tables, 1)]
+    except (KeyError, TypeError, tomllib.TOMLDecodeError):
+        raise ValueError(f"{path}: not a TOML file of [[ask]] tables") from None
+    for picture in (picture for ask in asks for picture in ask.pictures):
+        if not picture.is_file():
+            raise FileNotFoundError(f"no picture at {picture}")
+    return asks
+
+
+def _ask(path: Path, number: int, table: dict[str, object]) -> Ask:
+    match table:
+        case {"pictures": list(names), "question": str(question)} if all(
+            isinstance(name, str) for name in names
+        ):
+            answer = table.get("answer")
+            if answer is None or isinstance(answer, str):
+                pictures = tuple(path.parent / name for name in names)
+                return Ask(pictures, question, answer)
+    raise ValueError(f"{path}: [[ask]] {number} needs pictures, an array of paths, and a question")
+
+
+def run_demo(stack: Stack, asks: Sequence[Ask]) -> int:
+    """Asks each question in a conversation of its own. Returns the exit code: 0 where every answer
+    is right and every picture was encoded once."""
+    before = images_encoded(stack)
+    right = known = shown = 0
+    with Client(stack.target) as client:
+        for ask in asks:
+            names = " and ".join(picture.name for picture in ask.pictures)
+            console.print(f"\n[bold]{names}[/] [bold]> {ask.question}[/]")
+            messages = [{"role": "user", "content": [*ask.pictures, ask.question]}]
+            stream = client.stream(messages, max_tokens=MAX_TOKENS, temperature=0.0)
+            with stream:
+                text, completion = print_answer(stream)
+            if completion is None:
+                console.print("[red]The stream ended without its summary.[/]")
+                return 1
+            shown += len(ask.pictures)
+            if ask.answer is not None:
+                known += 1
+                right += text == ask.answer
+                if text != ask.answer:
+                    console.print(f"[red]not right: {ask.answer}[/]")
+    encoded = images_encoded(stack) - before
+    different = len({picture.read_bytes() for ask in asks for picture in ask.pictures})
+    console.print(f"\n{right} of {known} answers are right" if known else "")
+    console.print(
+        f"{different} pictures were shown {shown} times in {len(asks)} conversations, and encoded "
+        f"{encoded} times"
+    )
+    return 0 if right == known and encoded <= different else 1
+
+
+def images_encoded(stack: Stack) -> int:
+    """The encoder's own count, from its metrics."""
+    url = f"http://{stack.addresses['encoder'].metrics}/metrics"
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url, timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    return int(sum(float(line.split()[1]) for line in lines if line.startswith(f"{ENCODED} ")))

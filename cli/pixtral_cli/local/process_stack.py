@@ -1,0 +1,246 @@
+"""Processes that start together, are ready together, and end together."""
+
+import json
+import logging
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from pixtral_cli.local.process_plan import Plan, Process, Redis
+from pixtral_client.errors import Unavailable
+from pixtral_client.requests import channel_options
+
+GRACE_SECONDS = 15.0
+START_TIMEOUT = 1800.0
+_POLL_SECONDS = 0.1
+_HEALTH_TIMEOUT = 2.0
+_TAIL_LINES = 25
+
+logger = logging.getLogger(__name__)
+
+
+class StackError(RuntimeError):
+    """The stack could not start, or a process of it has ended. Says where its log is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A process of the stack has come this far, `seconds` after the stack's start."""
+
+    name: str
+    state: Literal["starting", "loading", "ready"]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """host:port of a process's gRPC and Prometheus servers, and of its HTTP API if it has one."""
+
+    grpc: str
+    metrics: str
+    http: str | None = None
+
+
+class Stack:
+    """Processes under a supervisor, from `start` to `close`, or for the life of a `with` block.
+
+    Args:
+        processes: what to run; the last of them is the one that `target` names.
+        redis: the Redis to start first, or None.
+        environment: variables for the processes, besides this process's own.
+        log_dir: where logs go. None is a temporary directory, removed after a clean end.
+        progress: is told what happens while the stack starts; None logs it.
+        start_timeout: seconds until all must be ready.
+    """
+
+    def __init__(
+        self,
+        processes: Sequence[Process],
+        *,
+        redis: Redis | None,
+        environment: dict[str, str] | None = None,
+        log_dir: Path | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        start_timeout: float = START_TIMEOUT,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        self._processes = processes
+        self._redis = redis
+        self._environment = environment or {}
+        self._given_log_dir = log_dir
+        self._progress = progress or _log_progress
+        self._start_timeout = start_timeout
+        self._grace_seconds = grace_seconds
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._unread = b""
+        self._failure: StackError | None = None
+        self.addresses: dict[str, Addresses] = {}
+
+    @property
+    def target(self) -> str:
+        """The gateway's host:port."""
+        return self.addresses[self._processes[-1].name].grpc
+
+    @property
+    def http_target(self) -> str | None:
+        """The gateway's host:port for OpenAI's HTTP API; None where it does not serve it."""
+        return self.addresses[self._processes[-1].name].http
+
+    def start(self) -> None:
+        """Starts all and returns when every health service says SERVING.
+
+        Raises:
+            StackError: a process has ended, or not all are ready in time. All are stopped.
+        """
+        if self._given_log_dir:
+            self._given_log_dir.mkdir(parents=True, exist_ok=True)
+        self.log_dir = self._given_log_dir or Path(tempfile.mkdtemp(prefix="pixtral-"))
+        self._started = time.monotonic()
+        try:
+            self._start_guard()
+            self._wait_until_ready()
+        except BaseException as error:
+            self._failure = self._failure or StackError(str(error))
+            self.close()
+            raise
+
+    def wait(self) -> None:
+        """Waits until a process ends, which raises `StackError`."""
+        while True:
+            self._read_events(timeout=None)
+
+    def close(self) -> None:
+        """Stops all, the gateway first, and returns when nothing is left of them."""
+        guard, self._guard = self._guard, None
+        if guard is None:
+            return
+        try:
+            _pipe(guard.stdin).close()
+            guard.wait((len(self._processes) + 2) * self._grace_seconds)
+        finally:
+            # In a hurry after a second Ctrl-C, or with a supervisor that does not get on.
+            if guard.poll() is None:
+                guard.terminate()
+                guard.wait()
+            _pipe(guard.stdout).close()
+            if self._failure is None and self._given_log_dir is None:
+                shutil.rmtree(self.log_dir, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Unavailable):
+            try:
+                self._read_events(timeout=1.0)
+            except StackError as failure:
+                error.add_note(str(failure))
+        self.close()
+
+    def _start_guard(self) -> None:
+        plan = Plan(
+            caller=os.getpid(),
+            directory=str(self.log_dir),
+            processes=self._processes,
+            redis=self._redis,
+            environment=self._environment,
+            grace_seconds=self._grace_seconds,
+        )
+        with (self.log_dir / "supervisor.log").open("wb") as log:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-m", "pixtral_cli.local.supervisor"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,
+                # Ctrl-C at a terminal is for this process, which then stops the stack in order.
+                start_new_session=True,
+            )
+        _pipe(self._guard.stdin).write(plan.to_json().encode() + b"\n")
+
+    def _wait_until_ready(self) -> None:
+        deadline = self._started + self._start_timeout
+        pending = {process.name for process in self._processes}
+        while pending:
+            self._read_events(timeout=_POLL_SECONDS)
+            for name in sorted(pending & self.addresses.keys()):
+                if _is_serving(self.addresses[name].grpc):
+                    pending.remove(name)
+                    self._tell(name, "ready")
+            if time.monotonic() > deadline:
+                names = ", ".join(sorted(pending))
+                raise StackError(
+                    f"not ready after {self._start_timeout:g} s: {names}; "
+                    f"their logs are in {self.log_dir}"
+                )
+
+    def _read_events(self, timeout: float | None) -> None:
+        """Handles what the supervisor has said, after waiting for it no longer than `timeout`."""
+        if self._failure:
+            raise self._failure
+        if self._guard is None:
+            raise RuntimeError("the stack is not running")
+        events = _pipe(self._guard.stdout)
+        if not select.select([events], [], [], timeout)[0]:
+            return
+        data = os.read(events.fileno(), 65536)
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        for line in lines:
+            self._handle(json.loads(line))
+        if not data:
+            self._fail("supervisor", "has ended")
+
+    def _handle(self, event: dict[str, Any]) -> None:
+        name = event["name"]
+        match event["event"]:
+            case "started":
+                self._tell(name, "starting")
+            case "bound" if "grpc" in event:
+                self.addresses[name] = Addresses(event["grpc"], event["metrics"], event.get("http"))
+                self._tell(name, "loading")
+            case "bound":
+                self._tell(name, "ready")
+            case "ended":
+                self._fail(name, f"ended with exit code {event['code']}")
+
+    def _tell(self, name: str, state: Literal["starting", "loading", "ready"]) -> None:
+        self._progress(Progress(name, state, time.monotonic() - self._started))
+
+    def _fail(self, name: str, what: str) -> None:
+        log = self.log_dir / f"{name}.log"
+        lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if log.exists() else []
+        tail = "".join(f"\n  {line}" for line in lines)
+        self._failure = StackError(f"the {name} {what}; its log, {log}, ends with:{tail}")
+        raise self._failure
+
+
+def _is_serving(address: str) -> bool:
+    with grpc.insecure_channel(address, channel_options(address)) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        try:
+            response = stub.Check(health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT)
+        except grpc.RpcError:
+            return False
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    if pipe is None:
+        raise RuntimeError("opened without a pipe")
+    return pipe
+
+
+def _log_progress(progress: Progress) -> None:
+    logger.info("%s %s (%.1f s)", progress.name, progress.state, progress.seconds)

@@ -1,0 +1,207 @@
+"""The command line: `pixtral-serve`."""
+
+import argparse
+import hashlib
+import os
+import secrets
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pixtral_cli.chat import Conversation
+from pixtral_cli.demo import read_questions, run_demo
+from pixtral_cli.doctor import run_doctor
+from pixtral_cli.local.pixtral_stack import pixtral_stack
+from pixtral_cli.local.process_stack import Stack, StackError
+from pixtral_cli.terminal import answers, console, print_error, start_progress
+from pixtral_client.client import Client
+from pixtral_client.errors import PixtralError
+from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET, Sampling, Tls, is_loopback
+
+TIERS = {"gateway": "pixtral_gateway", "encoder": "pixtral_encoder", "decoder": "pixtral_decoder"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in TIERS:
+        _become_tier(TIERS[arguments[0]], arguments[1:])
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (PixtralError, StackError, OSError, ValueError, TypeError) as error:
+        print_error(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _become_tier(module: str, arguments: Sequence[str]) -> NoReturn:
+    command = [sys.executable, "-m", module, *arguments]
+    os.execv(sys.executable, command)  # noqa: S606 - the tier in place of this process
+
+
+def _up(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if options.no_page:
+        options.gateway_args += " --no-page"
+    stack = _start(options, listen=options.listen, http_listen=options.http_listen)
+    try:
+        console.print(f"\n[green]ready[/] at [bold]{stack.target}[/]; logs are in {stack.log_dir}")
+        if not options.no_page and is_loopback(options.http_listen.rpartition(":")[0]):
+            console.print(f"  a page to try it on at http://{stack.http_target}/")
+        console.print(f"  OpenAI's API at http://{stack.http_target}/v1")
+        at = "" if stack.target == DEFAULT_TARGET else f" --target {stack.target}"
+        console.print(f'  pixtral-serve chat{at} --image cat.jpg "What is this?"')
+        console.print(f"  pixtral-serve chat{at}")
+        console.print("Ctrl-C stops it all.")
+        stack.wait()
+    except KeyboardInterrupt:
+        console.print("stopping")
+    finally:
+        stack.close()
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    asks = read_questions(options.questions)
+    stack = _start(options, listen="127.0.0.1:0")
+    try:
+        return run_demo(stack, asks)
+    finally:
+        stack.close()
+        console.print("[dim]everything is stopped[/]")
+
+
+def _chat(options: argparse.Namespace) -> int:
+    # A script that reads the answer wants nothing else on standard output.
+    console.stderr = True
+    files = (options.tls_ca, options.tls_certificate, options.tls_private_key)
+    tls = Tls(*files) if options.tls or any(files) else None
+    sampling: Sampling = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+    with Client(options.target, tls=tls) as client:
+        conversation = Conversation(client, options.model, sampling)
+        for name in options.image:
+            conversation.add_picture(name)
+        if options.question:
+            conversation.ask(options.question)
+        else:
+            conversation.converse()
+    return 0
+
+
+def _key(_: argparse.Namespace) -> int:
+    key = f"pixtral-{secrets.token_urlsafe(32)}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    answers.out(f'PIXTRAL_API_KEY={key}\nkeys = ["sha256:{digest}"]')
+    return 0
+
+
+def _start(options: argparse.Namespace, *, listen: str, http_listen: str | None = None) -> Stack:
+    with start_progress() as progress:
+        stack = pixtral_stack(
+            options.model_dir,
+            dtype=options.dtype,
+            listen=listen,
+            http_listen=http_listen,
+            redis_max_memory=options.redis_max_memory,
+            encoder_args=shlex.split(options.encoder_args),
+            decoder_args=shlex.split(options.decoder_args),
+            gateway_args=shlex.split(options.gateway_args),
+            log_dir=options.log_dir,
+            progress=progress,
+        )
+        stack.start()
+    return stack
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pixtral-serve",
+        description="Serves Pixtral in three tiers, and talks to it.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    up = command("up", _up, "Run Redis, encoder, decoder and gateway here until Ctrl-C.")
+    up.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
+    up.add_argument(
+        "--http-listen", default=DEFAULT_HTTP, help="its address for OpenAI's API (%(default)s)"
+    )
+    up.add_argument(
+        "--no-page", action="store_true", help="do not serve the page to try it on there"
+    )
+    _add_stack_arguments(up)
+
+    chat = command("chat", _chat, "Ask a question, or have a conversation, with pictures.")
+    chat.add_argument("question", nargs="?", help="without one: an interactive conversation")
+    chat.add_argument(
+        *("--image", "-i"), action="append", default=[], metavar="PATH|URL", help="repeatable"
+    )
+    chat.add_argument("--target", default=DEFAULT_TARGET, help="the gateway (%(default)s)")
+    chat.add_argument("--model", help="a name that the gateway lists; its own by default")
+    chat.add_argument("--max-tokens", type=int, default=1024, help="of an answer (%(default)s)")
+    chat.add_argument("--temperature", type=float, help="0 is greedy; the model's own by default")
+    chat.add_argument("--tls", action="store_true", help="TLS with the system's authorities")
+    chat.add_argument("--tls-ca", type=Path, metavar="PEM", help="TLS with this authority")
+    chat.add_argument("--tls-certificate", type=Path, metavar="PEM", help="this client's own")
+    chat.add_argument("--tls-private-key", type=Path, metavar="PEM", help="and its key")
+
+    demo = command("demo", _demo, "Start all, ask questions about pictures, and stop all.")
+    demo.add_argument(
+        "questions",
+        type=Path,
+        help="TOML file of [[ask]] tables: pictures, a question and, where it is known, the answer",
+    )
+    _add_stack_arguments(demo)
+
+    doctor = command("doctor", run_doctor, "Say what is missing or misconfigured here.")
+    doctor.add_argument("--model-dir", type=Path, help="the model that is to run here")
+    doctor.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
+    doctor.add_argument(
+        "--http-listen", default=DEFAULT_HTTP, help="its address for OpenAI's API (%(default)s)"
+    )
+
+    command("key", _key, "Make an API key, for its caller, and its digest, for the gateway's file.")
+
+    for name in TIERS:
+        commands.add_parser(
+            name, help=f"Run the {name} alone; `pixtral-serve {name} --help` lists its settings."
+        )
+    return parser
+
+
+def _add_stack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-dir", type=Path, required=True, help="the model, a directory in Mistral format"
+    )
+    parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="(%(default)s)")
+    parser.add_argument(
+        "--redis-max-memory",
+        default="1gb",
+        metavar="SIZE",
+        help="of the Redis that is started where PIXTRAL_REDIS_URL names none (%(default)s)",
+    )
+    for name in TIERS:
+        parser.add_argument(
+            f"--{name}-args",
+            default="",
+            metavar="FLAGS",
+            help=f"more flags for the {name}, in one string",
+        )
+    parser.add_argument(
+        "--log-dir", type=Path, help="where logs go; by default they are kept on failure only"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

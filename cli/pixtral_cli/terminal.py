@@ -1,0 +1,99 @@
+"""What the commands print. Errors go to standard error, and what `chat` says beside its answers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress as Bars
+from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from pixtral_cli.local.process_stack import Progress
+from pixtral_client.errors import PixtralError, Unavailable
+from pixtral_client.results import Completion
+from pixtral_client.streams import Stream
+
+answers = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal: a picture may well make a model spell it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def print_answer(stream: Stream) -> tuple[str, Completion | None]:
+    """Prints an answer as it comes, and its timings. Returns its text and what is known of the
+    call, None where the stream was cut short."""
+    texts = []
+    try:
+        for delta in stream:
+            texts.append(delta.text)
+            answers.out(printable(delta.text), end="")
+    finally:
+        answers.out()
+    if stream.completion:
+        console.print(f"[dim]{describe(stream.completion)}[/]")
+    return "".join(texts), stream.completion
+
+
+def describe(completion: Completion) -> str:
+    """A line on where a request's time went, and what was cached."""
+    timings, usage = completion.timings, completion.usage
+    parts = [
+        f"queue {duration(timings.queue)}",
+        f"encode {duration(timings.encode)}",
+        f"first token {duration(timings.time_to_first_token)}",
+        f"total {duration(timings.total)}",
+        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {usage.cached_tokens} cached",
+    ]
+    if completion.images:
+        cached = sum(image.cached for image in completion.images)
+        parts.append(f"images cached: {cached} of {len(completion.images)}")
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def print_error(error: Exception) -> None:
+    errors.print(f"error: {printable(str(error))}", style="red", markup=False)
+    if isinstance(error, Unavailable) and not error.reason:
+        errors.print("Is a gateway running there? `pixtral-serve up --model-dir DIR` starts one.")
+    if isinstance(error, PixtralError):
+        for note in getattr(error, "__notes__", ()):
+            errors.print(printable(note), markup=False)
+
+
+class StartProgress:
+    """Shows how far the processes of a stack have come."""
+
+    def __init__(self, bars: Bars | None) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        if self._bars is None:
+            console.print(f"{progress.name}: {progress.state} ({duration(progress.seconds)})")
+            return
+        if progress.name not in self._tasks:
+            self._tasks[progress.name] = self._bars.add_task(progress.name, total=1, state="")
+        done = int(progress.state == "ready")
+        self._bars.update(self._tasks[progress.name], state=progress.state, completed=done)
+
+
+@contextmanager
+def start_progress() -> Iterator[StartProgress]:
+    """A live display on a terminal, lines elsewhere."""
+    if not console.is_terminal:
+        yield StartProgress(None)
+        return
+    with Bars(
+        SpinnerColumn(finished_text="[green]✓[/]"),
+        TextColumn("{task.description:<8}"),
+        TextColumn("{task.fields[state]:<9}"),
+        TimeElapsedColumn(),
+        console=console,
+    ) as bars:
+        yield StartProgress(bars)

@@ -1,0 +1,178 @@
+"""Conversations as people write them, made into `pixtral.v1.Message`.
+
+Taken as they are: the message lists of OpenAI's chat API and of vLLM's `LLM.chat`. Content is a
+string or a list of parts:
+
+    {"type": "text", "text": "What is this?"}           or "What is this?"
+    {"type": "image_url", "image_url": {"url": URL}}    or "image_url": URL
+    {"type": "image", "image": IMAGE}                   or IMAGE ("image_pil" names it too)
+
+URL is a `data:` or http(s) URL. IMAGE is a `pathlib.Path`, the bytes of an image file, a PIL image,
+what `put_image` gave back, or a URL. A file is read only where a `Path` says so, never for a
+string: a message list that came as JSON from elsewhere cannot name the files of this machine. It
+can name URLs, and they are fetched from here.
+
+An assistant's message may have `tool_calls` instead of content or beside it (see
+`pixtral_client.tools`); what a tool gave back is a message of role "tool" with the `tool_call_id`.
+"""
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pixtral.v1 import chat_pb2
+from pixtral_client.image_fetch import fetch
+from pixtral_client.results import UploadedImage
+from pixtral_client.tools import to_call
+
+_ROLES = {
+    "system": chat_pb2.ROLE_SYSTEM,
+    "developer": chat_pb2.ROLE_SYSTEM,
+    "user": chat_pb2.ROLE_USER,
+    "assistant": chat_pb2.ROLE_ASSISTANT,
+    "tool": chat_pb2.ROLE_TOOL,
+}
+_TEXT_TYPES = ("text", "input_text")
+_IMAGE_TYPES = ("image_url", "input_image", "image", "image_pil")
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+def to_protos(messages: Messages) -> list[chat_pb2.Message]:
+    """Converts a conversation; reads the files and fetches the http(s) URLs that it names.
+
+    Raises:
+        TypeError: something is of a kind that no conversation holds.
+        ValueError: an unknown role or part, an unusable URL, or an image that cannot be had.
+    Both name the place, as `messages[1].content[0]`.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages must be a list of messages, not {_kind(messages)}")
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def is_text(messages: Messages) -> bool:
+    """Whether nothing is to be read, fetched or encoded to convert them, right or wrong."""
+    return isinstance(messages, list | tuple) and all(
+        isinstance(message, Mapping) and _is_text(message.get("content")) for message in messages
+    )
+
+
+def _is_text(content: Any) -> bool:
+    if isinstance(content, list | tuple):
+        return all(map(_is_text_part, content))
+    return content is None or isinstance(content, str)
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, str) or (isinstance(part, Mapping) and part.get("type") in _TEXT_TYPES)
+
+
+def _message(message: Any, where: str) -> chat_pb2.Message:
+    if isinstance(message, Sequence) and not isinstance(message, str):
+        raise TypeError(f"{where} is a list: a call takes one conversation")
+    if not isinstance(message, Mapping):
+        raise TypeError(f"{where} must be a dict with 'role' and 'content', not {_kind(message)}")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise ValueError(f"{where}.role must be one of {', '.join(_ROLES)}, not {role!r}")
+    if message.get("function_call"):
+        raise ValueError(f"{where}.function_call: give it as one of tool_calls")
+    calls = [
+        to_call(call, f"{where}.tool_calls[{i}]")
+        for i, call in enumerate(message.get("tool_calls") or ())
+    ]
+    content = message.get("content")
+    if not content and (calls or role == "tool"):
+        content = []
+    return chat_pb2.Message(
+        role=_ROLES[role],
+        content=_content(content, f"{where}.content"),
+        tool_calls=calls,
+        tool_call_id=message.get("tool_call_id") or "",
+    )
+
+
+def _content(content: Any, where: str) -> list[chat_pb2.ContentPart]:
+    if isinstance(content, str):
+        return [chat_pb2.ContentPart(text=content)]
+    if not isinstance(content, Sequence) or isinstance(content, bytes | bytearray | memoryview):
+        raise TypeError(f"{where} must be a string or a list of parts, not {_kind(content)}")
+    return [_part(part, f"{where}[{j}]") for j, part in enumerate(content)]
+
+
+def _part(part: Any, where: str) -> chat_pb2.ContentPart:
+    if isinstance(part, str):
+        return chat_pb2.ContentPart(text=part)
+    if not isinstance(part, Mapping):
+        return chat_pb2.ContentPart(image=to_image(part, where))
+    kind = part.get("type")
+    if kind is None:
+        kind = next((name for name in (*_TEXT_TYPES, *_IMAGE_TYPES) if name in part), None)
+    if kind in _TEXT_TYPES:
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise TypeError(f"{where}.text must be a string, not {_kind(text)}")
+        return chat_pb2.ContentPart(text=text)
+    if kind in _IMAGE_TYPES:
+        key = "image_url" if kind == "input_image" else kind
+        source = part.get(key)
+        if isinstance(source, Mapping):
+            source, key = source.get("url"), f"{key}.url"
+        return chat_pb2.ContentPart(image=to_image(source, f"{where}.{key}"))
+    known = ", ".join(("text", *_IMAGE_TYPES))
+    raise ValueError(f"{where}.type must be one of {known}, not {kind!r}")
+
+
+def to_image(source: Any, where: str) -> chat_pb2.Image:
+    """Converts one picture; `where` is what errors call it."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return chat_pb2.Image(data=bytes(source))
+    if isinstance(source, str):
+        return _image_from_url(source, where)
+    if isinstance(source, Path):
+        try:
+            return chat_pb2.Image(data=source.read_bytes())
+        except OSError as error:
+            raise ValueError(f"{where}: cannot read {source}: {error.strerror}") from error
+    if isinstance(source, UploadedImage):
+        return chat_pb2.Image(sha256=source.sha256)
+    # Whoever holds a PIL image has imported PIL: it need not be imported, nor installed, for this.
+    pil = sys.modules.get("PIL.Image")
+    if pil is not None and isinstance(source, pil.Image):
+        return chat_pb2.Image(data=_png(source))
+    raise TypeError(
+        f"{where} must be a URL, a pathlib.Path, bytes or a PIL image, not {_kind(source)}"
+    )
+
+
+def _image_from_url(url: str, where: str) -> chat_pb2.Image:
+    scheme, colon, _ = url[:16].partition(":")
+    match scheme.lower() if colon else "":
+        case "data":
+            return chat_pb2.Image(url=url)
+        case "http" | "https":
+            try:
+                return chat_pb2.Image(data=fetch(url))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{where}: cannot fetch {url}: {error}") from error
+        case _:
+            raise ValueError(
+                f"{where} must be a data:, http: or https: URL; give a file as a pathlib.Path"
+            )
+
+
+def _png(image: Any) -> bytes:
+    buffer = io.BytesIO()
+    if image.mode not in _PNG_MODES:
+        image = image.convert("RGB")
+    # The least compression: a picture takes longer to squeeze than to send.
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else type(value).__name__

@@ -1,0 +1,278 @@
+"""The requests that `Client` and `AsyncClient` send alike, and how they open a channel."""
+
+import ipaddress
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import grpc
+
+from pixtral.v1 import chat_pb2
+from pixtral_client.messages import Messages, to_image, to_protos
+from pixtral_client.results import (
+    Completion,
+    Delta,
+    completion_from_proto,
+    delta_from_proto,
+    joined_calls,
+)
+from pixtral_client.sent_images import data_of
+from pixtral_client.tools import OPTIONS, tool_fields
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+# Where vLLM's server is, too, unless it is told otherwise.
+DEFAULT_HTTP = "127.0.0.1:8000"
+DEFAULT_TIMEOUT = 600.0
+MAX_MESSAGE_BYTES = 64 * 2**20
+PIECE_BYTES = 256 << 10
+API_KEY_VARIABLE = "PIXTRAL_API_KEY"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, of IPv6 in brackets or not, is this machine by its own name or address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_here(target: str) -> bool:
+    return is_loopback(target.rpartition(":")[0])
+
+
+def channel_options(target: str) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # gRPC would ask the environment's http_proxy for this machine, too.
+        ("grpc.enable_http_proxy", int(not _is_here(target))),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM files for a connection over TLS.
+
+    Without `ca` the system's authorities are trusted; certificate and key together are this
+    client's own, for a server that asks for one.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key go together")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(
+            root_certificates=self.ca.read_bytes() if self.ca else None,
+            private_key=self.private_key.read_bytes() if self.private_key else None,
+            certificate_chain=self.certificate.read_bytes() if self.certificate else None,
+        )
+
+
+def authorization(api_key: str | None, target: str, tls: Tls | None) -> tuple[tuple[str, str], ...]:
+    """The metadata that says who calls. Raises ValueError where others could read the key."""
+    key = api_key or os.environ.get(API_KEY_VARIABLE)
+    if not key:
+        return ()
+    if tls is None and not _is_here(target):
+        raise ValueError("an API key is sent over TLS only")
+    return (("authorization", f"Bearer {key}"),)
+
+
+class StructuredOutput(TypedDict, total=False):
+    """What an answer must be: exactly one of `pixtral.v1.StructuredOutput`'s constraints, and with
+    `json_schema` perhaps `disable_any_whitespace`."""
+
+    json_schema: str | Mapping[str, Any]
+    regex: str
+    choice: Sequence[str]
+    grammar: str
+    json_object: bool
+    disable_any_whitespace: bool
+
+
+class Sampling(TypedDict, total=False):
+    """How to pick the next token: `pixtral.v1.SamplingParams`. What is absent or None takes the
+    model's own default; temperature 0 is greedy."""
+
+    max_tokens: int | None
+    min_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool | None
+    logprobs: int | None
+    logit_bias: Mapping[int, float] | None
+    bad_words: Sequence[str] | None
+    allowed_token_ids: Sequence[int] | None
+    structured_output: StructuredOutput | None
+    n: int | None
+    prompt_logprobs: int | None
+
+
+class Options(Sampling, total=False):
+    """How to answer: `Sampling`, what tools may or must be called (`pixtral_client.tools`), and
+    before whom: of requests that wait, those of a lower `priority` go first."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+    priority: int | None
+
+
+def complete_request(
+    messages: Messages, model: str | None, options: Mapping[str, Any]
+) -> chat_pb2.CompleteRequest:
+    return chat_pb2.CompleteRequest(
+        model=model or "",
+        sampling=_sampling(options),
+        messages=to_protos(messages),
+        priority=options.get("priority") or 0,
+        **tool_fields(options),
+    )
+
+
+def stream_request(
+    messages: Messages, model: str | None, options: Mapping[str, Any]
+) -> chat_pb2.StreamCompleteRequest:
+    return chat_pb2.StreamCompleteRequest(
+        model=model or "",
+        sampling=_sampling(options),
+        messages=to_protos(messages),
+        priority=options.get("priority") or 0,
+        **tool_fields(options),
+    )
+
+
+def count_request(
+    messages: Messages,
+    model: str | None,
+    tools: Sequence[Mapping[str, Any]] | None,
+    tool_choice: str | Mapping[str, Any] | None,
+) -> chat_pb2.CountTokensRequest:
+    return chat_pb2.CountTokensRequest(
+        model=model or "",
+        messages=to_protos(messages),
+        **tool_fields({"tools": tools, "tool_choice": tool_choice}),
+    )
+
+
+def image_file(image: Any) -> bytes:
+    """The file of a picture in any form that a message may hold it in."""
+    made = to_image(image, "image")
+    return data_of(made.url) if made.url else made.data
+
+
+def upload(data: bytes) -> Iterator[chat_pb2.PutImageRequest]:
+    for at in range(0, len(data), PIECE_BYTES):
+        yield chat_pb2.PutImageRequest(data=data[at : at + PIECE_BYTES])
+
+
+def time_left(seconds: float) -> Callable[[], float]:
+    """Says what is left of so many seconds from now on."""
+    end = time.monotonic() + seconds
+    return lambda: max(0.0, end - time.monotonic())
+
+
+def completion(response: chat_pb2.CompleteResponse) -> Completion:
+    return completion_from_proto(
+        [delta_from_proto(choice) for choice in response.choices],
+        response.completion,
+        call_id=response.id,
+        model=response.model,
+    )
+
+
+class Answer:
+    """Gathers a stream's events into the completion that it ends with."""
+
+    def __init__(self) -> None:
+        self._deltas: dict[int, list[Delta]] = {}
+        self.completion: Completion | None = None
+
+    def add(self, event: chat_pb2.StreamCompleteResponse) -> Delta | None:
+        """The event's delta; None for the last event, which holds the summary."""
+        if event.HasField("completion"):
+            self.completion = completion_from_proto(
+                [self._joined(index) for index in sorted(self._deltas)] or [self.so_far],
+                event.completion,
+                call_id=event.id,
+                model=event.model,
+            )
+            return None
+        delta = delta_from_proto(event.delta)
+        self._deltas.setdefault(delta.index, []).append(delta)
+        return delta
+
+    @property
+    def so_far(self) -> Delta:
+        """Of the first choice."""
+        return self._joined(0)
+
+    def _joined(self, index: int) -> Delta:
+        deltas = self._deltas.get(index, [])
+        return Delta(
+            text="".join(delta.text for delta in deltas),
+            token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+            finish_reason=deltas[-1].finish_reason if deltas else None,
+            logprobs=tuple(each for delta in deltas for each in delta.logprobs),
+            index=index,
+            tool_calls=joined_calls(call for delta in deltas for call in delta.tool_calls),
+        )
+
+
+def _sampling(options: Mapping[str, Any]) -> chat_pb2.SamplingParams:
+    params = chat_pb2.SamplingParams()
+    for name, value in options.items():
+        if name not in Options.__annotations__:
+            known = ", ".join(Options.__annotations__)
+            raise TypeError(f"unknown argument {name!r}; known are {known}")
+        if value is None or name in OPTIONS or name == "priority":
+            continue
+        if name == "stop" and isinstance(value, str):
+            value = [value]
+        try:
+            if name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
+                getattr(params, name).extend(value)
+            elif name == "logit_bias":
+                params.logit_bias.update(value)
+            elif name == "structured_output":
+                params.structured_output.CopyFrom(_structured_output(value))
+            else:
+                setattr(params, name, value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    return params
+
+
+def _structured_output(wanted: Mapping[str, Any]) -> chat_pb2.StructuredOutput:
+    is_compact = wanted.get("disable_any_whitespace", False)
+    given = [(name, value) for name, value in wanted.items() if name != "disable_any_whitespace"]
+    if len(given) != 1 or not wanted.keys() <= StructuredOutput.__annotations__.keys():
+        known = ", ".join(StructuredOutput.__annotations__)
+        raise TypeError(f"takes exactly one of {known}")
+    ((name, value),) = given
+    if name == "choice":
+        value = chat_pb2.StringChoices(values=value)
+    if name == "json_schema" and not isinstance(value, str):
+        value = json.dumps(value)
+    return chat_pb2.StructuredOutput(**{name: value}, disable_any_whitespace=is_compact)

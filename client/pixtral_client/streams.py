@@ -1,0 +1,133 @@
+"""Answers as they are generated: `Stream`, and `AsyncStream` for asyncio."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Self
+
+import grpc
+
+from pixtral.v1 import chat_pb2
+from pixtral_client.errors import from_rpc_error
+from pixtral_client.requests import Answer
+from pixtral_client.results import Completion, Delta
+from pixtral_client.sent_images import Outgoing
+
+
+class Stream(Iterator[Delta]):
+    """An answer as it is generated: iterate for deltas, then read `completion`.
+
+    `close()`, the end of a `with` block and letting go of the stream, as `break` does in a loop
+    over `client.stream(...)`, cancel the call, and the server stops working on it.
+    """
+
+    def __init__(
+        self,
+        call: "grpc._CallIterator[chat_pb2.StreamCompleteResponse]",
+        outgoing: Outgoing[chat_pb2.StreamCompleteRequest],
+        begin: "Callable[[], grpc._CallIterator[chat_pb2.StreamCompleteResponse]]",
+    ) -> None:
+        self._call = call
+        self._outgoing = outgoing
+        self._begin = begin
+        self._answer = Answer()
+        self._closed = False
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._answer.so_far.text
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer; None until the stream has ended."""
+        return self._answer.completion
+
+    def __next__(self) -> Delta:
+        while not self._closed:
+            try:
+                for event in self._call:
+                    self._outgoing.answered()
+                    if delta := self._answer.add(event):
+                        return delta
+                break
+            except grpc.RpcError as error:
+                failed = from_rpc_error(error)
+                if self._closed or not self._outgoing.again(failed):
+                    raise failed from None
+                self._call = self._begin()
+                if self._closed:
+                    # By another thread, meanwhile.
+                    self._call.cancel()
+        raise StopIteration
+
+    def close(self) -> None:
+        self._closed = True
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class AsyncStream(AsyncIterator[Delta]):
+    """`Stream` for asyncio. Cancelling the task that reads it cancels the call, too."""
+
+    def __init__(
+        self,
+        call: grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse],
+        outgoing: Outgoing[chat_pb2.StreamCompleteRequest],
+        begin: Callable[[], grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse]],
+    ) -> None:
+        self._call = call
+        self._outgoing = outgoing
+        self._begin = begin
+        self._events = aiter(self._call)
+        self._loop = asyncio.get_running_loop()
+        self._answer = Answer()
+        self._closed = False
+
+    @property
+    def text(self) -> str:
+        """What has come so far."""
+        return self._answer.so_far.text
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer; None until the stream has ended."""
+        return self._answer.completion
+
+    async def __anext__(self) -> Delta:
+        while not self._closed:
+            try:
+                async for event in self._events:
+                    self._outgoing.answered()
+                    if delta := self._answer.add(event):
+                        return delta
+                break
+            except grpc.RpcError as error:
+                failed = from_rpc_error(error)
+                if self._closed or not self._outgoing.again(failed):
+                    raise failed from None
+                self._call = self._begin()
+                self._events = aiter(self._call)
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._call.cancel()
+
+    def __del__(self) -> None:
+        # Unlike the sync call, this one is kept by its loop. The collector may run in any thread,
+        # and when the loop is gone.
+        if not self._call.done():
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._call.cancel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()

@@ -1,0 +1,1 @@
+"""What the tiers share. It knows no tier."""

@@ -1,0 +1,1 @@
+"""The cache of image embeddings: keys, wire format, Redis store, LRU."""

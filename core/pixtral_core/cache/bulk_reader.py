@@ -1,0 +1,169 @@
+"""Large values out of Redis, received by threads where they stay.
+
+On its way through asyncio's streams and redis-py's parser a value of 8 MB is copied four times,
+each time into memory that is new. Here the connections are redis-py's, with all that an address
+says of them, and the replies alone are read past it.
+
+A value comes in pieces. Redis copies what it sends before it sends it, in one go, into memory that
+it has to get from the system where that is 8 MB or more: meanwhile it answers nobody. The next
+piece is asked for while one is on its way, and what has come is looked at meanwhile.
+"""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from redis import connection
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from pixtral_core.cache.receiving import PIECE_BYTES, Receiver
+
+# Partly without types.
+_connection: Any = connection
+
+T = TypeVar("T")
+
+# What no value of Redis is larger than.
+MAX_BYTES = 512 << 20
+# A line of a reply, most often with a bit of what follows it.
+LINE_BYTES = 64
+
+
+class ValueReader:
+    """Reads as many values at once as there may be connections."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._is_closed = False
+        self._threads = ThreadPoolExecutor(pool.max_connections, thread_name_prefix="redis")
+
+    @classmethod
+    def from_url(cls, url: str, *, max_connections: int) -> "ValueReader":
+        """Connects on first use. Raises ValueError for a malformed URL."""
+        settings: dict[str, Any] = {
+            "max_connections": max_connections,
+            "timeout": None,
+            "socket_connect_timeout": 0.25,
+            "socket_timeout": 1.0,
+            "retry": Retry(NoBackoff(), 0),
+            "health_check_interval": 0,
+            **_connection.parse_url(url),
+            # Of the newer one, other messages could be among the replies.
+            "protocol": 2,
+        }
+        return cls(_connection.BlockingConnectionPool(**settings))
+
+    async def get(self, key: str, seconds: float, receiver: Receiver[T]) -> T | None:
+        """What `receiver` makes of the value, in a thread, or None where there is none or an empty
+        one. One that is replaced meanwhile may come as parts of both.
+
+        A thread whose caller was cancelled goes on, reads for `seconds` at most, and drops what
+        has been made.
+
+        Raises TimeoutError, OSError, redis-py's errors and what `receiver` raises.
+        """
+        until = time.monotonic() + seconds
+
+        def get() -> T | None:
+            value = self._get(key, until, receiver)
+            return None if value is None else receiver.end(value)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, get)
+
+    def close(self) -> None:
+        """Ends what is being read."""
+        self._is_closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool.disconnect()
+
+    def _get(self, key: str, until: float, receiver: Receiver[Any]) -> memoryview | None:
+        try:
+            return self._get_once(key, until, receiver)
+        except (RedisConnectionError, ConnectionError):
+            if self._is_closed:
+                raise
+            # It may have ended while it lay idle in the pool, which says nothing of Redis now.
+            return self._get_once(key, until, receiver)
+
+    def _get_once(self, key: str, until: float, receiver: Receiver[Any]) -> memoryview | None:
+        connection: Any = self._pool.get_connection()
+        try:
+            return _value(connection, key, until, receiver)
+        except BaseException:
+            # What may still come of the reply is for nobody else.
+            connection.disconnect()
+            raise
+        finally:
+            self._pool.release(connection)
+
+
+def _value(connection: Any, key: str, until: float, receiver: Receiver[Any]) -> memoryview | None:
+    replies = _Replies(connection, until)
+    replies.ask(("STRLEN", key), ("GETRANGE", key, 0, PIECE_BYTES - 1))
+    size = replies.number(b":")
+    if size > MAX_BYTES:
+        raise RedisConnectionError("too large")
+    # Behind a piece is the end of a line.
+    memory = receiver.memory(size + 2) if size else memoryview(bytearray(2))
+    for begin in range(0, max(size, 1), PIECE_BYTES):
+        end = min(begin + PIECE_BYTES, size)
+        if end < size:
+            replies.ask(("GETRANGE", key, end, end + PIECE_BYTES - 1))
+        if replies.number(b"$") != end - begin:
+            raise RedisConnectionError("another value by now")
+        replies.into(memory[begin : end + 2])
+        if size:
+            receiver.piece(memory[begin:end])
+    return memory[:size] if size else None
+
+
+class _Replies:
+    """What a connection's socket has for us, and nothing beyond the last reply."""
+
+    def __init__(self, connection: Any, until: float) -> None:
+        self._connection = connection
+        self._until = until
+        self._begun = b""
+
+    def ask(self, *commands: tuple[str | int, ...]) -> None:
+        self._socket()
+        self._connection.send_packed_command(self._connection.pack_commands(commands))
+
+    def number(self, kind: bytes) -> int:
+        """Of the line that a reply of that kind begins with."""
+        while b"\r\n" not in self._begun:
+            piece = self._socket().recv(LINE_BYTES)
+            self._begun += piece
+            if not piece or len(self._begun) > 2 * LINE_BYTES:
+                raise RedisConnectionError("no reply")
+        line, _, self._begun = self._begun.partition(b"\r\n")
+        if line.startswith(b"-"):
+            raise ResponseError("refused")
+        if line[:1] != kind or not line[1:].isdigit():
+            raise RedisConnectionError("no reply")
+        return int(line[1:])
+
+    def into(self, memory: memoryview) -> None:
+        begun, self._begun = self._begun[: len(memory)], self._begun[len(memory) :]
+        memory[: len(begun)] = begun
+        left = memory[len(begun) :]
+        while left:
+            count = self._socket().recv_into(left)
+            if not count:
+                raise RedisConnectionError("ended within a value")
+            left = left[count:]
+
+    def _socket(self) -> Any:
+        """It waits no longer than until then."""
+        left, sock = self._until - time.monotonic(), self._connection._sock
+        if left <= 0:
+            raise RedisTimeoutError("too late")
+        if sock is None:
+            raise RedisConnectionError("closed meanwhile")
+        sock.settimeout(left)
+        return sock

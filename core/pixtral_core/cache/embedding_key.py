@@ -1,0 +1,62 @@
+"""The name of an image embedding."""
+
+import hashlib
+from dataclasses import dataclass
+
+from pixtral.v1 import encoder_pb2
+
+
+class BadKey(ValueError):
+    """A key from another process that cannot name an embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingKey:
+    """Whose embedding of which image, made by what.
+
+    Only servers make keys, from bytes that they have read themselves.
+
+    Attributes:
+        image_sha256: SHA-256 of the image file as received, 32 bytes.
+        fingerprint: what makes the embedding, see `pixtral_core.model.fingerprint`.
+        scope: the tenant that it belongs to. Equal images of two scopes have two keys, so that
+            a warm cache tells nobody what another has shown.
+    """
+
+    image_sha256: bytes
+    fingerprint: str
+    scope: str
+
+    def __post_init__(self) -> None:
+        if len(self.image_sha256) != hashlib.sha256().digest_size:
+            raise BadKey("image_sha256 must be 32 bytes")
+        for part in (self.fingerprint, self.scope):
+            if not part or not part.isascii() or not part.replace("-", "").isalnum():
+                raise BadKey("fingerprint and scope must be ASCII letters, digits and hyphens")
+
+    @property
+    def redis_key(self) -> str:
+        # The braces make the image's hash the cluster slot: all of an image's embeddings are
+        # on one shard, and images spread over all of them.
+        return f"pixtral:emb:{{{self.image_sha256.hex()}}}:{self.fingerprint}:{self.scope}"
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the whole key, 32 bytes; a stored value carries it."""
+        return hashlib.sha256(self.redis_key.encode("ascii")).digest()
+
+    @property
+    def identity(self) -> str:
+        """The digest in hexadecimal: what the image is called in the engine's caches."""
+        return self.digest.hex()
+
+
+def to_proto(key: EmbeddingKey) -> encoder_pb2.EmbeddingKey:
+    return encoder_pb2.EmbeddingKey(
+        image_sha256=key.image_sha256, fingerprint=key.fingerprint, scope=key.scope
+    )
+
+
+def from_proto(message: encoder_pb2.EmbeddingKey) -> EmbeddingKey:
+    """Raises BadKey where a part is missing or malformed."""
+    return EmbeddingKey(message.image_sha256, message.fingerprint, message.scope)

@@ -1,0 +1,124 @@
+"""A Redis that may fail: whatever is wrong with it ends in time, and reads as nothing found."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from prometheus_client import Counter, Histogram
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from pixtral_core.cache.bulk_reader import ValueReader
+
+T = TypeVar("T")
+
+FAILURES = Counter(
+    "pixtral_embedding_store_failures_total",
+    "Operations on Redis that failed and were taken as a miss",
+    ["operation", "reason"],
+)
+SECONDS = Histogram(
+    "pixtral_embedding_store_seconds",
+    "Time of an operation on Redis, failed ones too",
+    ["operation"],
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+)
+
+# What says that a connection has ended. uvloop has no error of its own for a write to one that was
+# reset, and redis-py knows asyncio's alone.
+ENDED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, RuntimeError)
+
+# redis-py reads 64 KiB at a time unless told; an 8 MiB value reads a quarter faster so.
+READ_SIZE = 1 << 20
+
+
+def show_from_the_start(*operations: str) -> None:
+    """No rate sees a counter that begins at one."""
+    for operation in operations:
+        for reason in ("timeout", "connection", "refused", "paused"):
+            FAILURES.labels(operation, reason)
+
+
+class GuardedRedis:
+    """A connection pool whose every operation ends within its time, with a result or with None.
+
+    After a fault of the connection, Redis is left alone for `pause_seconds`, so that a Redis that
+    hangs costs one timeout a pause and not one a request.
+
+    Attributes:
+        client, values: for the calls that `attempt` is given.
+    """
+
+    def __init__(self, client: Redis, values: ValueReader, *, pause_seconds: float = 1.0) -> None:
+        self.client = client
+        self.values = values
+        self._pause_seconds = pause_seconds
+        self._paused_until = 0.0
+
+    @classmethod
+    def from_url(cls, url: str, *, max_connections: int = 16) -> "GuardedRedis":
+        """`url` as redis-py takes it: redis://, rediss:// or unix://, with the password.
+
+        Connects on first use. Raises ValueError for a malformed URL.
+        """
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=max_connections,
+            timeout=None,
+            socket_connect_timeout=0.25,
+            socket_read_size=READ_SIZE,
+            # At once and once: a connection may have ended while it lay idle in the pool, after a
+            # restart of Redis every one of them, and says nothing of Redis now.
+            retry=Retry(NoBackoff(), 1, ENDED),
+            health_check_interval=0,
+        )
+        return cls(
+            Redis(connection_pool=pool),
+            ValueReader.from_url(url, max_connections=max_connections),
+        )
+
+    async def close(self) -> None:
+        self.values.close()
+        await self.client.aclose(close_connection_pool=True)
+
+    async def attempt(
+        self, operation: str, seconds: float, call: Callable[[], Awaitable[T]]
+    ) -> T | None:
+        started = time.monotonic()
+        if started < self._paused_until:
+            FAILURES.labels(operation, "paused").inc()
+            return None
+        try:
+            async with asyncio.timeout(seconds):
+                return await call()
+        except TimeoutError:
+            self._failed(operation, "timeout")
+        except (ConnectionError, RedisError, OSError) as error:
+            self._failed(operation, _reason(error))
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:
+                raise
+            self._failed(operation, "connection")
+        finally:
+            SECONDS.labels(operation).observe(time.monotonic() - started)
+        return None
+
+    def _failed(self, operation: str, reason: str) -> None:
+        FAILURES.labels(operation, reason).inc()
+        if reason != "refused":
+            self._paused_until = time.monotonic() + self._pause_seconds
+
+
+def _reason(error: Exception) -> str:
+    # redis-py's own ConnectionError and TimeoutError are RedisErrors, and not the built-in ones.
+    name = type(error).__name__
+    if "Timeout" in name:
+        return "timeout"
+    if isinstance(error, OSError) or "Connection" in name or "Busy" in name:
+        return "connection"
+    return "refused"

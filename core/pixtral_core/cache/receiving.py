@@ -1,0 +1,76 @@
+"""How a value is received: what it is received in, and what is made of it."""
+
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.cache.wire_format import Decoding, DType, Embedding
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+# Looked at while it is in a processor's cache.
+PIECE_BYTES = 512 << 10
+
+
+class Receiver(Protocol[T_co]):
+    """Of one value; called in a thread."""
+
+    def memory(self, size: int) -> memoryview:
+        """To write to, of that many bytes. Asked again, the value comes anew."""
+        ...
+
+    def piece(self, piece: memoryview) -> None:
+        """The next of it is there, in that memory, while others are on their way."""
+        ...
+
+    def end(self, value: memoryview) -> T_co:
+        """All of it is there, in that memory."""
+        ...
+
+
+class Arrival(ABC, Generic[T]):
+    """What becomes of an embedding; called in a thread."""
+
+    def memory(self, size: int) -> memoryview:
+        """As a `Receiver`'s."""
+        return new_memory(size)
+
+    def values(self, values: memoryview) -> None:
+        """The next of them, which may still turn out to be damaged, as bytes."""
+
+    @abstractmethod
+    def made(self, embedding: Embedding) -> T | None:
+        """It has come in that memory, and is the one that was waited for."""
+
+
+class Receiving(Generic[T]):
+    """A `Receiver` of the embedding of `key`; `end` raises DamagedValue as `codec.decode` does."""
+
+    def __init__(self, key: EmbeddingKey, arrival: Arrival[T], *, width: int, dtype: DType) -> None:
+        self._arrival = arrival
+        self._anew = partial(Decoding, key, width=width, dtype=dtype)
+        self._decoding = self._anew()
+
+    def memory(self, size: int) -> memoryview:
+        self._decoding = self._anew()
+        return self._arrival.memory(size)
+
+    def piece(self, piece: memoryview) -> None:
+        self._arrival.values(self._decoding.piece(piece))
+
+    def end(self, value: memoryview) -> T | None:
+        return self._arrival.made(self._decoding.end(value))
+
+
+def in_pieces(value: memoryview) -> Iterator[memoryview]:
+    """As they come where a value is received piece by piece."""
+    return (value[begin : begin + PIECE_BYTES] for begin in range(0, len(value), PIECE_BYTES))
+
+
+def new_memory(size: int) -> memoryview:
+    """Zeros, had from the system as they are written over."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))

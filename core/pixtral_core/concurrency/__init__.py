@@ -1,0 +1,1 @@
+"""Helpers for asyncio: single flight, gathering, deadlines, daemon threads."""

@@ -1,0 +1,62 @@
+"""One piece of work for all who ask for the same at the same time."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pixtral_core.telemetry.request_log import current_span
+from pixtral_core.telemetry.tracing import Span
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Flight(Generic[T]):
+    """`span` is the first caller's, whose trace the work is in; those of the others link to it."""
+
+    task: asyncio.Task[T]
+    span: Span
+    waiters: int = 0
+
+
+class SingleFlight(Generic[K, T]):
+    """Concurrent calls with one key share the first one's work, and its error.
+
+    The work goes on for as long as anyone waits: a caller that is cancelled leaves the others
+    undisturbed, and the last one to be cancelled cancels the work.
+    """
+
+    def __init__(self) -> None:
+        self._flights: dict[K, Flight[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._flights
+
+    async def run(self, key: K, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = Flight(asyncio.create_task(work()), current_span())
+        else:
+            current_span().link(flight.span)
+        flight.waiters += 1
+        try:
+            # Waiting does not raise: else whoever comes last would decide whose error it is.
+            await asyncio.wait([flight.task])
+        finally:
+            flight.waiters -= 1
+            if flight.task.done() or not flight.waiters:
+                self._end(key, flight)
+        return flight.task.result()
+
+    def _end(self, key: K, flight: Flight[T]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        flight.task.cancel()
+        if flight.task.done() and not flight.task.cancelled():
+            # Read even where every caller is gone, so that asyncio does not report it lost.
+            flight.task.exception()

@@ -1,0 +1,1 @@
+"""The model as its checkpoint describes it: vision tower, image grid, fingerprint."""

@@ -1,0 +1,75 @@
+"""What makes an embedding, in one short string: weights, numbers, preprocessing, dtype."""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.model.checkpoint import StoredTensor, read_spec, vision_tensors
+from pixtral_core.model.vision_spec import VisionSpec
+
+# To be raised with any change that moves an embedding's values: decoding, resizing,
+# normalisation, or the tower's arithmetic beyond rounding.
+PREPROCESSING_VERSION = 1
+
+# To be raised with any change of what the tower's products in 8 bits do beyond rounding.
+FP8_VERSION = 1
+
+# They are of what comes after the cut.
+_NOT_THE_TOWERS = {
+    "adapter_bias",
+    "image_token_id",
+    "image_break_token_id",
+    "image_end_token_id",
+}
+
+
+def fingerprint(model_dir: Path, dtype: DType, *, fp8: bool = False) -> str:
+    """32 hexadecimal digits, equal in every process that serves the same model.
+
+    `fp8` says that the tower multiplies in 8 bits, and makes it another. A model in Hugging Face's
+    format has the one that it has in Mistral's. Reads the vision weights
+    (0.8 GB for Pixtral-12B) and nothing else of the checkpoint. Blocking: for start-up, in a
+    thread.
+
+    Raises:
+        BadCheckpoint: where files are missing or malformed.
+    """
+    spec = read_spec(model_dir)
+    digest = hashlib.sha256()
+    made = [PREPROCESSING_VERSION, dtype, _numbers(spec)]
+    if fp8:
+        made.append(f"fp8 {FP8_VERSION}")
+    digest.update(json.dumps(made).encode())
+    for tensor in vision_tensors(model_dir):
+        digest.update(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        with (
+            tensor.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            memoryview(data)[tensor.begin : tensor.end] as whole,
+        ):
+            for begin, end in _pieces(tensor, len(whole), spec.heads):
+                with whole[begin:end] as piece:
+                    digest.update(piece)
+    return digest.hexdigest()[:32]
+
+
+def _numbers(spec: VisionSpec) -> list[tuple[str, Any]]:
+    return sorted((name, at) for name, at in asdict(spec).items() if name not in _NOT_THE_TOWERS)
+
+
+def _pieces(tensor: StoredTensor, length: int, heads: int) -> Iterator[tuple[int, int]]:
+    """Where the bytes lie, in the order in which Mistral's format has them."""
+    if not tensor.has_halves:
+        yield 0, length
+        return
+    rows = tensor.shape[0]
+    row, head = length // rows, rows // heads
+    for first in range(0, rows, head):
+        for pair in range(head // 2):
+            for at in (first + pair, first + head // 2 + pair):
+                yield at * row, (at + 1) * row

@@ -1,0 +1,1 @@
+"""A process of a tier: its gRPC server, its life from start to drain, its workers."""

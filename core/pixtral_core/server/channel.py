@@ -1,0 +1,65 @@
+"""Channels for calls from one tier to another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from pixtral_core.errors import StartupError
+
+MAX_MESSAGE_BYTES = 64 << 20
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # A replica that comes back is found within seconds; gRPC's own limit is two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+    # A proxy set for the way out of the cluster is none between its tiers.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """PEM files: the authority that peers are checked against and, for mTLS, our own identity.
+
+    `server_name` is what a peer's certificate must carry; None: the host that is called.
+    """
+
+    ca: Path
+    certificate: Path | None = None
+    private_key: Path | None = None
+    server_name: str | None = None
+
+
+def open_channel(address: str, tls: ClientTls | None) -> grpc.aio.Channel:
+    """A channel to host:port, which connects when first used. `tls` None is plaintext.
+
+    Raises StartupError for a file that cannot be read.
+    """
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=read_pem(tls.ca),
+        private_key=read_pem(tls.private_key) if tls.private_key else None,
+        certificate_chain=read_pem(tls.certificate) if tls.certificate else None,
+    )
+    options: tuple[tuple[str, int | str], ...] = _OPTIONS
+    if tls.server_name is not None:
+        options += (("grpc.ssl_target_name_override", tls.server_name),)
+    return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def read_pem(path: Path) -> bytes:
+    """The file's content. Raises StartupError where it cannot be read or is not PEM."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StartupError(f"cannot read {path}: {error.strerror}") from None
+    if b"-----BEGIN " not in data:
+        raise StartupError(f"{path} is not a PEM file")
+    return data

@@ -1,0 +1,320 @@
+"""What surrounds every RPC: the gate, metrics, log line and span, and errors as statuses."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+from prometheus_client import Counter, Histogram
+
+from pixtral_core.errors import ServingError, Unavailable, to_status
+from pixtral_core.telemetry.metrics import HANDLED, SECONDS, STARTED
+from pixtral_core.telemetry.request_log import REQUEST_ID, Call
+from pixtral_core.telemetry.tracing import Tracer
+
+# gRPC's classes are generic in their stubs alone.
+if TYPE_CHECKING:
+    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+    Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+else:
+    Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
+Body: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+# Raises ServingError for a call that is refused whatever its message says, before that is received.
+EarlyCheck: TypeAlias = Callable[[Context], None]
+
+# What it may take to send the status of a call whose client reads nothing.
+GIVE_UP_SECONDS = 1.0
+
+
+class Gate:
+    """Refuses the tier's calls while it is not ready, and counts those in flight."""
+
+    def __init__(self, refusal: str) -> None:
+        self._refusal: str | None = refusal
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def open(self) -> None:
+        self._refusal = None
+
+    def shut(self, refusal: str) -> None:
+        self._refusal = refusal
+
+    @property
+    def is_open(self) -> bool:
+        return self._refusal is None
+
+    def enter(self, context: Context) -> None:
+        """Counts the call until its status is sent. Raises Unavailable while shut."""
+        self._enter()
+        context.add_done_callback(lambda _: self._leave())  # type: ignore[arg-type]  # its stub
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Counts whatever the block serves. Raises Unavailable while shut."""
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def wait_idle(self, seconds: float) -> bool:
+        """Waits until no call is in flight; False where that took longer than `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _enter(self) -> None:
+        if self._refusal is not None:
+            raise Unavailable(self._refusal)
+        self._in_flight += 1
+        self._idle.clear()
+
+    def _leave(self) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps each method once.
+
+    `ungated` services answer while the gate is shut. Neither they nor the `quiet` methods
+    (package.Service/Method) are logged or traced: they are called all the time. `early_checks`
+    are by method too.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        ungated: frozenset[str],
+        quiet: frozenset[str],
+        tracer: Tracer,
+        early_checks: Mapping[str, EarlyCheck] = MappingProxyType({}),
+    ) -> None:
+        self._early_checks = early_checks
+        self._gate = gate
+        self._ungated = ungated
+        self._quiet = quiet
+        self._tracer = tracer
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        wrapped = self._wrapped.get(details.method)
+        if wrapped is None:
+            handler = await continuation(details)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[details.method] = self._wrap(details.method, handler)
+        return wrapped
+
+    def _wrap(self, path: str, handler: Handler) -> Handler:
+        full_name = path.removeprefix("/")
+        service, _, name = full_name.partition("/")
+        gate = None if service in self._ungated else self._gate
+        is_recorded = gate is not None and full_name not in self._quiet
+        method = _Method.of(handler, service, name)
+        body = _body(handler)
+        if early_check := self._early_checks.get(full_name):
+            body = _checked(early_check, body)
+
+        async def behavior(request: Any, context: Context) -> Any:
+            call = self._begin(full_name, context) if is_recorded else None
+            return await _run(method, gate, body, request, context, call)
+
+        # A single request is received inside, where it can be refused before, and a malformed one
+        # is answered and counted. gRPC itself never answers a call that ends without one.
+        return _MAKERS[handler.response_streaming](
+            behavior,
+            _strict(handler.request_deserializer) if handler.request_streaming else None,
+            handler.response_serializer,
+        )
+
+    def _begin(self, name: str, context: Context) -> Call:
+        call = Call.begin(name, context.invocation_metadata() or (), self._tracer)
+        # With the status, so that whoever asks about a failed call has it.
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        return call
+
+
+# Of one response and of a stream of them; of requests both take streams.
+_MAKERS = {
+    False: grpc.stream_unary_rpc_method_handler,
+    True: grpc.stream_stream_rpc_method_handler,
+}
+_TYPES = {
+    (False, False): "unary",
+    (False, True): "server_stream",
+    (True, False): "client_stream",
+    (True, True): "bidi_stream",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    labels: tuple[str, str, str]
+    started: Counter
+    seconds: Histogram
+
+    @classmethod
+    def of(cls, handler: Handler, service: str, name: str) -> "_Method":
+        labels = (_TYPES[handler.request_streaming, handler.response_streaming], service, name)
+        return cls(labels, STARTED.labels(*labels), SECONDS.labels(*labels))
+
+
+async def _run(
+    method: _Method,
+    gate: Gate | None,
+    body: Body,
+    request: Any,
+    context: Context,
+    call: Call | None,
+) -> Any:
+    method.started.inc()
+    begun = time.perf_counter()
+    granted: float | None = context.time_remaining()
+    code = grpc.StatusCode.OK
+    try:
+        if gate is not None:
+            gate.enter(context)
+        return await body(request, context)
+    except grpc.aio.AbortError:
+        code = context.code()
+        raise
+    except grpc.aio.InternalError:
+        # gRPC's own: the client went away while it was written to or read from.
+        code = _why_cancelled(granted, context)
+        raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and (given := given_up_for(error)) is not None:
+            task.uncancel()
+            code = given.code
+            _note_reason(call, given)
+            # Behind what the client has not read: told in time or not, the call is over here.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GIVE_UP_SECONDS):
+                    await _abort(context, to_status(given), error, call)
+            raise
+        if task is not None and task.cancelling():
+            code = _why_cancelled(granted, context)
+            raise
+        # Something that the handler awaited was cancelled, not the call; gRPC would never answer.
+        code = grpc.StatusCode.INTERNAL
+        await _abort(context, to_status(error), error, call)
+    except Exception as error:
+        status = to_status(error)
+        code = status.code
+        _note_reason(call, error)
+        await _abort(context, status, error, call)
+    finally:
+        HANDLED.labels(*method.labels, code.name).inc()
+        method.seconds.observe(time.perf_counter() - begun)
+        if call is not None:
+            call.end(code)
+
+
+def given_up_for(error: asyncio.CancelledError) -> ServingError | None:
+    """What a tier cancelled its own call with, by `task.cancel(error)`: gRPC would never answer."""
+    (given,) = error.args or (None,)
+    return given if isinstance(given, ServingError) else None
+
+
+def _note_reason(call: Call | None, error: Exception) -> None:
+    if call is not None and isinstance(error, ServingError):
+        call.facts["reason"] = error.reason
+
+
+async def _abort(
+    context: Context, status: grpc.Status, error: BaseException, call: Call | None
+) -> None:
+    if context.done():
+        raise error
+    # What it was set to before is dropped for the status's own.
+    ours = () if call is None else ((REQUEST_ID, call.request_id),)
+    await context.abort(status.code, status.details, (*status.trailing_metadata, *ours))
+
+
+def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:
+    # A deadline is seen here as the client's cancel, a little before it passes on this side: the
+    # client started to count earlier, and what it sent was rounded up by as much as a hundredth.
+    if granted is not None and context.time_remaining() <= 0.05 + granted / 100:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
+
+
+def _checked(check: EarlyCheck, body: Body) -> Body:
+    def checked(requests: Any, context: Context) -> Awaitable[Any]:
+        check(context)
+        return body(requests, context)
+
+    return checked
+
+
+def _body(handler: Handler) -> Body:
+    inner: Any = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    parse = _strict(handler.request_deserializer)
+
+    async def received(requests: Any, context: Context) -> Any:
+        if handler.request_streaming:
+            return requests
+        data = await context.read()
+        if data is grpc.aio.EOF:
+            raise _malformed()
+        return parse(data)
+
+    async def answer(requests: Any, context: Context) -> Any:
+        return await inner(await received(requests, context), context)
+
+    async def stream(requests: Any, context: Context) -> None:
+        # Written here and not yielded on, so that a cancelled call closes the servicer's generator
+        # at once, wherever it stands, and not when the garbage collector finds it.
+        request = await received(requests, context)
+        async with aclosing(inner(request, context)) as responses:
+            del request
+            async for response in responses:
+                await context.write(response)
+
+    async def refuse(request: Any, context: Context) -> None:
+        raise ServingError(
+            grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED", "this method is not served"
+        )
+
+    if inspect.isasyncgenfunction(inner):
+        return stream
+    # What generated servicers hold for a method that nobody wrote is no coroutine.
+    return answer if inspect.iscoroutinefunction(inner) else refuse
+
+
+def _strict(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    def strict(data: bytes) -> Any:
+        try:
+            return data if parse is None else parse(data)
+        except DecodeError:
+            raise _malformed() from None
+
+    return strict
+
+
+def _malformed() -> ServingError:
+    return ServingError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "MALFORMED_MESSAGE",
+        "the request is not a message of this method's type",
+    )

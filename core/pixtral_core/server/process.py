@@ -1,0 +1,405 @@
+"""A process's gRPC server from its first socket to its exit code."""
+
+import asyncio
+import gc
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn, Protocol, TypeVar, runtime_checkable
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from pixtral_core.errors import StartupError
+from pixtral_core.server.channel import MAX_MESSAGE_BYTES, read_pem
+from pixtral_core.server.grpc_interceptor import CallInterceptor, EarlyCheck, Gate
+from pixtral_core.settings import ProcessSettings
+from pixtral_core.telemetry.logs import configure_logging
+from pixtral_core.telemetry.metrics import MetricsServer, count_tasks, start_metrics_server
+from pixtral_core.telemetry.tracing import Tracer, start_tracing
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=ProcessSettings)
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+# What it may take to end connections, calls or a start that were cancelled, and a tier.
+GOAWAY_SECONDS = 0.2
+CANCEL_SECONDS = 5.0
+STOP_SECONDS = 30.0
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A client that vanished is noticed, and its calls cancelled, within 40 seconds.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Beyond the first number gRPC drops calls that nobody has looked at yet, whosever they are, and
+    # tells CANCELLED. Its own are 1,000 and 3,000: one client has them in a moment, and what is too
+    # much is for the gate to refuse, with a status.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
+    # A client connects anew now and then, and so to replicas that were not there before. Calls
+    # under way are not cut.
+    ("grpc.max_connection_age_ms", 300_000),
+)
+
+
+class Tier(Protocol):
+    """What a process serves."""
+
+    # The name of the process in traces, behind "pixtral-".
+    name: str
+    # Full names, for health and reflection.
+    services: tuple[str, ...]
+    # Methods (package.Service/Method) that others call all the time: neither logged nor traced.
+    quiet: tuple[str, ...]
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the servicers. They are called only between `start` and `stop`."""
+
+    async def start(self) -> None:
+        """Loads. Until it returns, calls are refused as UNAVAILABLE and health is NOT_SERVING.
+
+        Cancelled by a signal. StartupError is told in one line, anything else with its traceback.
+        """
+
+    async def failed(self) -> None:
+        """Returns when the process must end, for a reason that it has logged."""
+
+    async def stop(self) -> None:
+        """Frees everything. After the drain; after a `start` that failed or was cut short too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a process can be reached: host:port, with the ports that were bound.
+
+    `http` is None where it does not speak HTTP.
+    """
+
+    grpc: str
+    metrics: str
+    http: str | None = None
+
+
+class Beside(Protocol):
+    """A server that a tier has beside gRPC. It is opened, drained and closed with it."""
+
+    async def open(self) -> str:
+        """Binds and serves; returns host:port. Raises StartupError."""
+
+    async def close(self) -> None:
+        """After the drain: cuts off what is still in flight, and all connections."""
+
+
+@runtime_checkable
+class ServesHttp(Protocol):
+    """A tier that also answers over HTTP."""
+
+    def http_server(self, gate: Gate, tracer: Tracer) -> Beside | None:
+        """What it serves is to be held by `gate` and begun by `tracer`, as calls of gRPC are."""
+
+
+@runtime_checkable
+class ChecksEarly(Protocol):
+    """A tier that knows of some calls, before their messages are received, that it refuses them."""
+
+    def early_checks(self) -> Mapping[str, EarlyCheck]:
+        """By method, package.Service/Method."""
+
+
+@asynccontextmanager
+async def running(tier: Tier, settings: ProcessSettings) -> AsyncIterator[Addresses]:
+    """The whole server in this process, ready on entry, drained and stopped on exit."""
+    chassis = _Chassis(tier, settings)
+    try:
+        addresses = await chassis.open()
+        await chassis.start()
+        yield addresses
+    finally:
+        await chassis.close(settings.drain_seconds)
+
+
+class InTurn(Protocol):
+    """Lets one of several processes on the same ports serve; `workers` implements it."""
+
+    async def may_serve(self) -> None:
+        """Returns once this process, which is loaded, may bind. Raises StartupError."""
+
+    def serves(self) -> None:
+        """Told once it does."""
+
+
+def run(tier_factory: Callable[[S], Tier], settings: S, in_turn: InTurn | None = None) -> NoReturn:
+    """Serves until SIGTERM or SIGINT, then drains and exits 0. A second signal ends it at once.
+
+    Exits 1 where the tier cannot start or has failed. `in_turn`: it is a worker, which binds when
+    it is loaded and not before, and whose parent shows its metrics.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    outcome = runner.run(_serve(tier_factory, settings, in_turn))
+    if outcome.start_cut_short:
+        _leave_at_once(outcome.exit_code)
+    runner.close()
+    # Else the rest would be searched for garbage once more.
+    gc.freeze()
+    sys.exit(outcome.exit_code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    exit_code: int
+    start_cut_short: bool = False
+
+
+async def _serve(
+    tier_factory: Callable[[S], Tier], settings: S, in_turn: InTurn | None
+) -> _Outcome:
+    stopping = asyncio.create_task(signalled())
+    try:
+        tier = tier_factory(settings)
+        chassis = _Chassis(tier, settings, shares_ports=in_turn is not None, freezes=True)
+    except Exception as error:
+        return _cannot_start(error)
+    drain_seconds = settings.drain_seconds
+    try:
+        if in_turn is None:
+            addresses = await chassis.open()
+            logger.info("gRPC on %s, metrics on %s", addresses.grpc, addresses.metrics)
+            if addresses.http is not None:
+                logger.info("HTTP on %s", addresses.http)
+            starting = asyncio.create_task(chassis.start())
+        else:
+            starting = asyncio.create_task(_start_in_turn(chassis, in_turn))
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait((starting,), timeout=CANCEL_SECONDS)
+            return _Outcome(0, start_cut_short=True)
+        starting.result()
+        logger.info("ready")
+        failing = asyncio.create_task(tier.failed())
+        await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if failing.done():
+            drain_seconds = min(drain_seconds, CANCEL_SECONDS)
+            logger.error("the tier has failed", exc_info=failing.exception())
+            return _Outcome(1)
+        failing.cancel()
+        return _Outcome(0)
+    except Exception as error:
+        return _cannot_start(error)
+    finally:
+        await chassis.close(drain_seconds)
+
+
+async def _start_in_turn(chassis: "_Chassis", in_turn: InTurn) -> None:
+    # Loaded before it is bound: the kernel would give it connections that it cannot answer.
+    await chassis.start()
+    await in_turn.may_serve()
+    await chassis.open()
+    in_turn.serves()
+
+
+def _cannot_start(error: Exception) -> _Outcome:
+    if isinstance(error, StartupError):
+        logger.error("cannot start: %s", error)
+    else:
+        logger.error("cannot start", exc_info=error)
+    return _Outcome(1)
+
+
+async def signalled() -> None:
+    """Returns on the first signal; the second then has its default effect."""
+    loop = asyncio.get_running_loop()
+    received: asyncio.Future[signal.Signals] = loop.create_future()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def receive(number: signal.Signals) -> None:
+        for each in signals:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        received.set_result(number)
+
+    for each in signals:
+        loop.add_signal_handler(each, receive, each)
+    logger.info("%s: shutting down", (await received).name)
+
+
+def _leave_at_once(exit_code: int) -> NoReturn:
+    # A load that runs in a thread cannot be interrupted, and an ordinary exit would wait for it.
+    for child in multiprocessing.active_children():
+        child.terminate()
+        child.join(CANCEL_SECONDS)
+        child.kill()
+    logging.shutdown()
+    os._exit(exit_code)
+
+
+class _Chassis:
+    """`freezes`: the process is the tier's own, and what it has loaded stays."""
+
+    def __init__(
+        self,
+        tier: Tier,
+        settings: ProcessSettings,
+        *,
+        shares_ports: bool = False,
+        freezes: bool = False,
+    ) -> None:
+        self._shares_ports = shares_ports
+        self._freezes = freezes
+        self._tier = tier
+        self._settings = settings
+        self._gate = Gate("the server is starting")
+        self._health = health.aio.HealthServicer()
+        self._services = ("", *tier.services)
+        self._metrics: MetricsServer | None = None
+        self._counting: asyncio.Task[None] | None = None
+        self._tracer = start_tracing(f"pixtral-{tier.name}")
+        ungated = frozenset((health.SERVICE_NAME, reflection.SERVICE_NAME))
+        interceptor = CallInterceptor(
+            self._gate,
+            ungated,
+            frozenset(tier.quiet),
+            self._tracer,
+            tier.early_checks() if isinstance(tier, ChecksEarly) else {},
+        )
+        # Unless it is one of several, a second process on the same port is a mistake.
+        self._server = grpc.aio.server(
+            interceptors=(interceptor,),
+            options=(*_OPTIONS, ("grpc.so_reuseport", int(shares_ports))),
+        )
+        tier.register(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health_server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", 0)))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        reflection.enable_server_reflection((*tier.services, *sorted(ungated)), self._server)
+        self._http: Beside | None = None
+        if isinstance(tier, ServesHttp):
+            self._http = tier.http_server(self._gate, self._tracer)
+
+    async def open(self) -> Addresses:
+        """Binds, tells the addresses, and answers health checks. Raises StartupError.
+
+        One that shares its ports is started before that, and shows no metrics.
+        """
+        if not self._shares_ports:
+            await self._set_health(NOT_SERVING)
+            self._metrics = start_metrics_server(self._settings.metrics_listen)
+        addresses = Addresses(
+            bind(self._server, self._settings.listen, _credentials(self._settings)),
+            self._metrics.address if self._metrics is not None else "",
+            await self._http.open() if self._http is not None else None,
+        )
+        await self._server.start()
+        self._counting = asyncio.create_task(count_tasks())
+        if self._settings.health_listen is not None:
+            bind(self._health_server, self._settings.health_listen, None)
+            await self._health_server.start()
+        if self._settings.address_file is not None:
+            write_addresses(self._settings.address_file, addresses)
+        return addresses
+
+    async def start(self) -> None:
+        await self._tier.start()
+        if self._freezes:
+            # A collection would look through all that was loaded, under load every few seconds for
+            # a tenth of one, in which nobody is answered.
+            gc.collect()
+            gc.freeze()
+        self._gate.open()
+        await self._set_health(SERVING)
+
+    async def close(self, drain_seconds: float) -> None:
+        """Not ready, then drained, then stopped. Logs what fails on the way, raises nothing."""
+        await self._set_health(NOT_SERVING)
+        # Connections are told to end and none is taken any more, which is what makes callers go
+        # elsewhere: over a connection that is kept they would come until their next lookup.
+        ending = asyncio.create_task(self._server.stop(drain_seconds + CANCEL_SECONDS))
+        # What was accepted at that moment has yet to reach the gate.
+        await asyncio.wait((ending,), timeout=GOAWAY_SECONDS)
+        self._gate.shut("the server is shutting down")
+        if not await self._gate.wait_idle(drain_seconds):
+            logger.warning("calls still in flight after %g s are cancelled", drain_seconds)
+        # Health watchers, which never end by themselves, are cut off.
+        await self._server.stop(GOAWAY_SECONDS)
+        await ending
+        if self._http is not None:
+            await self._http.close()
+        if not await self._gate.wait_idle(CANCEL_SECONDS):
+            logger.error("calls that were cancelled have not ended")
+        await self._health_server.stop(0)
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._tier.stop()
+        except Exception:
+            logger.exception("the tier did not stop as it should")
+        await self._tracer.close()
+        if self._counting is not None:
+            self._counting.cancel()
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
+
+    async def _set_health(self, status: int) -> None:
+        # A watcher that reads nothing would hold this up.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await asyncio.gather(*(self._health.set(name, status) for name in self._services))
+
+
+def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, credentials)
+    except RuntimeError:
+        raise StartupError(f"cannot listen on {listen}") from None
+    return f"{listen.rpartition(':')[0]}:{port}"
+
+
+def _credentials(settings: ProcessSettings) -> grpc.ServerCredentials | None:
+    certificate, private_key = settings.tls_certificate, settings.tls_private_key
+    if certificate is None or private_key is None:
+        return None
+    pair = (read_pem(private_key), read_pem(certificate))
+    try:
+        # gRPC itself would only fail every handshake.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            certificate, private_key, password=b""
+        )
+    except (ssl.SSLError, ValueError):
+        raise StartupError(
+            f"{private_key} is not the private key, without a password, of {certificate}"
+        ) from None
+    client_ca = settings.tls_client_ca
+    return grpc.ssl_server_credentials(
+        [pair],
+        root_certificates=None if client_ca is None else read_pem(client_ca),
+        require_client_auth=client_ca is not None,
+    )
+
+
+def write_addresses(path: Path, addresses: Addresses) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        told = {server: at for server, at in asdict(addresses).items() if at is not None}
+        unfinished.write_text(json.dumps(told) + "\n", "utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise StartupError(f"cannot write {path}: {error.strerror}") from None

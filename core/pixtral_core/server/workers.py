@@ -1,0 +1,291 @@
+"""Several processes that serve on one port, and the one that keeps them.
+
+The parent, which the operator started, holds the ports, shows the metrics of all on one page,
+answers health checks and keeps the workers; each of these is a whole server with an event loop of
+its own, and the kernel deals connections out among them (SO_REUSEPORT). A worker is a new process
+with nothing of its parent's but two pipes: on one it gets its settings and then the word to serve,
+on the other it tells how far it is. It binds once it is loaded, so that whoever accepts can answer.
+
+A worker that dies is started again after a second; what it had accepted is lost, as with a pod.
+The fifth death within a minute ends the process, as does a worker that cannot start at first.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE, Process
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn, TypeVar
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2_grpc
+from prometheus_client import multiprocess
+
+from pixtral_core.errors import StartupError
+from pixtral_core.server.process import (
+    NOT_SERVING,
+    SERVING,
+    STOP_SECONDS,
+    Addresses,
+    bind,
+    signalled,
+    write_addresses,
+)
+from pixtral_core.settings import ProcessSettings
+from pixtral_core.telemetry.logs import configure_logging
+from pixtral_core.telemetry.metrics import MetricsServer, metrics_of, start_metrics_server
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=ProcessSettings)
+
+LOADED, SERVE, SERVES = b"loaded\n", b"serve\n", b"serves\n"
+
+RESTART_SECONDS = 1.0
+MAX_DEATHS = 5
+DEATHS_WITHIN_SECONDS = 60.0
+
+
+class Worker:
+    """A worker's own side of its pipes, which are its standard input and output."""
+
+    def __init__(self) -> None:
+        self._commands: asyncio.StreamReader | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    @staticmethod
+    def settings(cls: type[S]) -> S:
+        """What the parent sends first."""
+        line = bytearray()
+        # Not by sys.stdin, which would read on into what follows.
+        while (read := os.read(sys.stdin.fileno(), 1)) not in (b"\n", b""):
+            line += read
+        return cls.model_validate_json(bytes(line))
+
+    async def may_serve(self) -> None:
+        """Tells that this worker is loaded; returns once all are."""
+        commands = self._commands = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+        os.write(sys.stdout.fileno(), LOADED)
+        if await commands.readline() != SERVE:
+            raise StartupError("the process that keeps this worker has ended")
+        self._watching = asyncio.create_task(self._end_with_parent(commands))
+
+    def serves(self) -> None:
+        os.write(sys.stdout.fileno(), SERVES)
+
+    async def _end_with_parent(self, commands: asyncio.StreamReader) -> None:
+        await commands.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_workers(
+    module: str, settings: Sequence[ProcessSettings], services: Sequence[str]
+) -> NoReturn:
+    """Keeps a worker, `python -m MODULE`, for each of the settings, until SIGTERM or SIGINT.
+
+    They differ only in each one's share of the limits. Then all drain, and it exits 0; a second
+    signal ends all at once. Exits 1 where they cannot start, or die too often.
+    """
+    configure_logging(settings[0].log_level, settings[0].log_format)
+    with (
+        tempfile.TemporaryDirectory(prefix="pixtral-metrics-") as directory,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        exit_code = runner.run(_serve(module, settings, services, directory))
+    sys.exit(exit_code)
+
+
+async def _serve(
+    module: str, settings: Sequence[ProcessSettings], services: Sequence[str], directory: str
+) -> int:
+    stopping = asyncio.create_task(signalled())
+    parent = _Parent(module, settings, services, directory)
+    try:
+        await parent.open()
+        keeping = asyncio.create_task(parent.keep())
+        await asyncio.wait((keeping, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not keeping.done():
+            return 0
+        keeping.result()
+    except StartupError as error:
+        logger.error("cannot serve: %s", error)
+    finally:
+        await parent.close()
+    return 1
+
+
+class _Parent:
+    def __init__(
+        self,
+        module: str,
+        settings: Sequence[ProcessSettings],
+        services: Sequence[str],
+        directory: str,
+    ) -> None:
+        self._module = module
+        self._settings = list(settings)
+        self._first = settings[0]
+        self._directory = directory
+        self._services = ("", *services)
+        self._health = health.aio.HealthServicer()
+        self._health_server = grpc.aio.server()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        self._metrics: MetricsServer | None = None
+        self._sockets: list[socket.socket] = []
+        self._addresses = Addresses("", "")
+        self._running: dict[int, Process] = {}
+        self._loaded: set[int] = set()
+        self._serving: set[int] = set()
+        self._has_served = False
+        self._is_closing = False
+        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+
+    async def open(self) -> None:
+        """Holds the ports that the workers will listen on. Raises StartupError."""
+        bound: dict[str, str] = {}
+        for door in self._first.doors:
+            listen: str | None = getattr(self._first, door)
+            if listen is not None:
+                held, bound[door] = _hold(listen)
+                self._sockets.append(held)
+        registry = metrics_of(self._directory, lambda: [p.pid for p in self._running.values()])
+        self._metrics = start_metrics_server(self._first.metrics_listen, registry)
+        own = {"health_listen": None, "address_file": None}
+        self._settings = [each.model_copy(update=own | bound) for each in self._settings]
+        self._addresses = Addresses(
+            bound["listen"], self._metrics.address, bound.get("http_listen")
+        )
+        await self._set_health(NOT_SERVING)
+        if self._first.health_listen is not None:
+            bind(self._health_server, self._first.health_listen, None)
+            await self._health_server.start()
+
+    async def keep(self) -> None:
+        """Runs until cancelled. Raises StartupError where the workers do not last."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in range(len(self._settings)):
+                    group.create_task(self._keep(index))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def close(self) -> None:
+        """Ends all workers, after they have drained."""
+        self._is_closing = True
+        await self._set_health(NOT_SERVING)
+        for process in self._running.values():
+            with suppress(ProcessLookupError):
+                process.terminate()
+        ending = [asyncio.ensure_future(p.wait()) for p in self._running.values()]
+        if ending:
+            patience = self._first.drain_seconds + STOP_SECONDS
+            _, late = await asyncio.wait(ending, timeout=patience)
+            if late:
+                logger.error("%d workers have not ended and are killed", len(late))
+        for process in self._running.values():
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        await self._health_server.stop(0)
+        for held in self._sockets:
+            held.close()
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
+
+    async def _keep(self, index: int) -> None:
+        while not self._is_closing:
+            process = await self._start(index)
+            code = await self._follow(index, process)
+            if self._is_closing:
+                return
+            del self._running[index]
+            self._loaded.discard(index)
+            self._serving.discard(index)
+            multiprocess.mark_process_dead(process.pid, self._directory)  # type: ignore[no-untyped-call]
+            if not self._has_served:
+                raise StartupError(f"a worker has ended with {code} before all have served")
+            now = time.monotonic()
+            self._deaths.append(now)
+            logger.error("worker %d has ended with %d; another is started", index, code)
+            if len(self._deaths) == MAX_DEATHS and now - self._deaths[0] < DEATHS_WITHIN_SECONDS:
+                raise StartupError(
+                    f"{MAX_DEATHS} workers have died within {DEATHS_WITHIN_SECONDS:g} s"
+                )
+            await asyncio.sleep(RESTART_SECONDS)
+
+    async def _start(self, index: int) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            self._module,
+            stdin=PIPE,
+            stdout=PIPE,
+            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._directory},
+            # A Ctrl-C at the terminal is the parent's, which tells them.
+            start_new_session=True,
+        )
+        self._running[index] = process
+        self._tell(process, self._settings[index].model_dump_json().encode() + b"\n")
+        return process
+
+    async def _follow(self, index: int, process: Process) -> int:
+        assert process.stdout is not None  # noqa: S101 - for the type alone
+        async for line in process.stdout:
+            if line == LOADED:
+                self._loaded.add(index)
+                if self._has_served:
+                    self._tell(process, SERVE)
+                elif len(self._loaded) == len(self._settings):
+                    for each in self._running.values():
+                        self._tell(each, SERVE)
+            elif line == SERVES:
+                self._serving.add(index)
+                if not self._has_served and len(self._serving) == len(self._settings):
+                    self._has_served = True
+                    await self._announce()
+        return await process.wait()
+
+    async def _announce(self) -> None:
+        if self._first.address_file is not None:
+            write_addresses(self._first.address_file, self._addresses)
+        logger.info("%d workers on %s", len(self._settings), self._addresses)
+        if not self._is_closing:
+            await self._set_health(SERVING)
+
+    def _tell(self, process: Process, line: bytes) -> None:
+        assert process.stdin is not None  # noqa: S101 - for the type alone
+        process.stdin.write(line)
+
+    async def _set_health(self, status: int) -> None:
+        for name in self._services:
+            await self._health.set(name, status)
+
+
+def _hold(listen: str) -> tuple[socket.socket, str]:
+    """A socket that keeps an address for the workers, and the address with the port it got."""
+    host, _, port = listen.rpartition(":")
+    bare = host.strip("[]")
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if int(port):
+            # Where a process that has nothing to do with this one shares it too, it is a mistake.
+            with socket.socket(family, socket.SOCK_STREAM) as alone:
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind((bare, int(port)))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((bare, int(port)))
+    except OSError:
+        held.close()
+        raise StartupError(f"cannot listen on {listen}") from None
+    return held, f"{host}:{held.getsockname()[1]}"

@@ -1,0 +1,337 @@
+"""A process's settings: read once, at start, from a TOML file, the environment and flags."""
+
+import argparse
+import inspect
+import ipaddress
+import os
+import sys
+import tomllib
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    DirectoryPath,
+    Field,
+    FilePath,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+from redis.asyncio.connection import parse_url
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+from pixtral_core.server.channel import ClientTls
+
+S = TypeVar("S", bound="ProcessSettings")
+
+ENV_PREFIX = "PIXTRAL_"
+CONFIG_VARIABLE = "PIXTRAL_CONFIG"
+# gRPC's own way to write a name that stands for as many processes as it has addresses.
+DNS_SCHEME = "dns:///"
+
+
+def _check_address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ValueError("must be host:port")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError("an IPv6 host must stand in brackets")
+    return value
+
+
+def _check_target(value: str) -> str:
+    _check_address(value.removeprefix(DNS_SCHEME))
+    return value
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+def _check_redis_url(value: str) -> str:
+    try:
+        parse_url(value)
+    except ValueError:
+        # Not its text: the URL may hold a password.
+        raise ValueError("must be a redis://, rediss:// or unix:// URL") from None
+    return value
+
+
+# host:port, the host of IPv6 in brackets.
+Address = Annotated[str, AfterValidator(_check_address)]
+# In the environment and in flags, separated by commas; in the file, an array.
+Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split)]
+# host:port, or dns:///name:port.
+Target = Annotated[str, AfterValidator(_check_target)]
+Targets = Annotated[tuple[Target, ...], NoDecode, BeforeValidator(_split)]
+Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+def is_loopback(address: str) -> bool:
+    """Whether host:port can be reached from this machine alone."""
+    host = address.removeprefix(DNS_SCHEME).rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class ProcessSettings(BaseSettings):
+    """What every process is told. Each tier adds its own fields, all with descriptions.
+
+    Made directly, it reads nothing from outside; `load` reads file, environment and flags.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        validate_default=True,
+    )
+
+    # The fields with addresses that clients come in by: with TLS, or on this machine alone.
+    doors: ClassVar[tuple[str, ...]] = ("listen",)
+
+    listen: Address = Field("127.0.0.1:0", description="host:port to serve gRPC on; port 0 is any.")
+    metrics_listen: Address = Field(
+        "127.0.0.1:0", description="host:port to serve Prometheus metrics on; port 0 is any."
+    )
+    health_listen: Address | None = Field(
+        None,
+        description="host:port to answer health checks alone on, without TLS, which the gRPC "
+        "probes of Kubernetes cannot speak.",
+    )
+    address_file: Path | None = Field(
+        None, description="File to write the addresses to, as JSON, once they are bound."
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, description="How long calls in flight may go on after SIGTERM."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least severe messages to log."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="How to log to stderr: lines of text or of JSON."
+    )
+    tls_certificate: FilePath | None = Field(
+        None, description="PEM file of this server's certificate chain."
+    )
+    tls_private_key: FilePath | None = Field(
+        None, description="PEM file of the certificate's private key."
+    )
+    tls_client_ca: FilePath | None = Field(
+        None, description="PEM file of the authority that every client must be signed by (mTLS)."
+    )
+    allow_insecure: bool = Field(
+        False, description="Do without TLS, and Redis without a password, off this machine."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_private_key is None):
+            raise ValueError("tls_certificate and tls_private_key must be set together")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_private_key")
+        if self.tls_certificate is None and not self.allow_insecure:
+            for door in self.doors:
+                address: str | None = getattr(self, door)
+                if address is not None and not is_loopback(address):
+                    raise ValueError(
+                        f"{door}: {address} is not a loopback address: set tls_certificate and "
+                        "tls_private_key, or allow_insecure to serve without TLS"
+                    )
+        return self
+
+
+class PeerTlsSettings(ProcessSettings):
+    """For a process that calls other tiers; `peer_fields` names the fields with their addresses."""
+
+    peer_fields: ClassVar[tuple[str, ...]] = ()
+
+    peer_tls_ca: FilePath | None = Field(
+        None, description="PEM file of the authority that other tiers are signed by; none: no TLS."
+    )
+    peer_tls_certificate: FilePath | None = Field(
+        None, description="PEM file of the certificate shown to other tiers (mTLS)."
+    )
+    peer_tls_private_key: FilePath | None = Field(
+        None, description="PEM file of that certificate's private key."
+    )
+    peer_tls_server_name: str | None = Field(
+        None,
+        min_length=1,
+        description="The name that other tiers' certificates carry; unset: the host that is "
+        "called, or the name behind dns:///.",
+    )
+
+    @property
+    def peer_tls(self) -> ClientTls | None:
+        """What `open_channel` takes."""
+        if self.peer_tls_ca is None:
+            return None
+        return ClientTls(
+            self.peer_tls_ca,
+            self.peer_tls_certificate,
+            self.peer_tls_private_key,
+            self.peer_tls_server_name,
+        )
+
+    @model_validator(mode="after")
+    def _check_peer_tls(self) -> Self:
+        if (self.peer_tls_certificate is None) != (self.peer_tls_private_key is None):
+            raise ValueError("peer_tls_certificate and peer_tls_private_key must be set together")
+        if self.peer_tls_certificate is not None and self.peer_tls_ca is None:
+            raise ValueError("peer_tls_certificate needs peer_tls_ca")
+        if self.peer_tls_ca is None and not self.allow_insecure:
+            for name in self.peer_fields:
+                for address in getattr(self, name):
+                    if not is_loopback(address):
+                        raise ValueError(
+                            f"{name}: {address} is not a loopback address: set peer_tls_ca, or "
+                            "allow_insecure to call it without TLS"
+                        )
+        return self
+
+
+class RedisSettings(ProcessSettings):
+    """For a process that uses the Redis of the image embeddings."""
+
+    redis_url: Annotated[str, AfterValidator(_check_redis_url)] = Field(
+        "redis://127.0.0.1:6379/0",
+        description="The Redis that holds the embeddings: unix://, redis:// on this machine, "
+        "rediss:// (TLS) with a password elsewhere.",
+    )
+
+    @model_validator(mode="after")
+    def _check_redis(self) -> Self:
+        url = urlsplit(self.redis_url)
+        is_local = url.scheme == "unix" or is_loopback(f"{url.hostname or 'localhost'}:")
+        if not (is_local or self.allow_insecure or (url.scheme == "rediss" and url.password)):
+            raise ValueError(
+                "redis_url: the host is not a loopback address: use rediss:// and a password, or "
+                "allow_insecure to do without"
+            )
+        return self
+
+
+class ModelSettings(ProcessSettings):
+    """For a process that serves a model. Tiers work together where its name is the same."""
+
+    model_dir: DirectoryPath = Field(description="Directory of the model in Mistral format.")
+    model: str = Field(
+        "", description="The model's name, the same in every tier; empty: the directory's."
+    )
+
+    @property
+    def model_name(self) -> str:
+        return self.model or self.model_dir.resolve().name
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def load(cls: type[S], argv: Sequence[str] | None = None, *, prog: str) -> S:
+    """Settings from the TOML file, over it the environment, over it the flags.
+
+    The file is named by --config or PIXTRAL_CONFIG. A wrong value ends the process with exit code
+    2 and one line on stderr for each.
+    """
+    parser = _Parser(
+        prog=prog,
+        description=inspect.getdoc(cls),
+        epilog="Traces are sent where OTEL_EXPORTER_OTLP_ENDPOINT is set; other OTEL_* variables "
+        "say how.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help=f"TOML file [env: {CONFIG_VARIABLE}]")
+    flags: CliSettingsSource[Any] = CliSettingsSource(
+        cls,
+        root_parser=parser,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_implicit_flags=True,
+        cli_kebab_case=True,
+        cli_show_env_vars=True,
+    )
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # Without its value: it may be a secret behind a misspelt flag.
+        parser.error(f"{unknown[0].partition('=')[0]}: there is no such flag")
+    config = known.config or os.environ.get(CONFIG_VARIABLE)
+    try:
+        sources = {
+            "flag": flags(args=arguments)(),
+            "environment": EnvSettingsSource(cls)(),
+            f"in {config}": _read_file(Path(config)) if config else {},
+        }
+    except (SettingsError, ValueError) as error:
+        parser.error(str(error))
+    try:
+        return cls(**dict(ChainMap(*sources.values())))
+    except ValidationError as error:
+        problems = [_explain(problem, sources) for problem in error.errors(include_input=False)]
+        parser.exit(2, "".join(f"{prog}: {problem}\n" for problem in problems))
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from None
+
+
+def _explain(problem: "ErrorDetails", sources: Mapping[str, Mapping[str, Any]]) -> str:
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    origin = next((origin for origin, values in sources.items() if name in values), None)
+    variable = ENV_PREFIX + name.upper()
+    match origin, problem["type"]:
+        case None, "missing":
+            flag = name.replace("_", "-")
+            return f"{name} must be set, by --{flag}, {variable} or the file of --config"
+        case _, "extra_forbidden":
+            return f"{name} ({origin}): there is no such setting"
+        case "flag", _:
+            return f"--{name.replace('_', '-')}: {message}"
+        case "environment", _:
+            return f"{name} (from {variable}): {message}"
+        case _:
+            return f"{name} ({origin}): {message}"

@@ -1,0 +1,121 @@
+"""Spans as the tiers make them.
+
+`pixtral_core.telemetry.otel` makes real ones, and is imported only where an OTLP endpoint is set.
+Without one, each span is `OFF`, which does nothing.
+"""
+
+import os
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import grpc
+
+from pixtral_core.errors import StartupError
+
+Value: TypeAlias = bool | int | float | str
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+
+
+class Span:
+    """A piece of work in a trace, ended by `end` or by leaving its `with` block.
+
+    It is never "the current one" of a task: whoever makes a child names the parent, so that work
+    done for several callers, or a generator that is closed elsewhere, cannot mix up traces.
+
+    Attributes:
+        trace_id: 32 hexadecimal digits; empty where nothing is recorded.
+        span_id: 16 of them, or empty.
+    """
+
+    __slots__ = ()
+
+    trace_id = ""
+    span_id = ""
+
+    def child(self, name: str, *, is_call: bool = False, **attributes: Value) -> "Span":
+        """Begins a part of this work; `is_call`: one that another process does."""
+        return self
+
+    def part(self, name: str, began: float, ended: float, **attributes: Value) -> None:
+        """A part that is over; its times are on the monotonic clock, in seconds."""
+
+    def set(self, **attributes: Value) -> None:
+        pass
+
+    def event(self, name: str) -> None:
+        pass
+
+    def link(self, other: "Span") -> None:
+        """This work waits for what the other one does."""
+
+    def headers(self) -> Metadata:
+        """W3C Trace Context, for a call that is part of this work."""
+        return ()
+
+    def fail(self, reason: str) -> None:
+        """`reason` is one of few: a status code's name, an exception's type."""
+
+    def answer(self, code: grpc.StatusCode) -> None:
+        """What the call that this span stands for was answered with."""
+
+    def end(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+
+OFF = Span()
+
+
+class Tracer:
+    """Begins the spans that have no parent in this process: here, none."""
+
+    def serve(self, method: str, metadata: Metadata) -> Span:
+        """For a call that came with `metadata`. `method` is package.Service/Method, or of HTTP the
+        verb and the route."""
+        return OFF
+
+    async def close(self) -> None:
+        """Sends what is left, for two seconds at most."""
+
+
+def start_tracing(process: str) -> Tracer:
+    """A tracer that the standard OTEL_* variables describe.
+
+    `process` names the service where OTEL_SERVICE_NAME does not. Raises StartupError for a
+    protocol that is not spoken.
+    """
+    if not _is_on():
+        return Tracer()
+    name, protocol = _first(_PROTOCOLS)
+    if protocol not in ("", "grpc"):
+        raise StartupError(f"{name} is {protocol!r}: traces are sent by OTLP over gRPC alone")
+    from pixtral_core.telemetry.otel import OtlpTracer
+
+    return OtlpTracer(process)
+
+
+def _is_on() -> bool:
+    return (
+        _first(_ENDPOINTS) != ("", "")
+        and os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
+        and os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() != "none"
+    )
+
+
+def _first(names: tuple[str, ...]) -> tuple[str, str]:
+    """The first that is set, and its value."""
+    told = ((name, os.environ.get(name, "").strip()) for name in names)
+    return next(((name, value) for name, value in told if value), ("", ""))

@@ -1,0 +1,19 @@
+"""`python -m pixtral_gateway`: runs a gateway until SIGTERM."""
+
+import pixtral_core.server.grpc_polling  # noqa: F401 - before grpc
+from pixtral_core.server.process import run
+from pixtral_core.server.workers import run_workers
+from pixtral_core.settings import load
+from pixtral_gateway.process import GatewayTier
+from pixtral_gateway.settings import GatewaySettings
+
+
+def main() -> None:
+    settings = load(GatewaySettings, prog="gateway")
+    if settings.workers == 1:
+        run(GatewayTier, settings)
+    run_workers("pixtral_gateway.worker", settings.shares(), GatewayTier.services)
+
+
+if __name__ == "__main__":
+    main()

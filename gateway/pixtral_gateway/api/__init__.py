@@ -1,0 +1,1 @@
+"""The APIs that clients call. Protobuf and JSON end here."""

@@ -1,0 +1,1 @@
+"""The HTTP server under every HTTP API: bounds, bodies, middleware, event streams."""

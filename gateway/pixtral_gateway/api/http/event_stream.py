@@ -1,0 +1,35 @@
+"""A response of server-sent events."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.types import Receive, Scope, Send
+
+from pixtral_gateway.api.http.middleware import EVENT_STREAM, while_client_waits
+
+_HEADERS = [
+    (b"content-type", EVENT_STREAM + b"; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # Or nginx would gather them.
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class EventStream:
+    """Sends what `events` yields, and asks for more only when the client takes it.
+
+    It begins with the first event: what is refused before that has a status of its own.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+        async with while_client_waits(receive), aclosing(self._events):
+            async for event in self._events:
+                if not has_begun:
+                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                    has_begun = True
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,215 @@
+"""What surrounds every request: the gate, metrics, log line and span, and errors as answers.
+
+The same for HTTP as `pixtral_core.server.grpc_interceptor` is for gRPC.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import grpc
+from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from pixtral_core.errors import ServingError, Unavailable, told_as
+from pixtral_core.server.grpc_interceptor import GIVE_UP_SECONDS, Gate, given_up_for
+from pixtral_core.telemetry.request_log import REQUEST_ID, Call
+from pixtral_core.telemetry.tracing import Tracer
+from pixtral_gateway.api.openai.errors import Refused, body_of, headers_of, status_of
+from pixtral_gateway.metrics import HTTP_REQUESTS, HTTP_SECONDS
+
+# What a request is counted as whose client was gone before it was answered: nginx's own.
+CLIENT_GONE = 499
+# What stands in metrics for all others.
+METHODS = frozenset({"GET", "POST"})
+NO_ROUTE = "none"
+EVENT_STREAM = b"text/event-stream"
+
+
+class ClientGone(Exception):
+    """The client has closed its connection: there is nobody to answer."""
+
+
+@asynccontextmanager
+async def while_client_waits(receive: Receive) -> AsyncIterator[None]:
+    """Cancels the block as soon as the client goes away. The body has been read before."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - for mypy: a coroutine runs in a task
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        task.cancel(ClientGone())
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+class Calls:
+    """An ASGI application around a router whose routes raise ServingError.
+
+    Routes of `quiet` are answered while the gate is shut, and neither logged nor traced: they are
+    asked for all the time.
+    """
+
+    def __init__(
+        self, router: Router, *, quiet: frozenset[str], gate: Gate, tracer: Tracer
+    ) -> None:
+        self._router = router
+        self._quiet = quiet | {NO_ROUTE}
+        self._gate = gate
+        self._tracer = tracer
+        self._tasks: set[asyncio.Task[Any]] = set()
+        for route in router.routes:
+            if isinstance(route, Route):
+                # Shown from the start: no rate sees a counter that begins at one.
+                for method in (route.methods or set()) & METHODS:
+                    HTTP_REQUESTS.labels(method, route.path_format, "200")
+                    HTTP_SECONDS.labels(method, route.path_format)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for mypy: a coroutine runs in a task
+        self._tasks.add(task)
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            self._tasks.discard(task)
+
+    async def end(self) -> None:
+        """What is still in flight is told that the service ends."""
+        for task in self._tasks:
+            task.cancel(Unavailable("the server is shutting down"))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2 * GIVE_UP_SECONDS)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = time.perf_counter()
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        route = _route(self._router, scope)
+        call = None
+        if route not in self._quiet:
+            call = Call.begin(f"{method} {route}", _texts(scope), self._tracer)
+        reply = _Reply(send, self._gate, call)
+        code = grpc.StatusCode.CANCELLED
+        try:
+            code = await self._answer({**scope, "app": self}, receive, reply, call)
+        finally:
+            HTTP_REQUESTS.labels(method, route, str(reply.status)).inc()
+            HTTP_SECONDS.labels(method, route).observe(time.perf_counter() - begun)
+            if call is not None:
+                call.facts["http_status"] = reply.status
+                call.end(code)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, reply: "_Reply", call: Call | None
+    ) -> grpc.StatusCode:
+        error: ServingError
+        with ExitStack() as held:
+            try:
+                if call is not None:
+                    held.enter_context(self._gate.hold())
+                await self._router(scope, receive, reply.send)
+                return grpc.StatusCode.OK
+            except HTTPException as refused:
+                error = _refused(refused)
+            except ClientGone:
+                return grpc.StatusCode.CANCELLED
+            except asyncio.CancelledError as cancelled:
+                found = self._why_cancelled(cancelled)
+                if found is None:
+                    return grpc.StatusCode.CANCELLED
+                error = found
+            except Exception as unexpected:
+                error = told_as(unexpected)
+            if call is not None:
+                call.facts["reason"] = error.reason
+            # Behind what the client has not read: told in time or not, the request is over here.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GIVE_UP_SECONDS):
+                    await reply.fail(error)
+            return error.code
+
+    def _why_cancelled(self, cancelled: asyncio.CancelledError) -> ServingError | None:
+        """What to tell the client; None where it is gone. Raises what nobody here has caused."""
+        task = asyncio.current_task()
+        if task is None or not task.cancelling():
+            # Something that was awaited was cancelled, and not the request.
+            return told_as(cancelled)
+        given = given_up_for(cancelled)
+        if given is None and not isinstance(next(iter(cancelled.args), None), ClientGone):
+            raise cancelled
+        while task.uncancel():
+            pass
+        return given
+
+
+class _Reply:
+    """The answer to one request, as far as it was sent."""
+
+    def __init__(self, send: Send, gate: Gate, call: Call | None) -> None:
+        self._send = send
+        self._gate = gate
+        self._call = call
+        self._is_stream = False
+        self.status = CLIENT_GONE
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            if self._call is not None:
+                headers.append((REQUEST_ID.encode(), self._call.request_id.encode()))
+            if not self._gate.is_open:
+                # The next request is for a process that stays.
+                headers.append((b"connection", b"close"))
+            self._is_stream = any(value.startswith(EVENT_STREAM) for _, value in headers)
+            self.status = message["status"]
+            message = {**message, "headers": headers}
+        await self._send(message)
+
+    async def fail(self, error: ServingError) -> None:
+        body = json.dumps(body_of(error)).encode()
+        if self.status == CLIENT_GONE:
+            headers = {"content-type": "application/json", **headers_of(error)}
+            headers["content-length"] = str(len(body))
+            pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+            start = {"type": "http.response.start", "status": status_of(error), "headers": pairs}
+            await self.send(start)
+        elif self._is_stream:
+            body = b"data: " + body + b"\n\ndata: [DONE]\n\n"
+        else:
+            return
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def _route(router: Router, scope: Scope) -> str:
+    """Its pattern: names in metrics and logs are few."""
+    for route in router.routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            return route.path_format
+    return NO_ROUTE
+
+
+def _refused(refused: HTTPException) -> Refused:
+    if refused.status_code == 405:
+        reason, message = "METHOD_NOT_ALLOWED", "this route does not take that method"
+    else:
+        reason, message = "NOT_FOUND", "there is no such route"
+    return Refused(
+        refused.status_code,
+        reason,
+        message,
+        code=grpc.StatusCode.UNIMPLEMENTED,
+        headers={name.lower(): value for name, value in (refused.headers or {}).items()},
+    )
+
+
+def _texts(scope: Scope) -> list[tuple[str, str | bytes]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]

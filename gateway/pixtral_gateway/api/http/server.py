@@ -1,0 +1,94 @@
+"""The HTTP server, on the event loop of the gateway's gRPC."""
+
+import asyncio
+import socket
+import ssl
+
+import uvicorn
+
+from pixtral_core.errors import StartupError
+from pixtral_gateway.api.http.bounded_protocol import BoundedProtocol
+from pixtral_gateway.api.http.middleware import Calls
+from pixtral_gateway.settings import GatewaySettings
+
+# A client's pool of connections keeps one that is idle for less than that.
+KEEP_ALIVE_SECONDS = 75
+# What it may take to send what is written to clients that read.
+FLUSH_SECONDS = 1
+
+
+class HttpServer:
+    """Serves `app` on the settings' `http_listen`, from `open` to `close`."""
+
+    def __init__(self, app: Calls, listen: str, settings: GatewaySettings) -> None:
+        self._app = app
+        self._listen = listen
+        self._settings = settings
+        self._server: uvicorn.Server | None = None
+        self._ticking: asyncio.Task[None] | None = None
+
+    async def open(self) -> str:
+        """Binds and serves; returns host:port. Raises StartupError."""
+        config = self._config()
+        host, _, port = self._listen.rpartition(":")
+        bare = host.strip("[]")
+        family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+        try:
+            config.load()
+            listener = socket.create_server(
+                (bare, int(port)), family=family, reuse_port=self._settings.workers > 1
+            )
+        except ssl.SSLError:
+            raise StartupError(
+                "the TLS files of the HTTP server are not what they must be"
+            ) from None
+        except OSError:
+            raise StartupError(f"cannot listen on {self._listen}") from None
+        # For its connections: asyncio does not see that they are TCP's, and an answer's body would
+        # wait until its head is acknowledged.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server = self._server = uvicorn.Server(config)
+        # Its parts, and not `serve`, which would take the process's signals.
+        server.lifespan = config.lifespan_class(config)
+        await server.startup(sockets=[listener])
+        self._ticking = asyncio.create_task(server.main_loop())
+        return f"{host}:{listener.getsockname()[1]}"
+
+    async def close(self) -> None:
+        """What is still in flight is told so and cut off."""
+        server = self._server
+        if server is None or self._ticking is None:
+            return
+        await self._app.end()
+        server.should_exit = True
+        await self._ticking
+        await server.shutdown()
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+
+    def _config(self) -> uvicorn.Config:
+        settings = self._settings
+        return uvicorn.Config(
+            self._app,
+            loop="none",
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            workers=1,
+            # The chassis's own log has a line for each request.
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=FLUSH_SECONDS,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_private_key,
+            ssl_ca_certs=str(settings.tls_client_ca) if settings.tls_client_ca else None,
+            ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca else ssl.CERT_NONE,
+            # A request of a connection begins in the context of the one before it, and would log
+            # with its ids.
+            reset_contextvars=True,
+        )

@@ -1,0 +1,222 @@
+"""The routes, each thin over the gateway's own request path."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from importlib import metadata
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+
+from pixtral_core.concurrency.deadline import Deadline
+from pixtral_core.errors import InvalidRequest, Unavailable
+from pixtral_core.server.grpc_interceptor import Gate
+from pixtral_core.telemetry.request_log import note
+from pixtral_core.telemetry.tracing import Tracer
+from pixtral_gateway.api.http.body import Bodies
+from pixtral_gateway.api.http.event_stream import EventStream
+from pixtral_gateway.api.http.host_check import check_host
+from pixtral_gateway.api.http.middleware import Calls, while_client_waits
+from pixtral_gateway.api.openai import chat_response, openapi
+from pixtral_gateway.api.openai.messages import to_conversation
+from pixtral_gateway.api.openai.request_schema import ChatRequest, Message, TokenizeRequest
+from pixtral_gateway.api.openai.response_schema import ModelCard, ModelList, Tokens, Version
+from pixtral_gateway.api.playground.page import PATHS, Page
+from pixtral_gateway.checks.conversation import Conversation, Tools
+from pixtral_gateway.checks.validation import adapter_of, check_sampling
+from pixtral_gateway.pipeline import Completions
+from pixtral_gateway.request import Ask
+from pixtral_gateway.settings import GatewaySettings
+from pixtral_gateway.tenancy.tenants import Tenant, Tenants
+from pixtral_gateway.upstream.resume import answers_of
+
+_QUIET = frozenset({"/health", "/version", openapi.PATH, *PATHS})
+_CAPABILITIES = {"completion_chat": True, "function_calling": True, "vision": True}
+
+
+class OpenAiApi:
+    """`completions` is set once loaded; no request comes before."""
+
+    completions: Completions
+
+    def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
+        self._settings = settings
+        self._tenants = tenants
+        self._model = settings.model_name
+        self._created = int(time.time())
+        self._bodies = Bodies()
+
+    def app(self, gate: Gate, tracer: Tracer) -> Calls:
+        async def health(request: Request) -> Response:
+            if not gate.is_open:
+                raise Unavailable("the server is not ready")
+            return Response()
+
+        settings = self._settings
+        page = Page(settings.listen.rpartition(":")[2]).routes() if settings.has_page else []
+        routes = [
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model:path}", self.model),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/health", health),
+            Route("/version", version),
+        ]
+        described = openapi.document(routes, _version(), has_keys=settings.api_keys is not None)
+        schema = openapi.route(described)
+        router = Router([*routes, schema, *page], redirect_slashes=False)
+        return Calls(router, quiet=_QUIET, gate=gate, tracer=tracer)
+
+    async def chat(self, request: Request) -> JSONResponse | EventStream:
+        arrival = time.monotonic()
+        tenant = self._tenant(request)
+        # Before its body, which may be large, is read.
+        self.completions.check_room(tenant)
+        seconds = self._settings.request_timeout_seconds
+        asked = await self._bodies.read(request, ChatRequest, Deadline(arrival + seconds))
+        asked.check_served()
+        conversation = self._conversation(asked.model, asked.messages, asked.called_tools())
+        sampling = asked.sampling()
+        with _told_as_asked(asked):
+            check_sampling(sampling, vocabulary_size=self.completions.vocabulary_size)
+        model = asked.model or self._model
+        ask = Ask.begin(
+            f"chatcmpl-{uuid.uuid4().hex}",
+            self._model,
+            tenant,
+            conversation,
+            sampling,
+            arrival=arrival,
+            seconds=seconds,
+            adapter=self._adapter(asked.model),
+            priority=asked.priority or 0,
+        )
+        events = _stream(self.completions, ask, asked)
+        if asked.stream:
+            return EventStream(
+                chat_response.chunks(
+                    events,
+                    ask.id,
+                    model,
+                    include_usage=asked.include_usage,
+                    so_far=ask.so_far if asked.continuous_usage else None,
+                )
+            )
+        async with while_client_waits(request.receive):
+            answer = await chat_response.whole(events, ask.id, model, choices=answers_of(sampling))
+            if sampling.HasField("prompt_logprobs"):
+                # There may be megabytes of them.
+                return await asyncio.to_thread(JSONResponse, answer)
+            return JSONResponse(answer)
+
+    async def tokenize(self, request: Request) -> JSONResponse:
+        tenant = self._tenant(request)
+        deadline = Deadline.after(self._settings.request_timeout_seconds)
+        asked = await self._bodies.read(request, TokenizeRequest, deadline)
+        asked.check_served()
+        async with while_client_waits(request.receive):
+            tokens = await self._tokens(asked, tenant)
+            context_length = self.completions.context_length
+        answer: Tokens = {
+            "count": len(tokens),
+            "max_model_len": context_length,
+            "tokens": list(tokens),
+            "token_strs": None,
+        }
+        return JSONResponse(answer)
+
+    async def models(self, request: Request) -> JSONResponse:
+        self._tenant(request)
+        names = (self._model, *self.completions.adapters)
+        answer: ModelList = {"object": "list", "data": [self._card(name) for name in names]}
+        return JSONResponse(answer)
+
+    async def model(self, request: Request) -> JSONResponse:
+        self._tenant(request)
+        name = request.path_params["model"]
+        return JSONResponse(self._card(self._adapter(name) or self._model))
+
+    def _adapter(self, model: str | None) -> str:
+        return adapter_of(model or "", self._model, self.completions.adapters)
+
+    def _tenant(self, request: Request) -> Tenant:
+        if self._settings.is_for_this_machine:
+            check_host(request.headers.get("host"))
+        tenant = self._tenants.of(*request.headers.getlist("authorization"))
+        note(tenant=tenant.name)
+        return tenant
+
+    async def _tokens(self, asked: TokenizeRequest, tenant: Tenant) -> Sequence[int]:
+        if asked.messages is not None:
+            conversation = self._conversation(asked.model, asked.messages, asked.called_tools())
+            return (await self.completions.count(conversation, tenant)).token_ids
+        if asked.prompt is None:
+            raise InvalidRequest("messages", "messages or a prompt is needed")
+        self._adapter(asked.model)
+        return await self.completions.tokenize(
+            asked.prompt, tenant, bos=asked.add_special_tokens is not False
+        )
+
+    def _conversation(
+        self, model: str | None, messages: Sequence[Message], tools: Tools
+    ) -> Conversation:
+        self._adapter(model)
+        return to_conversation(
+            messages,
+            tools,
+            max_images=self._settings.max_images,
+            context_length=self.completions.context_length,
+        )
+
+    def _card(self, name: str) -> ModelCard:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "pixtral-serve",
+            "root": name,
+            "parent": self._model if name != self._model else None,
+            "max_model_len": self.completions.context_length,
+            "pixtral": {
+                "max_images": self._settings.max_images,
+                "max_image_bytes": self._settings.max_image_bytes,
+                "max_image_pixels": self._settings.max_image_pixels,
+            },
+            # Mistral's client takes no model without these two.
+            "type": "base",
+            "capabilities": _CAPABILITIES,
+        }
+
+
+@contextmanager
+def _told_as_asked(asked: ChatRequest) -> Iterator[None]:
+    """Of several names for one thing, errors have the one that the client used."""
+    try:
+        yield
+    except InvalidRequest as error:
+        field, description = error.violations[0]
+        name = asked.name_of(field)
+        if name == field:
+            raise
+        raise InvalidRequest(name, description, error.reason) from None
+
+
+async def _stream(completions: Completions, ask: Ask, asked: ChatRequest) -> chat_response.Events:
+    with _told_as_asked(asked):
+        async with aclosing(completions.stream(ask)) as events:
+            async for event in events:
+                yield event
+
+
+async def version(request: Request) -> JSONResponse:
+    answer: Version = {"version": _version()}
+    return JSONResponse(answer)
+
+
+def _version() -> str:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version("pixtral-serve")
+    return "unknown"

@@ -1,0 +1,239 @@
+"""Answers as OpenAI's clients expect them, whole and in chunks."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from pixtral.v1 import chat_pb2
+from pixtral_gateway.api.openai import tools
+from pixtral_gateway.api.openai.response_schema import (
+    AssistantMessage,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChunkChoice,
+    Delta,
+    Ending,
+    FinishReason,
+    Logprob,
+    Logprobs,
+    PromptLogprob,
+    TokenLogprobs,
+    Usage,
+)
+from pixtral_gateway.checks.tools import whole_calls
+from pixtral_gateway.request import Finished, SoFar
+from pixtral_gateway.request import Usage as Used
+
+Events = AsyncGenerator[chat_pb2.Choice | Finished]
+
+DONE = b"data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0
+
+_FINISH_REASONS: dict[int, FinishReason] = {
+    chat_pb2.FINISH_REASON_STOP: "stop",
+    chat_pb2.FINISH_REASON_LENGTH: "length",
+    chat_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
+
+
+async def whole(events: Events, completion_id: str, model: str, *, choices: int) -> ChatCompletion:
+    """A `chat.completion`, once the last token of the last of so many choices is there."""
+    texts: list[list[str]] = [[] for _ in range(choices)]
+    logprobs: list[list[TokenLogprobs]] = [[] for _ in range(choices)]
+    calls: list[list[chat_pb2.ToolCall]] = [[] for _ in range(choices)]
+    finish_reasons: list[FinishReason | None] = [None] * choices
+    ending: Ending | None = None
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Finished):
+                ending = _ending(event)
+                if event.prompt_logprobs:
+                    told = await asyncio.to_thread(_prompt_logprobs, event.prompt_logprobs)
+                    ending["prompt_logprobs"] = told
+                continue
+            texts[event.index].append(event.text)
+            calls[event.index].extend(event.tool_calls)
+            logprobs[event.index] += map(_token_logprobs, event.logprobs)
+            finish_reasons[event.index] = _FINISH_REASONS.get(event.finish_reason)
+    assert ending is not None  # noqa: S101 - for mypy: no events are without an end
+    told_choices: list[Choice] = [
+        {
+            "index": index,
+            "message": _message("".join(texts[index]), calls[index]),
+            "logprobs": _logprobs(logprobs[index]),
+            "finish_reason": finish_reasons[index],
+        }
+        for index in range(choices)
+    ]
+    return {
+        "id": completion_id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": told_choices,
+        **ending,
+    }
+
+
+async def chunks(
+    events: Events,
+    completion_id: str,
+    model: str,
+    *,
+    include_usage: bool,
+    so_far: SoFar | None = None,
+) -> AsyncGenerator[bytes]:
+    """Server-sent events, each a `chat.completion.chunk`; with usage, one more has no choices.
+
+    With `so_far`, which the events' source fills in, each chunk has what its choice has used.
+    """
+    heading: ChatCompletionChunk = {
+        "id": completion_id,
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [],
+    }
+    # As OpenAI has it: where usage is asked for, each chunk has the field.
+    if include_usage:
+        heading["usage"] = None
+    made: dict[int, int] = {}
+    async with aclosing(events):
+        async for event in events:
+            if not isinstance(event, Finished):
+                opening = b""
+                if event.index not in made:
+                    made[event.index] = 0
+                    if so_far is not None:
+                        heading["usage"] = _running(so_far, 0)
+                    first = _delta(event.index, {"role": "assistant", "content": ""})
+                    opening = _event({**heading, "choices": [first]})
+                if so_far is not None:
+                    made[event.index] += len(event.token_ids)
+                    heading["usage"] = _running(so_far, made[event.index])
+                choice = _delta(
+                    event.index,
+                    _said(event),
+                    _FINISH_REASONS.get(event.finish_reason),
+                    _logprobs([_token_logprobs(each) for each in event.logprobs]),
+                )
+                yield opening + _event({**heading, "choices": [choice]})
+            elif include_usage:
+                end = _ending(event)
+                yield _event({**heading, "usage": end["usage"], "pixtral": end["pixtral"]})
+    yield DONE
+
+
+def _message(text: str, pieces: list[chat_pb2.ToolCall]) -> AssistantMessage:
+    message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
+    if pieces:
+        message["content"] = text or None
+        message["tool_calls"] = tools.whole(whole_calls(pieces))
+    return message
+
+
+def _said(choice: chat_pb2.Choice) -> Delta:
+    if not choice.tool_calls:
+        return {"content": choice.text}
+    said: Delta = {"content": choice.text} if choice.text else {}
+    said["tool_calls"] = tools.deltas(choice.tool_calls)
+    return said
+
+
+def _delta(
+    index: int,
+    delta: Delta,
+    finish_reason: FinishReason | None = None,
+    logprobs: Logprobs | None = None,
+) -> ChunkChoice:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _logprobs(content: list[TokenLogprobs]) -> Logprobs | None:
+    return {"content": content, "refusal": None} if content else None
+
+
+def _token_logprobs(token: chat_pb2.TokenLogprobs) -> TokenLogprobs:
+    return {**_logprob(token.chosen), "top_logprobs": [_logprob(each) for each in token.top]}
+
+
+def _logprob(token: chat_pb2.Logprob) -> Logprob:
+    return {
+        "token": token.text,
+        # JSON has no infinity; this is vLLM's own stand-in for it.
+        "logprob": max(token.logprob, LEAST_LOGPROB),
+        "bytes": list(token.text.encode()),
+    }
+
+
+def _prompt_logprobs(
+    positions: Sequence[chat_pb2.TokenLogprobs],
+) -> list[dict[str, PromptLogprob] | None]:
+    """In vLLM's form: tokens by their ids, the prompt's own first; None for its first token."""
+    return [
+        {
+            str(token.token_id): {
+                "logprob": max(token.logprob, LEAST_LOGPROB),
+                "rank": token.rank,
+                "decoded_token": token.text,
+            }
+            for token in (position.chosen, *position.top)
+        }
+        if position.HasField("chosen")
+        else None
+        for position in positions
+    ]
+
+
+def _ending(finished: Finished) -> Ending:
+    timings = finished.timings
+    return {
+        "usage": _usage(finished.usage),
+        "pixtral": {
+            "timings": {
+                "queue_seconds": round(timings.queue, 6),
+                "encode_seconds": round(timings.encode, 6),
+                "time_to_first_token_seconds": round(timings.time_to_first_token, 6),
+                "total_seconds": round(timings.total, 6),
+            },
+            "images": [
+                {
+                    "sha256": image.sha256,
+                    "width": image.width,
+                    "height": image.height,
+                    "tokens": image.tokens,
+                    "cached": image.cached,
+                    "encode_seconds": round(image.encode, 6),
+                }
+                for image in finished.images
+            ],
+        },
+    }
+
+
+def _running(so_far: SoFar, completion_tokens: int) -> Usage:
+    return {
+        "prompt_tokens": so_far.prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": so_far.prompt_tokens + completion_tokens,
+    }
+
+
+def _usage(usage: Used) -> Usage:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "image_tokens": usage.image_tokens,
+        },
+    }
+
+
+def _event(chunk: ChatCompletionChunk) -> bytes:
+    # In ASCII: some clients take U+2028 and its like for the end of a line.
+    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"

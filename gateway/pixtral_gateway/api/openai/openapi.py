@@ -1,0 +1,188 @@
+"""GET /openapi.json: what the routes take and answer, in OpenAPI 3.1.
+
+It is made of the routes themselves, of the models that read the bodies, and of the types that
+answers are checked against. As in vLLM, no key is needed to read it.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pixtral_gateway.api.openai.request_schema import ChatRequest, TokenizeRequest
+from pixtral_gateway.api.openai.response_schema import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ErrorAnswer,
+    ModelCard,
+    ModelList,
+    Tokens,
+    Version,
+)
+
+PATH = "/openapi.json"
+_REF = "#/components/schemas/{model}"
+_JSON = "application/json"
+_OK = 200
+
+_ERRORS = {
+    400: "A field is wrong, or cannot be served; `param` names it.",
+    401: "No API key, or one that is nobody's.",
+    404: "There is no such model.",
+    408: "The body did not come in time.",
+    413: "The body is too large.",
+    415: "The content type is not application/json.",
+    421: "A gateway for its own machine alone is asked by another name.",
+    429: "There is no room now, or a tenant's limit is reached.",
+    500: "A fault of the service's.",
+    503: "Not ready, shutting down, or what the request needs is not there.",
+    504: "The time for a request has passed.",
+}
+_OF_BODIES = (400, 408, 413, 415, 429)
+_OF_ANY = (500, 503)
+_HEADERS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
+_HEADER_SCHEMAS = {
+    "WWW-Authenticate": {"const": "Bearer"},
+    # In seconds.
+    "Retry-After": {"type": "integer", "minimum": 1},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a route takes and answers. `chunk` is one event of its streams."""
+
+    summary: str
+    answer: Any
+    body: type[BaseModel] | None = None
+    chunk: Any = None
+    errors: tuple[int, ...] = ()
+    is_for_tenants: bool = True
+
+
+_OPERATIONS = {
+    "/v1/chat/completions": Operation(
+        "An answer to a conversation, whole or as a stream",
+        answer=ChatCompletion,
+        body=ChatRequest,
+        chunk=ChatCompletionChunk,
+        errors=(*_OF_BODIES, 404, 504),
+    ),
+    "/v1/models": Operation("The model and its adapters", answer=ModelList),
+    "/v1/models/{model}": Operation("One of them", answer=ModelCard, errors=(404,)),
+    "/tokenize": Operation(
+        "The tokens of a conversation, or of a text",
+        answer=Tokens,
+        body=TokenizeRequest,
+        errors=(*_OF_BODIES, 404, 504),
+    ),
+    "/health": Operation("Whether it is ready", answer=None, is_for_tenants=False),
+    "/version": Operation("The gateway's version", answer=Version, is_for_tenants=False),
+}
+
+
+class _Schemas(GenerateJsonSchema):
+    """Without what only repeats the names, and without defaults: absent is null."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
+def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[str, Any]:
+    """Raises KeyError for a route of which it does not know what it answers."""
+    shown = [(route, _OPERATIONS[route.path_format]) for route in routes]
+    used = {type_ for _, each in shown for type_ in (each.body, each.answer, each.chunk) if type_}
+    refs, components = TypeAdapter.json_schemas(
+        [
+            (type_.__name__, "validation", TypeAdapter(type_))
+            for type_ in sorted({*used, ErrorAnswer}, key=lambda type_: str(type_.__name__))
+        ],
+        ref_template=_REF,
+        schema_generator=_Schemas,
+    )
+    schemas = {name: schema for (name, _), schema in refs.items()}
+    paths: dict[str, dict[str, Any]] = {}
+    for route, operation in shown:
+        for method in (route.methods or set()) - {"HEAD"}:
+            told = _operation(route, operation, schemas, has_keys=has_keys)
+            paths.setdefault(route.path_format, {})[method.lower()] = told
+    described: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "pixtral-serve", "version": version},
+        "paths": paths,
+        "components": {"schemas": components["$defs"]},
+    }
+    if has_keys:
+        described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return described
+
+
+def route(described: dict[str, Any]) -> Route:
+    body = json.dumps(described, separators=(",", ":")).encode()
+
+    async def schema(request: Request) -> Response:
+        return Response(body, media_type=_JSON)
+
+    return Route(PATH, schema)
+
+
+def _operation(
+    route: Route, operation: Operation, schemas: dict[str, Any], *, has_keys: bool
+) -> dict[str, Any]:
+    errors = {*operation.errors, *_OF_ANY}
+    if operation.is_for_tenants:
+        errors |= {401} if has_keys else {421}
+    told: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": operation.summary,
+        "responses": {
+            str(_OK): _answer(operation, schemas),
+            **{str(status): _error(status, schemas) for status in sorted(errors)},
+        },
+    }
+    if route.param_convertors:
+        told["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in route.param_convertors
+        ]
+    if operation.body is not None:
+        schema = schemas[operation.body.__name__]
+        told["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
+    if operation.is_for_tenants and has_keys:
+        told["security"] = [{"key": []}]
+    return told
+
+
+def _answer(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = {"description": operation.summary}
+    if operation.answer is not None:
+        told["content"] = {_JSON: {"schema": schemas[operation.answer.__name__]}}
+    if operation.chunk is not None:
+        told["content"]["text/event-stream"] = {
+            "schema": {
+                "type": "string",
+                "description": f"The data of each event is a {operation.chunk.__name__}, or an "
+                f"{ErrorAnswer.__name__}; that of the last is [DONE].",
+            }
+        }
+    return told
+
+
+def _error(status: int, schemas: dict[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "description": _ERRORS[status],
+        "content": {_JSON: {"schema": schemas[ErrorAnswer.__name__]}},
+    }
+    if name := _HEADERS.get(status):
+        told["headers"] = {name: {"required": True, "schema": _HEADER_SCHEMAS[name]}}
+    return told

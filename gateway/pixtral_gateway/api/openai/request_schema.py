@@ -1,0 +1,369 @@
+"""What OpenAI's clients send, checked against its types."""
+
+import json
+import logging
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from pixtral.v1 import chat_pb2
+from pixtral_core.errors import InvalidRequest
+from pixtral_gateway.api.openai.response_schema import Content, ToolCall
+from pixtral_gateway.api.openai.tools import CHOICE, ToolDefinition, to_tools
+from pixtral_gateway.checks.conversation import Role, Tools
+from pixtral_gateway.checks.validation import RANGES
+
+logger = logging.getLogger(__name__)
+
+# Of which other field the range is.
+_SAME_RANGE = {
+    "logprobs": "",
+    "max_completion_tokens": "max_tokens",
+    "top_logprobs": "logprobs",
+}
+_LOGIT_BIAS = {
+    "anyOf": [
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        },
+        {"type": "null"},
+    ]
+}
+
+UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+ROLES = {
+    "system": Role.SYSTEM,
+    # OpenAI's newer name for it.
+    "developer": Role.SYSTEM,
+    "user": Role.USER,
+    "assistant": Role.ASSISTANT,
+    "tool": Role.TOOL,
+}
+
+
+def _as_it_is(value: Any) -> Any:
+    # Whoever reads it names the part that is wrong; what it is to be is for /openapi.json alone.
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    match value:
+        case None:
+            return []
+        case str():
+            return [value]
+        case _:
+            return value
+
+
+def _none_if_false(value: Any) -> Any:
+    return None if value is False else value
+
+
+def _not_minus_one(value: Any) -> Any:
+    # vLLM's other way to say that every token may come.
+    return 0 if value == -1 else value
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    role: Annotated[str, WithJsonSchema({"type": "string", "enum": list(ROLES)})]
+    content: Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=Content)] = None
+    tool_calls: (
+        list[Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=ToolCall)]] | None
+    ) = None
+    tool_call_id: str | None = None
+    function_call: Annotated[Any, WithJsonSchema({"type": "null"})] = None
+    prefix: Annotated[Any, WithJsonSchema({"enum": [None, False]})] = None
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    # Not `schema`, which is a method of pydantic's.
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's own field."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    json_: str | dict[str, Any] | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool | None = None
+    # vLLM's own, and as there of no effect without the other.
+    continuous_usage_stats: bool | None = None
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        properties = schema["properties"]
+        for name in properties:
+            if allowed := RANGES.get(_SAME_RANGE.get(name, name)):
+                properties[name] |= allowed.schema()
+        # What a request may have, if it asks for nothing by it.
+        properties.update(
+            (name, {"enum": [None, *nothing], "description": "Not supported."})
+            for name, nothing in _NOTHING.items()
+        )
+        return schema
+
+    def check_served(self) -> None:
+        """Raises InvalidRequest for a field that asks for what this service cannot do.
+
+        Others that it does not know are passed over, as vLLM does.
+        """
+        unknown = 0
+        for name, value in (self.model_extra or {}).items():
+            if name in _NOTHING:
+                if not _asks_for_nothing(name, value):
+                    raise InvalidRequest(name, "is not supported", "UNSUPPORTED_PARAMETER")
+            elif name not in _HARMLESS:
+                unknown += 1
+        if unknown:
+            # Not their names: those are the client's own words.
+            logger.debug("fields that are not known, and passed over: %d", unknown)
+
+
+class ChatRequest(_Request):
+    messages: list[Message]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: UInt32 | None = None
+    max_completion_tokens: UInt32 | None = None
+    min_tokens: UInt32 | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Annotated[
+        UInt32 | None,
+        BeforeValidator(_not_minus_one, json_schema_input_type=UInt32 | Literal[-1] | None),
+    ] = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: Int64 | None = None
+    # Mistral's name for it.
+    random_seed: Int64 | None = None
+    stop: Annotated[
+        list[str], BeforeValidator(_as_list, json_schema_input_type=list[str] | str | None)
+    ] = Field(default_factory=list)
+    stop_token_ids: Annotated[
+        list[UInt32], BeforeValidator(_as_list, json_schema_input_type=list[UInt32] | None)
+    ] = Field(default_factory=list)
+    ignore_eos: bool | None = None
+    n: UInt32 | None = None
+    logprobs: bool | None = None
+    top_logprobs: UInt32 | None = None
+    prompt_logprobs: Annotated[
+        UInt32 | None,
+        BeforeValidator(_none_if_false, json_schema_input_type=UInt32 | Literal[False] | None),
+    ] = None
+    logit_bias: Annotated[dict[UInt32, float] | None, WithJsonSchema(_LOGIT_BIAS)] = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[UInt32] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    tools: list[ToolDefinition] | None = None
+    # Read by `pixtral_gateway.api.openai.tools`.
+    tool_choice: Annotated[Any, WithJsonSchema(CHOICE)] = None
+    parallel_tool_calls: bool | None = None
+    priority: Int64 | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+    def called_tools(self) -> Tools:
+        return to_tools(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
+
+    def sampling(self) -> chat_pb2.SamplingParams:
+        """What is absent or null takes the model's own default."""
+        values = {name: getattr(self, name) for name in _SAME}
+        if self.max_completion_tokens is not None:
+            values["max_tokens"] = self.max_completion_tokens
+        if self.seed is None:
+            values["seed"] = self.random_seed
+        if self.logprobs:
+            values["logprobs"] = self.top_logprobs or 0
+        elif self.top_logprobs:
+            raise InvalidRequest("top_logprobs", "needs logprobs to be true")
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs", "not in a stream", "UNSUPPORTED_PARAMETER")
+        values["structured_output"] = self._structured_output()
+        return chat_pb2.SamplingParams(
+            **{name: value for name, value in values.items() if value is not None}
+        )
+
+    def name_of(self, field: str) -> str:
+        """What the client called a field of the sampling parameters."""
+        if field == "sampling.max_tokens" and self.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        if field == "sampling.logprobs":
+            return "top_logprobs"
+        if field.startswith(_STRUCTURED):
+            if self.structured_outputs is None:
+                return "response_format"
+            return field.replace(_STRUCTURED, "structured_outputs", 1)
+        return field
+
+    def _structured_output(self) -> chat_pb2.StructuredOutput | None:
+        found = [each for each in (self._of_format(), self._of_vllm()) if each is not None]
+        if len(found) > 1:
+            raise InvalidRequest("structured_outputs", "not together with response_format")
+        return found[0] if found else None
+
+    def _of_format(self) -> chat_pb2.StructuredOutput | None:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return chat_pb2.StructuredOutput(json_object=True)
+        if wanted.json_schema is None:
+            raise InvalidRequest("response_format.json_schema", "is needed")
+        return chat_pb2.StructuredOutput(json_schema=json.dumps(wanted.json_schema.schema_))
+
+    def _of_vllm(self) -> chat_pb2.StructuredOutput | None:
+        wanted = self.structured_outputs
+        if wanted is None:
+            return None
+        schema = wanted.json_
+        values: dict[str, Any] = {
+            "json_schema": json.dumps(schema) if isinstance(schema, dict) else schema,
+            "regex": wanted.regex,
+            "choice": None
+            if wanted.choice is None
+            else chat_pb2.StringChoices(values=wanted.choice),
+            "grammar": wanted.grammar,
+            "json_object": wanted.json_object or None,
+        }
+        given = {name: value for name, value in values.items() if value is not None}
+        if len(given) != 1:
+            raise InvalidRequest("structured_outputs", "must have one of its fields")
+        return chat_pb2.StructuredOutput(
+            **given, disable_any_whitespace=bool(wanted.disable_any_whitespace)
+        )
+
+
+class TokenizeRequest(_Request):
+    """A text or a conversation. `add_special_tokens` is the text's alone."""
+
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    tools: list[ToolDefinition] | None = None
+    add_special_tokens: bool | None = None
+
+    def called_tools(self) -> Tools:
+        return to_tools(self.tools, None, is_parallel=None)
+
+
+_STRUCTURED = "sampling.structured_output"
+# Those that are the same here and in the proto.
+_SAME = tuple(
+    field.name
+    for field in chat_pb2.SamplingParams.DESCRIPTOR.fields
+    if field.name not in ("logprobs", "structured_output")
+)
+
+# What cannot be done yet, and the values beside null with which it is not asked for.
+_NOTHING: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "audio": (),
+    "best_of": (1,),
+    "cache_salt": ("",),
+    "chat_template": ("",),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guardrails": ([],),
+    "guided_choice": ([],),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "logits_processors": ([],),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "modalities": (["text"],),
+    "prediction": (),
+    "prompt_mode": (),
+    "return_token_ids": (False,),
+    "return_token_strs": (False,),
+    "safe_prompt": (False,),
+    "skip_special_tokens": (True,),
+    "top_prompt_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+}
+
+# What changes nothing of an answer here.
+_HARMLESS = frozenset(
+    {
+        "include_reasoning",
+        "length_penalty",
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "request_id",
+        "safety_identifier",
+        "service_tier",
+        "spaces_between_special_tokens",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    return value is None or value in _NOTHING[name]

@@ -1,0 +1,145 @@
+"""OpenAI's tools, tool choice and tool calls as the gateway has them, and back."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
+
+from pixtral.v1 import chat_pb2
+from pixtral_core.errors import InvalidRequest
+from pixtral_gateway.api.openai.response_schema import Call, CallDelta
+from pixtral_gateway.checks.conversation import ToolCall, Tools
+from pixtral_gateway.checks.tools import check_call, tools_of
+
+_MODES = {
+    "auto": chat_pb2.TOOL_CHOICE_MODE_AUTO,
+    "none": chat_pb2.TOOL_CHOICE_MODE_NONE,
+    "required": chat_pb2.TOOL_CHOICE_MODE_REQUIRED,
+    # Mistral's name for it.
+    "any": chat_pb2.TOOL_CHOICE_MODE_REQUIRED,
+}
+
+# What `tool_choice` may be, as JSON Schema.
+CHOICE = {
+    "anyOf": [
+        {"type": "null"},
+        {"enum": list(_MODES)},
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object",
+                    "properties": {"name": {"type": "string"}},
+                    "required": ["name"],
+                },
+            },
+            "required": ["function"],
+        },
+    ]
+}
+
+
+def _as_text(schema: Any) -> str:
+    # Here, and not later: a large body is read in a thread.
+    if not isinstance(schema, dict | None):
+        raise ValueError("must be an object")
+    return json.dumps(schema) if schema else ""
+
+
+class Function(BaseModel):
+    """`strict` changes nothing: whoever must be called is always held to the schema."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    description: str | None = None
+    parameters: Annotated[
+        str, BeforeValidator(_as_text, json_schema_input_type=dict[str, Any] | None)
+    ] = ""
+
+
+class ToolDefinition(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    type: Annotated[str, WithJsonSchema({"const": "function"})] = "function"
+    function: Function | None = None
+
+
+def to_tools(
+    tools: Sequence[ToolDefinition] | None, choice: Any, *, is_parallel: bool | None
+) -> Tools:
+    """What of a request's tools is in effect. Raises InvalidRequest."""
+    given = []
+    for i, tool in enumerate(tools or ()):
+        if tool.type != "function":
+            raise InvalidRequest(f"tools[{i}].type", "must be function", "UNSUPPORTED_PARAMETER")
+        if tool.function is None:
+            raise InvalidRequest(f"tools[{i}].function", "is needed")
+        function = tool.function
+        given.append((function.name, function.description or "", function.parameters))
+    mode, named = _choice(choice)
+    return tools_of(given, mode, named, is_single=is_parallel is False)
+
+
+def to_call(call: Any, path: str) -> ToolCall:
+    """A call in an assistant's message. Raises InvalidRequest."""
+    match call:
+        case {"function": {"name": str(name), **function}, **rest}:
+            pass
+        case _:
+            raise InvalidRequest(path, "must be an object with a function, and that with a name")
+    call_id, arguments = rest.get("id"), function.get("arguments")
+    if isinstance(arguments, dict):
+        # As Mistral's client may have them.
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    if arguments is not None and not isinstance(arguments, str):
+        raise InvalidRequest(f"{path}.arguments", "must be a text")
+    if not isinstance(call_id, str):
+        raise InvalidRequest(f"{path}.id", "must be a text")
+    found = ToolCall(call_id, name, arguments or "")
+    check_call(found, path)
+    return found
+
+
+def whole(calls: Iterable[chat_pb2.ToolCall]) -> list[Call]:
+    """The calls of a message."""
+    return [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in calls
+    ]
+
+
+def deltas(pieces: Iterable[chat_pb2.ToolCall]) -> list[CallDelta]:
+    """What is new of calls in a chunk."""
+    return [
+        {
+            "index": piece.index,
+            "id": piece.id,
+            "type": "function",
+            "function": {"name": piece.name, "arguments": piece.arguments},
+        }
+        if piece.id
+        # Mistral's client takes no call without a name; others add the texts up.
+        else {"index": piece.index, "function": {"name": "", "arguments": piece.arguments}}
+        for piece in pieces
+    ]
+
+
+def _choice(choice: Any) -> tuple[chat_pb2.ToolChoiceMode.ValueType, str | None]:
+    match choice:
+        case None:
+            return chat_pb2.TOOL_CHOICE_MODE_AUTO, None
+        case str() if choice in _MODES:
+            return _MODES[choice], None
+        case {"function": {"name": str(name)}}:
+            return chat_pb2.TOOL_CHOICE_MODE_REQUIRED, name
+        case _:
+            raise InvalidRequest(
+                "tool_choice", "must be none, auto, required, or a function with its name"
+            )

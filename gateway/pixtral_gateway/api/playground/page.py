@@ -1,0 +1,81 @@
+"""The page to try the service on: a few static files, held in memory."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+PATHS = ("/", "/page/{name}")
+
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+# Nothing from elsewhere, nothing inline, in nobody's frame; and no text is ever made HTML of.
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        "img-src 'self' blob: data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    # Kept, and asked about each time: an upgrade is seen at once.
+    "cache-control": "no-cache",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    body: bytes
+    headers: dict[str, str]
+
+    @classmethod
+    def of(cls, name: str, body: bytes) -> "_File":
+        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        kind = _TYPES[name[name.rindex(".") :]]
+        return cls(body, {**_HEADERS, "content-type": kind, "etag": tag})
+
+
+class Page:
+    """`grpc_port` is what the page's code for gRPC clients calls."""
+
+    def __init__(self, grpc_port: str) -> None:
+        files = {
+            each.name: each.read_bytes()
+            for each in resources.files(__package__).joinpath("static").iterdir()
+        }
+        index = files.pop("index.html").replace(b"{{grpc_port}}", grpc_port.encode())
+        self._index = _File.of("index.html", index)
+        self._files = {name: _File.of(name, body) for name, body in files.items()}
+
+    def routes(self) -> list[Route]:
+        return [Route(path, self.file) for path in PATHS]
+
+    async def file(self, request: Request) -> Response:
+        name = request.path_params.get("name")
+        found = self._index if name is None else self._files.get(name)
+        if found is None:
+            raise HTTPException(404)
+        known = request.headers.get("if-none-match", "")
+        if found.headers["etag"] in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+            return Response(status_code=304, headers=found.headers)
+        return Response(found.body, headers=found.headers)

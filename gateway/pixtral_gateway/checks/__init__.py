@@ -1,0 +1,1 @@
+"""Checks of a request before any work is done for it."""

@@ -1,0 +1,99 @@
+"""A conversation inside the gateway."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Role(StrEnum):
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An image as the client gave it: the file itself, a URL that holds it, or its 32-byte SHA-256.
+
+    `path` is the field that it came in, such as `messages[1].content[0].image.data`.
+    """
+
+    path: str
+    data: bytes = b""
+    url: str | None = None
+    sha256: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may call. `parameters` is a JSON Schema; empty: it has none."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a model may call.
+
+    Attributes:
+        offered: told to the model; empty: none of this is in effect.
+        forced: of these one is called; empty: the model chooses whether to call any.
+        is_single: no more than one call is made.
+        characters: of `offered`, as they were sent.
+    """
+
+    offered: tuple[Tool, ...] = ()
+    forced: tuple[Tool, ...] = ()
+    is_single: bool = False
+    characters: int = 0
+
+
+NO_TOOLS = Tools()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What a model called. `arguments` should be, and may not be, a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """`calls` are an assistant's, `call_id` is what a tool's result answers."""
+
+    role: Role
+    parts: tuple[str | ImageSource, ...]
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns that Mistral's template takes: see `pixtral_gateway.checks.validation`."""
+
+    turns: tuple[Turn, ...]
+    tools: Tools = NO_TOOLS
+
+    @property
+    def images(self) -> list[ImageSource]:
+        """In the order of the conversation, which is also that of the prompt."""
+        return [part for turn in self.turns for part in turn.parts if isinstance(part, ImageSource)]
+
+    @property
+    def image_bytes(self) -> int:
+        """Of files, and of URLs that hold one."""
+        return sum(len(image.data) + len(image.url or "") for image in self.images)
+
+    @property
+    def characters(self) -> int:
+        """Of text, tools and their calls among it."""
+        said = sum(len(part) for turn in self.turns for part in turn.parts if isinstance(part, str))
+        called = sum(len(c.name) + len(c.arguments) for turn in self.turns for c in turn.calls)
+        return said + called + self.tools.characters

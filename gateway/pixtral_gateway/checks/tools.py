@@ -1,0 +1,173 @@
+"""Checks of the tools that a request offers, and of how they are called and answered."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from pixtral.v1 import chat_pb2
+from pixtral_core.errors import InvalidRequest
+from pixtral_gateway.checks.conversation import Role, Tool, ToolCall, Tools, Turn
+from pixtral_gateway.checks.structured_output import INCOMPATIBLE, read_schema
+
+MAX_TOOLS = 128
+# Of all tools together: they are checked against the schema of schemas.
+MAX_CHARACTERS = 1 << 17
+MAX_CALLS = 128
+MAX_ID_LENGTH = 256
+# The check of a schema compares each value of a longer list with every other, unless it can sort.
+MAX_UNSORTED = 64
+
+NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+NO_PARAMETERS: Mapping[str, Any] = {}
+
+Request: TypeAlias = (
+    chat_pb2.CompleteRequest | chat_pb2.StreamCompleteRequest | chat_pb2.CountTokensRequest
+)
+
+
+def read_tools(request: Request) -> Tools:
+    """The tools of a request, where its choice leaves them in effect. Raises InvalidRequest."""
+    given = [(tool.name, tool.description, tool.parameters) for tool in request.tools]
+    is_single = False
+    if not isinstance(request, chat_pb2.CountTokensRequest):
+        is_single = request.HasField("parallel_tool_calls") and not request.parallel_tool_calls
+    match request.tool_choice.WhichOneof("choice"):
+        case "name":
+            return tools_of(given, chat_pb2.TOOL_CHOICE_MODE_REQUIRED, request.tool_choice.name)
+        case "mode":
+            return tools_of(given, request.tool_choice.mode, is_single=is_single)
+        case _:
+            return tools_of(given, chat_pb2.TOOL_CHOICE_MODE_AUTO, is_single=is_single)
+
+
+def tools_of(
+    given: Sequence[tuple[str, str, str]],
+    mode: chat_pb2.ToolChoiceMode.ValueType,
+    named: str | None = None,
+    *,
+    is_single: bool = False,
+) -> Tools:
+    """What is in effect of tools, each a name, a description, and a JSON Schema or nothing.
+
+    `named` is the one that must be called, once. Raises InvalidRequest.
+    """
+    if len(given) > MAX_TOOLS:
+        raise InvalidRequest("tools", f"must hold at most {MAX_TOOLS}")
+    characters = sum(len(text) for tool in given for text in tool)
+    if characters > MAX_CHARACTERS:
+        raise InvalidRequest("tools", f"must have at most {MAX_CHARACTERS} characters in all")
+    by_name: dict[str, Tool] = {}
+    for i, (name, description, parameters) in enumerate(given):
+        _check_name(name, f"tools[{i}].name")
+        if name in by_name:
+            raise InvalidRequest(f"tools[{i}].name", "another tool has this name")
+        by_name[name] = Tool(name, description, _schema(parameters, f"tools[{i}].parameters"))
+    offered = tuple(by_name.values())
+    match mode:
+        case chat_pb2.TOOL_CHOICE_MODE_NONE:
+            return Tools()
+        case chat_pb2.TOOL_CHOICE_MODE_AUTO:
+            return Tools(offered, (), is_single, characters)
+        case chat_pb2.TOOL_CHOICE_MODE_REQUIRED:
+            pass
+        case _:
+            raise InvalidRequest("tool_choice.mode", "must be auto, none or required")
+    if not offered:
+        raise InvalidRequest("tool_choice", "there are no tools to choose from")
+    if named is None:
+        return Tools(offered, offered, is_single, characters)
+    if named not in by_name:
+        raise InvalidRequest("tool_choice.name", "no tool has this name")
+    return Tools(offered, (by_name[named],), True, characters)
+
+
+def check_forced(sampling: chat_pb2.SamplingParams) -> None:
+    """Raises InvalidRequest for what does not go together with a call that must be made."""
+    given = [field for field in INCOMPATIBLE if getattr(sampling, field)]
+    if sampling.HasField("structured_output"):
+        given.append("structured_output")
+    if given:
+        raise InvalidRequest(
+            f"sampling.{given[0]}", "not together with a tool choice that has a tool called"
+        )
+
+
+def whole_calls(pieces: Iterable[chat_pb2.ToolCall]) -> list[chat_pb2.ToolCall]:
+    """The calls that an answer's deltas add up to."""
+    calls: list[chat_pb2.ToolCall] = []
+    arguments: list[list[str]] = []
+    for piece in pieces:
+        if piece.index == len(calls):
+            calls.append(chat_pb2.ToolCall(id=piece.id, name=piece.name, index=piece.index))
+            arguments.append([])
+        arguments[piece.index].append(piece.arguments)
+    for call, parts in zip(calls, arguments, strict=True):
+        call.arguments = "".join(parts)
+    return calls
+
+
+def check_call(call: ToolCall, path: str) -> None:
+    """Raises InvalidRequest for a call that no template takes. The arguments may be any text."""
+    _check_id(call.id, f"{path}.id")
+    _check_name(call.name, f"{path}.name")
+
+
+def check_exchanges(turns: Iterable[Turn]) -> None:
+    """Each call has an id of its own, and one result before anything else is said.
+
+    Raises InvalidRequest where a result answers nothing, or a call has none.
+    """
+    asked, waiting = "", set[str]()
+    for i, turn in enumerate(turns):
+        if turn.role is Role.TOOL:
+            _check_id(turn.call_id, f"messages[{i}].tool_call_id")
+            if turn.call_id not in waiting:
+                raise InvalidRequest(
+                    f"messages[{i}].tool_call_id", "no call before it waits for a result"
+                )
+            waiting.discard(turn.call_id)
+            continue
+        if waiting:
+            raise InvalidRequest(asked, "each needs a result in the messages that follow")
+        asked = f"messages[{i}].tool_calls"
+        if len(turn.calls) > MAX_CALLS:
+            raise InvalidRequest(asked, f"must hold at most {MAX_CALLS}")
+        for k, call in enumerate(turn.calls):
+            if call.id in waiting:
+                raise InvalidRequest(f"{asked}[{k}].id", "another call has this id")
+            waiting.add(call.id)
+    if waiting:
+        raise InvalidRequest(asked, "each needs a result in the messages that follow")
+
+
+def _check_name(name: str, path: str) -> None:
+    if not NAME.fullmatch(name):
+        raise InvalidRequest(path, "must be 1 to 64 letters, digits, underscores and dashes")
+
+
+def _check_id(call_id: str, path: str) -> None:
+    if not 0 < len(call_id) <= MAX_ID_LENGTH:
+        raise InvalidRequest(path, f"must have 1 to {MAX_ID_LENGTH} characters")
+
+
+def _schema(text: str, path: str) -> Mapping[str, Any]:
+    if not text:
+        return NO_PARAMETERS
+    schema = read_schema(text, path)
+    if schema.get("type", "object") != "object":
+        raise InvalidRequest(path, "must be the schema of an object")
+    if _has_unsorted(schema):
+        raise InvalidRequest(
+            path, f"a list of more than {MAX_UNSORTED} must hold texts alone, or numbers alone"
+        )
+    return schema
+
+
+def _has_unsorted(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_unsorted, value.values()))
+    if not isinstance(value, list):
+        return False
+    if len(value) <= MAX_UNSORTED:
+        return any(map(_has_unsorted, value))
+    return not any(all(isinstance(each, kind) for each in value) for kind in (str, int | float))

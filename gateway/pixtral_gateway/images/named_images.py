@@ -1,0 +1,192 @@
+"""What is kept of images, so that requests can name them by their SHA-256: in Redis, by tenant.
+
+Of an image that came with a request, a record of its size: more is not needed to say what its
+prompt is, and its embedding is in Redis for as long as there is room. Of one that was put, the file
+as well, for no embedding may have been made of it. Whatever is not there, a client sends again.
+"""
+
+import asyncio
+import hashlib
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, cast
+
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.cache.guarded_redis import FAILURES, GuardedRedis, show_from_the_start
+
+# From the last time that an image was named, put or sent.
+KEEP_SECONDS: Final = 3600
+LOOKUP_SECONDS: Final = 0.25
+TRANSFER_SECONDS: Final = 5.0
+# Files on their way to or from Redis at once. Lookups have connections of their own.
+TRANSFERS: Final = 4
+
+# magic, width, height, bytes of the file, SHA-256 of the key; the CRC-32 of these follows.
+_RECORD = struct.Struct("<4sIIQ32s")
+_CHECKSUM = struct.Struct("<I")
+_MAGIC = b"PXI1"
+
+show_from_the_start("image_find", "image_keep", "image_get", "image_put", "image_delete")
+for operation in ("image_find", "image_get"):
+    FAILURES.labels(operation, "damaged")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """`sha256` is the file's 32-byte digest, made by a gateway from the bytes themselves; `scope`
+    is the tenant whose it is."""
+
+    sha256: bytes
+    scope: str
+
+    # The braces: on one shard with the image's embeddings.
+    @property
+    def record_key(self) -> str:
+        return f"pixtral:image:{{{self.sha256.hex()}}}:{self.scope}"
+
+    @property
+    def file_key(self) -> str:
+        return f"pixtral:file:{{{self.sha256.hex()}}}:{self.scope}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSize:
+    """Pixels, and the bytes of the file."""
+
+    width: int
+    height: int
+    nbytes: int
+
+
+class NamedImages:
+    """A cache: no fault of Redis is an error, it is an image that is not there.
+
+    Args:
+        lookups: for what is small and waited for.
+        transfers: for files.
+    """
+
+    def __init__(self, lookups: GuardedRedis, transfers: GuardedRedis) -> None:
+        self._lookups = lookups
+        self._transfers = transfers
+        self._keeping: set[asyncio.Task[None]] = set()
+
+    async def find(
+        self, names: Sequence[ImageName], fingerprint: str | None
+    ) -> dict[ImageName, ImageSize]:
+        """Those that a request can be answered about, in one round trip: either an embedding under
+        `fingerprint` is there, or the file. Without a fingerprint, all whose size is known."""
+        if not names:
+            return {}
+        redis = self._lookups.client
+
+        async def look_up() -> list[bytes | int | None]:
+            async with redis.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    pipeline.getex(name.record_key, ex=KEEP_SECONDS)
+                    # Says, too, whether it is there.
+                    pipeline.expire(name.file_key, KEEP_SECONDS)
+                    if fingerprint is not None:
+                        embedding = EmbeddingKey(name.sha256, fingerprint, name.scope)
+                        pipeline.exists(embedding.redis_key)
+                return await pipeline.execute()
+
+        replies = await self._lookups.attempt("image_find", LOOKUP_SECONDS, look_up)
+        if replies is None:
+            return {}
+        found = {}
+        each = 2 if fingerprint is None else 3
+        for i, name in enumerate(names):
+            record, *sources = replies[i * each : (i + 1) * each]
+            if record is None or not (fingerprint is None or any(sources)):
+                continue
+            size = _unpack(name, cast(bytes, record))
+            if size is None:
+                FAILURES.labels("image_find", "damaged").inc()
+                await self._delete(name.record_key)
+            else:
+                found[name] = size
+        return found
+
+    def keep_sizes(self, sizes: Mapping[ImageName, ImageSize]) -> None:
+        """Has sizes recorded; nothing waits for it."""
+        if sizes:
+            task = asyncio.create_task(self._keep_sizes(sizes))
+            self._keeping.add(task)
+            task.add_done_callback(self._keeping.discard)
+
+    async def put(self, name: ImageName, size: ImageSize, data: bytes) -> bool:
+        """Keeps a file whose digest is `name`'s; True once Redis has it."""
+        redis = self._transfers.client
+
+        async def store() -> list[object]:
+            async with redis.pipeline(transaction=False) as pipeline:
+                pipeline.set(name.file_key, data, ex=KEEP_SECONDS)
+                pipeline.set(name.record_key, _pack(name, size), ex=KEEP_SECONDS)
+                return await pipeline.execute()
+
+        return await self._transfers.attempt("image_put", TRANSFER_SECONDS, store) is not None
+
+    async def get(self, name: ImageName) -> bytes | None:
+        """The file, or None. One that is not what its name says is deleted."""
+        redis = self._transfers.client
+        data = cast(
+            "bytes | None",
+            await self._transfers.attempt(
+                "image_get", TRANSFER_SECONDS, lambda: redis.get(name.file_key)
+            ),
+        )
+        if data is None or await asyncio.to_thread(_sha256, data) == name.sha256:
+            return data
+        FAILURES.labels("image_get", "damaged").inc()
+        await self._delete(name.file_key)
+        return None
+
+    async def close(self) -> None:
+        """Leaves `lookups` open, which is shared."""
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
+        await self._transfers.close()
+
+    async def _keep_sizes(self, sizes: Mapping[ImageName, ImageSize]) -> None:
+        redis = self._lookups.client
+
+        async def store() -> list[object]:
+            async with redis.pipeline(transaction=False) as pipeline:
+                for name, size in sizes.items():
+                    pipeline.set(name.record_key, _pack(name, size), ex=KEEP_SECONDS)
+                return await pipeline.execute()
+
+        await self._lookups.attempt("image_keep", LOOKUP_SECONDS, store)
+
+    async def _delete(self, key: str) -> None:
+        redis = self._lookups.client
+        await self._lookups.attempt("image_delete", LOOKUP_SECONDS, lambda: redis.delete(key))
+
+
+def _pack(name: ImageName, size: ImageSize) -> bytes:
+    record = _RECORD.pack(_MAGIC, size.width, size.height, size.nbytes, _digest(name))
+    return record + _CHECKSUM.pack(zlib.crc32(record))
+
+
+def _unpack(name: ImageName, value: bytes) -> ImageSize | None:
+    """None where it is damaged, or another image's."""
+    if len(value) != _RECORD.size + _CHECKSUM.size:
+        return None
+    magic, width, height, nbytes, digest = _RECORD.unpack_from(value)
+    (checksum,) = _CHECKSUM.unpack_from(value, _RECORD.size)
+    is_whole = checksum == zlib.crc32(value[: _RECORD.size])
+    if not is_whole or magic != _MAGIC or digest != _digest(name) or min(width, height) < 1:
+        return None
+    return ImageSize(width, height, nbytes)
+
+
+def _digest(name: ImageName) -> bytes:
+    return hashlib.sha256(name.record_key.encode("ascii")).digest()
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

@@ -1,0 +1,116 @@
+"""The images of a request, whichever way each was given."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Final
+
+from pixtral_core.concurrency.gather import together
+from pixtral_core.errors import NotFound
+from pixtral_gateway.checks.conversation import ImageSource
+from pixtral_gateway.images.image_reader import ImageInput, ImageReader
+from pixtral_gateway.images.named_images import ImageName, ImageSize, NamedImages
+from pixtral_gateway.metrics import NAMED_IMAGES
+from pixtral_gateway.tenancy.tenants import Tenant
+
+# Files of named images that are held in memory at once, each while it is encoded.
+MAX_HELD: Final = 8
+
+
+class RequestImages:
+    """Files and URLs by `reader`, names by what `names` keeps."""
+
+    def __init__(self, reader: ImageReader, names: NamedImages) -> None:
+        self._reader = reader
+        self._names = names
+        self._room = asyncio.Semaphore(MAX_HELD)
+
+    async def read_all(
+        self, sources: Sequence[ImageSource], tenant: Tenant, fingerprint: str | None
+    ) -> list[ImageInput]:
+        """At once, so that the slowest URL is what all of them take.
+
+        One is named by what is kept, or by another of the request that came as bytes. Where it is
+        kept it has no data: see `whole`. With a fingerprint, an embedding or the file of each was
+        there a moment ago.
+
+        Raises InvalidRequest naming a source's field, and NotFound naming each that is not there.
+        """
+        if not sources:
+            return []
+        given = [source for source in sources if source.sha256 is None]
+        read = await together([self._reader.read(source) for source in given])
+        came = {
+            image.sha256: image for image, source in zip(read, given, strict=True) if source.data
+        }
+        named = [
+            (source.sha256, source.path)
+            for source in sources
+            if source.sha256 is not None and source.sha256 not in came
+        ]
+        sizes = await self._find(named, tenant, fingerprint, images=len(sources))
+        in_order = iter(read)
+
+        def image_of(source: ImageSource) -> ImageInput:
+            if source.sha256 is None:
+                return next(in_order)
+            if source.sha256 in came:
+                return replace(came[source.sha256], path=source.path)
+            return self._reader.named(source.sha256, sizes[source.sha256], source.path)
+
+        return [image_of(source) for source in sources]
+
+    def keep(
+        self, sources: Sequence[ImageSource], images: Sequence[ImageInput], tenant: Tenant
+    ) -> None:
+        """Has those that came as bytes be named from now on; nothing waits for it. They have been
+        encoded: what no encoder takes is not kept."""
+        self._names.keep_sizes(
+            {
+                ImageName(image.sha256, tenant.name): ImageSize(
+                    image.width, image.height, len(image.data)
+                )
+                for image, source in zip(images, sources, strict=True)
+                if source.data
+            }
+        )
+
+    @asynccontextmanager
+    async def whole(self, image: ImageInput, scope: str) -> AsyncIterator[ImageInput]:
+        """The image with its data. Raises NotFound where that is gone."""
+        if image.data:
+            yield image
+            return
+        async with self._room:
+            data = await self._names.get(ImageName(image.sha256, scope))
+            if data is None:
+                raise _not_found([image.path])
+            yield replace(image, data=data)
+
+    async def _find(
+        self,
+        named: Sequence[tuple[bytes, str]],
+        tenant: Tenant,
+        fingerprint: str | None,
+        *,
+        images: int,
+    ) -> dict[bytes, ImageSize]:
+        names = [ImageName(sha256, tenant.name) for sha256 in {sha256 for sha256, _ in named}]
+        found = await self._names.find(names, fingerprint)
+        sizes = {name.sha256: size for name, size in found.items()}
+        NAMED_IMAGES.labels("found").inc(len(sizes))
+        NAMED_IMAGES.labels("missing").inc(len(names) - len(sizes))
+        if len(sizes) < len(names):
+            # It comes again with the bytes, and its images are counted then.
+            tenant.images.take(-images)
+            raise _not_found([path for sha256, path in named if sha256 not in sizes])
+        return sizes
+
+
+def _not_found(paths: Sequence[str]) -> NotFound:
+    return NotFound(
+        "an image that the request names is not there: send it",
+        "IMAGE_NOT_FOUND",
+        violations=[(path, "is not there") for path in paths],
+    )

@@ -1,0 +1,224 @@
+"""Images by URL, which a stranger names and this machine's network is asked for.
+
+Only https, only hosts by name that the operator allows, only public addresses. Every address that a
+name has is checked, and the connection is made to one of those and to no other: what the name says
+a moment later does not matter. A redirect is a new URL, with every check anew.
+"""
+
+import asyncio
+import ipaddress
+import re
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from pixtral_core.errors import InvalidRequest
+from pixtral_gateway.metrics import FETCH_SECONDS, FETCHES
+
+MAX_URL_LENGTH: Final = 4096
+MAX_REDIRECTS: Final = 3
+MAX_CONNECTIONS: Final = 64
+HTTPS_PORT: Final = 443
+ANY_HOST: Final = "*"
+PIECE: Final = 1 << 16
+CONTENT_TYPES: Final = frozenset(
+    ("image/png", "image/jpeg", "image/webp", "image/gif", "application/octet-stream")
+)
+
+# A name's last label begins with a letter. What does not is taken for an address by some function
+# on the way: 127.1, 2130706433, 0x7f000001.
+_NAME = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z][a-z0-9-]{0,62}")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+
+# Of a name: its addresses as text.
+Lookup = Callable[[str], Awaitable[Sequence[str]]]
+
+
+class NotFetched(Exception):
+    """Why is for us alone: it would tell a stranger of the network behind the gateway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """Whom images are fetched from: `example.org`, `example.org:8443`, `.example.org` for all names
+    below, `*` for every public host."""
+
+    allowed: tuple[str, ...]
+
+    def allow(self, host: str, port: int) -> bool:
+        for entry in self.allowed:
+            name, _, named_port = entry.lower().partition(":")
+            if port != int(named_port or HTTPS_PORT):
+                continue
+            if name in (ANY_HOST, host) or (name[:1] == "." and host.endswith(name)):
+                return True
+        return False
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the internet's own, and no way to another."""
+    ip = ipaddress.ip_address(address)
+    if ip.is_multicast or not ip.is_global:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        # Outside lie IPv4 addresses in other clothes, and NAT64's; 6to4's and Teredo's inside.
+        return ip in _GLOBAL_UNICAST and ip.sixtofour is None and ip.teredo is None
+    return True
+
+
+async def lookup(host: str) -> list[str]:
+    """As this machine resolves names."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
+class Fetcher:
+    """Fetches from `hosts` up to `max_bytes`, each image within `timeout_seconds`.
+
+    `is_allowed` says of an address whether it may be connected to.
+    """
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        *,
+        max_bytes: int,
+        timeout_seconds: float,
+        is_allowed: Callable[[str], bool] = is_public,
+        lookup: Lookup = lookup,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._hosts = hosts
+        self._max_bytes = max_bytes
+        self._timeout_seconds = timeout_seconds
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                resolver=_CheckedResolver(lookup, is_allowed),
+                limit=MAX_CONNECTIONS,
+                # Its addresses are looked up and checked for every connection.
+                use_dns_cache=False,
+                ssl=tls or ssl.create_default_context(),
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": "pixtral-serve", "Accept-Encoding": "identity"},
+            # What is packed stays packed, and is refused.
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
+
+    async def fetch(self, url: str, path: str) -> bytes:
+        """What is at `url`; `path` is the request's field that it came in.
+
+        Raises InvalidRequest where the URL is not allowed, or no image can be had from it.
+        """
+        result = "failed"
+        try:
+            with FETCH_SECONDS.time():
+                async with asyncio.timeout(self._timeout_seconds):
+                    data = await self._follow(url, path)
+            result = "fetched"
+        except InvalidRequest:
+            result = "refused"
+            raise
+        except (NotFetched, TimeoutError, OSError, aiohttp.ClientError, ValueError):
+            raise InvalidRequest(
+                path, "no image could be fetched from the URL", "IMAGE_URL_FAILED"
+            ) from None
+        finally:
+            FETCHES.labels(result).inc()
+        return data
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _follow(self, url: str, path: str) -> bytes:
+        target = self._check(url, path)
+        for _ in range(MAX_REDIRECTS + 1):
+            async with self._session.get(target, allow_redirects=False) as response:
+                if response.status not in (301, 302, 303, 307, 308):
+                    return await self._read(response, path)
+                location = response.headers.get("Location", "")
+            try:
+                target = self._check(str(target.join(URL(location))), path)
+            except InvalidRequest:
+                # Where a host that is allowed sends to, is not for the client to learn.
+                raise NotFetched from None
+        raise NotFetched
+
+    def _check(self, url: str, path: str) -> URL:
+        target = _parse(url)
+        if target is None or not self._hosts.allow(target.raw_host or "", target.port or 0):
+            raise InvalidRequest(
+                path, "the URL is not one that is fetched", "IMAGE_URL_NOT_ALLOWED"
+            )
+        return target
+
+    async def _read(self, response: aiohttp.ClientResponse, path: str) -> bytes:
+        packed = response.headers.get("Content-Encoding", "identity").lower() != "identity"
+        if response.status != 200 or packed or response.content_type not in CONTENT_TYPES:
+            raise NotFetched
+        self._check_size(response.content_length or 0, path)
+        pieces, length = [], 0
+        async for piece in response.content.iter_chunked(PIECE):
+            length += len(piece)
+            self._check_size(length, path)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _check_size(self, length: int, path: str) -> None:
+        if length > self._max_bytes:
+            raise InvalidRequest(
+                path, f"the image is larger than {self._max_bytes} bytes", "IMAGE_TOO_LARGE"
+            )
+
+
+def _parse(url: str) -> URL | None:
+    """An https URL of a host by its name, without a user; None for all else."""
+    if len(url) > MAX_URL_LENGTH:
+        return None
+    try:
+        target = URL(url)
+        is_plain = target.scheme == "https" and target.user is None and target.password is None
+        host = (target.raw_host or "").lower()
+        port = target.port
+    except ValueError:
+        return None
+    if not is_plain or port is None or not _NAME.fullmatch(host):
+        return None
+    return target.with_host(host).with_fragment(None)
+
+
+class _CheckedResolver(AbstractResolver):
+    def __init__(self, lookup: Lookup, is_allowed: Callable[[str], bool]) -> None:
+        self._lookup, self._is_allowed = lookup, is_allowed
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """All addresses of a host. Raises OSError where one of them is not allowed."""
+        addresses = dict.fromkeys(await self._lookup(host))
+        if not addresses or not all(self._is_allowed(address) for address in addresses):
+            raise OSError("not an address that is connected to")
+        return [_numeric(host, address, port) for address in addresses]
+
+    async def close(self) -> None:
+        pass
+
+
+def _numeric(host: str, address: str, port: int) -> ResolveResult:
+    family: Any = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return ResolveResult(
+        hostname=host,
+        host=address,
+        port=port,
+        family=family,
+        proto=0,
+        flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+    )

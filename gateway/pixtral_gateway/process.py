@@ -1,0 +1,168 @@
+"""The gateway as a process: what it loads, and what it holds open."""
+
+import asyncio
+from dataclasses import replace
+
+import grpc
+
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
+from pixtral_core.cache.embedding_store import EmbeddingStore
+from pixtral_core.cache.guarded_redis import GuardedRedis
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.errors import StartupError
+from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
+from pixtral_core.server.channel import ClientTls, open_channel
+from pixtral_core.server.grpc_interceptor import EarlyCheck, Gate
+from pixtral_core.telemetry.tracing import Tracer
+from pixtral_gateway.api.grpc_service import ChatService
+from pixtral_gateway.api.http.server import HttpServer
+from pixtral_gateway.api.openai.app import OpenAiApi
+from pixtral_gateway.images.image_reader import ImageReader
+from pixtral_gateway.images.named_images import TRANSFERS, NamedImages
+from pixtral_gateway.images.request_images import RequestImages
+from pixtral_gateway.images.uploads import Uploads
+from pixtral_gateway.images.url_fetch import Fetcher, Hosts
+from pixtral_gateway.pipeline import Completions
+from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
+from pixtral_gateway.settings import GatewaySettings
+from pixtral_gateway.tenancy.admission import Admission
+from pixtral_gateway.tenancy.capacity import keep_sized
+from pixtral_gateway.tenancy.tenants import Tenants
+from pixtral_gateway.upstream.discovery import Group
+from pixtral_gateway.upstream.registry import Tiers
+from pixtral_gateway.upstream.replica import DecoderReplica, EncoderReplica
+
+
+class GatewayTier:
+    """Ready once its tokenizer is loaded and a decoder has answered."""
+
+    name = "gateway"
+    services: tuple[str, ...] = (chat_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,)
+    quiet: tuple[str, ...] = ()
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._tenants = Tenants(settings.api_keys, workers=settings.workers)
+        self._service = ChatService(settings, self._tenants)
+        self._openai = OpenAiApi(settings, self._tenants)
+        self._tiers: Tiers | None = None
+        self._store: EmbeddingStore | None = None
+        self._names: NamedImages | None = None
+        self._fetcher: Fetcher | None = None
+        self._sizing: asyncio.Task[None] | None = None
+
+    def register(self, server: grpc.aio.Server) -> None:
+        chat_pb2_grpc.add_ChatServiceServicer_to_server(self._service, server)
+
+    def early_checks(self) -> dict[str, EarlyCheck]:
+        # Nobody without a key has a message of megabytes received.
+        (service,) = self.services
+        methods = chat_pb2.DESCRIPTOR.services_by_name["ChatService"].methods_by_name
+        checks: dict[str, EarlyCheck] = dict.fromkeys(
+            (f"{service}/{name}" for name in methods), self._service.check_key
+        )
+        for name in ("Complete", "StreamComplete"):
+            checks[f"{service}/{name}"] = self._service.check_room
+        return checks
+
+    def http_server(self, gate: Gate, tracer: Tracer) -> HttpServer | None:
+        listen = self._settings.http_listen
+        if listen is None:
+            return None
+        return HttpServer(self._openai.app(gate, tracer), listen, self._settings)
+
+    async def start(self) -> None:
+        """Raises StartupError where the checkpoint or a setting cannot be served."""
+        settings = self._settings
+        try:
+            spec, prompts = await asyncio.to_thread(_load, settings)
+        except BadCheckpoint as error:
+            raise StartupError(str(error)) from error
+        redis = GuardedRedis.from_url(settings.redis_url)
+        # Only asked which keys are there: the dtype is the tiers' own affair.
+        store = EmbeddingStore(redis, width=spec.width, dtype=DType.BF16)
+        self._store = store
+        transfers = GuardedRedis.from_url(settings.redis_url, max_connections=TRANSFERS)
+        names = self._names = NamedImages(redis, transfers)
+        tls = settings.peer_tls
+        self._tiers = Tiers(
+            encoders=Group(
+                settings.encoders,
+                lambda address, name: EncoderReplica(address, _open(address, name, tls)),
+                linger_seconds=settings.request_timeout_seconds,
+            ),
+            decoders=Group(
+                settings.decoders,
+                lambda address, name: DecoderReplica(address, _open(address, name, tls)),
+                linger_seconds=settings.request_timeout_seconds,
+            ),
+            width=spec.width,
+            stall_seconds=settings.stall_seconds,
+        )
+        self._fetcher = _fetcher(settings)
+        reader = ImageReader(
+            spec,
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+            fetcher=self._fetcher,
+        )
+        admission = Admission(
+            settings.max_concurrent_requests or 1,
+            self._tenants,
+            max_image_bytes=settings.max_concurrent_image_bytes,
+        )
+        self._service.completions = self._openai.completions = Completions(
+            images=RequestImages(reader, names),
+            prompts=prompts,
+            store=store,
+            tiers=self._tiers,
+            admission=admission,
+            most_retries=lambda: admission.limit,
+        )
+        self._service.uploads = Uploads(reader=reader, names=names, admission=admission)
+        self._tenants.start()
+        await self._tiers.start()
+        if settings.max_concurrent_requests is None:
+            self._sizing = asyncio.create_task(
+                keep_sized(admission, self._tiers.decoders, settings.workers)
+            )
+
+    async def failed(self) -> None:
+        """Returns only for a fault of our own: what goes wrong behind a gateway can mend itself."""
+        if self._tiers is not None:
+            await self._tiers.failed()
+
+    async def stop(self) -> None:
+        if self._sizing is not None:
+            self._sizing.cancel()
+        await self._tenants.stop()
+        if self._tiers is not None:
+            await self._tiers.stop()
+        if self._names is not None:
+            await self._names.close()
+        if self._store is not None:
+            await self._store.close()
+        if self._fetcher is not None:
+            await self._fetcher.close()
+
+
+def _fetcher(settings: GatewaySettings) -> Fetcher | None:
+    if not settings.image_url_hosts:
+        return None
+    return Fetcher(
+        Hosts(settings.image_url_hosts),
+        max_bytes=settings.max_image_bytes,
+        timeout_seconds=settings.image_url_timeout_seconds,
+    )
+
+
+def _open(address: str, name: str | None, tls: ClientTls | None) -> grpc.aio.Channel:
+    # A certificate is made out to the name, not to the address that it has today.
+    if tls is not None and tls.server_name is None:
+        tls = replace(tls, server_name=name)
+    return open_channel(address, tls)
+
+
+def _load(settings: GatewaySettings) -> tuple[VisionSpec, PromptEncoder]:
+    spec = VisionSpec.from_params(read_params(settings.model_dir))
+    return spec, PromptEncoder.load(settings.model_dir, spec)

@@ -1,0 +1,276 @@
+"""How a checkpoint's models call tools: by which tokens, and in which form.
+
+It is read here and not in the decoder: this side has the tokenizer's control tokens and the
+request's tools, and an answer goes on through here whichever decoder continues it.
+"""
+
+import codecs
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from mistral_common.tokens.tokenizers.base import (
+    InstructTokenizer,
+    SpecialTokenPolicy,
+    SpecialTokens,
+)
+from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV3, InstructTokenizerV11
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+from pixtral.v1 import chat_pb2
+from pixtral_core.errors import InvalidRequest
+from pixtral_core.model.vision_spec import BadCheckpoint
+from pixtral_gateway.checks.conversation import Tool, Tools
+from pixtral_gateway.checks.tools import check_forced
+from pixtral_gateway.prompt.tool_parser import CallReader, Marker, Piece
+from pixtral_gateway.request import Finished
+
+Events = AsyncGenerator[chat_pb2.Choice | Finished]
+
+_THINKING = (SpecialTokens.begin_think.value, SpecialTokens.end_think.value)
+
+# What a schema without any says of a function's arguments.
+NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+# What lies in these are schemas by name, and what lies in those is none.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_PLAIN = ("const", "default", "enum", "example", "examples")
+
+
+class ToolFormat:
+    """Any thread may call it."""
+
+    def __init__(self, instruct: InstructTokenizer[Any, Any, Any]) -> None:
+        """Raises BadCheckpoint for a tokenizer older than Pixtral."""
+        tokenizer = instruct.tokenizer
+        if not isinstance(instruct, InstructTokenizerV3) or not isinstance(tokenizer, Tekkenizer):
+            raise BadCheckpoint("tekken.json is of a version that has no images and tool calls")
+        self._tokenizer = tokenizer
+        self._markers = {int(instruct.TOOL_CALLS): Marker.CALLS}
+        self._is_named = isinstance(instruct, InstructTokenizerV11)
+        if isinstance(instruct, InstructTokenizerV11):
+            self._markers[int(instruct.ARGS)] = Marker.ARGS
+            self._markers[int(instruct.CALL_ID)] = Marker.CALL_ID
+        # vLLM has them in its text.
+        self._spelled = {
+            tokenizer.get_special_token(name) for name in _THINKING if tokenizer.is_special(name)
+        }
+        self._token_ids = {marker: token_id for token_id, marker in self._markers.items()}
+
+    def opening(self, tools: Tools) -> list[int]:
+        """What a prompt ends with so that its answer begins with a call, if there must be one."""
+        if not tools.forced:
+            return []
+        name = _only_name(tools) if self._is_named else None
+        if name is None:
+            return [self._token_ids[Marker.CALLS]]
+        spelled = self._tokenizer.encode(name, False, False)
+        return [self._token_ids[Marker.CALLS], *spelled, self._token_ids[Marker.ARGS]]
+
+    def hold(self, tools: Tools, sampling: chat_pb2.SamplingParams) -> chat_pb2.SamplingParams:
+        """The parameters that have an answer behind `opening` be of the tools' schemas.
+
+        Raises InvalidRequest for those that do not go together with that.
+        """
+        if not tools.forced:
+            return sampling
+        check_forced(sampling)
+        held = chat_pb2.SamplingParams()
+        held.CopyFrom(sampling)
+        if self._is_named and _only_name(tools) is None:
+            held.structured_output.grammar = _grammar(tools)
+            return held
+        schema = _arguments(tools.forced[0]) if self._is_named else _list_schema(tools)
+        held.structured_output.json_schema = json.dumps(schema)
+        # As the model has learnt to write it.
+        held.structured_output.disable_any_whitespace = True
+        return held
+
+    async def read(self, events: Events, tools: Tools) -> Events:
+        """An answer's events, the calls in it told as such.
+
+        Raises InvalidRequest where the answer cannot be held to the tools' schemas.
+        """
+        answers: dict[int, _Answer] = {}
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    if not isinstance(event, Finished):
+                        if event.index not in answers:
+                            answers[event.index] = self._answer(tools)
+                        answers[event.index].tell(event)
+                    yield event
+        except InvalidRequest as error:
+            if tools.forced and error.violations[0][0].startswith("sampling.structured_output"):
+                raise InvalidRequest(
+                    "tools", "an answer cannot be held to what their parameters say"
+                ) from None
+            raise
+
+    def _answer(self, tools: Tools) -> "_Answer":
+        if not tools.forced:
+            form = CallReader.named if self._is_named else CallReader.listed
+            return _Answer(CallReader(form), self._marked(), is_single=tools.is_single)
+        # Control tokens are text here: see `pixtral_decoder.engine.sampling_params`.
+        if not self._is_named:
+            reader = CallReader(CallReader.listed, has_begun=True)
+        elif (name := _only_name(tools)) is None:
+            reader = CallReader(CallReader.spelled, has_begun=True)
+        else:
+            reader = CallReader(lambda reader: reader.called(name), has_begun=True)
+        return _Answer(reader, None, is_single=tools.is_single)
+
+    def _marked(self) -> "MarkedText":
+        return MarkedText(self._markers, self._bytes_of)
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        policy = SpecialTokenPolicy.IGNORE
+        if token_id in self._spelled:
+            policy = SpecialTokenPolicy.KEEP
+        try:
+            return self._tokenizer.id_to_byte_piece(token_id, policy)
+        except KeyError:
+            # A row of the model's that the vocabulary does not reach to.
+            return b""
+
+
+class MarkedText:
+    """An answer's text, with the control tokens where they stood in it.
+
+    The text may come later than its tokens: characters wait for all of their bytes, and what may be
+    the beginning of a stop string for what follows. So a token's place is counted in characters,
+    from the tokens before it. vLLM spells some control tokens out there, by its version, and has
+    nothing of others: what is spelled is taken away.
+    """
+
+    def __init__(self, markers: Mapping[int, Marker], bytes_of: Callable[[int], bytes]) -> None:
+        self._markers = markers
+        self._bytes_of = bytes_of
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._spelled = 0
+        self._told = 0
+        self._ahead: deque[tuple[int, Marker]] = deque()
+        self._held = ""
+        self._due = ""
+
+    def add(self, text: str, token_ids: Sequence[int]) -> list[str | Marker]:
+        for token_id in token_ids:
+            if marker := self._markers.get(token_id):
+                self._spelled += len(self._characters.decode(b"", final=True))
+                self._ahead.append((self._spelled, marker))
+            else:
+                self._spelled += len(self._characters.decode(self._bytes_of(token_id)))
+        text, self._held = self._held + text, ""
+        marked: list[str | Marker] = []
+        while True:
+            if self._due.startswith(text) and self._due != text:
+                self._held = text
+                return marked
+            text, self._due = text.removeprefix(self._due), ""
+            place = self._ahead[0][0] if self._ahead else self._told + len(text)
+            count = max(0, place - self._told)
+            before, text = text[:count], text[count:]
+            self._told += len(before)
+            if before:
+                marked.append(before)
+            if not self._ahead or self._told < place:
+                return marked
+            marker = self._ahead.popleft()[1]
+            marked.append(marker)
+            self._due = marker.value
+
+    def end(self) -> list[str | Marker]:
+        """What could still have become a control token."""
+        return [self._held] if self._held else []
+
+
+class _Answer:
+    def __init__(self, reader: CallReader, marked: MarkedText | None, *, is_single: bool) -> None:
+        self._reader = reader
+        self._marked = marked
+        self._is_single = is_single
+        self._has_called = False
+
+    def tell(self, choice: chat_pb2.Choice) -> None:
+        """Leaves the calls out of the text of what is new in the answer, and puts them beside."""
+        said: list[str | Marker] = [choice.text]
+        if self._marked is not None:
+            said = self._marked.add(choice.text, choice.token_ids)
+            if choice.finish_reason:
+                said += self._marked.end()
+        told = [each for part in said for each in self._reader.add(part)]
+        if choice.finish_reason:
+            told += self._reader.end()
+        choice.text = "".join(each for each in told if isinstance(each, str))
+        for piece in told:
+            if isinstance(piece, Piece) and not (self._is_single and piece.index):
+                self._call(choice, piece)
+        if choice.finish_reason == chat_pb2.FINISH_REASON_STOP and self._has_called:
+            choice.finish_reason = chat_pb2.FINISH_REASON_TOOL_CALLS
+
+    def _call(self, choice: chat_pb2.Choice, piece: Piece) -> None:
+        self._has_called = True
+        if piece.id or not choice.tool_calls:
+            choice.tool_calls.add(index=piece.index, id=piece.id, name=piece.name)
+        # Clients take each call for named once in a delta.
+        choice.tool_calls[-1].arguments += piece.arguments
+
+
+def _only_name(tools: Tools) -> str | None:
+    return tools.forced[0].name if len(tools.forced) == 1 and tools.is_single else None
+
+
+def _arguments(tool: Tool) -> dict[str, Any]:
+    return {"type": "object", **tool.parameters} if tool.parameters else NO_ARGUMENTS
+
+
+def _list_schema(tools: Tools) -> dict[str, Any]:
+    """A list of calls. Each tool's schema keeps its own definitions, under the tool's name."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.name},
+                "arguments": {"$ref": f"#/$defs/{tool.name}"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools.forced
+    ]
+    schema: dict[str, Any] = {
+        "type": "array",
+        "items": calls[0] if len(calls) == 1 else {"anyOf": calls},
+        "minItems": 1,
+        "$defs": {tool.name: _moved(_arguments(tool), tool.name) for tool in tools.forced},
+    }
+    return {**schema, "maxItems": 1} if tools.is_single else schema
+
+
+def _moved(schema: Any, name: str) -> Any:
+    """The schema where it lies under `name`, its references with it."""
+    if isinstance(schema, list):
+        return [_moved(each, name) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword == "$ref" and isinstance(value, str) and value.startswith("#"):
+            moved[keyword] = f"#/$defs/{name}{value[1:]}"
+        elif keyword in _NAMED and isinstance(value, dict):
+            moved[keyword] = {each: _moved(inner, name) for each, inner in value.items()}
+        else:
+            moved[keyword] = value if keyword in _PLAIN else _moved(value, name)
+    return moved
+
+
+def _grammar(tools: Tools) -> str:
+    """In Lark: calls in the form of version 11, behind the first [TOOL_CALLS]."""
+    calls = [
+        f'call{i}: "{tool.name}" "{Marker.ARGS.value}" %json {json.dumps(_arguments(tool))}'
+        for i, tool in enumerate(tools.forced)
+    ]
+    more = "" if tools.is_single else f' ("{Marker.CALLS.value}" call)*'
+    choice = " | ".join(f"call{i}" for i in range(len(calls)))
+    return "\n".join([f"start: call{more}", f"call: {choice}", *calls, ""])

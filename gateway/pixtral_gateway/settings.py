@@ -1,0 +1,152 @@
+"""What a gateway is told at its start."""
+
+import re
+from typing import Annotated, ClassVar, Self
+
+from pydantic import AfterValidator, DirectoryPath, Field, FilePath, model_validator
+
+from pixtral_core.settings import (
+    Address,
+    ModelSettings,
+    PeerTlsSettings,
+    RedisSettings,
+    Strings,
+    Targets,
+    is_loopback,
+)
+from pixtral_gateway.tenancy.admission import MAX_IMAGE_BYTES
+
+
+def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
+        if not re.fullmatch(r"(\*|\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)(:[0-9]{1,5})?", host):
+            raise ValueError("must be names of hosts, .example.org, name:port or *")
+    return hosts
+
+
+ImageHosts = Annotated[Strings, AfterValidator(_check_hosts)]
+
+
+class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
+    """Serves a Pixtral model over gRPC and HTTP, by way of encoder and decoder processes."""
+
+    doors: ClassVar[tuple[str, ...]] = ("listen", "http_listen")
+
+    peer_fields: ClassVar[tuple[str, ...]] = ("encoders", "decoders")
+
+    listen: Address = Field(
+        "127.0.0.1:50051", description="host:port to serve gRPC on; port 0 is any."
+    )
+    http_listen: Address | None = Field(
+        None,
+        description="host:port to serve OpenAI's HTTP API on; port 0 is any; unset: gRPC alone.",
+    )
+    page: bool | None = Field(
+        None,
+        description="Serve the page to try it on, at / of the HTTP server; unset: where "
+        "http_listen is a loopback address.",
+    )
+    model_dir: DirectoryPath = Field(
+        description="Directory of the model in Mistral format: its params.json and tekken.json."
+    )
+    encoders: Targets = Field(
+        (),
+        description="host:port of each encoder, or dns:///name:port for one at every address that "
+        "the name has at the time.",
+    )
+    decoders: Targets = Field(
+        min_length=1, description="Of each decoder: host:port or dns:///name:port."
+    )
+    max_concurrent_requests: int | None = Field(
+        None,
+        ge=1,
+        description="Answers and token counts that may run at once; more are refused. Unset: four "
+        "for each answer that the decoders which are ready run at once, 256 for one decoder's 64.",
+    )
+    max_concurrent_image_bytes: int = Field(
+        MAX_IMAGE_BYTES,
+        ge=1,
+        description="Of images of requests that run, as files and as URLs that hold one; more is "
+        "refused, but for a request that is alone.",
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        description="Processes that serve on the same port, for more than one core; each keeps an "
+        "equal share of every limit.",
+    )
+    request_timeout_seconds: float = Field(
+        600.0, gt=0, description="The longest that a completion may take."
+    )
+    stall_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="An encoder or decoder that owes answers and says nothing to anyone for this "
+        "long is left out for a while, and what ran on it goes to another.",
+    )
+    api_keys: FilePath | None = Field(
+        None,
+        description="TOML file of tenants, the digests of their API keys and their limits; it is "
+        "read again when it changes.",
+    )
+    allow_anonymous: bool = Field(
+        False, description="Without api_keys, let in whoever reaches this gateway off this machine."
+    )
+    max_images: int = Field(16, ge=0, description="Images that one request may hold.")
+    max_image_bytes: int = Field(
+        20 << 20, ge=1, description="The largest image file that is taken, in bytes."
+    )
+    image_url_hosts: ImageHosts = Field(
+        (),
+        description="Hosts whose images are fetched by https URL: names, .example.org for all "
+        "below it, name:port, or * for every public host; empty: no URL but data:.",
+    )
+    image_url_timeout_seconds: float = Field(
+        5.0, gt=0, description="The longest that an image may take to be fetched."
+    )
+    max_image_pixels: int = Field(
+        64_000_000, ge=1, description="The largest image that is taken, as width times height."
+    )
+
+    def shares(self) -> tuple[Self, ...]:
+        """These settings as each worker gets them."""
+        nbytes = {"max_concurrent_image_bytes": self.max_concurrent_image_bytes // self.workers}
+        if self.max_concurrent_requests is None:
+            return (self.model_copy(update=nbytes),) * self.workers
+        each, rest = divmod(self.max_concurrent_requests, self.workers)
+        return tuple(
+            self.model_copy(update={"max_concurrent_requests": each + (index < rest), **nbytes})
+            for index in range(self.workers)
+        )
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Self:
+        most = self.max_concurrent_requests
+        if most is not None and self.workers > most:
+            raise ValueError(
+                "workers: more than max_concurrent_requests, of which each has a share"
+            )
+        return self
+
+    @property
+    def has_page(self) -> bool:
+        if self.page is None:
+            return self.http_listen is not None and is_loopback(self.http_listen)
+        return self.page
+
+    @property
+    def is_for_this_machine(self) -> bool:
+        """Whether whoever asks is let in because nobody from elsewhere can."""
+        return self.api_keys is None and not self.allow_anonymous
+
+    @model_validator(mode="after")
+    def _check_tenants(self) -> Self:
+        if self.is_for_this_machine:
+            for door in self.doors:
+                address: str | None = getattr(self, door)
+                if address is not None and not is_loopback(address):
+                    raise ValueError(
+                        f"{door}: {address} is not a loopback address: set api_keys, or "
+                        "allow_anonymous to let in whoever asks"
+                    )
+        return self

@@ -1,0 +1,33 @@
+"""How many requests there is room for behind this gateway, as decoders come and go."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final, NoReturn
+
+from pixtral_gateway.tenancy.admission import Admission
+from pixtral_gateway.upstream.replica import DecoderReplica
+
+# For each answer that the decoders run at once: the others wait there, or are being read, looked
+# up or sent.
+PERMITS_A_PLACE: Final = 4
+SECONDS_BETWEEN_LOOKS: Final = 1.0
+
+
+def room(decoders: Iterable[DecoderReplica], workers: int) -> int:
+    """Permits of one of so many workers for the decoders that are ready; 0 where none is."""
+    places = sum(decoder.max_running for decoder in decoders if decoder.contract is not None)
+    return -(-PERMITS_A_PLACE * places // workers)
+
+
+async def keep_sized(
+    admission: Admission, decoders: Iterable[DecoderReplica], workers: int
+) -> NoReturn:
+    """Keeps the limit at what there is room for.
+
+    While no decoder is ready it stays as it was: that is told as what it is, and not as overload.
+    """
+    while True:
+        limit = room(decoders, workers) or admission.limit
+        if limit != admission.limit:
+            admission.limit = limit
+        await asyncio.sleep(SECONDS_BETWEEN_LOOKS)

@@ -1,0 +1,280 @@
+"""Who asks, by API key, and how much of the service is theirs.
+
+The file of tenants is TOML:
+
+    [acme]
+    keys = ["sha256:9f86d081..."]   # digests of the keys; `pixtral-serve key` makes one
+    requests_at_once = 32           # each limit may be left out
+    tokens_per_minute = 200_000
+    images_per_minute = 600
+    highest_priority = -10          # 0 if left out; the lower the number, the higher it is
+
+It is read again when it changes, without a restart; one that cannot be read changes nothing.
+"""
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from pixtral_core.errors import InvalidRequest, Overloaded, StartupError, Unauthenticated
+from pixtral_gateway.metrics import TENANT_REFUSALS, TENANT_TOKENS
+
+logger = logging.getLogger(__name__)
+
+RELOAD_SECONDS: Final = 2.0
+MAX_TENANTS: Final = 1000
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+_BEARER: Final = "bearer "
+
+
+@dataclass(slots=True)
+class Budget:
+    """So much a minute, gathered for a minute at most. What is taken may exceed it: then there is a
+    debt, and nothing is given until it is paid off."""
+
+    a_minute: int | None
+    level: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.level = float(self.a_minute or 0)
+
+    def wait(self) -> float:
+        """Seconds until something is given again; 0 is now."""
+        if self.a_minute is None:
+            return 0.0
+        self._fill()
+        return max(0.0, (1.0 - self.level) * 60 / self.a_minute)
+
+    def take(self, amount: int) -> None:
+        if self.a_minute is not None:
+            self._fill()
+            self.level -= amount
+
+    def _fill(self) -> None:
+        assert self.a_minute is not None  # noqa: S101 - for the type alone
+        now = time.monotonic()
+        gained = (now - self.since) * self.a_minute / 60
+        self.level = min(float(self.a_minute), self.level + gained)
+        self.since = now
+
+
+class TenantFile(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keys: tuple[str, ...] = Field(min_length=1)
+    requests_at_once: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    images_per_minute: int | None = Field(None, ge=1)
+    highest_priority: int = Field(0, ge=-(2**31), le=0)
+
+
+@dataclass(slots=True, eq=False)
+class Tenant:
+    """`name` is the scope of a tenant's images and of its prompts' keys and values."""
+
+    name: str
+    requests_at_once: int | None = None
+    tokens: Budget = field(default_factory=lambda: Budget(None))
+    images: Budget = field(default_factory=lambda: Budget(None))
+    highest_priority: int = 0
+    in_use: int = 0
+
+    def __post_init__(self) -> None:
+        for kind in ("prompt", "completion"):
+            TENANT_TOKENS.labels(self.name, kind)
+        for limit in ("requests", "tokens", "images"):
+            TENANT_REFUSALS.labels(self.name, limit)
+
+    def limit(self, read: TenantFile, workers: int = 1) -> None:
+        """Takes up one worker's share of the limits; what is used up of one that stays as it was
+        stays used up."""
+        self.highest_priority = read.highest_priority
+        self.requests_at_once = _share(read.requests_at_once, workers)
+        tokens, images = (
+            _share(read.tokens_per_minute, workers),
+            _share(read.images_per_minute, workers),
+        )
+        if self.tokens.a_minute != tokens:
+            self.tokens = Budget(tokens)
+        if self.images.a_minute != images:
+            self.images = Budget(images)
+
+    def check_room(self, answers: int = 1) -> None:
+        """Raises Overloaded where no request for so many answers would be let in now."""
+        most = self.requests_at_once
+        if most is not None and self.in_use + answers > most:
+            raise self._refusal("requests", 1.0)
+        if wait := self.tokens.wait():
+            raise self._refusal("tokens", wait)
+
+    @contextmanager
+    def request(self, images: int, answers: int = 1) -> Iterator[None]:
+        """A request with so many images for so many answers, from its admission to its end. Raises
+        Overloaded, and InvalidRequest where it can never be let in."""
+        most = self.requests_at_once
+        if most is not None and answers > most:
+            raise InvalidRequest("sampling.n", f"your limit is {most} answers at once")
+        self.check_room(answers)
+        if images and (wait := self.images.wait()):
+            raise self._refusal("images", wait)
+        self.images.take(images)
+        self.in_use += answers
+        try:
+            yield
+        finally:
+            self.in_use -= answers
+
+    def check_priority(self, priority: int) -> None:
+        """Raises InvalidRequest where this tenant may not go ahead of others so far."""
+        if priority < self.highest_priority:
+            raise InvalidRequest(
+                "priority",
+                f"must be {self.highest_priority} or more: yours may not be higher",
+                "PRIORITY_NOT_ALLOWED",
+            )
+
+    def use(self, kind: str, tokens: int) -> None:
+        """Counts tokens of a prompt or a completion."""
+        TENANT_TOKENS.labels(self.name, kind).inc(tokens)
+        self.tokens.take(tokens)
+
+    def _refusal(self, limit: str, wait: float) -> Overloaded:
+        TENANT_REFUSALS.labels(self.name, limit).inc()
+        return Overloaded(
+            f"the limit of your {limit} is reached", retry_after=wait, reason="TENANT_LIMIT"
+        )
+
+
+class Tenants:
+    """The tenants of a file; without one, `public` is the only one, and everyone is it.
+
+    Their limits are divided among so many workers, each of which counts for itself.
+    """
+
+    def __init__(self, path: Path | None, *, workers: int = 1) -> None:
+        """Raises StartupError where the file is not one of tenants."""
+        self._path = path
+        self._workers = workers
+        self._public = Tenant("public") if path is None else None
+        self._by_digest: dict[str, Tenant] = {}
+        self._by_name: dict[str, Tenant] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._seen: object = None
+        if path is not None:
+            self._seen = _stamp(path)
+            try:
+                self._take_up(read_tenants(path))
+            except ValueError as error:
+                raise StartupError(str(error)) from None
+
+    def __len__(self) -> int:
+        return len(self._by_name) or 1
+
+    def start(self) -> None:
+        if self._path is not None:
+            self._watching = asyncio.create_task(self._watch(self._path))
+
+    async def stop(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+
+    def of(self, *headers: str) -> Tenant:
+        """Whose key the call's header `Bearer KEY` holds. Raises Unauthenticated.
+
+        Of several headers nobody could say which one a proxy on the way has looked at.
+        """
+        if self._public is not None:
+            return self._public
+        authorization = headers[0] if len(headers) == 1 else ""
+        if authorization[: len(_BEARER)].lower() != _BEARER:
+            raise Unauthenticated(
+                "an API key is needed, as authorization: Bearer KEY", "API_KEY_MISSING"
+            )
+        key = authorization[len(_BEARER) :].strip()
+        tenant = self._by_digest.get(digest_of(key))
+        if tenant is None:
+            raise Unauthenticated("the API key is not valid", "API_KEY_INVALID")
+        return tenant
+
+    def _take_up(self, read: Mapping[str, TenantFile]) -> None:
+        self._by_name = {name: self._by_name.get(name) or Tenant(name) for name in read}
+        for name, each in read.items():
+            self._by_name[name].limit(each, self._workers)
+        self._by_digest = {
+            key: self._by_name[name] for name, each in read.items() for key in each.keys
+        }
+
+    async def _watch(self, path: Path) -> None:
+        while True:
+            await asyncio.sleep(RELOAD_SECONDS)
+            stamp = await asyncio.to_thread(_stamp, path)
+            if stamp == self._seen:
+                continue
+            self._seen = stamp
+            try:
+                read = await asyncio.to_thread(read_tenants, path)
+            except ValueError as error:
+                logger.error("the tenants stay as they were: %s", error)
+            else:
+                self._take_up(read)
+                logger.info("%d tenants", len(read))
+
+
+def read_tenants(path: Path) -> dict[str, TenantFile]:
+    """Raises ValueError, which holds nothing of the file but names of tables and fields."""
+    try:
+        tables: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{path} is not TOML") from None
+    try:
+        read = TypeAdapter(dict[str, TenantFile]).validate_python(tables)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path}: {where}: {first['msg']}") from None
+    keys = [key for each in read.values() for key in each.keys]
+    if not 0 < len(read) <= MAX_TENANTS:
+        raise ValueError(f"{path} must name 1 to {MAX_TENANTS} tenants")
+    if not all(map(_NAME.fullmatch, read)):
+        raise ValueError(f"{path}: a tenant's name is 1 to 32 of a-z, 0-9 and -")
+    if not all(re.fullmatch("sha256:[0-9a-f]{64}", key) for key in keys):
+        raise ValueError(f"{path}: a key is not sha256: and 64 hexadecimal digits")
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"{path}: two tenants have the same key")
+    return read
+
+
+def digest_of(key: str) -> str:
+    """As the file has it. A key is random and long: no salt and no slowness is needed."""
+    return f"sha256:{hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()}"
+
+
+def _share(limit: int | None, workers: int) -> int | None:
+    # Rounded up: of a limit of one, nobody's share is none.
+    return None if limit is None else -(-limit // workers)
+
+
+def _stamp(path: Path) -> object:
+    # A mounted Secret changes by the exchange of a link: another file behind the same name.
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,1 @@
+"""The encoders and decoders behind the gateway: discovery, placement, calls, retries."""

@@ -1,0 +1,143 @@
+"""Which processes a tier consists of, as they come and go."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from pixtral_core.errors import StartupError
+from pixtral_core.settings import DNS_SCHEME
+
+logger = logging.getLogger(__name__)
+
+LOOKUP_SECONDS = 3.0
+SECONDS_BETWEEN_LOOKUPS = 5.0
+
+# From a name and a port to host:port of each of its addresses. Raises OSError.
+Resolve = Callable[[str, int], Awaitable[set[str]]]
+
+
+async def resolve(name: str, port: int) -> set[str]:
+    """host:port of every address that a name has now. Raises OSError, TimeoutError among them."""
+    async with asyncio.timeout(LOOKUP_SECONDS):
+        found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    return {
+        f"[{address[0]}]:{port}" if family is socket.AF_INET6 else f"{address[0]}:{port}"
+        for family, _, _, _, address in found
+    }
+
+
+class Member(Protocol):
+    """What a group holds of a process."""
+
+    address: str
+
+    def retire(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+M = TypeVar("M", bound=Member)
+Watch: TypeAlias = Callable[[M], Coroutine[None, None, None]]
+
+
+class Group(Generic[M]):
+    """The members of one tier; iterating gives those there are now.
+
+    A target host:port is one member. Of dns:///name:port there is one at each address of the
+    name, which is looked up every few seconds: one that is new joins, one that is no longer there
+    gets nothing new and is closed `linger_seconds` later. A lookup that fails changes nothing.
+
+    `make` takes host:port and, for one found behind a name, the name.
+    """
+
+    def __init__(
+        self,
+        targets: Iterable[str],
+        make: Callable[[str, str | None], M],
+        *,
+        linger_seconds: float = 0.0,
+        resolve: Resolve = resolve,
+    ) -> None:
+        targets = tuple(targets)
+        self._names = [t.removeprefix(DNS_SCHEME) for t in targets if t.startswith(DNS_SCHEME)]
+        self._make = make
+        self._linger_seconds = linger_seconds
+        self._resolve = resolve
+        self._members = [make(t, None) for t in targets if not t.startswith(DNS_SCHEME)]
+        self._tasks: dict[M, asyncio.Task[None]] = {}
+        self._lookups: list[asyncio.Task[None]] = []
+        self._broken = asyncio.Event()
+
+    def __iter__(self) -> Iterator[M]:
+        return iter(self._members)
+
+    def start(self, watch: Watch[M], broken: asyncio.Event) -> None:
+        """Runs `watch` for each member for as long as it is one.
+
+        `broken` is set where a watch or a lookup ends with an error.
+        """
+        self._broken = broken
+        for member in self._members:
+            self._tasks[member] = self._run(watch(member))
+        self._lookups = [self._run(self._follow(name, watch)) for name in self._names]
+
+    async def stop(self) -> None:
+        """Ends every task and closes all that is open."""
+        tasks = (*self._lookups, *self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for member in {*self._members, *self._tasks}:
+            await member.close()
+
+    async def _follow(self, name: str, watch: Watch[M]) -> None:
+        host, _, port = name.rpartition(":")
+        members: dict[str, M] = {}
+        has_failed = False
+        while True:
+            try:
+                found = await self._resolve(host.strip("[]"), int(port))
+            except (OSError, UnicodeError) as error:
+                if not has_failed:
+                    logger.warning("%s cannot be looked up: %s", host, type(error).__name__)
+                has_failed = True
+            else:
+                has_failed = False
+                for address in members.keys() - found:
+                    self._leave(members.pop(address))
+                for address in sorted(found - members.keys()):
+                    try:
+                        members[address] = self._join(address, host, watch)
+                    except StartupError as error:
+                        # A certificate that is being replaced: there again at the next lookup.
+                        logger.warning("%s cannot be called: %s", address, error)
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKUPS)
+
+    def _join(self, address: str, name: str, watch: Watch[M]) -> M:
+        member = self._make(address, name)
+        self._members.append(member)
+        self._tasks[member] = self._run(watch(member))
+        return member
+
+    def _leave(self, member: M) -> None:
+        self._members.remove(member)
+        self._tasks[member].cancel()
+        member.retire()
+        self._tasks[member] = asyncio.create_task(self._linger(member))
+
+    def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a watch over a tier has broken", exc_info=task.exception())
+            self._broken.set()
+
+    async def _linger(self, member: M) -> None:
+        await asyncio.sleep(self._linger_seconds)
+        await member.close()
+        del self._tasks[member]

@@ -1,0 +1,80 @@
+"""Replicas that answer handshakes, and fail or hang in the work: left out for a while.
+
+Names and numbers are those of Envoy's outlier detection, but for the half: a tenth of few replicas
+is none, or with Envoy one, even where it is the last.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pixtral_gateway.metrics import EJECTIONS
+
+if TYPE_CHECKING:
+    from pixtral_gateway.upstream.replica import Replica
+
+logger = logging.getLogger(__name__)
+
+CONSECUTIVE_FAILURES = 5
+BASE_EJECTION_SECONDS = 30.0
+# Those that count: for 300 s at the longest.
+MOST_EJECTIONS = 10
+MAX_EJECTED_SHARE = 0.5
+
+
+class Record:
+    """What became of the calls to one replica.
+
+    Attributes:
+        failures: since the last call that succeeded.
+    """
+
+    __slots__ = ("_ejections", "_until", "failures")
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self._ejections = 0
+        self._until = 0.0
+
+    @property
+    def is_ejected(self) -> bool:
+        return time.monotonic() < self._until
+
+    def eject(self) -> float:
+        """Seconds that it is left out for: longer each time, but for the time that it was well."""
+        now = time.monotonic()
+        well = int((now - self._until) / BASE_EJECTION_SECONDS)
+        self._ejections = min(max(self._ejections - well, 0) + 1, MOST_EJECTIONS)
+        seconds = self._ejections * BASE_EJECTION_SECONDS
+        self._until = now + seconds
+        self.failures = 0
+        return seconds
+
+
+def failed(replica: "Replica", peers: Iterable["Replica"]) -> None:
+    """A call to the replica ended with a fault of its own.
+
+    It is ejected for failing on and on while another replica does not: what fails everywhere is
+    the request's fault, or that of something behind them all.
+    """
+    if replica.contract is None:
+        # All that ran on a process that has died fails at once, and once is enough.
+        return
+    replica.record.failures += 1
+    is_alone = any(peer.contract == replica.contract and not peer.record.failures for peer in peers)
+    if replica.record.failures >= CONSECUTIVE_FAILURES and is_alone:
+        eject(replica, peers, "failures")
+
+
+def eject(replica: "Replica", peers: Iterable["Replica"], reason: str) -> bool:
+    """Leaves the replica out for a while, unless half of those like it are left out already."""
+    alike = [peer for peer in peers if peer.announced == replica.announced]
+    ejected = sum(peer.record.is_ejected for peer in alike)
+    if replica.contract is None or ejected + 1 > MAX_EJECTED_SHARE * len(alike):
+        return False
+    seconds = replica.record.eject()
+    logger.warning("%s %s is left out for %g s: %s", replica.tier, replica.address, seconds, reason)
+    EJECTIONS.labels(replica.tier, reason).inc()
+    replica.leave_out()
+    return True

@@ -1,0 +1,273 @@
+"""One process of another tier: whether it is there, what it is, and what runs on it."""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from pixtral.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
+from pixtral_gateway.metrics import REPLICAS
+from pixtral_gateway.upstream.ejection import Record, eject
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_SECONDS = 2.0
+# A replica that is not there is asked often, so that it is found as soon as it comes.
+SECONDS_BETWEEN_HANDSHAKES = 5.0
+SECONDS_BETWEEN_ATTEMPTS = 0.5
+# A replica too busy for a handshake is not gone: only so many in a row say that it hangs.
+SLOW_HANDSHAKES = 3
+SECONDS_BETWEEN_LOOKS = 1.0
+
+# What a call ends with when the process behind it has gone, or goes.
+GONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+
+# What it ends with where the process behind it has not done its work.
+FAILED = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
+
+RETRY_SECONDS = 1.0
+
+
+class Cancellable(Protocol):
+    def cancel(self) -> bool: ...
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A call under way to a replica.
+
+    Attributes:
+        is_awaited: its next response is. Not so while the last one waits for a client to read it.
+    """
+
+    call: Cancellable
+    is_awaited: bool = True
+
+
+def is_cancelled() -> bool:
+    """Whether what was caught as CancelledError is this task's own end, and not a call's."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What an encoder and a decoder must have in common to work together."""
+
+    model: str
+    fingerprint: str
+    width: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.model}, fingerprint {self.fingerprint}, {self.width} wide, {self.dtype}"
+
+
+class Replica(ABC):
+    """One process of another tier, at `address`.
+
+    Attributes:
+        announced: what its last handshake said; None where that failed, or does not fit.
+        contract: the same; None while it is not to be used.
+        fits: it is of this gateway's model, by what it last announced.
+        outstanding: answers to this gateway's requests that it has not ended yet.
+        responses: grows whenever it has said something, to this gateway or another.
+        record: of how it does its work.
+    """
+
+    tier: str
+
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        self.address = address
+        self.announced: Contract | None = None
+        self.contract: Contract | None = None
+        self.fits = False
+        self.outstanding = 0
+        self.responses = 0
+        self.record = Record()
+        self._under_way: set[Work] = set()
+        self._told = 0
+        self._channel = channel
+        self._asked_to_look = asyncio.Event()
+
+    @abstractmethod
+    async def handshake(self) -> Contract:
+        """Asks the process what it is. Raises AioRpcError."""
+
+    @contextmanager
+    def serving(self, call: Cancellable, answers: int = 1) -> Iterator[Work]:
+        """While the replica works at `call`, which is over with the block.
+
+        Should the replica hang, the call is cancelled: `is_cancelled` tells whether it is that.
+        """
+        work = Work(call)
+        self._under_way.add(work)
+        self.outstanding += answers
+        try:
+            yield work
+        finally:
+            self.outstanding -= answers
+            self._under_way.remove(work)
+            call.cancel()
+
+    def lost(self) -> None:
+        """A call found the process gone: it is used again when it answers a handshake."""
+        self._announce(None)
+        self._asked_to_look.set()
+
+    def leave_out(self) -> None:
+        """It is not used until its record says so."""
+        self._set(None)
+
+    async def watch(
+        self,
+        width: int,
+        changed: asyncio.Event,
+        peers: "Iterable[Replica]",
+        stall_seconds: float,
+    ) -> None:
+        """Keeps `contract` true until cancelled; `changed` is set whenever it becomes one.
+
+        A replica whose embeddings are not `width` wide is of another model, and never used. One
+        that says nothing for `stall_seconds` in which it owes answers is ejected from among its
+        peers. What ran on one that hangs is cancelled.
+        """
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._shake_hands(width, changed))
+            both.create_task(self._listen(peers, stall_seconds))
+
+    async def _listen(self, peers: "Iterable[Replica]", stall_seconds: float) -> None:
+        # In looks and not by the clock: a gateway that stood still itself heard nothing, either.
+        # Of several calls together: their own deadlines may be shorter than what tells of a hang.
+        quiet, responses = 0.0, self.responses
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            if self.responses != responses or self.contract is None:
+                quiet, responses = 0.0, self.responses
+            elif any(work.is_awaited for work in self._under_way):
+                quiet += SECONDS_BETWEEN_LOOKS
+            else:
+                quiet = max(quiet - SECONDS_BETWEEN_LOOKS, 0.0)
+            if quiet >= stall_seconds and eject(self, peers, "silence"):
+                quiet = 0.0
+                self._give_up()
+
+    async def _shake_hands(self, width: int, changed: asyncio.Event) -> None:
+        slow, has_failed, responses = 0, False, 0
+        while True:
+            try:
+                contract = await self.handshake()
+            except grpc.aio.AioRpcError as error:
+                if not has_failed:
+                    code = error.code().name
+                    logger.warning("%s %s does not answer: %s", self.tier, self.address, code)
+                has_failed = True
+                is_slow = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                responses = self.responses if not slow else responses
+                slow = slow + 1 if is_slow else SLOW_HANDSHAKES
+                if slow >= SLOW_HANDSHAKES:
+                    self._announce(None)
+                    if is_slow and self.responses == responses:
+                        self._give_up()
+            else:
+                slow, has_failed = 0, False
+                self.fits = contract.width == width
+                if not self.fits:
+                    logger.warning("%s %s is of another model", self.tier, self.address)
+                self._announce(contract if self.fits else None)
+                changed.set()
+            await self._pause(is_urgent=slow > 0)
+
+    def retire(self) -> None:
+        """It is not used for anything new; calls under way go on."""
+        self._announce(None)
+
+    async def close(self) -> None:
+        self._set(None)
+        await self._channel.close()
+
+    def _give_up(self) -> None:
+        for work in tuple(self._under_way):
+            work.call.cancel()
+
+    def _hear(self, responses: int) -> None:
+        """What a handshake tells: others may be answered while this gateway waits in a queue."""
+        if responses != self._told:
+            self._told = responses
+            self.responses += 1
+
+    async def _pause(self, *, is_urgent: bool) -> None:
+        self._asked_to_look.clear()
+        if self.contract is None or is_urgent:
+            await asyncio.sleep(SECONDS_BETWEEN_ATTEMPTS)
+            return
+        try:
+            async with asyncio.timeout(SECONDS_BETWEEN_HANDSHAKES):
+                await self._asked_to_look.wait()
+            await asyncio.sleep(SECONDS_BETWEEN_ATTEMPTS)
+        except TimeoutError:
+            pass
+
+    def _announce(self, contract: Contract | None) -> None:
+        self.announced = contract
+        if self.record.is_ejected:
+            contract = None
+        if contract == self.contract:
+            return
+        if contract is None:
+            logger.warning("%s %s is not ready", self.tier, self.address)
+        else:
+            logger.info("%s %s is ready: %s", self.tier, self.address, contract)
+        self._set(contract)
+
+    def _set(self, contract: Contract | None) -> None:
+        REPLICAS.labels(self.tier).inc((contract is not None) - (self.contract is not None))
+        self.contract = contract
+
+
+class EncoderReplica(Replica):
+    tier = "encoder"
+
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        super().__init__(address, channel)
+        self.stub = encoder_pb2_grpc.EncoderServiceStub(channel)
+
+    async def handshake(self) -> Contract:
+        info = await self.stub.GetEncoderInfo(
+            encoder_pb2.GetEncoderInfoRequest(), timeout=HANDSHAKE_SECONDS
+        )
+        self._hear(info.responses)
+        return Contract(info.model, info.fingerprint, info.width, info.dtype)
+
+
+class DecoderReplica(Replica):
+    """`context_length`, in tokens, `max_running`, in answers, and `adapters`, by name, are as of
+    the last handshake."""
+
+    tier = "decoder"
+
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        super().__init__(address, channel)
+        self.stub = decoder_pb2_grpc.DecoderServiceStub(channel)
+        self.context_length = 0
+        self.max_running = 0
+        self.adapters: frozenset[str] = frozenset()
+
+    def has(self, adapter: str) -> bool:
+        """Whether it can answer with an adapter; empty is none."""
+        return not adapter or adapter in self.adapters
+
+    async def handshake(self) -> Contract:
+        info = await self.stub.GetDecoderInfo(
+            decoder_pb2.GetDecoderInfoRequest(), timeout=HANDSHAKE_SECONDS
+        )
+        self.context_length = info.context_length
+        self.max_running = info.max_running
+        self.adapters = frozenset(info.adapters)
+        self._hear(info.responses)
+        return Contract(info.model, info.fingerprint, info.width, info.dtype)

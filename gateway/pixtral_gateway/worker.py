@@ -1,0 +1,11 @@
+"""One of the processes of a gateway that has several; `pixtral_core.server.workers` starts it."""
+
+import pixtral_core.server.grpc_polling  # noqa: F401 - before grpc
+from pixtral_core.server.process import run
+from pixtral_core.server.workers import Worker
+from pixtral_gateway.process import GatewayTier
+from pixtral_gateway.settings import GatewaySettings
+
+if __name__ == "__main__":
+    worker = Worker()
+    run(GatewayTier, worker.settings(GatewaySettings), worker)

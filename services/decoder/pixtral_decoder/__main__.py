@@ -1,0 +1,6 @@
+"""`python -m pixtral_decoder`"""
+
+from runpy import run_module
+
+# Not the same as to import it: see there.
+run_module("pixtral_decoder.main", run_name="__main__", alter_sys=True)

@@ -1,0 +1,24 @@
+"""Whether an embedding's values are finite, by their bits."""
+
+import numpy as np
+
+from pixtral_core.cache.wire_format import DType
+
+# All ones: infinity's, or no number's.
+_EXPONENT = {DType.BF16: 0x7F80, DType.F32: 0x7F80_0000}
+
+
+def is_finite(values: memoryview, dtype: DType) -> bool:
+    """Of bytes, little-endian. What ends within a value is looked at up to there.
+
+    Reads them twice, so that pieces that fit into a cache are the fastest.
+    """
+    size, exponent = dtype.itemsize, _EXPONENT[dtype]
+    whole = values[: len(values) // size * size]
+    if not whole:
+        return True
+    # As whole numbers finite ones are below infinity: with the sign, those that have none; without
+    # it, those that have. A CPU compares whole numbers up to three times as fast as bf16.
+    signed = np.frombuffer(whole, f"<i{size}")
+    sign = 1 << (8 * size - 1)
+    return bool(signed.max() < exponent and signed.view(f"<u{size}").max() < sign + exponent)

@@ -1,0 +1,219 @@
+"""Where an image's embedding comes from: this process's memory, Redis, or the encoder."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import grpc
+import torch
+
+from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral_core.cache import wire_format
+from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
+from pixtral_core.cache.embedding_store import EmbeddingStore
+from pixtral_core.cache.lru import ByteLru
+from pixtral_core.cache.metrics import REQUESTS
+from pixtral_core.cache.receiving import Arrival, Receiving, in_pieces, new_memory
+from pixtral_core.cache.wire_format import DamagedValue, DType, Embedding
+from pixtral_core.concurrency.single_flight import SingleFlight
+from pixtral_core.model.vision_spec import Grid
+from pixtral_core.server.channel import ClientTls, open_channel
+from pixtral_core.settings import is_loopback
+from pixtral_core.telemetry.request_log import count, current_span, outgoing
+from pixtral_decoder.embeddings.finite import is_finite
+from pixtral_decoder.embeddings.image_embedding import ImageEmbedding, let_go
+from pixtral_decoder.embeddings.memory_files import SECONDS, MemoryFile, MemoryFiles
+from pixtral_decoder.request import ImagePlace
+
+logger = logging.getLogger(__name__)
+
+TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
+MAX_CHANNELS = 64
+
+T = TypeVar("T")
+Found = Literal["local", "redis", "peer"]
+
+
+class EmbeddingMissing(Exception):
+    """Neither Redis nor the encoder that is said to have it could give the embedding."""
+
+
+class Peers:
+    """Reads embeddings from the encoders that made them.
+
+    Addresses come with requests: without `tls` one off this machine is dialled only where
+    `allow_insecure` is set. Channels are kept, at most 64, the least recently used closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        dtype: DType,
+        seconds: float,
+        tls: ClientTls | None,
+        allow_insecure: bool,
+    ) -> None:
+        self._width = width
+        self._dtype = dtype
+        self._seconds = seconds
+        self._tls = tls
+        self._allow_insecure = allow_insecure
+        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+
+    async def fetch(
+        self, key: EmbeddingKey, address: str, grid: Grid, arrival: Arrival[T]
+    ) -> T | None:
+        """What `arrival` has made of the embedding, in a thread, or None where the encoder lacks
+        it, does not answer, sends less or more than an image of that grid, or could only be asked
+        without TLS."""
+        if self._tls is None and not (self._allow_insecure or is_loopback(address)):
+            logger.warning("an encoder off this machine is not asked without peer_tls_ca")
+            return None
+        most = wire_format.PAYLOAD_OFFSET + grid.tokens * self._width * self._dtype.itemsize
+        pieces: list[bytes] = []
+        received = 0
+        stub = encoder_pb2_grpc.EncoderServiceStub(await self._channel(address))
+        span = current_span().child("fetch", is_call=True, peer=address)
+        call = stub.Fetch(
+            encoder_pb2.FetchRequest(key=to_proto(key)),
+            timeout=self._seconds,
+            metadata=outgoing(span),
+        )
+        try:
+            with span:
+                async for piece in call:
+                    pieces.append(piece.data)
+                    received += len(pieces[-1])
+                    if received > most:
+                        return None
+                receiving = Receiving(key, arrival, width=self._width, dtype=self._dtype)
+                return await asyncio.to_thread(_received, pieces, receiving)
+        except grpc.aio.AioRpcError as error:
+            # One that holds it no longer is no fault.
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                logger.warning("an encoder gave no embedding: %s", error.code().name)
+            return None
+        except DamagedValue:
+            logger.warning("an encoder gave a damaged embedding")
+            return None
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        while self._channels:
+            _, channel = self._channels.popitem()
+            await channel.close()
+
+    async def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = open_channel(address, self._tls)
+        self._channels.move_to_end(address)
+        if len(self._channels) > MAX_CHANNELS:
+            _, oldest = self._channels.popitem(last=False)
+            await oldest.close()
+        return channel
+
+
+class EmbeddingSource:
+    """Looks for embeddings in order of nearness; those who ask for the same share one look."""
+
+    def __init__(
+        self, *, store: EmbeddingStore, peers: Peers, dtype: DType, cache_bytes: int
+    ) -> None:
+        self._store = store
+        self._dtype = dtype
+        self._peers = peers
+        self._memory = MemoryFiles()
+        self._cache: ByteLru[EmbeddingKey, ImageEmbedding] = ByteLru(cache_bytes)
+        self._flights: SingleFlight[
+            tuple[EmbeddingKey, Grid, str], tuple[ImageEmbedding, Found]
+        ] = SingleFlight()
+        self._is_closed = False
+
+    async def get(self, image: ImagePlace) -> ImageEmbedding:
+        """Raises EmbeddingMissing. Each step has a deadline of its own."""
+        held = self._cache.get(image.key)
+        if held is not None:
+            record("local")
+            return held
+        flight = (image.key, image.grid, image.encoder)
+        with current_span().child("embedding") as span:
+            embedding, found = await self._flights.run(flight, lambda: self._look(image))
+            span.set(source=found)
+        record(found)
+        return embedding
+
+    async def close(self) -> None:
+        self._is_closed = True
+        await self._peers.close()
+        await self._store.close()
+        self._memory.close()
+
+    async def _look(self, image: ImagePlace) -> tuple[ImageEmbedding, Found]:
+        found: Found = "redis"
+        embedding = await self._store.get(image.key, Arriving(self._memory, self._dtype))
+        if embedding is None and image.encoder:
+            # Another: what was given up may still be received by the first.
+            arrival, found = Arriving(self._memory, self._dtype), "peer"
+            embedding = await self._peers.fetch(image.key, image.encoder, image.grid, arrival)
+        if embedding is None:
+            raise EmbeddingMissing
+        if embedding.file is not None:
+            self._memory.refill_soon(len(embedding.file.memory))
+        gone = self._cache.put(image.key, embedding, embedding.tensor.nbytes)
+        if gone:
+            asyncio.get_running_loop().call_later(SECONDS, self._let_go, gone)
+        return embedding, found
+
+    def _let_go(self, gone: list[ImageEmbedding]) -> None:
+        if not self._is_closed:
+            asyncio.get_running_loop().run_in_executor(None, let_go, gone)
+
+
+def record(found: Found) -> None:
+    """Counts an embedding by where it was: in the metrics, and for the current call."""
+    REQUESTS.labels(found).inc()
+    count(f"embeddings_{found}")
+
+
+def _received(pieces: Sequence[bytes], receiving: Receiving[T]) -> T | None:
+    """Blocking."""
+    size, at = sum(map(len, pieces)), 0
+    memory = receiving.memory(max(size, 1))
+    for piece in pieces:
+        memory[at : at + len(piece)] = piece
+        at += len(piece)
+    value = memory[:size]
+    for whole in in_pieces(value):
+        receiving.piece(whole)
+    return receiving.end(value)
+
+
+class Arriving(Arrival[ImageEmbedding]):
+    """Is received in a file, where it is large; is none where a value is not finite."""
+
+    def __init__(self, files: MemoryFiles, dtype: DType) -> None:
+        self._files = files
+        self._dtype = dtype
+        self._file: MemoryFile | None = None
+        self._is_finite = True
+
+    def memory(self, size: int) -> memoryview:
+        self._is_finite = True
+        self._file = self._files.take(size)
+        return new_memory(size) if self._file is None else self._file.memory[:size].numpy().data
+
+    def values(self, values: memoryview) -> None:
+        self._is_finite = self._is_finite and is_finite(values, self._dtype)
+
+    def made(self, embedding: Embedding) -> ImageEmbedding | None:
+        if not self._is_finite:
+            logger.error("an embedding holds values that are not finite")
+            return None
+        values = torch.frombuffer(embedding.data, dtype=TORCH_DTYPES[self._dtype])
+        grid = Grid(embedding.rows, embedding.cols)
+        return ImageEmbedding(grid, values.view(grid.tokens, embedding.width), self._file)

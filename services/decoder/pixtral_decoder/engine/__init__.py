@@ -1,0 +1,1 @@
+"""The vLLM engine behind a plain class."""

@@ -1,0 +1,340 @@
+"""The vLLM engine, as a plain class: prompts in, deltas out.
+
+vLLM takes seconds to import. It is imported where it is used, so that a process answers health
+checks while it does.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pixtral_core.concurrency.daemon_threads import in_daemon_thread
+from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
+from pixtral_decoder.engine.engine_args import EngineOptions, engine_args
+from pixtral_decoder.engine.logprobs import TokenLogprobs, from_vllm, prompt_pieces
+from pixtral_decoder.engine.lora_adapters import BadAdapter, check_adapter
+from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_decoder.sampling import Sampling
+from pixtral_decoder.vllm_hooks.continuation import Continuation, NotContinued
+from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE
+from pixtral_decoder.vllm_hooks.tensor_handover import Handover
+
+BEGIN_OF_SEQUENCE = 1
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+# Whatever else it ends with is a failure.
+FINISHED = (None, "stop", "length")
+
+
+class EngineDead(Exception):
+    """The engine's process has ended; this one cannot serve any more."""
+
+
+class EngineFailed(Exception):
+    """The engine gave up on this request, and lives."""
+
+
+class SamplingRefused(Exception):
+    """vLLM does not take a sampling parameter; `field` is its path in GenerateRequest."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field
+
+
+class ImagesNotHeld(Exception):
+    """The engine does not hold an image that was not given to it; nothing was generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step of the engine added to an answer.
+
+    Attributes:
+        text: may be empty: bytes of an unfinished character, or of a possible stop string.
+        token_ids: the step's tokens.
+        finish_reason: in the last delta.
+        cached_tokens: prompt tokens found in the prefix cache.
+        queue_seconds: from the engine's taking the request to its first step.
+        logprobs: one for each of `token_ids` where they were asked for.
+        index: of the request's answer that this belongs to.
+        prompt_logprobs: the next ones of the prompt's, where they were asked for; such deltas come
+            before all others, and have nothing else.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    cached_tokens: int
+    queue_seconds: float
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    index: int = 0
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class DecoderEngine:
+    """One vLLM engine and its process.
+
+    `start` and `shutdown` once each; `generate` any number of times at once, from one event loop.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self._llm: Any = None
+        self._cache: Any = None
+        self._handover = Handover()
+        self._sampling_defaults: dict[str, Any] = {}
+        self._structures: Any = None
+        self._adapters: dict[str, Any] = {"": None}
+
+    async def start(self) -> None:
+        """Loads the model and generates a token, in 10 s to minutes.
+
+        Raises whatever vLLM raises for a model or machine that does not do.
+        """
+        # Not the default executor: a process that is told to stop while it loads would wait for it.
+        await in_daemon_thread(self._load, "load-engine")
+        # vLLM's own record, on this side, of the images that the engine's process holds.
+        self._cache = self._llm.renderer.mm_processor_cache
+        self._sampling_defaults = self._llm.model_config.get_diff_sampling_param()
+        for number, (name, path) in enumerate(self.options.adapters.items(), start=1):
+            self._adapters[name] = await self._add_adapter(name, number, path)
+        probe = Prompt("start", [BEGIN_OF_SEQUENCE], (), Sampling(max_tokens=1))
+        async with aclosing(self.generate(probe, ())) as deltas:
+            async for _ in deltas:
+                pass
+
+    @property
+    def context_length(self) -> int:
+        """As started: at most the model's own."""
+        return int(self._llm.model_config.max_model_len)
+
+    @property
+    def has_priorities(self) -> bool:
+        """Whether it takes waiting requests by their priority."""
+        return bool(self._llm.vllm_config.scheduler_config.policy == "priority")
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of those beside the model itself, once started."""
+        return tuple(name for name in self._adapters if name)
+
+    @property
+    def dead(self) -> bool:
+        return self._llm is not None and bool(self._llm.errored)
+
+    async def wait_dead(self) -> None:
+        """Returns once the engine's process has ended by itself."""
+        # vLLM notices at once, and tells nobody.
+        while not self.dead:  # noqa: ASYNC110
+            await asyncio.sleep(0.25)
+
+    def holds(self, image: ImagePlace) -> bool:
+        """Whether the engine's process has the image's embedding, which then need not be sent."""
+        return self._cache is not None and bool(self._cache.is_cached_item(image.identity))
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        embeddings: Sequence[ImageEmbedding | None],
+        *,
+        resend: bool = False,
+    ) -> AsyncGenerator[Delta]:
+        """Deltas as the engine makes them; closing or cancelling stops the engine's work.
+
+        `embeddings[i]` is image i's, or None where the engine holds it. `resend` sends them all,
+        whatever the engine is thought to hold.
+
+        Raises:
+            ImagesNotHeld: before the first delta; to be tried again with all and `resend`.
+            EngineDead, EngineFailed: at any time.
+            SamplingRefused: before the first delta.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        from pixtral_decoder.engine.inputs import engine_input
+        from pixtral_decoder.engine.sampling_params import (
+            REFUSALS,
+            copies,
+            refused_field,
+            vllm_sampling,
+        )
+        from pixtral_decoder.grammar.grammar_check import NotTaken
+
+        sampling, offered = prompt.sampling, ExitStack()
+        try:
+            parameters = vllm_sampling(sampling, self._sampling_defaults)
+            alike = copies(sampling, parameters)
+            if sampling.structured_output is not None and sampling.structured_output.values:
+                await self._structures.check(parameters)
+            continuation: Continuation | None = None
+            if prompt.generated:
+                tokenizer = self._llm.tokenizer
+                continuation = await Continuation.begin(prompt, parameters, tokenizer)
+            offered.enter_context(self._handover.offering(embeddings))
+            # No await from here until vLLM has sent the request: the engine's process keeps its
+            # images in the order in which requests reach it, as the record on this side does.
+            items = self._items(prompt.images, embeddings, resend)
+            stream = self._llm.generate(
+                engine_input(prompt, items),
+                parameters,
+                prompt.request_id,
+                lora_request=self._adapters[prompt.adapter],
+                priority=prompt.priority,
+            )
+            may_miss_images, is_first = bool(prompt.images) and not resend, True
+            async with aclosing(stream):
+                async for output in stream:
+                    offered.close()
+                    # Each of several answers has them.
+                    if is_first and sampling.prompt_logprobs is not None:
+                        for delta in _prompt_deltas(output, sampling.prompt_logprobs):
+                            yield delta
+                    for completion in output.outputs:
+                        if completion.finish_reason not in FINISHED:
+                            raise _failure(sampling, is_first, may_miss_images)
+                        delta = _delta(output, completion, sampling)
+                        if continuation is not None:
+                            delta = _continued(delta, continuation, completion.finish_reason)
+                        yield delta
+                        if delta.finish_reason is not None and completion.finish_reason is None:
+                            # Closing the stream tells the engine, which knows no stop string.
+                            return
+                        for index in range(1, alike):
+                            yield replace(delta, index=index)
+                        is_first = False
+        except EngineDeadError:
+            raise EngineDead from None
+        except EngineGenerateError as error:
+            raise (EngineDead if self.dead else EngineFailed) from error
+        except NotTaken as error:
+            raise SamplingRefused(refused_field(error, sampling)) from error
+        except NotContinued as error:
+            raise SamplingRefused("generated_token_ids") from error
+        except REFUSALS as error:
+            raise SamplingRefused(refused_field(error, sampling)) from error
+        finally:
+            offered.close()
+
+    async def shutdown(self) -> None:
+        """Ends the engine's process, in seconds. What still runs is aborted."""
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        if llm.output_handler is not None:
+            # It would take the end of the engine's process for its death.
+            llm.output_handler.cancel()
+        await asyncio.to_thread(llm.shutdown)
+        self._handover.close()
+
+    def _load(self) -> None:
+        arguments = engine_args(self.options)
+
+        from vllm import ModelRegistry
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from pixtral_decoder.engine.inputs import send_images_once
+        from pixtral_decoder.grammar.grammar_check import StructureCheck
+        from pixtral_decoder.vllm_hooks.model import PixtralEmbeddingsForConditionalGeneration
+
+        # The plug-in names the class, and vLLM would start a process to look at it, for 10 s. It
+        # is imported here in any case.
+        ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
+        self._structures = StructureCheck()
+        with self._handover.listening() as connect:
+            # By the context vLLM chooses the tokens of a step.
+            self._llm = AsyncLLM.from_engine_args(
+                arguments, usage_context=UsageContext.OPENAI_API_SERVER
+            )
+            connect(self._llm.engine_core.encoder)
+        send_images_once(self._llm)
+
+    async def _add_adapter(self, name: str, number: int, path: Path) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        request = LoRARequest(name, number, str(path))
+        try:
+            await asyncio.to_thread(check_adapter, path)
+            await self._llm.add_lora(request)
+        except Exception as error:
+            # Of another kind for each thing that can be amiss with it, and wrapped by vLLM's call.
+            raise BadAdapter(f"{name}: {error}") from error
+        return request
+
+    def _items(
+        self,
+        images: Sequence[ImagePlace],
+        embeddings: Sequence[ImageEmbedding | None],
+        resend: bool,
+    ) -> list[Any]:
+        from pixtral_decoder.engine.inputs import embedding_item
+
+        items = [None if each is None else embedding_item(each.tensor) for each in embeddings]
+        cache = self._cache
+        if cache is None or resend:
+            if None in items:
+                raise ImagesNotHeld
+            return items
+        names = [image.identity for image in images]
+        for name in names:
+            # As the other side does: what is touched first is not evicted for what comes new.
+            cache.touch_sender_cache_item(name)
+        for position, (name, item) in enumerate(zip(names, items, strict=True)):
+            if item is None and not cache.is_cached_item(name):
+                raise ImagesNotHeld
+            given: Any = None if item is None else (item, [])
+            items[position], _ = cache.get_and_update_item(given, name)
+        return items
+
+
+def _failure(sampling: Sampling, is_first: bool, may_miss_images: bool) -> Exception:
+    # Refused before it ran: all that can be amiss with a checked request is that the engine's
+    # process has dropped an image that was thought to be there, or cannot compile a grammar.
+    if is_first and may_miss_images:
+        return ImagesNotHeld()
+    if is_first and sampling.structured_output is not None:
+        return SamplingRefused(sampling.structured_output.path)
+    return EngineFailed()
+
+
+def _delta(output: Any, completion: Any, sampling: Sampling) -> Delta:
+    reason = completion.finish_reason
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    if sampling.logprobs is not None:
+        logprobs = from_vllm(completion.logprobs, sampling.logprobs)
+    return Delta(
+        text=completion.text,
+        token_ids=tuple(completion.token_ids),
+        finish_reason=None if reason is None else FinishReason(reason),
+        cached_tokens=output.num_cached_tokens or 0,
+        queue_seconds=_queue_seconds(output.metrics),
+        logprobs=logprobs,
+        index=completion.index,
+    )
+
+
+def _prompt_deltas(output: Any, count: int) -> Iterator[Delta]:
+    cached, queue = output.num_cached_tokens or 0, _queue_seconds(output.metrics)
+    for piece in prompt_pieces(output.prompt_logprobs or (), count):
+        yield Delta("", (), None, cached, queue, prompt_logprobs=piece)
+
+
+def _continued(delta: Delta, continuation: Continuation, finish_reason: str | None) -> Delta:
+    piece = continuation.add(delta.token_ids, finish_reason)
+    reason = FinishReason.STOP if piece.is_stopped else delta.finish_reason
+    return replace(delta, text=piece.text, token_ids=tuple(piece.token_ids), finish_reason=reason)
+
+
+def _queue_seconds(stats: Any) -> float:
+    # vLLM keeps them only where it keeps its metrics.
+    return 0.0 if stats is None else max(stats.scheduled_ts - stats.queued_ts, 0.0)

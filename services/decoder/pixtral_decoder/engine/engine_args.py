@@ -1,0 +1,198 @@
+"""How vLLM is asked to run: all that differs between its versions, or between CPU and GPU."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pixtral_core.model.vision_spec import read_params
+from pixtral_decoder.vllm_hooks import exit_with_parent
+from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE, CONFIG_FORMAT
+
+GIB = 1 << 30
+SCHEDULER = "pixtral_decoder.vllm_hooks.scheduler.scheduler"
+# vLLM takes so many tokens in a step by itself, or more where the GPU is large.
+LEAST_STEP_TOKENS = 2048
+
+# vLLM's arguments that are not passed on, and the settings that say the same. The others of these
+# are what the decoder is: its plug-in, its checks and its metrics stand on them.
+OWNED: Mapping[str, str] = {
+    "config_format": "",
+    "disable_log_stats": "",
+    "dtype": "dtype",
+    "enable_mm_embeds": "",
+    "gpu_memory_utilization": "gpu_memory_fraction",
+    "hf_config_path": "",
+    "hf_overrides": "",
+    "kv_cache_memory_bytes": "kv_cache_bytes",
+    "limit_mm_per_prompt": "max_images",
+    "max_model_len": "context_length",
+    "max_num_seqs": "max_running",
+    "mm_processor_cache_gb": "engine_cache_bytes",
+    "model": "model_dir",
+    "served_model_name": "model",
+    "skip_mm_profiling": "",
+    "skip_tokenizer_init": "",
+    "structured_outputs_config": "",
+    "tensor_parallel_size": "tensor_parallel",
+    "tokenizer": "",
+    "tokenizer_mode": "",
+}
+
+
+class BadEngineArguments(ValueError):
+    """An argument that cannot be passed on to vLLM; the message says which."""
+
+
+def check_owned(names: Iterable[str]) -> None:
+    """Raises BadEngineArguments where one of vLLM's arguments is the decoder's own to set."""
+    for name in names:
+        if setting := OWNED.get(name):
+            raise BadEngineArguments(f"{name} is set by {setting}")
+        if name in OWNED:
+            raise BadEngineArguments(f"{name} is not to be changed: the decoder stands on it")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the engine is started with.
+
+    Attributes:
+        model_dir: a checkpoint in Mistral format.
+        dtype: of the language model's weights and activations; "auto" is the checkpoint's own.
+        context_length: most tokens that a prompt and its answer hold together, where the model
+            takes as many.
+        max_running: most requests that the engine runs at once; the others wait.
+        max_images: most images in one prompt.
+        image_cache_bytes: image embeddings that the engine keeps.
+        kv_cache_bytes: memory for keys and values; None is what the GPU has left.
+        gpu_memory_fraction: of the GPU's memory, for weights, activations, keys and values.
+        tensor_parallel: GPUs that share the model.
+        cpu_threads: threads that compute, where there is no GPU; None leaves one core free.
+        adapters: directories of LoRA adapters, by their names.
+        more: vLLM's own arguments, by their names in AsyncEngineArgs.
+    """
+
+    model_dir: Path
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    context_length: int = 32768
+    max_running: int = 64
+    max_images: int = 32
+    image_cache_bytes: int = GIB
+    kv_cache_bytes: int | None = None
+    gpu_memory_fraction: float = 0.9
+    tensor_parallel: int = 1
+    cpu_threads: int | None = None
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def engine_args(options: EngineOptions) -> Any:
+    """vLLM's arguments; sets what vLLM and its processes read from the environment.
+
+    Imports vLLM, which takes seconds. Raises BadEngineArguments for a name that it does not have.
+    """
+    exit_with_parent.own()
+    # Forking a process that serves gRPC copies locks in whatever state they are.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    # A model is a directory; neither a model hub nor a statistics server is ever asked.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # Under CUDA's MPS, where an encoder is on the same GPU: its kernels first. What it makes is
+    # waited for here, and is little beside a prompt.
+    os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")
+    # By this, which tracing has read by now, vLLM's processes would send traces of their own start.
+    os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
+
+    from vllm.config import StructuredOutputsConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, Any] = {
+        "model": str(options.model_dir),
+        "tokenizer_mode": "mistral",
+        "config_format": CONFIG_FORMAT,
+        "load_format": "mistral",
+        "hf_overrides": {"architectures": [ARCHITECTURE]},
+        "dtype": options.dtype,
+        "max_model_len": _context_length(options),
+        "max_num_seqs": options.max_running,
+        "limit_mm_per_prompt": {"image": options.max_images},
+        "mm_processor_cache_gb": options.image_cache_bytes / GIB,
+        # There is no tower to profile; the adapter needs less than the language model's own run.
+        "skip_mm_profiling": True,
+        "enable_prefix_caching": True,
+        "enable_chunked_prefill": True,
+        # Answers that are being written wait for a step to end, and so for as much of a new
+        # prompt as it takes in. By name: it is imported where the engine is, in its process.
+        "scheduler_cls": SCHEDULER,
+        "max_num_batched_tokens": _step_tokens(options),
+        "kv_cache_memory_bytes": options.kv_cache_bytes,
+        "gpu_memory_utilization": options.gpu_memory_fraction,
+        "tensor_parallel_size": options.tensor_parallel,
+        # By itself vLLM has one request's schema read by one library and then all of them compiled
+        # by whichever came first, which ignores what it does not know. This one refuses it.
+        "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
+        # They are its Prometheus metrics, too.
+        "disable_log_stats": False,
+        "enable_log_requests": False,
+        "use_tqdm_on_load": False,
+    }
+    if options.adapters:
+        # By itself vLLM has requests for one adapter wait until those for another have ended.
+        arguments |= {"enable_lora": True, "max_loras": len(options.adapters)}
+    if current_platform.is_cpu():
+        _prepare_cpu(options)
+        arguments |= {
+            "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
+            # Compiling takes longer than it saves within minutes of serving.
+            "enforce_eager": True,
+            # A prompt's tail within a block is computed anew. vLLM's 128 here costs a repeated
+            # image 60 more tokens of attention over all of it; its kernels take multiples of 32.
+            "block_size": 32,
+            "kv_cache_memory_bytes": options.kv_cache_bytes or GIB,
+        }
+        if options.adapters:
+            arguments["max_loras"] += 1
+            _check_spare_slot(options)
+    names = {field.name for field in fields(AsyncEngineArgs)}
+    if unknown := sorted(options.more.keys() - names):
+        raise BadEngineArguments(f"this vLLM has no argument {unknown[0]}")
+    return AsyncEngineArgs(**arguments | dict(options.more))
+
+
+def _step_tokens(options: EngineOptions) -> int | None:
+    # vLLM refuses fewer than one for each request, and would not choose more for their sake.
+    return options.max_running if options.max_running > LEAST_STEP_TOKENS else None
+
+
+def _check_spare_slot(options: EngineOptions) -> None:
+    # vLLM 0.32's CPU kernels apply the last slot's adapter to requests for none where others of
+    # the same step have one. Slots fill from the first on: one that is never filled is harmless.
+    if options.more.get("max_loras", len(options.adapters) + 1) <= len(options.adapters):
+        raise BadEngineArguments("max_loras must be above the number of adapters on a CPU")
+
+
+def _context_length(options: EngineOptions) -> int:
+    params = read_params(options.model_dir)
+    named = (params.get("max_position_embeddings"), params.get("max_seq_len"))
+    return min([options.context_length, *(int(length) for length in named if length)])
+
+
+def _prepare_cpu(options: EngineOptions) -> None:
+    # With this at 1, the CPU build runs the model in one more process behind the engine's: 10 s
+    # of start-up and a copy of each step's input for a single worker. AsyncLLM gives the engine a
+    # process of its own whatever this says.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # OpenMP threads wait for each other by spinning: with as many of them as cores, whatever else
+    # runs on the machine stalls them all, tenfold and more.
+    cores = sorted(os.sched_getaffinity(0))
+    threads = options.cpu_threads or max(1, len(cores) - 1)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if (parts := options.tensor_parallel) > 1:
+        # By itself vLLM gives each part of the model a NUMA node of its own.
+        shares = (cores[part::parts] or cores for part in range(parts))
+        bound = "|".join(",".join(map(str, share)) for share in shares)
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)

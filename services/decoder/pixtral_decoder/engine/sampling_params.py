@@ -1,0 +1,67 @@
+"""How to pick tokens, in vLLM's terms, and what it refuses: all that differs by its version."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from vllm import exceptions
+from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+from pixtral_decoder.sampling import Sampling, Structure, StructuredOutput
+
+# What a caller got wrong is a ValueError up to vLLM 0.26, and mostly not from 0.27 on.
+REFUSALS: tuple[type[Exception], ...] = (
+    ValueError,
+    getattr(exceptions, "VLLMClientError", ValueError),
+)
+
+# vLLM's own bound.
+GREEDY_BELOW = 1e-5
+
+
+def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> Any:
+    """vLLM's SamplingParams. Raises one of REFUSALS where vLLM does not take a value."""
+    given = {
+        field.name: value
+        for field in fields(sampling)
+        if (value := getattr(sampling, field.name)) not in (None, (), {})
+    }
+    for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
+        if name in given:
+            given[name] = list(given[name])
+    if wanted := given.pop("structured_output", None):
+        given["structured_outputs"] = _structured(wanted)
+    merged = {"max_tokens": None, **defaults, **given}
+    if merged.get("temperature", 1.0) < GREEDY_BELOW:
+        # It refuses more; see `copies`.
+        merged["n"] = 1
+    return SamplingParams(**merged, output_kind=RequestOutputKind.DELTA)
+
+
+def copies(sampling: Sampling, parameters: Any) -> int:
+    """How many of the answers each one that vLLM makes stands for: greedy ones are all alike."""
+    return sampling.n // int(parameters.n)
+
+
+def refused_field(error: Exception, sampling: Sampling) -> str:
+    """The path of the field that vLLM refuses, as far as it says."""
+    name = getattr(error, "parameter", None)
+    if name in {field.name for field in fields(Sampling)}:
+        return f"sampling.{name}"
+    return "sampling" if sampling.structured_output is None else sampling.structured_output.path
+
+
+def _structured(wanted: StructuredOutput) -> Any:
+    match wanted.structure:
+        case Structure.JSON_SCHEMA:
+            return StructuredOutputsParams(
+                json=wanted.values[0], disable_any_whitespace=wanted.disable_any_whitespace
+            )
+        case Structure.REGEX:
+            return StructuredOutputsParams(regex=wanted.values[0])
+        case Structure.CHOICE:
+            return StructuredOutputsParams(choice=list(wanted.values))
+        case Structure.GRAMMAR:
+            return StructuredOutputsParams(grammar=wanted.values[0])
+        case Structure.JSON_OBJECT:
+            return StructuredOutputsParams(json_object=True)

@@ -1,0 +1,1 @@
+"""Checks of grammars and schemas before the engine compiles them."""

@@ -1,0 +1,160 @@
+"""The decoder on the wire: protobuf in, protobuf out."""
+# ruff: noqa: N802 - methods have the names of the proto
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+
+from pixtral.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
+from pixtral_core.cache.embedding_key import BadKey, from_proto
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.errors import InvalidRequest
+from pixtral_core.model.vision_spec import Grid
+from pixtral_decoder.decoder import Decoder
+from pixtral_decoder.engine.engine import Delta, FinishReason
+from pixtral_decoder.engine.logprobs import Logprob, TokenLogprobs
+from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_decoder.sampling import Sampling, Structure, StructuredOutput
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+FINISH_REASONS = {
+    None: chat_pb2.FINISH_REASON_UNSPECIFIED,
+    FinishReason.STOP: chat_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: chat_pb2.FINISH_REASON_LENGTH,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderInfo:
+    """What a gateway compares with an encoder's before it pairs the two, and what it plans by."""
+
+    model: str
+    fingerprint: str
+    width: int
+    dtype: DType
+    context_length: int
+    max_running: int
+    adapters: tuple[str, ...] = ()
+
+
+class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
+    """`decoder` and `info` are set once loaded; no call comes before."""
+
+    decoder: Decoder
+    info: DecoderInfo
+    _responses = 0
+
+    async def Generate(
+        self, request: decoder_pb2.GenerateRequest, context: Context
+    ) -> AsyncGenerator[decoder_pb2.GenerateResponse]:
+        is_first = True
+        async with aclosing(self.decoder.generate(_prompt(request))) as deltas:
+            async for delta in deltas:
+                response = _response(delta)
+                if is_first:
+                    response.cached_tokens = delta.cached_tokens
+                    response.queue.FromNanoseconds(round(delta.queue_seconds * 1e9))
+                    is_first = False
+                self._responses += 1
+                yield response
+
+    async def GetDecoderInfo(
+        self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
+    ) -> decoder_pb2.GetDecoderInfoResponse:
+        info, admitted = self.info, self.decoder.admitted
+        running = min(admitted, info.max_running)
+        return decoder_pb2.GetDecoderInfoResponse(
+            model=info.model,
+            fingerprint=info.fingerprint,
+            width=info.width,
+            dtype=info.dtype,
+            context_length=info.context_length,
+            max_running=info.max_running,
+            running=running,
+            waiting=admitted - running,
+            responses=self._responses,
+            adapters=info.adapters,
+        )
+
+
+def _prompt(request: decoder_pb2.GenerateRequest) -> Prompt:
+    return Prompt(
+        request_id=request.request_id,
+        token_ids=list(request.prompt_token_ids),
+        images=tuple(_image(index, image) for index, image in enumerate(request.images)),
+        sampling=_sampling(request.sampling),
+        cache_salt=request.cache_salt or None,
+        generated=tuple(request.generated_token_ids),
+        priority=request.priority,
+        adapter=request.adapter,
+    )
+
+
+def _image(index: int, image: decoder_pb2.PromptImage) -> ImagePlace:
+    try:
+        key = from_proto(image.key)
+    except BadKey as error:
+        # Its texts are its own and hold nothing of the message.
+        raise InvalidRequest(f"images[{index}].key", str(error)) from None
+    return ImagePlace(key, image.offset, Grid(image.rows, image.cols), image.encoder)
+
+
+def _sampling(sampling: chat_pb2.SamplingParams) -> Sampling:
+    given = {field.name: value for field, value in sampling.ListFields()}
+    for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
+        if name in given:
+            given[name] = tuple(given[name])
+    if sampling.logit_bias:
+        given["logit_bias"] = dict(sampling.logit_bias)
+    if sampling.HasField("structured_output"):
+        given["structured_output"] = _structured_output(sampling.structured_output)
+    return Sampling(**given)
+
+
+def _structured_output(wanted: chat_pb2.StructuredOutput) -> StructuredOutput:
+    name = wanted.WhichOneof("constraint")
+    match name:
+        case None:
+            raise InvalidRequest("sampling.structured_output", "must have one of its fields")
+        case "choice":
+            return StructuredOutput(Structure.CHOICE, tuple(wanted.choice.values))
+        case "json_object":
+            return StructuredOutput(Structure.JSON_OBJECT)
+        case _:
+            values = (getattr(wanted, name),)
+            return StructuredOutput(Structure(name), values, wanted.disable_any_whitespace)
+
+
+def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
+    response = decoder_pb2.GenerateResponse(
+        delta=chat_pb2.Choice(
+            text=delta.text,
+            token_ids=delta.token_ids,
+            finish_reason=FINISH_REASONS[delta.finish_reason],
+        )
+    )
+    # Few have them, and this is done for every token.
+    if delta.index:
+        response.delta.index = delta.index
+    if delta.logprobs:
+        response.delta.logprobs.extend(map(_logprobs, delta.logprobs))
+    if delta.prompt_logprobs:
+        response.prompt_logprobs.extend(map(_logprobs, delta.prompt_logprobs))
+    return response
+
+
+def _logprobs(position: TokenLogprobs) -> chat_pb2.TokenLogprobs:
+    return chat_pb2.TokenLogprobs(
+        chosen=None if position.chosen is None else _logprob(position.chosen),
+        top=[_logprob(each) for each in position.top],
+    )
+
+
+def _logprob(each: Logprob) -> chat_pb2.Logprob:
+    return chat_pb2.Logprob(
+        token_id=each.token_id, text=each.text, logprob=each.logprob, rank=each.rank
+    )

@@ -1,0 +1,157 @@
+"""The decoder process: what it loads, and in which order."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import torch
+from pydantic import ValidationError
+
+from pixtral.v1 import decoder_pb2, decoder_pb2_grpc
+from pixtral_core.cache.embedding_store import EmbeddingStore
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.errors import StartupError
+from pixtral_core.model.fingerprint import fingerprint
+from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
+from pixtral_decoder.checks import Limits
+from pixtral_decoder.decoder import Decoder
+from pixtral_decoder.embeddings.source import EmbeddingSource, Peers
+from pixtral_decoder.engine.engine import DecoderEngine
+from pixtral_decoder.engine.engine_args import BadEngineArguments, EngineOptions
+from pixtral_decoder.engine.lora_adapters import BadAdapter
+from pixtral_decoder.grpc_service import DecoderInfo, DecoderService
+from pixtral_decoder.metrics import ENGINE_UP
+from pixtral_decoder.settings import DecoderSettings
+from pixtral_decoder.vllm_hooks import plugin
+
+logger = logging.getLogger(__name__)
+
+
+class DecoderTier:
+    """What `pixtral_core.server.process` runs."""
+
+    name = "decoder"
+    services: tuple[str, ...] = (
+        decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name,
+    )
+    # Every gateway's handshake, every few seconds.
+    quiet: tuple[str, ...] = (f"{services[0]}/GetDecoderInfo",)
+
+    def __init__(self, settings: DecoderSettings) -> None:
+        self._settings = settings
+        self._service = DecoderService()
+        self._engine = DecoderEngine(_engine_options(settings))
+        self._decoder: Decoder | None = None
+
+    def register(self, server: grpc.aio.Server) -> None:
+        decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self._service, server)
+
+    async def start(self) -> None:
+        """Raises StartupError where the checkpoint or the installation is no good."""
+        settings, engine = self._settings, self._engine
+        # To look at an embedding's values takes a third of a millisecond. A team of threads, where
+        # there are several teams and other work, takes five to come together.
+        torch.set_num_threads(1)
+        if not plugin.is_installed():
+            raise StartupError(
+                "vLLM cannot find this project's plug-in: install the project (pip install -e .), "
+                "and if VLLM_PLUGINS is set, let it name pixtral"
+            )
+        try:
+            params = read_params(settings.model_dir)
+            spec = VisionSpec.from_params(params)
+            vocab_size = _vocab_size(params)
+            if not (settings.model_dir / "tekken.json").is_file():
+                raise BadCheckpoint(f"{settings.model_dir} holds no tekken.json")
+            made_by = await asyncio.to_thread(
+                fingerprint, settings.model_dir, settings.dtype, fp8=settings.vision_fp8
+            )
+        except BadCheckpoint as error:
+            raise StartupError(str(error)) from None
+        source = self._source(spec)
+        try:
+            await engine.start()
+        except BadEngineArguments as error:
+            raise StartupError(f"engine_args: {error}") from None
+        except BadAdapter as error:
+            raise StartupError(f"lora_modules: {error}") from None
+        except ValidationError as error:
+            # Of vLLM's own configuration: a value of a wrong type, or two that do not go together.
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise StartupError(f"engine_args: vLLM: {where}: {first['msg']}") from None
+        ENGINE_UP.set(1)
+        self._decoder = Decoder(
+            engine=engine,
+            source=source,
+            limits=Limits(
+                spec,
+                vocab_size,
+                engine.context_length,
+                settings.max_images,
+                has_priorities=engine.has_priorities,
+            ),
+            fingerprint=made_by,
+            max_admitted=settings.max_running + settings.max_waiting,
+        )
+        info = DecoderInfo(
+            model=settings.model_name,
+            fingerprint=made_by,
+            width=spec.width,
+            dtype=settings.dtype,
+            context_length=engine.context_length,
+            max_running=settings.max_running,
+            adapters=engine.adapters,
+        )
+        self._service.decoder, self._service.info = self._decoder, info
+        logger.info("%s in %s, %d tokens of context", info.model, info.dtype, info.context_length)
+
+    async def failed(self) -> None:
+        await self._engine.wait_dead()
+        ENGINE_UP.set(0)
+        logger.error("the engine has died")
+
+    async def stop(self) -> None:
+        if self._decoder is not None:
+            await self._decoder.close()
+        await self._engine.shutdown()
+
+    def _source(self, spec: VisionSpec) -> EmbeddingSource:
+        settings = self._settings
+        store = EmbeddingStore.from_url(settings.redis_url, width=spec.width, dtype=settings.dtype)
+        peers = Peers(
+            width=spec.width,
+            dtype=settings.dtype,
+            seconds=settings.peer_seconds,
+            tls=settings.peer_tls,
+            allow_insecure=settings.allow_insecure,
+        )
+        return EmbeddingSource(
+            store=store, peers=peers, dtype=settings.dtype, cache_bytes=settings.cache_bytes
+        )
+
+
+def _engine_options(settings: DecoderSettings) -> EngineOptions:
+    return EngineOptions(
+        model_dir=settings.model_dir,
+        dtype="bfloat16" if settings.dtype is DType.BF16 else "float32",
+        context_length=settings.context_length,
+        max_running=settings.max_running,
+        max_images=settings.max_images,
+        image_cache_bytes=settings.engine_cache_bytes,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        gpu_memory_fraction=settings.gpu_memory_fraction,
+        tensor_parallel=settings.tensor_parallel,
+        cpu_threads=settings.cpu_threads,
+        adapters=settings.lora_modules,
+        more=settings.engine_args,
+    )
+
+
+def _vocab_size(params: Mapping[str, Any]) -> int:
+    size = params.get("vocab_size")
+    if not isinstance(size, int) or size < 1:
+        raise BadCheckpoint("params.json: vocab_size is missing or no number of tokens")
+    return size

@@ -1,0 +1,64 @@
+"""A request to the decoder, as plain data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.model.vision_spec import Grid
+from pixtral_decoder.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePlace:
+    """An image and where it stands in the prompt: `grid.placeholder_length` tokens at `offset`.
+
+    `encoder` is the host:port that the embedding can be fetched from, or empty.
+    """
+
+    key: EmbeddingKey
+    offset: int
+    grid: Grid
+    encoder: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What the image is called in the engine's caches.
+
+        With its grid: what is cached under a name can then never meet placeholders of another
+        size, which would end the engine.
+        """
+        return f"{self.key.identity}-{self.grid.rows}x{self.grid.cols}"
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.grid.placeholder_length
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to continue, and how.
+
+    Attributes:
+        request_id: unique among running requests.
+        token_ids: text, control and image tokens.
+        images: in the order of their placeholders.
+        sampling: how to pick tokens.
+        cache_salt: prompts share the engine's prefix cache only where this is equal.
+        generated: the beginning of the answer, made elsewhere; `sampling` is of the whole answer.
+        priority: lower goes first, where the engine schedules by it.
+        adapter: the name of the LoRA adapter that answers; empty is the model itself.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    images: Sequence[ImagePlace]
+    sampling: Sampling
+    cache_salt: str | None = None
+    generated: Sequence[int] = ()
+    priority: int = 0
+    adapter: str = ""
+
+    @property
+    def engine_token_ids(self) -> list[int]:
+        """What the engine is to continue."""
+        return [*self.token_ids, *self.generated] if self.generated else self.token_ids

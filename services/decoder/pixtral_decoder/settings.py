@@ -1,0 +1,95 @@
+"""The decoder process's settings."""
+
+import json
+from contextlib import suppress
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, DirectoryPath, Field, model_validator
+
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.settings import Address, ModelSettings, PeerTlsSettings, RedisSettings
+from pixtral_decoder.engine.engine_args import check_owned
+
+MIB = 1 << 20
+
+
+def _check_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    check_owned(arguments)
+    return {name: _value(given) for name, given in arguments.items()}
+
+
+def _value(given: Any) -> Any:
+    """Flags are text, whatever they stand for."""
+    if isinstance(given, str):
+        with suppress(ValueError):
+            return json.loads(given)
+    return given
+
+
+class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
+    """Answers prompts for a Pixtral model: its language model, in vLLM, on GPUs or a CPU."""
+
+    listen: Address = Field(
+        "127.0.0.1:50053", description="host:port to serve gRPC on; port 0 is any."
+    )
+    model_dir: DirectoryPath = Field(
+        description="Directory of the model in Mistral format: params.json, "
+        "consolidated*.safetensors, tekken.json."
+    )
+    dtype: Literal[DType.BF16, DType.F32] = Field(
+        DType.BF16, description="Of weights and embeddings; the encoders must have the same."
+    )
+    vision_fp8: bool = Field(
+        False,
+        description="Take the embeddings of encoders that multiply in 8 bits; the encoders must "
+        "have the same.",
+    )
+    cache_bytes: int = Field(
+        512 * MIB, ge=64 * MIB, description="Embeddings kept in this process's memory, in bytes."
+    )
+    engine_cache_bytes: int = Field(
+        1024 * MIB, ge=64 * MIB, description="Embeddings kept in the engine's process, in bytes."
+    )
+    context_length: int = Field(
+        32_768,
+        ge=1,
+        description="Tokens of a prompt and its answer together; at most the model's own.",
+    )
+    max_images: int = Field(32, ge=1, description="The most images in one prompt.")
+    max_running: int = Field(64, ge=1, description="Answers that the engine works on at once.")
+    max_waiting: int = Field(
+        256, ge=0, description="Answers that wait for the engine before more are refused."
+    )
+    peer_seconds: float = Field(
+        5.0, gt=0, description="How long fetching one embedding from an encoder may take."
+    )
+    kv_cache_bytes: int | None = Field(
+        None,
+        ge=64 * MIB,
+        description="Memory for keys and values; unset: what the GPU has left, 1 GiB on a CPU.",
+    )
+    gpu_memory_fraction: float = Field(
+        0.9, gt=0, le=1, description="Of each GPU's memory, what the engine may use."
+    )
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share the model.")
+    cpu_threads: int | None = Field(
+        None, ge=1, description="Threads that compute on a CPU; unset: all cores but one."
+    )
+    lora_modules: dict[str, DirectoryPath] = Field(
+        {},
+        description="LoRA adapters that requests can name as their model: a table of names and "
+        "directories in PEFT's form in the file, NAME=DIRECTORY in each of several flags, a JSON "
+        "object in the variable.",
+    )
+    engine_args: Annotated[dict[str, Any], AfterValidator(_check_arguments)] = Field(
+        {},
+        description="What else vLLM's engine is started with, by the names of its AsyncEngineArgs, "
+        "such as quantization or speculative_config: a table in the file, NAME=VALUE in each "
+        "of several flags, a JSON object in the variable.",
+    )
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> Self:
+        if "" in self.lora_modules or self.model_name in self.lora_modules:
+            raise ValueError("lora_modules: an adapter needs a name, and not the model's own")
+        return self

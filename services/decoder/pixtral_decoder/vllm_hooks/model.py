@@ -1,0 +1,192 @@
+"""Pixtral without its vision tower, as a vLLM model: language model and vision-language adapter.
+
+Images arrive as embeddings cut before the adapter, so that vLLM neither holds the tower nor runs
+its multimodal processor. vLLM's own Pixtral is not imported: it needs torchvision.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal
+from vllm.model_executor.models.module_mapping import MultiModelKeys
+from vllm.model_executor.models.utils import (
+    WeightsMapper,
+    init_vllm_registered_model,
+    maybe_prefix,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
+    BaseMultiModalProcessor,
+    BaseProcessingInfo,
+)
+from vllm.platforms import current_platform
+
+from pixtral_core.model.checkpoint import VISION_PREFIXES
+from pixtral_decoder.vllm_hooks import last_layer, seeds
+
+EMBEDDING_FIELD = "image_embeddings"
+"""Name of the multimodal field, and of `embed_multimodal`'s argument, that holds embeddings."""
+
+_ADAPTER = "vision_language_adapter."
+
+# vLLM sizes its encoder cache, which holds what the adapter makes until it is computed, by one
+# image or one step's tokens. With one there, the image behind it waits for the whole of it, and
+# the step that computes its last tokens is nearly empty.
+IMAGES_AT_ONCE = 4
+
+
+def max_image_tokens(vision: Any) -> int:
+    """The most [IMG] tokens that one image takes, from the checkpoint's vision parameters."""
+    side = getattr(vision, "max_image_size", None) or vision.image_size
+    pixels_a_token = vision.patch_size * getattr(vision, "spatial_merge_size", 1)
+    return int(math.ceil(side / pixels_a_token) ** 2)
+
+
+class ProcessingInfo(BaseProcessingInfo):  # type: ignore[misc]
+    """What vLLM must know of images to size its encoder cache."""
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        return {"image": None}
+
+    def get_mm_max_tokens_per_item(
+        self, seq_len: int, mm_counts: Mapping[str, int]
+    ) -> Mapping[str, int]:
+        return {"image": IMAGES_AT_ONCE * max_image_tokens(self.get_hf_config().vision_config)}
+
+
+class _NoDummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):  # type: ignore[misc]
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        return ""
+
+    def get_dummy_mm_data(self, *args: object, **kwargs: object) -> dict[str, object]:
+        return {}
+
+
+class _NoProcessor(BaseMultiModalProcessor[ProcessingInfo]):  # type: ignore[misc]
+    """Stands where vLLM asks for a processor; prompts arrive with their embeddings in place."""
+
+    def _get_mm_fields_config(self, *args: object, **kwargs: object) -> Mapping[str, Any]:
+        return {}
+
+    def _get_prompt_updates(self, *args: object, **kwargs: object) -> Sequence[Any]:
+        return []
+
+
+class VisionLanguageAdapter(nn.Module):
+    """From the cut to the language model: `(tokens, width)` to `(tokens, hidden)`."""
+
+    def __init__(self, width: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.w_in = nn.Linear(width, hidden, bias=bias)
+        self.gelu = nn.GELU()
+        self.w_out = nn.Linear(hidden, hidden, bias=bias)
+
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = self.w_out(self.gelu(self.w_in(embedding)))
+        return projected
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    _NoProcessor, info=ProcessingInfo, dummy_inputs=_NoDummyInputs
+)
+class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA):  # type: ignore[misc]
+    """Parameters as in a Mistral-format checkpoint; images as embeddings cut before the adapter.
+
+    LoRA adapters are of the language model alone: the tower that made the embeddings has none.
+    """
+
+    # Quantized checkpoints and LoRA adapters name the parts; vLLM looks up here what it fuses them
+    # into.
+    packed_modules_mapping = {  # noqa: RUF012
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        if current_platform.is_cpu():
+            # Here: a model is built by the process that runs it, once that has chosen its device.
+            seeds.leave_generators_alone()
+        config = vllm_config.model_config.hf_config
+        # Asked for where LoRA layers are put in.
+        self.config = config
+        with self._mark_language_model(vllm_config):  # type: ignore[operator]
+            self.language_model = init_vllm_registered_model(
+                vllm_config=vllm_config,
+                hf_config=config.text_config,
+                prefix=maybe_prefix(prefix, "language_model"),
+            )
+        if last_layer.is_sampled_alone(vllm_config):
+            last_layer.narrow(self.language_model.model.layers[-1].mlp, vllm_config)
+        self.vision_language_adapter = VisionLanguageAdapter(
+            config.vision_config.hidden_size,
+            config.text_config.hidden_size,
+            bias=getattr(config.vision_config, "adapter_bias", True),
+        )
+        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        # By what PEFT calls them in a model of text alone, and in transformers' Pixtral. Of the
+        # instance: vLLM would rename by the class's what a quantized checkpoint leaves out, too.
+        self.hf_to_vllm_mapper = WeightsMapper(
+            orig_to_new_prefix={
+                "model.language_model.": "language_model.model.",
+                "model.layers.": "language_model.model.layers.",
+            }
+        )
+
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        return None
+
+    def get_mm_mapping(self) -> Any:
+        """What is what among the modules, for LoRA adapters."""
+        return MultiModelKeys.from_string_field(
+            language_model="language_model.", connector=_ADAPTER, tower_model="vision_encoder."
+        )
+
+    def embed_multimodal(self, **kwargs: Any) -> list[torch.Tensor]:
+        """Runs the adapter over the images of a step.
+
+        Image by image, so that an image's numbers do not depend on its companions.
+        """
+        embeddings = kwargs.get(EMBEDDING_FIELD)
+        if embeddings is None:
+            return []
+        dtype = self.vision_language_adapter.w_in.weight.dtype
+        return [self.vision_language_adapter(embedding.to(dtype)) for embedding in embeddings]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: object,
+    ) -> Any:
+        return self.language_model.model(
+            input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds
+        )
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> Any:
+        return self.language_model.compute_logits(hidden_states)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Loads adapter and language model; returns the parameters set, which vLLM checks."""
+        adapter = dict(self.vision_language_adapter.named_parameters())
+        loaded: set[str] = set()
+
+        def language_weights() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, weight in weights:
+                if name.startswith(_ADAPTER):
+                    default_weight_loader(adapter[name.removeprefix(_ADAPTER)], weight)
+                    loaded.add(name)
+                elif not name.startswith(VISION_PREFIXES):
+                    yield name, weight
+
+        language = self.language_model.load_weights(language_weights())
+        return loaded | {f"language_model.{name}" for name in language}

@@ -1,0 +1,47 @@
+"""The vLLM plug-in: makes the decoder's model known to every process of a vLLM engine.
+
+vLLM finds `register` through the entry point group `vllm.general_plugins` and calls it in the
+process that starts an engine and again in the engine's own.
+"""
+
+import multiprocessing
+import os
+from importlib.metadata import entry_points
+
+from pixtral_decoder.vllm_hooks import exit_with_parent, grammar_vocabulary, tensor_handover
+
+ARCHITECTURE = "PixtralEmbeddingsForConditionalGeneration"
+CONFIG_FORMAT = "pixtral-params"
+
+
+def register() -> None:
+    """Registers the model class and how to read its config. Calling it again changes nothing."""
+    from vllm import ModelRegistry
+    from vllm.transformers_utils.config import register_config_parser
+
+    from pixtral_decoder.vllm_hooks.config_parser import ParamsParser
+
+    if ARCHITECTURE in ModelRegistry.get_supported_archs():
+        return
+    # By name: the class is imported only where the model is built, and never before a worker has
+    # chosen its device.
+    ModelRegistry.register_model(ARCHITECTURE, f"pixtral_decoder.vllm_hooks.model:{ARCHITECTURE}")
+    register_config_parser(CONFIG_FORMAT)(ParamsParser)
+    # The plug-in is loaded by every vLLM that runs in the same environment.
+    if exit_with_parent.is_owned():
+        # What loads the tokenizer detects the format for itself, and would read with vLLM's own.
+        register_config_parser("mistral")(ParamsParser)
+        grammar_vocabulary.spell_in_bytes()
+        if multiprocessing.parent_process() is not None:
+            exit_with_parent.end_with_parent()
+            tensor_handover.receive()
+
+
+def is_installed() -> bool:
+    """Whether vLLM's processes will find `register`."""
+    allowed = os.environ.get("VLLM_PLUGINS")
+    return any(
+        entry.value == f"{__name__}:{register.__name__}"
+        and (allowed is None or entry.name in allowed.split(","))
+        for entry in entry_points(group="vllm.general_plugins")
+    )

@@ -1,0 +1,164 @@
+"""Hands large image embeddings to the engine's process in memory that both can see.
+
+vLLM sends what it is given through a socket: 8 MB in pieces, each copied twice, into memory that is
+new each time. Here the decoder has received them in anonymous files in memory, and sends the files'
+descriptors; the engine's process maps a file as the tensor's memory, which is gone when both have
+let go of it, whichever way they end. vLLM's own `torch_shm` has them in /dev/shm, of which a
+container by itself has 64 MiB.
+"""
+
+import logging
+import math
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
+from pixtral_decoder.embeddings.memory_files import MemoryFile, mapped
+
+logger = logging.getLogger(__name__)
+
+# Where the engine's process finds the decoder's; set for the processes that a decoder starts.
+ADDRESS = "PIXTRAL_ENGINE_HANDOVER"
+SECONDS = 10.0
+# What stands for a tensor in a message: the file's number, and where in it the tensor begins.
+NUMBER = "number"
+OFFSET = "offset"
+
+
+class Handover:
+    """The decoder's side: vLLM's encoder of messages asks it for each large tensor.
+
+    All of it, but for `listening`, is for one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._sent = 0
+        # By the address of the tensor that is in it, once for each request that offers it.
+        self._offered: dict[int, list[MemoryFile]] = {}
+
+    @contextmanager
+    def listening(self) -> Iterator[Callable[[Any], None]]:
+        """For the engine's process, which is started meanwhile. What is yielded is called once it
+        has started, with vLLM's encoder of messages to it; both are blocking."""
+        with (
+            tempfile.TemporaryDirectory(prefix="pixtral-") as directory,
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        ):
+            os.environ[ADDRESS] = str(Path(directory) / "engine")
+            listener.bind(os.environ[ADDRESS])
+            listener.listen(1)
+            listener.settimeout(SECONDS)
+
+            def connect(encoder: Any) -> None:
+                if encoder.oob_tensor_consumer is not None:
+                    return
+                try:
+                    self._socket, _ = listener.accept()
+                except TimeoutError:
+                    logger.warning("embeddings go to the engine through vLLM's socket")
+                    return
+                self._socket.setblocking(False)
+                encoder.oob_tensor_consumer = self
+
+            try:
+                yield connect
+            finally:
+                del os.environ[ADDRESS]
+
+    @contextmanager
+    def offering(self, embeddings: Sequence[ImageEmbedding | None]) -> Iterator[None]:
+        """Has those that are in files sent as such with the request that is sent meanwhile."""
+        with ExitStack() as offered:
+            for embedding in embeddings:
+                if embedding is not None and embedding.file is not None:
+                    address = embedding.tensor.data_ptr()
+                    self._offered.setdefault(address, []).append(embedding.file)
+                    offered.callback(self._withdraw, address)
+            yield
+
+    def new_message(self) -> None:
+        """vLLM's encoder begins with another message."""
+
+    def __call__(self, tensor: torch.Tensor) -> dict[str, int] | None:
+        """What stands for the tensor in a message; None, and vLLM sends it itself."""
+        address = tensor.data_ptr()
+        if address not in self._offered or self._socket is None:
+            return None
+        file, number = self._offered[address][0], self._sent + 1
+        try:
+            socket.send_fds(self._socket, [number.to_bytes(8, "little")], [file.descriptor])
+        except OSError:
+            # The engine's process is far behind, or has ended, which others notice.
+            return None
+        self._sent = number
+        return {NUMBER: number, OFFSET: address - file.memory.data_ptr()}
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+
+    def _withdraw(self, address: int) -> None:
+        self._offered[address].pop()
+        if not self._offered[address]:
+            del self._offered[address]
+
+
+class Receiver:
+    """The engine's side: vLLM's decoder of messages asks it for the tensors left out of them."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(SECONDS)
+        self._socket.connect(address)
+
+    def __call__(self, dtype: str, shape: Sequence[int], given: dict[str, int]) -> torch.Tensor:
+        """The tensor; its memory is the file's."""
+        try:
+            values, kind = self._memory(given[NUMBER])[given[OFFSET] :], getattr(torch, dtype)
+            return values[: math.prod(shape) * kind.itemsize].view(kind).view(*shape)
+        except BaseException:
+            # vLLM's thread would end without a word, and every request wait for good.
+            logger.exception("an embedding was not handed over")
+            os._exit(1)
+
+    def _memory(self, number: int) -> torch.Tensor:
+        for sent, file in self._received():
+            try:
+                # One whose message was never sent may be before it.
+                if sent == number:
+                    return mapped(file, os.fstat(file).st_size)
+            finally:
+                os.close(file)
+        raise EOFError
+
+    def _received(self) -> Iterator[tuple[int, int]]:
+        while True:
+            number, files, _, _ = socket.recv_fds(self._socket, 8, 1, socket.MSG_CMSG_CLOEXEC)
+            if not number:
+                return
+            yield int.from_bytes(number, "little"), files[0]
+
+
+def receive() -> None:
+    """Has this process's vLLM engine receive what a `Handover` sends. Again, it is nothing."""
+    from vllm.v1.engine.core import EngineCoreProc
+
+    read_requests = EngineCoreProc.process_input_sockets
+    if read_requests.__module__ == __name__:
+        return
+
+    def process_input_sockets(self: Any, *args: Any, **kwargs: Any) -> None:
+        address = os.environ.get(ADDRESS)
+        if address is not None and self.tensor_ipc_receiver is None:
+            self.tensor_ipc_receiver = Receiver(address)
+        read_requests(self, *args, **kwargs)
+
+    EngineCoreProc.process_input_sockets = process_input_sockets

@@ -1,0 +1,8 @@
+"""`python -m pixtral_encoder`"""
+
+from pixtral_core.server.process import run
+from pixtral_core.settings import load
+from pixtral_encoder.process import EncoderTier
+from pixtral_encoder.settings import EncoderSettings
+
+run(EncoderTier, load(EncoderSettings, prog="pixtral-serve encoder"))

@@ -1,0 +1,312 @@
+"""Continuous batching: whatever waits when the device is free goes as one ragged batch."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from pixtral_core.errors import Overloaded, Unavailable
+from pixtral_core.telemetry.request_log import current_span, note
+from pixtral_encoder.metrics import (
+    BATCH_PATCHES,
+    DROPPED_LATE,
+    DROPPED_LEFT,
+    ENCODE_SECONDS,
+    IMAGES_ENCODED,
+    QUEUE_PATCHES_LIMIT,
+    QUEUE_SECONDS,
+    QUEUED_PATCHES,
+)
+from pixtral_encoder.waiting_deadline import Patience, TooLate
+
+# What is embedded, on the device already.
+Image = TypeVar("Image")
+# Tells the device to embed images; what it returns waits until that is done.
+Begin = Callable[[Sequence[Image]], Callable[[], list[Tensor]]]
+Outcome = Tensor | Exception
+
+# Fewer are over before they fill the device: their time says nothing of what many would take.
+LEAST_MEASURED = 1024
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One batch. Its times are on the monotonic clock.
+
+    Attributes:
+        began: when the device was told of it or, where that was busy with another, free for it.
+        is_told: the device has been told of all of it.
+    """
+
+    images: int
+    patches: int
+    began: float
+    is_told: bool = False
+    ended: float | None = None
+
+
+@dataclass(slots=True)
+class Place:
+    """Room in the queue for one image; `run` is of its batch, once that has begun."""
+
+    patches: int
+    patience: Patience
+    run: Run | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Waiting(Generic[Image]):
+    image: Image
+    place: Place
+    result: asyncio.Future[Tensor]
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher(Generic[Image]):
+    """Gives images to the device, one batch at a time, first come first served.
+
+    There is no timer: an image that finds the device free starts at once, and those that come
+    meanwhile are the next batch, as many as `batch_patches` lets in: the one that has waited
+    longest, and of the others, in their order, whatever still fits. An image larger than that is
+    a batch of its own. When more waits than a batch holds, the device is told of the next one while
+    it works on another, so that it need not wait for this process in between.
+
+    An image whose embedding would come too late for all who wait is dropped instead. Too late is
+    what the fastest batch so far, by its patches, and what is ahead leave no doubt of.
+    """
+
+    def __init__(
+        self,
+        begin: Begin[Image],
+        *,
+        batch_patches: int,
+        queue_patches: int,
+        device_lost: asyncio.Event,
+    ) -> None:
+        """`begin` runs in a thread of its own, what it returns in another.
+
+        `device_lost` is set when nothing can be embedded any more in this process.
+        """
+        self._begin = begin
+        self._batch_patches = batch_patches
+        self._queue_patches = queue_patches
+        self._admitted = 0
+        self._waiting: deque[Waiting[Image]] = deque()
+        # Of which the device knows: one, and another behind it.
+        self._runs: dict[Run, asyncio.Task[None]] = {}
+        self._free_since = 0.0
+        self._seconds_per_patch = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
+        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="tower-wait")
+        self._device_lost = device_lost
+        QUEUE_PATCHES_LIMIT.set(queue_patches)
+
+    @contextlib.contextmanager
+    def admit(self, patches: int, patience: Patience) -> Iterator[Place]:
+        """Room for an image from before it is decoded until it is embedded.
+
+        Raises:
+            Overloaded: where `queue_patches` are taken; an image that is alone always fits.
+            TooLate: where it would be embedded for nobody.
+        """
+        if self._admitted and self._admitted + patches > self._queue_patches:
+            raise Overloaded("too many images are waiting to be encoded")
+        place = Place(patches, patience)
+        self._admitted += patches
+        QUEUED_PATCHES.inc(patches)
+        try:
+            if self._is_too_late(place):
+                raise TooLate(patience.until)
+            yield place
+        except TooLate:
+            DROPPED_LATE.inc()
+            raise
+        except asyncio.CancelledError:
+            if place.run is None:
+                DROPPED_LEFT.inc()
+            raise
+        finally:
+            self._admitted -= patches
+            QUEUED_PATCHES.dec(patches)
+
+    async def prepare(self, work: Callable[[], None]) -> None:
+        """Runs in the thread that batches run in, before any of them."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def embed(self, image: Image, place: Place) -> Tensor:
+        """The embedding, (tokens, width) on the device, of an image that was let in.
+
+        One that is cancelled before its batch begins is not embedded.
+
+        Raises:
+            TooLate: where it would be embedded for nobody.
+            Unavailable: where the device is lost.
+        """
+        waiting = Waiting(image, place, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._start_batch()
+        try:
+            return await waiting.result
+        finally:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            _tell(waiting)
+
+    async def close(self) -> None:
+        """Returns when the batches that run have ended."""
+        while self._runs:
+            await asyncio.wait(self._runs.values())
+        for thread in (self._thread, self._waiter):
+            await asyncio.to_thread(thread.shutdown)
+
+    def _start_batch(self) -> None:
+        if not self._may_start():
+            return
+        batch = self._next_batch()
+        if not batch:
+            return
+        patches = sum(waiting.place.patches for waiting in batch)
+        run = Run(len(batch), patches, time.monotonic())
+        for waiting in batch:
+            waiting.place.run = run
+        BATCH_PATCHES.observe(run.patches)
+        self._runs[run] = asyncio.get_running_loop().create_task(self._run_batch(batch, run))
+
+    def _may_start(self) -> bool:
+        if not self._runs:
+            return True
+        # What is not yet a full batch may still be joined by others.
+        is_full = sum(waiting.place.patches for waiting in self._waiting) >= self._batch_patches
+        return is_full and len(self._runs) == 1 and all(run.is_told for run in self._runs)
+
+    async def _run_batch(self, batch: list[Waiting[Image]], run: Run) -> None:
+        in_thread = asyncio.get_running_loop().run_in_executor
+        outcomes: list[Outcome]
+        try:
+            wait = await in_thread(self._thread, self._begun, [each.image for each in batch])
+            run.is_told = True
+            self._start_batch()
+            outcomes = await in_thread(self._waiter, self._wait_for, run, wait)
+        except Exception:
+            # A CUDA context does not come back from this: only a new process helps.
+            self._device_lost.set()
+        if self._device_lost.is_set():
+            outcomes = [Unavailable("the encoder's device is lost")] * len(batch)
+        self._end_batch(batch, run, outcomes)
+
+    def _next_batch(self) -> list[Waiting[Image]]:
+        batch: list[Waiting[Image]] = []
+        left: deque[Waiting[Image]] = deque()
+        taken = 0
+        for waiting in self._waiting:
+            place = waiting.place
+            if batch and taken + place.patches > self._batch_patches:
+                left.append(waiting)
+            elif not waiting.result.done() and self._is_in_time(waiting, taken):
+                batch.append(waiting)
+                taken += place.patches
+        self._waiting = left
+        return batch
+
+    def _is_in_time(self, waiting: Waiting[Image], before: int) -> bool:
+        patience = waiting.place.patience
+        seconds = self._seconds_left() + self._seconds(before + waiting.place.patches)
+        if patience.lasts(seconds):
+            return True
+        waiting.result.set_exception(TooLate(patience.until))
+        return False
+
+    def _is_too_late(self, place: Place) -> bool:
+        """Whether an image that comes now is embedded for nobody."""
+        left, patience = self._seconds_left(), place.patience
+        ahead = sum(waiting.place.patches for waiting in self._waiting)
+        if patience.lasts(left + self._seconds(ahead + place.patches)):
+            return False
+        # It may be small enough to get in before others.
+        return not patience.lasts(left + self._seconds(self._patches_through(place.patches)))
+
+    def _patches_through(self, patches: int) -> int:
+        """Of all batches from the next one to that in which an image would be that comes now."""
+        waiting = [waiting.place.patches for waiting in self._waiting]
+        through = 0
+        while True:
+            taken, left = 0, []
+            for each in waiting:
+                if taken and taken + each > self._batch_patches:
+                    left.append(each)
+                else:
+                    taken += each
+            if not taken or taken + patches <= self._batch_patches:
+                return through + taken + patches
+            through, waiting = through + taken, left
+
+    def _seconds(self, patches: int) -> float:
+        """What so many take at least."""
+        return patches * self._seconds_per_patch
+
+    def _seconds_left(self) -> float:
+        """What the device still takes at least for what it has been told of."""
+        if not self._runs:
+            return 0.0
+        began = next(iter(self._runs)).began
+        told = self._seconds(sum(run.patches for run in self._runs))
+        return max(0.0, began + told - time.monotonic())
+
+    def _begun(self, images: list[Image]) -> Callable[[], Sequence[Outcome]]:
+        try:
+            return self._begin(images)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            if len(images) == 1:
+                failed = [error]
+                return lambda: failed
+        # A batch may fail where its images do not: for want of memory, or for one of them.
+        outcomes = [outcome for image in images for outcome in self._begun([image])()]
+        return lambda: outcomes
+
+    def _wait_for(self, run: Run, wait: Callable[[], Sequence[Outcome]]) -> list[Outcome]:
+        outcomes = [*wait()]
+        run.began = max(run.began, self._free_since)
+        run.ended = self._free_since = time.monotonic()
+        ENCODE_SECONDS.observe(run.ended - run.began)
+        return outcomes
+
+    def _end_batch(
+        self, batch: list[Waiting[Image]], run: Run, outcomes: Sequence[Outcome]
+    ) -> None:
+        del self._runs[run]
+        is_whole = all(isinstance(each, Tensor) for each in outcomes)
+        if run.ended is not None and is_whole and run.patches >= LEAST_MEASURED:
+            took = (run.ended - run.began) / run.patches
+            self._seconds_per_patch = min(took, self._seconds_per_patch or took)
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            QUEUE_SECONDS.observe(run.began - waiting.since)
+            if isinstance(outcome, Tensor):
+                IMAGES_ENCODED.inc()
+            if waiting.result.done():
+                continue
+            if isinstance(outcome, Tensor):
+                waiting.result.set_result(outcome)
+            else:
+                waiting.result.set_exception(outcome)
+        self._start_batch()
+
+
+def _tell(waiting: Waiting[Image]) -> None:
+    """Of a batch that has begun, to the call that its image is of; one cancelled midway is told
+    as far as it came."""
+    run = waiting.place.run
+    if run is None:
+        return
+    span, ended = current_span(), run.ended or time.monotonic()
+    note(queue_seconds=run.began - waiting.since)
+    span.part("queue", waiting.since, run.began)
+    span.part("batch", run.began, ended, images=run.images, patches=run.patches)

@@ -1,0 +1,255 @@
+"""From an image file to its embedding in Redis, with every image encoded once."""
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+import grpc
+import torch
+from torch import Tensor
+
+from pixtral_core.cache import wire_format
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.cache.embedding_store import EmbeddingStore
+from pixtral_core.cache.lru import ByteLru
+from pixtral_core.cache.metrics import REQUESTS
+from pixtral_core.cache.receiving import Arrival
+from pixtral_core.cache.wire_format import DType, Embedding
+from pixtral_core.concurrency.single_flight import SingleFlight
+from pixtral_core.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError
+from pixtral_core.model.vision_spec import Grid, VisionSpec
+from pixtral_core.telemetry.request_log import current_span, note
+from pixtral_encoder.batcher import Batcher
+from pixtral_encoder.image.preprocess import OpenedImage, Preprocessor
+from pixtral_encoder.tower.tower import Staged, VisionTower
+from pixtral_encoder.waiting_deadline import Patience, TooLate
+
+# Hashing this much takes about a millisecond.
+OFFLOAD_BYTES = 1 << 20
+
+
+class Source(StrEnum):
+    """Where an embedding was found."""
+
+    LOCAL = "local"
+    REDIS = "redis"
+    ENCODED = "encoded"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedResult:
+    """What became of one request; `stored` says that Redis holds the embedding."""
+
+    grid: Grid
+    source: Source
+    stored: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An embedding in its wire form."""
+
+    grid: Grid
+    value: bytes
+
+
+class Encoder:
+    """Finds embeddings in memory or Redis, and makes those that are in neither.
+
+    Concurrent requests for one key share one piece of work. It goes on for as long as one of
+    them waits, and is cancelled with the last: an image that nobody waits for any more is not
+    decoded, nor put into a batch; one whose batch is running is computed in vain. Nor is one
+    encoded that would come too late for all of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: VisionSpec,
+        dtype: DType,
+        fingerprint: str,
+        preprocessor: Preprocessor,
+        tower: VisionTower,
+        batcher: Batcher[Staged],
+        store: EmbeddingStore,
+        cache_bytes: int,
+        queue_images: int,
+        queue_bytes: int,
+        max_image_bytes: int,
+    ) -> None:
+        self._spec = spec
+        self._dtype = dtype
+        self._fingerprint = fingerprint
+        self._preprocessor = preprocessor
+        self._tower = tower
+        self._batcher = batcher
+        self._store = store
+        self._held: ByteLru[EmbeddingKey, Held] = ByteLru(cache_bytes)
+        self._flights: SingleFlight[EmbeddingKey, EncodedResult] = SingleFlight()
+        self._patience: dict[EmbeddingKey, Patience] = {}
+        self._queue_images = queue_images
+        self._queue_bytes = queue_bytes
+        # Of the files of all calls: more than one may bring the same image.
+        self._waiting_bytes = 0
+        self._max_image_bytes = max_image_bytes
+
+    async def encode(
+        self, key: EmbeddingKey, image: bytes, deadline: float = math.inf
+    ) -> EncodedResult:
+        """Sees to it that the embedding of `image` is in memory or in Redis.
+
+        `deadline` is on the monotonic clock.
+
+        Raises:
+            InvalidRequest: where the image cannot be decoded, or is not the key's.
+            FailedPrecondition: where the key asks for another model's embedding.
+            Overloaded: where too many images wait, or too much of them.
+            TooLate: where it cannot be encoded before the deadline.
+            Unavailable: where the device is lost.
+        """
+        if key.fingerprint != self._fingerprint:
+            raise FailedPrecondition(
+                "the key is for another model, preprocessing or dtype than this encoder's",
+                "FINGERPRINT_MISMATCH",
+            )
+        with self._room_for(image):
+            await self._check_image(key, image)
+            if key not in self._flights and len(self._flights) >= self._queue_images:
+                raise Overloaded("too many images are waiting to be encoded")
+            with self._waiting_for(key, deadline) as patience:
+                result = await self._shared(key, image, patience, deadline)
+        REQUESTS.labels(result.source).inc()
+        note(source=result.source.value, patches=self._patches(result.grid))
+        return result
+
+    def held(self, key: EmbeddingKey) -> bytes | None:
+        """The embedding in its wire form, where this process has it in memory."""
+        held = self._held.get(key)
+        return None if held is None else held.value
+
+    async def close(self) -> None:
+        """Ends the threads and the connections."""
+        await asyncio.to_thread(self._preprocessor.close)
+        await self._batcher.close()
+        await self._store.close()
+
+    async def _check_image(self, key: EmbeddingKey, image: bytes) -> None:
+        if len(image) > self._max_image_bytes:
+            raise InvalidRequest(
+                "image",
+                f"the image is larger than {self._max_image_bytes} bytes",
+                "IMAGE_TOO_LARGE",
+            )
+        if not image:
+            raise InvalidRequest("image", "the image is empty", "IMAGE_EMPTY")
+        if len(image) > OFFLOAD_BYTES:
+            digest = await asyncio.to_thread(_sha256, image)
+        else:
+            digest = _sha256(image)
+        if digest != key.image_sha256:
+            raise InvalidRequest("key.image_sha256", "not the SHA-256 of the image", "KEY_MISMATCH")
+
+    @contextmanager
+    def _room_for(self, image: bytes) -> Iterator[None]:
+        """Raises Overloaded where there is none; an image that is alone always has it."""
+        if self._waiting_bytes and self._waiting_bytes + len(image) > self._queue_bytes:
+            raise Overloaded("too many bytes of images are waiting to be encoded")
+        self._waiting_bytes += len(image)
+        try:
+            yield
+        finally:
+            self._waiting_bytes -= len(image)
+
+    @contextmanager
+    def _waiting_for(self, key: EmbeddingKey, deadline: float) -> Iterator[Patience]:
+        """The patience of all who wait for the key, the caller's with it."""
+        patience = self._patience.setdefault(key, Patience())
+        try:
+            with patience.of(deadline):
+                yield patience
+        finally:
+            if patience.is_nobodys:
+                self._patience.pop(key, None)
+
+    async def _shared(
+        self, key: EmbeddingKey, image: bytes, patience: Patience, deadline: float
+    ) -> EncodedResult:
+        while True:
+            try:
+                return await self._flights.run(
+                    key, lambda: self._find_or_encode(key, image, patience)
+                )
+            except TooLate as late:
+                # Who came as it was being dropped for the others may have more time than they.
+                if deadline <= late.until:
+                    raise
+
+    async def _find_or_encode(
+        self, key: EmbeddingKey, image: bytes, patience: Patience
+    ) -> EncodedResult:
+        held = self._held.get(key)
+        if held is not None:
+            # Redis may have lost it since: whoever asks here has not found it there.
+            stored = await self._is_stored(key) or await self._store.put(key, held.value)
+            return EncodedResult(held.grid, Source.LOCAL, stored)
+        with current_span().child("lookup"):
+            found = await self._store.get(key, Arriving(key))
+        if found is not None:
+            # Held too, for Fetch: a gateway or decoder that asks here may not get it from Redis.
+            self._held.put(key, found, len(found.value))
+            return EncodedResult(found.grid, Source.REDIS, stored=True)
+        with current_span().child("open"):
+            opened = await self._preprocessor.open(image)
+        value = await self._encode(key, opened, patience)
+        self._held.put(key, Held(opened.grid, value), len(value))
+        with current_span().child("store", bytes=len(value)):
+            stored = await self._store.put(key, value)
+        return EncodedResult(opened.grid, Source.ENCODED, stored)
+
+    async def _is_stored(self, key: EmbeddingKey) -> bool:
+        return (await self._store.exist([key]))[0]
+
+    async def _encode(self, key: EmbeddingKey, opened: OpenedImage, patience: Patience) -> bytes:
+        grid = opened.grid
+        patches = self._patches(grid)
+        with self._batcher.admit(patches, patience) as place:
+            with current_span().child("preprocess", patches=patches):
+                pixels = await self._preprocessor.pixels(opened)
+            with current_span().child("stage"):
+                staged = await asyncio.to_thread(self._tower.stage, pixels)
+            embedding = await self._batcher.embed(staged, place)
+        with current_span().child("pack"):
+            return await asyncio.to_thread(self._to_wire, key, grid, embedding)
+
+    def _patches(self, grid: Grid) -> int:
+        return grid.tokens * self._spec.merge_size**2
+
+    def _to_wire(self, key: EmbeddingKey, grid: Grid, embedding: Tensor) -> bytes:
+        try:
+            embedding = self._tower.fetch(embedding)
+        except ValueError:
+            raise ServingError(
+                grpc.StatusCode.INTERNAL,
+                "EMBEDDING_NOT_FINITE",
+                "the model's numbers overflow on this image",
+            ) from None
+        data = embedding.flatten().view(torch.uint8).numpy().data
+        return wire_format.encode(
+            key, Embedding(grid.rows, grid.cols, self._spec.width, self._dtype, data)
+        )
+
+
+class Arriving(Arrival[Held]):
+    def __init__(self, key: EmbeddingKey) -> None:
+        self._key = key
+
+    def made(self, embedding: Embedding) -> Held:
+        return Held(Grid(embedding.rows, embedding.cols), wire_format.encode(self._key, embedding))
+
+
+def _sha256(image: bytes) -> bytes:
+    return hashlib.sha256(image).digest()

@@ -1,0 +1,1 @@
+"""From an image file to the vision tower's input."""

@@ -1,0 +1,148 @@
+"""The encoder process: what it loads, and in which order."""
+
+import asyncio
+import logging
+
+import grpc
+import torch
+
+from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral_core.cache.embedding_store import EmbeddingStore
+from pixtral_core.cache.wire_format import DType
+from pixtral_core.errors import StartupError
+from pixtral_core.model.checkpoint import read_spec
+from pixtral_core.model.fingerprint import fingerprint
+from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
+from pixtral_encoder.batcher import Batcher
+from pixtral_encoder.encoder import Encoder
+from pixtral_encoder.grpc_service import EncoderInfo, EncoderService
+from pixtral_encoder.image.preprocess import Preprocessor
+from pixtral_encoder.settings import EncoderSettings
+from pixtral_encoder.tower import fp8, malloc
+from pixtral_encoder.tower.tower import VisionTower
+from pixtral_encoder.tower.weights import load_tower
+
+logger = logging.getLogger(__name__)
+
+TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
+# By itself torch takes one for each physical core.
+THREADS = torch.get_num_threads()
+
+
+class EncoderTier:
+    """What `pixtral_core.server.process` runs."""
+
+    name = "encoder"
+    services: tuple[str, ...] = (
+        encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
+    )
+    # Every gateway's handshake, every few seconds.
+    quiet: tuple[str, ...] = (f"{services[0]}/GetEncoderInfo",)
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        self._settings = settings
+        self._service = EncoderService()
+        self._encoder: Encoder | None = None
+        self._device_lost = asyncio.Event()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._service, server)
+
+    async def start(self) -> None:
+        """Raises StartupError where the checkpoint or the device is no good."""
+        settings = self._settings
+        # OpenMP's threads wait awake for the next step of a layer only while one thread alone has
+        # them at its side. That one is the tower's; all others compute by themselves.
+        torch.set_num_threads(1)
+        try:
+            spec = read_spec(settings.model_dir)
+            tower, made_by = await asyncio.to_thread(self._load, spec)
+        except BadCheckpoint as error:
+            raise StartupError(str(error)) from None
+        batcher = Batcher(
+            tower.begin,
+            batch_patches=settings.batch_patches,
+            queue_patches=settings.queue_patches,
+            device_lost=self._device_lost,
+        )
+        try:
+            # Of the thread that sets it, and of those that begin later.
+            await batcher.prepare(lambda: torch.set_num_threads(settings.threads or THREADS))
+            torch.set_num_threads(1)
+            await batcher.prepare(tower.prepare)
+        except Exception:
+            logger.exception("the vision tower does not run")
+            await batcher.close()
+            raise StartupError(
+                f"the vision tower does not run on {_describe(tower.device)}; "
+                "with enforce_eager it needs no C compiler"
+            ) from None
+        self._encoder = Encoder(
+            spec=spec,
+            dtype=settings.dtype,
+            fingerprint=made_by,
+            preprocessor=Preprocessor(
+                spec,
+                workers=settings.decode_threads,
+                max_pixels=settings.max_image_pixels,
+                timeout_seconds=settings.decode_seconds,
+            ),
+            tower=tower,
+            batcher=batcher,
+            store=EmbeddingStore.from_url(
+                settings.redis_url, width=spec.width, dtype=settings.dtype
+            ),
+            cache_bytes=settings.cache_bytes,
+            queue_images=settings.queue_images,
+            queue_bytes=settings.queue_bytes,
+            max_image_bytes=settings.max_image_bytes,
+        )
+        info = EncoderInfo(
+            model=settings.model_name,
+            fingerprint=made_by,
+            width=spec.width,
+            dtype=settings.dtype,
+            device=_describe(tower.device),
+        )
+        self._service.encoder, self._service.info = self._encoder, info
+        logger.info("%s in %s on %s", info.model, info.dtype, info.device)
+
+    async def failed(self) -> None:
+        await self._device_lost.wait()
+        logger.error("the device is lost")
+
+    async def stop(self) -> None:
+        if self._encoder is not None:
+            await self._encoder.close()
+
+    def _load(self, spec: VisionSpec) -> tuple[VisionTower, str]:
+        settings = self._settings
+        device = self._device()
+        if device.type == "cpu":
+            malloc.keep_what_is_freed()
+        if settings.vision_fp8 and settings.dtype is not DType.BF16:
+            raise StartupError("vision_fp8 goes with dtype bf16 alone")
+        if settings.vision_fp8 and not fp8.is_possible(device):
+            raise StartupError(
+                f"vision_fp8 needs an H100 or a newer GPU, and this is {_describe(device)}"
+            )
+        tower = load_tower(
+            settings.model_dir,
+            spec,
+            dtype=TORCH_DTYPES[settings.dtype],
+            device=device,
+            is_compiled=device.type == "cuda" and not settings.enforce_eager,
+            is_fp8=settings.vision_fp8,
+        )
+        made_by = fingerprint(settings.model_dir, settings.dtype, fp8=settings.vision_fp8)
+        return tower, made_by
+
+    def _device(self) -> torch.device:
+        chosen, has_gpu = self._settings.device, torch.cuda.is_available()
+        if chosen == "cuda" and not has_gpu:
+            raise StartupError("device is cuda, and torch finds no GPU")
+        return torch.device("cpu" if chosen == "cpu" or not has_gpu else "cuda")
+
+
+def _describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,1 @@
+"""Pixtral's vision tower."""

@@ -1,0 +1,53 @@
+"""The first half of a layer's feed-forward network: its gate, and what the gate lets through."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixtral_encoder.tower.fp8 import Matrix, linear
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """`silu(x @ gate.T) * (x @ up.T)`, of one matrix.
+
+    On a GPU of the kind of an H100 one kernel does it all (`gate_kernel.py`): what torch writes to
+    memory and reads again between product and gate takes a third of the product's time there.
+
+    Attributes:
+        weight: (2 * intermediate size, width). For the kernel rows of both take turns, which
+            brings the two numbers that belong together to one thread; else all of the gate's rows
+            are in front.
+        is_fused: it is for the kernel.
+    """
+
+    weight: Matrix
+    is_fused: bool
+
+    @classmethod
+    def of(cls, gate: Tensor, up: Tensor, make: Callable[[Tensor], Matrix]) -> "Gates":
+        """`gate` and `up` are (intermediate size, width); `make` makes a matrix of both."""
+        weight = make(torch.cat([gate, up]))
+        if isinstance(weight, Tensor) and has_kernel(gate.device, gate.dtype):
+            return cls(torch.stack([gate, up], dim=1).flatten(0, 1), is_fused=True)
+        return cls(weight, is_fused=False)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(patches, width) to (patches, intermediate size)."""
+        if self.is_fused:
+            from pixtral_encoder.tower.gated_mlp_kernel import gated
+
+            return gated(x, cast("Tensor", self.weight))
+        gate, up = linear(x, self.weight).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel was made for such a device: tiles and shared memory are Hopper's."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device)[0] == 9

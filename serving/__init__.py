@@ -1,1 +1,0 @@
-"""What each process stands on: settings, gRPC server, errors, metrics, logs, traces, drain."""

@@ -1,0 +1,74 @@
+"""Grammars of characters that are several tokens."""
+
+import warnings
+from inspect import unwrap
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pixtral_decoder.vllm_hooks.grammar_vocabulary import spell_in_bytes
+
+with warnings.catch_warnings():
+    # vLLM's own, at import.
+    warnings.simplefilter("ignore")
+    from vllm.tokenizers.mistral import MistralTokenizer
+    from vllm.v1.structured_output.backend_types import StructuredOutputOptions
+    from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
+
+# vLLM's own.
+pytestmark = pytest.mark.filterwarnings("ignore:max_rollback_tokens:DeprecationWarning")
+
+CONFIG = SimpleNamespace(
+    structured_outputs_config=SimpleNamespace(disable_any_whitespace=False),
+    model_config=None,
+    speculative_config=None,
+)
+
+
+@pytest.fixture
+def tokenizer(checkpoint: Path) -> Any:
+    return MistralTokenizer.from_pretrained(str(checkpoint))
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM has it, though an engine may have been started in this process before."""
+    monkeypatch.setattr(XgrammarBackend, "__post_init__", unwrap(XgrammarBackend.__post_init__))
+
+
+@pytest.fixture
+def spelt(plain: None) -> None:
+    spell_in_bytes()
+
+
+def holds(tokenizer: Any, kind: StructuredOutputOptions, held_to: str, answer: str) -> bool:
+    """Whether vLLM's backend lets an answer through."""
+    backend = XgrammarBackend(
+        vllm_config=CONFIG, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size
+    )
+    tokens = tokenizer.encode(answer, add_special_tokens=False)
+    grammar = backend.compile_grammar(kind, held_to)
+    return bool(grammar.accept_tokens("request", [*tokens, tokenizer.eos_token_id]))
+
+
+@pytest.mark.usefixtures("spelt")
+@pytest.mark.parametrize("text", ["cat", "é🙂", "日本語", "👩‍🚀", "\u2028"])
+def test_an_answer_may_have_any_character(tokenizer: Any, text: str) -> None:
+    grammar = f'root ::= "{text}"'
+    assert holds(tokenizer, StructuredOutputOptions.GRAMMAR, grammar, text)
+    assert not holds(tokenizer, StructuredOutputOptions.GRAMMAR, grammar, text[:-1])
+    assert holds(tokenizer, StructuredOutputOptions.JSON, '{"type": "string"}', f'"{text}"')
+
+
+@pytest.mark.usefixtures("spelt")
+def test_the_tokenizer_itself_stays_as_it_is(tokenizer: Any) -> None:
+    assert holds(tokenizer, StructuredOutputOptions.GRAMMAR, 'root ::= "a"', "a")
+    assert all(isinstance(token, str) for token in tokenizer.vocab)
+
+
+@pytest.mark.usefixtures("plain")
+def test_vllm_still_needs_it(tokenizer: Any) -> None:
+    """Once this fails, `pixtral_decoder.vllm_hooks.grammar_vocabulary` can go."""
+    assert not holds(tokenizer, StructuredOutputOptions.GRAMMAR, 'root ::= "é🙂"', "é🙂")

@@ -1,0 +1,252 @@
+"""How many tokens a step takes, by the decision alone and by what a real engine's steps were."""
+
+import gc
+import json
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+
+from pixtral_decoder.engine.engine import DecoderEngine
+from pixtral_decoder.engine.engine_args import EngineOptions, engine_args
+from pixtral_decoder.request import Prompt
+from pixtral_decoder.sampling import Sampling
+from tests.decoder.prompts import text
+from tests.decoder.steps_seen import SCHEDULER, STEPS_SEEN
+from tests.support.reference import Reference
+
+with warnings.catch_warnings():
+    # vLLM's own, at import.
+    warnings.simplefilter("ignore")
+    from vllm import SamplingParams
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    from pixtral_decoder.vllm_hooks.scheduler import (
+        AWAITED_TOKENS,
+        is_awaited,
+        scheduler,
+        writes_on,
+    )
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MOST_TOKENS = 8192
+LENGTH = 6000
+
+
+def request(
+    *,
+    prompt: int = 100,
+    computed: int = 100,
+    placeholders: int = 0,
+    max_tokens: int = 10,
+    prompt_logprobs: int | None = None,
+) -> SimpleNamespace:
+    """As vLLM's scheduler knows one that runs."""
+    return SimpleNamespace(
+        num_prompt_tokens=prompt,
+        num_computed_tokens=computed,
+        num_output_placeholders=placeholders,
+        max_tokens=max_tokens,
+        is_prefill_chunk=computed < prompt,
+        sampling_params=SimpleNamespace(prompt_logprobs=prompt_logprobs),
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "does"),
+    [
+        pytest.param(request(computed=60), False, id="in its prompt"),
+        pytest.param(request(), True, id="its first token is made"),
+        pytest.param(request(placeholders=1), True, id="its first token is being made"),
+        pytest.param(request(computed=108, placeholders=1), True, id="one more is to be made"),
+        pytest.param(request(computed=109, placeholders=1), False, id="its last is being made"),
+        pytest.param(request(placeholders=1, max_tokens=1), False, id="the only one is being made"),
+    ],
+)
+async def test_an_answer_goes_on_while_it_needs_another_step(
+    one: SimpleNamespace, does: bool
+) -> None:
+    assert writes_on(one) is does
+
+
+async def test_a_step_is_awaited_by_answers_and_by_prompts_whose_logits_it_holds() -> None:
+    in_prompt, answering = request(computed=60), request()
+    waiting = request(computed=0, prompt_logprobs=1)
+    assert not is_awaited([], [])
+    assert not is_awaited([in_prompt], [in_prompt])
+    assert is_awaited([in_prompt, answering], [in_prompt, answering])
+    assert is_awaited([], [waiting])
+
+
+async def test_what_the_user_names_is_what_vllm_is_given(checkpoint: Path) -> None:
+    plain = engine_args(EngineOptions(checkpoint))
+    assert plain.scheduler_cls == "pixtral_decoder.vllm_hooks.scheduler.scheduler"
+    # vLLM's own choice.
+    assert plain.max_num_batched_tokens is None
+    more = {"scheduler_cls": None, "max_num_batched_tokens": 1024}
+    given = engine_args(EngineOptions(checkpoint, more=more))
+    assert (given.scheduler_cls, given.max_num_batched_tokens) == (None, 1024)
+    assert engine_args(EngineOptions(checkpoint, max_running=3000)).max_num_batched_tokens == 3000
+
+
+@pytest.fixture(scope="module")
+def config(checkpoint: Path) -> Any:
+    """vLLM's own of an engine, where a GPU's is scheduled: a step ahead of its tokens."""
+    more = {"enable_prefix_caching": False, "max_num_batched_tokens": MOST_TOKENS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = engine_args(EngineOptions(checkpoint, more=more)).create_engine_config()
+    # On a CPU vLLM does not.
+    config.scheduler_config.async_scheduling = True
+    config.cache_config.num_gpu_blocks = 4096
+    return config
+
+
+class Ahead:
+    """A scheduler without an engine, which begins a step before the last one's tokens are known."""
+
+    def __init__(self, config: Any) -> None:
+        spec = FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=32, dtype=torch.float32)
+        self.scheduler = scheduler(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(4096, [], [KVCacheGroupSpec(["layer"], spec)]),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=32,
+        )
+        self._under_way: Any = None
+
+    def add(self, name: str, length: int, max_tokens: int) -> None:
+        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        self.scheduler.add_request(Request(name, [1] * length, sampling, None))
+
+    def step(self) -> dict[str, int]:
+        """What the next step takes, by request; then the one before it ends."""
+        ended, self._under_way = self._under_way, self.scheduler.schedule()
+        if ended is not None:
+            names = list(ended.num_scheduled_tokens)
+            requests = self.scheduler.requests
+            sampled = [[] if requests[name].is_prefill_chunk else [1000] for name in names]
+            output = ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, sampled)
+            self.scheduler.update_from_output(ended, output)
+        taken: dict[str, int] = self._under_way.num_scheduled_tokens
+        return taken
+
+
+async def test_steps_begun_before_the_last_ones_tokens_are_known(config: Any) -> None:
+    ahead = Ahead(config)
+    assert isinstance(ahead.scheduler, AsyncScheduler)
+    ahead.add("one token", LENGTH, max_tokens=1)
+    assert ahead.step() == {"one token": LENGTH}
+    # That one is not answered yet, and needs no more steps.
+    ahead.add("answer", LENGTH, max_tokens=3)
+    assert ahead.step() == {"answer": LENGTH}
+    # Two steps are as yet to come for this one.
+    ahead.add("prompt", LENGTH, max_tokens=1)
+    small = {"answer": 1, "prompt": AWAITED_TOKENS - 1}
+    assert [ahead.step(), ahead.step()] == [small, small]
+    assert ahead.step() == {"prompt": LENGTH - 2 * (AWAITED_TOKENS - 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    engine: DecoderEngine
+    seen: Path
+    reference: Reference
+
+    def steps(self) -> list[dict[str, int]]:
+        """What each step since the last call took, by request."""
+        lines = self.seen.read_text().splitlines()
+        self.seen.write_text("")
+        return [json.loads(line) for line in lines]
+
+    async def answer(self, prompt: Prompt) -> list[int]:
+        async with aclosing(self.engine.generate(prompt, ())) as deltas:
+            return [token async for delta in deltas for token in delta.token_ids]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def watched(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Watched]:
+    seen = tmp_path_factory.mktemp("steps") / "seen"
+    more = {"max_num_batched_tokens": MOST_TOKENS, "scheduler_cls": SCHEDULER}
+    options = EngineOptions(checkpoint, dtype="float32", context_length=8192, more=more)
+    engine = DecoderEngine(options)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        # vLLM's own: at import, while it loads, and of sockets that it leaves open.
+        warnings.simplefilter("ignore")
+        patch.setenv(STEPS_SEEN, str(seen))
+        try:
+            await engine.start()
+            watched = Watched(engine, seen, Reference(checkpoint))
+            watched.steps()
+            yield watched
+        finally:
+            await engine.shutdown()
+            gc.collect()
+
+
+async def test_prompts_with_nothing_more_to_write_do_not_make_steps_small(
+    watched: Watched,
+) -> None:
+    one = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
+    for number in range(3):
+        await watched.answer(text(f"one-{number}", LENGTH, one))
+    assert [sum(step.values()) for step in watched.steps()] == [LENGTH] * 3
+
+
+async def test_a_long_prompt_is_one_step_and_small_ones_where_an_answer_waits(
+    watched: Watched,
+) -> None:
+    sampling = Sampling(max_tokens=8, temperature=0.0, ignore_eos=True)
+    prompt = text("beside", LENGTH, sampling)
+    whole = await watched.answer(text("whole", LENGTH, sampling))
+    assert [sum(step.values()) for step in watched.steps()] == [LENGTH] + [1] * 7
+    long = Sampling(max_tokens=2000, temperature=0.0, ignore_eos=True)
+    async with aclosing(watched.engine.generate(text("stream", 40, long), ())) as stream:
+        await anext(stream)
+        beside = await watched.answer(prompt)
+        steps = watched.steps()
+    by_name = [{name.rsplit("-", 1)[0]: count for name, count in step.items()} for step in steps]
+    pieces = [step for step in by_name if step.get("beside", 0) > 1]
+    assert sum(step["beside"] for step in pieces) == LENGTH
+    assert len(pieces) == -(-LENGTH // (AWAITED_TOKENS - 1))
+    # The answer goes on in each of them.
+    assert all(step["stream"] == 1 for step in pieces)
+    assert max(sum(step.values()) for step in by_name) == AWAITED_TOKENS
+
+    # What is taken together makes no difference to the answer.
+    assert beside == whole == watched.reference.generate(prompt.token_ids, [], 8)
+
+
+async def test_a_prompts_logprobs_are_computed_in_small_steps(watched: Watched) -> None:
+    sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=1)
+    await watched.answer(text("logprobs", 2000, sampling))
+    taken = [sum(step.values()) for step in watched.steps() if min(step.values()) > 1]
+    assert taken == [AWAITED_TOKENS, 2000 - AWAITED_TOKENS]
+
+
+async def test_a_seed_gives_the_same_answer_however_its_prompt_is_taken_in(
+    watched: Watched,
+) -> None:
+    drawn = Sampling(max_tokens=8, temperature=1.0, seed=7, ignore_eos=True)
+    whole = await watched.answer(text("seed-whole", 2000, drawn))
+    long = Sampling(max_tokens=2000, temperature=0.0, ignore_eos=True)
+    async with aclosing(watched.engine.generate(text("seed-stream", 40, long), ())) as stream:
+        await anext(stream)
+        watched.steps()
+        beside = await watched.answer(text("seed-beside", 2000, drawn))
+        assert any(sum(step.values()) == AWAITED_TOKENS for step in watched.steps())
+    assert beside == whole

@@ -1,0 +1,155 @@
+import io
+import random
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+from pixtral_gateway.images.image_header import BadHeader, ImageFormat, read_header
+from tests.support.gateway_pictures import header_of, picture
+
+SIZES = [(1, 1), (1, 1024), (1024, 1), (333, 777), (257, 255)]
+KINDS = [
+    ("PNG", "RGB"),
+    ("PNG", "P"),
+    ("PNG", "RGBA"),
+    ("JPEG", "RGB"),
+    ("JPEG", "L"),
+    ("JPEG", "CMYK"),
+    ("WEBP", "RGB"),
+    ("WEBP", "RGBA"),
+    ("GIF", "P"),
+    ("GIF", "L"),
+]
+
+
+def png_of(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("form", "mode"), KINDS)
+def test_size_and_format_are_those_that_pillow_finds(
+    form: str, mode: str, size: tuple[int, int]
+) -> None:
+    data = picture(*size, form=form, mode=mode)
+
+    header = read_header(data)
+
+    assert header is not None
+    assert header.format.upper() == form
+    assert (header.width, header.height) == Image.open(io.BytesIO(data)).size == size
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"exif": b"Exif\0\0" + b"\xff\xc0" * 500, "comment": b"\xff\xc0 no frame"}),
+        ("JPEG", {"icc_profile": bytes(200_000)}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"lossless": True, "exif": b"Exif\0\0" + bytes(100)}),
+        ("GIF", {"comment": b"," * 1000}),
+    ],
+)
+def test_what_stands_before_the_size_does_not_disturb_it(
+    form: str, options: dict[str, object]
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (41, 29)).save(buffer, form, **options)
+
+    header = read_header(buffer.getvalue())
+
+    assert header is not None
+    assert (header.width, header.height) == (41, 29)
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_animation_has_the_size_of_its_canvas(form: str) -> None:
+    frames = [Image.new("RGB", (30, 20), color) for color in ("red", "green", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:])
+
+    header = read_header(buffer.getvalue())
+
+    assert header is not None
+    assert (header.width, header.height) == Image.open(buffer).size == (30, 20)
+
+
+def test_first_gif_frame_that_sticks_out_of_the_screen_widens_it() -> None:
+    data = bytearray(picture(30, 20, form="GIF"))
+    data[6:10] = struct.pack("<HH", 8, 8)
+
+    header = read_header(bytes(data))
+
+    assert header is not None
+    assert (header.width, header.height) == Image.open(io.BytesIO(data)).size == (30, 20)
+
+
+@pytest.mark.parametrize(("form", "mode"), KINDS)
+def test_nothing_after_the_header_is_needed(form: str, mode: str) -> None:
+    data = picture(64, 48, form=form, mode=mode)
+
+    assert read_header(header_of(data)) == read_header(data)
+
+
+@pytest.mark.parametrize(("form", "mode"), KINDS)
+def test_every_cut_within_the_header_is_refused(form: str, mode: str) -> None:
+    header = header_of(picture(64, 48, form=form, mode=mode))
+    shortest = next(n for n in range(12, len(header) + 1) if _reads(header[:n]))
+
+    assert all(not _reads(header[:n]) for n in range(shortest))
+
+
+@pytest.mark.parametrize(("form", "mode"), KINDS)
+def test_damaged_headers_are_refused_or_read_and_nothing_else(form: str, mode: str) -> None:
+    rng = random.Random(0)
+    header = header_of(picture(64, 48, form=form, mode=mode))
+    for _ in range(300):
+        damaged = bytearray(header)
+        for _ in range(rng.randint(1, 4)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        _reads(bytes(damaged))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8" + b"\xff\xfe\x00\x02" * 1_000_000,
+        b"\xff\xd8" + b"\xff" * 4_000_000,
+        b"GIF89a\x01\x00\x01\x00\x00\x00\x00!\xfe" + b"\x01a" * 2_000_000,
+    ],
+    ids=["JPEG segments", "JPEG fill bytes", "GIF blocks"],
+)
+def test_endless_headers_are_given_up(data: bytes) -> None:
+    with pytest.raises(BadHeader, match="too many"):
+        read_header(data)
+
+
+def test_no_size_is_refused() -> None:
+    with pytest.raises(BadHeader):
+        read_header(png_of(0, 5))
+
+
+def test_claimed_size_is_told_whatever_it_is() -> None:
+    header = read_header(png_of(50_000, 50_000))
+
+    assert header is not None
+    assert (header.format, header.width, header.height) == (ImageFormat.PNG, 50_000, 50_000)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"not an image at all", b"BM" + bytes(60), b"%PDF-1.7"]
+)
+def test_other_formats_are_none(data: bytes) -> None:
+    assert read_header(data) is None
+
+
+def _reads(data: bytes) -> bool:
+    try:
+        return read_header(data) is not None
+    except BadHeader:
+        return False

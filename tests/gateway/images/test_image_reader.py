@@ -1,0 +1,129 @@
+import base64
+import hashlib
+
+import pytest
+from PIL import ImageFile
+
+from pixtral_core.errors import InvalidRequest
+from pixtral_core.model.vision_spec import VisionSpec
+from pixtral_gateway.checks.conversation import ImageSource
+from pixtral_gateway.images.image_reader import ImageReader
+from pixtral_gateway.images.named_images import ImageSize
+from tests.gateway.images.test_image_header import png_of
+from tests.support.gateway_pictures import picture
+
+PATH = "messages[1].content[0].image.data"
+
+
+@pytest.fixture
+def reader(spec: VisionSpec) -> ImageReader:
+    return ImageReader(spec, max_bytes=3_000_000, max_pixels=20_000_000)
+
+
+async def refusal(reader: ImageReader, source: ImageSource) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as refused:
+        await reader.read(source)
+    assert [path for path, _ in refused.value.violations] == [source.path]
+    return refused.value
+
+
+async def test_bytes_are_kept_and_named_by_their_digest(
+    reader: ImageReader, spec: VisionSpec
+) -> None:
+    data = picture(333, 777)
+
+    image = await reader.read(ImageSource(PATH, data=data))
+
+    assert image.data == data
+    assert image.sha256 == hashlib.sha256(data).digest()
+    assert (image.width, image.height) == (333, 777)
+    assert image.grid == spec.grid(333, 777)
+    assert image.path == PATH
+
+
+async def test_large_file_is_named_alike(reader: ImageReader) -> None:
+    data = picture(64, 64) + bytes(2_000_000)
+
+    image = await reader.read(ImageSource(PATH, data=data))
+
+    assert image.sha256 == hashlib.sha256(data).digest()
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, 2_000_000])
+async def test_data_url_holds_the_same_bytes(reader: ImageReader, padding: int) -> None:
+    data = picture(32, 32) + bytes(padding)
+    url = "data:image/png;base64," + base64.b64encode(data).decode()
+
+    image = await reader.read(ImageSource("messages[0].content[0].image.url", url=url))
+
+    assert image.data == data
+
+
+async def test_no_pixel_is_decoded(reader: ImageReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("pixels were decoded")
+
+    data = picture(64, 48, form="JPEG")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+
+    assert (await reader.read(ImageSource(PATH, data=data))).width == 64
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "IMAGE_EMPTY"),
+        (b"hello", "IMAGE_FORMAT_UNSUPPORTED"),
+        (b"BM" + bytes(100), "IMAGE_FORMAT_UNSUPPORTED"),
+        (picture(9, 9)[:20], "IMAGE_MALFORMED"),
+        (png_of(50_000, 50_000), "IMAGE_TOO_MANY_PIXELS"),
+        (png_of(20_001, 1000), "IMAGE_TOO_MANY_PIXELS"),
+        (picture(9, 9) + bytes(3_000_000), "IMAGE_TOO_LARGE"),
+    ],
+    ids=["empty", "text", "bmp", "cut", "bomb", "just above", "large"],
+)
+async def test_bad_files_are_refused(reader: ImageReader, data: bytes, reason: str) -> None:
+    assert (await refusal(reader, ImageSource(PATH, data=data))).reason == reason
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (ImageSize(20_001, 1000, 100), "IMAGE_TOO_MANY_PIXELS"),
+        (ImageSize(64, 48, 3_000_001), "IMAGE_TOO_LARGE"),
+    ],
+)
+def test_named_images_keep_to_the_same_limits(
+    reader: ImageReader, spec: VisionSpec, size: ImageSize, reason: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        reader.named(bytes(32), size, PATH)
+    assert refused.value.reason == reason
+
+    image = reader.named(bytes(32), ImageSize(333, 777, 100), PATH)
+    assert image.grid == spec.grid(333, 777)
+    assert (image.data, image.sha256, image.path) == (b"", bytes(32), PATH)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("https://example.com/cat.png", "IMAGE_URL_NOT_ALLOWED"),
+        ("http://169.254.169.254/latest", "IMAGE_URL_NOT_ALLOWED"),
+        ("file:///etc/passwd", "IMAGE_URL_NOT_ALLOWED"),
+        ("", "IMAGE_URL_NOT_ALLOWED"),
+        ("data:image/png,abc", "IMAGE_URL_NOT_ALLOWED"),
+        ("data:image/png;base64,", "IMAGE_EMPTY"),
+        ("data:image/png;base64,a", "IMAGE_MALFORMED"),
+        ("data:image/png;base64,ab\ncd", "IMAGE_MALFORMED"),
+        ("data:image/png;base64,é===", "IMAGE_MALFORMED"),
+        ("data:image/png;base64," + "A" * 5_000_000, "IMAGE_TOO_LARGE"),
+    ],
+)
+async def test_bad_urls_are_refused_and_not_echoed(
+    reader: ImageReader, url: str, reason: str
+) -> None:
+    refused = await refusal(reader, ImageSource("messages[0].content[0].image.url", url=url))
+
+    assert refused.reason == reason
+    assert len(url) < 30 or url[:30] not in refused.message

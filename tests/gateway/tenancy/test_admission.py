@@ -1,0 +1,115 @@
+import contextlib
+
+import pytest
+from prometheus_client import REGISTRY
+
+from pixtral_core.errors import Overloaded
+from pixtral_gateway.tenancy.admission import Admission
+from pixtral_gateway.tenancy.tenants import Tenant, Tenants
+
+
+def in_use() -> float:
+    return REGISTRY.get_sample_value("pixtral_gateway_permits_in_use") or 0.0
+
+
+def test_beyond_the_limit_is_refused_at_once_with_a_time_to_retry() -> None:
+    admission = Admission(2, Tenants(None))
+    with admission.permit(Tenant("a"), 0), admission.permit(Tenant("a"), 0):
+        with pytest.raises(Overloaded) as refused, admission.permit(Tenant("a"), 0):
+            pass
+
+        assert refused.value.retry_after is not None
+        assert refused.value.retry_after > 0
+        assert admission.in_use == 2
+
+
+def test_limit_is_shown_beside_what_is_in_use() -> None:
+    Admission(7, Tenants(None))
+    assert REGISTRY.get_sample_value("pixtral_gateway_permits_limit") == 7
+
+
+def test_permit_is_freed_however_the_request_ends() -> None:
+    admission = Admission(1, Tenants(None))
+    before = in_use()
+
+    def fail() -> None:
+        with admission.permit(Tenant("a"), 0):
+            assert in_use() == before + 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert in_use() == before
+    with admission.permit(Tenant("a"), 0):
+        assert admission.in_use == 1
+
+
+def test_one_that_floods_leaves_a_quarter_to_the_others() -> None:
+    admission = Admission(8, ["flood", "calm"])
+    flood, calm = Tenant("flood"), Tenant("calm")
+    with contextlib.ExitStack() as held:
+        for _ in range(6):
+            held.enter_context(admission.permit(flood, 0))
+        with pytest.raises(Overloaded):
+            held.enter_context(admission.permit(flood, 0))
+        for _ in range(2):
+            held.enter_context(admission.permit(calm, 0))
+        with pytest.raises(Overloaded):
+            held.enter_context(admission.permit(calm, 0))
+    assert (flood.in_use, calm.in_use, admission.in_use) == (0, 0, 0)
+
+
+def test_who_is_alone_may_have_all() -> None:
+    admission = Admission(8, Tenants(None))
+    with contextlib.ExitStack() as held:
+        for _ in range(8):
+            held.enter_context(admission.permit(Tenant("a"), 0))
+
+
+def test_images_of_running_requests_are_held_up_to_a_limit() -> None:
+    admission = Admission(8, Tenants(None), max_image_bytes=100)
+    with admission.permit(Tenant("a"), 1) as first:
+        # What is alone has room, whatever its size.
+        first.hold(300)
+        with admission.permit(Tenant("a"), 1) as second:
+            second.hold(0)
+            with pytest.raises(Overloaded):
+                second.hold(1)
+    with admission.permit(Tenant("a"), 1) as first, admission.permit(Tenant("a"), 1) as second:
+        first.hold(40)
+        second.hold(60)
+        with pytest.raises(Overloaded):
+            first.hold(1)
+
+
+def test_one_that_floods_with_images_leaves_a_quarter_to_the_others() -> None:
+    admission = Admission(8, ["flood", "calm"], max_image_bytes=100)
+    flood, calm = Tenant("flood"), Tenant("calm")
+    with admission.permit(flood, 1) as one, admission.permit(calm, 1) as other:
+        one.hold(75)
+        with pytest.raises(Overloaded):
+            one.hold(1)
+        other.hold(25)
+        with pytest.raises(Overloaded):
+            other.hold(1)
+
+
+def test_what_is_refused_anyway_is_told_before_it_is_read() -> None:
+    def refused() -> float:
+        labels = {"code": "RESOURCE_EXHAUSTED"}
+        return REGISTRY.get_sample_value("pixtral_gateway_requests_total", labels) or 0.0
+
+    admission = Admission(2, Tenants(None))
+    tenant, limited = Tenant("a"), Tenant("b", requests_at_once=1)
+    admission.check(tenant)
+    before = refused()
+    with admission.permit(limited, 0):
+        admission.check(tenant)
+        with pytest.raises(Overloaded) as told:
+            admission.check(limited)
+        assert told.value.reason == "TENANT_LIMIT"
+        with admission.permit(tenant, 0), pytest.raises(Overloaded):
+            admission.check(tenant)
+    assert refused() == before + 2
+    admission.check(limited)
+    assert admission.in_use == 0

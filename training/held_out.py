@@ -1,0 +1,89 @@
+"""The questions that the model is measured with: seeds, words and fonts never trained on."""
+
+import io
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from training import scenes
+from training.batches import sample_grid, sample_pair_of_grids, sample_scenes
+from training.drawing import MAX_IMAGE_SIZE, PATCH
+from training.scenes import CATEGORIES, Question
+
+# Apart from every (seed, step) that training draws from.
+HELD_OUT_SEED: Final = 1 << 60
+LARGEST_GRID: Final = MAX_IMAGE_SIZE // PATCH
+MOST_PATCHES: Final = LARGEST_GRID**2
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A question about one picture or two, each a PNG file."""
+
+    pictures: tuple[bytes, ...]
+    question: Question
+
+
+def held_out(count: int, *, seed: int = 0) -> list[Item]:
+    """`count` items, as many of each category as of another; the same for the same seed.
+
+    No two of a category are about the same picture, and of what may be asked about a picture that
+    is asked whose answer has come up least.
+    """
+    rng = np.random.default_rng((HELD_OUT_SEED, seed))
+    room = {category: -(-count // len(CATEGORIES)) for category in CATEGORIES}
+    answered: Counter[tuple[str, str]] = Counter()
+    items: list[Item] = []
+    while len(items) < count:
+        if room["compare"] and rng.random() < 1 / len(CATEGORIES):
+            grids = sample_pair_of_grids(rng, LARGEST_GRID, MOST_PATCHES)
+        else:
+            grids = [sample_grid(rng, LARGEST_GRID, MOST_PATCHES)]
+        (scene,) = sample_scenes(rng, grids, 1, scenes.HELD_OUT)
+        wanted = [question for question in scene.questions if room[question.category]]
+        if not wanted:
+            continue
+        question = _rarest(rng, wanted, room, answered)
+        answered[_kind(question)] += 1
+        room[question.category] -= 1
+        pictures = tuple(png(picture.image) for picture in scene.pictures)
+        items.append(Item(pictures, question))
+    return items
+
+
+def _rarest(
+    rng: np.random.Generator,
+    questions: list[Question],
+    room: Mapping[str, int],
+    answered: Mapping[tuple[str, str], int],
+) -> Question:
+    """Of the questions of the category that most are still needed of, the one whose answer came
+    up least."""
+    most = max(room[question.category] for question in questions)
+    best = [question for question in questions if room[question.category] == most]
+    order = [int(at) for at in rng.permutation(len(best))]
+    return best[min(order, key=lambda at: answered[_kind(best[at])])]
+
+
+def _kind(question: Question) -> tuple[str, str]:
+    return question.category, value(question.category, question.answer)
+
+
+def value(category: str, answer: str) -> str:
+    """What an answer comes to: the name, place, number or word in it."""
+    answer = answer.removesuffix(".")
+    if category == "count" or answer.startswith("There "):
+        return next((word for word in answer.split() if word.isdigit()), "0")
+    if category == "position":
+        return answer.removeprefix("It is ")
+    return answer.split(" ")[-1]
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
