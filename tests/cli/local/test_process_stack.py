@@ -210,7 +210,7 @@ def test_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if step.state == "ready":
             ready.add(step.name)
 
-    monkeypatch.setattr("pixtral_client.stack.time", SimpleNamespace(monotonic=now))
+    monkeypatch.setattr("pixtral_cli.local.process_stack.time", SimpleNamespace(monotonic=now))
     with pytest.raises(StackError, match="not ready after 3600 s: gateway;"):
         stack(tmp_path, processes, start_timeout=hour, progress=note_ready).start()
     assert descendants(os.getpid()) == []
