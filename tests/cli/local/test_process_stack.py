@@ -210,7 +210,7 @@ def test_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if step.state == "ready":
             ready.add(step.name)
 
-    monkeypatch.setattr("pixtral_cli.local.process_stack.time", SimpleNamespace(monotonic=now))
+    monkeypatch.setattr(sys.modules[Stack.__module__], "time", SimpleNamespace(monotonic=now))
     with pytest.raises(StackError, match="not ready after 3600 s: gateway;"):
         stack(tmp_path, processes, start_timeout=hour, progress=note_ready).start()
     assert descendants(os.getpid()) == []
@@ -233,7 +233,7 @@ def test_temporary_logs_are_kept_on_failure_only(
 CALLER = """
 import os, signal, sys
 from pathlib import Path
-from test_stack import stack, three_tiers
+from test_process_stack import stack, three_tiers
 
 # Whatever the shell that runs the tests has these ignored for: nohup, or a job in the background.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
