@@ -255,7 +255,7 @@ def caller(directory: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         [sys.executable, "-c", CALLER, str(directory), *arguments],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(STAND_IN.parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     ) as process:
         assert process.stdout is not None
         try:
