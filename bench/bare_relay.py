@@ -14,7 +14,7 @@ import pixtral_core.server.grpc_polling  # noqa: F401  # isort: skip - before gr
 import grpc
 from pydantic import Field
 
-from pixtral.v1 import decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
 from pixtral_core.server.channel import open_channel
 from pixtral_core.server.process import run
 from pixtral_core.settings import Address, ProcessSettings, load

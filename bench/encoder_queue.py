@@ -25,7 +25,7 @@ from bench.encoder_service import KINDS, encoder, ready, scrape, write_tower
 from bench.loops import Arrival, Outcome, keep_at_once, open_loop, percentile
 from bench.own_redis import redis
 from bench.pictures import jpeg
-from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
 

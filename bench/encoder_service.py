@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from bench.encoder import PIXTRAL_12B, random_weights
 from bench.own_redis import redis
 from bench.pictures import jpeg
-from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
 from pixtral_cli.local.redis_server import HOST, free_port
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES

@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from pixtral.v1 import chat_pb2, chat_pb2_grpc, decoder_pb2, decoder_pb2_grpc
+from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
 
 # So that what they send does not share one connection's flow control.
 CONNECTIONS = 8

@@ -40,7 +40,7 @@ IN_USE = {
     ),
 }
 # Of calls that end within a moment; these are long, or the tiers' own.
-OUR_SERVICE = "pixtral.v1."
+OUR_SERVICE = "pixtral."
 HANDSHAKES = ("GetEncoderInfo", "GetDecoderInfo")
 
 

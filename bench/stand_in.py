@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from pixtral.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
+from pixtral.v1 import chat_pb2
 from pixtral_core.cache.embedding_key import from_proto
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.wire_format import DType

@@ -4,7 +4,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from deploy.grafana.panels import NS, graph, new_dashboard, processes, quantiles, rate, row
 
-ENCODER = 'grpc_service="pixtral.v1.EncoderService"'
+ENCODER = 'grpc_service="pixtral.internal.v1.EncoderService"'
 
 
 def dashboard() -> Dashboard:

@@ -8,7 +8,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import cast
 
-from pixtral.v1 import chat_pb2, decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
+from pixtral.v1 import chat_pb2
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.errors import DeadlineExceeded, FailedPrecondition, ServingError, Unavailable

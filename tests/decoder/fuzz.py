@@ -25,7 +25,7 @@ from typing import Any
 import grpc
 
 from models.random_checkpoint import write_random_checkpoint
-from pixtral.v1 import decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.model.fingerprint import fingerprint
 from pixtral_core.model.vision_spec import VisionSpec, read_params
@@ -33,7 +33,7 @@ from pixtral_core.server.channel import open_channel
 from tests.decoder.fuzz_requests import Fuzzed, Fuzzer
 from tests.support.redis_server import RedisServer
 
-METHOD = "/pixtral.v1.DecoderService/Generate"
+METHOD = "/pixtral.internal.v1.DecoderService/Generate"
 AT_ONCE = 8
 DEADLINE = 60.0
 START_SECONDS = 180.0
@@ -174,7 +174,7 @@ async def decoder(
 
 
 async def _serving(channel: grpc.aio.Channel) -> None:
-    info: Any = channel.unary_unary("/pixtral.v1.DecoderService/GetDecoderInfo")
+    info: Any = channel.unary_unary("/pixtral.internal.v1.DecoderService/GetDecoderInfo")
     while True:
         try:
             await info(b"", timeout=5)

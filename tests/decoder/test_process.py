@@ -14,7 +14,8 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from pixtral.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
+from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc
+from pixtral.v1 import chat_pb2
 from pixtral_core.server.channel import open_channel
 from tests.support.redis_server import RedisServer
 
@@ -55,7 +56,9 @@ async def decoder(checkpoint: Path, redis: RedisServer, tmp_path: Path) -> Async
 async def test_from_its_start_to_the_death_of_its_engine(decoder: Decoder) -> None:
     stub = decoder_pb2_grpc.DecoderServiceStub(decoder.channel)
     health_stub: Any = health_pb2_grpc.HealthStub(decoder.channel)
-    health = health_stub.Watch(health_pb2.HealthCheckRequest(service="pixtral.v1.DecoderService"))
+    health = health_stub.Watch(
+        health_pb2.HealthCheckRequest(service="pixtral.internal.v1.DecoderService")
+    )
     async with asyncio.timeout(START_SECONDS):
         assert (await health.read()).status == NOT_SERVING
         with pytest.raises(grpc.aio.AioRpcError) as early:

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
-from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
 from pixtral_cli.demo import read_questions, run_demo
 from pixtral_client import Client
 from pixtral_core.cache import wire_format

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TIERS = ("gateway", "encoder", "decoder")
 QUESTION = "Which xylophone is this?"
 CHAT = "pixtral.v1.ChatService/StreamComplete"
-ENCODE = "pixtral.v1.EncoderService/Encode"
-GENERATE = "pixtral.v1.DecoderService/Generate"
+ENCODE = "pixtral.internal.v1.EncoderService/Encode"
+GENERATE = "pixtral.internal.v1.DecoderService/Generate"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 from prometheus_client import REGISTRY
 from torch import Tensor
 
-from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
 from pixtral_core.cache import wire_format
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.cache.wire_format import DType

@@ -12,7 +12,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from tests.faults.checker import check
 from tests.faults.clients import Clients

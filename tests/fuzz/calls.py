@@ -17,7 +17,8 @@ import grpc
 import httpx
 from google.protobuf.message import Message
 
-from pixtral.v1 import chat_pb2, decoder_pb2, encoder_pb2
+from pixtral.internal.v1 import decoder_pb2, encoder_pb2
+from pixtral.v1 import chat_pb2
 from tests.fuzz.messages import Messages
 from tests.fuzz.openai import WORD, Bodies
 from tests.fuzz.pictures import Mutator, originals
@@ -275,7 +276,7 @@ def encoder_methods(fingerprint: str) -> list[Method]:
     key = encoder_pb2.EmbeddingKey(
         image_sha256=hashlib.sha256(image).digest(), fingerprint=fingerprint, scope="fuzz"
     )
-    path = "/pixtral.v1.EncoderService"
+    path = "/pixtral.internal.v1.EncoderService"
     return [
         Method(f"{path}/Encode", encoder_pb2.EncodeRequest(key=key, image=image)),
         Method(f"{path}/Fetch", encoder_pb2.FetchRequest(key=key)),
@@ -288,7 +289,7 @@ def decoder_methods() -> list[Method]:
     prompt = decoder_pb2.GenerateRequest(
         request_id="fuzz", prompt_token_ids=[1, 3, 1040, 4], sampling=sampling
     )
-    path = "/pixtral.v1.DecoderService"
+    path = "/pixtral.internal.v1.DecoderService"
     return [
         Method(f"{path}/Generate", prompt),
         Method(f"{path}/GetDecoderInfo", decoder_pb2.GetDecoderInfoRequest()),

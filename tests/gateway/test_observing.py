@@ -7,7 +7,8 @@ import grpc
 import pytest
 
 from bench.collector import Collector, collector
-from pixtral.v1 import chat_pb2, decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
+from pixtral.v1 import chat_pb2
 from pixtral_core.errors import Overloaded
 from tests.support.fake_tiers import FakeDecoder, Responses, answers, never_ends, refuses
 from tests.support.gateway_harness import Client

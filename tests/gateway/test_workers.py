@@ -16,7 +16,8 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from pixtral.v1 import chat_pb2, chat_pb2_grpc, decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
+from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.tenants import Tenant, TenantFile
 from tests.e2e.service import sample_value

@@ -6,13 +6,8 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from pixtral.v1 import (
-    chat_pb2,
-    decoder_pb2,
-    decoder_pb2_grpc,
-    encoder_pb2,
-    encoder_pb2_grpc,
-)
+from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
+from pixtral.v1 import chat_pb2
 from pixtral_core.cache.embedding_key import EmbeddingKey, from_proto
 from pixtral_core.errors import ServingError, to_status
 from pixtral_core.model.vision_spec import VisionSpec

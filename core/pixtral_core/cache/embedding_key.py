@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from pixtral.v1 import encoder_pb2
+from pixtral.internal.v1 import encoder_pb2
 
 
 class BadKey(ValueError):

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Iterable
 
 import grpc
 
-from pixtral.v1 import decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
 from pixtral_core.concurrency.deadline import Deadline
 from pixtral_core.errors import (
     DeadlineExceeded,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from pixtral.v1 import encoder_pb2
+from pixtral.internal.v1 import encoder_pb2
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.concurrency.deadline import Deadline
 from pixtral_core.errors import InvalidRequest, ServingError, Unavailable, from_rpc_error

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import grpc
 
-from pixtral.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 from pixtral_gateway.metrics import REPLICAS
 from pixtral_gateway.upstream.ejection import Record, eject
 

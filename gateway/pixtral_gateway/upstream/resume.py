@@ -1,6 +1,7 @@
 """How far an answer has come, and whether another decoder can go on with it."""
 
-from pixtral.v1 import chat_pb2, decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
+from pixtral.v1 import chat_pb2
 
 # What picks the next token by nothing but the tokens before it, wherever the prompt ends.
 STATELESS = frozenset(

@@ -9,7 +9,7 @@ import grpc
 import torch
 from pydantic import ValidationError
 
-from pixtral.v1 import decoder_pb2, decoder_pb2_grpc
+from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.errors import StartupError

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
 from pixtral_core.cache.embedding_key import BadKey, EmbeddingKey, from_proto
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.errors import InvalidRequest, NotFound

@@ -6,7 +6,7 @@ import logging
 import grpc
 import torch
 
-from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.errors import StartupError

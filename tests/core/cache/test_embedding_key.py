@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixtral.v1 import encoder_pb2
+from pixtral.internal.v1 import encoder_pb2
 from pixtral_core.cache.embedding_key import BadKey, EmbeddingKey, from_proto, to_proto
 
 SHA = hashlib.sha256(b"an image").digest()

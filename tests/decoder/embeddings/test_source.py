@@ -11,7 +11,7 @@ import torch
 from prometheus_client import REGISTRY
 
 from bench.collector import collector
-from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
 from pixtral_core.cache.embedding_key import EmbeddingKey, from_proto
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.wire_format import DType

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from pixtral.v1 import decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
 from pixtral_decoder.request import Prompt
 from pixtral_decoder.sampling import Sampling
 from tests.decoder.engine.test_engine import BOS, END_INST, INST, Served, request_of, serving

@@ -19,7 +19,8 @@ import pytest_asyncio
 import torch
 from numpy.typing import NDArray
 
-from pixtral.v1 import chat_pb2, decoder_pb2, decoder_pb2_grpc
+from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc
+from pixtral.v1 import chat_pb2
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.errors import ServingError, from_rpc_error

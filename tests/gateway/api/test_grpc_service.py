@@ -9,7 +9,8 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from pixtral.v1 import chat_pb2, decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
+from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest, StartupError, from_rpc_error
 from pixtral_core.server.process import running
 from pixtral_gateway.process import GatewayTier

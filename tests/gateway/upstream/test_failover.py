@@ -10,7 +10,8 @@ import grpc
 import pytest
 from prometheus_client import REGISTRY
 
-from pixtral.v1 import chat_pb2, decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
+from pixtral.v1 import chat_pb2
 from pixtral_core.errors import (
     DeadlineExceeded,
     FailedPrecondition,

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 import grpc
 import torch
 
-from pixtral.v1 import encoder_pb2, encoder_pb2_grpc
+from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
 from pixtral_core.cache import wire_format
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.cache.embedding_store import EmbeddingStore

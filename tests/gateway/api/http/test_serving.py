@@ -14,7 +14,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from bench.collector import Collector, collector
-from pixtral.v1 import chat_pb2, decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
+from pixtral.v1 import chat_pb2
 from pixtral_core.errors import StartupError
 from pixtral_core.server.process import running
 from pixtral_gateway.api.http import bounded_protocol

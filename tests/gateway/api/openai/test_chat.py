@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from pixtral.v1 import chat_pb2, decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
+from pixtral.v1 import chat_pb2
 from tests.support.fake_tiers import FakeDecoder, Responses
 from tests.support.gateway_harness import Client
 from tests.support.gateway_pictures import image, picture, system, text, user

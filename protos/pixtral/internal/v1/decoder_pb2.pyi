@@ -8,8 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from pixtral.internal.v1 import encoder_pb2 as _encoder_pb2
 from pixtral.v1 import chat_pb2 as _chat_pb2
-from pixtral.v1 import encoder_pb2 as _encoder_pb2
 import builtins as _builtins
 import sys
 import typing as _typing

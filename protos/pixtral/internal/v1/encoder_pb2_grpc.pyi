@@ -5,7 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from pixtral.v1 import encoder_pb2 as _encoder_pb2
+from pixtral.internal.v1 import encoder_pb2 as _encoder_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

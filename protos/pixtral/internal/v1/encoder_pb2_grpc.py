@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from pixtral.v1 import encoder_pb2 as pixtral_dot_v1_dot_encoder__pb2
+from pixtral.internal.v1 import encoder_pb2 as pixtral_dot_internal_dot_v1_dot_encoder__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in pixtral/v1/encoder_pb2_grpc.py depends on'
+        + ' but the generated code in pixtral/internal/v1/encoder_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,19 +36,19 @@ class EncoderServiceStub:
             channel: A grpc.Channel.
         """
         self.Encode = channel.unary_unary(
-                '/pixtral.v1.EncoderService/Encode',
-                request_serializer=pixtral_dot_v1_dot_encoder__pb2.EncodeRequest.SerializeToString,
-                response_deserializer=pixtral_dot_v1_dot_encoder__pb2.EncodeResponse.FromString,
+                '/pixtral.internal.v1.EncoderService/Encode',
+                request_serializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.EncodeRequest.SerializeToString,
+                response_deserializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.EncodeResponse.FromString,
                 _registered_method=True)
         self.Fetch = channel.unary_stream(
-                '/pixtral.v1.EncoderService/Fetch',
-                request_serializer=pixtral_dot_v1_dot_encoder__pb2.FetchRequest.SerializeToString,
-                response_deserializer=pixtral_dot_v1_dot_encoder__pb2.FetchResponse.FromString,
+                '/pixtral.internal.v1.EncoderService/Fetch',
+                request_serializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.FetchRequest.SerializeToString,
+                response_deserializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.FetchResponse.FromString,
                 _registered_method=True)
         self.GetEncoderInfo = channel.unary_unary(
-                '/pixtral.v1.EncoderService/GetEncoderInfo',
-                request_serializer=pixtral_dot_v1_dot_encoder__pb2.GetEncoderInfoRequest.SerializeToString,
-                response_deserializer=pixtral_dot_v1_dot_encoder__pb2.GetEncoderInfoResponse.FromString,
+                '/pixtral.internal.v1.EncoderService/GetEncoderInfo',
+                request_serializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.GetEncoderInfoRequest.SerializeToString,
+                response_deserializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.GetEncoderInfoResponse.FromString,
                 _registered_method=True)
 
 
@@ -83,24 +83,24 @@ def add_EncoderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Encode': grpc.unary_unary_rpc_method_handler(
                     servicer.Encode,
-                    request_deserializer=pixtral_dot_v1_dot_encoder__pb2.EncodeRequest.FromString,
-                    response_serializer=pixtral_dot_v1_dot_encoder__pb2.EncodeResponse.SerializeToString,
+                    request_deserializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.EncodeRequest.FromString,
+                    response_serializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.EncodeResponse.SerializeToString,
             ),
             'Fetch': grpc.unary_stream_rpc_method_handler(
                     servicer.Fetch,
-                    request_deserializer=pixtral_dot_v1_dot_encoder__pb2.FetchRequest.FromString,
-                    response_serializer=pixtral_dot_v1_dot_encoder__pb2.FetchResponse.SerializeToString,
+                    request_deserializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.FetchRequest.FromString,
+                    response_serializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.FetchResponse.SerializeToString,
             ),
             'GetEncoderInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetEncoderInfo,
-                    request_deserializer=pixtral_dot_v1_dot_encoder__pb2.GetEncoderInfoRequest.FromString,
-                    response_serializer=pixtral_dot_v1_dot_encoder__pb2.GetEncoderInfoResponse.SerializeToString,
+                    request_deserializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.GetEncoderInfoRequest.FromString,
+                    response_serializer=pixtral_dot_internal_dot_v1_dot_encoder__pb2.GetEncoderInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'pixtral.v1.EncoderService', rpc_method_handlers)
+            'pixtral.internal.v1.EncoderService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('pixtral.v1.EncoderService', rpc_method_handlers)
+    server.add_registered_method_handlers('pixtral.internal.v1.EncoderService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
@@ -122,9 +122,9 @@ class EncoderService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pixtral.v1.EncoderService/Encode',
-            pixtral_dot_v1_dot_encoder__pb2.EncodeRequest.SerializeToString,
-            pixtral_dot_v1_dot_encoder__pb2.EncodeResponse.FromString,
+            '/pixtral.internal.v1.EncoderService/Encode',
+            pixtral_dot_internal_dot_v1_dot_encoder__pb2.EncodeRequest.SerializeToString,
+            pixtral_dot_internal_dot_v1_dot_encoder__pb2.EncodeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -149,9 +149,9 @@ class EncoderService:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/pixtral.v1.EncoderService/Fetch',
-            pixtral_dot_v1_dot_encoder__pb2.FetchRequest.SerializeToString,
-            pixtral_dot_v1_dot_encoder__pb2.FetchResponse.FromString,
+            '/pixtral.internal.v1.EncoderService/Fetch',
+            pixtral_dot_internal_dot_v1_dot_encoder__pb2.FetchRequest.SerializeToString,
+            pixtral_dot_internal_dot_v1_dot_encoder__pb2.FetchResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -176,9 +176,9 @@ class EncoderService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pixtral.v1.EncoderService/GetEncoderInfo',
-            pixtral_dot_v1_dot_encoder__pb2.GetEncoderInfoRequest.SerializeToString,
-            pixtral_dot_v1_dot_encoder__pb2.GetEncoderInfoResponse.FromString,
+            '/pixtral.internal.v1.EncoderService/GetEncoderInfo',
+            pixtral_dot_internal_dot_v1_dot_encoder__pb2.GetEncoderInfoRequest.SerializeToString,
+            pixtral_dot_internal_dot_v1_dot_encoder__pb2.GetEncoderInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from pixtral.v1 import decoder_pb2 as pixtral_dot_v1_dot_decoder__pb2
+from pixtral.internal.v1 import decoder_pb2 as pixtral_dot_internal_dot_v1_dot_decoder__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in pixtral/v1/decoder_pb2_grpc.py depends on'
+        + ' but the generated code in pixtral/internal/v1/decoder_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,14 +36,14 @@ class DecoderServiceStub:
             channel: A grpc.Channel.
         """
         self.Generate = channel.unary_stream(
-                '/pixtral.v1.DecoderService/Generate',
-                request_serializer=pixtral_dot_v1_dot_decoder__pb2.GenerateRequest.SerializeToString,
-                response_deserializer=pixtral_dot_v1_dot_decoder__pb2.GenerateResponse.FromString,
+                '/pixtral.internal.v1.DecoderService/Generate',
+                request_serializer=pixtral_dot_internal_dot_v1_dot_decoder__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=pixtral_dot_internal_dot_v1_dot_decoder__pb2.GenerateResponse.FromString,
                 _registered_method=True)
         self.GetDecoderInfo = channel.unary_unary(
-                '/pixtral.v1.DecoderService/GetDecoderInfo',
-                request_serializer=pixtral_dot_v1_dot_decoder__pb2.GetDecoderInfoRequest.SerializeToString,
-                response_deserializer=pixtral_dot_v1_dot_decoder__pb2.GetDecoderInfoResponse.FromString,
+                '/pixtral.internal.v1.DecoderService/GetDecoderInfo',
+                request_serializer=pixtral_dot_internal_dot_v1_dot_decoder__pb2.GetDecoderInfoRequest.SerializeToString,
+                response_deserializer=pixtral_dot_internal_dot_v1_dot_decoder__pb2.GetDecoderInfoResponse.FromString,
                 _registered_method=True)
 
 
@@ -72,19 +72,19 @@ def add_DecoderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Generate': grpc.unary_stream_rpc_method_handler(
                     servicer.Generate,
-                    request_deserializer=pixtral_dot_v1_dot_decoder__pb2.GenerateRequest.FromString,
-                    response_serializer=pixtral_dot_v1_dot_decoder__pb2.GenerateResponse.SerializeToString,
+                    request_deserializer=pixtral_dot_internal_dot_v1_dot_decoder__pb2.GenerateRequest.FromString,
+                    response_serializer=pixtral_dot_internal_dot_v1_dot_decoder__pb2.GenerateResponse.SerializeToString,
             ),
             'GetDecoderInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDecoderInfo,
-                    request_deserializer=pixtral_dot_v1_dot_decoder__pb2.GetDecoderInfoRequest.FromString,
-                    response_serializer=pixtral_dot_v1_dot_decoder__pb2.GetDecoderInfoResponse.SerializeToString,
+                    request_deserializer=pixtral_dot_internal_dot_v1_dot_decoder__pb2.GetDecoderInfoRequest.FromString,
+                    response_serializer=pixtral_dot_internal_dot_v1_dot_decoder__pb2.GetDecoderInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'pixtral.v1.DecoderService', rpc_method_handlers)
+            'pixtral.internal.v1.DecoderService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('pixtral.v1.DecoderService', rpc_method_handlers)
+    server.add_registered_method_handlers('pixtral.internal.v1.DecoderService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
@@ -106,9 +106,9 @@ class DecoderService:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/pixtral.v1.DecoderService/Generate',
-            pixtral_dot_v1_dot_decoder__pb2.GenerateRequest.SerializeToString,
-            pixtral_dot_v1_dot_decoder__pb2.GenerateResponse.FromString,
+            '/pixtral.internal.v1.DecoderService/Generate',
+            pixtral_dot_internal_dot_v1_dot_decoder__pb2.GenerateRequest.SerializeToString,
+            pixtral_dot_internal_dot_v1_dot_decoder__pb2.GenerateResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -133,9 +133,9 @@ class DecoderService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pixtral.v1.DecoderService/GetDecoderInfo',
-            pixtral_dot_v1_dot_decoder__pb2.GetDecoderInfoRequest.SerializeToString,
-            pixtral_dot_v1_dot_decoder__pb2.GetDecoderInfoResponse.FromString,
+            '/pixtral.internal.v1.DecoderService/GetDecoderInfo',
+            pixtral_dot_internal_dot_v1_dot_decoder__pb2.GetDecoderInfoRequest.SerializeToString,
+            pixtral_dot_internal_dot_v1_dot_decoder__pb2.GetDecoderInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,
