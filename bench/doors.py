@@ -98,7 +98,9 @@ def _request(asked: Asked, model: str) -> chat_pb2.StreamCompleteRequest:
     sampling = chat_pb2.SamplingParams(
         max_tokens=asked.output_tokens, temperature=0, ignore_eos=True
     )
-    return chat_pb2.StreamCompleteRequest(model=model, messages=messages, sampling=sampling)
+    return chat_pb2.StreamCompleteRequest(
+        chat=chat_pb2.Chat(model=model, messages=messages, sampling=sampling)
+    )
 
 
 def _take(answer: Answer, completion: chat_pb2.Completion) -> None:

@@ -102,12 +102,14 @@ class Clients:
         return await _first(self._relay[0].Generate(_one_token(prompt_token_ids)))
 
     async def grpc_first(self, message: chat_pb2.Message) -> float:
-        request = chat_pb2.StreamCompleteRequest(messages=[message], sampling=paced(1, 1))
+        request = chat_pb2.StreamCompleteRequest(
+            chat=chat_pb2.Chat(messages=[message], sampling=paced(1, 1))
+        )
         return await _first(self._chat[0].StreamComplete(request))
 
     async def grpc_tokens(self, tokens: int, step_ms: int) -> Any:
         request = chat_pb2.StreamCompleteRequest(
-            messages=[asking("Hello?")], sampling=paced(tokens, step_ms)
+            chat=chat_pb2.Chat(messages=[asking("Hello?")], sampling=paced(tokens, step_ms))
         )
         async for response in self._next(self._chat).StreamComplete(request):
             yield len(response.delta.token_ids)

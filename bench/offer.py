@@ -108,15 +108,19 @@ async def offer(args: argparse.Namespace) -> Offered:
 
         async def ask(number: int) -> Outcome:
             request = chat_pb2.StreamCompleteRequest(
-                messages=[
-                    chat_pb2.Message(
-                        role=chat_pb2.ROLE_USER,
-                        content=[chat_pb2.ContentPart(text=f"{args.name} {number}: what is that?")],
-                    )
-                ],
-                sampling=chat_pb2.SamplingParams(
-                    max_tokens=args.tokens, temperature=0, ignore_eos=True
-                ),
+                chat=chat_pb2.Chat(
+                    messages=[
+                        chat_pb2.Message(
+                            role=chat_pb2.ROLE_USER,
+                            content=[
+                                chat_pb2.ContentPart(text=f"{args.name} {number}: what is that?")
+                            ],
+                        )
+                    ],
+                    sampling=chat_pb2.SamplingParams(
+                        max_tokens=args.tokens, temperature=0, ignore_eos=True
+                    ),
+                )
             )
             call = stub.StreamComplete(request, metadata=metadata, timeout=TIMEOUT_SECONDS)
             first = None

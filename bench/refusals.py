@@ -118,7 +118,7 @@ async def measure(running: Stack, count: int) -> dict[str, float]:
         doors = [HttpDoor(gateway.http or "", message) for message in (text, picture)]
 
         def by_grpc(message: chat_pb2.Message) -> Send:
-            request = chat_pb2.StreamCompleteRequest(messages=[message])
+            request = chat_pb2.StreamCompleteRequest(chat=chat_pb2.Chat(messages=[message]))
             return lambda: refused(stub.StreamComplete(request))
 
         kinds: dict[str, tuple[str, Send, int]] = {

@@ -23,11 +23,9 @@ from pixtral_client.requests import (
     Tls,
     authorization,
     channel_options,
-    complete_request,
+    chat_request,
     completion,
-    count_request,
     image_file,
-    stream_request,
     time_left,
     upload,
 )
@@ -88,7 +86,9 @@ class Client:
     ) -> Completion:
         """Answers a conversation; see `pixtral_client.messages` for what it may hold, and
         `pixtral_client.tools` for what may be called."""
-        outgoing = Outgoing(complete_request(messages, model, options), self._known)
+        outgoing = Outgoing(
+            chat_request(chat_pb2.CompleteRequest, messages, model, options), self._known
+        )
         return completion(self._call(self._stub.Complete, outgoing, timeout))
 
     def stream(
@@ -100,7 +100,9 @@ class Client:
         **options: Unpack[Options],
     ) -> Stream:
         """Answers a conversation as the answer is generated."""
-        outgoing = Outgoing(stream_request(messages, model, options), self._known)
+        outgoing = Outgoing(
+            chat_request(chat_pb2.StreamCompleteRequest, messages, model, options), self._known
+        )
         left = time_left(timeout or self._timeout)
 
         def begin() -> "grpc._CallIterator[chat_pb2.StreamCompleteResponse]":
@@ -120,7 +122,10 @@ class Client:
         tool_choice: str | Mapping[str, Any] | None = None,
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
-        outgoing = Outgoing(count_request(messages, model, tools, tool_choice), self._known)
+        options = {"tools": tools, "tool_choice": tool_choice}
+        outgoing = Outgoing(
+            chat_request(chat_pb2.CountTokensRequest, messages, model, options), self._known
+        )
         response = self._call(self._stub.CountTokens, outgoing, timeout)
         return TokenCount(response.prompt_tokens, response.image_tokens)
 
@@ -220,7 +225,7 @@ class AsyncClient:
     ) -> Completion:
         """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
         outgoing = await self._outgoing(
-            messages, lambda: complete_request(messages, model, options)
+            messages, lambda: chat_request(chat_pb2.CompleteRequest, messages, model, options)
         )
         return completion(await self._call(self._stub.Complete, outgoing, timeout))
 
@@ -233,7 +238,9 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> AsyncStream:
         """Answers a conversation as the answer is generated."""
-        outgoing = await self._outgoing(messages, lambda: stream_request(messages, model, options))
+        outgoing = await self._outgoing(
+            messages, lambda: chat_request(chat_pb2.StreamCompleteRequest, messages, model, options)
+        )
         left = time_left(timeout or self._timeout)
 
         def begin() -> grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse]:
@@ -253,8 +260,9 @@ class AsyncClient:
         tool_choice: str | Mapping[str, Any] | None = None,
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
+        options = {"tools": tools, "tool_choice": tool_choice}
         outgoing = await self._outgoing(
-            messages, lambda: count_request(messages, model, tools, tool_choice)
+            messages, lambda: chat_request(chat_pb2.CountTokensRequest, messages, model, options)
         )
         response = await self._call(self._stub.CountTokens, outgoing, timeout)
         return TokenCount(response.prompt_tokens, response.image_tokens)

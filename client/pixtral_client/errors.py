@@ -103,8 +103,10 @@ def from_rpc_error(error: grpc.RpcError) -> PixtralError:
         elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             bad = error_details_pb2.BadRequest()
             detail.Unpack(bad)
+            # A caller of this client passes what a request has in its `chat`.
             violations = tuple(
-                Violation(item.field, item.description) for item in bad.field_violations
+                Violation(item.field.removeprefix("chat."), item.description)
+                for item in bad.field_violations
             )
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             retry = error_details_pb2.RetryInfo()

@@ -20,7 +20,7 @@ from pixtral_client.results import (
     delta_from_proto,
     joined_calls,
 )
-from pixtral_client.sent_images import data_of
+from pixtral_client.sent_images import Request, data_of
 from pixtral_client.tools import OPTIONS, tool_fields
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -139,41 +139,19 @@ class Options(Sampling, total=False):
     priority: int | None
 
 
-def complete_request(
-    messages: Messages, model: str | None, options: Mapping[str, Any]
-) -> chat_pb2.CompleteRequest:
-    return chat_pb2.CompleteRequest(
-        model=model or "",
-        sampling=_sampling(options),
-        messages=to_protos(messages),
-        priority=options.get("priority") or 0,
-        **tool_fields(options),
-    )
-
-
-def stream_request(
-    messages: Messages, model: str | None, options: Mapping[str, Any]
-) -> chat_pb2.StreamCompleteRequest:
-    return chat_pb2.StreamCompleteRequest(
-        model=model or "",
-        sampling=_sampling(options),
-        messages=to_protos(messages),
-        priority=options.get("priority") or 0,
-        **tool_fields(options),
-    )
-
-
-def count_request(
-    messages: Messages,
-    model: str | None,
-    tools: Sequence[Mapping[str, Any]] | None,
-    tool_choice: str | Mapping[str, Any] | None,
-) -> chat_pb2.CountTokensRequest:
-    return chat_pb2.CountTokensRequest(
-        model=model or "",
-        messages=to_protos(messages),
-        **tool_fields({"tools": tools, "tool_choice": tool_choice}),
-    )
+def chat_request(
+    made: type[Request], messages: Messages, model: str | None, options: Mapping[str, Any]
+) -> Request:
+    """A request of this class, whose chat has these messages and options."""
+    request = made()
+    # The chat is filled in place, because protobuf copies what a constructor gets, images included.
+    chat = request.chat
+    chat.MergeFrom(chat_pb2.Chat(**tool_fields(options)))
+    chat.model = model or ""
+    chat.sampling.CopyFrom(_sampling(options))
+    chat.messages.extend(to_protos(messages))
+    chat.priority = options.get("priority") or 0
+    return request
 
 
 def image_file(image: Any) -> bytes:

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import threading
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from pixtral.v1 import chat_pb2
 from pixtral_client.errors import InvalidRequest, NotFound, PixtralError
@@ -89,7 +89,7 @@ class Outgoing(Generic[Request]):
         if not known.taken:
             return
         digests: set[str] = set()
-        for path, image in _images(request):
+        for path, image in _images(request.chat):
             data = _data(image)
             if len(data) >= MIN_BYTES:
                 sha256 = hashlib.sha256(data).hexdigest()
@@ -156,10 +156,10 @@ def _data(image: chat_pb2.Image) -> bytes:
         return b""
 
 
-def _images(request: Any) -> list[tuple[str, chat_pb2.Image]]:
+def _images(chat: chat_pb2.Chat) -> list[tuple[str, chat_pb2.Image]]:
     return [
         (f"messages[{i}].content[{j}].image", part.image)
-        for i, message in enumerate(request.messages)
+        for i, message in enumerate(chat.messages)
         for j, part in enumerate(message.content)
         if part.HasField("image")
     ]

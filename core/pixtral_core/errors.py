@@ -52,6 +52,17 @@ class ServingError(Exception):
         self.metadata = dict(metadata or {})
         super().__init__(self.message)
 
+    def within(self, field: str) -> "ServingError":
+        """The same error of a request that has, as its `field`, what this one's paths begin at."""
+        return ServingError(
+            self.code,
+            self.reason,
+            self.message,
+            violations=[(f"{field}.{path}", wrong) for path, wrong in self.violations],
+            retry_after=self.retry_after,
+            metadata=self.metadata,
+        )
+
 
 def _fitting(violations: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     kept, left = [], MAX_VIOLATION_BYTES

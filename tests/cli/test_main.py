@@ -38,7 +38,7 @@ def texts(request: Any) -> list[list[str]]:
     """A request's turns: texts as they are, pictures as <their bytes>."""
     return [
         [part.text or f"<{part.image.data.decode()}>" for part in message.content]
-        for message in request.messages
+        for message in request.chat.messages
     ]
 
 

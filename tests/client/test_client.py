@@ -111,13 +111,15 @@ def test_chat(client: Client, gateway: FakeGateway) -> None:
     assert client.chat(HELLO, model="pixtral", **SAMPLING) == answer("pixtral")
     assert gateway.requests == [
         chat_pb2.CompleteRequest(
-            model="pixtral",
-            messages=[
-                chat_pb2.Message(
-                    role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="Hello")]
-                )
-            ],
-            sampling=chat_pb2.SamplingParams(**SAMPLING),
+            chat=chat_pb2.Chat(
+                model="pixtral",
+                messages=[
+                    chat_pb2.Message(
+                        role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="Hello")]
+                    )
+                ],
+                sampling=chat_pb2.SamplingParams(**SAMPLING),
+            )
         )
     ]
 
@@ -131,7 +133,7 @@ def test_stream(client: Client, gateway: FakeGateway) -> None:
     assert deltas[-1].finish_reason == "stop"
     assert stream.completion == answer("pixtral")
     (request,) = gateway.requests
-    assert request.sampling == chat_pb2.SamplingParams(**SAMPLING)
+    assert request.chat.sampling == chat_pb2.SamplingParams(**SAMPLING)
 
 
 def test_choices_come_by_turns(client: Client, gateway: FakeGateway) -> None:
@@ -153,7 +155,7 @@ def test_choices_come_by_turns(client: Client, gateway: FakeGateway) -> None:
 def test_sampling_not_given_is_absent(client: Client, gateway: FakeGateway) -> None:
     client.chat(HELLO, temperature=None, stop="END")
     (request,) = gateway.requests
-    assert request.sampling == chat_pb2.SamplingParams(stop=["END"])
+    assert request.chat.sampling == chat_pb2.SamplingParams(stop=["END"])
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_sampling_not_given_is_absent(client: Client, gateway: FakeGateway) -> N
 def test_structured_output(client: Client, gateway: FakeGateway, given: Any, sent: Any) -> None:
     client.chat(HELLO, structured_output=given)
     (request,) = gateway.requests
-    assert request.sampling == chat_pb2.SamplingParams(structured_output=sent)
+    assert request.chat.sampling == chat_pb2.SamplingParams(structured_output=sent)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_count_and_models(client: Client) -> None:
 
 def test_large_images_fit(client: Client, gateway: FakeGateway) -> None:
     client.count_tokens([{"role": "user", "content": [bytes(40 * 2**20)]}])
-    assert len(gateway.requests[-1].messages[0].content[0].image.data) == 40 * 2**20
+    assert len(gateway.requests[-1].chat.messages[0].content[0].image.data) == 40 * 2**20
 
 
 def test_leaving_a_stream_cancels_the_call(client: Client, gateway: FakeGateway) -> None:
@@ -299,7 +301,7 @@ def test_certificate_and_key_go_together(tmp_path: Any) -> None:
 
 async def test_async_chat(async_client: AsyncClient, gateway: FakeGateway) -> None:
     assert await async_client.chat(HELLO, model="pixtral", **SAMPLING) == answer("pixtral")
-    assert gateway.requests[0].sampling == chat_pb2.SamplingParams(**SAMPLING)
+    assert gateway.requests[0].chat.sampling == chat_pb2.SamplingParams(**SAMPLING)
     assert await async_client.count_tokens(HELLO) == TokenCount(70, 64)
     assert [model.name for model in await async_client.models()] == ["pixtral"]
 

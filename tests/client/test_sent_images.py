@@ -90,7 +90,7 @@ def sent(gateway: FakeGateway) -> list[list[bytes | str]]:
     return [
         [
             part.image.data or part.image.sha256
-            for message in request.messages
+            for message in request.chat.messages
             for part in message.content
             if part.HasField("image")
         ]
@@ -247,7 +247,7 @@ def test_data_url_of_a_picture_is_named_as_its_file(client: Client, gateway: Fak
 def test_malformed_data_url_goes_as_it_is(client: Client, gateway: FakeGateway) -> None:
     url = "data:image/png;base64," + "?" * MIN_BYTES
     client.chat(about({"type": "image_url", "image_url": {"url": url}}))
-    assert gateway.requests[0].messages[0].content[0].image.url == url
+    assert gateway.requests[0].chat.messages[0].content[0].image.url == url
 
 
 def test_tokens_are_counted_by_name_too(client: Client, gateway: FakeGateway) -> None:

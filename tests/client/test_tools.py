@@ -57,11 +57,11 @@ def test_tools_are_offered_and_called(client: Client, gateway: FakeGateway) -> N
     assert answer.tool_calls == answer.choices[0].tool_calls == CALLS
     assert (answer.text, answer.finish_reason) == ("", "tool_calls")
     (request,) = gateway.requests
-    assert list(request.tools) == SENT
-    assert request.tool_choice == REQUIRED
-    assert request.HasField("parallel_tool_calls")
-    assert not request.parallel_tool_calls
-    assert request.sampling == chat_pb2.SamplingParams(max_tokens=5)
+    assert list(request.chat.tools) == SENT
+    assert request.chat.tool_choice == REQUIRED
+    assert request.chat.HasField("parallel_tool_calls")
+    assert not request.chat.parallel_tool_calls
+    assert request.chat.sampling == chat_pb2.SamplingParams(max_tokens=5)
 
 
 def test_calls_are_streamed(client: Client, gateway: FakeGateway) -> None:
@@ -72,9 +72,9 @@ def test_calls_are_streamed(client: Client, gateway: FakeGateway) -> None:
     assert [call.name for delta in deltas for call in delta.tool_calls] == ["look", "", "go", ""]
     assert deltas[-1].finish_reason == "tool_calls"
     (request,) = gateway.requests
-    assert list(request.tools) == SENT
-    assert not request.HasField("tool_choice")
-    assert not request.HasField("parallel_tool_calls")
+    assert list(request.chat.tools) == SENT
+    assert not request.chat.HasField("tool_choice")
+    assert not request.chat.HasField("parallel_tool_calls")
 
 
 async def test_both_with_asyncio(async_client: AsyncClient, gateway: FakeGateway) -> None:
@@ -86,9 +86,9 @@ async def test_both_with_asyncio(async_client: AsyncClient, gateway: FakeGateway
     assert answer.tool_calls == stream.completion.tool_calls == CALLS
     await async_client.count_tokens(HELLO, tools=TOOLS, tool_choice="none")
     chosen, _, counted = gateway.requests
-    assert chosen.tool_choice == chat_pb2.ToolChoice(name="look")
-    assert list(counted.tools) == SENT
-    assert counted.tool_choice == chat_pb2.ToolChoice(mode=chat_pb2.TOOL_CHOICE_MODE_NONE)
+    assert chosen.chat.tool_choice == chat_pb2.ToolChoice(name="look")
+    assert list(counted.chat.tools) == SENT
+    assert counted.chat.tool_choice == chat_pb2.ToolChoice(mode=chat_pb2.TOOL_CHOICE_MODE_NONE)
 
 
 @pytest.mark.parametrize("form", ["of an answer", "of OpenAI", "arguments as a dict"])
@@ -109,7 +109,7 @@ def test_calls_go_back_with_their_results(client: Client, gateway: FakeGateway, 
         {"role": "tool", "tool_call_id": CALLS[1].id, "content": ""},
     ]
     client.count_tokens(messages)
-    _, asked, first, second = gateway.requests[-1].messages
+    _, asked, first, second = gateway.requests[-1].chat.messages
     assert (asked.role, list(asked.content)) == (chat_pb2.ROLE_ASSISTANT, [])
     assert [(c.id, c.name, c.arguments) for c in asked.tool_calls] == [
         (c.id, c.name, c.arguments) for c in CALLS

@@ -72,6 +72,14 @@ def test_an_error_survives_the_wire(
     assert parts(from_rpc_error(received(to_status(sent)))) == parts(sent)
 
 
+def test_within_a_field_an_error_changes_its_paths_alone() -> None:
+    inner = NotFound("no such image", "LOST", {"images": "1"}, [("messages[1].image", "is not")])
+    outer = inner.within("chat")
+    assert outer.violations == (("chat.messages[1].image", "is not"),)
+    outer.violations = inner.violations
+    assert parts(outer) == parts(inner)
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.npm
 BUF = Path(__file__).parents[2] / "node_modules" / ".bin" / "buf"
 
 
-def curl(service: Service, method: str, request: Any) -> list[Any]:
+def curl(service: Service, method: str, **request: Any) -> list[Any]:
     """The responses; a stream has several."""
     url = f"http://{service.stack.target}/pixtral.v1.ChatService/{method}"
     ended = subprocess.run(
@@ -39,17 +39,17 @@ def question(*parts: Any) -> dict[str, Any]:
 
 
 def test_the_model_and_an_answer(service: Service) -> None:
-    (models,) = curl(service, "ListModels", {})
+    (models,) = curl(service, "ListModels")
     assert [model["name"] for model in models["models"]] == ["random-pixtral"]
 
     image = {"image": {"data": base64.b64encode(new_picture()).decode()}}
-    request = {
+    chat = {
         "messages": [question(image)],
         "sampling": {"maxTokens": 5, "temperature": 0, "ignoreEos": True},
     }
-    (whole,) = curl(service, "Complete", request)
+    (whole,) = curl(service, "Complete", chat=chat)
     (choice,) = whole["choices"]
-    *deltas, last = curl(service, "StreamComplete", request)
+    *deltas, last = curl(service, "StreamComplete", chat=chat)
     assert "".join(each["delta"].get("text", "") for each in deltas) == choice["text"]
     for field in ("promptTokens", "imageTokens", "completionTokens"):
         assert last["completion"]["usage"][field] == whole["completion"]["usage"][field]
@@ -57,14 +57,14 @@ def test_the_model_and_an_answer(service: Service) -> None:
 
 
 def test_a_tool_call(service: Service) -> None:
-    request = {
+    chat = {
         "messages": [question()],
         "tools": [{"name": "look"}],
         "toolChoice": {"mode": "TOOL_CHOICE_MODE_REQUIRED"},
         "parallelToolCalls": False,
         "sampling": {"maxTokens": 40, "temperature": 0},
     }
-    (whole,) = curl(service, "Complete", request)
+    (whole,) = curl(service, "Complete", chat=chat)
     (call,) = whole["choices"][0]["toolCalls"]
     assert (call["name"], call["arguments"]) == ("look", "{}")
     assert whole["choices"][0]["finishReason"] == "FINISH_REASON_TOOL_CALLS"

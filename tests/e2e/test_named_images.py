@@ -239,7 +239,7 @@ def _refusal(gateways: Gateways, tenant: str, message: chat_pb2.Message) -> Any:
         stub = chat_pb2_grpc.ChatServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
             stub.Complete(
-                chat_pb2.CompleteRequest(messages=[message]),
+                chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[message])),
                 metadata=(("authorization", f"Bearer {KEYS[tenant]}"),),
                 timeout=60,
             )

@@ -30,16 +30,18 @@ class Watched:
 
     def ask(self, picture: bytes, *headers: tuple[str, str]) -> "Answer":
         request = chat_pb2.StreamCompleteRequest(
-            messages=[
-                chat_pb2.Message(
-                    role=chat_pb2.ROLE_USER,
-                    content=[
-                        chat_pb2.ContentPart(image=chat_pb2.Image(data=picture)),
-                        chat_pb2.ContentPart(text=QUESTION),
-                    ],
-                )
-            ],
-            sampling=chat_pb2.SamplingParams(max_tokens=6, temperature=0, ignore_eos=True),
+            chat=chat_pb2.Chat(
+                messages=[
+                    chat_pb2.Message(
+                        role=chat_pb2.ROLE_USER,
+                        content=[
+                            chat_pb2.ContentPart(image=chat_pb2.Image(data=picture)),
+                            chat_pb2.ContentPart(text=QUESTION),
+                        ],
+                    )
+                ],
+                sampling=chat_pb2.SamplingParams(max_tokens=6, temperature=0, ignore_eos=True),
+            )
         )
         with grpc.insecure_channel(self.service.stack.target) as channel:
             stub = chat_pb2_grpc.ChatServiceStub(channel)

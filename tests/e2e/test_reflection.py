@@ -39,12 +39,12 @@ def test_a_client_without_protos_lists_models_and_reads_an_answer(service: Servi
         (models,) = call(channel, methods.methods_by_name["ListModels"], {})
         assert [model["name"] for model in models["models"]] == ["random-pixtral"]
 
-        question = {
+        chat = {
             "messages": [{"role": "ROLE_USER", "content": [{"text": "What is this?"}]}],
             "sampling": {"maxTokens": 5, "temperature": 0, "ignoreEos": True},
         }
-        (whole,) = call(channel, methods.methods_by_name["Complete"], question)
-        *deltas, last = call(channel, methods.methods_by_name["StreamComplete"], question)
+        (whole,) = call(channel, methods.methods_by_name["Complete"], {"chat": chat})
+        *deltas, last = call(channel, methods.methods_by_name["StreamComplete"], {"chat": chat})
         (choice,) = whole["choices"]
         assert "".join(each["delta"].get("text", "") for each in deltas) == choice["text"]
         assert last["completion"]["usage"] == whole["completion"]["usage"]

@@ -35,7 +35,7 @@ def turn(role: Any, *parts: chat_pb2.ContentPart) -> chat_pb2.Message:
 
 
 def request(*messages: chat_pb2.Message, **fields: Any) -> chat_pb2.CompleteRequest:
-    return chat_pb2.CompleteRequest(messages=messages, **fields)
+    return chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=messages, **fields))
 
 
 def png_header(width: int, height: int) -> bytes:

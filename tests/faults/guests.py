@@ -9,7 +9,7 @@ import grpc
 
 from pixtral.v1 import chat_pb2
 from pixtral_client import AsyncClient, PixtralError
-from pixtral_client.requests import stream_request
+from pixtral_client.requests import chat_request
 from tests.faults.proxy import Link, Proxy, Weather
 from tests.faults.stack import Stack, key_of
 
@@ -20,7 +20,8 @@ PATIENCE_SECONDS = 60.0
 
 async def flood(stack: Stack) -> None:
     """One client opens streams, has the first words of some, and goes."""
-    request = stream_request(
+    request = chat_request(
+        chat_pb2.StreamCompleteRequest,
         [{"role": "user", "content": "Good morning!"}],
         None,
         {"max_tokens": 100, "ignore_eos": True},

@@ -259,13 +259,20 @@ def chat_methods() -> list[Method]:
     return [
         Method(
             f"{path}/Complete",
-            chat_pb2.CompleteRequest(messages=messages, sampling=sampling, tools=tools),
+            chat_pb2.CompleteRequest(
+                chat=chat_pb2.Chat(messages=messages, sampling=sampling, tools=tools)
+            ),
         ),
         Method(
             f"{path}/StreamComplete",
-            chat_pb2.StreamCompleteRequest(messages=messages, sampling=sampling),
+            chat_pb2.StreamCompleteRequest(
+                chat=chat_pb2.Chat(messages=messages, sampling=sampling)
+            ),
         ),
-        Method(f"{path}/CountTokens", chat_pb2.CountTokensRequest(messages=messages, tools=tools)),
+        Method(
+            f"{path}/CountTokens",
+            chat_pb2.CountTokensRequest(chat=chat_pb2.Chat(messages=messages, tools=tools)),
+        ),
         Method(f"{path}/ListModels", chat_pb2.ListModelsRequest()),
         Method(f"{path}/PutImage", chat_pb2.PutImageRequest(data=originals()["jpeg"])),
     ]

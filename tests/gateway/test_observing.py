@@ -35,7 +35,8 @@ def received(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 async def test_a_line_tells_what_became_of_a_request(lines: Lines, client: Client) -> None:
     call = client.stub.Complete(
-        chat_pb2.CompleteRequest(messages=[QUESTION]), metadata=(("x-request-id", "mine"),)
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[QUESTION])),
+        metadata=(("x-request-id", "mine"),),
     )
     response = await call
     await lines.become(lambda seen: seen.calls)
@@ -62,7 +63,9 @@ async def test_a_line_of_a_stream_that_was_cut_tells_how_far_it_came(
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [never_ends]
-    call = client.stub.StreamComplete(chat_pb2.StreamCompleteRequest(messages=[QUESTION]))
+    call = client.stub.StreamComplete(
+        chat_pb2.StreamCompleteRequest(chat=chat_pb2.Chat(messages=[QUESTION]))
+    )
     await call.read()
     call.cancel()
     await lines.become(lambda seen: seen.calls)
@@ -75,7 +78,7 @@ async def test_a_line_of_a_stream_that_was_cut_tells_how_far_it_came(
 async def test_a_line_of_a_refusal_tells_why(lines: Lines, client: Client) -> None:
     broken = user(image(PICTURE[:20]), text("What is this?"))
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await client.stub.Complete(chat_pb2.CompleteRequest(messages=[broken]))
+        await client.stub.Complete(chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[broken])))
     await lines.become(lambda seen: seen.calls)
     (line,) = lines.calls
     assert line["code"] == "INVALID_ARGUMENT"
@@ -95,7 +98,7 @@ async def test_each_attempt_at_a_decoder_is_seen(
 
     for decoder in decoders:
         decoder.behaviours = [next_outcome]
-    await client.stub.Complete(chat_pb2.CompleteRequest(messages=[QUESTION]))
+    await client.stub.Complete(chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[QUESTION])))
     spans = await asyncio.to_thread(
         received.wait, lambda seen: any(not span.parent_id for span in seen)
     )

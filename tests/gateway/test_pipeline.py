@@ -262,7 +262,7 @@ async def test_tools_are_a_part_of_what_prompts_begin_with(
     gateway: Harness, decoders: list[FakeDecoder]
 ) -> None:
     def asked(i: int, *more: chat_pb2.Message) -> Ask:
-        tools = read_tools(chat_pb2.CompleteRequest(tools=[chat_pb2.Tool(name=f"tool{i}")]))
+        tools = read_tools(chat_pb2.Chat(tools=[chat_pb2.Tool(name=f"tool{i}")]))
         first = ask(user(text("Hello?")), *more)
         return replace(first, conversation=replace(first.conversation, tools=tools))
 

@@ -48,7 +48,7 @@ async def test_serves_until_told_to_stop(
         async with grpc.aio.insecure_channel(addresses["grpc"]) as channel:
             stub = chat_pb2_grpc.ChatServiceStub(channel)
             response = await _when_ready(
-                stub, chat_pb2.CompleteRequest(messages=[user(text("Hello?"))])
+                stub, chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[user(text("Hello?"))]))
             )
         assert response.choices[0].text == "Hello world"
         async with httpx.AsyncClient(trust_env=False, timeout=60) as http:

@@ -27,7 +27,7 @@ from tests.support.gateway_pictures import text, user
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = dict(os.environ)
-REQUEST = chat_pb2.CompleteRequest(messages=[user(text("Hello?"))])
+REQUEST = chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[user(text("Hello?"))]))
 # The kernel deals connections out by chance: so many are all at one worker once in 2**31.
 CONNECTIONS = 32
 
@@ -162,7 +162,7 @@ async def test_sigterm_drains_both(
 
     for decoder in decoders:
         decoder.behaviours = [until_released]
-    request = chat_pb2.StreamCompleteRequest(messages=REQUEST.messages)
+    request = chat_pb2.StreamCompleteRequest(chat=REQUEST.chat)
     async with (
         gateway(model_dir, tmp_path, decoders) as running,
         running.stubs(CONNECTIONS) as stubs,

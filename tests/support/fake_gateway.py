@@ -149,7 +149,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         context.add_callback(self.cancelled.set)
         if self.failure is not None:
             context.abort_with_status(rpc_status.to_status(self.failure))
-        self._look_at(getattr(request, "messages", ()), context)
+        self._look_at(request.chat.messages if hasattr(request, "chat") else (), context)
 
     def _look_at(self, messages: Any, context: grpc.ServicerContext) -> None:
         missing = []
@@ -158,7 +158,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
                 self.images.add(hashlib.sha256(part.image.data).hexdigest())
         for i, message in enumerate(messages):
             for j, part in enumerate(message.content):
-                field = f"messages[{i}].content[{j}].image"
+                field = f"chat.messages[{i}].content[{j}].image"
                 if part.image.sha256 and self.is_old:
                     context.abort_with_status(rpc_status.to_status(bad(field)))
                 if part.image.sha256 and part.image.sha256 not in self.images:
@@ -204,7 +204,7 @@ BAD_IMAGE = failure(
     error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(
-                field="messages[1].content[0].image.data", description="ends early"
+                field="chat.messages[1].content[0].image.data", description="ends early"
             )
         ]
     ),

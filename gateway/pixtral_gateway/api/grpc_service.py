@@ -4,8 +4,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -13,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_core.concurrency.deadline import Deadline
+from pixtral_core.errors import ServingError
 from pixtral_core.telemetry.request_log import note
 from pixtral_gateway.checks.conversation import Conversation
 from pixtral_gateway.checks.tools import read_tools, whole_calls
@@ -48,38 +49,41 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     async def StreamComplete(
         self, request: chat_pb2.StreamCompleteRequest, context: Context
     ) -> AsyncGenerator[chat_pb2.StreamCompleteResponse]:
-        ask = self._ask(request, context)
-        model = request.model or self._model
-        # The images in it are copied by now, and a stream is long.
-        del request
-        async with aclosing(self.completions.stream(ask)) as events:
-            async for event in events:
-                response = chat_pb2.StreamCompleteResponse(id=ask.id, model=model)
-                if isinstance(event, Finished):
-                    response.completion.CopyFrom(_completion(event))
-                else:
-                    response.delta.CopyFrom(event)
-                yield response
+        with _named_from_the_request():
+            ask = self._ask(request.chat, context)
+            model = request.chat.model or self._model
+            # The images in it are copied by now, and a stream is long.
+            del request
+            async with aclosing(self.completions.stream(ask)) as events:
+                async for event in events:
+                    response = chat_pb2.StreamCompleteResponse(id=ask.id, model=model)
+                    if isinstance(event, Finished):
+                        response.completion.CopyFrom(_completion(event))
+                    else:
+                        response.delta.CopyFrom(event)
+                    yield response
 
     async def Complete(
         self, request: chat_pb2.CompleteRequest, context: Context
     ) -> chat_pb2.CompleteResponse:
-        ask = self._ask(request, context)
-        response = chat_pb2.CompleteResponse(id=ask.id, model=request.model or self._model)
-        choices = [response.choices.add(index=i) for i in range(answers_of(request.sampling))]
-        texts: list[list[str]] = [[] for _ in choices]
-        calls: list[list[chat_pb2.ToolCall]] = [[] for _ in choices]
-        async with aclosing(self.completions.stream(ask)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    response.completion.CopyFrom(_completion(event))
-                else:
-                    choice = choices[event.index]
-                    texts[event.index].append(event.text)
-                    calls[event.index].extend(event.tool_calls)
-                    choice.token_ids.extend(event.token_ids)
-                    choice.logprobs.extend(event.logprobs)
-                    choice.finish_reason = event.finish_reason
+        chat = request.chat
+        with _named_from_the_request():
+            ask = self._ask(chat, context)
+            response = chat_pb2.CompleteResponse(id=ask.id, model=chat.model or self._model)
+            choices = [response.choices.add(index=i) for i in range(answers_of(chat.sampling))]
+            texts: list[list[str]] = [[] for _ in choices]
+            calls: list[list[chat_pb2.ToolCall]] = [[] for _ in choices]
+            async with aclosing(self.completions.stream(ask)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        response.completion.CopyFrom(_completion(event))
+                    else:
+                        choice = choices[event.index]
+                        texts[event.index].append(event.text)
+                        calls[event.index].extend(event.tool_calls)
+                        choice.token_ids.extend(event.token_ids)
+                        choice.logprobs.extend(event.logprobs)
+                        choice.finish_reason = event.finish_reason
         for choice, parts, pieces in zip(choices, texts, calls, strict=True):
             choice.text = "".join(parts)
             choice.tool_calls.extend(whole_calls(pieces))
@@ -97,7 +101,8 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self, request: chat_pb2.CountTokensRequest, context: Context
     ) -> chat_pb2.CountTokensResponse:
         tenant = self._tenant(context)
-        prompt = await self.completions.count(self._conversation(request), tenant)
+        with _named_from_the_request():
+            prompt = await self.completions.count(self._conversation(request.chat), tenant)
         return chat_pb2.CountTokensResponse(
             prompt_tokens=len(prompt.token_ids), image_tokens=prompt.image_tokens
         )
@@ -143,37 +148,28 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     def _adapter(self, model: str) -> str:
         return adapter_of(model, self._model, self.completions.adapters)
 
-    def _conversation(
-        self,
-        request: chat_pb2.CompleteRequest
-        | chat_pb2.StreamCompleteRequest
-        | chat_pb2.CountTokensRequest,
-    ) -> Conversation:
-        self._adapter(request.model)
-        check_parts([len(m.content) for m in request.messages], self.completions.context_length)
+    def _conversation(self, chat: chat_pb2.Chat) -> Conversation:
+        self._adapter(chat.model)
+        check_parts([len(m.content) for m in chat.messages], self.completions.context_length)
         return read_conversation(
-            request.messages, max_images=self._settings.max_images, tools=read_tools(request)
+            chat.messages, max_images=self._settings.max_images, tools=read_tools(chat)
         )
 
-    def _ask(
-        self,
-        request: chat_pb2.CompleteRequest | chat_pb2.StreamCompleteRequest,
-        context: Context,
-    ) -> Ask:
+    def _ask(self, chat: chat_pb2.Chat, context: Context) -> Ask:
         arrival = time.monotonic()
         tenant = self._tenant(context)
-        conversation = self._conversation(request)
-        check_sampling(request.sampling, vocabulary_size=self.completions.vocabulary_size)
+        conversation = self._conversation(chat)
+        check_sampling(chat.sampling, vocabulary_size=self.completions.vocabulary_size)
         return Ask.begin(
             uuid.uuid4().hex,
             self._model,
             tenant,
             conversation,
-            request.sampling,
+            chat.sampling,
             arrival=arrival,
             seconds=self._seconds(context),
-            adapter=self._adapter(request.model),
-            priority=request.priority,
+            adapter=self._adapter(chat.model),
+            priority=chat.priority,
         )
 
     def _seconds(self, context: Context) -> float:
@@ -181,6 +177,17 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         seconds = self._settings.request_timeout_seconds
         client_seconds = context.time_remaining()
         return seconds if client_seconds is None else min(seconds, client_seconds)
+
+
+@contextmanager
+def _named_from_the_request() -> Iterator[None]:
+    """Adds `chat` to the paths in errors: the gateway's checks know the fields of a chat alone."""
+    try:
+        yield
+    except ServingError as error:
+        if not error.violations:
+            raise
+        raise error.within("chat") from None
 
 
 def _completion(finished: Finished) -> chat_pb2.Completion:

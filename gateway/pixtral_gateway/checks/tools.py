@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest
@@ -20,22 +20,16 @@ MAX_UNSORTED = 64
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 NO_PARAMETERS: Mapping[str, Any] = {}
 
-Request: TypeAlias = (
-    chat_pb2.CompleteRequest | chat_pb2.StreamCompleteRequest | chat_pb2.CountTokensRequest
-)
 
-
-def read_tools(request: Request) -> Tools:
-    """The tools of a request, where its choice leaves them in effect. Raises InvalidRequest."""
-    given = [(tool.name, tool.description, tool.parameters) for tool in request.tools]
-    is_single = False
-    if not isinstance(request, chat_pb2.CountTokensRequest):
-        is_single = request.HasField("parallel_tool_calls") and not request.parallel_tool_calls
-    match request.tool_choice.WhichOneof("choice"):
+def read_tools(chat: chat_pb2.Chat) -> Tools:
+    """The tools of a chat, where its choice leaves them in effect. Raises InvalidRequest."""
+    given = [(tool.name, tool.description, tool.parameters) for tool in chat.tools]
+    is_single = chat.HasField("parallel_tool_calls") and not chat.parallel_tool_calls
+    match chat.tool_choice.WhichOneof("choice"):
         case "name":
-            return tools_of(given, chat_pb2.TOOL_CHOICE_MODE_REQUIRED, request.tool_choice.name)
+            return tools_of(given, chat_pb2.TOOL_CHOICE_MODE_REQUIRED, chat.tool_choice.name)
         case "mode":
-            return tools_of(given, request.tool_choice.mode, is_single=is_single)
+            return tools_of(given, chat.tool_choice.mode, is_single=is_single)
         case _:
             return tools_of(given, chat_pb2.TOOL_CHOICE_MODE_AUTO, is_single=is_single)
 

@@ -803,7 +803,9 @@ class Choice(_message.Message):
 Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final
-class CompleteRequest(_message.Message):
+class Chat(_message.Message):
+    """A conversation and how to answer it: what Complete, StreamComplete and CountTokens ask about."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
@@ -814,12 +816,12 @@ class CompleteRequest(_message.Message):
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """A name from ListModels; empty is the gateway's model."""
+    """A name from ListModels. Empty is the gateway's own model."""
     parallel_tool_calls: _builtins.bool
-    """False: at most one call."""
+    """False: the model makes at most one tool call."""
     priority: _builtins.int
-    """Requests of a lower number go before others where requests wait for the engine, which must run
-    with vLLM's `scheduling_policy` of `priority`. Below 0 for tenants that may alone.
+    """Requests with a lower number go first where requests wait for the engine. The engine must run
+    with vLLM's `scheduling_policy` of `priority`. Only some tenants may send numbers below 0.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
@@ -847,6 +849,26 @@ class CompleteRequest(_message.Message):
     _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel_tool_calls) -> _WhichOneofReturnType__parallel_tool_calls | None: ...
+
+Global___Chat: _TypeAlias = Chat  # noqa: Y015
+
+@_typing.final
+class CompleteRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chat(self) -> Global___Chat: ...
+    def __init__(
+        self,
+        *,
+        chat: Global___Chat | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
 
@@ -884,47 +906,19 @@ Global___CompleteResponse: _TypeAlias = CompleteResponse  # noqa: Y015
 class StreamCompleteRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: _builtins.int
-    MESSAGES_FIELD_NUMBER: _builtins.int
-    SAMPLING_FIELD_NUMBER: _builtins.int
-    TOOLS_FIELD_NUMBER: _builtins.int
-    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
-    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
-    PRIORITY_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
-    """A name from ListModels; empty is the gateway's model."""
-    parallel_tool_calls: _builtins.bool
-    """False: at most one call."""
-    priority: _builtins.int
-    """Requests of a lower number go before others where requests wait for the engine, which must run
-    with vLLM's `scheduling_policy` of `priority`. Below 0 for tenants that may alone.
-    """
+    CHAT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
-    @_builtins.property
-    def sampling(self) -> Global___SamplingParams: ...
-    @_builtins.property
-    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]: ...
-    @_builtins.property
-    def tool_choice(self) -> Global___ToolChoice: ...
+    def chat(self) -> Global___Chat: ...
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
-        messages: _abc.Iterable[Global___Message] | None = ...,
-        sampling: Global___SamplingParams | None = ...,
-        tools: _abc.Iterable[Global___Tool] | None = ...,
-        tool_choice: Global___ToolChoice | None = ...,
-        parallel_tool_calls: _builtins.bool | None = ...,
-        priority: _builtins.int = ...,
+        chat: Global___Chat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "parallel_tool_calls", b"parallel_tool_calls", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "messages", b"messages", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
-    _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel_tool_calls) -> _WhichOneofReturnType__parallel_tool_calls | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamCompleteRequest: _TypeAlias = StreamCompleteRequest  # noqa: Y015
 
@@ -968,29 +962,19 @@ Global___StreamCompleteResponse: _TypeAlias = StreamCompleteResponse  # noqa: Y0
 class CountTokensRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    MODEL_FIELD_NUMBER: _builtins.int
-    MESSAGES_FIELD_NUMBER: _builtins.int
-    TOOLS_FIELD_NUMBER: _builtins.int
-    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
-    """A name from ListModels; empty is the gateway's model."""
+    CHAT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
-    @_builtins.property
-    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]: ...
-    @_builtins.property
-    def tool_choice(self) -> Global___ToolChoice: ...
+    def chat(self) -> Global___Chat:
+        """`sampling` and `priority` change no count."""
+
     def __init__(
         self,
         *,
-        model: _builtins.str = ...,
-        messages: _abc.Iterable[Global___Message] | None = ...,
-        tools: _abc.Iterable[Global___Tool] | None = ...,
-        tool_choice: Global___ToolChoice | None = ...,
+        chat: Global___Chat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "model", b"model", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,8 +28,9 @@ if _version_not_supported:
 class ChatServiceStub:
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with the path of the field, ErrorInfo with a reason
-    under the domain "pixtral", RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
+    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
+    RetryInfo on overload.
     """
 
     def __init__(self, channel):
@@ -68,8 +69,9 @@ class ChatServiceStub:
 class ChatServiceServicer:
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with the path of the field, ErrorInfo with a reason
-    under the domain "pixtral", RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
+    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
+    RetryInfo on overload.
     """
 
     def Complete(self, request, context):
@@ -148,8 +150,9 @@ def add_ChatServiceServicer_to_server(servicer, server):
 class ChatService:
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with the path of the field, ErrorInfo with a reason
-    under the domain "pixtral", RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
+    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
+    RetryInfo on overload.
     """
 
     @staticmethod

@@ -29,8 +29,9 @@ GRPC_VERSION: str
 class ChatServiceStub:
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with the path of the field, ErrorInfo with a reason
-    under the domain "pixtral", RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
+    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
+    RetryInfo on overload.
     """
 
     @_typing.overload
@@ -56,8 +57,9 @@ class ChatServiceStub:
 class ChatServiceAsyncStub(ChatServiceStub):
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with the path of the field, ErrorInfo with a reason
-    under the domain "pixtral", RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
+    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
+    RetryInfo on overload.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -79,8 +81,9 @@ class ChatServiceAsyncStub(ChatServiceStub):
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with the path of the field, ErrorInfo with a reason
-    under the domain "pixtral", RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
+    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
+    RetryInfo on overload.
     """
 
     @_abc_1.abstractmethod

@@ -50,9 +50,13 @@ def permits() -> float:
 async def test_stream_ends_with_completion_and_equals_complete(client: Client) -> None:
     messages = [system(text("Be brief.")), user(image(PICTURE), text("What is this?"))]
 
-    stream = client.stub.StreamComplete(chat_pb2.StreamCompleteRequest(messages=messages))
+    stream = client.stub.StreamComplete(
+        chat_pb2.StreamCompleteRequest(chat=chat_pb2.Chat(messages=messages))
+    )
     events = [event async for event in stream]
-    whole = await client.stub.Complete(chat_pb2.CompleteRequest(messages=messages))
+    whole = await client.stub.Complete(
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=messages))
+    )
 
     *deltas, last = events
     assert [event.WhichOneof("event") for event in events] == ["delta", "delta", "completion"]
@@ -94,10 +98,10 @@ async def test_prompt_logprobs_are_told_at_the_end(
     messages, sampling = [HELLO], chat_pb2.SamplingParams(prompt_logprobs=1)
 
     whole = await client.stub.Complete(
-        chat_pb2.CompleteRequest(messages=messages, sampling=sampling)
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=messages, sampling=sampling))
     )
     stream = client.stub.StreamComplete(
-        chat_pb2.StreamCompleteRequest(messages=messages, sampling=sampling)
+        chat_pb2.StreamCompleteRequest(chat=chat_pb2.Chat(messages=messages, sampling=sampling))
     )
     *deltas, last = [event async for event in stream]
 
@@ -109,15 +113,19 @@ async def test_prompt_logprobs_are_told_at_the_end(
 async def test_a_priority_goes_to_the_decoder_unless_it_is_above_all_others(
     client: Client, decoders: list[FakeDecoder]
 ) -> None:
-    await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO], priority=5))
+    await client.stub.Complete(
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[HELLO], priority=5))
+    )
     (call,) = [call for decoder in decoders for call in decoder.calls]
     assert call.priority == 5
 
     with pytest.raises(grpc.aio.AioRpcError) as above:
-        await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO], priority=-1))
+        await client.stub.Complete(
+            chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[HELLO], priority=-1))
+        )
     refusal = from_rpc_error(above.value)
     assert refusal.reason == "PRIORITY_NOT_ALLOWED"
-    assert [field for field, _ in refusal.violations] == ["priority"]
+    assert [field for field, _ in refusal.violations] == ["chat.priority"]
 
 
 async def test_an_engine_without_priorities_names_the_field(
@@ -126,8 +134,10 @@ async def test_an_engine_without_priorities_names_the_field(
     for decoder in decoders:
         decoder.behaviours = [refuses(InvalidRequest("priority", "must be 0"))]
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO], priority=1))
-    assert from_rpc_error(refused.value).violations == (("priority", "must be 0"),)
+        await client.stub.Complete(
+            chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[HELLO], priority=1))
+        )
+    assert from_rpc_error(refused.value).violations == (("chat.priority", "must be 0"),)
 
 
 async def by_turns(_: decoder_pb2.GenerateRequest) -> AsyncIterator[decoder_pb2.GenerateResponse]:
@@ -146,11 +156,11 @@ async def test_choices_that_come_by_turns_are_told_apart(
     sampling = chat_pb2.SamplingParams(n=2, logprobs=0)
 
     stream = client.stub.StreamComplete(
-        chat_pb2.StreamCompleteRequest(messages=[HELLO], sampling=sampling)
+        chat_pb2.StreamCompleteRequest(chat=chat_pb2.Chat(messages=[HELLO], sampling=sampling))
     )
     *deltas, last = [event async for event in stream]
     whole = await client.stub.Complete(
-        chat_pb2.CompleteRequest(messages=[HELLO], sampling=sampling)
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[HELLO], sampling=sampling))
     )
 
     assert [event.delta.index for event in deltas] == [1, 0, 1, 0]
@@ -174,10 +184,12 @@ async def test_a_call_is_streamed_and_told_whole(
         decoder.behaviours = [calls_a_tool]
 
     stream = client.stub.StreamComplete(
-        chat_pb2.StreamCompleteRequest(messages=[HELLO], tools=[LOOK])
+        chat_pb2.StreamCompleteRequest(chat=chat_pb2.Chat(messages=[HELLO], tools=[LOOK]))
     )
     *deltas, last = [event async for event in stream]
-    whole = await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO], tools=[LOOK]))
+    whole = await client.stub.Complete(
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[HELLO], tools=[LOOK]))
+    )
 
     (choice,) = whole.choices
     (call,) = choice.tool_calls
@@ -196,7 +208,9 @@ async def test_a_call_is_streamed_and_told_whole(
         chat_pb2.Message(role=chat_pb2.ROLE_ASSISTANT, tool_calls=choice.tool_calls),
         result(call.id, text("It is a cat.")),
     ]
-    more = await client.stub.Complete(chat_pb2.CompleteRequest(messages=answered, tools=[LOOK]))
+    more = await client.stub.Complete(
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=answered, tools=[LOOK]))
+    )
     assert more.completion.usage.prompt_tokens > whole.completion.usage.prompt_tokens
 
 
@@ -212,11 +226,15 @@ async def test_the_decoder_is_told_what_must_be_called(
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [calls_a_tool]
-    request = chat_pb2.CompleteRequest(messages=[HELLO], tools=[LOOK], tool_choice=choice)
+    request = chat_pb2.CompleteRequest(
+        chat=chat_pb2.Chat(messages=[HELLO], tools=[LOOK], tool_choice=choice)
+    )
 
     whole = await client.stub.Complete(request)
     counted = await client.stub.CountTokens(
-        chat_pb2.CountTokensRequest(messages=[HELLO], tools=[LOOK], tool_choice=choice)
+        chat_pb2.CountTokensRequest(
+            chat=chat_pb2.Chat(messages=[HELLO], tools=[LOOK], tool_choice=choice)
+        )
     )
 
     assert [call.name for call in whole.choices[0].tool_calls] == ["look"]
@@ -235,9 +253,13 @@ async def test_tools_that_are_out_of_effect_are_nowhere(
     none = chat_pb2.ToolChoice(mode=chat_pb2.TOOL_CHOICE_MODE_NONE)
 
     with_none = await client.stub.Complete(
-        chat_pb2.CompleteRequest(messages=[HELLO], tools=[LOOK], tool_choice=none)
+        chat_pb2.CompleteRequest(
+            chat=chat_pb2.Chat(messages=[HELLO], tools=[LOOK], tool_choice=none)
+        )
     )
-    without = await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO]))
+    without = await client.stub.Complete(
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[HELLO]))
+    )
 
     assert with_none.choices == without.choices
     assert with_none.completion.usage == without.completion.usage
@@ -255,7 +277,9 @@ async def test_a_structure_and_tools_leave_the_structure(
     )
 
     whole = await client.stub.Complete(
-        chat_pb2.CompleteRequest(messages=[HELLO], tools=[LOOK], sampling=sampling)
+        chat_pb2.CompleteRequest(
+            chat=chat_pb2.Chat(messages=[HELLO], tools=[LOOK], sampling=sampling)
+        )
     )
 
     assert not whole.choices[0].tool_calls
@@ -265,9 +289,11 @@ async def test_a_structure_and_tools_leave_the_structure(
 async def test_a_wrong_tool_names_its_field(client: Client) -> None:
     bad = [chat_pb2.Tool(name="a"), chat_pb2.Tool(name="b", parameters='{"type": 1}')]
     for request in (
-        chat_pb2.CompleteRequest(messages=[HELLO], tools=bad),
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[HELLO], tools=bad)),
         chat_pb2.CompleteRequest(
-            messages=[HELLO], tools=bad[:1], tool_choice=chat_pb2.ToolChoice(name="c")
+            chat=chat_pb2.Chat(
+                messages=[HELLO], tools=bad[:1], tool_choice=chat_pb2.ToolChoice(name="c")
+            )
         ),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -278,8 +304,12 @@ async def test_a_wrong_tool_names_its_field(client: Client) -> None:
 async def test_tokens_are_counted_as_a_completion_counts_them(client: Client) -> None:
     messages = [user(image(PICTURE), text("What is this?"))]
 
-    counted = await client.stub.CountTokens(chat_pb2.CountTokensRequest(messages=messages))
-    whole = await client.stub.Complete(chat_pb2.CompleteRequest(messages=messages))
+    counted = await client.stub.CountTokens(
+        chat_pb2.CountTokensRequest(chat=chat_pb2.Chat(messages=messages))
+    )
+    whole = await client.stub.Complete(
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=messages))
+    )
 
     assert counted.prompt_tokens == whole.completion.usage.prompt_tokens
     assert counted.image_tokens == whole.completion.usage.image_tokens
@@ -291,7 +321,9 @@ async def test_model_is_listed_under_its_directorys_name(client: Client) -> None
     assert model == chat_pb2.Model(
         name="pixtral-small", context_length=32_768, max_images=3, max_image_bytes=100_000
     )
-    await client.stub.Complete(chat_pb2.CompleteRequest(model=model.name, messages=[HELLO]))
+    await client.stub.Complete(
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(model=model.name, messages=[HELLO]))
+    )
 
 
 CONTENT = "messages[0].content[0]"
@@ -330,9 +362,11 @@ async def test_bad_requests_name_their_field_and_disturb_nothing(
     messages, sampling, field = BAD_REQUESTS[name]
     params = chat_pb2.SamplingParams(**sampling)
     calls = (
-        client.stub.Complete(chat_pb2.CompleteRequest(messages=messages, sampling=params)),
+        client.stub.Complete(
+            chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=messages, sampling=params))
+        ),
         client.stub.StreamComplete(
-            chat_pb2.StreamCompleteRequest(messages=messages, sampling=params)
+            chat_pb2.StreamCompleteRequest(chat=chat_pb2.Chat(messages=messages, sampling=params))
         ).read(),
     )
     for call in calls:
@@ -341,17 +375,19 @@ async def test_bad_requests_name_their_field_and_disturb_nothing(
 
         error = from_rpc_error(refused.value)
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert [path for path, _ in error.violations] == [field]
+        assert [path for path, _ in error.violations] == [f"chat.{field}"]
     assert not any(encoder.calls for encoder in encoders)
     assert permits() == 0
-    await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO]))
+    await client.stub.Complete(chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[HELLO])))
 
 
 @pytest.mark.parametrize("method", ["Complete", "CountTokens"])
 async def test_other_models_are_not_found(client: Client, method: str) -> None:
     request = {
-        "Complete": chat_pb2.CompleteRequest(model="other", messages=[HELLO]),
-        "CountTokens": chat_pb2.CountTokensRequest(model="other", messages=[HELLO]),
+        "Complete": chat_pb2.CompleteRequest(chat=chat_pb2.Chat(model="other", messages=[HELLO])),
+        "CountTokens": chat_pb2.CountTokensRequest(
+            chat=chat_pb2.Chat(model="other", messages=[HELLO])
+        ),
     }[method]
 
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -367,7 +403,9 @@ async def test_cancelled_call_stops_the_decoder_and_frees_its_permit(
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [never_ends, answers]
-    call = client.stub.StreamComplete(chat_pb2.StreamCompleteRequest(messages=[HELLO]))
+    call = client.stub.StreamComplete(
+        chat_pb2.StreamCompleteRequest(chat=chat_pb2.Chat(messages=[HELLO]))
+    )
     await call.read()
     assert permits() == 1
     call.cancel()
@@ -381,7 +419,7 @@ async def test_a_full_gateway_refuses_before_it_parses(
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [never_ends]
-    request = chat_pb2.StreamCompleteRequest(messages=[HELLO])
+    request = chat_pb2.StreamCompleteRequest(chat=chat_pb2.Chat(messages=[HELLO]))
     held = [client.stub.StreamComplete(request) for _ in range(16)]
     for call in held:
         await call.read()
@@ -415,7 +453,9 @@ async def test_deadline_stops_the_decoder_and_frees_its_permit(
 
     for seconds in ever_longer():
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await client.stub.Complete(chat_pb2.CompleteRequest(messages=[HELLO]), timeout=seconds)
+            await client.stub.Complete(
+                chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[HELLO])), timeout=seconds
+            )
         assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         if any(decoder.calls for decoder in decoders):
             break

@@ -34,8 +34,8 @@ AUTO, NONE, REQUIRED = (
 )
 
 
-def asked(*tools: chat_pb2.Tool, **fields: Any) -> chat_pb2.CompleteRequest:
-    return chat_pb2.CompleteRequest(tools=tools, **fields)
+def asked(*tools: chat_pb2.Tool, **fields: Any) -> chat_pb2.Chat:
+    return chat_pb2.Chat(tools=tools, **fields)
 
 
 def names(tools: Any) -> list[str]:
@@ -98,7 +98,7 @@ LARGE = json.dumps({"enum": ["x" * 30_000]})
         (asked(tool_choice=chat_pb2.ToolChoice(name="look")), "tool_choice"),
     ],
 )
-def test_bad_tools_name_their_field(request_: chat_pb2.CompleteRequest, field: str) -> None:
+def test_bad_tools_name_their_field(request_: chat_pb2.Chat, field: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         read_tools(request_)
     assert refused.value.violations[0][0] == field

@@ -71,7 +71,9 @@ async def test_image_that_is_put_in_pieces_can_be_named(
         sha256=NAME, width=200, height=150, tokens=spec.grid(200, 150).placeholder_length
     )
     messages = [user(image_named(bytes.fromhex(response.sha256)), text("What is this?"))]
-    whole = await client.stub.Complete(chat_pb2.CompleteRequest(messages=messages))
+    whole = await client.stub.Complete(
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=messages))
+    )
     assert whole.completion.images[0].sha256 == NAME
     assert whole.completion.images[0].tokens == response.tokens
     assert permits() == 0

@@ -105,7 +105,7 @@ async def encode(
     tools: Sequence[chat_pb2.Tool] = (),
     choice: chat_pb2.ToolChoice | None = None,
 ) -> Prompt:
-    offered = read_tools(chat_pb2.CompleteRequest(tools=tools, tool_choice=choice))
+    offered = read_tools(chat_pb2.Chat(tools=tools, tool_choice=choice))
     conversation = read_conversation(messages, max_images=6, tools=offered)
     reader = ImageReader(spec, max_bytes=1 << 24, max_pixels=1 << 26)
     grids = [(await reader.read(source)).grid for source in conversation.images]

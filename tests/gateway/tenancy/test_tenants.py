@@ -264,8 +264,8 @@ async def test_every_method_asks_for_a_key(
     async with serving_tenants(path, model_dir, encoders, decoders, redis) as (stub, url, _):
         await _over_http(url)
         calls = {
-            stub.Complete: chat_pb2.CompleteRequest(messages=messages),
-            stub.CountTokens: chat_pb2.CountTokensRequest(messages=messages),
+            stub.Complete: chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=messages)),
+            stub.CountTokens: chat_pb2.CountTokensRequest(chat=chat_pb2.Chat(messages=messages)),
             stub.ListModels: chat_pb2.ListModelsRequest(),
         }
         for method, request in calls.items():
@@ -274,7 +274,9 @@ async def test_every_method_asks_for_a_key(
                     await method(request, metadata=metadata)  # type: ignore[operator]
                 assert isinstance(from_rpc_error(failed.value), Unauthenticated)
             await method(request, metadata=(("authorization", "Bearer key-of-acme"),))  # type: ignore[operator]
-        stream = stub.StreamComplete(chat_pb2.StreamCompleteRequest(messages=messages))
+        stream = stub.StreamComplete(
+            chat_pb2.StreamCompleteRequest(chat=chat_pb2.Chat(messages=messages))
+        )
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await stream.read()
         assert failed.value.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -367,7 +367,9 @@ async def test_a_request_is_in_its_callers_trace(
 async def test_grpc_goes_on_beside_it(http: httpx.AsyncClient, client: Client) -> None:
     whole, over_grpc = await asyncio.gather(
         http.post(CHAT, json={"messages": HELLO}),
-        client.stub.Complete(chat_pb2.CompleteRequest(messages=[user(text("Hello?"))])),
+        client.stub.Complete(
+            chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[user(text("Hello?"))]))
+        ),
     )
     assert whole.json()["choices"][0]["message"]["content"] == over_grpc.choices[0].text
 

@@ -29,7 +29,7 @@ async def test_only_a_decoder_that_has_it_is_asked(
 ) -> None:
     for question in QUESTIONS:
         answer = await client.stub.Complete(
-            chat_pb2.CompleteRequest(messages=[question], model="poet")
+            chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[question], model="poet"))
         )
         assert answer.model == "poet"
     without, having = decoders
@@ -37,7 +37,9 @@ async def test_only_a_decoder_that_has_it_is_asked(
     assert [call.adapter for call in having.calls] == ["poet"] * len(QUESTIONS)
 
     for question in QUESTIONS:
-        answer = await client.stub.Complete(chat_pb2.CompleteRequest(messages=[question]))
+        answer = await client.stub.Complete(
+            chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[question]))
+        )
         assert answer.model == "pixtral-small"
     assert without.calls
     assert not any(call.adapter for call in without.calls)
@@ -46,7 +48,9 @@ async def test_only_a_decoder_that_has_it_is_asked(
 async def test_a_stream_and_http_name_the_adapter(
     client: Client, http: httpx.AsyncClient, decoders: list[FakeDecoder]
 ) -> None:
-    request = chat_pb2.StreamCompleteRequest(messages=QUESTIONS[:1], model="clerk")
+    request = chat_pb2.StreamCompleteRequest(
+        chat=chat_pb2.Chat(messages=QUESTIONS[:1], model="clerk")
+    )
     assert {event.model async for event in client.stub.StreamComplete(request)} == {"clerk"}
 
     body = {"messages": [{"role": "user", "content": "What?"}], "model": "poet"}
@@ -54,7 +58,7 @@ async def test_a_stream_and_http_name_the_adapter(
     assert answer["model"] == "poet"
     assert [call.adapter for call in decoders[1].calls] == ["clerk", "poet"]
     counted = await client.stub.CountTokens(
-        chat_pb2.CountTokensRequest(messages=QUESTIONS[:1], model="poet")
+        chat_pb2.CountTokensRequest(chat=chat_pb2.Chat(messages=QUESTIONS[:1], model="poet"))
     )
     assert counted.prompt_tokens
 
@@ -74,7 +78,9 @@ async def test_they_are_listed_beside_their_model(client: Client, http: httpx.As
 
 async def test_another_name_is_not_found(client: Client, http: httpx.AsyncClient) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await client.stub.Complete(chat_pb2.CompleteRequest(messages=QUESTIONS[:1], model="bard"))
+        await client.stub.Complete(
+            chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=QUESTIONS[:1], model="bard"))
+        )
     refusal = from_rpc_error(refused.value)
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
     assert (await http.get("/v1/models/bard")).status_code == 404
@@ -85,5 +91,7 @@ async def test_without_its_decoder_it_is_unavailable(
 ) -> None:
     await decoders[1].stop()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await client.stub.Complete(chat_pb2.CompleteRequest(messages=QUESTIONS[:1], model="poet"))
+        await client.stub.Complete(
+            chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=QUESTIONS[:1], model="poet"))
+        )
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

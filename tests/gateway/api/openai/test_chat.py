@@ -55,7 +55,9 @@ async def test_an_answer_is_that_of_grpc_in_openais_form(
 ) -> None:
     answer = await ask(http, messages=LOOK, model="pixtral-small")
     messages = [system(text("Be brief.")), user(image(PICTURE), text("What is this?"))]
-    same = await client.stub.Complete(chat_pb2.CompleteRequest(messages=messages))
+    same = await client.stub.Complete(
+        chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=messages))
+    )
 
     usage = same.completion.usage
     assert answer.pop("id").startswith("chatcmpl-")

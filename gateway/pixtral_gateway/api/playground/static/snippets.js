@@ -63,7 +63,7 @@ export function grpc(request, { grpc: target, secure }) {
     }),
   }));
   const fields = Object.entries(sampling).map(([name, value]) => [camel(name), value]);
-  const body = { model, messages, sampling: Object.fromEntries(fields) };
+  const body = { chat: { model, messages, sampling: Object.fromEntries(fields) } };
   const plain = secure ? "" : " --http2-prior-knowledge";
   const key = request.needsKey ? ` \\\n  -H "Authorization: Bearer $PIXTRAL_API_KEY"` : "";
   return `buf curl --protocol grpc${plain}${key} -d @- \\
