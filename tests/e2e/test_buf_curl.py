@@ -15,11 +15,12 @@ pytestmark = pytest.mark.npm
 BUF = Path(__file__).parents[2] / "node_modules" / ".bin" / "buf"
 
 
-def curl(service: Service, method: str, **request: Any) -> list[Any]:
+def curl(service: Service, method: str, *options: str, **request: Any) -> list[Any]:
     """The responses; a stream has several."""
     url = f"http://{service.stack.target}/pixtral.v1.ChatService/{method}"
+    options = ("--protocol", "grpc", "--http2-prior-knowledge", *options)
     ended = subprocess.run(
-        [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--data", "@-", url],
+        [str(BUF), "curl", *options, "--data", "@-", url],
         input=json.dumps(request),
         capture_output=True,
         text=True,
@@ -54,6 +55,12 @@ def test_the_model_and_an_answer(service: Service) -> None:
     for field in ("promptTokens", "imageTokens", "completionTokens"):
         assert last["completion"]["usage"][field] == whole["completion"]["usage"][field]
     assert choice["finishReason"] == "FINISH_REASON_LENGTH"
+
+
+@pytest.mark.parametrize("version", ["grpc-v1", "grpc-v1alpha"])
+def test_either_version_of_reflection(service: Service, version: str) -> None:
+    (models,) = curl(service, "ListModels", "--reflect-protocol", version)
+    assert [model["name"] for model in models["models"]] == ["random-pixtral"]
 
 
 def test_a_tool_call(service: Service) -> None:

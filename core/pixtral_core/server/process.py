@@ -18,11 +18,11 @@ from typing import NoReturn, Protocol, TypeVar, runtime_checkable
 import grpc
 import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from pixtral_core.errors import StartupError
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES, read_pem
 from pixtral_core.server.grpc_interceptor import CallInterceptor, EarlyCheck, Gate
+from pixtral_core.server.reflection import SERVICE_NAMES, serve_reflection
 from pixtral_core.settings import ProcessSettings
 from pixtral_core.telemetry.logs import configure_logging
 from pixtral_core.telemetry.metrics import MetricsServer, count_tasks, start_metrics_server
@@ -271,7 +271,7 @@ class _Chassis:
         self._metrics: MetricsServer | None = None
         self._counting: asyncio.Task[None] | None = None
         self._tracer = start_tracing(f"pixtral-{tier.name}")
-        ungated = frozenset((health.SERVICE_NAME, reflection.SERVICE_NAME))
+        ungated = frozenset((health.SERVICE_NAME, *SERVICE_NAMES))
         interceptor = CallInterceptor(
             self._gate,
             ungated,
@@ -288,7 +288,7 @@ class _Chassis:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._health_server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", 0)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
-        reflection.enable_server_reflection((*tier.services, *sorted(ungated)), self._server)
+        serve_reflection((*tier.services, health.SERVICE_NAME), self._server)
         self._http: Beside | None = None
         if isinstance(tier, ServesHttp):
             self._http = tier.http_server(self._gate, self._tracer)

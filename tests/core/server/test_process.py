@@ -1,15 +1,13 @@
 import asyncio
 import json
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from pixtral_core.errors import StartupError
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES, ClientTls, open_channel
@@ -55,25 +53,6 @@ async def test_health_alone_is_answered_without_tls_where_that_is_asked_for(
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await EchoStub(channel).unary(StringValue())
         assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-async def test_reflection_lists_the_services() -> None:
-    async def requests() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
-        yield reflection_pb2.ServerReflectionRequest(list_services="")
-
-    async with (
-        running(EchoTier(unary=upper), ProcessSettings()) as addresses,
-        open_channel(addresses.grpc, None) as channel,
-    ):
-        # Its types know neither the asynchronous channel nor the method.
-        make_stub: Any = reflection_pb2_grpc.ServerReflectionStub
-        stub = make_stub(channel)
-        [reply] = [reply async for reply in stub.ServerReflectionInfo(requests())]
-    assert {service.name for service in reply.list_services_response.service} == {
-        SERVICE,
-        "grpc.health.v1.Health",
-        "grpc.reflection.v1alpha.ServerReflection",
-    }
 
 
 async def test_metrics_are_served_over_http() -> None:
