@@ -77,7 +77,7 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
     async def Fetch(
         self, request: encoder_pb2.FetchRequest, context: Context
     ) -> AsyncGenerator[encoder_pb2.FetchResponse]:
-        raise NotFound("nothing is kept here")
+        raise NotFound("no embedding is stored here", "EMBEDDING_NOT_FOUND")
         yield
 
     async def GetEncoderInfo(

@@ -25,7 +25,8 @@ class PixtralError(Exception):
 
     Attributes:
         code: the gRPC status code.
-        reason: the server's word for it, in UPPER_SNAKE_CASE; empty where it gave none.
+        reason: a name of `pixtral.v1.ErrorReason` without its prefix, as IMAGE_NOT_FOUND; empty
+            where the server gave none.
         message: what went wrong, in a sentence.
         violations: the fields at fault.
         retry_after: seconds after which a retry may succeed, where the server said so.

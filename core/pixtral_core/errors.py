@@ -29,9 +29,10 @@ VIOLATION_FRAME_BYTES = 10
 class ServingError(Exception):
     """A failure that a client is told of.
 
-    `reason` is UPPER_SNAKE_CASE, `message` and `violations` (path of the field, what is wrong with
-    it) are safe to show, `retry_after` is in seconds, `metadata` goes into ErrorInfo. Texts are cut
-    at 512 bytes, paths at 256, violations at 3200 in all.
+    `reason` is a name of pixtral.v1.ErrorReason without its prefix, `message` and `violations`
+    (path of the field, what is wrong with it) are safe to show, `retry_after` is in seconds,
+    `metadata` goes into ErrorInfo. Texts are cut at 512 bytes, paths at 256, violations at 3200 in
+    all.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class NotFound(ServingError):
     def __init__(
         self,
         message: str,
-        reason: str = "NOT_FOUND",
+        reason: str,
         metadata: Mapping[str, str] | None = None,
         violations: Sequence[tuple[str, str]] = (),
     ) -> None:
@@ -135,7 +136,7 @@ class DeadlineExceeded(ServingError):
 
 
 class Unauthenticated(ServingError):
-    def __init__(self, message: str, reason: str = "UNAUTHENTICATED") -> None:
+    def __init__(self, message: str, reason: str) -> None:
         super().__init__(grpc.StatusCode.UNAUTHENTICATED, reason, message)
 
 
@@ -156,6 +157,7 @@ _MESSAGES = {
     grpc.StatusCode.CANCELLED: "the call was cancelled",
     grpc.StatusCode.RESOURCE_EXHAUSTED: "a limit of the service was reached",
     grpc.StatusCode.UNIMPLEMENTED: "the service does not know this method",
+    grpc.StatusCode.INTERNAL: "the call failed",
 }
 
 
@@ -210,8 +212,8 @@ def _status(
 def from_rpc_error(error: grpc.aio.AioRpcError) -> ServingError:
     """The error that the other side raised, as the class that stands for its code.
 
-    A status without this project's details (gRPC's own, another server's) keeps its code and gets
-    a reason that is the code's name and a message of ours.
+    A status without this project's details keeps its code and gets a message of ours. Its reason is
+    the code's name where gRPC itself ends calls with that code, else UNKNOWN.
     """
     code = error.code()
     made = _CLASSES.get(code, ServingError)
@@ -221,7 +223,8 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> ServingError:
     except (DecodeError, ValueError):
         details = None
     if details is None:
-        ServingError.__init__(result, code, code.name, _MESSAGES.get(code, "the call failed"))
+        reason = code.name if code in _MESSAGES else "UNKNOWN"
+        ServingError.__init__(result, code, reason, _MESSAGES.get(code, "the call failed"))
         return result
     message, info, request, retry = details
     ServingError.__init__(

@@ -84,12 +84,12 @@ def test_within_a_field_an_error_changes_its_paths_alone() -> None:
     "error",
     [
         InvalidRequest("messages[0].content", "must not be empty"),
-        NotFound("no such model"),
+        NotFound("no such model", "MODEL_NOT_FOUND"),
         FailedPrecondition("gone", "EMBEDDING_MISSING", {"images": "0,2"}),
         Overloaded("full", 2.5),
         Unavailable("loading"),
         DeadlineExceeded(),
-        Unauthenticated("no key"),
+        Unauthenticated("no key", "API_KEY_MISSING"),
     ],
 )
 async def test_a_raised_error_is_read_back_as_its_class(error: ServingError) -> None:
@@ -191,7 +191,7 @@ def test_another_projects_details_are_not_relayed() -> None:
     status.details.add().Pack(ErrorInfo(reason="NO_ROW", domain="other.example"))
     read = from_rpc_error(received(rpc_status.to_status(status)))
     assert isinstance(read, NotFound)
-    assert read.reason == "NOT_FOUND"
+    assert read.reason == "UNKNOWN"
     assert "secrets" not in read.message
 
 

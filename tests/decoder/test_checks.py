@@ -85,7 +85,7 @@ def test_what_was_generated_elsewhere() -> None:
 def test_a_prompt_that_is_too_long_is_told_apart() -> None:
     with pytest.raises(InvalidRequest) as refusal:
         check_prompt(prompt_of(*[7] * 8192), LIMITS)
-    assert refusal.value.reason == "CONTEXT_LENGTH_EXCEEDED"
+    assert refusal.value.reason == "PROMPT_TOO_LONG"
 
 
 @pytest.mark.parametrize("token_id", [IMG, BREAK, END])

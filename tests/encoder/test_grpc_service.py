@@ -142,7 +142,7 @@ async def test_an_embedding_that_is_not_held_is_not_found(client: Client) -> Non
         await client.fetch(png())
     assert (refused[0].code, refused[0].reason) == (
         grpc.StatusCode.NOT_FOUND,
-        "EMBEDDING_NOT_HELD",
+        "EMBEDDING_NOT_FOUND",
     )
 
 

@@ -31,7 +31,7 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_USER: _Role.ValueType  # 2
     ROLE_ASSISTANT: _Role.ValueType  # 3
     ROLE_TOOL: _Role.ValueType  # 4
-    """What a tool gave back to one of the calls in the assistant's message before."""
+    """The result of one of the tool calls in the assistant's message before it."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper): ...
 
@@ -40,7 +40,7 @@ ROLE_SYSTEM: Role.ValueType  # 1
 ROLE_USER: Role.ValueType  # 2
 ROLE_ASSISTANT: Role.ValueType  # 3
 ROLE_TOOL: Role.ValueType  # 4
-"""What a tool gave back to one of the calls in the assistant's message before."""
+"""The result of one of the tool calls in the assistant's message before it."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _ToolChoiceMode:
@@ -53,9 +53,9 @@ class _ToolChoiceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolCh
     TOOL_CHOICE_MODE_AUTO: _ToolChoiceMode.ValueType  # 1
     """The model calls tools or answers in text."""
     TOOL_CHOICE_MODE_NONE: _ToolChoiceMode.ValueType  # 2
-    """As if there were no tools."""
+    """The model sees no tools."""
     TOOL_CHOICE_MODE_REQUIRED: _ToolChoiceMode.ValueType  # 3
-    """The model calls one tool or more; it is held to their schemas, token by token."""
+    """The model calls one tool or more. Each token follows their schemas."""
 
 class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper): ...
 
@@ -63,9 +63,9 @@ TOOL_CHOICE_MODE_UNSPECIFIED: ToolChoiceMode.ValueType  # 0
 TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.ValueType  # 1
 """The model calls tools or answers in text."""
 TOOL_CHOICE_MODE_NONE: ToolChoiceMode.ValueType  # 2
-"""As if there were no tools."""
+"""The model sees no tools."""
 TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.ValueType  # 3
-"""The model calls one tool or more; it is held to their schemas, token by token."""
+"""The model calls one tool or more. Each token follows their schemas."""
 Global___ToolChoiceMode: _TypeAlias = ToolChoiceMode  # noqa: Y015
 
 class _FinishReason:
@@ -78,9 +78,9 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     """The model ended its answer, or a stop string or stop token came."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """`max_tokens` or the end of the context was reached."""
+    """The answer reached `max_tokens` or the end of the context."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 3
-    """The model ended its answer, and called tools."""
+    """The model ended its answer and called tools."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper): ...
 
@@ -88,10 +88,235 @@ FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """The model ended its answer, or a stop string or stop token came."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""`max_tokens` or the end of the context was reached."""
+"""The answer reached `max_tokens` or the end of the context."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 3
-"""The model ended its answer, and called tools."""
+"""The model ended its answer and called tools."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
+
+class _ErrorReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
+    ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 1
+    """INVALID_ARGUMENT. A field is missing, is out of its range or contradicts another; BadRequest
+    names it. Correct the field.
+    """
+    ERROR_REASON_MALFORMED_MESSAGE: _ErrorReason.ValueType  # 2
+    """INVALID_ARGUMENT. The bytes are no message of this method's request type. Generate the client
+    from this release's protos.
+    """
+    ERROR_REASON_UNIMPLEMENTED: _ErrorReason.ValueType  # 3
+    """UNIMPLEMENTED. The server does not have this method. Upgrade the server."""
+    ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 4
+    """NOT_FOUND. The gateway serves no model or adapter of this name. Use a name from ListModels."""
+    ERROR_REASON_PROMPT_TOO_LONG: _ErrorReason.ValueType  # 5
+    """INVALID_ARGUMENT. The prompt leaves no room in the context for an answer. Shorten the
+    conversation; CountTokens tells its length.
+    """
+    ERROR_REASON_TOO_MANY_IMAGES: _ErrorReason.ValueType  # 6
+    """INVALID_ARGUMENT. The conversation has more images than `Model.max_images`. Leave some out."""
+    ERROR_REASON_PRIORITY_NOT_ALLOWED: _ErrorReason.ValueType  # 7
+    """INVALID_ARGUMENT. This tenant may not send so low a `priority`. Send the number that the error
+    message names, or a higher one.
+    """
+    ERROR_REASON_PRIORITY_NOT_SUPPORTED: _ErrorReason.ValueType  # 8
+    """INVALID_ARGUMENT. The engine answers requests in the order of their arrival. Leave `priority`
+    out, or run the decoders with vLLM's `scheduling_policy` of `priority`.
+    """
+    ERROR_REASON_IMAGE_EMPTY: _ErrorReason.ValueType  # 20
+    """INVALID_ARGUMENT. The image has no bytes. Send its file."""
+    ERROR_REASON_IMAGE_FORMAT_UNSUPPORTED: _ErrorReason.ValueType  # 21
+    """INVALID_ARGUMENT. The file is no PNG, JPEG, WebP or GIF. Convert it."""
+    ERROR_REASON_IMAGE_MALFORMED: _ErrorReason.ValueType  # 22
+    """INVALID_ARGUMENT. The file is truncated or damaged, or the `data:` URL is no base64. Send the
+    whole file.
+    """
+    ERROR_REASON_IMAGE_TOO_LARGE: _ErrorReason.ValueType  # 23
+    """INVALID_ARGUMENT. The file has more bytes than `Model.max_image_bytes`. Compress it."""
+    ERROR_REASON_IMAGE_TOO_MANY_PIXELS: _ErrorReason.ValueType  # 24
+    """INVALID_ARGUMENT. The image has more pixels than the server decodes. Scale it down."""
+    ERROR_REASON_IMAGE_TOO_COMPLEX: _ErrorReason.ValueType  # 25
+    """INVALID_ARGUMENT. The file has too many chunks or segments. Save it anew."""
+    ERROR_REASON_IMAGE_DECODE_TIMEOUT: _ErrorReason.ValueType  # 26
+    """INVALID_ARGUMENT. The image takes too long to decode. Save it anew, or scale it down."""
+    ERROR_REASON_IMAGE_URL_NOT_ALLOWED: _ErrorReason.ValueType  # 27
+    """INVALID_ARGUMENT. The gateway may not fetch this URL. Send the file, or have the operator allow
+    the host.
+    """
+    ERROR_REASON_IMAGE_URL_FAILED: _ErrorReason.ValueType  # 28
+    """INVALID_ARGUMENT. The URL's host gives no image. Check the URL, or send the file."""
+    ERROR_REASON_IMAGE_NOT_FOUND: _ErrorReason.ValueType  # 29
+    """NOT_FOUND. The gateway does not have the images of these SHA-256 (any more); BadRequest names
+    each. Send those as `data`.
+    """
+    ERROR_REASON_EMBEDDING_NOT_FINITE: _ErrorReason.ValueType  # 30
+    """INTERNAL. The vision model's numbers overflow on this image. Report the image."""
+    ERROR_REASON_API_KEY_MISSING: _ErrorReason.ValueType  # 40
+    """UNAUTHENTICATED. The server needs an API key. Send the metadata `authorization: Bearer KEY`."""
+    ERROR_REASON_API_KEY_INVALID: _ErrorReason.ValueType  # 41
+    """UNAUTHENTICATED. No tenant has this API key. Correct the key."""
+    ERROR_REASON_TENANT_LIMIT: _ErrorReason.ValueType  # 42
+    """RESOURCE_EXHAUSTED. The tenant is at one of its limits; the message names it. Retry after the
+    delay in RetryInfo.
+    """
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 60
+    """RESOURCE_EXHAUSTED. The service has no room for the request now. Retry after the delay in
+    RetryInfo.
+    """
+    ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 61
+    """UNAVAILABLE. What the request needs is not ready: the server starts or stops, or no replica of
+    a tier answers. Retry after the delay in RetryInfo, if there is one.
+    """
+    ERROR_REASON_ENGINE_DEAD: _ErrorReason.ValueType  # 62
+    """UNAVAILABLE. The decoder's engine died. Retry: another decoder answers, or this one restarts."""
+    ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 63
+    """DEADLINE_EXCEEDED. The answer did not end in time. Set a longer deadline or fewer `max_tokens`."""
+    ERROR_REASON_TOO_LATE_TO_ENCODE: _ErrorReason.ValueType  # 64
+    """DEADLINE_EXCEEDED. The encoders cannot reach an image before the deadline. Retry later, or set
+    a longer deadline.
+    """
+    ERROR_REASON_RESOURCE_EXHAUSTED: _ErrorReason.ValueType  # 65
+    """RESOURCE_EXHAUSTED. A message between tiers is larger than gRPC's limit. Report it."""
+    ERROR_REASON_CANCELLED: _ErrorReason.ValueType  # 66
+    """CANCELLED. A tier or a proxy cancelled the request. Retry it."""
+    ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 67
+    """INTERNAL. The server failed; its log tells where. Report it."""
+    ERROR_REASON_UNKNOWN: _ErrorReason.ValueType  # 68
+    """Any status code. A server or proxy that is not pixtral-serve's answered a tier. Report it."""
+    ERROR_REASON_EMBEDDING_MISSING: _ErrorReason.ValueType  # 80
+    """FAILED_PRECONDITION, between tiers. A decoder finds no embedding of an image. The gateway has
+    the image encoded again, once. Retry.
+    """
+    ERROR_REASON_EMBEDDING_NOT_FOUND: _ErrorReason.ValueType  # 81
+    """NOT_FOUND, between tiers. An encoder no longer has an embedding in memory. The gateway has the
+    image encoded again.
+    """
+    ERROR_REASON_FINGERPRINT_MISMATCH: _ErrorReason.ValueType  # 82
+    """FAILED_PRECONDITION, between tiers. A replica has another model or dtype than the key names.
+    The gateway chooses another replica. Retry.
+    """
+    ERROR_REASON_ADAPTER_MISSING: _ErrorReason.ValueType  # 83
+    """FAILED_PRECONDITION, between tiers. A decoder no longer has the adapter. The gateway chooses
+    another decoder. Retry.
+    """
+    ERROR_REASON_KEY_MISMATCH: _ErrorReason.ValueType  # 84
+    """INVALID_ARGUMENT, between tiers. The key is not that of the image's bytes. Report it."""
+
+class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
+    """Why a request fails: `ErrorInfo.reason` is one of these names without `ERROR_REASON_`, under the
+    domain "pixtral". Later releases add reasons, so a client decides by the status code where it
+    does not know one.
+    """
+
+ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
+ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
+"""INVALID_ARGUMENT. A field is missing, is out of its range or contradicts another; BadRequest
+names it. Correct the field.
+"""
+ERROR_REASON_MALFORMED_MESSAGE: ErrorReason.ValueType  # 2
+"""INVALID_ARGUMENT. The bytes are no message of this method's request type. Generate the client
+from this release's protos.
+"""
+ERROR_REASON_UNIMPLEMENTED: ErrorReason.ValueType  # 3
+"""UNIMPLEMENTED. The server does not have this method. Upgrade the server."""
+ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 4
+"""NOT_FOUND. The gateway serves no model or adapter of this name. Use a name from ListModels."""
+ERROR_REASON_PROMPT_TOO_LONG: ErrorReason.ValueType  # 5
+"""INVALID_ARGUMENT. The prompt leaves no room in the context for an answer. Shorten the
+conversation; CountTokens tells its length.
+"""
+ERROR_REASON_TOO_MANY_IMAGES: ErrorReason.ValueType  # 6
+"""INVALID_ARGUMENT. The conversation has more images than `Model.max_images`. Leave some out."""
+ERROR_REASON_PRIORITY_NOT_ALLOWED: ErrorReason.ValueType  # 7
+"""INVALID_ARGUMENT. This tenant may not send so low a `priority`. Send the number that the error
+message names, or a higher one.
+"""
+ERROR_REASON_PRIORITY_NOT_SUPPORTED: ErrorReason.ValueType  # 8
+"""INVALID_ARGUMENT. The engine answers requests in the order of their arrival. Leave `priority`
+out, or run the decoders with vLLM's `scheduling_policy` of `priority`.
+"""
+ERROR_REASON_IMAGE_EMPTY: ErrorReason.ValueType  # 20
+"""INVALID_ARGUMENT. The image has no bytes. Send its file."""
+ERROR_REASON_IMAGE_FORMAT_UNSUPPORTED: ErrorReason.ValueType  # 21
+"""INVALID_ARGUMENT. The file is no PNG, JPEG, WebP or GIF. Convert it."""
+ERROR_REASON_IMAGE_MALFORMED: ErrorReason.ValueType  # 22
+"""INVALID_ARGUMENT. The file is truncated or damaged, or the `data:` URL is no base64. Send the
+whole file.
+"""
+ERROR_REASON_IMAGE_TOO_LARGE: ErrorReason.ValueType  # 23
+"""INVALID_ARGUMENT. The file has more bytes than `Model.max_image_bytes`. Compress it."""
+ERROR_REASON_IMAGE_TOO_MANY_PIXELS: ErrorReason.ValueType  # 24
+"""INVALID_ARGUMENT. The image has more pixels than the server decodes. Scale it down."""
+ERROR_REASON_IMAGE_TOO_COMPLEX: ErrorReason.ValueType  # 25
+"""INVALID_ARGUMENT. The file has too many chunks or segments. Save it anew."""
+ERROR_REASON_IMAGE_DECODE_TIMEOUT: ErrorReason.ValueType  # 26
+"""INVALID_ARGUMENT. The image takes too long to decode. Save it anew, or scale it down."""
+ERROR_REASON_IMAGE_URL_NOT_ALLOWED: ErrorReason.ValueType  # 27
+"""INVALID_ARGUMENT. The gateway may not fetch this URL. Send the file, or have the operator allow
+the host.
+"""
+ERROR_REASON_IMAGE_URL_FAILED: ErrorReason.ValueType  # 28
+"""INVALID_ARGUMENT. The URL's host gives no image. Check the URL, or send the file."""
+ERROR_REASON_IMAGE_NOT_FOUND: ErrorReason.ValueType  # 29
+"""NOT_FOUND. The gateway does not have the images of these SHA-256 (any more); BadRequest names
+each. Send those as `data`.
+"""
+ERROR_REASON_EMBEDDING_NOT_FINITE: ErrorReason.ValueType  # 30
+"""INTERNAL. The vision model's numbers overflow on this image. Report the image."""
+ERROR_REASON_API_KEY_MISSING: ErrorReason.ValueType  # 40
+"""UNAUTHENTICATED. The server needs an API key. Send the metadata `authorization: Bearer KEY`."""
+ERROR_REASON_API_KEY_INVALID: ErrorReason.ValueType  # 41
+"""UNAUTHENTICATED. No tenant has this API key. Correct the key."""
+ERROR_REASON_TENANT_LIMIT: ErrorReason.ValueType  # 42
+"""RESOURCE_EXHAUSTED. The tenant is at one of its limits; the message names it. Retry after the
+delay in RetryInfo.
+"""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 60
+"""RESOURCE_EXHAUSTED. The service has no room for the request now. Retry after the delay in
+RetryInfo.
+"""
+ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 61
+"""UNAVAILABLE. What the request needs is not ready: the server starts or stops, or no replica of
+a tier answers. Retry after the delay in RetryInfo, if there is one.
+"""
+ERROR_REASON_ENGINE_DEAD: ErrorReason.ValueType  # 62
+"""UNAVAILABLE. The decoder's engine died. Retry: another decoder answers, or this one restarts."""
+ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 63
+"""DEADLINE_EXCEEDED. The answer did not end in time. Set a longer deadline or fewer `max_tokens`."""
+ERROR_REASON_TOO_LATE_TO_ENCODE: ErrorReason.ValueType  # 64
+"""DEADLINE_EXCEEDED. The encoders cannot reach an image before the deadline. Retry later, or set
+a longer deadline.
+"""
+ERROR_REASON_RESOURCE_EXHAUSTED: ErrorReason.ValueType  # 65
+"""RESOURCE_EXHAUSTED. A message between tiers is larger than gRPC's limit. Report it."""
+ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 66
+"""CANCELLED. A tier or a proxy cancelled the request. Retry it."""
+ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 67
+"""INTERNAL. The server failed; its log tells where. Report it."""
+ERROR_REASON_UNKNOWN: ErrorReason.ValueType  # 68
+"""Any status code. A server or proxy that is not pixtral-serve's answered a tier. Report it."""
+ERROR_REASON_EMBEDDING_MISSING: ErrorReason.ValueType  # 80
+"""FAILED_PRECONDITION, between tiers. A decoder finds no embedding of an image. The gateway has
+the image encoded again, once. Retry.
+"""
+ERROR_REASON_EMBEDDING_NOT_FOUND: ErrorReason.ValueType  # 81
+"""NOT_FOUND, between tiers. An encoder no longer has an embedding in memory. The gateway has the
+image encoded again.
+"""
+ERROR_REASON_FINGERPRINT_MISMATCH: ErrorReason.ValueType  # 82
+"""FAILED_PRECONDITION, between tiers. A replica has another model or dtype than the key names.
+The gateway chooses another replica. Retry.
+"""
+ERROR_REASON_ADAPTER_MISSING: ErrorReason.ValueType  # 83
+"""FAILED_PRECONDITION, between tiers. A decoder no longer has the adapter. The gateway chooses
+another decoder. Retry.
+"""
+ERROR_REASON_KEY_MISMATCH: ErrorReason.ValueType  # 84
+"""INVALID_ARGUMENT, between tiers. The key is not that of the image's bytes. Report it."""
+Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
@@ -103,15 +328,15 @@ class Image(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The encoded file, as it is."""
+    """The encoded file."""
     url: _builtins.str
-    """A `data:` URL holding the encoded file in base64, or an `https://` URL of a host that the
-    gateway is allowed to fetch from.
+    """A `data:` URL with the encoded file in base64, or an `https://` URL of a host that the
+    gateway may fetch from.
     """
     sha256: _builtins.str
-    """The lower-case hexadecimal SHA-256 of an encoded file that the caller has put, or has sent as
-    `data`, not long ago, or sends so in the same request. NOT_FOUND with the reason IMAGE_NOT_FOUND, and a field violation for
-    each, says which images are not there (any more): they must be sent again.
+    """The lower-case hexadecimal SHA-256 of an encoded file that the caller has sent as `data` or
+    by PutImage within the hour, or sends as `data` in the same request. NOT_FOUND with the
+    reason IMAGE_NOT_FOUND and a field violation for each missing image asks for their files.
     """
     def __init__(
         self,
@@ -158,8 +383,8 @@ Global___ContentPart: _TypeAlias = ContentPart  # noqa: Y015
 
 @_typing.final
 class Tool(_message.Message):
-    """A function that the model may have called. Nothing is called here: the client does, and sends
-    what it gave back in a message of ROLE_TOOL.
+    """A function that the model may call. The client runs it, and sends the result in a message of
+    ROLE_TOOL.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -171,7 +396,7 @@ class Tool(_message.Message):
     """Up to 64 letters, digits, underscores and dashes."""
     description: _builtins.str
     parameters: _builtins.str
-    """A JSON Schema of the arguments, an object in JSON; empty is a function without any."""
+    """A JSON Schema of the arguments, an object in JSON. Empty: the function has no arguments."""
     def __init__(
         self,
         *,
@@ -189,7 +414,7 @@ Global___Tool: _TypeAlias = Tool  # noqa: Y015
 
 @_typing.final
 class ToolChoice(_message.Message):
-    """Whether and what the model calls; absent is AUTO."""
+    """Whether the model calls tools, and which. Absent is AUTO."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -197,7 +422,7 @@ class ToolChoice(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     mode: Global___ToolChoiceMode.ValueType
     name: _builtins.str
-    """The model calls this tool, once; it is held to its schema, token by token."""
+    """The model calls this tool once. Each token follows its schema."""
     def __init__(
         self,
         *,
@@ -216,7 +441,7 @@ Global___ToolChoice: _TypeAlias = ToolChoice  # noqa: Y015
 
 @_typing.final
 class ToolCall(_message.Message):
-    """A call that the model makes."""
+    """A tool call of the model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -225,13 +450,15 @@ class ToolCall(_message.Message):
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """What the result is sent back with."""
+    """The message with the result names it."""
     name: _builtins.str
     arguments: _builtins.str
-    """A JSON object, as the model wrote it: it may be no JSON, and not of the tool's schema."""
+    """A JSON object as the model wrote it. Unless the tool choice forces the call, it may be no JSON,
+    and may not follow the tool's schema.
+    """
     index: _builtins.int
-    """Of an answer's calls, from 0. In a stream the first delta of an index has id and name, and
-    arguments are added to those before. In a request it is not looked at.
+    """Counts the calls of an answer from 0. In a stream the first delta of an index has id and name,
+    and later ones add to its arguments. Requests may leave it out.
     """
     def __init__(
         self,
@@ -251,7 +478,7 @@ Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class Message(_message.Message):
-    """One turn of a conversation. Only user turns may hold images."""
+    """One turn of a conversation. Only user turns may have images."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -261,15 +488,15 @@ class Message(_message.Message):
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     tool_call_id: _builtins.str
-    """In turns of ROLE_TOOL: the id of the call."""
+    """In turns of ROLE_TOOL: the id of the call that this answers."""
     @_builtins.property
     def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
-        """May be empty beside `tool_calls`, and where a tool gave nothing back."""
+        """May be empty beside `tool_calls`, and where a tool has no result."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """In assistant turns: what the model called. Each is answered by a message of ROLE_TOOL before
-        any other message comes.
+        """In assistant turns: the calls of the model. A message of ROLE_TOOL answers each, before any
+        other message.
         """
 
     def __init__(
@@ -310,8 +537,8 @@ Global___StringChoices: _TypeAlias = StringChoices  # noqa: Y015
 
 @_typing.final
 class StructuredOutput(_message.Message):
-    """What an answer must be; it is held to it token by token. Where `max_tokens` ends the answer
-    first, it is only the beginning of one.
+    """The form of an answer. Each token follows it. Where `max_tokens` ends the answer first, the
+    answer is only a beginning.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -323,16 +550,17 @@ class StructuredOutput(_message.Message):
     JSON_OBJECT_FIELD_NUMBER: _builtins.int
     DISABLE_ANY_WHITESPACE_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """A JSON Schema, an object in JSON: the answer is a JSON value that it allows."""
+    """A JSON Schema, an object in JSON. The answer is a JSON value that it allows."""
     regex: _builtins.str
-    """The answer, from end to end, matches this regular expression."""
+    """The whole answer matches this regular expression."""
     grammar: _builtins.str
-    """A context-free grammar, in EBNF whose first rule is `root`, or in Lark."""
+    """A context-free grammar in EBNF whose first rule is `root`, or in Lark."""
     json_object: _builtins.bool
-    """The answer is some JSON object; always true."""
+    """True: the answer is some JSON object. False is refused."""
     disable_any_whitespace: _builtins.bool
-    """Together with `json_schema`: on one line, with white space after commas and colons alone. Else
-    the model may put any between values, and small ones do so without end.
+    """With `json_schema` only: the answer is one line, with white space after commas and colons
+    alone. Otherwise the model may write any white space between values, and small models write it
+    endlessly.
     """
     @_builtins.property
     def choice(self) -> Global___StringChoices:
@@ -360,7 +588,7 @@ Global___StructuredOutput: _TypeAlias = StructuredOutput  # noqa: Y015
 
 @_typing.final
 class SamplingParams(_message.Message):
-    """How to pick the next token. Whatever is absent takes the model's own default."""
+    """How to pick the next token. An absent field takes the model's own default."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -405,7 +633,7 @@ class SamplingParams(_message.Message):
     N_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """The most tokens to generate; absent: as many as the context still holds."""
+    """The most tokens to generate. Absent: as many as the context has room for."""
     min_tokens: _builtins.int
     temperature: _builtins.float
     """0 is greedy."""
@@ -418,16 +646,16 @@ class SamplingParams(_message.Message):
     seed: _builtins.int
     """-1 is none, as in vLLM."""
     ignore_eos: _builtins.bool
-    """Goes on past the end-of-sequence token, for measuring."""
+    """Generates past the end-of-sequence token, for measuring."""
     logprobs: _builtins.int
-    """Tells, for each token of the answer, how likely it was, and so many of the likeliest beside it."""
+    """Adds each answer token's log-probability, and those of this many of the likeliest tokens."""
     n: _builtins.int
-    """How many answers to give, each a choice with an index of its own; absent is one. With a seed,
-    answer `i` is that of `seed` + `i`. Greedy answers are all alike.
+    """The number of answers, each a choice with its own index. Absent: one. With a seed, answer `i`
+    is that of `seed` + `i`. Greedy answers are all equal.
     """
     prompt_logprobs: _builtins.int
-    """Tells, for each token of the prompt, how likely it was, and so many of the likeliest beside it.
-    The prompt is computed anew for it, whatever of it the decoder still holds.
+    """Adds each prompt token's log-probability, and those of this many of the likeliest tokens. The
+    decoder then computes the whole prompt, whatever its prefix cache has.
     """
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -437,22 +665,20 @@ class SamplingParams(_message.Message):
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """What is added to a token's logit, by its id: from -100, which forbids it, to 100."""
+        """Added to the logit of each token, by its id: from -100, which forbids the token, to 100."""
 
     @_builtins.property
     def bad_words(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Words that the answer does not hold as the tokenizer spells them, at its beginning or after a
-        space.
-        """
+        """Words that the answer does not have, as the tokenizer spells them first and after a space."""
 
     @_builtins.property
     def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The only tokens to pick from; empty is all of them."""
+        """The only tokens to pick from. Empty: all tokens."""
 
     @_builtins.property
     def structured_output(self) -> Global___StructuredOutput:
-        """Not together with `min_tokens`, `ignore_eos`, `bad_words` and `allowed_token_ids`, which could
-        forbid all that it leaves.
+        """Excludes `min_tokens`, `ignore_eos`, `bad_words` and `allowed_token_ids`, which could forbid
+        every token that it allows.
         """
 
     def __init__(
@@ -551,13 +777,13 @@ class Usage(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Prompt tokens in all; image tokens and cached tokens are among them."""
+    """All tokens of the prompt, image tokens and cached tokens among them."""
     image_tokens: _builtins.int
     """Prompt tokens that stand for images, row ends included."""
     cached_tokens: _builtins.int
-    """Prompt tokens whose keys and values the decoder still held."""
+    """Prompt tokens whose keys and values were in the decoder's prefix cache."""
     completion_tokens: _builtins.int
-    """Of all choices together."""
+    """The sum over all choices."""
     def __init__(
         self,
         *,
@@ -576,7 +802,7 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Timings(_message.Message):
-    """Where a request's time went, measured by the gateway."""
+    """Where the time of a request went, as the gateway measures it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -586,11 +812,11 @@ class Timings(_message.Message):
     TOTAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """The wait for a place among the requests that the engine runs."""
+        """The wait until the engine runs the request."""
 
     @_builtins.property
     def encode(self) -> _duration_pb2.Duration:
-        """The wait for images that had to be encoded; zero where every one was cached."""
+        """The wait for the encoders. Zero where every image was cached."""
 
     @_builtins.property
     def time_to_first_token(self) -> _duration_pb2.Duration:
@@ -618,7 +844,7 @@ Global___Timings: _TypeAlias = Timings  # noqa: Y015
 
 @_typing.final
 class ImageReport(_message.Message):
-    """What became of one image of the request, in the order of the conversation."""
+    """One image of the request, in the order of the conversation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -629,16 +855,16 @@ class ImageReport(_message.Message):
     CACHED_FIELD_NUMBER: _builtins.int
     ENCODE_FIELD_NUMBER: _builtins.int
     sha256: _builtins.str
-    """Lower-case hexadecimal digest of the file as received."""
+    """The lower-case hexadecimal digest of the file as received."""
     width: _builtins.int
     height: _builtins.int
     tokens: _builtins.int
     """Prompt tokens that stand for the image, row ends included."""
     cached: _builtins.bool
-    """The embedding was there already; nothing was encoded for this request."""
+    """The embedding existed already: no encoder worked for this request."""
     @_builtins.property
     def encode(self) -> _duration_pb2.Duration:
-        """The wait for this image to be encoded; zero where it was cached."""
+        """The wait for the encoder. Zero where the image was cached."""
 
     def __init__(
         self,
@@ -660,7 +886,7 @@ Global___ImageReport: _TypeAlias = ImageReport  # noqa: Y015
 
 @_typing.final
 class Completion(_message.Message):
-    """What is known of a whole call when it ends."""
+    """The summary at the end of an answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -676,8 +902,8 @@ class Completion(_message.Message):
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageReport]: ...
     @_builtins.property
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
-        """One for each token of the prompt, where they were asked for. Empty for the first, which nothing
-        comes before.
+        """One for each token of the prompt, where the request asks for them. The first is empty, because
+        nothing comes before it.
         """
 
     def __init__(
@@ -698,7 +924,7 @@ Global___Completion: _TypeAlias = Completion  # noqa: Y015
 
 @_typing.final
 class Logprob(_message.Message):
-    """A token that the model could pick, and how likely it was."""
+    """A token that the model could pick, and its log-probability."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -708,13 +934,13 @@ class Logprob(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     text: _builtins.str
-    """The token by itself; empty where it is a part of a character."""
+    """The token alone. Empty where it is a part of a character."""
     logprob: _builtins.float
     """The natural logarithm of the model's own probability, before temperature, penalties and
-    truncation. Negative infinity where it was forbidden.
+    truncation. Negative infinity for a forbidden token.
     """
     rank: _builtins.int
-    """Among all tokens, by how likely they were: the likeliest is 1."""
+    """The rank among all tokens. The likeliest is 1."""
     def __init__(
         self,
         *,
@@ -733,7 +959,7 @@ Global___Logprob: _TypeAlias = Logprob  # noqa: Y015
 
 @_typing.final
 class TokenLogprobs(_message.Message):
-    """How likely one token was."""
+    """One token of an answer or prompt, and its rivals."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -743,7 +969,7 @@ class TokenLogprobs(_message.Message):
     def chosen(self) -> Global___Logprob: ...
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___Logprob]:
-        """As many as were asked for, the likeliest first; the chosen one may be among them."""
+        """As many as the request asks for, the likeliest first. The chosen token may be among them."""
 
     def __init__(
         self,
@@ -770,19 +996,19 @@ class Choice(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """From 0 up to, not including, `n`."""
+    """From 0 to `n` - 1."""
     text: _builtins.str
     finish_reason: Global___FinishReason.ValueType
-    """In a stream: unspecified until the choice's last event."""
+    """In a stream only the choice's last event has one."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
-        """One for each of `token_ids`, where they were asked for."""
+        """One for each of `token_ids`, where the request asks for them."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """They are not in `text`."""
+        """`text` does not repeat them."""
 
     def __init__(
         self,
@@ -933,10 +1159,10 @@ class StreamCompleteResponse(_message.Message):
     id: _builtins.str
     """The same in every event of a stream."""
     model: _builtins.str
-    """What answers: the gateway's name for it, the same in every event of a stream."""
+    """The gateway's name for the model that answers, the same in every event of a stream."""
     @_builtins.property
     def delta(self) -> Global___Choice:
-        """What is new since the last event of the same index."""
+        """What the choice gains since the last event of its index."""
 
     @_builtins.property
     def completion(self) -> Global___Completion: ...
@@ -1028,11 +1254,11 @@ class Model(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     context_length: _builtins.int
-    """The most tokens that prompt and answer hold together."""
+    """The most tokens of prompt and answer together."""
     max_images: _builtins.int
     max_image_bytes: _builtins.int
     parent: _builtins.str
-    """Of an adapter (LoRA): the model that it is one of."""
+    """For an adapter (LoRA): the name of its base model."""
     def __init__(
         self,
         *,
@@ -1076,7 +1302,7 @@ class PutImageRequest(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The next piece of the encoded file, best of some 256 KiB."""
+    """The next piece of the encoded file. Pieces of about 256 KiB are best."""
     def __init__(
         self,
         *,
@@ -1099,7 +1325,7 @@ class PutImageResponse(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     sha256: _builtins.str
-    """Of the file as received, in lower-case hexadecimal: what `Image.sha256` takes."""
+    """The digest of the file as received, in lower-case hexadecimal, for `Image.sha256`."""
     width: _builtins.int
     height: _builtins.int
     tokens: _builtins.int

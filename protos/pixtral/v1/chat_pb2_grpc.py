@@ -28,9 +28,9 @@ if _version_not_supported:
 class ChatServiceStub:
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
-    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
-    RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with the path of each wrong field in the request,
+    such as `chat.messages[1].content[0].image.url`, ErrorInfo with an ErrorReason under the domain
+    "pixtral", and RetryInfo on overload.
     """
 
     def __init__(self, channel):
@@ -69,9 +69,9 @@ class ChatServiceStub:
 class ChatServiceServicer:
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
-    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
-    RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with the path of each wrong field in the request,
+    such as `chat.messages[1].content[0].image.url`, ErrorInfo with an ErrorReason under the domain
+    "pixtral", and RetryInfo on overload.
     """
 
     def Complete(self, request, context):
@@ -104,8 +104,9 @@ class ChatServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutImage(self, request_iterator, context):
-        """Keeps an image for a while, so that requests can name it by its SHA-256. UNAVAILABLE while the
-        gateway has nowhere to keep it; requests that hold the image itself are answered then, too.
+        """Stores an image, so that requests can name it by its SHA-256 until an hour after its last use.
+        UNAVAILABLE while Redis is away; requests that carry the image itself are answered all the
+        same.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,9 +151,9 @@ def add_ChatServiceServicer_to_server(servicer, server):
 class ChatService:
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
-    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
-    RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with the path of each wrong field in the request,
+    such as `chat.messages[1].content[0].image.url`, ErrorInfo with an ErrorReason under the domain
+    "pixtral", and RetryInfo on overload.
     """
 
     @staticmethod

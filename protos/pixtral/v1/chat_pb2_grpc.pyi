@@ -29,9 +29,9 @@ GRPC_VERSION: str
 class ChatServiceStub:
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
-    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
-    RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with the path of each wrong field in the request,
+    such as `chat.messages[1].content[0].image.url`, ErrorInfo with an ErrorReason under the domain
+    "pixtral", and RetryInfo on overload.
     """
 
     @_typing.overload
@@ -49,17 +49,18 @@ class ChatServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_chat_pb2.ListModelsRequest, _chat_pb2.ListModelsResponse]
     """Lists the models that this gateway serves."""
     PutImage: _grpc.StreamUnaryMultiCallable[_chat_pb2.PutImageRequest, _chat_pb2.PutImageResponse]
-    """Keeps an image for a while, so that requests can name it by its SHA-256. UNAVAILABLE while the
-    gateway has nowhere to keep it; requests that hold the image itself are answered then, too.
+    """Stores an image, so that requests can name it by its SHA-256 until an hour after its last use.
+    UNAVAILABLE while Redis is away; requests that carry the image itself are answered all the
+    same.
     """
 
 @_typing.type_check_only
 class ChatServiceAsyncStub(ChatServiceStub):
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
-    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
-    RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with the path of each wrong field in the request,
+    such as `chat.messages[1].content[0].image.url`, ErrorInfo with an ErrorReason under the domain
+    "pixtral", and RetryInfo on overload.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -74,16 +75,17 @@ class ChatServiceAsyncStub(ChatServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_chat_pb2.ListModelsRequest, _chat_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that this gateway serves."""
     PutImage: _aio.StreamUnaryMultiCallable[_chat_pb2.PutImageRequest, _chat_pb2.PutImageResponse]  # type: ignore[assignment]
-    """Keeps an image for a while, so that requests can name it by its SHA-256. UNAVAILABLE while the
-    gateway has nowhere to keep it; requests that hold the image itself are answered then, too.
+    """Stores an image, so that requests can name it by its SHA-256 until an hour after its last use.
+    UNAVAILABLE while Redis is away; requests that carry the image itself are answered all the
+    same.
     """
 
 class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
     """The public API of pixtral-serve: conversations of text and images, answered by a Pixtral model.
 
-    Errors carry google.rpc details: BadRequest with each wrong field's path in the request, such as
-    `chat.messages[1].content[0].image.url`, ErrorInfo with a reason under the domain "pixtral", and
-    RetryInfo on overload.
+    Errors carry google.rpc details: BadRequest with the path of each wrong field in the request,
+    such as `chat.messages[1].content[0].image.url`, ErrorInfo with an ErrorReason under the domain
+    "pixtral", and RetryInfo on overload.
     """
 
     @_abc_1.abstractmethod
@@ -126,8 +128,9 @@ class ChatServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_chat_pb2.PutImageRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_chat_pb2.PutImageResponse, _abc.Awaitable[_chat_pb2.PutImageResponse]]:
-        """Keeps an image for a while, so that requests can name it by its SHA-256. UNAVAILABLE while the
-        gateway has nowhere to keep it; requests that hold the image itself are answered then, too.
+        """Stores an image, so that requests can name it by its SHA-256 until an hour after its last use.
+        UNAVAILABLE while Redis is away; requests that carry the image itself are answered all the
+        same.
         """
 
 def add_ChatServiceServicer_to_server(servicer: ChatServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -56,7 +56,7 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
             "prompt_token_ids",
             f"{len(prompt.token_ids)} tokens leave no room for an answer in a context of "
             f"{limits.context_length}",
-            reason="CONTEXT_LENGTH_EXCEEDED",
+            reason="PROMPT_TOO_LONG",
         )
     if max(prompt.token_ids) >= limits.vocab_size:
         raise InvalidRequest(

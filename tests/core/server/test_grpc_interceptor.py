@@ -325,7 +325,7 @@ class Strict(EchoTier):
     def early_checks(self) -> dict[str, EarlyCheck]:
         def check(context: Context) -> None:
             if ("key", "right") not in (context.invocation_metadata() or ()):
-                raise Unauthenticated("who are you?")
+                raise Unauthenticated("who are you?", "API_KEY_MISSING")
 
         return {f"{SERVICE}/{name}": check for name in ("Unary", "Stream", "Collect")}
 

@@ -33,13 +33,13 @@ class PromptImage(_message.Message):
     COLS_FIELD_NUMBER: _builtins.int
     ENCODER_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
-    """Index in the prompt of the image's first token. The image's tokens are `rows` times `cols`
+    """The index in the prompt of the image's first token. The image's tokens are `rows` times `cols`
     [IMG] and one [IMG_BREAK], the last of which is [IMG_END].
     """
     rows: _builtins.int
     cols: _builtins.int
     encoder: _builtins.str
-    """host:port of the encoder to fetch from where Redis has nothing; may be empty."""
+    """The host:port of the encoder to fetch from where Redis has nothing. May be empty."""
     @_builtins.property
     def key(self) -> _encoder_pb2.EmbeddingKey: ...
     def __init__(
@@ -74,12 +74,12 @@ class GenerateRequest(_message.Message):
     request_id: _builtins.str
     """Unique among the running requests of all gateways."""
     cache_salt: _builtins.str
-    """Requests share the engine's prefix cache only where this is equal."""
+    """Only requests with an equal salt share the engine's prefix cache."""
     priority: _builtins.int
-    """Lower goes first. Other than 0 only where the engine schedules by it."""
+    """Lower goes first. Must be 0 unless the engine schedules by priority."""
     adapter: _builtins.str
-    """One of GetDecoderInfo's adapters; empty is the model itself. FAILED_PRECONDITION with reason
-    ADAPTER_MISSING where this decoder does not have it.
+    """One of GetDecoderInfo's adapters. Empty is the model itself. FAILED_PRECONDITION with the
+    reason ADAPTER_MISSING where this decoder does not have it.
     """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -89,9 +89,9 @@ class GenerateRequest(_message.Message):
     def sampling(self) -> _chat_pb2.SamplingParams: ...
     @_builtins.property
     def generated_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The beginning of the answer, which another decoder has made: what is streamed follows on it, and
-        `sampling` is of both together. Not with `n`, `logprobs`, `prompt_logprobs`, `structured_output`,
-        penalties of presence and frequency, nor `bad_words`, whose state lies in the engine that began.
+        """The beginning of the answer, from another decoder. The stream goes on from there, and
+        `sampling` counts both parts. Excludes `n`, `logprobs`, `prompt_logprobs`, `structured_output`,
+        the presence and frequency penalties and `bad_words`, whose state is in the engine that began.
         """
 
     def __init__(
@@ -123,18 +123,20 @@ class GenerateResponse(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     cached_tokens: _builtins.int
-    """Prompt tokens that were in the engine's prefix cache; set in the first response."""
+    """Prompt tokens that were in the engine's prefix cache. Only the first response has it."""
     @_builtins.property
     def delta(self) -> _chat_pb2.Choice:
-        """What is new since the last response of the same index; `finish_reason` is set in its last."""
+        """What the choice gains since the last response of its index. The last has a `finish_reason`."""
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:
-        """The wait for a place among the requests that the engine runs; set in the first response."""
+        """The wait until the engine runs the request. Only the first response has it."""
 
     @_builtins.property
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.TokenLogprobs]:
-        """The next ones of the prompt's, where they were asked for; they come before the first delta."""
+        """The next tokens of the prompt, where `sampling` asks for them. They come before the first
+        delta.
+        """
 
     def __init__(
         self,
@@ -183,20 +185,22 @@ class GetDecoderInfoResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     fingerprint: _builtins.str
-    """The embeddings that this decoder takes."""
+    """Names the embeddings that this decoder takes."""
     width: _builtins.int
     dtype: _builtins.str
     """"bf16" or "f32"."""
     context_length: _builtins.int
     max_running: _builtins.int
-    """The most requests that the engine runs at once."""
+    """The most requests that the engine runs at the same time."""
     running: _builtins.int
     waiting: _builtins.int
     responses: _builtins.int
-    """Sent to all callers since it started. A decoder with work at which this stands still hangs."""
+    """The number of responses to all callers since the start. A decoder hangs if it has work and this
+    does not grow.
+    """
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the LoRA adapters that it has beside the model."""
+        """The names of its LoRA adapters."""
 
     def __init__(
         self,

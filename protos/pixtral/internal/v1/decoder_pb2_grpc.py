@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DecoderServiceStub:
-    """Turns prompt tokens and image embeddings into text. Internal: called by gateways only.
+    """Turns prompt tokens and image embeddings into text. Only gateways call it.
     """
 
     def __init__(self, channel):
@@ -48,14 +48,14 @@ class DecoderServiceStub:
 
 
 class DecoderServiceServicer:
-    """Turns prompt tokens and image embeddings into text. Internal: called by gateways only.
+    """Turns prompt tokens and image embeddings into text. Only gateways call it.
     """
 
     def Generate(self, request, context):
         """Generates until the end of the answer. Cancelling the call stops the engine.
 
-        FAILED_PRECONDITION with reason EMBEDDING_MISSING names, in ErrorInfo's metadata "images", the
-        indexes of the images whose embedding could not be had from anywhere.
+        FAILED_PRECONDITION with the reason EMBEDDING_MISSING names, in ErrorInfo's metadata "images",
+        the indexes of the images whose embedding the decoder finds nowhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,7 +89,7 @@ def add_DecoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DecoderService:
-    """Turns prompt tokens and image embeddings into text. Internal: called by gateways only.
+    """Turns prompt tokens and image embeddings into text. Only gateways call it.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DecoderServiceStub:
-    """Turns prompt tokens and image embeddings into text. Internal: called by gateways only."""
+    """Turns prompt tokens and image embeddings into text. Only gateways call it."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -36,26 +36,26 @@ class DecoderServiceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_decoder_pb2.GenerateRequest, _decoder_pb2.GenerateResponse]
     """Generates until the end of the answer. Cancelling the call stops the engine.
 
-    FAILED_PRECONDITION with reason EMBEDDING_MISSING names, in ErrorInfo's metadata "images", the
-    indexes of the images whose embedding could not be had from anywhere.
+    FAILED_PRECONDITION with the reason EMBEDDING_MISSING names, in ErrorInfo's metadata "images",
+    the indexes of the images whose embedding the decoder finds nowhere.
     """
     GetDecoderInfo: _grpc.UnaryUnaryMultiCallable[_decoder_pb2.GetDecoderInfoRequest, _decoder_pb2.GetDecoderInfoResponse]
 
 @_typing.type_check_only
 class DecoderServiceAsyncStub(DecoderServiceStub):
-    """Turns prompt tokens and image embeddings into text. Internal: called by gateways only."""
+    """Turns prompt tokens and image embeddings into text. Only gateways call it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_decoder_pb2.GenerateRequest, _decoder_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates until the end of the answer. Cancelling the call stops the engine.
 
-    FAILED_PRECONDITION with reason EMBEDDING_MISSING names, in ErrorInfo's metadata "images", the
-    indexes of the images whose embedding could not be had from anywhere.
+    FAILED_PRECONDITION with the reason EMBEDDING_MISSING names, in ErrorInfo's metadata "images",
+    the indexes of the images whose embedding the decoder finds nowhere.
     """
     GetDecoderInfo: _aio.UnaryUnaryMultiCallable[_decoder_pb2.GetDecoderInfoRequest, _decoder_pb2.GetDecoderInfoResponse]  # type: ignore[assignment]
 
 class DecoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Turns prompt tokens and image embeddings into text. Internal: called by gateways only."""
+    """Turns prompt tokens and image embeddings into text. Only gateways call it."""
 
     @_abc_1.abstractmethod
     def Generate(
@@ -65,8 +65,8 @@ class DecoderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_decoder_pb2.GenerateResponse], _abc.AsyncIterator[_decoder_pb2.GenerateResponse]]:
         """Generates until the end of the answer. Cancelling the call stops the engine.
 
-        FAILED_PRECONDITION with reason EMBEDDING_MISSING names, in ErrorInfo's metadata "images", the
-        indexes of the images whose embedding could not be had from anywhere.
+        FAILED_PRECONDITION with the reason EMBEDDING_MISSING names, in ErrorInfo's metadata "images",
+        the indexes of the images whose embedding the decoder finds nowhere.
         """
 
     @_abc_1.abstractmethod

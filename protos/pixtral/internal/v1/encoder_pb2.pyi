@@ -28,9 +28,9 @@ class _EmbeddingSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Embed
     """The process's own memory."""
     EMBEDDING_SOURCE_REDIS: _EmbeddingSource.ValueType  # 2
     EMBEDDING_SOURCE_PEER: _EmbeddingSource.ValueType  # 3
-    """The encoder that made it."""
+    """Another replica's memory."""
     EMBEDDING_SOURCE_ENCODED: _EmbeddingSource.ValueType  # 4
-    """Encoded for this call."""
+    """The encoder made it for this call."""
 
 class EmbeddingSource(_EmbeddingSource, metaclass=_EmbeddingSourceEnumTypeWrapper): ...
 
@@ -39,9 +39,9 @@ EMBEDDING_SOURCE_LOCAL: EmbeddingSource.ValueType  # 1
 """The process's own memory."""
 EMBEDDING_SOURCE_REDIS: EmbeddingSource.ValueType  # 2
 EMBEDDING_SOURCE_PEER: EmbeddingSource.ValueType  # 3
-"""The encoder that made it."""
+"""Another replica's memory."""
 EMBEDDING_SOURCE_ENCODED: EmbeddingSource.ValueType  # 4
-"""Encoded for this call."""
+"""The encoder made it for this call."""
 Global___EmbeddingSource: _TypeAlias = EmbeddingSource  # noqa: Y015
 
 @_typing.final
@@ -54,11 +54,11 @@ class EmbeddingKey(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
     image_sha256: _builtins.bytes
-    """SHA-256 of the image file as received: 32 bytes."""
+    """The SHA-256 of the image file as received: 32 bytes."""
     fingerprint: _builtins.str
-    """What made the embedding: weights, preprocessing and dtype."""
+    """Names what made the embedding: weights, preprocessing and dtype."""
     scope: _builtins.str
-    """Whose it is."""
+    """The tenant that may use it, or the scope that tenants share."""
     def __init__(
         self,
         *,
@@ -83,7 +83,7 @@ class EncodeRequest(_message.Message):
     image: _builtins.bytes
     @_builtins.property
     def key(self) -> Global___EmbeddingKey:
-        """`image_sha256` is checked against `image`, `fingerprint` against the encoder's own."""
+        """The encoder checks `image_sha256` against `image`, and `fingerprint` against its own."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class EncodeResponse(_message.Message):
     cols: _builtins.int
     source: Global___EmbeddingSource.ValueType
     stored: _builtins.bool
-    """Redis holds it; where it does not, Fetch is the only way."""
+    """True: Redis has it. False: only Fetch gives it."""
     def __init__(
         self,
         *,
@@ -155,7 +155,7 @@ class FetchResponse(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The next piece, under 1 MiB, of the value in its wire form."""
+    """The next piece, under 1 MiB, of the embedding in its wire format."""
     def __init__(
         self,
         *,
@@ -197,12 +197,14 @@ class GetEncoderInfoResponse(_message.Message):
     model: _builtins.str
     fingerprint: _builtins.str
     width: _builtins.int
-    """Values a token at the cut."""
+    """The number of values per token."""
     dtype: _builtins.str
     """"bf16" or "f32"."""
     device: _builtins.str
     responses: _builtins.int
-    """Sent to all callers since it started. An encoder with work at which this stands still hangs."""
+    """The number of responses to all callers since the start. An encoder hangs if it has work and
+    this does not grow.
+    """
     def __init__(
         self,
         *,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EncoderServiceStub:
-    """Turns images into image embeddings. Internal: called by gateways and decoders only.
+    """Turns images into image embeddings. Only gateways and decoders call it.
     """
 
     def __init__(self, channel):
@@ -53,20 +53,20 @@ class EncoderServiceStub:
 
 
 class EncoderServiceServicer:
-    """Turns images into image embeddings. Internal: called by gateways and decoders only.
+    """Turns images into image embeddings. Only gateways and decoders call it.
     """
 
     def Encode(self, request, context):
-        """Encodes an image, or finds that it has been encoded. When it answers, the embedding can be
-        had from Redis or from this replica's Fetch. DEADLINE_EXCEEDED with the reason
-        TOO_LATE_TO_ENCODE, at once, where what is ahead leaves no doubt that it would come too late.
+        """Encodes an image, or finds its embedding. When it answers, Redis or this replica's Fetch gives
+        the embedding. DEADLINE_EXCEEDED with the reason TOO_LATE_TO_ENCODE, at once, where the images
+        ahead take longer than the deadline.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Fetch(self, request, context):
-        """Streams an embedding that this replica holds in memory. NOT_FOUND where it holds none.
+        """Streams an embedding from this replica's memory. NOT_FOUND where it is not there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +105,7 @@ def add_EncoderServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EncoderService:
-    """Turns images into image embeddings. Internal: called by gateways and decoders only.
+    """Turns images into image embeddings. Only gateways and decoders call it.
     """
 
     @staticmethod

@@ -27,37 +27,37 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EncoderServiceStub:
-    """Turns images into image embeddings. Internal: called by gateways and decoders only."""
+    """Turns images into image embeddings. Only gateways and decoders call it."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EncoderServiceAsyncStub: ...
     Encode: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.EncodeRequest, _encoder_pb2.EncodeResponse]
-    """Encodes an image, or finds that it has been encoded. When it answers, the embedding can be
-    had from Redis or from this replica's Fetch. DEADLINE_EXCEEDED with the reason
-    TOO_LATE_TO_ENCODE, at once, where what is ahead leaves no doubt that it would come too late.
+    """Encodes an image, or finds its embedding. When it answers, Redis or this replica's Fetch gives
+    the embedding. DEADLINE_EXCEEDED with the reason TOO_LATE_TO_ENCODE, at once, where the images
+    ahead take longer than the deadline.
     """
     Fetch: _grpc.UnaryStreamMultiCallable[_encoder_pb2.FetchRequest, _encoder_pb2.FetchResponse]
-    """Streams an embedding that this replica holds in memory. NOT_FOUND where it holds none."""
+    """Streams an embedding from this replica's memory. NOT_FOUND where it is not there."""
     GetEncoderInfo: _grpc.UnaryUnaryMultiCallable[_encoder_pb2.GetEncoderInfoRequest, _encoder_pb2.GetEncoderInfoResponse]
 
 @_typing.type_check_only
 class EncoderServiceAsyncStub(EncoderServiceStub):
-    """Turns images into image embeddings. Internal: called by gateways and decoders only."""
+    """Turns images into image embeddings. Only gateways and decoders call it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Encode: _aio.UnaryUnaryMultiCallable[_encoder_pb2.EncodeRequest, _encoder_pb2.EncodeResponse]  # type: ignore[assignment]
-    """Encodes an image, or finds that it has been encoded. When it answers, the embedding can be
-    had from Redis or from this replica's Fetch. DEADLINE_EXCEEDED with the reason
-    TOO_LATE_TO_ENCODE, at once, where what is ahead leaves no doubt that it would come too late.
+    """Encodes an image, or finds its embedding. When it answers, Redis or this replica's Fetch gives
+    the embedding. DEADLINE_EXCEEDED with the reason TOO_LATE_TO_ENCODE, at once, where the images
+    ahead take longer than the deadline.
     """
     Fetch: _aio.UnaryStreamMultiCallable[_encoder_pb2.FetchRequest, _encoder_pb2.FetchResponse]  # type: ignore[assignment]
-    """Streams an embedding that this replica holds in memory. NOT_FOUND where it holds none."""
+    """Streams an embedding from this replica's memory. NOT_FOUND where it is not there."""
     GetEncoderInfo: _aio.UnaryUnaryMultiCallable[_encoder_pb2.GetEncoderInfoRequest, _encoder_pb2.GetEncoderInfoResponse]  # type: ignore[assignment]
 
 class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Turns images into image embeddings. Internal: called by gateways and decoders only."""
+    """Turns images into image embeddings. Only gateways and decoders call it."""
 
     @_abc_1.abstractmethod
     def Encode(
@@ -65,9 +65,9 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _encoder_pb2.EncodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_encoder_pb2.EncodeResponse, _abc.Awaitable[_encoder_pb2.EncodeResponse]]:
-        """Encodes an image, or finds that it has been encoded. When it answers, the embedding can be
-        had from Redis or from this replica's Fetch. DEADLINE_EXCEEDED with the reason
-        TOO_LATE_TO_ENCODE, at once, where what is ahead leaves no doubt that it would come too late.
+        """Encodes an image, or finds its embedding. When it answers, Redis or this replica's Fetch gives
+        the embedding. DEADLINE_EXCEEDED with the reason TOO_LATE_TO_ENCODE, at once, where the images
+        ahead take longer than the deadline.
         """
 
     @_abc_1.abstractmethod
@@ -76,7 +76,7 @@ class EncoderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _encoder_pb2.FetchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_encoder_pb2.FetchResponse], _abc.AsyncIterator[_encoder_pb2.FetchResponse]]:
-        """Streams an embedding that this replica holds in memory. NOT_FOUND where it holds none."""
+        """Streams an embedding from this replica's memory. NOT_FOUND where it is not there."""
 
     @_abc_1.abstractmethod
     def GetEncoderInfo(

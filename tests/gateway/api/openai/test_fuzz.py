@@ -38,7 +38,7 @@ async def test_an_answer_that_is_not_by_the_schema_is_found_out(
 ) -> None:
     def echoing(asked: str, *_: object) -> str:
         if "xylophone" in asked:
-            raise NotFound(f"there is no {asked}")
+            raise NotFound(f"there is no {asked}", "MODEL_NOT_FOUND")
         return ""
 
     with monkeypatch.context() as patch:
