@@ -14,13 +14,13 @@ from pixtral_core.cache import wire_format
 from pixtral_core.cache.embedding_key import EmbeddingKey
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.wire_format import DType, Embedding
+from pixtral_core.generation.sampling import Sampling
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.embeddings.source import EmbeddingSource, Peers
 from pixtral_decoder.engine.engine import DecoderEngine
 from pixtral_decoder.engine.engine_args import EngineOptions
 from pixtral_decoder.request import ImagePlace, Prompt
-from pixtral_decoder.sampling import Sampling
 
 SIDE_PX = 1024
 CONTEXT_LENGTH = 16_384

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import grpc
 
-from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.guarded_redis import GuardedRedis
 from pixtral_core.cache.wire_format import DType
@@ -14,7 +13,8 @@ from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_param
 from pixtral_core.server.channel import ClientTls, open_channel
 from pixtral_core.server.grpc_interceptor import EarlyCheck, Gate
 from pixtral_core.telemetry.tracing import Tracer
-from pixtral_gateway.api.grpc_service import ChatService
+from pixtral_gateway.api.backend import Backend
+from pixtral_gateway.api.grpc.chat_service import SERVICE, ChatService
 from pixtral_gateway.api.http.server import HttpServer
 from pixtral_gateway.api.openai.app import OpenAiApi
 from pixtral_gateway.images.image_reader import ImageReader
@@ -22,7 +22,7 @@ from pixtral_gateway.images.named_images import TRANSFERS, NamedImages
 from pixtral_gateway.images.request_images import RequestImages
 from pixtral_gateway.images.uploads import Uploads
 from pixtral_gateway.images.url_fetch import Fetcher, Hosts
-from pixtral_gateway.pipeline import Completions
+from pixtral_gateway.pipeline import Pipeline
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.admission import Admission
@@ -37,7 +37,7 @@ class GatewayTier:
     """Ready once its tokenizer is loaded and a decoder has answered."""
 
     name = "gateway"
-    services: tuple[str, ...] = (chat_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,)
+    services: tuple[str, ...] = (SERVICE,)
     quiet: tuple[str, ...] = ()
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -52,18 +52,10 @@ class GatewayTier:
         self._sizing: asyncio.Task[None] | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
-        chat_pb2_grpc.add_ChatServiceServicer_to_server(self._service, server)
+        self._service.register(server)
 
     def early_checks(self) -> dict[str, EarlyCheck]:
-        # Nobody without a key has a message of megabytes received.
-        (service,) = self.services
-        methods = chat_pb2.DESCRIPTOR.services_by_name["ChatService"].methods_by_name
-        checks: dict[str, EarlyCheck] = dict.fromkeys(
-            (f"{service}/{name}" for name in methods), self._service.check_key
-        )
-        for name in ("Complete", "StreamComplete"):
-            checks[f"{service}/{name}"] = self._service.check_room
-        return checks
+        return self._service.early_checks()
 
     def http_server(self, gate: Gate, tracer: Tracer) -> HttpServer | None:
         listen = self._settings.http_listen
@@ -111,7 +103,7 @@ class GatewayTier:
             self._tenants,
             max_image_bytes=settings.max_concurrent_image_bytes,
         )
-        self._service.completions = self._openai.completions = Completions(
+        pipeline = Pipeline(
             images=RequestImages(reader, names),
             prompts=prompts,
             store=store,
@@ -119,7 +111,13 @@ class GatewayTier:
             admission=admission,
             most_retries=lambda: admission.limit,
         )
-        self._service.uploads = Uploads(reader=reader, names=names, admission=admission)
+        self._service.backend = self._openai.backend = Backend(
+            pipeline=pipeline,
+            tiers=self._tiers,
+            admission=admission,
+            uploads=Uploads(reader=reader, names=names, admission=admission),
+            vocabulary_size=prompts.vocabulary_size,
+        )
         self._tenants.start()
         await self._tiers.start()
         if settings.max_concurrent_requests is None:

@@ -1,39 +1,44 @@
-"""What a client asks for, and what it is told at the end."""
+"""A request to the gateway, and the events that answer it, as plain data."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
-from pixtral.v1 import chat_pb2
 from pixtral_core.concurrency.deadline import Deadline
+from pixtral_core.generation.logprobs import TokenLogprobs
+from pixtral_core.generation.sampling import Sampling
 from pixtral_core.telemetry.request_log import current_span, note
 from pixtral_gateway.checks.conversation import Conversation
 from pixtral_gateway.tenancy.tenants import Tenant
 
 
-@dataclass(slots=True)
-class SoFar:
-    """What is known of an answer before its end: the tokens of its prompt, once that is made."""
+class FinishReason(StrEnum):
+    """Why a choice ended: by itself or a stop string, at a limit of tokens, or with tool calls."""
 
-    prompt_tokens: int = 0
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What a client asks for. `arrival` is on the monotonic clock, in seconds.
+class Request:
+    """One completion to make, of `sampling.n` choices.
 
-    `adapter` is that of the model which is to answer, empty for the model itself; of requests that
-    wait, those of a lower `priority` go first.
+    Attributes:
+        id: the completion's, which the client gets.
+        arrival: on the monotonic clock, in seconds.
+        adapter: the name of the LoRA adapter that answers; empty is the model itself.
+        priority: of the requests that wait for the engine, a lower one goes first.
     """
 
     id: str
     tenant: Tenant
     conversation: Conversation
-    sampling: chat_pb2.SamplingParams
+    sampling: Sampling
     arrival: float
     deadline: Deadline
     adapter: str = ""
     priority: int = 0
-    so_far: SoFar = field(default_factory=SoFar)
 
     @classmethod
     def begin(
@@ -42,14 +47,14 @@ class Ask:
         model: str,
         tenant: Tenant,
         conversation: Conversation,
-        sampling: chat_pb2.SamplingParams,
+        sampling: Sampling,
         *,
         arrival: float,
         seconds: float,
         adapter: str = "",
         priority: int = 0,
-    ) -> "Ask":
-        """What the current call asks for, to be answered within `seconds` of its arrival.
+    ) -> "Request":
+        """The current call's request, to be answered within `seconds` of its arrival.
 
         Raises InvalidRequest for a priority that the tenant may not ask for.
         """
@@ -63,8 +68,64 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """New parts of the choice's tool call `index`: id and name first, then more of `arguments`."""
+
+    index: int
+    arguments: str
+    id: str = ""
+    name: str = ""
+
+
+def whole_calls(pieces: Iterable[ToolCallDelta]) -> list[ToolCallDelta]:
+    """The calls that the deltas of one choice add up to, in the order of their indexes."""
+    first: list[ToolCallDelta] = []
+    arguments: list[list[str]] = []
+    for piece in pieces:
+        if piece.index == len(first):
+            first.append(piece)
+            arguments.append([])
+        arguments[piece.index].append(piece.arguments)
+    return [
+        replace(call, arguments="".join(parts))
+        for call, parts in zip(first, arguments, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New parts of one choice.
+
+    Attributes:
+        index: the choice's, from 0 up to, not including, `sampling.n`.
+        finish_reason: set in the choice's last delta.
+        logprobs: one for each of `token_ids`, where the request asks for them.
+        prompt_logprobs: the next ones of the prompt; they come before the first token.
+        cached_tokens: prompt tokens whose keys and values the decoder held; in the first delta.
+        queue: seconds that the request waited for the engine; in the first delta.
+    """
+
+    index: int
+    text: str
+    token_ids: Sequence[int]
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    cached_tokens: int = 0
+    queue: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The first event: how many tokens the prompt has."""
+
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
-    """In tokens; image and cached ones are among the prompt's."""
+    """In tokens. Image tokens and cached tokens are among the prompt's."""
 
     prompt_tokens: int
     image_tokens: int
@@ -84,7 +145,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """`encode` in seconds: the wait for this image, zero where it was cached."""
+    """`encode` is the wait for this image in seconds, zero where it was cached."""
 
     sha256: str
     width: int
@@ -96,12 +157,16 @@ class ImageReport:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What is known of a request at its end, `images` in the order of the conversation.
+    """The last event.
 
-    `prompt_logprobs` are one for each of the prompt's tokens, where they were asked for.
+    `images` are in the order of the conversation; `prompt_logprobs` has one for each token of the
+    prompt, where the request asks for them.
     """
 
     usage: Usage
     timings: Timings
     images: tuple[ImageReport, ...]
-    prompt_logprobs: Sequence[chat_pb2.TokenLogprobs] = ()
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
+
+
+Event = Begun | Delta | Finished

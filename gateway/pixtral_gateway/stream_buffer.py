@@ -1,133 +1,122 @@
-"""What waits for a slow reader, as one delta for each answer instead of one for each token."""
+"""Reads ahead for a slow reader, and joins the deltas that wait for it."""
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Generic, TypeVar
 
-from pixtral.v1 import chat_pb2
+from pixtral_gateway.request import Delta
 
-T = TypeVar("T")
-
-# A reader that takes longer over one event is slow. Events come 10 to 100 a second.
+# A reader that takes longer over one delta is slow. Deltas come 10 to 100 times a second.
 SLOW_SECONDS = 0.05
 
-# Of deltas that came after one that still waits. Then the decoder is held back too.
+# With more than this joined to deltas that wait, nothing is read: the decoder is held back too.
 MAX_WAITING_BYTES = 64 << 10
 
+_TOKEN_BYTES = 8
+_LOGPROB_BYTES = 64
 
-async def merged(
-    events: AsyncGenerator[chat_pb2.Choice | T],
-) -> AsyncGenerator[chat_pb2.Choice | T]:
-    """Takes `events` one by one while the reader keeps up, which needs no task of its own; from the
-    first that it is slow over on, takes them as they come, wanted yet or not, and yields what has
-    come.
 
-    Deltas of one answer that wait become one; beyond MAX_WAITING_BYTES of them, no more are taken.
-    What is no delta keeps its place. An error of `events` is raised once all before it has been
-    yielded. Closing the generator closes `events`.
+class StreamBuffer:
+    """An iterator over the deltas of `source`, for one reader.
+
+    It reads `source` only when the reader asks, which needs no task, until the reader is slow once.
+    From then on a task reads `source` as it comes; deltas of one choice that wait become one, and
+    beyond MAX_WAITING_BYTES of them the task waits for the reader. An error of `source` is raised
+    after all deltas before it. `aclose` closes `source`.
     """
-    async with aclosing(events):
-        async for event in events:
-            given = time.monotonic()
-            yield event
-            if time.monotonic() - given > SLOW_SECONDS:
-                break
-        else:
-            return
-        async with aclosing(_as_they_come(events)) as rest:
-            async for event in rest:
-                yield event
 
-
-async def _as_they_come(
-    events: AsyncGenerator[chat_pb2.Choice | T],
-) -> AsyncGenerator[chat_pb2.Choice | T]:
-    waiting: _Waiting[T] = _Waiting()
-    filling = asyncio.create_task(waiting.fill(events))
-    try:
-        while waiting or not filling.done():
-            if waiting:
-                yield waiting.next()
-            else:
-                await waiting.come()
-        await filling
-    finally:
-        while not filling.done():
-            filling.cancel()
-            await asyncio.wait((filling,))
-        if not filling.cancelled():
-            # Read, so that asyncio does not report it lost where nobody waits for it any more.
-            filling.exception()
-
-
-class _Waiting(Generic[T]):
-    """In the order in which they came, an answer by its first delta."""
-
-    def __init__(self) -> None:
-        self._events: dict[int, _Delta | T] = {}
-        self._others = 0
-        self._merged_bytes = 0
-        self._come = asyncio.Event()
+    def __init__(self, source: AsyncGenerator[Delta]) -> None:
+        self._source = source
+        self._given: float | None = None
+        self._filling: asyncio.Task[None] | None = None
+        # By choice, in the order of their first deltas.
+        self._waiting: dict[int, _Joined] = {}
+        self._joined_bytes = 0
+        self._arrived = asyncio.Event()
         self._taken = asyncio.Event()
 
-    def __bool__(self) -> bool:
-        return bool(self._events)
+    def __aiter__(self) -> "StreamBuffer":
+        return self
 
-    async def fill(self, events: AsyncGenerator[chat_pb2.Choice | T]) -> None:
+    async def __anext__(self) -> Delta:
+        if self._filling is None:
+            if self._given is None or time.monotonic() - self._given <= SLOW_SECONDS:
+                delta = await anext(self._source)
+                self._given = time.monotonic()
+                return delta
+            self._filling = asyncio.create_task(self._fill())
+        while not self._waiting and not self._filling.done():
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._waiting:
+            return self._next()
+        await self._filling
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        filling = self._filling
+        if filling is not None:
+            while not filling.done():
+                filling.cancel()
+                await asyncio.wait((filling,))
+            if not filling.cancelled():
+                # Retrieved, so that asyncio does not report an error that nobody waits for.
+                filling.exception()
+        await self._source.aclose()
+
+    async def _fill(self) -> None:
         try:
-            async with aclosing(events):
-                async for event in events:
-                    self._add(event)
-                    self._come.set()
-                    while self._merged_bytes > MAX_WAITING_BYTES:
-                        self._taken.clear()
-                        await self._taken.wait()
+            async for delta in self._source:
+                self._add(delta)
+                self._arrived.set()
+                while self._joined_bytes > MAX_WAITING_BYTES:
+                    self._taken.clear()
+                    await self._taken.wait()
         finally:
-            self._come.set()
+            self._arrived.set()
 
-    def next(self) -> chat_pb2.Choice | T:
-        first = self._events.pop(next(iter(self._events)))
-        if not self._events:
-            self._merged_bytes = 0
-            self._taken.set()
-        return first.whole() if isinstance(first, _Delta) else first
-
-    async def come(self) -> None:
-        """Returns when there is something, or nothing will come."""
-        self._come.clear()
-        await self._come.wait()
-
-    def _add(self, event: chat_pb2.Choice | T) -> None:
-        if not isinstance(event, chat_pb2.Choice):
-            self._others += 1
-            self._events[-self._others] = event
-            return
-        before = self._events.get(event.index)
-        if isinstance(before, _Delta):
-            before.add(event)
-            self._merged_bytes += event.ByteSize()
+    def _add(self, delta: Delta) -> None:
+        before = self._waiting.get(delta.index)
+        if before is None:
+            self._waiting[delta.index] = _Joined(delta)
         else:
-            self._events[event.index] = _Delta(event)
+            before.deltas.append(delta)
+            self._joined_bytes += _size(delta)
+
+    def _next(self) -> Delta:
+        first = self._waiting.pop(next(iter(self._waiting)))
+        if not self._waiting:
+            self._joined_bytes = 0
+            self._taken.set()
+        return first.whole()
 
 
-class _Delta:
-    """One delta of those that are added to the first."""
+class _Joined:
+    """One delta, and those that are joined to it."""
 
-    __slots__ = ("_choice", "_texts")
+    __slots__ = ("deltas",)
 
-    def __init__(self, choice: chat_pb2.Choice) -> None:
-        self._choice = choice
-        # Joined once: to add to a text is to copy it.
-        self._texts: list[str] | None = None
+    def __init__(self, delta: Delta) -> None:
+        self.deltas = [delta]
 
-    def add(self, choice: chat_pb2.Choice) -> None:
-        self._texts = self._texts or [self._choice.text]
-        self._texts.append(choice.text)
-        self._choice.MergeFrom(choice)
+    def whole(self) -> Delta:
+        first, last = self.deltas[0], self.deltas[-1]
+        if first is last:
+            return first
+        return Delta(
+            index=first.index,
+            text="".join(each.text for each in self.deltas),
+            token_ids=[token_id for each in self.deltas for token_id in each.token_ids],
+            finish_reason=last.finish_reason,
+            logprobs=tuple(logprob for each in self.deltas for logprob in each.logprobs),
+            prompt_logprobs=tuple(
+                logprob for each in self.deltas for logprob in each.prompt_logprobs
+            ),
+            cached_tokens=first.cached_tokens,
+            queue=first.queue,
+        )
 
-    def whole(self) -> chat_pb2.Choice:
-        if self._texts is not None:
-            self._choice.text = "".join(self._texts)
-        return self._choice
+
+def _size(delta: Delta) -> int:
+    logprobs = sum(1 + len(each.top) for each in (*delta.logprobs, *delta.prompt_logprobs))
+    return len(delta.text) + _TOKEN_BYTES * len(delta.token_ids) + _LOGPROB_BYTES * logprobs

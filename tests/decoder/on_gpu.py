@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_core.model.vision_spec import VisionSpec, read_params
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.engine.engine import DecoderEngine
 from pixtral_decoder.engine.engine_args import EngineOptions
 from pixtral_decoder.request import ImagePlace, Prompt
-from pixtral_decoder.sampling import Sampling, Structure, StructuredOutput
 from tests.decoder.lora import write_adapter
 from tests.decoder.memory import in_a_file
 from tests.support.reference import Reference

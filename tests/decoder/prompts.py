@@ -10,9 +10,9 @@ import torch
 from pixtral_core.cache import wire_format
 from pixtral_core.cache.embedding_key import EmbeddingKey
 from pixtral_core.cache.wire_format import DType, Embedding
+from pixtral_core.generation.sampling import Sampling
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_decoder.request import ImagePlace, Prompt
-from pixtral_decoder.sampling import Sampling
 from tests.support.redis_server import RedisServer
 
 FINGERPRINT = "f" * 32

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_core.model.vision_spec import Grid
 from pixtral_decoder.checks import MAX_PROMPT_LOGPROBS, Limits, check_fits, check_prompt
 from pixtral_decoder.request import ImagePlace, Prompt
-from pixtral_decoder.sampling import Sampling, Structure, StructuredOutput
 from tests.decoder.prompts import SPEC, key_of, prompt_of
 
 LIMITS = Limits(SPEC, vocab_size=131072, context_length=8192, max_images=3)

@@ -17,9 +17,9 @@ from pixtral_core.errors import (
     Unavailable,
 )
 from pixtral_core.model.vision_spec import VisionSpec
-from pixtral_gateway.checks.tools import read_tools
+from pixtral_gateway.api.grpc.from_proto import read_tools
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
-from pixtral_gateway.request import Ask
+from pixtral_gateway.request import FinishReason, Request
 from pixtral_gateway.tenancy.admission import MAX_IMAGE_BYTES
 from pixtral_gateway.tenancy.tenants import Tenant
 from pixtral_gateway.upstream.placement import rendezvous
@@ -101,7 +101,7 @@ async def test_text_is_answered_without_an_encoder(
 
     assert answer.text == "Hello world"
     assert [list(d.token_ids) for d in answer.deltas] == [[1001], [1002, 1003]]
-    assert answer.deltas[-1].finish_reason == chat_pb2.FINISH_REASON_STOP
+    assert answer.deltas[-1].finish_reason is FinishReason.STOP
     assert all_calls(encoders) == []
     usage = answer.finished.usage
     assert usage.prompt_tokens == len(serving(decoders).calls[0].prompt_token_ids)
@@ -261,7 +261,7 @@ async def test_full_decoder_is_passed_over_and_kept(
 async def test_tools_are_a_part_of_what_prompts_begin_with(
     gateway: Harness, decoders: list[FakeDecoder]
 ) -> None:
-    def asked(i: int, *more: chat_pb2.Message) -> Ask:
+    def asked(i: int, *more: chat_pb2.Message) -> Request:
         tools = read_tools(chat_pb2.Chat(tools=[chat_pb2.Tool(name=f"tool{i}")]))
         first = ask(user(text("Hello?")), *more)
         return replace(first, conversation=replace(first.conversation, tools=tools))
@@ -270,7 +270,7 @@ async def test_tools_are_a_part_of_what_prompts_begin_with(
     for i in range(20):
         before = [len(decoder.calls) for decoder in decoders]
         for more in ([], [assistant(text("Hi.")), user(text("So?"))]):
-            async for _ in gateway.completions.stream(asked(i, *more)):
+            async for _ in gateway.pipeline.stream(asked(i, *more)):
                 pass
         after = [len(decoder.calls) for decoder in decoders]
         owners.append([now - then for now, then in zip(after, before, strict=True)])
@@ -479,7 +479,7 @@ async def test_closing_the_stream_cancels_the_decoder_and_frees_the_permit(
     gateway: Harness, decoders: list[FakeDecoder]
 ) -> None:
     everywhere(decoders, never_ends)
-    async with aclosing(gateway.completions.stream(ask(user(text("Hello?"))))) as events:
+    async with aclosing(gateway.pipeline.stream(ask(user(text("Hello?"))))) as events:
         await anext(events)
         assert gateway.admission.in_use == 1
 
@@ -557,7 +557,7 @@ async def test_deadline_ends_a_request_whose_client_reads_nothing(
     async def reads_one(seconds: float) -> None:
         nonlocal has_read
         async with aclosing(
-            gateway.completions.stream(ask(user(text("Hello?")), seconds=seconds))
+            gateway.pipeline.stream(ask(user(text("Hello?")), seconds=seconds))
         ) as events:
             await anext(events)
             has_read = True
@@ -590,7 +590,7 @@ async def test_beyond_the_permits_is_refused_at_once(
         await gateway.answer(user(text("Hello?")))
     asked = ask(user(text("Hello?")))
     with pytest.raises(Overloaded):
-        await gateway.completions.count(asked.conversation, asked.tenant)
+        await gateway.pipeline.count(asked.conversation, asked.tenant)
 
     assert refused.value.retry_after
     for task in running:
@@ -616,7 +616,7 @@ async def test_request_takes_a_permit_for_each_of_its_answers(
     everywhere(decoders, never_ends)
     hello = user(text("Hello?"))
     most, more = (chat_pb2.SamplingParams(n=MAX_CONCURRENT + i) for i in range(2))
-    async with aclosing(gateway.completions.stream(ask(hello, sampling=most))) as events:
+    async with aclosing(gateway.pipeline.stream(ask(hello, sampling=most))) as events:
         await anext(events)
         assert gateway.admission.in_use == MAX_CONCURRENT
         assert sum(decoder.outstanding for decoder in gateway.tiers.decoders) == MAX_CONCURRENT
@@ -626,7 +626,7 @@ async def test_request_takes_a_permit_for_each_of_its_answers(
     assert gateway.admission.in_use == 0
     assert not any(decoder.outstanding for decoder in gateway.tiers.decoders)
     with pytest.raises(InvalidRequest) as refused:
-        await anext(gateway.completions.stream(ask(hello, sampling=more)))
+        await anext(gateway.pipeline.stream(ask(hello, sampling=more)))
     assert refused.value.violations[0][0] == "sampling.n"
 
 
@@ -666,7 +666,7 @@ async def test_sampling_is_passed_on_as_it_is(
 ) -> None:
     sampling = chat_pb2.SamplingParams(temperature=0, max_tokens=5, stop=["\n"], seed=7)
     async with aclosing(
-        gateway.completions.stream(ask(user(text("Hello?")), sampling=sampling))
+        gateway.pipeline.stream(ask(user(text("Hello?")), sampling=sampling))
     ) as events:
         async for _ in events:
             pass
@@ -685,7 +685,7 @@ async def test_first_token_is_timed_when_it_comes(
         yield delta(" world", 1002)
 
     everywhere(decoders, waits)
-    async with aclosing(gateway.completions.stream(ask(user(text("Hello?"))))) as events:
+    async with aclosing(gateway.pipeline.stream(ask(user(text("Hello?"))))) as events:
         first = await anext(events)
         assert isinstance(first, chat_pb2.Choice)
         assert first.text == "Hello"

@@ -15,16 +15,17 @@ from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.guarded_redis import GuardedRedis
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.concurrency.deadline import Deadline
+from pixtral_core.generation.sampling import from_proto
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_core.server.channel import open_channel
-from pixtral_gateway.checks.validation import read_conversation
+from pixtral_gateway.api.grpc.from_proto import read_conversation
 from pixtral_gateway.images.image_reader import ImageReader
 from pixtral_gateway.images.named_images import NamedImages
 from pixtral_gateway.images.request_images import RequestImages
 from pixtral_gateway.images.uploads import Uploads
-from pixtral_gateway.pipeline import Completions
+from pixtral_gateway.pipeline import Pipeline
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
-from pixtral_gateway.request import Ask, Finished
+from pixtral_gateway.request import Begun, Delta, Finished, Request
 from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.admission import Admission
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
@@ -39,7 +40,7 @@ SCOPE = "public"
 
 @dataclass(frozen=True)
 class Answer:
-    deltas: list[chat_pb2.Choice]
+    deltas: list[Delta]
     finished: Finished
 
     @property
@@ -68,14 +69,14 @@ class Client:
 class Harness:
     def __init__(
         self,
-        completions: Completions,
+        pipeline: Pipeline,
         tiers: Tiers,
         admission: Admission,
         store: EmbeddingStore,
         names: NamedImages,
         uploads: Uploads,
     ) -> None:
-        self.completions = completions
+        self.pipeline = pipeline
         self.tiers = tiers
         self.admission = admission
         self.names = names
@@ -105,7 +106,7 @@ class Harness:
         store = EmbeddingStore(redis, width=WIDTH, dtype=DType.F32)
         names = NamedImages(redis, GuardedRedis.from_url(redis_url))
         reader = ImageReader(spec, max_bytes=1 << 20, max_pixels=1 << 24)
-        completions = Completions(
+        pipeline = Pipeline(
             images=RequestImages(reader, names),
             prompts=prompts,
             store=store,
@@ -117,7 +118,7 @@ class Harness:
         replicas = [*tiers.encoders, *tiers.decoders]
         await eventually(lambda: all(replica.contract for replica in replicas))
         uploads = Uploads(reader=reader, names=names, admission=admission)
-        return cls(completions, tiers, admission, store, names, uploads)
+        return cls(pipeline, tiers, admission, store, names, uploads)
 
     async def stop(self) -> None:
         await self.tiers.stop()
@@ -129,11 +130,11 @@ class Harness:
     ) -> Answer:
         deltas, finished = [], []
         asked = ask(*messages, seconds=seconds, tenant=tenant)
-        async with aclosing(self.completions.stream(asked)) as events:
+        async with aclosing(self.pipeline.stream(asked)) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     finished.append(event)
-                else:
+                elif not isinstance(event, Begun):
                     deltas.append(event)
         (end,) = finished
         return Answer(deltas, end)
@@ -152,13 +153,13 @@ def ask(
     seconds: float = 30,
     sampling: chat_pb2.SamplingParams | None = None,
     tenant: Tenant | None = None,
-) -> Ask:
+) -> Request:
     now = time.monotonic()
-    return Ask(
+    return Request(
         id=f"{now}",
         tenant=tenant or Tenant(SCOPE),
         conversation=read_conversation(messages, max_images=16),
-        sampling=sampling or chat_pb2.SamplingParams(),
+        sampling=from_proto(sampling or chat_pb2.SamplingParams()),
         arrival=now,
         deadline=Deadline(now + seconds),
     )

@@ -35,6 +35,14 @@ class Tool:
     parameters: Mapping[str, Any]
 
 
+class ToolChoice(StrEnum):
+    """Whether a model calls tools: as it likes, never, or always."""
+
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What a model may call.

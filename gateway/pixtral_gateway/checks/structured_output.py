@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 
 # Reading and compiling take longer with the text; these are many times what is seen in use.
 MAX_SCHEMA_LENGTH = 1 << 15
@@ -19,25 +19,23 @@ MAX_SCHEMA_DEPTH = 32
 INCOMPATIBLE = ("min_tokens", "ignore_eos", "bad_words", "allowed_token_ids")
 
 
-def check_structured_output(sampling: chat_pb2.SamplingParams) -> None:
-    """Raises InvalidRequest for what no engine could hold an answer to."""
-    wanted, path = sampling.structured_output, "sampling.structured_output"
-    match wanted.WhichOneof("constraint"):
-        case "json_schema":
-            read_schema(wanted.json_schema, f"{path}.json_schema")
-        case "regex":
-            _check_text(wanted.regex, f"{path}.regex", MAX_REGEX_LENGTH)
-        case "choice":
-            _check_choice(wanted.choice.values, f"{path}.choice.values")
-        case "grammar":
-            _check_text(wanted.grammar, f"{path}.grammar", MAX_GRAMMAR_LENGTH)
-        case "json_object":
-            if not wanted.json_object:
-                raise InvalidRequest(f"{path}.json_object", "must be true, or left out")
-        case _:
-            raise InvalidRequest(path, "must have one of its fields")
-    if wanted.disable_any_whitespace and not wanted.json_schema:
-        raise InvalidRequest(f"{path}.disable_any_whitespace", "only together with json_schema")
+def check_structured_output(sampling: Sampling, wanted: StructuredOutput) -> None:
+    """Raises InvalidRequest for a constraint that no engine can follow."""
+    match wanted.structure:
+        case Structure.JSON_SCHEMA:
+            read_schema(wanted.values[0], wanted.path)
+        case Structure.REGEX:
+            _check_text(wanted.values[0], wanted.path, MAX_REGEX_LENGTH)
+        case Structure.CHOICE:
+            _check_choice(wanted.values, f"{wanted.path}.values")
+        case Structure.GRAMMAR:
+            _check_text(wanted.values[0], wanted.path, MAX_GRAMMAR_LENGTH)
+        case Structure.JSON_OBJECT:
+            pass
+    if wanted.disable_any_whitespace and wanted.structure is not Structure.JSON_SCHEMA:
+        raise InvalidRequest(
+            "sampling.structured_output.disable_any_whitespace", "only together with json_schema"
+        )
     for field in INCOMPATIBLE:
         if getattr(sampling, field):
             raise InvalidRequest(f"sampling.{field}", "not together with structured_output")

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest
-from pixtral_gateway.checks.conversation import Role, Tool, ToolCall, Tools, Turn
+from pixtral_core.generation.sampling import Sampling
+from pixtral_gateway.checks.conversation import Role, Tool, ToolCall, ToolChoice, Tools, Turn
 from pixtral_gateway.checks.structured_output import INCOMPATIBLE, read_schema
 
 MAX_TOOLS = 128
@@ -21,22 +21,9 @@ NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 NO_PARAMETERS: Mapping[str, Any] = {}
 
 
-def read_tools(chat: chat_pb2.Chat) -> Tools:
-    """The tools of a chat, where its choice leaves them in effect. Raises InvalidRequest."""
-    given = [(tool.name, tool.description, tool.parameters) for tool in chat.tools]
-    is_single = chat.HasField("parallel_tool_calls") and not chat.parallel_tool_calls
-    match chat.tool_choice.WhichOneof("choice"):
-        case "name":
-            return tools_of(given, chat_pb2.TOOL_CHOICE_MODE_REQUIRED, chat.tool_choice.name)
-        case "mode":
-            return tools_of(given, chat.tool_choice.mode, is_single=is_single)
-        case _:
-            return tools_of(given, chat_pb2.TOOL_CHOICE_MODE_AUTO, is_single=is_single)
-
-
 def tools_of(
     given: Sequence[tuple[str, str, str]],
-    mode: chat_pb2.ToolChoiceMode.ValueType,
+    choice: ToolChoice,
     named: str | None = None,
     *,
     is_single: bool = False,
@@ -57,15 +44,13 @@ def tools_of(
             raise InvalidRequest(f"tools[{i}].name", "another tool has this name")
         by_name[name] = Tool(name, description, _schema(parameters, f"tools[{i}].parameters"))
     offered = tuple(by_name.values())
-    match mode:
-        case chat_pb2.TOOL_CHOICE_MODE_NONE:
+    match choice:
+        case ToolChoice.NONE:
             return Tools()
-        case chat_pb2.TOOL_CHOICE_MODE_AUTO:
+        case ToolChoice.AUTO:
             return Tools(offered, (), is_single, characters)
-        case chat_pb2.TOOL_CHOICE_MODE_REQUIRED:
+        case ToolChoice.REQUIRED:
             pass
-        case _:
-            raise InvalidRequest("tool_choice.mode", "must be auto, none or required")
     if not offered:
         raise InvalidRequest("tool_choice", "there are no tools to choose from")
     if named is None:
@@ -75,29 +60,15 @@ def tools_of(
     return Tools(offered, (by_name[named],), True, characters)
 
 
-def check_forced(sampling: chat_pb2.SamplingParams) -> None:
+def check_forced(sampling: Sampling) -> None:
     """Raises InvalidRequest for what does not go together with a call that must be made."""
     given = [field for field in INCOMPATIBLE if getattr(sampling, field)]
-    if sampling.HasField("structured_output"):
+    if sampling.structured_output is not None:
         given.append("structured_output")
     if given:
         raise InvalidRequest(
             f"sampling.{given[0]}", "not together with a tool choice that has a tool called"
         )
-
-
-def whole_calls(pieces: Iterable[chat_pb2.ToolCall]) -> list[chat_pb2.ToolCall]:
-    """The calls that an answer's deltas add up to."""
-    calls: list[chat_pb2.ToolCall] = []
-    arguments: list[list[str]] = []
-    for piece in pieces:
-        if piece.index == len(calls):
-            calls.append(chat_pb2.ToolCall(id=piece.id, name=piece.name, index=piece.index))
-            arguments.append([])
-        arguments[piece.index].append(piece.arguments)
-    for call, parts in zip(calls, arguments, strict=True):
-        call.arguments = "".join(parts)
-    return calls
 
 
 def check_call(call: ToolCall, path: str) -> None:

@@ -1,24 +1,20 @@
 """Checks of a request before any work is done for it, each naming the field that fails."""
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest, NotFound
+from pixtral_core.generation.sampling import Sampling
 from pixtral_gateway.checks.conversation import (
     NO_TOOLS,
     Conversation,
-    ImageSource,
     Role,
-    ToolCall,
     Tools,
     Turn,
 )
 from pixtral_gateway.checks.structured_output import check_structured_output
-from pixtral_gateway.checks.tools import check_call, check_exchanges
+from pixtral_gateway.checks.tools import check_exchanges
 
 # Each is searched for after every token.
 MAX_STOP_STRINGS = 64
@@ -30,15 +26,6 @@ MAX_BAD_WORDS = 64  # each becomes up to two of vLLM's 128 sequences of tokens
 MAX_BAD_WORD_LENGTH = 128
 MAX_TOKEN_IDS = 1024
 MAX_CHOICES = 64
-
-_SHA256 = re.compile("[0-9a-f]{64}")
-
-ROLES: dict[int, Role] = {
-    chat_pb2.ROLE_SYSTEM: Role.SYSTEM,
-    chat_pb2.ROLE_USER: Role.USER,
-    chat_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
-    chat_pb2.ROLE_TOOL: Role.TOOL,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +93,6 @@ def check_parts(parts: Sequence[int], context_length: int) -> None:
         )
 
 
-def read_conversation(
-    messages: Sequence[chat_pb2.Message], *, max_images: int, tools: Tools = NO_TOOLS
-) -> Conversation:
-    """The conversation, if it is one that Mistral's template takes. Raises InvalidRequest.
-
-    That is: images in user messages only; no empty text; and as `conversation_of` has it.
-    """
-    turns = tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(messages))
-    return conversation_of(turns, max_images=max_images, tools=tools)
-
-
 def conversation_of(
     turns: tuple[Turn, ...], *, max_images: int, tools: Tools = NO_TOOLS
 ) -> Conversation:
@@ -137,13 +113,13 @@ def conversation_of(
     return conversation
 
 
-def check_sampling(sampling: chat_pb2.SamplingParams, *, vocabulary_size: int) -> None:
+def check_sampling(sampling: Sampling, *, vocabulary_size: int) -> None:
     """Raises InvalidRequest for a value that the engine would refuse, or could not bear."""
-    values: Any = sampling
     for field, allowed in RANGES.items():
-        if values.HasField(field) and not allowed.holds(getattr(values, field)):
+        value = getattr(sampling, field)
+        if value is not None and not allowed.holds(value):
             raise InvalidRequest(f"sampling.{field}", allowed.description)
-    if sampling.HasField("max_tokens") and sampling.min_tokens > sampling.max_tokens:
+    if sampling.max_tokens is not None and (sampling.min_tokens or 0) > sampling.max_tokens:
         raise InvalidRequest("sampling.min_tokens", "must not be above max_tokens")
     _check_strings("sampling.stop", sampling.stop, MAX_STOP_STRINGS, MAX_STOP_LENGTH)
     _check_strings("sampling.bad_words", sampling.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_LENGTH)
@@ -156,8 +132,8 @@ def check_sampling(sampling: chat_pb2.SamplingParams, *, vocabulary_size: int) -
             if token_id >= vocabulary_size:
                 raise InvalidRequest(f"sampling.{field}[{i}]", "not in the vocabulary")
     _check_logit_bias(sampling.logit_bias, vocabulary_size)
-    if sampling.HasField("structured_output"):
-        check_structured_output(sampling)
+    if sampling.structured_output is not None:
+        check_structured_output(sampling, sampling.structured_output)
 
 
 def _check_logit_bias(logit_bias: Mapping[int, float], vocabulary_size: int) -> None:
@@ -192,9 +168,7 @@ def check_characters(characters: int, field: str, longest_token: int, context_le
         )
 
 
-def check_length(
-    prompt_tokens: int, sampling: chat_pb2.SamplingParams, context_length: int
-) -> None:
+def check_length(prompt_tokens: int, sampling: Sampling, context_length: int) -> None:
     """Raises InvalidRequest where prompt and answer do not fit in `context_length` tokens."""
     if prompt_tokens >= context_length:
         raise InvalidRequest(
@@ -204,15 +178,15 @@ def check_length(
             "PROMPT_TOO_LONG",
         )
     room = context_length - prompt_tokens
-    if sampling.HasField("max_tokens") and sampling.max_tokens > room:
+    if sampling.max_tokens is not None and sampling.max_tokens > room:
         raise InvalidRequest(
             "sampling.max_tokens", f"beside the prompt the context holds {room} tokens"
         )
-    if sampling.min_tokens > room:
+    if (sampling.min_tokens or 0) > room:
         raise InvalidRequest(
             "sampling.min_tokens", f"beside the prompt the context holds {room} tokens"
         )
-    if sampling.HasField("prompt_logprobs"):
+    if sampling.prompt_logprobs is not None:
         told = prompt_tokens * (1 + sampling.prompt_logprobs)
         if told > MAX_PROMPT_LOGPROBS:
             raise InvalidRequest(
@@ -220,54 +194,6 @@ def check_length(
                 f"the prompt's {prompt_tokens} tokens have {told}, and at most "
                 f"{MAX_PROMPT_LOGPROBS} are told",
             )
-
-
-def _turn(message: chat_pb2.Message, path: str) -> Turn:
-    role = ROLES.get(message.role)
-    if role is None:
-        raise InvalidRequest(f"{path}.role", "must be system, user, assistant or tool")
-    if message.tool_calls and role is not Role.ASSISTANT:
-        raise InvalidRequest(f"{path}.tool_calls", "only assistant messages may hold calls")
-    if message.tool_call_id and role is not Role.TOOL:
-        raise InvalidRequest(f"{path}.tool_call_id", "only tool messages answer calls")
-    calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls)
-    for i, call in enumerate(calls):
-        check_call(call, f"{path}.tool_calls[{i}]")
-    if not message.content and not calls and role is not Role.TOOL:
-        raise InvalidRequest(f"{path}.content", "must not be empty")
-    parts = tuple(
-        _part(part, f"{path}.content[{i}]", message.role) for i, part in enumerate(message.content)
-    )
-    return Turn(role, parts, calls, message.tool_call_id)
-
-
-def _part(part: chat_pb2.ContentPart, path: str, role: int) -> str | ImageSource:
-    match part.WhichOneof("part"):
-        case "text":
-            # A tool may give nothing back.
-            if not part.text and role != chat_pb2.ROLE_TOOL:
-                raise InvalidRequest(f"{path}.text", "must not be empty")
-            return part.text
-        case "image":
-            if role != chat_pb2.ROLE_USER:
-                raise InvalidRequest(f"{path}.image", "only user messages may hold images")
-            return _image(part.image, f"{path}.image")
-        case _:
-            raise InvalidRequest(path, "must be text or an image")
-
-
-def _image(image: chat_pb2.Image, path: str) -> ImageSource:
-    match image.WhichOneof("source"):
-        case "data":
-            return ImageSource(f"{path}.data", data=image.data)
-        case "url":
-            return ImageSource(f"{path}.url", url=image.url)
-        case "sha256":
-            if not _SHA256.fullmatch(image.sha256):
-                raise InvalidRequest(f"{path}.sha256", "must be 64 of 0-9 and a-f")
-            return ImageSource(f"{path}.sha256", sha256=bytes.fromhex(image.sha256))
-        case _:
-            raise InvalidRequest(path, "must have data, a URL or a SHA-256")
 
 
 def _check_order(turns: Sequence[Turn]) -> None:

@@ -7,8 +7,8 @@ request's tools, and an answer goes on through here whichever decoder continues 
 import codecs
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mistral_common.tokens.tokenizers.base import (
@@ -19,15 +19,13 @@ from mistral_common.tokens.tokenizers.base import (
 from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV3, InstructTokenizerV11
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_core.model.vision_spec import BadCheckpoint
 from pixtral_gateway.checks.conversation import Tool, Tools
 from pixtral_gateway.checks.tools import check_forced
-from pixtral_gateway.prompt.tool_parser import CallReader, Marker, Piece
-from pixtral_gateway.request import Finished
-
-Events = AsyncGenerator[chat_pb2.Choice | Finished]
+from pixtral_gateway.prompt.tool_parser import CallReader, Marker
+from pixtral_gateway.request import Delta, FinishReason, ToolCallDelta
 
 _THINKING = (SpecialTokens.begin_think.value, SpecialTokens.end_think.value)
 
@@ -68,50 +66,30 @@ class ToolFormat:
         spelled = self._tokenizer.encode(name, False, False)
         return [self._token_ids[Marker.CALLS], *spelled, self._token_ids[Marker.ARGS]]
 
-    def hold(self, tools: Tools, sampling: chat_pb2.SamplingParams) -> chat_pb2.SamplingParams:
-        """The parameters that have an answer behind `opening` be of the tools' schemas.
+    def constrain(self, tools: Tools, sampling: Sampling) -> Sampling:
+        """The parameters with which a choice, after `opening`, follows the tools' schemas.
 
-        Raises InvalidRequest for those that do not go together with that.
+        Raises InvalidRequest for parameters that do not go together with that.
         """
         if not tools.forced:
             return sampling
         check_forced(sampling)
-        held = chat_pb2.SamplingParams()
-        held.CopyFrom(sampling)
         if self._is_named and _only_name(tools) is None:
-            held.structured_output.grammar = _grammar(tools)
-            return held
+            grammar = StructuredOutput(Structure.GRAMMAR, (_grammar(tools),))
+            return replace(sampling, structured_output=grammar)
         schema = _arguments(tools.forced[0]) if self._is_named else _list_schema(tools)
-        held.structured_output.json_schema = json.dumps(schema)
-        # As the model has learnt to write it.
-        held.structured_output.disable_any_whitespace = True
-        return held
+        # On one line, as the model has learnt to write it.
+        one_line = StructuredOutput(Structure.JSON_SCHEMA, (json.dumps(schema),), True)
+        return replace(sampling, structured_output=one_line)
 
-    async def read(self, events: Events, tools: Tools) -> Events:
-        """An answer's events, the calls in it told as such.
+    def reader(self, tools: Tools) -> "ToolCallsReader":
+        """A reader of one completion's deltas."""
+        return ToolCallsReader(tools, lambda: self._choice(tools))
 
-        Raises InvalidRequest where the answer cannot be held to the tools' schemas.
-        """
-        answers: dict[int, _Answer] = {}
-        try:
-            async with aclosing(events):
-                async for event in events:
-                    if not isinstance(event, Finished):
-                        if event.index not in answers:
-                            answers[event.index] = self._answer(tools)
-                        answers[event.index].tell(event)
-                    yield event
-        except InvalidRequest as error:
-            if tools.forced and error.violations[0][0].startswith("sampling.structured_output"):
-                raise InvalidRequest(
-                    "tools", "an answer cannot be held to what their parameters say"
-                ) from None
-            raise
-
-    def _answer(self, tools: Tools) -> "_Answer":
+    def _choice(self, tools: Tools) -> "_Choice":
         if not tools.forced:
             form = CallReader.named if self._is_named else CallReader.listed
-            return _Answer(CallReader(form), self._marked(), is_single=tools.is_single)
+            return _Choice(CallReader(form), self._marked(), is_single=tools.is_single)
         # Control tokens are text here: see `pixtral_decoder.engine.sampling_params`.
         if not self._is_named:
             reader = CallReader(CallReader.listed, has_begun=True)
@@ -119,7 +97,7 @@ class ToolFormat:
             reader = CallReader(CallReader.spelled, has_begun=True)
         else:
             reader = CallReader(lambda reader: reader.called(name), has_begun=True)
-        return _Answer(reader, None, is_single=tools.is_single)
+        return _Choice(reader, None, is_single=tools.is_single)
 
     def _marked(self) -> "MarkedText":
         return MarkedText(self._markers, self._bytes_of)
@@ -185,36 +163,62 @@ class MarkedText:
         return [self._held] if self._held else []
 
 
-class _Answer:
+class ToolCallsReader:
+    """Moves the tool calls in a completion's deltas from their text to `tool_calls`."""
+
+    def __init__(self, tools: Tools, choice: Callable[[], "_Choice"]) -> None:
+        self._tools = tools
+        self._choice = choice
+        self._choices: dict[int, _Choice] = {}
+
+    def read(self, delta: Delta) -> Delta:
+        if delta.index not in self._choices:
+            self._choices[delta.index] = self._choice()
+        return self._choices[delta.index].read(delta)
+
+    def error(self, error: InvalidRequest) -> InvalidRequest:
+        """The error in terms of the request's tools, where their schemas caused it."""
+        if self._tools.forced and error.violations[0][0].startswith("sampling.structured_output"):
+            return InvalidRequest("tools", "no completion can follow the schemas of these tools")
+        return error
+
+
+class _Choice:
     def __init__(self, reader: CallReader, marked: MarkedText | None, *, is_single: bool) -> None:
         self._reader = reader
         self._marked = marked
         self._is_single = is_single
         self._has_called = False
 
-    def tell(self, choice: chat_pb2.Choice) -> None:
-        """Leaves the calls out of the text of what is new in the answer, and puts them beside."""
-        said: list[str | Marker] = [choice.text]
+    def read(self, delta: Delta) -> Delta:
+        marked: list[str | Marker] = [delta.text]
         if self._marked is not None:
-            said = self._marked.add(choice.text, choice.token_ids)
-            if choice.finish_reason:
-                said += self._marked.end()
-        told = [each for part in said for each in self._reader.add(part)]
-        if choice.finish_reason:
-            told += self._reader.end()
-        choice.text = "".join(each for each in told if isinstance(each, str))
-        for piece in told:
-            if isinstance(piece, Piece) and not (self._is_single and piece.index):
-                self._call(choice, piece)
-        if choice.finish_reason == chat_pb2.FINISH_REASON_STOP and self._has_called:
-            choice.finish_reason = chat_pb2.FINISH_REASON_TOOL_CALLS
+            marked = self._marked.add(delta.text, delta.token_ids)
+            if delta.finish_reason:
+                marked += self._marked.end()
+        found = [each for part in marked for each in self._reader.add(part)]
+        if delta.finish_reason:
+            found += self._reader.end()
+        calls = self._joined([each for each in found if isinstance(each, ToolCallDelta)])
+        self._has_called |= bool(calls)
+        reason = delta.finish_reason
+        if reason is FinishReason.STOP and self._has_called:
+            reason = FinishReason.TOOL_CALLS
+        text = "".join(each for each in found if isinstance(each, str))
+        return replace(delta, text=text, tool_calls=calls, finish_reason=reason)
 
-    def _call(self, choice: chat_pb2.Choice, piece: Piece) -> None:
-        self._has_called = True
-        if piece.id or not choice.tool_calls:
-            choice.tool_calls.add(index=piece.index, id=piece.id, name=piece.name)
-        # Clients take each call for named once in a delta.
-        choice.tool_calls[-1].arguments += piece.arguments
+    def _joined(self, pieces: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
+        """The pieces of each call as one: clients take a call to be named once in a delta."""
+        calls: list[ToolCallDelta] = []
+        for piece in pieces:
+            if self._is_single and piece.index:
+                continue
+            if calls and not piece.id:
+                arguments = calls[-1].arguments + piece.arguments
+                calls[-1] = replace(calls[-1], arguments=arguments)
+            else:
+                calls.append(piece)
+        return tuple(calls)
 
 
 def _only_name(tools: Tools) -> str | None:

@@ -13,11 +13,11 @@ import re
 import secrets
 import string
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
 from pixtral_gateway.checks.tools import NAME
+from pixtral_gateway.request import ToolCallDelta
 
 # What is waited for takes no more than that: the end of a name or of a key, or of white space.
 MAX_WAIT = 256
@@ -34,16 +34,6 @@ class Marker(Enum):
     CALLS = "[TOOL_CALLS]"
     ARGS = "[ARGS]"
     CALL_ID = "[CALL_ID]"
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What is new of call `index`: first its id and name, then more and more of its arguments."""
-
-    index: int
-    arguments: str
-    id: str = ""
-    name: str = ""
 
 
 class Malformed(Exception):
@@ -65,7 +55,7 @@ class CallReader:
     def __init__(self, form: Callable[["CallReader"], Reading], *, has_begun: bool = False) -> None:
         """`has_begun`: [TOOL_CALLS] is not waited for, since the prompt ends with it."""
         self._form = form
-        self._told: list[str | Piece] = []
+        self._told: list[str | ToolCallDelta] = []
         self._held = ""
         self._rest = ""
         self._marker: Marker | None = None
@@ -74,7 +64,7 @@ class CallReader:
         if has_begun:
             self._begin_reading()
 
-    def add(self, said: str | Marker) -> list[str | Piece]:
+    def add(self, said: str | Marker) -> list[str | ToolCallDelta]:
         """What is now known to be text, and of calls."""
         if said is Marker.CALLS:
             self._give_up()
@@ -91,7 +81,7 @@ class CallReader:
             self._marker = None
         return self._take_told()
 
-    def end(self) -> list[str | Piece]:
+    def end(self) -> list[str | ToolCallDelta]:
         """The rest, when nothing more is said."""
         self._give_up()
         return self._take_told()
@@ -160,7 +150,7 @@ class CallReader:
         while True:
             end = extent.end_in(self._rest)
             if more := self._read(len(self._rest) if end is None else end):
-                self._told.append(Piece(self._calls - 1, more))
+                self._told.append(ToolCallDelta(self._calls - 1, more))
             self._held = ""
             if end is not None:
                 return
@@ -241,7 +231,7 @@ class CallReader:
         if not NAME.fullmatch(name):
             raise Malformed
         call_id = "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
-        self._told.append(Piece(self._calls, arguments, call_id, name))
+        self._told.append(ToolCallDelta(self._calls, arguments, call_id, name))
         self._calls += 1
         self._held = ""
 
@@ -261,7 +251,7 @@ class CallReader:
             self._told.append(text)
         self._held = self._rest = ""
 
-    def _take_told(self) -> list[str | Piece]:
+    def _take_told(self) -> list[str | ToolCallDelta]:
         told, self._told = self._told, []
         return told
 

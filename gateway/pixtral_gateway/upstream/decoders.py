@@ -1,12 +1,16 @@
-"""Calls to the decoder tier."""
+"""RPCs to the decoder tier."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 
 import grpc
 
 from pixtral.internal.v1 import decoder_pb2
-from pixtral_core.concurrency.deadline import Deadline
+from pixtral.v1 import chat_pb2
+from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.cache.embedding_key import to_proto as key_to_proto
 from pixtral_core.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -15,8 +19,13 @@ from pixtral_core.errors import (
     Unavailable,
     from_rpc_error,
 )
+from pixtral_core.generation import logprobs
+from pixtral_core.generation.sampling import to_proto as sampling_to_proto
 from pixtral_core.telemetry.request_log import current_span, outgoing
+from pixtral_gateway.prompt.prompt_encoder import Prompt
+from pixtral_gateway.request import Delta, FinishReason, Request
 from pixtral_gateway.upstream.ejection import failed
+from pixtral_gateway.upstream.encoders import Encoded
 from pixtral_gateway.upstream.placement import rendezvous, with_bounded_load
 from pixtral_gateway.upstream.registry import under
 from pixtral_gateway.upstream.replica import (
@@ -27,13 +36,39 @@ from pixtral_gateway.upstream.replica import (
     DecoderReplica,
     is_cancelled,
 )
-from pixtral_gateway.upstream.resume import Progress, answers_of
+from pixtral_gateway.upstream.resume import Progress
 from pixtral_gateway.upstream.retry_budget import RetryBudget
 
-# An answer survives three decoders; one that brings decoders down brings down no more.
+# A completion survives three decoders; one that brings decoders down brings down no more.
 MAX_ATTEMPTS = 4
 
 EMBEDDING_MISSING = "EMBEDDING_MISSING"
+
+FINISH_REASONS: dict[int, FinishReason] = {
+    chat_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+    chat_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    chat_pb2.FINISH_REASON_TOOL_CALLS: FinishReason.TOOL_CALLS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A request as a decoder takes it.
+
+    `keys` name the embeddings of the prompt's images, in their order; `located` says for each which
+    encoder has it. `head` stands for the prompt's beginning.
+    """
+
+    request: Request
+    prompt: Prompt
+    keys: Sequence[EmbeddingKey]
+    located: Mapping[EmbeddingKey, Encoded]
+    head: bytes
+    contract: Contract
+
+
+# Has embeddings encoded again, by the indexes of their images; gives their new encoders.
+EncodeAgain = Callable[[Sequence[int]], Awaitable[Mapping[EmbeddingKey, Encoded]]]
 
 
 class Decoders:
@@ -44,44 +79,48 @@ class Decoders:
         self._budget = budget
 
     async def generate(
-        self,
-        request: decoder_pb2.GenerateRequest,
-        head: bytes,
-        contract: Contract,
-        deadline: Deadline,
-    ) -> AsyncGenerator[decoder_pb2.GenerateResponse]:
-        """Streams what a replica generates. Another is asked where one is full, and where one goes,
-        hangs or fails: from the beginning, or to go on with the answer from where it broke off.
+        self, generation: Generation, encode_again: EncodeAgain
+    ) -> AsyncGenerator[Delta]:
+        """Streams what a replica generates.
 
-        `head` stands for the prompt's beginning. `request` takes up what was generated when it is
-        sent again. Raises Unavailable where no replica answers or one goes midway in an answer that
-        cannot be continued, Overloaded where those that answer are full, FailedPrecondition with
-        reason EMBEDDING_MISSING, and whatever else the decoder refuses with. Closing the generator
-        cancels the call, and with it the work in the engine.
+        When a replica is full, goes away, hangs or fails, the request goes to another: from the
+        beginning, or from where the completion broke off. When a replica cannot get an embedding,
+        `encode_again` is called, once.
+
+        Raises Unavailable where no replica answers, where one goes away in the middle of a
+        completion that cannot be continued, and where an embedding is missing again; Overloaded
+        where the replicas that answer are full; and whatever else the decoder refuses with. Closing
+        the generator cancels the RPC, and with it the work in the engine.
         """
-        progress = Progress(request)
-        answers, request_id = answers_of(request.sampling), request.request_id
+        sampling, deadline = generation.request.sampling, generation.request.deadline
+        message = _generate_request(generation)
+        progress, has_encoded_again = Progress(sampling), False
         passed_over: set[str] = set()
         failure: ServingError | None = None
         self._budget.earn()
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            replica = self._choose(head, contract, request.adapter, passed_over)
+        attempts, numbers = 0, count(1)
+        while attempts < MAX_ATTEMPTS:
+            replica = self._choose(generation, passed_over)
             if replica is None:
                 break
-            # Of its own: a decoder that hung may still hold the last one.
-            request.request_id = f"{request_id}-{attempt}"
-            seconds = deadline.remaining()
+            attempts += 1
+            number = next(numbers)
+            # Each attempt has an id of its own: a decoder that hangs may still have the last one.
+            message.request_id = f"{generation.request.id}-{number}"
             span = current_span().child(
-                "generate", is_call=True, peer=replica.address, attempt=attempt
+                "generate", is_call=True, peer=replica.address, attempt=number
             )
-            call = replica.stub.Generate(request, timeout=seconds, metadata=outgoing(span))
+            call = replica.stub.Generate(
+                message, timeout=deadline.remaining(), metadata=outgoing(span)
+            )
             try:
-                with replica.serving(call, answers) as work, span:
+                with replica.serving(call, sampling.n) as work, span:
                     async for response in call:
                         replica.responses += 1
-                        progress.add(response.delta)
+                        delta = _delta(response)
+                        progress.add(delta)
                         work.is_awaited = False
-                        yield response
+                        yield delta
                         work.is_awaited = True
                 replica.record.failures = 0
                 return
@@ -92,12 +131,21 @@ class Decoders:
                     raise
                 refusal = _gone("the decoder hangs")
             if progress.is_whole:
-                # Its status alone was lost.
+                # Only the status was lost.
                 return
             if isinstance(refusal, Overloaded):
-                # With other gateways' requests. It did no work, so that no retry is spent.
+                # Other gateways' requests fill it. It did no work, so this spends no retry.
                 passed_over.add(replica.address)
                 failure = None if progress.has_begun else refusal
+                continue
+            if refusal.reason == EMBEDDING_MISSING:
+                if has_encoded_again:
+                    raise Unavailable("an image's embedding cannot be had") from refusal
+                has_encoded_again, attempts = True, 0
+                located = await encode_again(_missing(refusal, len(generation.keys)))
+                for image, key in zip(message.images, generation.keys, strict=True):
+                    if key in located:
+                        image.encoder = located[key].encoder
                 continue
             if _is_gone(refusal):
                 failed(replica, self._replicas)
@@ -107,25 +155,74 @@ class Decoders:
                 failed(replica, self._replicas)
                 passed_over.add(replica.address)
                 failure = refusal
-            elif progress.has_begun and not _is_for_the_caller(refusal):
+            elif progress.has_begun and not isinstance(refusal, DeadlineExceeded):
+                # The client asked for nothing that only a continuation is refused for.
                 failure = None
                 break
             else:
                 raise refusal
             if not (progress.resume() and self._budget.spend(midway=progress.has_begun)):
                 break
+            message.generated_token_ids[:] = progress.made
         gone = "the decoder went away midway" if progress.has_begun else "no decoder answers"
         raise failure or _gone(gone)
 
-    def _choose(
-        self, head: bytes, contract: Contract, adapter: str, passed_over: set[str]
-    ) -> DecoderReplica | None:
-        ready = under((r for r in self._replicas if r.has(adapter)), contract)
-        preference = [address for address in rendezvous(head, ready) if address not in passed_over]
+    def _choose(self, generation: Generation, passed_over: set[str]) -> DecoderReplica | None:
+        adapter = generation.request.adapter
+        ready = under((r for r in self._replicas if r.has(adapter)), generation.contract)
+        preferred = rendezvous(generation.head, ready)
+        preference = [address for address in preferred if address not in passed_over]
         if not preference:
             return None
         load = {address: replica.outstanding for address, replica in ready.items()}
         return ready[with_bounded_load(preference, load)]
+
+
+def _generate_request(generation: Generation) -> decoder_pb2.GenerateRequest:
+    request, prompt = generation.request, generation.prompt
+    return decoder_pb2.GenerateRequest(
+        prompt_token_ids=prompt.token_ids,
+        images=[
+            decoder_pb2.PromptImage(
+                key=key_to_proto(key),
+                offset=placed.offset,
+                rows=placed.rows,
+                cols=placed.cols,
+                encoder=generation.located[key].encoder,
+            )
+            for key, placed in zip(generation.keys, prompt.images, strict=True)
+        ],
+        sampling=sampling_to_proto(request.sampling),
+        cache_salt=request.tenant.name,
+        priority=request.priority,
+        adapter=request.adapter,
+    )
+
+
+def _delta(response: decoder_pb2.GenerateResponse) -> Delta:
+    choice = response.delta
+    # Every token passes here, and few have more than these.
+    delta = Delta(
+        choice.index, choice.text, choice.token_ids, FINISH_REASONS.get(choice.finish_reason)
+    )
+    if choice.logprobs or response.prompt_logprobs or response.HasField("queue"):
+        return replace(
+            delta,
+            logprobs=tuple(map(logprobs.from_proto, choice.logprobs)),
+            prompt_logprobs=tuple(map(logprobs.from_proto, response.prompt_logprobs)),
+            cached_tokens=response.cached_tokens,
+            queue=response.queue.ToNanoseconds() / 1e9,
+        )
+    return delta
+
+
+def _missing(error: ServingError, images: int) -> list[int]:
+    """Indexes of the images whose embeddings a decoder could not get."""
+    named = error.metadata.get("images", "").split(",")
+    indexes = [int(index) for index in named if index.isdecimal()]
+    if not indexes or max(indexes) >= images:
+        raise RuntimeError("a decoder misses images that it was not given")
+    return indexes
 
 
 def _refusal(error: grpc.aio.AioRpcError) -> ServingError:
@@ -142,11 +239,6 @@ def _is_gone(refusal: ServingError) -> bool:
     # A replica restarted with other weights refuses the keys, and with other adapters the name.
     is_other = refusal.code is grpc.StatusCode.FAILED_PRECONDITION
     return refusal.code in GONE or (is_other and refusal.reason != EMBEDDING_MISSING)
-
-
-def _is_for_the_caller(refusal: ServingError) -> bool:
-    # Whatever else a continuation is refused for, it is nothing that the client has asked for.
-    return isinstance(refusal, DeadlineExceeded) or refusal.reason == EMBEDDING_MISSING
 
 
 def _gone(message: str) -> ServingError:

@@ -1,10 +1,13 @@
-"""How far an answer has come, and whether another decoder can go on with it."""
+"""How far a completion has come, and whether another decoder can go on with it."""
 
-from pixtral.internal.v1 import decoder_pb2
-from pixtral.v1 import chat_pb2
+from dataclasses import fields
+from typing import Final
 
-# What picks the next token by nothing but the tokens before it, wherever the prompt ends.
-STATELESS = frozenset(
+from pixtral_core.generation.sampling import Sampling
+from pixtral_gateway.request import Delta
+
+# They choose the next token by the tokens before it alone, wherever the prompt ends.
+STATELESS: Final = frozenset(
     {
         "max_tokens",
         "min_tokens",
@@ -20,61 +23,66 @@ STATELESS = frozenset(
         "allowed_token_ids",
     }
 )
-# The same, where they have these values.
-IDLE = {"n": 1, "seed": -1, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+# The others, with values that change nothing.
+IDLE: Final = {"seed": -1, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+_DEFAULTS: Final = Sampling()
 
 
-def answers_of(sampling: chat_pb2.SamplingParams) -> int:
-    """What a request takes of every limit: each of its answers runs as a request of its own."""
-    return sampling.n or 1
+def can_be_continued(sampling: Sampling) -> bool:
+    """Whether another decoder can go on with a completion as the one that began it would have.
 
-
-def can_be_continued(sampling: chat_pb2.SamplingParams) -> bool:
-    """Whether another decoder can go on with an answer as the one that began it would have.
-
-    Not where the next token depends on what lies in the engine alone: the state of a grammar, of a
-    seeded generator, or which tokens are the answer's own, for penalties that count these.
+    It cannot where the next token depends on state that the engine alone has: of a grammar, of a
+    seeded generator, or of penalties, which count the completion's own tokens.
     """
-    is_greedy = sampling.HasField("temperature") and sampling.temperature == 0
+    is_greedy = sampling.temperature == 0
     return all(
-        field.name in STATELESS
-        or (field.name == "seed" and is_greedy)
-        or (field.name in IDLE and IDLE[field.name] == value)
-        for field, value in sampling.ListFields()
+        name in STATELESS
+        or (name == "seed" and is_greedy)
+        or (name in IDLE and IDLE[name] == value)
+        for name, value in _given(sampling)
     )
 
 
 class Progress:
-    """What has been streamed of the answers to a request, over all decoders that it was sent to.
+    """What has been streamed of a request's choices, by all decoders that it was sent to.
 
-    Attributes:
-        has_begun: the client has some of it.
+    `made` are token ids that the next decoder goes on from. `has_begun`: the client has some of it.
     """
 
-    __slots__ = ("_can_be_continued", "_made", "_request", "_unfinished", "has_begun")
+    __slots__ = ("_can_be_continued", "_new", "_unfinished", "has_begun", "made")
 
-    def __init__(self, request: decoder_pb2.GenerateRequest) -> None:
-        self.has_begun = bool(request.generated_token_ids)
-        self._request = request
-        self._can_be_continued = can_be_continued(request.sampling)
-        self._unfinished = answers_of(request.sampling)
-        self._made: list[int] = []
+    def __init__(self, sampling: Sampling) -> None:
+        self.has_begun = False
+        self.made: list[int] = []
+        self._can_be_continued = can_be_continued(sampling)
+        self._unfinished = sampling.n
+        self._new: list[int] = []
 
     @property
     def is_whole(self) -> bool:
         return not self._unfinished
 
-    def add(self, delta: chat_pb2.Choice) -> None:
+    def add(self, delta: Delta) -> None:
         self.has_begun = True
         if self._can_be_continued:
-            self._made.extend(delta.token_ids)
+            self._new.extend(delta.token_ids)
         if delta.finish_reason:
             self._unfinished -= 1
 
     def resume(self) -> bool:
-        """Has the request ask for what is missing; False where nobody else can give it."""
+        """Whether another decoder can make what is missing; if so, `made` is complete."""
         if self.has_begun and not self._can_be_continued:
             return False
-        self._request.generated_token_ids.extend(self._made)
-        self._made.clear()
+        self.made.extend(self._new)
+        self._new.clear()
         return True
+
+
+def _given(sampling: Sampling) -> list[tuple[str, object]]:
+    """The parameters that a request sets."""
+    names = (each.name for each in fields(Sampling))
+    return [
+        (name, value)
+        for name in names
+        if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)
+    ]

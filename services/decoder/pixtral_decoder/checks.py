@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_decoder.request import Prompt
-from pixtral_decoder.sampling import Sampling, Structure, StructuredOutput
 
 MAX_REQUEST_ID = 128
 MAX_STOPS = 64

@@ -61,10 +61,22 @@ class Decoder:
             raise Overloaded("the decoder's queue is full")
         self.admitted += answers
         ADMITTED.inc(answers)
+        stream = _StreamRecord()
         try:
-            async with aclosing(self._run(prompt)) as deltas:
-                async for delta in deltas:
-                    yield delta
+            # The engine may drop an image after it was asked for it: then all are sent again.
+            for resend in (False, True):
+                embeddings = await self._embeddings(prompt.images, skip_held=not resend)
+                stream.begin()
+                generated = self._engine.generate(prompt, embeddings, resend=resend)
+                try:
+                    async with aclosing(generated) as deltas:
+                        async for delta in deltas:
+                            stream.add(delta)
+                            yield delta
+                    break
+                except ImagesNotHeld:
+                    if resend:
+                        raise
         except SamplingRefused as refused:
             raise InvalidRequest(
                 refused.field, "a value is not one that the engine takes"
@@ -72,45 +84,12 @@ class Decoder:
         except EngineDead:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None
         finally:
+            stream.end()
             self.admitted -= answers
             ADMITTED.dec(answers)
 
     async def close(self) -> None:
         await self._source.close()
-
-    async def _run(self, prompt: Prompt) -> AsyncGenerator[Delta]:
-        embeddings = await self._embeddings(prompt.images, skip_held=True)
-        try:
-            async with aclosing(self._stream(prompt, embeddings, resend=False)) as deltas:
-                async for delta in deltas:
-                    yield delta
-            return
-        except ImagesNotHeld:
-            # Dropped by the engine since it was asked; rare, and before the first delta.
-            pass
-        embeddings = await self._embeddings(prompt.images, skip_held=False)
-        async with aclosing(self._stream(prompt, embeddings, resend=True)) as deltas:
-            async for delta in deltas:
-                yield delta
-
-    async def _stream(
-        self, prompt: Prompt, embeddings: Sequence[ImageEmbedding | None], *, resend: bool
-    ) -> AsyncGenerator[Delta]:
-        """The engine's deltas; the current call is told how long it took for them."""
-        began, first, tokens = time.monotonic(), None, 0
-        try:
-            stream = self._engine.generate(prompt, embeddings, resend=resend)
-            async with aclosing(stream) as deltas:
-                async for delta in deltas:
-                    if first is None:
-                        first = time.monotonic()
-                        _tell_first(delta, began, first)
-                    tokens += len(delta.token_ids)
-                    yield delta
-        finally:
-            if first is not None:
-                note(completion_tokens=tokens)
-                current_span().part("stream", first, time.monotonic(), completion_tokens=tokens)
 
     async def _embeddings(
         self, images: Sequence[ImagePlace], *, skip_held: bool
@@ -123,7 +102,7 @@ class Decoder:
             check_fits(index, image.grid, embedding.grid)
             return embedding
 
-        # All are waited for: whoever encodes what is missing wants to know of everything at once.
+        # All are awaited: the gateway then has every missing image encoded at once.
         results = await asyncio.gather(
             *(one(index, image) for index, image in enumerate(images)), return_exceptions=True
         )
@@ -151,9 +130,34 @@ class Decoder:
             )
 
 
-def _tell_first(delta: Delta, began: float, now: float) -> None:
-    first_token()
-    note(cached_tokens=delta.cached_tokens, queue_seconds=delta.queue_seconds)
-    scheduled = min(began + delta.queue_seconds, now)
-    current_span().part("queue", began, scheduled)
-    current_span().part("prefill", scheduled, now, cached_tokens=delta.cached_tokens)
+class _StreamRecord:
+    """Puts the times and tokens of one stream into the request's log line and span."""
+
+    __slots__ = ("_began", "_first", "_tokens")
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._first: float | None = None
+        self._tokens = 0
+
+    def begin(self) -> None:
+        self._began = time.monotonic()
+
+    def add(self, delta: Delta) -> None:
+        self._tokens += len(delta.token_ids)
+        if self._first is None:
+            self._first = time.monotonic()
+            self._record_first(delta, self._first)
+
+    def end(self) -> None:
+        if self._first is not None:
+            note(completion_tokens=self._tokens)
+            span = current_span()
+            span.part("stream", self._first, time.monotonic(), completion_tokens=self._tokens)
+
+    def _record_first(self, delta: Delta, now: float) -> None:
+        first_token()
+        note(cached_tokens=delta.cached_tokens, queue_seconds=delta.queue_seconds)
+        scheduled = min(self._began + delta.queue_seconds, now)
+        current_span().part("queue", self._began, scheduled)
+        current_span().part("prefill", scheduled, now, cached_tokens=delta.cached_tokens)

@@ -13,12 +13,11 @@ from pixtral.v1 import chat_pb2
 from pixtral_core.cache.embedding_key import BadKey, from_proto
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.generation import logprobs, sampling
 from pixtral_core.model.vision_spec import Grid
 from pixtral_decoder.decoder import Decoder
 from pixtral_decoder.engine.engine import Delta, FinishReason
-from pixtral_decoder.engine.logprobs import Logprob, TokenLogprobs
 from pixtral_decoder.request import ImagePlace, Prompt
-from pixtral_decoder.sampling import Sampling, Structure, StructuredOutput
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -87,7 +86,7 @@ def _prompt(request: decoder_pb2.GenerateRequest) -> Prompt:
         request_id=request.request_id,
         token_ids=list(request.prompt_token_ids),
         images=tuple(_image(index, image) for index, image in enumerate(request.images)),
-        sampling=_sampling(request.sampling),
+        sampling=sampling.from_proto(request.sampling),
         cache_salt=request.cache_salt or None,
         generated=tuple(request.generated_token_ids),
         priority=request.priority,
@@ -104,32 +103,6 @@ def _image(index: int, image: decoder_pb2.PromptImage) -> ImagePlace:
     return ImagePlace(key, image.offset, Grid(image.rows, image.cols), image.encoder)
 
 
-def _sampling(sampling: chat_pb2.SamplingParams) -> Sampling:
-    given = {field.name: value for field, value in sampling.ListFields()}
-    for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
-        if name in given:
-            given[name] = tuple(given[name])
-    if sampling.logit_bias:
-        given["logit_bias"] = dict(sampling.logit_bias)
-    if sampling.HasField("structured_output"):
-        given["structured_output"] = _structured_output(sampling.structured_output)
-    return Sampling(**given)
-
-
-def _structured_output(wanted: chat_pb2.StructuredOutput) -> StructuredOutput:
-    name = wanted.WhichOneof("constraint")
-    match name:
-        case None:
-            raise InvalidRequest("sampling.structured_output", "must have one of its fields")
-        case "choice":
-            return StructuredOutput(Structure.CHOICE, tuple(wanted.choice.values))
-        case "json_object":
-            return StructuredOutput(Structure.JSON_OBJECT)
-        case _:
-            values = (getattr(wanted, name),)
-            return StructuredOutput(Structure(name), values, wanted.disable_any_whitespace)
-
-
 def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
     response = decoder_pb2.GenerateResponse(
         delta=chat_pb2.Choice(
@@ -142,20 +115,7 @@ def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
     if delta.index:
         response.delta.index = delta.index
     if delta.logprobs:
-        response.delta.logprobs.extend(map(_logprobs, delta.logprobs))
+        response.delta.logprobs.extend(map(logprobs.to_proto, delta.logprobs))
     if delta.prompt_logprobs:
-        response.prompt_logprobs.extend(map(_logprobs, delta.prompt_logprobs))
+        response.prompt_logprobs.extend(map(logprobs.to_proto, delta.prompt_logprobs))
     return response
-
-
-def _logprobs(position: TokenLogprobs) -> chat_pb2.TokenLogprobs:
-    return chat_pb2.TokenLogprobs(
-        chosen=None if position.chosen is None else _logprob(position.chosen),
-        top=[_logprob(each) for each in position.top],
-    )
-
-
-def _logprob(each: Logprob) -> chat_pb2.Logprob:
-    return chat_pb2.Logprob(
-        token_id=each.token_id, text=each.text, logprob=each.logprob, rank=each.rank
-    )

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pixtral_core.cache.embedding_key import EmbeddingKey
+from pixtral_core.generation.sampling import Sampling
 from pixtral_core.model.vision_spec import Grid
-from pixtral_decoder.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from pixtral.internal.v1 import decoder_pb2
+from pixtral_core.generation.sampling import Sampling
 from pixtral_decoder.request import Prompt
-from pixtral_decoder.sampling import Sampling
 from tests.decoder.engine.test_engine import BOS, END_INST, INST, Served, request_of, serving
 from tests.decoder.lora import write_adapter
 from tests.support.redis_server import RedisServer

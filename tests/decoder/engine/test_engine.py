@@ -24,6 +24,7 @@ from pixtral.v1 import chat_pb2
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.errors import ServingError, from_rpc_error
+from pixtral_core.generation.sampling import Sampling
 from pixtral_core.model.fingerprint import fingerprint
 from pixtral_core.model.vision_spec import Grid
 from pixtral_core.server.channel import open_channel
@@ -31,7 +32,6 @@ from pixtral_core.server.process import running
 from pixtral_decoder.engine.engine import DecoderEngine, ImagesNotHeld
 from pixtral_decoder.process import DecoderTier
 from pixtral_decoder.request import Prompt
-from pixtral_decoder.sampling import Sampling
 from pixtral_decoder.settings import DecoderSettings
 from tests.decoder.fuzz import fuzz, fuzzer_of
 from tests.decoder.prompts import prompt_of, store

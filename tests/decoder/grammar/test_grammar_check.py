@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import xgrammar
 
-from pixtral_decoder.sampling import Sampling, Structure, StructuredOutput
+from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 
 with warnings.catch_warnings():
     # vLLM's own, at import.

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from pixtral_core.generation.sampling import Sampling
 from pixtral_decoder.request import Prompt
-from pixtral_decoder.sampling import Sampling
 from pixtral_decoder.vllm_hooks.continuation import OFFLOAD_TOKENS, Continuation, NotContinued
 
 with warnings.catch_warnings():

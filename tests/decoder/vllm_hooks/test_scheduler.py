@@ -14,10 +14,10 @@ import pytest
 import pytest_asyncio
 import torch
 
+from pixtral_core.generation.sampling import Sampling
 from pixtral_decoder.engine.engine import DecoderEngine
 from pixtral_decoder.engine.engine_args import EngineOptions, engine_args
 from pixtral_decoder.request import Prompt
-from pixtral_decoder.sampling import Sampling
 from tests.decoder.prompts import text
 from tests.decoder.steps_seen import SCHEDULER, STEPS_SEEN
 from tests.support.reference import Reference

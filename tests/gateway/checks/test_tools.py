@@ -7,9 +7,8 @@ import pytest
 
 from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest
+from pixtral_gateway.api.grpc.from_proto import read_conversation, read_tools
 from pixtral_gateway.checks.conversation import Conversation, Role
-from pixtral_gateway.checks.tools import read_tools, whole_calls
-from pixtral_gateway.checks.validation import read_conversation
 from tests.support.gateway_pictures import (
     assistant,
     calls,
@@ -184,16 +183,3 @@ def test_bad_exchanges_name_their_field(messages: list[chat_pb2.Message], field:
     with pytest.raises(InvalidRequest) as refused:
         read(*messages)
     assert refused.value.violations[0][0] == field
-
-
-def test_deltas_add_up_to_calls() -> None:
-    pieces = [
-        chat_pb2.ToolCall(index=0, id="a", name="look", arguments="{"),
-        chat_pb2.ToolCall(index=0, arguments='"a": 1'),
-        chat_pb2.ToolCall(index=0, arguments="}"),
-        chat_pb2.ToolCall(index=1, id="b", name="go", arguments="{}"),
-    ]
-    assert whole_calls(pieces) == [
-        chat_pb2.ToolCall(index=0, id="a", name="look", arguments='{"a": 1}'),
-        chat_pb2.ToolCall(index=1, id="b", name="go", arguments="{}"),
-    ]

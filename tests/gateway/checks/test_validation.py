@@ -6,6 +6,8 @@ import pytest
 
 from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest, NotFound
+from pixtral_core.generation.sampling import Sampling, from_proto
+from pixtral_gateway.api.grpc.from_proto import read_conversation
 from pixtral_gateway.checks.conversation import ImageSource, Role
 from pixtral_gateway.checks.validation import (
     MAX_PROMPT_LOGPROBS,
@@ -13,7 +15,6 @@ from pixtral_gateway.checks.validation import (
     check_characters,
     check_length,
     check_sampling,
-    read_conversation,
 )
 from tests.support.gateway_pictures import (
     assistant,
@@ -170,7 +171,7 @@ def test_sampling_out_of_range_names_its_field(
     sampling: chat_pb2.SamplingParams, field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        check_sampling(sampling, vocabulary_size=100)
+        check_sampling(from_proto(sampling), vocabulary_size=100)
 
     assert field_of(refused) == field
 
@@ -210,7 +211,7 @@ def test_structured_output_that_cannot_be_names_its_field(
     structure: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        check_sampling(structured(structure), vocabulary_size=100)
+        check_sampling(from_proto(structured(structure)), vocabulary_size=100)
 
     assert field_of(refused) == f"sampling.structured_output{field}"
 
@@ -223,7 +224,7 @@ def test_what_could_forbid_all_of_a_structure_is_refused(other: dict[str, Any]) 
     sampling = structured({"json_schema": SCHEMA}, **other)
 
     with pytest.raises(InvalidRequest) as refused:
-        check_sampling(sampling, vocabulary_size=100)
+        check_sampling(from_proto(sampling), vocabulary_size=100)
 
     assert field_of(refused) == f"sampling.{next(iter(other))}"
 
@@ -246,20 +247,20 @@ def test_what_could_forbid_all_of_a_structure_is_refused(other: dict[str, Any]) 
     ],
 )
 def test_sampling_within_range_passes(sampling: chat_pb2.SamplingParams) -> None:
-    check_sampling(sampling, vocabulary_size=100)
+    check_sampling(from_proto(sampling), vocabulary_size=100)
 
 
 @pytest.mark.parametrize("tokens", [100, 101])
 def test_prompt_that_leaves_no_room_is_too_long(tokens: int) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        check_length(tokens, chat_pb2.SamplingParams(), context_length=100)
+        check_length(tokens, Sampling(), context_length=100)
 
     assert field_of(refused) == "messages"
     assert refused.value.reason == "PROMPT_TOO_LONG"
 
 
 def test_more_prompt_logprobs_than_are_told_are_refused() -> None:
-    sampling = chat_pb2.SamplingParams(prompt_logprobs=3)
+    sampling = Sampling(prompt_logprobs=3)
     check_length(MAX_PROMPT_LOGPROBS // 4, sampling, context_length=1 << 20)
     with pytest.raises(InvalidRequest) as refused:
         check_length(MAX_PROMPT_LOGPROBS // 4 + 1, sampling, context_length=1 << 20)
@@ -267,12 +268,16 @@ def test_more_prompt_logprobs_than_are_told_are_refused() -> None:
     assert field_of(refused) == "sampling.prompt_logprobs"
 
 
-@pytest.mark.parametrize("field", ["max_tokens", "min_tokens"])
-def test_answer_that_does_not_fit_names_its_field(field: str) -> None:
-    fits, exceeds = chat_pb2.SamplingParams(), chat_pb2.SamplingParams()
-    setattr(fits, field, 10)
-    setattr(exceeds, field, 11)
-
+@pytest.mark.parametrize(
+    ("fits", "exceeds", "field"),
+    [
+        (Sampling(max_tokens=10), Sampling(max_tokens=11), "max_tokens"),
+        (Sampling(min_tokens=10), Sampling(min_tokens=11), "min_tokens"),
+    ],
+)
+def test_answer_that_does_not_fit_names_its_field(
+    fits: Sampling, exceeds: Sampling, field: str
+) -> None:
     check_length(90, fits, context_length=100)
     with pytest.raises(InvalidRequest) as refused:
         check_length(90, exceeds, context_length=100)

@@ -11,7 +11,7 @@ from pixtral.v1 import chat_pb2
 from pixtral_core.concurrency.deadline import Deadline
 from pixtral_core.errors import FailedPrecondition, InvalidRequest, NotFound, ServingError
 from pixtral_core.model.vision_spec import VisionSpec
-from pixtral_gateway.checks.validation import read_conversation
+from pixtral_gateway.api.grpc.from_proto import read_conversation
 from pixtral_gateway.images.named_images import ImageName
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.tenancy.tenants import Budget, Tenant
@@ -243,7 +243,7 @@ async def test_tokens_of_an_image_by_name_need_its_size_alone(
     tenant = Tenant(SCOPE)
 
     counts = [
-        await gateway.completions.count(
+        await gateway.pipeline.count(
             read_conversation([user(part, QUESTION)], max_images=1), tenant
         )
         for part in (image(CAT), named(CAT))

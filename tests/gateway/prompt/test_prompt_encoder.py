@@ -23,8 +23,7 @@ from PIL import ImageFile
 from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
-from pixtral_gateway.checks.tools import read_tools
-from pixtral_gateway.checks.validation import read_conversation
+from pixtral_gateway.api.grpc.from_proto import read_conversation, read_tools
 from pixtral_gateway.images.image_reader import ImageReader
 from pixtral_gateway.prompt.prompt_encoder import Prompt, PromptEncoder
 from tests.support.gateway_pictures import (

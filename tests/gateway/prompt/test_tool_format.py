@@ -2,21 +2,21 @@
 
 import itertools
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_core.model.vision_spec import VisionSpec, read_params
 from pixtral_gateway.checks.conversation import Tool, Tools
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.prompt.tool_format import MarkedText, ToolFormat
 from pixtral_gateway.prompt.tool_parser import Marker
-from pixtral_gateway.request import Finished
+from pixtral_gateway.request import Delta, FinishReason
 
 TREE = {
     "type": "object",
@@ -34,27 +34,20 @@ GO = Tool("go", "", {})
 WALK = Tool("walk", "", TREE)
 ALL = (LOOK, GO, WALK)
 
-STOP, LENGTH = chat_pb2.FINISH_REASON_STOP, chat_pb2.FINISH_REASON_LENGTH
-CALLED = chat_pb2.FINISH_REASON_TOOL_CALLS
+STOP, LENGTH, CALLED = FinishReason.STOP, FinishReason.LENGTH, FinishReason.TOOL_CALLS
 CALLS, ARGS = 9, 32
 
 
-def choice(text: str, *token_ids: int, finish: Any = 0, index: int = 0) -> chat_pb2.Choice:
-    return chat_pb2.Choice(text=text, token_ids=token_ids, finish_reason=finish, index=index)
+def choice(text: str, *token_ids: int, finish: FinishReason | None = None, index: int = 0) -> Delta:
+    return Delta(index, text, token_ids, finish)
 
 
-async def told(
-    prompts: PromptEncoder, tools: Tools, *choices: chat_pb2.Choice
-) -> list[chat_pb2.Choice]:
-    async def events() -> AsyncGenerator[chat_pb2.Choice | Finished]:
-        for each in choices:
-            yield each
-
-    read = prompts.tools.read(events(), tools)
-    return [event async for event in read if not isinstance(event, Finished)]
+def told(prompts: PromptEncoder, tools: Tools, *deltas: Delta) -> list[Delta]:
+    reader = prompts.tools.reader(tools)
+    return [reader.read(delta) for delta in deltas]
 
 
-def said(choices: Sequence[chat_pb2.Choice]) -> tuple[str, list[tuple[str, str]]]:
+def said(choices: Sequence[Delta]) -> tuple[str, list[tuple[str, str]]]:
     calls: list[tuple[str, str]] = []
     for each in choices:
         for call in each.tool_calls:
@@ -71,26 +64,24 @@ async def test_a_call_is_known_by_its_token(prompts: PromptEncoder) -> None:
     called = list(await prompts.tokenize(text, bos=False))
     tools = Tools(ALL)
 
-    deltas = await told(
+    deltas = told(
         prompts, tools, choice("Well.", *words), choice("", CALLS), choice(text, *called),
         choice("", 2, finish=STOP),
     )  # fmt: skip
     assert said(deltas) == ("Well.", [("look", '{"at": "[TOOL_CALLS]"}')])
     assert [list(each.token_ids) for each in deltas] == [words, [CALLS], called, [2]]
-    assert [each.finish_reason for each in deltas] == [0, 0, 0, CALLED]
+    assert [each.finish_reason for each in deltas] == [None, None, None, CALLED]
 
     # All at once, and the text behind its tokens.
-    at_once = await told(
-        prompts, tools, choice(f"Well.{text}", *words, CALLS, *called, 2, finish=STOP)
-    )
+    at_once = told(prompts, tools, choice(f"Well.{text}", *words, CALLS, *called, 2, finish=STOP))
     assert said(at_once) == said(deltas)
-    late = await told(
+    late = told(
         prompts, tools, choice("We", *words), choice("ll.[{", CALLS, *called),
         choice(text[2:], 2, finish=STOP),
     )  # fmt: skip
     assert said(late) == said(deltas)
 
-    spelled = await told(prompts, tools, choice(f"[TOOL_CALLS]{text}", *called, finish=STOP))
+    spelled = told(prompts, tools, choice(f"[TOOL_CALLS]{text}", *called, finish=STOP))
     assert said(spelled) == (f"[TOOL_CALLS]{text}", [])
     assert spelled[-1].finish_reason == STOP
 
@@ -101,7 +92,7 @@ async def test_calls_by_name_are_known_by_their_tokens(v11_model_dir: Path) -> N
     first = list(await prompts.tokenize("look", bos=False))
     then = list(await prompts.tokenize(arguments, bos=False))
     ids = [CALLS, *first, ARGS, *then]
-    deltas = await told(
+    deltas = told(
         prompts, Tools(ALL), choice(f"look{arguments}", *ids),
         choice(f"look{arguments}", *ids, finish=STOP),
     )  # fmt: skip
@@ -110,9 +101,9 @@ async def test_calls_by_name_are_known_by_their_tokens(v11_model_dir: Path) -> N
     assert name not in deltas[0].text
 
 
-async def test_answers_are_read_apart(prompts: PromptEncoder) -> None:
+def test_answers_are_read_apart(prompts: PromptEncoder) -> None:
     text = '[{"name": "go", "arguments": {}}]'
-    deltas = await told(
+    deltas = told(
         prompts, Tools(ALL), choice("", CALLS), choice("", CALLS, index=1), choice(text[:9]),
         choice("no", index=1), choice(text[9:], finish=STOP), choice("", index=1, finish=STOP),
     )  # fmt: skip
@@ -121,50 +112,49 @@ async def test_answers_are_read_apart(prompts: PromptEncoder) -> None:
     assert [each.finish_reason for each in deltas[-2:]] == [CALLED, STOP]
 
 
-async def test_an_answer_that_is_cut_off_says_so(prompts: PromptEncoder) -> None:
+def test_an_answer_that_is_cut_off_says_so(prompts: PromptEncoder) -> None:
     text = '[{"name": "look", "arguments": {"at": "c'
-    deltas = await told(prompts, Tools(ALL), choice(text, CALLS, 1001, finish=LENGTH))
+    deltas = told(prompts, Tools(ALL), choice(text, CALLS, 1001, finish=LENGTH))
     assert said(deltas) == ("", [("look", '{"at": "c')])
     assert deltas[-1].finish_reason == LENGTH
     # One for each call, with all that is new of it.
     assert len(deltas[0].tool_calls) == 1
 
 
-async def test_only_the_first_call_is_told_where_one_is_wanted(prompts: PromptEncoder) -> None:
+def test_only_the_first_call_is_told_where_one_is_wanted(prompts: PromptEncoder) -> None:
     text = '[{"name": "look", "arguments": {"at": "a"}}, {"name": "go", "arguments": {}}]'
-    deltas = await told(prompts, Tools(ALL, is_single=True), choice(text, CALLS, 1001, finish=STOP))
+    deltas = told(prompts, Tools(ALL, is_single=True), choice(text, CALLS, 1001, finish=STOP))
     assert said(deltas) == ("", [("look", '{"at": "a"}')])
 
 
 @pytest.mark.parametrize("forced", [ALL, (GO,)], ids=["required", "named"])
-async def test_a_list_that_was_asked_for_is_read_without_its_token(
+def test_a_list_that_was_asked_for_is_read_without_its_token(
     prompts: PromptEncoder, forced: tuple[Tool, ...]
 ) -> None:
     text = '[{"name": "go", "arguments": {}}]'
     tools = Tools(ALL, forced, is_single=len(forced) == 1)
-    deltas = await told(prompts, tools, choice(text[:20], 1001), choice(text[20:], finish=STOP))
+    deltas = told(prompts, tools, choice(text[:20], 1001), choice(text[20:], finish=STOP))
     assert said(deltas) == ("", [("go", "{}")])
     assert deltas[-1].finish_reason == CALLED
 
 
-async def test_calls_by_name_that_were_asked_for(v11_model_dir: Path) -> None:
+def test_calls_by_name_that_were_asked_for(v11_model_dir: Path) -> None:
     prompts = load(v11_model_dir)
-    named = await told(prompts, Tools(ALL, (GO,), is_single=True), choice("{}", finish=STOP))
+    named = told(prompts, Tools(ALL, (GO,), is_single=True), choice("{}", finish=STOP))
     assert said(named) == ("", [("go", "{}")])
     text = 'go[ARGS]{}[TOOL_CALLS]look[ARGS]{"at": "a"}'
-    required = await told(prompts, Tools(ALL, ALL), choice(text, finish=STOP))
+    required = told(prompts, Tools(ALL, ALL), choice(text, finish=STOP))
     assert said(required) == ("", [("go", "{}"), ("look", '{"at": "a"}')])
 
 
-async def test_what_cannot_be_held_to_is_told_as_the_tools(prompts: PromptEncoder) -> None:
-    async def refuse() -> AsyncGenerator[chat_pb2.Choice | Finished]:
-        raise InvalidRequest("sampling.structured_output.json_schema", "no")
-        yield
+def test_a_schema_that_nothing_can_follow_is_an_error_of_the_tools(prompts: PromptEncoder) -> None:
+    refused = InvalidRequest("sampling.structured_output.json_schema", "no")
+    other = InvalidRequest("sampling.n", "no")
 
-    with pytest.raises(InvalidRequest) as refused:
-        async for _ in prompts.tools.read(refuse(), Tools(ALL, ALL)):
-            pass
-    assert refused.value.violations[0][0] == "tools"
+    forced, offered = (prompts.tools.reader(Tools(ALL, tools)) for tools in (ALL, ()))
+    assert forced.error(refused).violations[0][0] == "tools"
+    assert forced.error(other) is other
+    assert offered.error(refused) is refused
 
 
 GOOD: list[list[Any]] = [
@@ -184,51 +174,58 @@ BAD: list[list[Any]] = [
 ]
 
 
+def constraint(sampling: Sampling, structure: Structure) -> str:
+    assert sampling.structured_output is not None
+    assert sampling.structured_output.structure is structure
+    (text,) = sampling.structured_output.values
+    return text
+
+
 def test_a_list_is_held_to_every_tools_schema(prompts: PromptEncoder) -> None:
-    given = chat_pb2.SamplingParams(temperature=0, n=2)
-    held = prompts.tools.hold(Tools(ALL, ALL), given)
-    assert not given.HasField("structured_output")
+    given = Sampling(temperature=0, n=2)
+    held = prompts.tools.constrain(Tools(ALL, ALL), given)
     assert (held.temperature, held.n) == (0, 2)
-    schema = json.loads(held.structured_output.json_schema)
+    schema = json.loads(constraint(held, Structure.JSON_SCHEMA))
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     assert [validator.is_valid(calls) for calls in GOOD] == [True] * len(GOOD)
     assert [validator.is_valid(calls) for calls in BAD] == [False] * len(BAD)
 
-    single = prompts.tools.hold(Tools(ALL, ALL, is_single=True), given).structured_output
-    one = jsonschema.Draft202012Validator(json.loads(single.json_schema))
+    single = prompts.tools.constrain(Tools(ALL, ALL, is_single=True), given)
+    one = jsonschema.Draft202012Validator(json.loads(constraint(single, Structure.JSON_SCHEMA)))
     assert [one.is_valid(calls) for calls in GOOD] == [True, False, True, True]
 
 
 def test_arguments_of_a_name_are_held_to_its_schema(v11_model_dir: Path) -> None:
-    tools, given = load(v11_model_dir).tools, chat_pb2.SamplingParams()
-    named = tools.hold(Tools(ALL, (WALK,), is_single=True), given).structured_output
-    assert json.loads(named.json_schema) == TREE
-    nothing = tools.hold(Tools(ALL, (GO,), is_single=True), given).structured_output
-    assert json.loads(nothing.json_schema)["additionalProperties"] is False
-    assert tools.hold(Tools(ALL, ALL), given).structured_output.grammar.startswith("start:")
+    tools, given = load(v11_model_dir).tools, Sampling()
+    named = tools.constrain(Tools(ALL, (WALK,), is_single=True), given)
+    assert json.loads(constraint(named, Structure.JSON_SCHEMA)) == TREE
+    nothing = tools.constrain(Tools(ALL, (GO,), is_single=True), given)
+    assert json.loads(constraint(nothing, Structure.JSON_SCHEMA))["additionalProperties"] is False
+    any_of_them = tools.constrain(Tools(ALL, ALL), given)
+    assert constraint(any_of_them, Structure.GRAMMAR).startswith("start:")
 
 
 @pytest.mark.parametrize(
     ("sampling", "field"),
     [
         (
-            chat_pb2.SamplingParams(structured_output=chat_pb2.StructuredOutput(regex="a")),
+            Sampling(structured_output=StructuredOutput(Structure.REGEX, ("a",))),
             "sampling.structured_output",
         ),
-        (chat_pb2.SamplingParams(min_tokens=3), "sampling.min_tokens"),
-        (chat_pb2.SamplingParams(ignore_eos=True), "sampling.ignore_eos"),
-        (chat_pb2.SamplingParams(bad_words=["a"]), "sampling.bad_words"),
-        (chat_pb2.SamplingParams(allowed_token_ids=[1]), "sampling.allowed_token_ids"),
+        (Sampling(min_tokens=3), "sampling.min_tokens"),
+        (Sampling(ignore_eos=True), "sampling.ignore_eos"),
+        (Sampling(bad_words=("a",)), "sampling.bad_words"),
+        (Sampling(allowed_token_ids=(1,)), "sampling.allowed_token_ids"),
     ],
 )
 def test_what_could_forbid_a_call_is_refused(
-    prompts: PromptEncoder, sampling: chat_pb2.SamplingParams, field: str
+    prompts: PromptEncoder, sampling: Sampling, field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        prompts.tools.hold(Tools(ALL, ALL), sampling)
+        prompts.tools.constrain(Tools(ALL, ALL), sampling)
     assert refused.value.violations[0][0] == field
-    assert prompts.tools.hold(Tools(ALL), sampling) == sampling
+    assert prompts.tools.constrain(Tools(ALL), sampling) == sampling
 
 
 def test_spelled_tokens_are_taken_away_where_they_stood() -> None:

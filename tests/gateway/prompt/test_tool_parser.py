@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pixtral_gateway.prompt.tool_parser import CallReader, Marker, Piece, Reading
+from pixtral_gateway.prompt.tool_parser import CallReader, Marker, Reading
+from pixtral_gateway.request import ToolCallDelta
 
 Said = str | Marker
 Form = Callable[[CallReader], Reading]
@@ -188,16 +189,15 @@ def test_what_spells_the_marker_is_text() -> None:
 
 def test_a_call_is_told_as_it_comes() -> None:
     reader = CallReader(LISTED)
-    told: list[list[str | Piece]] = [
+    told: list[list[str | ToolCallDelta]] = [
         reader.add(said)
         for said in (CALLS, '[{"name": "look"', ', "arguments": ', '{"at": ', '"cat"}', "}]")
     ]
     assert [[type(each) for each in part] for part in told] == [
-        [], [], [], [Piece, Piece], [Piece], []
+        [], [], [], [ToolCallDelta, ToolCallDelta], [ToolCallDelta], []
     ]  # fmt: skip
-    assert [piece.arguments for part in told for piece in part if isinstance(piece, Piece)] == [
-        "", '{"at": ', '"cat"}'
-    ]  # fmt: skip
+    pieces = [piece for part in told for piece in part if isinstance(piece, ToolCallDelta)]
+    assert [piece.arguments for piece in pieces] == ["", '{"at": ', '"cat"}']
 
 
 def test_ids_are_mistrals_and_no_two_alike() -> None:

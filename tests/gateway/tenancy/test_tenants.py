@@ -211,7 +211,7 @@ async def test_a_tenant_has_caches_of_its_own(
     message = user(image(picture(40, 30)), text("What is this?"))
     for key in ("acme", "other", "acme"):
         asked = ask(message, tenant=tenants.of(f"Bearer key-of-{key}"))
-        async for _ in gateway.completions.stream(asked):
+        async for _ in gateway.pipeline.stream(asked):
             pass
     scopes = {call.scope for encoder in encoders for call in encoder.calls}
     assert scopes == {"acme", "other"}

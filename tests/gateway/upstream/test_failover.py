@@ -22,7 +22,7 @@ from pixtral_core.errors import (
 )
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
-from pixtral_gateway.request import Finished
+from pixtral_gateway.request import Delta, Event, Finished
 from pixtral_gateway.upstream import replica as replica_module
 from pixtral_gateway.upstream.ejection import CONSECUTIVE_FAILURES
 from pixtral_gateway.upstream.placement import rendezvous
@@ -87,11 +87,11 @@ def counted(result: str, tier: str = "decoder") -> float:
 
 
 async def told(gateway: Harness, sampling: chat_pb2.SamplingParams | None = None) -> Answer:
-    async with aclosing(gateway.completions.stream(ask(HELLO, sampling=sampling))) as events:
-        deltas = [event async for event in events]
-    finished = deltas.pop()
+    async with aclosing(gateway.pipeline.stream(ask(HELLO, sampling=sampling))) as events:
+        streamed = [event async for event in events]
+    finished = streamed.pop()
     assert isinstance(finished, Finished)
-    return Answer([d for d in deltas if isinstance(d, chat_pb2.Choice)], finished)
+    return Answer([event for event in streamed if isinstance(event, Delta)], finished)
 
 
 async def refusal(
@@ -234,7 +234,7 @@ async def test_all_decoders_dead_midway_is_unavailable_at_once(
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [tells(3, error=None)]
-    async with aclosing(gateway.completions.stream(ask(HELLO))) as events:
+    async with aclosing(gateway.pipeline.stream(ask(HELLO))) as events:
         await anext(events)
         await asyncio.gather(*(decoder.stop() for decoder in decoders))
         with pytest.raises(Unavailable) as refused:
@@ -381,8 +381,8 @@ async def test_decoder_that_comes_back_can_go_on_with_what_it_began(
     each(two, tells(2), goes_when_the_other_is_back, tells())
     async with gateway_of(spec, prompts, redis, encoders, two) as gateway:
 
-        async def read() -> list[chat_pb2.Choice | Finished]:
-            return [event async for event in gateway.completions.stream(ask(HELLO))]
+        async def read() -> list[Event]:
+            return [event async for event in gateway.pipeline.stream(ask(HELLO))]
 
         reading = asyncio.create_task(read())
         await eventually(lambda: all(decoder.calls for decoder in two))
@@ -392,7 +392,7 @@ async def test_decoder_that_comes_back_can_go_on_with_what_it_began(
         await eventually(lambda: replica.contract)
         is_back.set()
         pieces = await reading
-    assert "".join(p.text for p in pieces if isinstance(p, chat_pb2.Choice)) == TEXT
+    assert "".join(p.text for p in pieces if isinstance(p, Delta)) == TEXT
     assert [len(first.calls), len(second.calls)] == [2, 1]
 
 
@@ -546,7 +546,7 @@ async def test_decoder_whose_client_reads_nothing_does_not_hang(
     each(decoders, tells())
     async with (
         gateway_of(spec, prompts, redis, encoders, decoders, stall_seconds=3) as gateway,
-        aclosing(gateway.completions.stream(ask(HELLO))) as events,
+        aclosing(gateway.pipeline.stream(ask(HELLO))) as events,
     ):
         await anext(events)
         await looks.take(8)

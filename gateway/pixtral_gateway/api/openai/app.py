@@ -3,8 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 
 from starlette.requests import Request
@@ -16,6 +16,7 @@ from pixtral_core.errors import InvalidRequest, Unavailable
 from pixtral_core.server.grpc_interceptor import Gate
 from pixtral_core.telemetry.request_log import note
 from pixtral_core.telemetry.tracing import Tracer
+from pixtral_gateway.api.backend import Backend
 from pixtral_gateway.api.http.body import Bodies
 from pixtral_gateway.api.http.event_stream import EventStream
 from pixtral_gateway.api.http.host_check import check_host
@@ -27,20 +28,18 @@ from pixtral_gateway.api.openai.response_schema import ModelCard, ModelList, Tok
 from pixtral_gateway.api.playground.page import PATHS, Page
 from pixtral_gateway.checks.conversation import Conversation, Tools
 from pixtral_gateway.checks.validation import adapter_of, check_sampling
-from pixtral_gateway.pipeline import Completions
-from pixtral_gateway.request import Ask
+from pixtral_gateway.request import Request as CompletionRequest
 from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
-from pixtral_gateway.upstream.resume import answers_of
 
 _QUIET = frozenset({"/health", "/version", openapi.PATH, *PATHS})
 _CAPABILITIES = {"completion_chat": True, "function_calling": True, "vision": True}
 
 
 class OpenAiApi:
-    """`completions` is set once loaded; no request comes before."""
+    """`backend` is set once the checkpoint is loaded; the gate lets no request in before."""
 
-    completions: Completions
+    backend: Backend
 
     def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
         self._settings = settings
@@ -74,16 +73,17 @@ class OpenAiApi:
         arrival = time.monotonic()
         tenant = self._tenant(request)
         # Before its body, which may be large, is read.
-        self.completions.check_room(tenant)
+        self.backend.admission.check(tenant)
         seconds = self._settings.request_timeout_seconds
         asked = await self._bodies.read(request, ChatRequest, Deadline(arrival + seconds))
         asked.check_served()
-        conversation = self._conversation(asked.model, asked.messages, asked.called_tools())
+        adapter = self._adapter(asked.model)
+        conversation = self._conversation(asked.messages, asked.called_tools())
         sampling = asked.sampling()
-        with _told_as_asked(asked):
-            check_sampling(sampling, vocabulary_size=self.completions.vocabulary_size)
+        with asked.own_names():
+            check_sampling(sampling, vocabulary_size=self.backend.vocabulary_size)
         model = asked.model or self._model
-        ask = Ask.begin(
+        begun = CompletionRequest.begin(
             f"chatcmpl-{uuid.uuid4().hex}",
             self._model,
             tenant,
@@ -91,23 +91,16 @@ class OpenAiApi:
             sampling,
             arrival=arrival,
             seconds=seconds,
-            adapter=self._adapter(asked.model),
+            adapter=adapter,
             priority=asked.priority or 0,
         )
-        events = _stream(self.completions, ask, asked)
+        events = self.backend.pipeline.stream(begun)
         if asked.stream:
-            return EventStream(
-                chat_response.chunks(
-                    events,
-                    ask.id,
-                    model,
-                    include_usage=asked.include_usage,
-                    so_far=ask.so_far if asked.continuous_usage else None,
-                )
-            )
+            return EventStream(chat_response.chunks(events, begun.id, model, asked))
         async with while_client_waits(request.receive):
-            answer = await chat_response.whole(events, ask.id, model, choices=answers_of(sampling))
-            if sampling.HasField("prompt_logprobs"):
+            with asked.own_names():
+                answer = await chat_response.whole(events, begun.id, model, choices=sampling.n)
+            if sampling.prompt_logprobs is not None:
                 # There may be megabytes of them.
                 return await asyncio.to_thread(JSONResponse, answer)
             return JSONResponse(answer)
@@ -119,7 +112,7 @@ class OpenAiApi:
         asked.check_served()
         async with while_client_waits(request.receive):
             tokens = await self._tokens(asked, tenant)
-            context_length = self.completions.context_length
+            context_length = self.backend.tiers.context_length
         answer: Tokens = {
             "count": len(tokens),
             "max_model_len": context_length,
@@ -130,7 +123,7 @@ class OpenAiApi:
 
     async def models(self, request: Request) -> JSONResponse:
         self._tenant(request)
-        names = (self._model, *self.completions.adapters)
+        names = (self._model, *self.backend.tiers.adapters)
         answer: ModelList = {"object": "list", "data": [self._card(name) for name in names]}
         return JSONResponse(answer)
 
@@ -140,7 +133,7 @@ class OpenAiApi:
         return JSONResponse(self._card(self._adapter(name) or self._model))
 
     def _adapter(self, model: str | None) -> str:
-        return adapter_of(model or "", self._model, self.completions.adapters)
+        return adapter_of(model or "", self._model, self.backend.tiers.adapters)
 
     def _tenant(self, request: Request) -> Tenant:
         if self._settings.is_for_this_machine:
@@ -150,25 +143,22 @@ class OpenAiApi:
         return tenant
 
     async def _tokens(self, asked: TokenizeRequest, tenant: Tenant) -> Sequence[int]:
+        self._adapter(asked.model)
         if asked.messages is not None:
-            conversation = self._conversation(asked.model, asked.messages, asked.called_tools())
-            return (await self.completions.count(conversation, tenant)).token_ids
+            conversation = self._conversation(asked.messages, asked.called_tools())
+            return (await self.backend.pipeline.count(conversation, tenant)).token_ids
         if asked.prompt is None:
             raise InvalidRequest("messages", "messages or a prompt is needed")
-        self._adapter(asked.model)
-        return await self.completions.tokenize(
+        return await self.backend.pipeline.tokenize(
             asked.prompt, tenant, bos=asked.add_special_tokens is not False
         )
 
-    def _conversation(
-        self, model: str | None, messages: Sequence[Message], tools: Tools
-    ) -> Conversation:
-        self._adapter(model)
+    def _conversation(self, messages: Sequence[Message], tools: Tools) -> Conversation:
         return to_conversation(
             messages,
             tools,
             max_images=self._settings.max_images,
-            context_length=self.completions.context_length,
+            context_length=self.backend.tiers.context_length,
         )
 
     def _card(self, name: str) -> ModelCard:
@@ -179,7 +169,7 @@ class OpenAiApi:
             "owned_by": "pixtral-serve",
             "root": name,
             "parent": self._model if name != self._model else None,
-            "max_model_len": self.completions.context_length,
+            "max_model_len": self.backend.tiers.context_length,
             "pixtral": {
                 "max_images": self._settings.max_images,
                 "max_image_bytes": self._settings.max_image_bytes,
@@ -189,26 +179,6 @@ class OpenAiApi:
             "type": "base",
             "capabilities": _CAPABILITIES,
         }
-
-
-@contextmanager
-def _told_as_asked(asked: ChatRequest) -> Iterator[None]:
-    """Of several names for one thing, errors have the one that the client used."""
-    try:
-        yield
-    except InvalidRequest as error:
-        field, description = error.violations[0]
-        name = asked.name_of(field)
-        if name == field:
-            raise
-        raise InvalidRequest(name, description, error.reason) from None
-
-
-async def _stream(completions: Completions, ask: Ask, asked: ChatRequest) -> chat_response.Events:
-    with _told_as_asked(asked):
-        async with aclosing(completions.stream(ask)) as events:
-            async for event in events:
-                yield event
 
 
 async def version(request: Request) -> JSONResponse:

@@ -6,8 +6,10 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from pixtral.v1 import chat_pb2
+from pixtral_core.generation import logprobs
+from pixtral_gateway import request
 from pixtral_gateway.api.openai import tools
+from pixtral_gateway.api.openai.request_schema import ChatRequest
 from pixtral_gateway.api.openai.response_schema import (
     AssistantMessage,
     ChatCompletion,
@@ -23,27 +25,26 @@ from pixtral_gateway.api.openai.response_schema import (
     TokenLogprobs,
     Usage,
 )
-from pixtral_gateway.checks.tools import whole_calls
-from pixtral_gateway.request import Finished, SoFar
-from pixtral_gateway.request import Usage as Used
+from pixtral_gateway.request import Begun, Event, Finished, ToolCallDelta, whole_calls
 
-Events = AsyncGenerator[chat_pb2.Choice | Finished]
+Events = AsyncGenerator[Event]
 
 DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0
 
-_FINISH_REASONS: dict[int, FinishReason] = {
-    chat_pb2.FINISH_REASON_STOP: "stop",
-    chat_pb2.FINISH_REASON_LENGTH: "length",
-    chat_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+_FINISH_REASONS: dict[request.FinishReason | None, FinishReason | None] = {
+    None: None,
+    request.FinishReason.STOP: "stop",
+    request.FinishReason.LENGTH: "length",
+    request.FinishReason.TOOL_CALLS: "tool_calls",
 }
 
 
 async def whole(events: Events, completion_id: str, model: str, *, choices: int) -> ChatCompletion:
     """A `chat.completion`, once the last token of the last of so many choices is there."""
     texts: list[list[str]] = [[] for _ in range(choices)]
-    logprobs: list[list[TokenLogprobs]] = [[] for _ in range(choices)]
-    calls: list[list[chat_pb2.ToolCall]] = [[] for _ in range(choices)]
+    token_logprobs: list[list[TokenLogprobs]] = [[] for _ in range(choices)]
+    calls: list[list[ToolCallDelta]] = [[] for _ in range(choices)]
     finish_reasons: list[FinishReason | None] = [None] * choices
     ending: Ending | None = None
     async with aclosing(events):
@@ -51,19 +52,22 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
             if isinstance(event, Finished):
                 ending = _ending(event)
                 if event.prompt_logprobs:
-                    told = await asyncio.to_thread(_prompt_logprobs, event.prompt_logprobs)
-                    ending["prompt_logprobs"] = told
+                    ending["prompt_logprobs"] = await asyncio.to_thread(
+                        _prompt_logprobs, event.prompt_logprobs
+                    )
+                continue
+            if isinstance(event, Begun):
                 continue
             texts[event.index].append(event.text)
             calls[event.index].extend(event.tool_calls)
-            logprobs[event.index] += map(_token_logprobs, event.logprobs)
-            finish_reasons[event.index] = _FINISH_REASONS.get(event.finish_reason)
+            token_logprobs[event.index] += map(_token_logprobs, event.logprobs)
+            finish_reasons[event.index] = _FINISH_REASONS[event.finish_reason]
     assert ending is not None  # noqa: S101 - for mypy: no events are without an end
-    told_choices: list[Choice] = [
+    made: list[Choice] = [
         {
             "index": index,
             "message": _message("".join(texts[index]), calls[index]),
-            "logprobs": _logprobs(logprobs[index]),
+            "logprobs": _logprobs(token_logprobs[index]),
             "finish_reason": finish_reasons[index],
         }
         for index in range(choices)
@@ -73,7 +77,7 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
-        "choices": told_choices,
+        "choices": made,
         **ending,
     }
 
@@ -82,13 +86,12 @@ async def chunks(
     events: Events,
     completion_id: str,
     model: str,
-    *,
-    include_usage: bool,
-    so_far: SoFar | None = None,
+    asked: ChatRequest,
 ) -> AsyncGenerator[bytes]:
-    """Server-sent events, each a `chat.completion.chunk`; with usage, one more has no choices.
+    """Server-sent events, each a `chat.completion.chunk`.
 
-    With `so_far`, which the events' source fills in, each chunk has what its choice has used.
+    Where usage is asked for, one more chunk has it and no choices; where continuous usage is asked
+    for, each chunk has the usage of its choice until then.
     """
     heading: ChatCompletionChunk = {
         "id": completion_id,
@@ -98,36 +101,41 @@ async def chunks(
         "choices": [],
     }
     # As OpenAI has it: where usage is asked for, each chunk has the field.
-    if include_usage:
+    if asked.include_usage:
         heading["usage"] = None
-    made: dict[int, int] = {}
-    async with aclosing(events):
-        async for event in events:
-            if not isinstance(event, Finished):
+    prompt_tokens, made = 0, dict[int, int]()
+    with asked.own_names():
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Begun):
+                    prompt_tokens = event.prompt_tokens
+                    continue
+                if isinstance(event, Finished):
+                    if asked.include_usage:
+                        end = _ending(event)
+                        yield _event({**heading, "usage": end["usage"], "pixtral": end["pixtral"]})
+                    continue
                 opening = b""
                 if event.index not in made:
                     made[event.index] = 0
-                    if so_far is not None:
-                        heading["usage"] = _running(so_far, 0)
+                    if asked.continuous_usage:
+                        heading["usage"] = _running(prompt_tokens, 0)
                     first = _delta(event.index, {"role": "assistant", "content": ""})
                     opening = _event({**heading, "choices": [first]})
-                if so_far is not None:
+                if asked.continuous_usage:
                     made[event.index] += len(event.token_ids)
-                    heading["usage"] = _running(so_far, made[event.index])
+                    heading["usage"] = _running(prompt_tokens, made[event.index])
                 choice = _delta(
                     event.index,
-                    _said(event),
-                    _FINISH_REASONS.get(event.finish_reason),
+                    _content(event),
+                    _FINISH_REASONS[event.finish_reason],
                     _logprobs([_token_logprobs(each) for each in event.logprobs]),
                 )
                 yield opening + _event({**heading, "choices": [choice]})
-            elif include_usage:
-                end = _ending(event)
-                yield _event({**heading, "usage": end["usage"], "pixtral": end["pixtral"]})
     yield DONE
 
 
-def _message(text: str, pieces: list[chat_pb2.ToolCall]) -> AssistantMessage:
+def _message(text: str, pieces: list[ToolCallDelta]) -> AssistantMessage:
     message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
     if pieces:
         message["content"] = text or None
@@ -135,12 +143,12 @@ def _message(text: str, pieces: list[chat_pb2.ToolCall]) -> AssistantMessage:
     return message
 
 
-def _said(choice: chat_pb2.Choice) -> Delta:
-    if not choice.tool_calls:
-        return {"content": choice.text}
-    said: Delta = {"content": choice.text} if choice.text else {}
-    said["tool_calls"] = tools.deltas(choice.tool_calls)
-    return said
+def _content(delta: request.Delta) -> Delta:
+    if not delta.tool_calls:
+        return {"content": delta.text}
+    content: Delta = {"content": delta.text} if delta.text else {}
+    content["tool_calls"] = tools.deltas(delta.tool_calls)
+    return content
 
 
 def _delta(
@@ -156,11 +164,12 @@ def _logprobs(content: list[TokenLogprobs]) -> Logprobs | None:
     return {"content": content, "refusal": None} if content else None
 
 
-def _token_logprobs(token: chat_pb2.TokenLogprobs) -> TokenLogprobs:
+def _token_logprobs(token: logprobs.TokenLogprobs) -> TokenLogprobs:
+    assert token.chosen is not None  # noqa: S101 - for mypy: a completion's tokens were chosen
     return {**_logprob(token.chosen), "top_logprobs": [_logprob(each) for each in token.top]}
 
 
-def _logprob(token: chat_pb2.Logprob) -> Logprob:
+def _logprob(token: logprobs.Logprob) -> Logprob:
     return {
         "token": token.text,
         # JSON has no infinity; this is vLLM's own stand-in for it.
@@ -170,7 +179,7 @@ def _logprob(token: chat_pb2.Logprob) -> Logprob:
 
 
 def _prompt_logprobs(
-    positions: Sequence[chat_pb2.TokenLogprobs],
+    positions: Sequence[logprobs.TokenLogprobs],
 ) -> list[dict[str, PromptLogprob] | None]:
     """In vLLM's form: tokens by their ids, the prompt's own first; None for its first token."""
     return [
@@ -182,7 +191,7 @@ def _prompt_logprobs(
             }
             for token in (position.chosen, *position.top)
         }
-        if position.HasField("chosen")
+        if position.chosen is not None
         else None
         for position in positions
     ]
@@ -214,15 +223,15 @@ def _ending(finished: Finished) -> Ending:
     }
 
 
-def _running(so_far: SoFar, completion_tokens: int) -> Usage:
+def _running(prompt_tokens: int, completion_tokens: int) -> Usage:
     return {
-        "prompt_tokens": so_far.prompt_tokens,
+        "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
-        "total_tokens": so_far.prompt_tokens + completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
     }
 
 
-def _usage(usage: Used) -> Usage:
+def _usage(usage: request.Usage) -> Usage:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

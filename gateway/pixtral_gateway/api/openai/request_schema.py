@@ -2,6 +2,9 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,8 +18,8 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_gateway.api.openai.response_schema import Content, ToolCall
 from pixtral_gateway.api.openai.tools import CHOICE, ToolDefinition, to_tools
 from pixtral_gateway.checks.conversation import Role, Tools
@@ -222,8 +225,8 @@ class ChatRequest(_Request):
     def called_tools(self) -> Tools:
         return to_tools(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
 
-    def sampling(self) -> chat_pb2.SamplingParams:
-        """What is absent or null takes the model's own default."""
+    def sampling(self) -> Sampling:
+        """A parameter that is absent or null takes the model's own default."""
         values = {name: getattr(self, name) for name in _SAME}
         if self.max_completion_tokens is not None:
             values["max_tokens"] = self.max_completion_tokens
@@ -236,9 +239,23 @@ class ChatRequest(_Request):
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequest("prompt_logprobs", "not in a stream", "UNSUPPORTED_PARAMETER")
         values["structured_output"] = self._structured_output()
-        return chat_pb2.SamplingParams(
-            **{name: value for name, value in values.items() if value is not None}
-        )
+        given = {name: value for name, value in values.items() if value is not None}
+        for name, value in given.items():
+            if isinstance(value, list):
+                given[name] = tuple(value)
+        return Sampling(**given)
+
+    @contextmanager
+    def own_names(self) -> Iterator[None]:
+        """Errors of the block name a field as the client does, where it has several names."""
+        try:
+            yield
+        except InvalidRequest as error:
+            field, description = error.violations[0]
+            name = self.name_of(field)
+            if name == field:
+                raise
+            raise InvalidRequest(name, description, error.reason) from None
 
     def name_of(self, field: str) -> str:
         """What the client called a field of the sampling parameters."""
@@ -252,42 +269,44 @@ class ChatRequest(_Request):
             return field.replace(_STRUCTURED, "structured_outputs", 1)
         return field
 
-    def _structured_output(self) -> chat_pb2.StructuredOutput | None:
+    def _structured_output(self) -> StructuredOutput | None:
         found = [each for each in (self._of_format(), self._of_vllm()) if each is not None]
         if len(found) > 1:
             raise InvalidRequest("structured_outputs", "not together with response_format")
         return found[0] if found else None
 
-    def _of_format(self) -> chat_pb2.StructuredOutput | None:
+    def _of_format(self) -> StructuredOutput | None:
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return None
         if wanted.type == "json_object":
-            return chat_pb2.StructuredOutput(json_object=True)
+            return StructuredOutput(Structure.JSON_OBJECT)
         if wanted.json_schema is None:
             raise InvalidRequest("response_format.json_schema", "is needed")
-        return chat_pb2.StructuredOutput(json_schema=json.dumps(wanted.json_schema.schema_))
+        schema = json.dumps(wanted.json_schema.schema_)
+        return StructuredOutput(Structure.JSON_SCHEMA, (schema,))
 
-    def _of_vllm(self) -> chat_pb2.StructuredOutput | None:
+    def _of_vllm(self) -> StructuredOutput | None:
         wanted = self.structured_outputs
         if wanted is None:
             return None
         schema = wanted.json_
-        values: dict[str, Any] = {
-            "json_schema": json.dumps(schema) if isinstance(schema, dict) else schema,
-            "regex": wanted.regex,
-            "choice": None
-            if wanted.choice is None
-            else chat_pb2.StringChoices(values=wanted.choice),
-            "grammar": wanted.grammar,
-            "json_object": wanted.json_object or None,
-        }
-        given = {name: value for name, value in values.items() if value is not None}
+        given: dict[Structure, tuple[str, ...]] = {}
+        if schema is not None:
+            text = json.dumps(schema) if isinstance(schema, dict) else schema
+            given[Structure.JSON_SCHEMA] = (text,)
+        if wanted.regex is not None:
+            given[Structure.REGEX] = (wanted.regex,)
+        if wanted.choice is not None:
+            given[Structure.CHOICE] = tuple(wanted.choice)
+        if wanted.grammar is not None:
+            given[Structure.GRAMMAR] = (wanted.grammar,)
+        if wanted.json_object:
+            given[Structure.JSON_OBJECT] = ()
         if len(given) != 1:
             raise InvalidRequest("structured_outputs", "must have one of its fields")
-        return chat_pb2.StructuredOutput(
-            **given, disable_any_whitespace=bool(wanted.disable_any_whitespace)
-        )
+        ((structure, texts),) = given.items()
+        return StructuredOutput(structure, texts, bool(wanted.disable_any_whitespace))
 
 
 class TokenizeRequest(_Request):
@@ -303,11 +322,9 @@ class TokenizeRequest(_Request):
 
 
 _STRUCTURED = "sampling.structured_output"
-# Those that are the same here and in the proto.
+# Fields with the same name and meaning here and in Sampling.
 _SAME = tuple(
-    field.name
-    for field in chat_pb2.SamplingParams.DESCRIPTOR.fields
-    if field.name not in ("logprobs", "structured_output")
+    each.name for each in fields(Sampling) if each.name not in ("logprobs", "structured_output")
 )
 
 # What cannot be done yet, and the values beside null with which it is not asked for.

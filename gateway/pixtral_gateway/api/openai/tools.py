@@ -6,18 +6,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
-from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest
 from pixtral_gateway.api.openai.response_schema import Call, CallDelta
-from pixtral_gateway.checks.conversation import ToolCall, Tools
+from pixtral_gateway.checks.conversation import ToolCall, ToolChoice, Tools
 from pixtral_gateway.checks.tools import check_call, tools_of
+from pixtral_gateway.request import ToolCallDelta
 
 _MODES = {
-    "auto": chat_pb2.TOOL_CHOICE_MODE_AUTO,
-    "none": chat_pb2.TOOL_CHOICE_MODE_NONE,
-    "required": chat_pb2.TOOL_CHOICE_MODE_REQUIRED,
+    "auto": ToolChoice.AUTO,
+    "none": ToolChoice.NONE,
+    "required": ToolChoice.REQUIRED,
     # Mistral's name for it.
-    "any": chat_pb2.TOOL_CHOICE_MODE_REQUIRED,
+    "any": ToolChoice.REQUIRED,
 }
 
 # What `tool_choice` may be, as JSON Schema.
@@ -103,7 +103,7 @@ def to_call(call: Any, path: str) -> ToolCall:
     return found
 
 
-def whole(calls: Iterable[chat_pb2.ToolCall]) -> list[Call]:
+def whole(calls: Iterable[ToolCallDelta]) -> list[Call]:
     """The calls of a message."""
     return [
         {
@@ -115,7 +115,7 @@ def whole(calls: Iterable[chat_pb2.ToolCall]) -> list[Call]:
     ]
 
 
-def deltas(pieces: Iterable[chat_pb2.ToolCall]) -> list[CallDelta]:
+def deltas(pieces: Iterable[ToolCallDelta]) -> list[CallDelta]:
     """What is new of calls in a chunk."""
     return [
         {
@@ -131,14 +131,14 @@ def deltas(pieces: Iterable[chat_pb2.ToolCall]) -> list[CallDelta]:
     ]
 
 
-def _choice(choice: Any) -> tuple[chat_pb2.ToolChoiceMode.ValueType, str | None]:
+def _choice(choice: Any) -> tuple[ToolChoice, str | None]:
     match choice:
         case None:
-            return chat_pb2.TOOL_CHOICE_MODE_AUTO, None
+            return ToolChoice.AUTO, None
         case str() if choice in _MODES:
             return _MODES[choice], None
         case {"function": {"name": str(name)}}:
-            return chat_pb2.TOOL_CHOICE_MODE_REQUIRED, name
+            return ToolChoice.REQUIRED, name
         case _:
             raise InvalidRequest(
                 "tool_choice", "must be none, auto, required, or a function with its name"

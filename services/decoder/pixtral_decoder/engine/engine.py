@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_core.concurrency.daemon_threads import in_daemon_thread
+from pixtral_core.generation.logprobs import TokenLogprobs
+from pixtral_core.generation.sampling import Sampling
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.engine.engine_args import EngineOptions, engine_args
-from pixtral_decoder.engine.logprobs import TokenLogprobs, from_vllm, prompt_pieces
+from pixtral_decoder.engine.logprobs import from_vllm, prompt_pieces
 from pixtral_decoder.engine.lora_adapters import BadAdapter, check_adapter
 from pixtral_decoder.request import ImagePlace, Prompt
-from pixtral_decoder.sampling import Sampling
 from pixtral_decoder.vllm_hooks.continuation import Continuation, NotContinued
 from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE
 from pixtral_decoder.vllm_hooks.tensor_handover import Handover

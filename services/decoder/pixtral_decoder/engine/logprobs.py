@@ -1,35 +1,11 @@
-"""How likely the tokens of an answer, or of a prompt, were."""
+"""vLLM's log-probabilities as the project has them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from pixtral_core.generation.logprobs import Logprob, TokenLogprobs
 
-@dataclass(frozen=True, slots=True)
-class Logprob:
-    """A token that the model could pick; `text` is empty for a part of a character.
-
-    `rank` is among all tokens, from the likeliest, which is 1.
-    """
-
-    token_id: int
-    text: str
-    logprob: float
-    rank: int
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """A token, and the likeliest in its place, the likeliest first.
-
-    `chosen` is None for the first token of a prompt, which nothing comes before.
-    """
-
-    chosen: Logprob | None
-    top: tuple[Logprob, ...]
-
-
-# Of a prompt's tokens at once, so that other streams have their turn between.
+# A prompt's tokens are converted in pieces of this many: other streams take turns between them.
 PROMPT_PIECE = 256
 
 

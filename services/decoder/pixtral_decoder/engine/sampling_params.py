@@ -7,7 +7,7 @@ from typing import Any
 from vllm import exceptions
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-from pixtral_decoder.sampling import Sampling, Structure, StructuredOutput
+from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 
 # What a caller got wrong is a ValueError up to vLLM 0.26, and mostly not from 0.27 on.
 REFUSALS: tuple[type[Exception], ...] = (

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest, ServingError
+from pixtral_core.generation.sampling import Sampling
 from pixtral_gateway.api.http.body import _parse
 from pixtral_gateway.api.openai.messages import to_conversation
 from pixtral_gateway.api.openai.request_schema import _NOTHING, ChatRequest, TokenizeRequest
@@ -55,7 +55,7 @@ BODY = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6) | st.fixed_dic
 )
 
 
-def read(body: Any) -> tuple[Conversation, chat_pb2.SamplingParams]:
+def read(body: Any) -> tuple[Conversation, Sampling]:
     asked = _parse(ChatRequest, bytearray(json.dumps(body).encode()))
     asked.check_served()
     tools = asked.called_tools()

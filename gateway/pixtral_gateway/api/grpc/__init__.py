@@ -1,0 +1,1 @@
+"""The public gRPC API: `pixtral.v1.ChatService`."""
