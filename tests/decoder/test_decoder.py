@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import REGISTRY
 
+from pixtral.internal.v1 import decoder_pb2
 from pixtral_core.errors import FailedPrecondition, InvalidRequest, Overloaded, Unavailable
 from pixtral_core.model.vision_spec import Grid
 from pixtral_core.telemetry.request_log import Call
@@ -17,8 +18,10 @@ from pixtral_decoder.decoder import Decoder
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.embeddings.source import EmbeddingMissing
 from pixtral_decoder.engine.engine import Delta, EngineDead, FinishReason, ImagesNotHeld
+from pixtral_decoder.grpc_service import DecoderService
 from pixtral_decoder.request import ImagePlace, Prompt
 from tests.decoder.prompts import FINGERPRINT, GREEDY, SPEC, eventually, key_of, prompt_of, values
+from tests.support.generators import generators_of
 
 GRID = Grid(2, 3)
 LAST = Delta("b", (2,), FinishReason.LENGTH, 0, 0.0)
@@ -222,3 +225,20 @@ async def test_a_call_is_told_how_its_request_went(decoder: Decoder, engine: Eng
         "queue_seconds": 0.0,
         "completion_tokens": 2,
     }
+
+
+async def test_a_token_passes_three_generators(decoder: Decoder, engine: Engine) -> None:
+    service = DecoderService()
+    service.decoder = decoder
+    engine.gate.clear()
+    request = decoder_pb2.GenerateRequest(request_id="a", prompt_token_ids=[1])
+    stream = service.Generate(request, cast("Any", None))
+    assert (await anext(stream)).delta.text == "a"
+
+    waiting = asyncio.create_task(anext(stream))
+    await eventually(lambda: "decoder.generate" in generators_of(waiting))
+    # The third is the engine's, whose part a test has here.
+    assert generators_of(waiting) == ["grpc_service.Generate", "decoder.generate"]
+    engine.gate.set()
+    assert (await waiting).delta.text == "b"
+    await stream.aclose()
