@@ -169,10 +169,14 @@ def told_as(error: BaseException) -> ServingError:
     """
     if isinstance(error, ServingError):
         return error
-    # Where it happened, and not its message, which may quote a prompt.
-    where = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("unexpected %s\n%s", type(error).__name__, where)
+    log_place(error, "unexpected", logging.ERROR)
     return ServingError(grpc.StatusCode.INTERNAL, "INTERNAL", "internal error")
+
+
+def log_place(error: BaseException, what: str, level: int) -> None:
+    """Logs an error's type and where it happened; its text may quote a prompt, and is left out."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.log(level, "%s: %s\n%s", what, type(error).__name__, where)
 
 
 def to_status(error: BaseException) -> grpc.Status:

@@ -175,7 +175,9 @@ async def test_a_busy_device_is_told_of_one_more_batch_once_that_is_full(
     assert device.batches == [[1], [2, 3, 4], [5, 6, 7, 8, 9]]
 
 
-async def test_a_device_that_is_lost_while_it_works_is_told(device: Device) -> None:
+async def test_a_device_that_is_lost_while_it_works_is_logged_and_ends_all(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
     lost = asyncio.Event()
     batcher = Batcher(device, batch_patches=100, queue_patches=1000, device_lost=lost)
     device.is_asynchronous = True
@@ -186,6 +188,7 @@ async def test_a_device_that_is_lost_while_it_works_is_told(device: Device) -> N
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(outcome, Unavailable)
     assert lost.is_set()
+    assert "AcceleratorError: unspecified launch failure" in caplog.text
     await batcher.close()
 
 

@@ -68,6 +68,7 @@ class Sampling:
 
 _TUPLES = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids")
 _NAMES = tuple(each.name for each in fields(Sampling) if each.name != "structured_output")
+_DEFAULTS = Sampling()
 
 
 def from_proto(sampling: chat_pb2.SamplingParams) -> Sampling:
@@ -84,9 +85,12 @@ def from_proto(sampling: chat_pb2.SamplingParams) -> Sampling:
 
 
 def to_proto(sampling: Sampling) -> chat_pb2.SamplingParams:
-    made = chat_pb2.SamplingParams(
-        **{name: value for name in _NAMES if (value := getattr(sampling, name)) is not None}
-    )
+    given = {
+        name: value
+        for name in _NAMES
+        if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)
+    }
+    made = chat_pb2.SamplingParams(**given)
     wanted = sampling.structured_output
     if wanted is not None:
         target = made.structured_output

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ from pixtral_encoder.metrics import (
     QUEUED_PATCHES,
 )
 from pixtral_encoder.waiting_deadline import Patience, TooLate
+
+logger = logging.getLogger(__name__)
 
 # What is embedded, on the device already.
 Image = TypeVar("Image")
@@ -195,7 +198,8 @@ class Batcher(Generic[Image]):
             self._start_batch()
             outcomes = await in_thread(self._waiter, self._wait_for, run, wait)
         except Exception:
-            # A CUDA context does not come back from this: only a new process helps.
+            # A CUDA context does not recover from this: only a new process helps.
+            logger.exception("a batch of %d images failed on the device", len(batch))
             self._device_lost.set()
         if self._device_lost.is_set():
             outcomes = [Unavailable("the encoder's device is lost")] * len(batch)

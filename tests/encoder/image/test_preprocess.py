@@ -240,6 +240,31 @@ async def test_a_bad_file_is_the_requests_fault(preprocessor: Preprocessor, name
     assert [field for field, _ in refused.value.violations] == ["image"]
 
 
+TEXT = "a text that may quote an image"
+
+
+@pytest.mark.parametrize(("error", "level"), [(OSError, "DEBUG"), (AttributeError, "WARNING")])
+async def test_an_error_of_ours_is_logged_with_its_place(
+    preprocessor: Preprocessor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[Exception],
+    level: str,
+) -> None:
+    def broken(*_: object) -> NDArray[np.float32]:
+        raise error(TEXT)
+
+    monkeypatch.setattr("pixtral_encoder.image.preprocess.transform_image", broken)
+    caplog.set_level("DEBUG", logger="pixtral_core.errors")
+    with pytest.raises(InvalidRequest):
+        await preprocessor.pixels(await preprocessor.open(png(32, 32)))
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert error.__name__ in record.message
+    assert "in broken" in record.message
+    assert TEXT not in record.message
+
+
 async def test_one_that_takes_too_long_is_refused_and_others_wait_without_a_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,6 +6,8 @@ relied on: what cannot be decoded in full is refused.
 
 import asyncio
 import io
+import logging
+import struct
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ from mistral_common.tokens.tokenizers.image import transform_image
 from numpy.typing import NDArray
 from PIL import Image
 
-from pixtral_core.errors import InvalidRequest
+from pixtral_core.errors import InvalidRequest, log_place
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_encoder.image.decode_work import MAX_SCANNED_PIXELS, Malformed, TooMuchWork, check_work
 
@@ -26,6 +28,9 @@ T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 FIELD = "image"
+
+# The types that decoders raise on bad data; see `_log`.
+BAD_DATA = (EOFError, OSError, SyntaxError, ValueError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,8 @@ class Preprocessor:
             raise self._malformed() from None
         except Image.DecompressionBombError:
             raise self._too_many_pixels() from None
-        except Exception:
+        except Exception as error:
+            _log(error)
             raise InvalidRequest(
                 FIELD, "not a PNG, JPEG, WebP or GIF image", "IMAGE_FORMAT_UNSUPPORTED"
             ) from None
@@ -117,8 +123,9 @@ class Preprocessor:
             return transform_image(opened.image, self._spec.resized(opened.grid))
         except MemoryError:
             raise
-        except Exception:
-            # Pillow's decoders and OpenCV raise whatever they please on bad data.
+        except Exception as error:
+            # Pillow's decoders and OpenCV raise any type on bad data.
+            _log(error)
             raise self._malformed() from None
 
     def _too_complex(self) -> InvalidRequest:
@@ -133,3 +140,9 @@ class Preprocessor:
             f"the image has more than {self._max_pixels} pixels in all",
             "IMAGE_TOO_MANY_PIXELS",
         )
+
+
+def _log(error: Exception) -> None:
+    # Bad data is the client's; an error of another type may be a fault of ours.
+    level = logging.DEBUG if isinstance(error, BAD_DATA) else logging.WARNING
+    log_place(error, "an image could not be decoded", level)
