@@ -5,9 +5,10 @@ from pathlib import Path
 
 import grpc
 
+from pixtral_core import limits
 from pixtral_core.errors import StartupError
 
-MAX_MESSAGE_BYTES = 64 << 20
+MAX_MESSAGE_BYTES = limits.MESSAGE_BYTES.most
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

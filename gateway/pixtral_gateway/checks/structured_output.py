@@ -1,19 +1,12 @@
 """Checks of what an answer is to be held to, and bounds for the decoder's work on it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
-
-# Reading and compiling take longer with the text; these are many times what is seen in use.
-MAX_SCHEMA_LENGTH = 1 << 15
-MAX_REGEX_LENGTH = 1 << 12
-MAX_GRAMMAR_LENGTH = 1 << 14
-MAX_CHOICES = 256
-MAX_CHOICE_LENGTH = 512
-MAX_SCHEMA_DEPTH = 32
 
 # Each could forbid every token that a structure leaves.
 INCOMPATIBLE = ("min_tokens", "ignore_eos", "bad_words", "allowed_token_ids")
@@ -25,11 +18,11 @@ def check_structured_output(sampling: Sampling, wanted: StructuredOutput) -> Non
         case Structure.JSON_SCHEMA:
             read_schema(wanted.values[0], wanted.path)
         case Structure.REGEX:
-            _check_text(wanted.values[0], wanted.path, MAX_REGEX_LENGTH)
+            _check_text(wanted.values[0], wanted.path, limits.REGEX_CHARACTERS)
         case Structure.CHOICE:
             _check_choice(wanted.values, f"{wanted.path}.values")
         case Structure.GRAMMAR:
-            _check_text(wanted.values[0], wanted.path, MAX_GRAMMAR_LENGTH)
+            _check_text(wanted.values[0], wanted.path, limits.GRAMMAR_CHARACTERS)
         case Structure.JSON_OBJECT:
             pass
     if wanted.disable_any_whitespace and wanted.structure is not Structure.JSON_SCHEMA:
@@ -43,41 +36,40 @@ def check_structured_output(sampling: Sampling, wanted: StructuredOutput) -> Non
 
 def read_schema(text: str, path: str) -> dict[str, Any]:
     """A JSON Schema that is not too large to be looked at. Raises InvalidRequest."""
-    _check_text(text, path, MAX_SCHEMA_LENGTH)
+    _check_text(text, path, limits.SCHEMA_CHARACTERS)
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError):
         raise InvalidRequest(path, "is no JSON") from None
     if not isinstance(schema, dict):
         raise InvalidRequest(path, "must be a JSON object")
-    if is_deeper(schema, MAX_SCHEMA_DEPTH):
-        raise InvalidRequest(path, f"must nest at most {MAX_SCHEMA_DEPTH} deep")
+    check_depth(schema, path, limits.SCHEMA_DEPTH)
     return schema
 
 
 def _check_choice(values: Sequence[str], path: str) -> None:
-    if not 0 < len(values) <= MAX_CHOICES:
-        raise InvalidRequest(path, f"must hold 1 to {MAX_CHOICES}")
+    limits.CHOICES.check(len(values), path)
     for i, value in enumerate(values):
-        _check_text(value, f"{path}[{i}]", MAX_CHOICE_LENGTH)
+        _check_text(value, f"{path}[{i}]", limits.CHOICE_LENGTH)
 
 
-def _check_text(text: str, path: str, longest: int) -> None:
-    if not 0 < len(text) <= longest:
-        raise InvalidRequest(path, f"must have 1 to {longest} characters")
+def _check_text(text: str, path: str, length: limits.Count) -> None:
+    length.check(len(text), path)
     if "\0" in text:
         raise InvalidRequest(path, "must have no NUL character")
 
 
-def is_deeper(value: Any, depth: int) -> bool:
-    """Whether lists and objects nest more than so many deep."""
-    level: list[Any] = [value]
-    for _ in range(depth):
-        level = [child for node in level for child in _children(node)]
-    return any(isinstance(node, dict | list) for node in level)
+def check_depth(value: Any, path: str, allowed: limits.Count) -> None:
+    """Raises InvalidRequest where lists and objects nest deeper than `allowed`."""
+    depth, level = 0, _nested([value])
+    while level and allowed.allows(depth):
+        depth, level = depth + 1, _nested(child for node in level for child in _children(node))
+    allowed.check(depth, path)
 
 
-def _children(node: Any) -> list[Any]:
-    if isinstance(node, dict):
-        return list(node.values())
-    return node if isinstance(node, list) else []
+def _nested(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, dict | list)]
+
+
+def _children(node: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node

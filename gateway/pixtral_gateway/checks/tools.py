@@ -4,20 +4,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling
 from pixtral_gateway.checks.conversation import Role, Tool, ToolCall, ToolChoice, Tools, Turn
 from pixtral_gateway.checks.structured_output import INCOMPATIBLE, read_schema
 
-MAX_TOOLS = 128
-# Of all tools together: they are checked against the schema of schemas.
-MAX_CHARACTERS = 1 << 17
-MAX_CALLS = 128
-MAX_ID_LENGTH = 256
-# The check of a schema compares each value of a longer list with every other, unless it can sort.
-MAX_UNSORTED = 64
-
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+NAME = re.compile(f"[a-zA-Z0-9_-]{{{limits.TOOL_NAME.least},{limits.TOOL_NAME.most}}}")
 NO_PARAMETERS: Mapping[str, Any] = {}
 
 
@@ -32,11 +25,9 @@ def tools_of(
 
     `named` is the one that must be called, once. Raises InvalidRequest.
     """
-    if len(given) > MAX_TOOLS:
-        raise InvalidRequest("tools", f"must hold at most {MAX_TOOLS}")
+    limits.TOOLS.check(len(given), "tools")
     characters = sum(len(text) for tool in given for text in tool)
-    if characters > MAX_CHARACTERS:
-        raise InvalidRequest("tools", f"must have at most {MAX_CHARACTERS} characters in all")
+    limits.TOOLS_CHARACTERS.check(characters, "tools")
     by_name: dict[str, Tool] = {}
     for i, (name, description, parameters) in enumerate(given):
         _check_name(name, f"tools[{i}].name")
@@ -95,8 +86,7 @@ def check_exchanges(turns: Iterable[Turn]) -> None:
         if waiting:
             raise InvalidRequest(asked, "each needs a result in the messages that follow")
         asked = f"messages[{i}].tool_calls"
-        if len(turn.calls) > MAX_CALLS:
-            raise InvalidRequest(asked, f"must hold at most {MAX_CALLS}")
+        limits.TOOL_CALLS.check(len(turn.calls), asked)
         for k, call in enumerate(turn.calls):
             if call.id in waiting:
                 raise InvalidRequest(f"{asked}[{k}].id", "another call has this id")
@@ -107,12 +97,11 @@ def check_exchanges(turns: Iterable[Turn]) -> None:
 
 def _check_name(name: str, path: str) -> None:
     if not NAME.fullmatch(name):
-        raise InvalidRequest(path, "must be 1 to 64 letters, digits, underscores and dashes")
+        raise InvalidRequest(path, f"must have {limits.TOOL_NAME}: {limits.TOOL_NAME.description}")
 
 
 def _check_id(call_id: str, path: str) -> None:
-    if not 0 < len(call_id) <= MAX_ID_LENGTH:
-        raise InvalidRequest(path, f"must have 1 to {MAX_ID_LENGTH} characters")
+    limits.TOOL_CALL_ID.check(len(call_id), path)
 
 
 def _schema(text: str, path: str) -> Mapping[str, Any]:
@@ -123,7 +112,8 @@ def _schema(text: str, path: str) -> Mapping[str, Any]:
         raise InvalidRequest(path, "must be the schema of an object")
     if _has_unsorted(schema):
         raise InvalidRequest(
-            path, f"a list of more than {MAX_UNSORTED} must hold texts alone, or numbers alone"
+            path,
+            f"a list must have {limits.SCHEMA_LIST}, unless all are texts or all are numbers",
         )
     return schema
 
@@ -133,6 +123,6 @@ def _has_unsorted(value: Any) -> bool:
         return any(map(_has_unsorted, value.values()))
     if not isinstance(value, list):
         return False
-    if len(value) <= MAX_UNSORTED:
+    if limits.SCHEMA_LIST.allows(len(value)):
         return any(map(_has_unsorted, value))
     return not any(all(isinstance(each, kind) for each in value) for kind in (str, int | float))

@@ -1,9 +1,8 @@
 """Checks of a request before any work is done for it, each naming the field that fails."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
+from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest, NotFound
 from pixtral_core.generation.sampling import Sampling
 from pixtral_gateway.checks.conversation import (
@@ -16,55 +15,6 @@ from pixtral_gateway.checks.conversation import (
 from pixtral_gateway.checks.structured_output import check_structured_output
 from pixtral_gateway.checks.tools import check_exchanges
 
-# Each is searched for after every token.
-MAX_STOP_STRINGS = 64
-MAX_STOP_LENGTH = 1024
-MAX_LOGPROBS = 20  # as many as vLLM tells
-# Of all tokens of a prompt together, as the decoder has it.
-MAX_PROMPT_LOGPROBS = 1 << 17
-MAX_BAD_WORDS = 64  # each becomes up to two of vLLM's 128 sequences of tokens
-MAX_BAD_WORD_LENGTH = 128
-MAX_TOKEN_IDS = 1024
-MAX_CHOICES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Of a number; a NaN is in none."""
-
-    description: str
-    least: float = -math.inf
-    above: float = -math.inf
-    most: float = math.inf
-    below: float = math.inf
-
-    def holds(self, value: float) -> bool:
-        return self.least <= value <= self.most and self.above < value < self.below
-
-    def schema(self) -> dict[str, float]:
-        """In JSON Schema's words."""
-        bounds = {
-            "minimum": self.least,
-            "exclusiveMinimum": self.above,
-            "maximum": self.most,
-            "exclusiveMaximum": self.below,
-        }
-        return {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
-
-
-# Those of vLLM's SamplingParams.
-RANGES = {
-    "max_tokens": Range("must be at least 1", least=1),
-    "temperature": Range("must be from 0 to 2", least=0, most=2),
-    "top_p": Range("must be above 0 and at most 1", above=0, most=1),
-    "min_p": Range("must be from 0 to 1", least=0, most=1),
-    "repetition_penalty": Range("must be above 0", above=0),
-    "presence_penalty": Range("must be from -2 to 2", least=-2, most=2),
-    "frequency_penalty": Range("must be from -2 to 2", least=-2, most=2),
-    "n": Range(f"must be from 1 to {MAX_CHOICES}", least=1, most=MAX_CHOICES),
-    "logprobs": Range(f"must be at most {MAX_LOGPROBS}", least=0, most=MAX_LOGPROBS),
-    "prompt_logprobs": Range(f"must be at most {MAX_LOGPROBS}", least=0, most=MAX_LOGPROBS),
-}
 
 
 def adapter_of(asked: str, served: str, adapters: Collection[str]) -> str:
@@ -115,47 +65,47 @@ def conversation_of(
 
 def check_sampling(sampling: Sampling, *, vocabulary_size: int) -> None:
     """Raises InvalidRequest for a value that the engine would refuse, or could not bear."""
-    for field, allowed in RANGES.items():
+    for field, allowed in limits.SAMPLING.items():
         value = getattr(sampling, field)
-        if value is not None and not allowed.holds(value):
-            raise InvalidRequest(f"sampling.{field}", allowed.description)
+        if value is not None:
+            allowed.check(value, f"sampling.{field}")
     if sampling.max_tokens is not None and (sampling.min_tokens or 0) > sampling.max_tokens:
         raise InvalidRequest("sampling.min_tokens", "must not be above max_tokens")
-    _check_strings("sampling.stop", sampling.stop, MAX_STOP_STRINGS, MAX_STOP_LENGTH)
-    _check_strings("sampling.bad_words", sampling.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_LENGTH)
+    _check_strings("sampling.stop", sampling.stop, limits.STOP, limits.STOP_LENGTH)
+    _check_strings(
+        "sampling.bad_words", sampling.bad_words, limits.BAD_WORDS, limits.BAD_WORD_LENGTH
+    )
     for i, word in enumerate(sampling.bad_words):
         if word.isspace():
             raise InvalidRequest(f"sampling.bad_words[{i}]", "must have more than white space")
-    for field, most in (("stop_token_ids", MAX_STOP_STRINGS), ("allowed_token_ids", MAX_TOKEN_IDS)):
-        _check_count(f"sampling.{field}", len(getattr(sampling, field)), most)
-        for i, token_id in enumerate(getattr(sampling, field)):
+    for limit, token_ids in (
+        (limits.STOP_TOKEN_IDS, sampling.stop_token_ids),
+        (limits.ALLOWED_TOKEN_IDS, sampling.allowed_token_ids),
+    ):
+        limit.check(len(token_ids), limit.path)
+        for i, token_id in enumerate(token_ids):
             if token_id >= vocabulary_size:
-                raise InvalidRequest(f"sampling.{field}[{i}]", "not in the vocabulary")
+                raise InvalidRequest(f"{limit.path}[{i}]", "not in the vocabulary")
     _check_logit_bias(sampling.logit_bias, vocabulary_size)
     if sampling.structured_output is not None:
         check_structured_output(sampling, sampling.structured_output)
 
 
 def _check_logit_bias(logit_bias: Mapping[int, float], vocabulary_size: int) -> None:
-    _check_count("sampling.logit_bias", len(logit_bias), MAX_TOKEN_IDS)
+    limits.LOGIT_BIAS.check(len(logit_bias), "sampling.logit_bias")
     for token_id, bias in logit_bias.items():
         path = f"sampling.logit_bias[{token_id}]"
         if token_id >= vocabulary_size:
             raise InvalidRequest(path, "not in the vocabulary")
-        if not -100 <= bias <= 100:
-            raise InvalidRequest(path, "must be from -100 to 100")
+        limits.LOGIT_BIAS_VALUE.check(bias, path)
 
 
-def _check_strings(path: str, strings: Sequence[str], most: int, longest: int) -> None:
-    _check_count(path, len(strings), most)
+def _check_strings(
+    path: str, strings: Sequence[str], count: limits.Count, length: limits.Count
+) -> None:
+    count.check(len(strings), path)
     for i, string in enumerate(strings):
-        if not 0 < len(string) <= longest:
-            raise InvalidRequest(f"{path}[{i}]", f"must have 1 to {longest} characters")
-
-
-def _check_count(path: str, count: int, most: int) -> None:
-    if count > most:
-        raise InvalidRequest(path, f"must hold at most {most}")
+        length.check(len(string), f"{path}[{i}]")
 
 
 def check_characters(characters: int, field: str, longest_token: int, context_length: int) -> None:
@@ -187,12 +137,12 @@ def check_length(prompt_tokens: int, sampling: Sampling, context_length: int) ->
             "sampling.min_tokens", f"beside the prompt the context holds {room} tokens"
         )
     if sampling.prompt_logprobs is not None:
-        told = prompt_tokens * (1 + sampling.prompt_logprobs)
-        if told > MAX_PROMPT_LOGPROBS:
+        in_all = prompt_tokens * (1 + sampling.prompt_logprobs)
+        if not limits.PROMPT_LOGPROBS_IN_ALL.allows(in_all):
             raise InvalidRequest(
                 "sampling.prompt_logprobs",
-                f"the prompt's {prompt_tokens} tokens have {told}, and at most "
-                f"{MAX_PROMPT_LOGPROBS} are told",
+                f"the prompt's {prompt_tokens} tokens have {in_all}, and must have "
+                f"{limits.PROMPT_LOGPROBS_IN_ALL}",
             )
 
 

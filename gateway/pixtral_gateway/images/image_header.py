@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-# A file of the largest size allowed has some hundred of them; each costs well under 1 µs here.
-MAX_BLOCKS = 20_000
+from pixtral_core import limits
+
+MAX_BLOCKS = limits.IMAGE_BLOCKS.most
 
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})

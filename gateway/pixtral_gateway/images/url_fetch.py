@@ -18,11 +18,10 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_gateway.metrics import FETCH_SECONDS, FETCHES
 
-MAX_URL_LENGTH: Final = 4096
-MAX_REDIRECTS: Final = 3
 MAX_CONNECTIONS: Final = 64
 HTTPS_PORT: Final = 443
 ANY_HOST: Final = "*"
@@ -140,7 +139,7 @@ class Fetcher:
 
     async def _follow(self, url: str, path: str) -> bytes:
         target = self._check(url, path)
-        for _ in range(MAX_REDIRECTS + 1):
+        for _ in range(limits.IMAGE_URL_REDIRECTS.most + 1):
             async with self._session.get(target, allow_redirects=False) as response:
                 if response.status not in (301, 302, 303, 307, 308):
                     return await self._read(response, path)
@@ -181,7 +180,7 @@ class Fetcher:
 
 def _parse(url: str) -> URL | None:
     """An https URL of a host by its name, without a user; None for all else."""
-    if len(url) > MAX_URL_LENGTH:
+    if not limits.IMAGE_URL_LENGTH.allows(len(url)):
         return None
     try:
         target = URL(url)

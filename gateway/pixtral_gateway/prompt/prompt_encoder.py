@@ -38,17 +38,15 @@ from mistral_common.tokens.tokenizers.image import (
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.utils.json_utils import validate_json_schema_by_draft7
 
+from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.model.vision_spec import BadCheckpoint, Grid, VisionSpec
 from pixtral_gateway.checks.conversation import Conversation, Role, Tool, ToolCall, Tools, Turn
-from pixtral_gateway.checks.structured_output import is_deeper
+from pixtral_gateway.checks.structured_output import check_depth
 from pixtral_gateway.prompt.tool_format import ToolFormat
 
 # Tokenizing this many characters takes about a millisecond.
 OFFLOAD_CHARACTERS = 1 << 13
-
-# Of the results and arguments of tool calls.
-MAX_JSON_DEPTH = 64
 
 _MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
@@ -227,9 +225,9 @@ def _check_readable(text: str, path: str) -> None:
     except (ValueError, RecursionError):
         pass
     else:
-        if not is_deeper(value, MAX_JSON_DEPTH):
-            return
-    raise InvalidRequest(path, f"JSON must nest at most {MAX_JSON_DEPTH} deep, of short numbers")
+        check_depth(value, path, limits.ARGUMENTS_DEPTH)
+        return
+    raise InvalidRequest(path, f"JSON must have {limits.ARGUMENTS_DEPTH}, and short numbers")
 
 
 def _bad_schema(tools: Tools) -> InvalidRequest:

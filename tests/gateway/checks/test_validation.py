@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from pixtral.v1 import chat_pb2
+from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest, NotFound
 from pixtral_core.generation.sampling import Sampling, from_proto
 from pixtral_gateway.api.grpc.from_proto import read_conversation
 from pixtral_gateway.checks.conversation import ImageSource, Role
 from pixtral_gateway.checks.validation import (
-    MAX_PROMPT_LOGPROBS,
     adapter_of,
     check_characters,
     check_length,
@@ -261,9 +261,9 @@ def test_prompt_that_leaves_no_room_is_too_long(tokens: int) -> None:
 
 def test_more_prompt_logprobs_than_are_told_are_refused() -> None:
     sampling = Sampling(prompt_logprobs=3)
-    check_length(MAX_PROMPT_LOGPROBS // 4, sampling, context_length=1 << 20)
+    check_length(limits.PROMPT_LOGPROBS_IN_ALL.most // 4, sampling, context_length=1 << 20)
     with pytest.raises(InvalidRequest) as refused:
-        check_length(MAX_PROMPT_LOGPROBS // 4 + 1, sampling, context_length=1 << 20)
+        check_length(limits.PROMPT_LOGPROBS_IN_ALL.most // 4 + 1, sampling, context_length=1 << 20)
 
     assert field_of(refused) == "sampling.prompt_logprobs"
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from pixtral_core import limits
 from pixtral_core.concurrency.deadline import Deadline
 from pixtral_core.errors import InvalidRequest, Overloaded
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
@@ -19,8 +20,6 @@ from pixtral_gateway.images.image_reader import OFFLOAD_BYTES
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES
 # Of all requests that do not hold a permit yet: some thirty with the largest image each.
 MAX_BYTES_AT_ONCE = 12 * MAX_BODY_BYTES
-# Values in a body. Each takes some hundred bytes once it is parsed, and may be two in the body.
-MAX_VALUES = 1 << 20
 # Of an index, or of a token's id.
 MAX_DIGITS = 10
 
@@ -77,8 +76,8 @@ def _too_large() -> Refused:
 
 
 def _parse(model: type[M], body: bytearray) -> M:
-    if sum(map(body.count, (b",", b"{", b"["))) > MAX_VALUES:
-        raise Refused(413, "BODY_TOO_LARGE", f"the body has more than {MAX_VALUES} values")
+    if sum(map(body.count, (b",", b"{", b"["))) > limits.BODY_VALUES.most:
+        raise Refused(413, "BODY_TOO_LARGE", f"a request must have {limits.BODY_VALUES}")
     try:
         return model.model_validate_json(body)
     except ValidationError as failure:

@@ -5,8 +5,10 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pixtral_core import limits
+
 # Of a request's head, of what is said of one piece of its body, and of what follows on it.
-MAX_HEAD_BYTES = 64 << 10
+MAX_HEAD_BYTES = limits.HEAD_BYTES.most
 # For the head, and for what is still to come of a body whose request is answered.
 HEAD_SECONDS = 60.0
 

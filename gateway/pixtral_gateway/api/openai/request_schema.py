@@ -18,34 +18,37 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_gateway.api.openai.response_schema import Content, ToolCall
+from pixtral_gateway.api.openai.schema_limits import Bounded, keywords
 from pixtral_gateway.api.openai.tools import CHOICE, ToolDefinition, to_tools
 from pixtral_gateway.checks.conversation import Role, Tools
-from pixtral_gateway.checks.validation import RANGES
 
 logger = logging.getLogger(__name__)
 
-# Of which other field the range is.
-_SAME_RANGE = {
-    "logprobs": "",
-    "max_completion_tokens": "max_tokens",
-    "top_logprobs": "logprobs",
-}
 _LOGIT_BIAS = {
     "anyOf": [
         {
             "type": "object",
-            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
-            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": limits.LOGIT_BIAS.most,
+            "propertyNames": {"pattern": f"^[0-9]{{1,{len(str(limits.UINT32_MAX))}}}$"},
+            "additionalProperties": {"type": "number", **keywords(limits.LOGIT_BIAS_VALUE)},
         },
         {"type": "null"},
     ]
 }
 
-UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+# What the protos can carry.
+UInt32 = Annotated[int, Field(ge=0, le=limits.UINT32_MAX)]
+Int64 = Annotated[int, Field(ge=limits.INT64_MIN, le=limits.INT64_MAX)]
+
+TopK = Annotated[UInt32, Bounded(limits.TOP_K)]
+StopString = Annotated[str, Bounded(limits.STOP_LENGTH)]
+BadWord = Annotated[str, Bounded(limits.BAD_WORD_LENGTH)]
+ChoiceText = Annotated[str, Bounded(limits.CHOICE_LENGTH)]
+ToolList = Annotated[list[ToolDefinition] | None, Bounded(limits.TOOLS)]
 
 ROLES = {
     "system": Role.SYSTEM,
@@ -86,9 +89,10 @@ class Message(BaseModel):
 
     role: Annotated[str, WithJsonSchema({"type": "string", "enum": list(ROLES)})]
     content: Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=Content)] = None
-    tool_calls: (
-        list[Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=ToolCall)]] | None
-    ) = None
+    tool_calls: Annotated[
+        list[Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=ToolCall)]] | None,
+        Bounded(limits.TOOL_CALLS),
+    ] = None
     tool_call_id: str | None = None
     function_call: Annotated[Any, WithJsonSchema({"type": "null"})] = None
     prefix: Annotated[Any, WithJsonSchema({"enum": [None, False]})] = None
@@ -113,10 +117,12 @@ class StructuredOutputs(BaseModel):
 
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
-    json_: str | dict[str, Any] | None = Field(None, alias="json")
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
+    json_: Annotated[str | dict[str, Any] | None, Bounded(limits.SCHEMA_CHARACTERS)] = Field(
+        None, alias="json"
+    )
+    regex: Annotated[str | None, Bounded(limits.REGEX_CHARACTERS)] = None
+    choice: Annotated[list[ChoiceText] | None, Bounded(limits.CHOICES)] = None
+    grammar: Annotated[str | None, Bounded(limits.GRAMMAR_CHARACTERS)] = None
     json_object: bool | None = None
     disable_any_whitespace: bool | None = None
 
@@ -139,12 +145,8 @@ class _Request(BaseModel):
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
-        properties = schema["properties"]
-        for name in properties:
-            if allowed := RANGES.get(_SAME_RANGE.get(name, name)):
-                properties[name] |= allowed.schema()
         # What a request may have, if it asks for nothing by it.
-        properties.update(
+        schema["properties"].update(
             (name, {"enum": [None, *nothing], "description": "Not supported."})
             for name, nothing in _NOTHING.items()
         )
@@ -171,42 +173,47 @@ class ChatRequest(_Request):
     messages: list[Message]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: UInt32 | None = None
-    max_completion_tokens: UInt32 | None = None
-    min_tokens: UInt32 | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    max_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
+    max_completion_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
+    min_tokens: Annotated[UInt32 | None, Bounded(limits.MIN_TOKENS)] = None
+    temperature: Annotated[float | None, Bounded(limits.TEMPERATURE)] = None
+    top_p: Annotated[float | None, Bounded(limits.TOP_P)] = None
     top_k: Annotated[
-        UInt32 | None,
-        BeforeValidator(_not_minus_one, json_schema_input_type=UInt32 | Literal[-1] | None),
+        TopK | None,
+        BeforeValidator(_not_minus_one, json_schema_input_type=TopK | Literal[-1] | None),
     ] = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    min_p: Annotated[float | None, Bounded(limits.MIN_P)] = None
+    repetition_penalty: Annotated[float | None, Bounded(limits.REPETITION_PENALTY)] = None
+    presence_penalty: Annotated[float | None, Bounded(limits.PRESENCE_PENALTY)] = None
+    frequency_penalty: Annotated[float | None, Bounded(limits.FREQUENCY_PENALTY)] = None
     seed: Int64 | None = None
     # Mistral's name for it.
     random_seed: Int64 | None = None
     stop: Annotated[
-        list[str], BeforeValidator(_as_list, json_schema_input_type=list[str] | str | None)
+        list[StopString],
+        BeforeValidator(_as_list, json_schema_input_type=list[StopString] | StopString | None),
+        Bounded(limits.STOP),
     ] = Field(default_factory=list)
     stop_token_ids: Annotated[
-        list[UInt32], BeforeValidator(_as_list, json_schema_input_type=list[UInt32] | None)
+        list[UInt32],
+        BeforeValidator(_as_list, json_schema_input_type=list[UInt32] | None),
+        Bounded(limits.STOP_TOKEN_IDS),
     ] = Field(default_factory=list)
     ignore_eos: bool | None = None
-    n: UInt32 | None = None
+    n: Annotated[UInt32 | None, Bounded(limits.N)] = None
     logprobs: bool | None = None
-    top_logprobs: UInt32 | None = None
+    top_logprobs: Annotated[UInt32 | None, Bounded(limits.LOGPROBS)] = None
     prompt_logprobs: Annotated[
         UInt32 | None,
         BeforeValidator(_none_if_false, json_schema_input_type=UInt32 | Literal[False] | None),
+        Bounded(limits.PROMPT_LOGPROBS),
     ] = None
     logit_bias: Annotated[dict[UInt32, float] | None, WithJsonSchema(_LOGIT_BIAS)] = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[UInt32] | None = None
+    bad_words: Annotated[list[BadWord] | None, Bounded(limits.BAD_WORDS)] = None
+    allowed_token_ids: Annotated[list[UInt32] | None, Bounded(limits.ALLOWED_TOKEN_IDS)] = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    tools: list[ToolDefinition] | None = None
+    tools: ToolList = None
     # Read by `pixtral_gateway.api.openai.tools`.
     tool_choice: Annotated[Any, WithJsonSchema(CHOICE)] = None
     parallel_tool_calls: bool | None = None
@@ -314,7 +321,7 @@ class TokenizeRequest(_Request):
 
     prompt: str | None = None
     messages: list[Message] | None = None
-    tools: list[ToolDefinition] | None = None
+    tools: ToolList = None
     add_special_tokens: bool | None = None
 
     def called_tools(self) -> Tools:

@@ -3,10 +3,13 @@
 mypy checks the code that makes answers against these types; `messages` reads the messages.
 """
 
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 # Before Python 3.12, pydantic reads no other.
 from typing_extensions import TypedDict
+
+from pixtral_core import limits
+from pixtral_gateway.api.openai.schema_limits import Bounded
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 ErrorType = Literal[
@@ -40,14 +43,14 @@ Content = str | list[TextPart | ImagePart] | None
 
 
 class CalledBefore(TypedDict):
-    name: str
+    name: Annotated[str, Bounded(limits.TOOL_NAME)]
     arguments: NotRequired[str | dict[str, Any] | None]
 
 
 class ToolCall(TypedDict):
     """In messages of role `assistant`."""
 
-    id: str
+    id: Annotated[str, Bounded(limits.TOOL_CALL_ID)]
     type: NotRequired[Literal["function"]]
     function: CalledBefore
 

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
+from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_gateway.api.openai.response_schema import Call, CallDelta
+from pixtral_gateway.api.openai.schema_limits import Bounded
 from pixtral_gateway.checks.conversation import ToolCall, ToolChoice, Tools
-from pixtral_gateway.checks.tools import check_call, tools_of
+from pixtral_gateway.checks.tools import NAME, check_call, tools_of
 from pixtral_gateway.request import ToolCallDelta
 
 _MODES = {
@@ -53,7 +55,7 @@ class Function(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: str
+    name: Annotated[str, Bounded(limits.TOOL_NAME, f"^{NAME.pattern}$")]
     description: str | None = None
     parameters: Annotated[
         str, BeforeValidator(_as_text, json_schema_input_type=dict[str, Any] | None)

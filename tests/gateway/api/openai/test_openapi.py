@@ -172,6 +172,10 @@ async def test_each_chunk_is_as_it_says(http: httpx.AsyncClient, described: Desc
             assert described.problem(CHUNK, json.loads(event)) is None
 
 
+def called(call_id: str) -> dict[str, Any]:
+    return {"id": call_id, "function": {"name": "look"}}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -185,6 +189,24 @@ async def test_each_chunk_is_as_it_says(http: httpx.AsyncClient, described: Desc
         {"top_p": 0},
         {"top_logprobs": 21, "logprobs": True},
         {"n": 65},
+        {"max_tokens": 2**31},
+        {"stop": ""},
+        {"stop": "a" * 1025},
+        {"stop": ["a"] * 65},
+        {"stop_token_ids": [5] * 65},
+        {"allowed_token_ids": [5] * 1025},
+        {"bad_words": ["a"] * 65},
+        {"bad_words": ["a" * 129]},
+        {"structured_outputs": {"json": " " * 32_769}},
+        {"structured_outputs": {"regex": "a" * 4097}},
+        {"structured_outputs": {"grammar": "a" * 16_385}},
+        {"structured_outputs": {"choice": []}},
+        {"structured_outputs": {"choice": ["a" * 513]}},
+        {"tools": [{"function": {"name": "a" * 65}}]},
+        {"tools": [{"function": {"name": f"a{i}"}} for i in range(129)]},
+        {"messages": [*HELLO, {"role": "assistant", "tool_calls": [called("a" * 257)]}, *HELLO]},
+        {"messages": [*HELLO, {"role": "assistant", "tool_calls": [called("a")] * 129}, *HELLO]},
+        {"logit_bias": dict.fromkeys(map(str, range(1025)), 1)},
         {"logit_bias": {"cat": 1}},
         {"logit_bias": {"5": 101}},
         {"response_format": {"type": "xml"}},
