@@ -13,7 +13,10 @@ from pixtral_core.model.vision_spec import Grid, VisionSpec
 from tests.decoder.fuzz_values import Values
 
 MAX_TOKENS = 6
-NUMBERS = (0.0, -0.0, 1.0, 0.5, 2.0, -1.0, 1e-9, 1e9, -1e300, math.nan, math.inf, -math.inf)
+NUMBERS = (
+    *(0.0, -0.0, 1.0, 0.5, 2.0, -1.0, 1e-9, 1e9),
+    *(5e-324, 1e300, -1e300, math.nan, math.inf, -math.inf),
+)
 COUNTS = (0, 1, 2, 5, 20, 21, 64, 65, 4096, 2**31 - 1, 2**31, 2**32 - 1)
 SEEDS = (0, -1, -2, 1, 2**31, 2**63 - 1, -(2**63))
 TEXTS = (

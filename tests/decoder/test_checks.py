@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
+from pixtral_core.limits import PROMPT_LOGPROBS_IN_ALL
 from pixtral_core.model.vision_spec import Grid
-from pixtral_decoder.checks import MAX_PROMPT_LOGPROBS, Limits, check_fits, check_prompt
+from pixtral_decoder.checks import Limits, check_fits, check_prompt
 from pixtral_decoder.request import ImagePlace, Prompt
 from tests.decoder.prompts import SPEC, key_of, prompt_of
 
@@ -142,7 +143,7 @@ def test_too_many_images() -> None:
         ({"temperature": float("inf")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
-        ({"top_k": 2**32 - 1}, "top_k"),
+        ({"top_k": 2**32}, "top_k"),
         ({"min_p": 1.1}, "min_p"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"presence_penalty": 2.1}, "presence_penalty"),
@@ -195,7 +196,7 @@ def test_sampling_at_its_bounds_passes() -> None:
 
 
 def test_prompt_logprobs_are_bounded_together() -> None:
-    words = [1] * (MAX_PROMPT_LOGPROBS // 21 + 1)
+    words = [1] * (PROMPT_LOGPROBS_IN_ALL.most // 21 + 1)
     check_prompt(prompt_of(*words, sampling=Sampling(prompt_logprobs=19)), LIMITS)
     told = prompt_of(*words, sampling=Sampling(prompt_logprobs=20))
     assert refused(told) == "sampling.prompt_logprobs"

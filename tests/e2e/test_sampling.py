@@ -145,7 +145,9 @@ def test_prompt_logprobs_come_with_a_stream_and_with_several_answers(
 
 
 @pytest.mark.parametrize(
-    "narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}], ids=["top_k", "top_p", "min_p"]
+    "narrow",
+    [{"top_k": 1}, {"top_p": 1e-6}, {"top_p": 5e-324}, {"min_p": 1.0}],
+    ids=["top_k", "top_p", "least top_p", "min_p"],
 )
 def test_where_one_token_is_left_it_is_the_likeliest(
     model: Model, greedy: Completion, narrow: dict[str, float]

@@ -16,7 +16,6 @@ from pixtral_gateway.checks.structured_output import check_structured_output
 from pixtral_gateway.checks.tools import check_exchanges
 
 
-
 def adapter_of(asked: str, served: str, adapters: Collection[str]) -> str:
     """The adapter that a request asks for; empty for the model itself, as is asking for none.
 

@@ -19,6 +19,7 @@ from mistral_common.tokens.tokenizers.base import (
 from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV3, InstructTokenizerV11
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
+from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_core.model.vision_spec import BadCheckpoint
@@ -75,11 +76,12 @@ class ToolFormat:
             return sampling
         check_forced(sampling)
         if self._is_named and _only_name(tools) is None:
-            grammar = StructuredOutput(Structure.GRAMMAR, (_grammar(tools),))
+            grammar = StructuredOutput(Structure.GRAMMAR, (_checked(_grammar(tools)),))
             return replace(sampling, structured_output=grammar)
         schema = _arguments(tools.forced[0]) if self._is_named else _list_schema(tools)
         # On one line, as the model has learnt to write it.
-        one_line = StructuredOutput(Structure.JSON_SCHEMA, (json.dumps(schema),), True)
+        text = _checked(json.dumps(schema))
+        one_line = StructuredOutput(Structure.JSON_SCHEMA, (text,), True)
         return replace(sampling, structured_output=one_line)
 
     def reader(self, tools: Tools) -> "ToolCallsReader":
@@ -219,6 +221,24 @@ class _Choice:
             else:
                 calls.append(piece)
         return tuple(calls)
+
+
+def _checked(structure: str) -> str:
+    """Raises InvalidRequest for more than the decoder reads."""
+    if not limits.STRUCTURE_CHARACTERS.allows(len(structure)):
+        raise InvalidRequest(
+            "tools", f"what their parameters make must have {limits.STRUCTURE_CHARACTERS}"
+        )
+    return structure
+
+
+def _checked(structure: str) -> str:
+    """Raises InvalidRequest for more than the decoder reads."""
+    if not limits.STRUCTURE_CHARACTERS.allows(len(structure)):
+        raise InvalidRequest(
+            "tools", f"what their parameters make must have {limits.STRUCTURE_CHARACTERS}"
+        )
+    return structure
 
 
 def _only_name(tools: Tools) -> str | None:

@@ -8,24 +8,11 @@ given. So nothing reaches it unchecked, whoever sent it.
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pixtral_core import limits as bounds
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_decoder.request import Prompt
-
-MAX_REQUEST_ID = 128
-MAX_STOPS = 64
-MAX_STOP_CHARACTERS = 1024
-MAX_LOGPROBS = 20
-# Of all tokens of a prompt together. vLLM makes an object of each where it serves all streams.
-MAX_PROMPT_LOGPROBS = 1 << 17
-MAX_TOKEN_IDS = 1024
-MAX_BAD_WORDS = 64
-MAX_BAD_WORD_CHARACTERS = 128
-MAX_STRUCTURE_CHARACTERS = 1 << 17
-MAX_CHOICES = 64
-MAX_CACHE_SALT = 256
-INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +32,8 @@ class Limits:
 
 def check_prompt(prompt: Prompt, limits: Limits) -> None:
     """Raises InvalidRequest with the field's path in GenerateRequest."""
-    if not 0 < len(prompt.request_id) <= MAX_REQUEST_ID:
-        raise InvalidRequest("request_id", f"must have 1 to {MAX_REQUEST_ID} characters")
-    if len(prompt.cache_salt or "") > MAX_CACHE_SALT:
-        raise InvalidRequest("cache_salt", f"must have at most {MAX_CACHE_SALT} characters")
+    bounds.REQUEST_ID.check(len(prompt.request_id), "request_id")
+    bounds.CACHE_SALT.check(len(prompt.cache_salt or ""), "cache_salt")
     if not prompt.token_ids:
         raise InvalidRequest("prompt_token_ids", "must not be empty")
     if len(prompt.token_ids) + 1 > limits.context_length:
@@ -75,39 +60,31 @@ def check_prompt(prompt: Prompt, limits: Limits) -> None:
 
 def check_sampling(sampling: Sampling, limits: Limits, prompt_length: int) -> None:
     """Raises InvalidRequest with the field's path in GenerateRequest."""
+    for name, allowed in bounds.SAMPLING.items():
+        value = getattr(sampling, name)
+        if value is not None:
+            allowed.check(value, f"sampling.{name}")
     room = limits.context_length - prompt_length
-    longest = room if sampling.max_tokens is None else sampling.max_tokens
-    _check_range("max_tokens", sampling.max_tokens, 1, INT32_MAX)
-    _check_range("min_tokens", sampling.min_tokens, 0, min(longest, room))
-    _check_range("temperature", sampling.temperature, 0, 2)
-    _check_range("top_p", sampling.top_p, 1e-9, 1)
-    _check_range("top_k", sampling.top_k, 0, INT32_MAX)
-    _check_range("min_p", sampling.min_p, 0, 1)
-    _check_range("repetition_penalty", sampling.repetition_penalty, 1e-3, 1e3)
-    _check_range("presence_penalty", sampling.presence_penalty, -2, 2)
-    _check_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
-    _check_range("n", sampling.n, 1, MAX_CHOICES)
-    _check_range("logprobs", sampling.logprobs, 0, MAX_LOGPROBS)
-    most = min(MAX_LOGPROBS, MAX_PROMPT_LOGPROBS // prompt_length - 1)
-    _check_range("prompt_logprobs", sampling.prompt_logprobs, 0, most)
-    for name, most in _MOST_OF:
-        if len(getattr(sampling, name)) > most:
-            raise InvalidRequest(f"sampling.{name}", f"must hold at most {most}")
-    # An id outside the vocabulary is an index outside the logits.
+    longest = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+    if sampling.min_tokens is not None and sampling.min_tokens > longest:
+        raise InvalidRequest("sampling.min_tokens", f"must be at most {longest}")
+    if sampling.prompt_logprobs is not None:
+        in_all = prompt_length * (1 + sampling.prompt_logprobs)
+        bounds.PROMPT_LOGPROBS_IN_ALL.check(in_all, "sampling.prompt_logprobs")
+    for count in _COUNTS:
+        count.check(len(getattr(sampling, count.path.removeprefix("sampling."))), count.path)
     for name in ("stop_token_ids", "allowed_token_ids"):
         for position, token_id in enumerate(getattr(sampling, name)):
-            _check_range(f"{name}[{position}]", token_id, 0, limits.vocab_size - 1)
+            _check_token_id(f"{name}[{position}]", token_id, limits)
     for token_id, bias in sampling.logit_bias.items():
-        _check_range("logit_bias", token_id, 0, limits.vocab_size - 1)
-        _check_range("logit_bias", bias, -100, 100)
+        _check_token_id("logit_bias", token_id, limits)
+        bounds.LOGIT_BIAS_VALUE.check(bias, "sampling.logit_bias")
     if sampling.structured_output is not None:
         _check_structure(sampling.structured_output)
-    for name, most in (("stop", MAX_STOP_CHARACTERS), ("bad_words", MAX_BAD_WORD_CHARACTERS)):
-        for position, text in enumerate(getattr(sampling, name)):
-            if not 0 < len(text) <= most:
-                raise InvalidRequest(
-                    f"sampling.{name}[{position}]", f"must have 1 to {most} characters"
-                )
+    for position, text in enumerate(sampling.stop):
+        bounds.STOP_LENGTH.check(len(text), f"sampling.stop[{position}]")
+    for position, text in enumerate(sampling.bad_words):
+        bounds.BAD_WORD_LENGTH.check(len(text), f"sampling.bad_words[{position}]")
 
 
 def check_fits(index: int, claimed: Grid, found: Grid) -> None:
@@ -172,25 +149,22 @@ def _check_structure(wanted: StructuredOutput) -> None:
     needs_text = wanted.structure is not Structure.JSON_OBJECT
     if needs_text and not (wanted.values and all(wanted.values)):
         raise InvalidRequest(wanted.path, "must not be empty")
-    if sum(map(len, wanted.values)) > MAX_STRUCTURE_CHARACTERS:
-        raise InvalidRequest(
-            wanted.path, f"must have at most {MAX_STRUCTURE_CHARACTERS} characters"
-        )
+    bounds.STRUCTURE_CHARACTERS.check(sum(map(len, wanted.values)), wanted.path)
 
 
-_MOST_OF = (
-    ("stop", MAX_STOPS),
-    ("stop_token_ids", MAX_STOPS),
-    ("logit_bias", MAX_TOKEN_IDS),
-    ("bad_words", MAX_BAD_WORDS),
-    ("allowed_token_ids", MAX_TOKEN_IDS),
+_COUNTS = (
+    bounds.STOP,
+    bounds.STOP_TOKEN_IDS,
+    bounds.LOGIT_BIAS,
+    bounds.BAD_WORDS,
+    bounds.ALLOWED_TOKEN_IDS,
 )
 
 
-def _check_range(name: str, value: float | None, least: float, most: float) -> None:
-    # NaN fails every comparison, and so this.
-    if value is not None and not least <= value <= most:
-        raise InvalidRequest(f"sampling.{name}", f"must be {least:.15g} to {most:.15g}")
+def _check_token_id(name: str, token_id: int, limits: Limits) -> None:
+    # An id outside the vocabulary is an index outside the logits.
+    if not 0 <= token_id < limits.vocab_size:
+        raise InvalidRequest(f"sampling.{name}", f"must be 0 to {limits.vocab_size - 1}")
 
 
 @lru_cache(maxsize=1024)

@@ -17,6 +17,11 @@ REFUSALS: tuple[type[Exception], ...] = (
 
 # vLLM's own bound.
 GREEDY_BELOW = 1e-5
+# vLLM takes more and computes in float32, where more becomes zero and infinity, and logits NaN.
+# Between these an answer is the same: only the likeliest of a vocabulary is left below LEAST_TOP_P,
+# and what was repeated is certain, or never comes, beyond STRONGEST_PENALTY or its inverse.
+LEAST_TOP_P = 1e-9
+STRONGEST_PENALTY = 1e30
 
 
 def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> Any:
@@ -35,6 +40,11 @@ def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> Any:
     if merged.get("temperature", 1.0) < GREEDY_BELOW:
         # It refuses more; see `copies`.
         merged["n"] = 1
+    if "top_p" in merged:
+        merged["top_p"] = max(merged["top_p"], LEAST_TOP_P)
+    if "repetition_penalty" in merged:
+        penalty = min(merged["repetition_penalty"], STRONGEST_PENALTY)
+        merged["repetition_penalty"] = max(penalty, 1 / STRONGEST_PENALTY)
     return SamplingParams(**merged, output_kind=RequestOutputKind.DELTA)
 
 

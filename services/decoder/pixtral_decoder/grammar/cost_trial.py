@@ -13,8 +13,10 @@ from typing import Any
 
 import xgrammar
 
+from pixtral_core import limits
+
 # An ordinary grammar takes a tenth of it, one of the other kind many times as much.
-MAX_CPU_SECONDS = 0.1
+MAX_CPU_SECONDS = limits.STRUCTURE_TRIAL_SECONDS.high
 STEPS = 256
 
 # By the first byte that may come, by the last and by any: an ambiguity hides from one of them.

@@ -14,13 +14,13 @@ from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
 from xgrammar import Grammar
 
+from pixtral_core import limits
 from pixtral_core.concurrency.daemon_threads import in_daemon_thread
 from pixtral_decoder.grammar.cost_trial import is_slow
 
-# Of a thread's own processor time: a busy machine makes no schema too complex. Large ones that are
-# in use take a tenth of it.
-MAX_CPU_SECONDS = 0.1
-MAX_SECONDS = 5.0
+# A thread's own processor time: a busy machine makes no schema too complex.
+MAX_CPU_SECONDS = limits.STRUCTURE_READ_SECONDS.high
+MAX_SECONDS = limits.STRUCTURE_WAIT_SECONDS.high
 
 
 class NotTaken(Exception):

@@ -9,14 +9,12 @@ does for hours. What cameras and programs write stays far below these bounds.
 import re
 import struct
 
-# What compresses best writes some twenty.
-MAX_SCANS = 100
-# Pixels times scans: at two nanoseconds each. A picture of 64 million may have 33.
-MAX_SCANNED_PIXELS = 1 << 31
-# Of chunks or segments. The largest file in chunks of 4 KiB has 5,120.
-MAX_BLOCKS = 20_000
-# Between segments of a JPEG, where nothing should be: Pillow goes through it byte by byte.
-MAX_JUNK_BYTES = 1 << 16
+from pixtral_core import limits
+
+MAX_SCANS = limits.IMAGE_SCANS.most
+MAX_SCANNED_PIXELS = limits.IMAGE_SCANNED_PIXELS.most
+MAX_BLOCKS = limits.IMAGE_BLOCKS.most
+MAX_JUNK_BYTES = limits.IMAGE_JUNK_BYTES.most
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK = struct.Struct(">I4s")
