@@ -144,12 +144,18 @@ async def gateway(
 
 
 @pytest.fixture
+def max_concurrent_requests() -> int:
+    return 16
+
+
+@pytest.fixture
 async def client(
     model_dir: Path,
     prompts: PromptEncoder,
     redis: RedisServer,
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
+    max_concurrent_requests: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Client]:
     # Nothing but its loading, a second's work, is left out.
@@ -161,7 +167,7 @@ async def client(
         encoders=[encoder.address for encoder in encoders],
         decoders=[decoder.address for decoder in decoders],
         redis_url=redis.url,
-        max_concurrent_requests=16,
+        max_concurrent_requests=max_concurrent_requests,
         max_images=3,
         max_image_bytes=100_000,
         drain_seconds=5,
