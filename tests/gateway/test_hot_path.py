@@ -1,6 +1,7 @@
 """A token passes three of the gateway's generators, by either API."""
 
 import asyncio
+from typing import Any
 
 import httpx
 
@@ -24,7 +25,8 @@ async def test_a_token_passes_three_generators_over_grpc(
         decoder.behaviours = [never_ends]
     chat = chat_pb2.Chat(messages=[user(text("Hello?"))])
     stream = client.stub.StreamComplete(chat_pb2.StreamCompleteRequest(chat=chat))
-    assert (await stream.read()).delta.text == "Hello"
+    first: Any = await stream.read()
+    assert first.delta.text == "Hello"
 
     await eventually(waiting_for_a_token)
     assert waiting_for_a_token() == [

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pixtral.v1 import chat_pb2, decoder_pb2
+from pixtral.internal.v1 import decoder_pb2
+from pixtral.v1 import chat_pb2
 from pixtral_client.requests import MAX_MESSAGE_BYTES
 from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest, from_rpc_error
@@ -92,19 +93,19 @@ ELSEWHERE = {
 }
 
 
-def sampled(**fields: Any) -> chat_pb2.CompleteRequest:
-    return chat_pb2.CompleteRequest(messages=[QUESTION], sampling=chat_pb2.SamplingParams(**fields))
+def sampled(**fields: Any) -> chat_pb2.Chat:
+    return chat_pb2.Chat(messages=[QUESTION], sampling=chat_pb2.SamplingParams(**fields))
 
 
-def structured(**fields: Any) -> chat_pb2.CompleteRequest:
+def structured(**fields: Any) -> chat_pb2.Chat:
     return sampled(structured_output=chat_pb2.StructuredOutput(**fields))
 
 
-def chosen(*values: str) -> chat_pb2.CompleteRequest:
+def chosen(*values: str) -> chat_pb2.Chat:
     return structured(choice=chat_pb2.StringChoices(values=values))
 
 
-def called(*calls: chat_pb2.ToolCall) -> chat_pb2.CompleteRequest:
+def called(*calls: chat_pb2.ToolCall) -> chat_pb2.Chat:
     answers = [
         chat_pb2.Message(role=chat_pb2.ROLE_TOOL, tool_call_id=call.id, content=[text("a cat")])
         for call in calls
@@ -113,7 +114,7 @@ def called(*calls: chat_pb2.ToolCall) -> chat_pb2.CompleteRequest:
     # Tokenizers before version 7 take no text beside calls, and no turn is empty.
     if calls:
         del asked.content[:]
-    return chat_pb2.CompleteRequest(messages=[QUESTION, asked, *answers, user(text("And?"))])
+    return chat_pb2.Chat(messages=[QUESTION, asked, *answers, user(text("And?"))])
 
 
 def call(number: int = 0, **fields: str) -> chat_pb2.ToolCall:
@@ -121,8 +122,8 @@ def call(number: int = 0, **fields: str) -> chat_pb2.ToolCall:
     return chat_pb2.ToolCall(**whole)
 
 
-def tooled(*tools: chat_pb2.Tool, **choice: Any) -> chat_pb2.CompleteRequest:
-    return chat_pb2.CompleteRequest(
+def tooled(*tools: chat_pb2.Tool, **choice: Any) -> chat_pb2.Chat:
+    return chat_pb2.Chat(
         messages=[QUESTION], tools=tools, tool_choice=chat_pb2.ToolChoice(**choice)
     )
 
@@ -137,7 +138,7 @@ def nested(depth: int) -> str:
 
 
 # A request with so many of what is counted.
-COUNTED: dict[str, Callable[[int], chat_pb2.CompleteRequest]] = {
+COUNTED: dict[str, Callable[[int], chat_pb2.Chat]] = {
     "TOOL_CALLS": lambda count: called(*map(call, range(count))),
     "TOOL_CALL_ID": lambda count: called(call(id="a" * count)),
     "ARGUMENTS_DEPTH": lambda count: called(call(arguments="[" * count + "]" * count)),
@@ -179,7 +180,7 @@ class Case:
     """A request with a value at the edge of a limit, or one beyond it."""
 
     name: str
-    request: chat_pb2.CompleteRequest
+    request: chat_pb2.Chat
     is_within: bool
 
     @property
@@ -230,7 +231,7 @@ def cases() -> Iterator[Case]:
                     assert not is_within
     # A lower one is for tenants that may.
     high = limits.PRIORITY.high
-    yield Case("PRIORITY", chat_pb2.CompleteRequest(messages=[QUESTION], priority=int(high)), True)
+    yield Case("PRIORITY", chat_pb2.Chat(messages=[QUESTION], priority=int(high)), True)
 
 
 class CheckingDecoder:
@@ -268,15 +269,15 @@ def max_concurrent_requests() -> int:
     return int(limits.N.high)
 
 
-async def refused_field(client: Client, request: chat_pb2.CompleteRequest) -> str | None:
+async def refused_field(client: Client, request: chat_pb2.Chat) -> str | None:
     """The path of what the gateway refuses, with [] for any index; None where it answers."""
     try:
-        await client.stub.Complete(request)
+        await client.stub.Complete(chat_pb2.CompleteRequest(chat=request))
     except grpc.aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
             raise
         ((path, _),) = from_rpc_error(error).violations
-        return re.sub(r"\[\d+\]", "[]", path)
+        return re.sub(r"\[\d+\]", "[]", path.removeprefix("chat."))
     return None
 
 
@@ -342,7 +343,7 @@ async def test_what_must_be_called_is_refused_where_its_structure_is_too_long(
     most = limits.STRUCTURE_CHARACTERS.most
     mode = chat_pb2.TOOL_CHOICE_MODE_REQUIRED
 
-    def padded(length: int) -> chat_pb2.CompleteRequest:
+    def padded(length: int) -> chat_pb2.Chat:
         lengths = (32_000, 32_000, 32_000, 32_000, length)
         tools = (tool(f"look{i}", title="a" * each) for i, each in enumerate(lengths))
         return tooled(*tools, mode=mode)

@@ -232,15 +232,6 @@ def _checked(structure: str) -> str:
     return structure
 
 
-def _checked(structure: str) -> str:
-    """Raises InvalidRequest for more than the decoder reads."""
-    if not limits.STRUCTURE_CHARACTERS.allows(len(structure)):
-        raise InvalidRequest(
-            "tools", f"what their parameters make must have {limits.STRUCTURE_CHARACTERS}"
-        )
-    return structure
-
-
 def _only_name(tools: Tools) -> str | None:
     return tools.forced[0].name if len(tools.forced) == 1 and tools.is_single else None
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from pixtral_core import limits
 from pixtral_core.generation.sampling import Sampling
 from pixtral_decoder.engine.sampling_params import vllm_sampling

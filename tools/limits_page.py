@@ -1,0 +1,100 @@
+"""Writes docs/limits.md, and the ranges of docs/api.md, from the table of limits.
+
+python -m tools.limits_page [--check]: with --check, tells whether they are up to date.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from pixtral_core.limits import TABLE
+from pixtral_core.settings import ENV_PREFIX, ProcessSettings
+from pixtral_decoder.settings import DecoderSettings
+from pixtral_gateway.settings import GatewaySettings
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE, API = DOCS / "limits.md", DOCS / "api.md"
+
+HEAD = """\
+# Limits
+
+Made by `python -m tools.limits_page` from `core/pixtral_core/limits.py`, which every tier reads. A
+request beyond one fails with `INVALID_ARGUMENT` and the field's path, over HTTP with 400 and the
+path in `param`. The gateway refuses it before any image is encoded, but for two: the encoder finds
+the scans of a JPEG, and the decoder measures the seconds that a structure takes. A message or body
+that is too large as a whole is `RESOURCE_EXHAUSTED`, over HTTP 413. `[]` is an entry of a list or a
+map.
+
+## Of every service
+
+| field | limit | |
+|---|---|---|
+"""
+SET = """
+## By settings
+
+A prompt and its answer have `PIXTRAL_CONTEXT_LENGTH` tokens together, and messages no more parts.
+[settings.md](settings.md) has all settings, [tenants.md](tenants.md) the limits of a tenant.
+
+| variable | default | |
+|---|---|---|
+"""
+SETTINGS: dict[str, type[ProcessSettings]] = {
+    "max_images": GatewaySettings,
+    "max_image_bytes": GatewaySettings,
+    "max_image_pixels": GatewaySettings,
+    "request_timeout_seconds": GatewaySettings,
+    "context_length": DecoderSettings,
+}
+
+_ROW = re.compile(r"\| `([\w.\[\]]+)` \|")
+
+
+def page() -> str:
+    rows = [
+        f"| {', '.join(f'`{path}`' for path in limit.paths)} | {limit} | {limit.description} |\n"
+        for limit in TABLE.values()
+    ]
+    settings = [
+        f"| `{ENV_PREFIX}{name.upper()}` | `{info.default}` | {info.description} |\n"
+        for name, info in ((name, cls.model_fields[name]) for name, cls in SETTINGS.items())
+    ]
+    return "".join([HEAD, *rows, SET, *settings])
+
+
+def with_ranges(text: str) -> str:
+    """The page of the API with each range as the table has it; what follows a semicolon stays."""
+    return "".join(map(_with_range, text.splitlines(keepends=True)))
+
+
+def range_of(field: str) -> str:
+    """Empty where the table has none."""
+    own = [f"{limit}" for limit in TABLE.values() if field in limit.paths]
+    each = [f"{limit} each" for limit in TABLE.values() if f"{field}[]" in limit.paths]
+    return ", ".join([*own, *each])
+
+
+def _with_range(line: str) -> str:
+    found = _ROW.match(line)
+    if not found or not (bound := range_of(found[1])):
+        return line
+    cells = line.split("|")
+    _, semicolon, rule = cells[3].strip().partition(";")
+    cells[3] = f" {bound}{semicolon}{rule} "
+    return "|".join(cells)
+
+
+def main(arguments: list[str]) -> int:
+    pages = {PAGE: page(), API: with_ranges(API.read_text("utf-8"))}
+    if "--check" not in arguments:
+        for path, text in pages.items():
+            path.write_text(text, "utf-8")
+        return 0
+    stale = [path.name for path, text in pages.items() if path.read_text("utf-8") != text]
+    if stale:
+        print(f"not those of the limits: {', '.join(stale)}; run python -m tools.limits_page")
+    return bool(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
