@@ -25,15 +25,17 @@ AS_TESTED = ("pyproject.toml", "--constraints", "requirements/dev.txt")
 LOCKS: dict[str, tuple[str, ...]] = {
     "dev": (
         "pyproject.toml",
-        *(f"--extra={extra}" for extra in ("client", "gateway", "encoder", "decoder-cpu")),
-        *("--extra=training", "--extra=dev"),
+        *(f"--extra={extra}" for extra in ("cli", "gateway", "encoder", "decoder-cpu")),
+        *("--group=training", "--group=dev"),
     ),
-    "client": (*AS_TESTED, "--extra=client"),
+    # The SDK alone, and the command line.
+    "client": AS_TESTED,
+    "cli": (*AS_TESTED, "--extra=cli"),
     "gateway": (*AS_TESTED, "--extra=gateway"),
     "encoder": (*AS_TESTED, "--extra=encoder"),
     # What goes onto vLLM's own image, which holds vLLM, torch and all of OpenTelemetry, whose
     # packages must be of one release.
-    "decoder": (*AS_TESTED, "--extra=serving", "--excludes", "/dev/stdin"),
+    "decoder": (*AS_TESTED, "--extra=core", "--excludes", "/dev/stdin"),
     "build": ("--group=build",),
     "deploy-tools": ("--group=deploy-tools",),
 }

@@ -1,6 +1,6 @@
 """The fonts that words are printed in: packages of open fonts, some of them never trained on.
 
-They are needed to train and to measure, not to serve: the extra `training` installs them
+They are needed to train and to measure, not to serve: the dependency group `training` names them
 (Apache-2.0, OFL-1.1, and what matplotlib ships of DejaVu and STIX).
 """
 

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Iterator, Sequence
 from importlib.metadata import requires, version
 from typing import Any
 
@@ -53,34 +54,60 @@ def test_no_lock_holds_torch_or_what_comes_with_one_of_its_builds(name: str) -> 
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize(
-    "name", [name for name, flags in LOCKS.items() if "pyproject.toml" in flags]
-)
+@pytest.mark.parametrize("name", LOCKS)
 def test_lock_holds_what_the_project_asks_for(name: str, python: str) -> None:
     pins = locked(name, python)
-    extras = {flag.removeprefix("--extra=") for flag in LOCKS[name] if flag.startswith("--extra=")}
-    for extra in sorted(extras):
-        for line in PROJECT["project"]["optional-dependencies"][extra]:
-            asked = Requirement(line)
-            if asked.name == "pixtral-serve":
-                extras |= asked.extras
 
-    for extra in extras:
-        for line in PROJECT["project"]["optional-dependencies"][extra]:
-            asked = Requirement(line)
-            name_of_package = canonicalize_name(asked.name)
-            if asked.name in ("pixtral-serve", "torch"):
-                continue
-            if name == "decoder" and name_of_package in IN_VLLM_IMAGE.split():
-                continue
-            (pin,) = pins[name_of_package].specifier
-            assert asked.specifier.contains(pin.version)
+    for asked in asked_for(LOCKS[name]):
+        package = canonicalize_name(asked.name)
+        if package == "torch" or (name == "decoder" and package in IN_VLLM_IMAGE.split()):
+            continue
+        (pin,) = pins[package].specifier
+        assert asked.specifier.contains(pin.version)
+
+
+def asked_for(flags: Sequence[str]) -> Iterator[Requirement]:
+    """What pyproject.toml names, itself or by extras and groups that these include."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    groups = PROJECT["dependency-groups"]
+    pending = list(PROJECT["project"]["dependencies"] if "pyproject.toml" in flags else ())
+    for flag in flags:
+        kind, _, name = flag.partition("=")
+        if kind in ("--extra", "--group"):
+            pending += (extras if kind == "--extra" else groups)[name]
+    for line in pending:
+        if isinstance(line, dict):
+            pending += groups[line["include-group"]]
+            continue
+        asked = Requirement(line)
+        if asked.name == "pixtral-serve":
+            pending += [line for extra in asked.extras for line in extras[extra]]
+        else:
+            yield asked
+
+
+def test_what_the_client_needs_is_grpc_and_protobuf_alone() -> None:
+    assert locked("client").keys() == {
+        "googleapis-common-protos",
+        "grpcio",
+        "grpcio-status",
+        "protobuf",
+        "typing-extensions",
+    }
+
+
+def test_what_trains_the_small_model_is_in_no_extra() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    needed = {asked.name for extra in extras for asked in asked_for([f"--extra={extra}"])}
+
+    assert not [name for name in needed if name.startswith(("font-", "matplotlib"))]
+    assert extras.keys() == {"cli", "core", "gateway", "encoder", "decoder", "decoder-cpu"}
 
 
 def test_images_run_the_versions_that_the_tests_run_with() -> None:
     tested = locked("dev")
 
-    for name in ("client", "gateway", "encoder", "decoder"):
+    for name in ("client", "cli", "gateway", "encoder", "decoder"):
         assert locked(name).items() <= tested.items()
 
 
