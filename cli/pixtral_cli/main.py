@@ -1,122 +1,76 @@
-"""The command line: `pixtral-serve`."""
+"""The command line: `pixtral-serve`.
+
+`--help`, `--version`, `key` and `doctor` work with the base installation alone; the other commands
+import what their extra brings when they run.
+"""
 
 import argparse
 import hashlib
 import os
 import secrets
-import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pixtral_cli.chat import Conversation
-from pixtral_cli.demo import read_questions, run_demo
 from pixtral_cli.doctor import run_doctor
-from pixtral_cli.local.pixtral_stack import pixtral_stack
-from pixtral_cli.local.process_stack import Stack, StackError
-from pixtral_cli.terminal import answers, console, print_error, start_progress
-from pixtral_client.client import Client
+from pixtral_cli.extras import MissingExtra, require_extra
+from pixtral_cli.local.process_stack import StackError
+from pixtral_cli.plain_output import print_error, print_line
+from pixtral_client import __version__
 from pixtral_client.errors import PixtralError
-from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET, Sampling, Tls, is_loopback
+from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET
 
-TIERS = {"gateway": "pixtral_gateway", "encoder": "pixtral_encoder", "decoder": "pixtral_decoder"}
+TIERS = ("gateway", "encoder", "decoder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in TIERS:
-        _become_tier(TIERS[arguments[0]], arguments[1:])
-    options = _parser().parse_args(arguments)
     try:
+        if arguments and arguments[0] in TIERS:
+            _become_tier(arguments[0], arguments[1:])
+        options = _parser().parse_args(arguments)
         return int(options.run(options))
-    except (PixtralError, StackError, OSError, ValueError, TypeError) as error:
+    except (MissingExtra, PixtralError, StackError, OSError, ValueError, TypeError) as error:
         print_error(error)
         return 1
     except KeyboardInterrupt:
         return 130
 
 
-def _become_tier(module: str, arguments: Sequence[str]) -> NoReturn:
-    command = [sys.executable, "-m", module, *arguments]
+def _become_tier(tier: str, arguments: Sequence[str]) -> NoReturn:
+    require_extra(tier, f"pixtral-serve {tier}")
+    command = [sys.executable, "-m", f"pixtral_{tier}", *arguments]
     os.execv(sys.executable, command)  # noqa: S606 - the tier in place of this process
 
 
 def _up(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if options.no_page:
-        options.gateway_args += " --no-page"
-    stack = _start(options, listen=options.listen, http_listen=options.http_listen)
-    try:
-        console.print(f"\n[green]ready[/] at [bold]{stack.target}[/]; logs are in {stack.log_dir}")
-        if not options.no_page and is_loopback(options.http_listen.rpartition(":")[0]):
-            console.print(f"  a page to try it on at http://{stack.http_target}/")
-        console.print(f"  OpenAI's API at http://{stack.http_target}/v1")
-        at = "" if stack.target == DEFAULT_TARGET else f" --target {stack.target}"
-        console.print(f'  pixtral-serve chat{at} --image cat.jpg "What is this?"')
-        console.print(f"  pixtral-serve chat{at}")
-        console.print("Ctrl-C stops it all.")
-        stack.wait()
-    except KeyboardInterrupt:
-        console.print("stopping")
-    finally:
-        stack.close()
-    return 0
+    require_extra("cli", "pixtral-serve up")
+    from pixtral_cli.up import run_up
+
+    return run_up(options)
 
 
 def _demo(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    asks = read_questions(options.questions)
-    stack = _start(options, listen="127.0.0.1:0")
-    try:
-        return run_demo(stack, asks)
-    finally:
-        stack.close()
-        console.print("[dim]everything is stopped[/]")
+    require_extra("cli", "pixtral-serve demo")
+    from pixtral_cli.demo import run_demo_command
+
+    return run_demo_command(options)
 
 
 def _chat(options: argparse.Namespace) -> int:
-    # A script that reads the answer wants nothing else on standard output.
-    console.stderr = True
-    files = (options.tls_ca, options.tls_certificate, options.tls_private_key)
-    tls = Tls(*files) if options.tls or any(files) else None
-    sampling: Sampling = {"max_tokens": options.max_tokens, "temperature": options.temperature}
-    with Client(options.target, tls=tls) as client:
-        conversation = Conversation(client, options.model, sampling)
-        for name in options.image:
-            conversation.add_picture(name)
-        if options.question:
-            conversation.ask(options.question)
-        else:
-            conversation.converse()
-    return 0
+    require_extra("cli", "pixtral-serve chat")
+    from pixtral_cli.chat import run_chat
+
+    return run_chat(options)
 
 
 def _key(_: argparse.Namespace) -> int:
     key = f"pixtral-{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(key.encode()).hexdigest()
-    answers.out(f'PIXTRAL_API_KEY={key}\nkeys = ["sha256:{digest}"]')
+    print_line(f'PIXTRAL_API_KEY={key}\nkeys = ["sha256:{digest}"]')
     return 0
-
-
-def _start(options: argparse.Namespace, *, listen: str, http_listen: str | None = None) -> Stack:
-    with start_progress() as progress:
-        stack = pixtral_stack(
-            options.model_dir,
-            dtype=options.dtype,
-            listen=listen,
-            http_listen=http_listen,
-            redis_max_memory=options.redis_max_memory,
-            encoder_args=shlex.split(options.encoder_args),
-            decoder_args=shlex.split(options.decoder_args),
-            gateway_args=shlex.split(options.gateway_args),
-            log_dir=options.log_dir,
-            progress=progress,
-        )
-        stack.start()
-    return stack
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serves Pixtral in three tiers, and talks to it.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:

@@ -1,4 +1,5 @@
-"""What the commands print. Errors go to standard error, and what `chat` says beside its answers."""
+"""What `up`, `demo` and `chat` print, with rich; what `chat` says beside its answers goes to
+standard error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,18 +9,12 @@ from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from pixtral_cli.local.process_stack import Progress
-from pixtral_client.errors import PixtralError, Unavailable
+from pixtral_cli.plain_output import printable
 from pixtral_client.results import Completion
 from pixtral_client.streams import Stream
 
 answers = Console(highlight=False)
 console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """`text` without what could steer a terminal: a picture may well make a model spell it."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def print_answer(stream: Stream) -> tuple[str, Completion | None]:
@@ -55,15 +50,6 @@ def describe(completion: Completion) -> str:
 
 def duration(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def print_error(error: Exception) -> None:
-    errors.print(f"error: {printable(str(error))}", style="red", markup=False)
-    if isinstance(error, Unavailable) and not error.reason:
-        errors.print("Is a gateway running there? `pixtral-serve up --model-dir DIR` starts one.")
-    if isinstance(error, PixtralError):
-        for note in getattr(error, "__notes__", ()):
-            errors.print(printable(note), markup=False)
 
 
 class StartProgress:

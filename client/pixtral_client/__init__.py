@@ -1,5 +1,7 @@
 """The Python SDK of pixtral-serve: sync and async clients of the gateway."""
 
+from importlib.metadata import version
+
 from pixtral_client.client import AsyncClient, Client
 from pixtral_client.errors import (
     DeadlineExceeded,
@@ -55,4 +57,7 @@ __all__ = [
     "UploadedImage",
     "Usage",
     "Violation",
+    "__version__",
 ]
+
+__version__ = version("pixtral-serve")

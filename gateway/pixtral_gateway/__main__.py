@@ -9,7 +9,7 @@ from pixtral_gateway.settings import GatewaySettings
 
 
 def main() -> None:
-    settings = load(GatewaySettings, prog="gateway")
+    settings = load(GatewaySettings, prog="pixtral-serve gateway")
     if settings.workers == 1:
         run(GatewayTier, settings)
     run_workers("pixtral_gateway.worker", settings.shares(), GatewayTier.services)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from pixtral_cli.extras import require_extra
 from pixtral_cli.local.process_plan import Process, Redis
 from pixtral_cli.local.process_stack import START_TIMEOUT, Progress, Stack, StackError
 from pixtral_cli.local.redis_server import find_redis_server
@@ -48,7 +49,13 @@ def pixtral_stack(
         encoder_args, decoder_args, gateway_args: more flags; see `pixtral-serve encoder --help`.
 
     The rest is as `Stack` takes it.
+
+    Raises:
+        MissingExtra: the extra `cli` is not installed.
+        FileNotFoundError: `model_dir` holds no model.
+        StackError: there is no Redis to start.
     """
+    require_extra("cli", "a local stack")
     model = Path(model_dir).resolve()
     if not (model / "params.json").is_file():
         raise FileNotFoundError(f"{model} holds no params.json: not a model in Mistral format")

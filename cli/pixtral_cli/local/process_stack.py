@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pixtral_cli.local.process_plan import Plan, Process, Redis
 from pixtral_client.errors import Unavailable
@@ -227,6 +226,9 @@ class Stack:
 
 
 def _is_serving(address: str) -> bool:
+    # Imported here, so that this module imports without the extra `cli`.
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
     with grpc.insecure_channel(address, channel_options(address)) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:

@@ -1,0 +1,36 @@
+"""How the commands print that work without the extra `cli`, so without rich; and all errors."""
+
+import os
+import sys
+from typing import Literal, TextIO
+
+from pixtral_client.errors import PixtralError, Unavailable
+
+_ANSI_CODES = {"red": 31, "green": 32, "yellow": 33}
+
+
+def print_line(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def print_error(error: Exception) -> None:
+    """Prints an error on standard error, and what a user can do about it."""
+    lines = [coloured(f"error: {printable(str(error))}", "red", sys.stderr)]
+    if isinstance(error, Unavailable) and not error.reason:
+        lines.append("Is a gateway running there? `pixtral-serve up --model-dir DIR` starts one.")
+    if isinstance(error, PixtralError):
+        lines += [printable(note) for note in getattr(error, "__notes__", ())]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal: an image can make a model write it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def coloured(text: str, colour: Literal["red", "green", "yellow"], stream: TextIO) -> str:
+    """`text` in a colour if `stream` is a terminal that shows colours and NO_COLOR is not set."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{_ANSI_CODES[colour]}m{text}\x1b[0m"
