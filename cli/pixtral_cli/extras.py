@@ -30,7 +30,8 @@ def require_extra(extra: str, user: str) -> None:
     """
     if missing := missing_modules(extra):
         raise MissingExtra(
-            f"{user} needs {install_command(extra)} (not installed: {', '.join(missing)})"
+            f"{user} needs packages that are not installed ({', '.join(missing)}): "
+            f"{install_command(extra)}"
         )
 
 
