@@ -13,7 +13,7 @@ export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-stacks-and-fuzz test-e2e test-parts test-page test-buf targets-check fuzz fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
+.PHONY: help setup demo test test-stacks-and-fuzz test-e2e test-parts test-page test-wheel test-buf targets-check fuzz fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,12 +51,16 @@ test-e2e: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/e2e
 
 test-parts: $(INSTALLED)
-	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/e2e --ignore=tests/faults
+	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/e2e --ignore=tests/faults \
+		--ignore=tests/wheel
 
 test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its pictures anew (needs npm)
 	@tools/chromium
 	@mkdir -p docs/pictures/page
 	@PAGE_PICTURES=docs/pictures/page $(BIN)/python -m pytest tests/page
+
+test-wheel: $(INSTALLED) ## Install the wheel with each extra alone, and try it (needs the network)
+	@$(BIN)/python -m pytest tests/wheel
 
 # A decoder alone beside all the rest. Starting takes half a minute more.
 fuzz: $(INSTALLED) ## Send every door wrong, odd and hostile input for MINUTES=10; SEED= another

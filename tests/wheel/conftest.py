@@ -1,0 +1,134 @@
+"""The wheel, and environments that hold nothing but it and what one lock names."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from tools.install import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+# What an environment is for, and the lock that it is made from. No environment is made for the
+# decoder: vLLM is too large to install for each run.
+LOCKS = {"encoder": "encoder", "gateway": "gateway", "cli": "cli", "base": "client"}
+SECONDS_TO_INSTALL = 600
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """An environment with the wheel and the packages of one extra, or of none (`base`)."""
+
+    extra: str
+    folder: Path
+
+    def run(self, *command: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+        """Runs a command of the environment, such as `python`, in a folder."""
+        binary = self.folder / "bin" / command[0]
+        return run([str(binary), *command[1:]], cwd)
+
+    def python(self, code: str, *, cwd: Path) -> str:
+        """Runs code, which must succeed. Returns what it prints."""
+        done = self.run("python", "-c", code, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def run(command: Sequence[str], cwd: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    ours = ("PIXTRAL_", "PYTHON")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=inherited | variables,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_TO_INSTALL,
+    )
+
+
+def run_pip(*arguments: str, python: Path | None = None) -> None:
+    target = [] if python is None else ["--python", str(python)]
+    done = run([*PIP, *target, *arguments], ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, from the files that the images' builder gets, by the backend of their lock."""
+    source = tmp_path_factory.mktemp("source")
+    copy_build_context(source)
+    made = tmp_path_factory.mktemp("wheel")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(made)]
+    run_pip("wheel", *options, str(source))
+    (found,) = made.glob("*.whl")
+    return found
+
+
+def copy_build_context(to: Path) -> None:
+    """Copies those files of the repository that .dockerignore does not hold back."""
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    sent = [line[1:] for line in rules if line.startswith("!")]
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        is_sent = any(fnmatch(name, rule + "*" * rule.endswith("/")) for rule in sent)
+        if is_sent and (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
+@pytest.fixture(scope="session")
+def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def environments(
+    wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, Environment]]:
+    """All environments, by their extras. Two are made at once, the largest first."""
+    folder = tmp_path_factory.mktemp("environments")
+    made = {extra: Environment(extra, folder / extra) for extra in LOCKS}
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(install, each, wheel, LOCKS[each.extra]) for each in made.values()]
+    for installation in running:
+        installation.result()
+    yield made
+    # They take more than a gigabyte.
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=LOCKS)
+def environment(
+    request: pytest.FixtureRequest, environments: Mapping[str, Environment]
+) -> Environment:
+    return environments[request.param]
+
+
+def install(made: Environment, wheel: Path, lock: str) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", made.folder], check=True)
+    python = made.folder / "bin" / "python"
+    options = ["--quiet", "--no-compile", "--only-binary", ":all:"]
+    locked = ["--no-deps", "--require-hashes", "--requirement", f"requirements/{lock}.txt"]
+    run_pip("install", *options, *locked, python=python)
+    if lock == "encoder":
+        _, build_of_torch = torch()
+        run_pip("install", *options, *build_of_torch, python=python)
+    run_pip("install", *options, "--no-deps", "--no-index", str(wheel), python=python)
