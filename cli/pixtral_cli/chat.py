@@ -1,4 +1,4 @@
-"""`pixtral-serve chat`: one question, or a conversation with pictures at any turn."""
+"""`pixtral-serve chat`: one question, or a conversation with images at any turn."""
 
 import argparse
 import contextlib

@@ -1,4 +1,4 @@
-"""Whether a model's directory is whole, and fits this machine: a part of `pixtral-serve doctor`."""
+"""The part of `pixtral-serve doctor` that looks at a model's directory."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""`pixtral-serve demo`: the whole stack, pictures, questions, and what was encoded."""
+"""`pixtral-serve demo`: starts the whole stack, asks about images, and reports what was encoded."""
 
 import argparse
 import signal

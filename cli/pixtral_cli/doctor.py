@@ -1,4 +1,4 @@
-"""`pixtral-serve doctor`: looks at this machine, and says what to do about what it finds."""
+"""`pixtral-serve doctor`: examines this machine, and says what to do about its findings."""
 
 import argparse
 import importlib.metadata

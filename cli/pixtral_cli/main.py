@@ -1,4 +1,4 @@
-"""The command line: `pixtral-serve`.
+"""The command line, `pixtral-serve`.
 
 `--help`, `--version`, `key` and `doctor` work with the base installation alone; the other commands
 import what their extra brings when they run.

@@ -1,5 +1,4 @@
-"""What `up`, `demo` and `chat` print, with rich; what `chat` says beside its answers goes to
-standard error."""
+"""The output of the commands."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Errors of a call, with what the server says of them in google.rpc details."""
+"""The errors of an RPC, with the details that the server gives."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

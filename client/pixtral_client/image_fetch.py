@@ -1,4 +1,4 @@
-"""Fetches an image by http(s), within limits of time and size."""
+"""Fetches an image by URL, within bounds of time and size."""
 
 import time
 import urllib.request

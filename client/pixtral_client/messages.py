@@ -1,4 +1,4 @@
-"""Conversations as people write them, made into `pixtral.v1.Message`.
+"""Message lists as people write them, made into `pixtral.v1.Message`.
 
 Taken as they are: the message lists of OpenAI's chat API and of vLLM's `LLM.chat`. Content is a
 string or a list of parts:

@@ -1,4 +1,4 @@
-"""The requests that `Client` and `AsyncClient` send alike, and how they open a channel."""
+"""The requests that both clients send, and the channel that they open."""
 
 import ipaddress
 import json

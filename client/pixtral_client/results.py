@@ -1,4 +1,4 @@
-"""What a call gives back. Durations are seconds; token ids are the model's own."""
+"""The results of calls. Durations are in seconds; token ids are the model's own."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

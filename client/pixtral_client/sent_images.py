@@ -1,4 +1,4 @@
-"""Pictures by name: a file that the gateway has seen is not sent to it again.
+"""Sends an image once, and after that its SHA-256.
 
 The first time a picture goes as it is, unless it is so large that asking whether somebody else has
 sent it costs less. From then on its SHA-256 goes, and where the gateway does not have it (any more)

@@ -1,4 +1,4 @@
-"""Answers as they are generated: `Stream`, and `AsyncStream` for asyncio."""
+"""Completions as they are generated: `Stream`, and `AsyncStream` for asyncio."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What a call may fail with, as an exception here and as a gRPC status with details on the wire."""
+"""The errors of an RPC: exceptions here, gRPC statuses with google.rpc details on the wire."""
 
 import logging
 import traceback

@@ -1,4 +1,4 @@
-"""A process's settings: read once, at start, from a TOML file, the environment and flags."""
+"""Settings of a process, read once at start from a TOML file, the environment and flags."""
 
 import argparse
 import inspect

@@ -1,4 +1,4 @@
-"""What the gateway measures."""
+"""The metrics of a gateway."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

@@ -1,4 +1,4 @@
-"""The gateway as a process: what it loads, and what it holds open."""
+"""The gateway as a process: what it loads at start, and what it closes at the end."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a gateway is told at its start."""
+"""The settings of a gateway."""
 
 import re
 from typing import Annotated, ClassVar, Self

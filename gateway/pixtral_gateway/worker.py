@@ -1,4 +1,4 @@
-"""One of the processes of a gateway that has several; `pixtral_core.server.workers` starts it."""
+"""One worker of a gateway that has several."""
 
 import pixtral_core.server.grpc_polling  # noqa: F401 - before grpc
 from pixtral_core.server.process import run

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.named_tests import ROOT, functions_of, named_by
 
-PACKAGES = ("embeddings", "gateway", "pixtral_client", "services", "serving")
+PACKAGES = ("cli", "client", "core", "gateway", "services")
 # What makes objects or code of bytes.
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}

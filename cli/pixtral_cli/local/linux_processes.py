@@ -1,4 +1,4 @@
-"""What Linux offers for ending processes for certain: parent-death signals and subreapers."""
+"""Linux's ways of ending processes for certain: parent-death signals and subreapers."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""What a supervisor is given to run, as data."""
+"""The processes that a supervisor runs, as data."""
 
 import json
 from collections.abc import Mapping, Sequence

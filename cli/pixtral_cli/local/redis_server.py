@@ -1,4 +1,4 @@
-"""A Redis of the stack's own: a real server that keeps embeddings in memory and nothing on disk."""
+"""A Redis server of the stack's own, which writes nothing to disk."""
 
 import importlib.util
 import shutil

@@ -1,4 +1,4 @@
-"""Runs the processes of a stack, and leaves none behind: `python -m pixtral_cli.local.supervisor`.
+"""Runs the processes of a stack, and leaves none behind.
 
 Two processes, so that either may be killed and the other still cleans up. The *guard*, which the
 caller starts, forks the *supervisor* and watches over it and the caller; the supervisor starts

@@ -1,4 +1,4 @@
-"""Large values out of Redis, received by threads where they stay.
+"""Reads large values from Redis in threads, straight into their final buffer.
 
 On its way through asyncio's streams and redis-py's parser a value of 8 MB is copied four times,
 each time into memory that is new. Here the connections are redis-py's, with all that an address

@@ -1,4 +1,4 @@
-"""The name of an image embedding."""
+"""The key that names an image embedding."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Image embeddings in Redis. Redis is a cache here: no fault of it is ever an error."""
+"""Image embeddings in Redis, where no fault of Redis is an error."""
 
 from collections.abc import Sequence
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""A Redis that may fail: whatever is wrong with it ends in time, and reads as nothing found."""
+"""A Redis client whose every fault ends in time and reads as nothing found."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What tiers count alike; defined once, so that two tiers can be in one process."""
+"""Metrics that several tiers count alike."""
 
 from prometheus_client import Counter
 

@@ -1,4 +1,4 @@
-"""How a value is received: what it is received in, and what is made of it."""
+"""Buffers for values from Redis, and what becomes of a value while it arrives."""
 
 import mmap
 from abc import ABC, abstractmethod

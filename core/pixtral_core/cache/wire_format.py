@@ -1,4 +1,4 @@
-"""The wire form of an image embedding: in Redis, and from an encoder to a decoder.
+"""The binary format of an image embedding, in Redis and between encoder and decoder.
 
 A fixed header and the raw little-endian values. What does not check out in full is damaged;
 there is no partial or best-effort read.

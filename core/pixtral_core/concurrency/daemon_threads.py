@@ -1,4 +1,4 @@
-"""Threads that a process which is told to stop does not wait for."""
+"""Threads that a process does not wait for when it ends."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Several things at once, all or none."""
+"""Runs several coroutines at once; when one fails, cancels the others."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence

@@ -1,4 +1,4 @@
-"""One piece of work for all who ask for the same at the same time."""
+"""Runs one piece of work for all callers that ask for it at the same time."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable

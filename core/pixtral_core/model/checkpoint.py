@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps its vision tower, in Mistral's format or Hugging Face's."""
+"""Finds the vision tower in a checkpoint, in Mistral's format or Hugging Face's."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""What makes an embedding, in one short string: weights, numbers, preprocessing, dtype."""
+"""The fingerprint: a short digest of everything that determines an embedding."""
 
 import hashlib
 import json

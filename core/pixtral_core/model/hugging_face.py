@@ -1,4 +1,4 @@
-"""A Pixtral in Hugging Face's format, as its vision tower would be described in Mistral's.
+"""Reads a Pixtral in Hugging Face's format as Mistral's format would describe it.
 
 The tensors are the same under other names, but for queries and keys: the rows of a head's rotary
 pairs are apart there, all first ones in front, where Mistral's format has the two of a pair side

@@ -1,4 +1,4 @@
-"""Channels for calls from one tier to another."""
+"""gRPC channels from one tier to another."""
 
 from dataclasses import dataclass
 from pathlib import Path

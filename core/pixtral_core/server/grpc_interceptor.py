@@ -1,4 +1,4 @@
-"""What surrounds every RPC: the gate, metrics, log line and span, and errors as statuses."""
+"""Wraps every RPC: readiness gate, metrics, log line, span, and errors as statuses."""
 
 import asyncio
 import inspect

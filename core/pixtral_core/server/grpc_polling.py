@@ -1,4 +1,4 @@
-"""How gRPC waits for its sockets; to be imported before grpc is, by a process that relays.
+"""Chooses how gRPC waits for its sockets; a process imports this before grpc.
 
 gRPC's own event engine gives what a socket has to say to a thread of its pool, which wakes the
 thread of grpc.aio, which wakes the event loop. Without it, the thread of grpc.aio waits for the

@@ -1,4 +1,4 @@
-"""A process's gRPC server from its first socket to its exit code."""
+"""The life of a tier's process, from its first socket through the drain to its exit code."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Several processes that serve on one port, and the one that keeps them.
+"""Several worker processes on one port, and the parent that supervises them.
 
 The parent, which the operator started, holds the ports, shows the metrics of all on one page,
 answers health checks and keeps the workers; each of these is a whole server with an event loop of

@@ -1,4 +1,4 @@
-"""Prometheus: the gRPC server's metrics and the HTTP server that shows all of a process's."""
+"""Prometheus metrics of the gRPC server, and the HTTP server that shows a process's metrics."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Real spans, sent by OTLP over gRPC from a thread of the SDK's own."""
+"""OpenTelemetry spans, exported over OTLP from a thread of the SDK."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""The call that a task serves: its id, its span, and what its log line tells of it."""
+"""The current request: its id, its span, and the facts of its log line."""
 
 import logging
 import re

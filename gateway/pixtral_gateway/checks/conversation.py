@@ -1,4 +1,4 @@
-"""A conversation inside the gateway."""
+"""A conversation inside the gateway: messages, images, tools and tool calls."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Checks of what an answer is to be held to, and bounds for the decoder's work on it."""
+"""Checks of schemas, patterns and grammars that a completion must follow."""
 
 import json
 from collections.abc import Iterable, Sequence

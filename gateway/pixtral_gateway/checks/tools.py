@@ -1,4 +1,4 @@
-"""Checks of the tools that a request offers, and of how they are called and answered."""
+"""Checks of a request's tools, of tool calls in its messages, and of their results."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Checks of a request before any work is done for it, each naming the field that fails."""
+"""Checks of messages and sampling; each error names its field."""
 
 from collections.abc import Collection, Mapping, Sequence
 

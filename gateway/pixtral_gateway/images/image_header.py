@@ -1,4 +1,4 @@
-"""Format and size of an image from its header, with work bounded whatever the bytes are.
+"""Reads format and size from an image's header, with bounded work for any bytes.
 
 Pillow reads more than the header: it inflates PNG text, walks any number of JPEG and GIF blocks,
 and makes a WebP decoder with room for the whole canvas. The sizes here are those that it finds.

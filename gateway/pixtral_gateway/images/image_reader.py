@@ -1,4 +1,4 @@
-"""Images of a request: bytes, digest and size. No pixel is decoded here."""
+"""Reads an image of a request: its bytes, digest and size, without decoding a pixel."""
 
 import asyncio
 import base64

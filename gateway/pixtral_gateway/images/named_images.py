@@ -1,4 +1,4 @@
-"""What is kept of images, so that requests can name them by their SHA-256: in Redis, by tenant.
+"""Sizes and files of images in Redis, by tenant, so that requests can name them.
 
 Of an image that came with a request, a record of its size: more is not needed to say what its
 prompt is, and its embedding is in Redis for as long as there is room. Of one that was put, the file

@@ -1,4 +1,4 @@
-"""The images of a request, whichever way each was given."""
+"""Reads all images of a request, whichever way each was given."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -1,4 +1,4 @@
-"""Images that are put, to be named by requests that follow."""
+"""Receives images that later requests name by their SHA-256."""
 
 import asyncio
 import io

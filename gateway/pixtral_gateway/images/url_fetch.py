@@ -1,4 +1,4 @@
-"""Images by URL, which a stranger names and this machine's network is asked for.
+"""Fetches an image by URL, under rules against server-side request forgery.
 
 Only https, only hosts by name that the operator allows, only public addresses. Every address that a
 name has is checked, and the connection is made to one of those and to no other: what the name says

@@ -1,4 +1,4 @@
-"""Conversations to token ids, as mistral_common encodes them, without looking into an image."""
+"""Encodes a conversation to token ids by mistral_common, without looking into an image."""
 
 import asyncio
 import hashlib

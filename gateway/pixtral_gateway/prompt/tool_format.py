@@ -1,4 +1,4 @@
-"""How a checkpoint's models call tools: by which tokens, and in which form.
+"""The form in which a checkpoint's models call tools.
 
 It is read here and not in the decoder: this side has the tokenizer's control tokens and the
 request's tools, and an answer goes on through here whichever decoder continues it.

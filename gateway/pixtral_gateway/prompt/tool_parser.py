@@ -1,4 +1,4 @@
-"""Tool calls in what a model says, told apart from text as it comes.
+"""Parses tool calls in generated text, piece by piece.
 
 Mistral's models have two forms for them, each behind the control token [TOOL_CALLS]:
 

@@ -1,4 +1,4 @@
-"""How many requests run at once, and a refusal at once for more."""
+"""Admission: permits for requests that run, and an immediate refusal of more."""
 
 from collections import Counter
 from collections.abc import Iterator, Sized

@@ -1,4 +1,4 @@
-"""How many requests there is room for behind this gateway, as decoders come and go."""
+"""Sizes admission by the decoders that are ready."""
 
 import asyncio
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Who asks, by API key, and how much of the service is theirs.
+"""Tenants: who asks, by API key, and each one's limits.
 
 The file of tenants is TOML:
 

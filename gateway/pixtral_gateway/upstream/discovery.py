@@ -1,4 +1,4 @@
-"""Which processes a tier consists of, as they come and go."""
+"""Finds the processes of a tier as they come and go."""
 
 import asyncio
 import logging

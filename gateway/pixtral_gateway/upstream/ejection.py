@@ -1,4 +1,4 @@
-"""Replicas that answer handshakes, and fail or hang in the work: left out for a while.
+"""Leaves a replica out for a while that answers handshakes but fails or hangs in its work.
 
 Names and numbers are those of Envoy's outlier detection, but for the half: a tenth of few replicas
 is none, or with Envoy one, even where it is the last.

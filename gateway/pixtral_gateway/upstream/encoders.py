@@ -1,4 +1,4 @@
-"""Calls to the encoder tier."""
+"""RPCs to the encoder tier."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Which replica a request goes to."""
+"""Chooses the replica that a request goes to."""
 
 import hashlib
 import math

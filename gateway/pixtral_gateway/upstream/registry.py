@@ -1,4 +1,4 @@
-"""The replicas of the other tiers: which are there, and which fit together."""
+"""All replicas of the other tiers, and which of them fit together."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""One process of another tier: whether it is there, what it is, and what runs on it."""
+"""One process of another tier: whether it is ready, what it serves, and what runs on it."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""How many calls may be made a second time."""
+"""Bounds the RPCs that may be sent a second time."""
 
 import math
 import time

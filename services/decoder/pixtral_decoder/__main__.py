@@ -1,4 +1,4 @@
-"""`python -m pixtral_decoder`"""
+"""`python -m pixtral_decoder`: runs a decoder until SIGTERM."""
 
 from runpy import run_module
 

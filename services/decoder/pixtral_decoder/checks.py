@@ -1,4 +1,4 @@
-"""The checks before the engine: what passes them cannot end it.
+"""Checks before the engine: a request that passes them cannot end it.
 
 vLLM's engine dies, for everyone, of an embedding that does not fit its placeholders
 (CVE-2025-62372) and of ids outside the vocabulary; and its caches believe the names they are

@@ -1,4 +1,4 @@
-"""The decoder on the wire: protobuf in, protobuf out."""
+"""The servicer of the decoder: protobuf in, protobuf out."""
 # ruff: noqa: N802 - methods have the names of the proto
 
 from collections.abc import AsyncGenerator

@@ -1,4 +1,4 @@
-"""What the decoder measures beside vLLM, which counts for itself."""
+"""The decoder's own metrics; vLLM has the others."""
 
 from prometheus_client import Gauge
 

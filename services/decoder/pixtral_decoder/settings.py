@@ -1,4 +1,4 @@
-"""The decoder process's settings."""
+"""The settings of a decoder."""
 
 import json
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""`python -m pixtral_encoder`"""
+"""`python -m pixtral_encoder`: runs an encoder until SIGTERM."""
 
 from pixtral_core.server.process import run
 from pixtral_core.settings import load

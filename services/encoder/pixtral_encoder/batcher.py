@@ -1,4 +1,4 @@
-"""Continuous batching: whatever waits when the device is free goes as one ragged batch."""
+"""Continuous batching: all images that wait when the device is free go as one ragged batch."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""From an image file to its embedding in Redis, with every image encoded once."""
+"""From an image file to its embedding in Redis, where every image is encoded once."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""The encoder on the wire: protobuf in, protobuf out."""
+"""The servicer of the encoder: protobuf in, protobuf out."""
 # ruff: noqa: N802 - methods have the names of the proto
 
 import math

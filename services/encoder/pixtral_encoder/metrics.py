@@ -1,4 +1,4 @@
-"""What the encoder measures."""
+"""The metrics of an encoder."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

@@ -1,4 +1,4 @@
-"""The encoder process: what it loads, and in which order."""
+"""The encoder as a process: what it loads at start, and in which order."""
 
 import asyncio
 import logging

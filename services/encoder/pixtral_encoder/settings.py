@@ -1,4 +1,4 @@
-"""The encoder process's settings."""
+"""The settings of an encoder."""
 
 import os
 from typing import Literal

@@ -1,4 +1,4 @@
-"""How long an image is of use to those who wait for it."""
+"""The deadline of an image: the latest of all callers that wait for it."""
 
 import math
 import time

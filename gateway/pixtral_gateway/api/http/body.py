@@ -1,4 +1,4 @@
-"""The body of a request: read up to a limit, and parsed without holding up anyone else."""
+"""Reads the body of an HTTP request, within bounds of size, and parses it."""
 
 import asyncio
 from functools import lru_cache

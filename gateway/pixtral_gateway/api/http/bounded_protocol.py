@@ -1,4 +1,4 @@
-"""Bounds that uvicorn leaves to a proxy: how long what is no body may be, and may take."""
+"""Bounds on HTTP heads and trailers, which uvicorn leaves to a proxy."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""By which names a gateway is asked that lets in whoever is on this machine."""
+"""The Host headers that a gateway without API keys answers to."""
 
 from urllib.parse import urlsplit
 

@@ -1,4 +1,4 @@
-"""What surrounds every request: the gate, metrics, log line and span, and errors as answers.
+"""Wraps every HTTP request: readiness gate, metrics, log line, span, and errors as responses.
 
 The same for HTTP as `pixtral_core.server.grpc_interceptor` is for gRPC.
 """

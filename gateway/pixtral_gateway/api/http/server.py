@@ -1,4 +1,4 @@
-"""The HTTP server, on the event loop of the gateway's gRPC."""
+"""The HTTP server, on the event loop of the gateway's gRPC server."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""The routes, each thin over the gateway's own request path."""
+"""The routes of OpenAI's API, each thin over the pipeline."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's clients expect them, whole and in chunks."""
+"""Chat completions as OpenAI's clients expect them, whole and in chunks."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The gateway's errors as OpenAI's clients know them: a status, headers, and a body."""
+"""The gateway's errors as OpenAI's clients know them: a status, headers and a body."""
 
 import math
 import re

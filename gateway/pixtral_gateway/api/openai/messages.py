@@ -1,4 +1,4 @@
-"""OpenAI's message list as turns of a conversation."""
+"""OpenAI's message list as a conversation."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""GET /openapi.json: what the routes take and answer, in OpenAPI 3.1.
+"""GET /openapi.json: the routes, their requests and responses, in OpenAPI 3.1.
 
 It is made of the routes themselves, of the models that read the bodies, and of the types that
 answers are checked against. As in vLLM, no key is needed to read it.

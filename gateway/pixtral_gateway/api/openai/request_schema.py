@@ -1,4 +1,4 @@
-"""What OpenAI's clients send, checked against its types."""
+"""The bodies of OpenAI's requests, checked against their types."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What answers hold, and parts of messages, as /openapi.json has them.
+"""The bodies of responses, and parts of messages, as /openapi.json describes them.
 
 mypy checks the code that makes answers against these types; `messages` reads the messages.
 """

@@ -1,4 +1,4 @@
-"""OpenAI's tools, tool choice and tool calls as the gateway has them, and back."""
+"""OpenAI's tools, tool choice and tool calls, to and from the gateway's own."""
 
 import json
 from collections.abc import Iterable, Sequence

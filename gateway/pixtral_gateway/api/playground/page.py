@@ -1,4 +1,4 @@
-"""The page to try the service on: a few static files, held in memory."""
+"""Serves the page, a few static files in memory."""
 
 import hashlib
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether an embedding's values are finite, by their bits."""
+"""Checks that an embedding's values are finite, by their bits."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""An image's embedding where the engine can have it."""
+"""An image embedding in memory that the engine can read."""
 
 import os
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Anonymous files in memory, each with one large embedding as it came.
+"""Anonymous files in memory, each with one large embedding as it arrived.
 
 A file can be handed to another process, which then has the embedding where this one has it. To get
 8 MB of memory from the system takes three milliseconds and more, to receive an embedding in memory

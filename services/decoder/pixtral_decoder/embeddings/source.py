@@ -1,4 +1,4 @@
-"""Where an image's embedding comes from: this process's memory, Redis, or the encoder."""
+"""Gets an image's embedding from this process's memory, from Redis, or from the encoder."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The vLLM engine, as a plain class: prompts in, deltas out.
+"""The vLLM engine as a plain class: prompts in, deltas out.
 
 vLLM takes seconds to import. It is imported where it is used, so that a process answers health
 checks while it does.

@@ -1,4 +1,4 @@
-"""How vLLM is asked to run: all that differs between its versions, or between CPU and GPU."""
+"""vLLM's engine arguments, by version and device."""
 
 import os
 from collections.abc import Iterable, Mapping

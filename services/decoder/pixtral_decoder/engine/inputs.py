@@ -1,4 +1,4 @@
-"""An engine's input from token ids and image embeddings, past vLLM's multimodal processor."""
+"""An engine's input from token ids and image embeddings, without vLLM's multimodal processor."""
 
 from collections.abc import Sequence
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""LoRA adapters, as far as vLLM does not look at them itself."""
+"""Checks of LoRA adapters that vLLM does not make itself."""
 
 from pathlib import Path
 

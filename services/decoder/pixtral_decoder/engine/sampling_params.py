@@ -1,4 +1,4 @@
-"""How to pick tokens, in vLLM's terms, and what it refuses: all that differs by its version."""
+"""Sampling in vLLM's terms, and the field that an engine's refusal names."""
 
 from collections.abc import Mapping
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""A trial of a grammar: answers of it are made, byte by byte, before the engine makes one.
+"""Tries a grammar byte by byte, and refuses one that takes too long.
 
 What an answer may go on with is computed at every step of the engine, for all of its requests in
 turn. It takes microseconds, but a grammar can be made so ambiguous that it takes longer with each

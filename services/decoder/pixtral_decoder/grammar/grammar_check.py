@@ -1,4 +1,4 @@
-"""A look at what an answer is to be held to, before vLLM looks at it on the event loop.
+"""Checks a constraint in a thread, before vLLM reads it on the event loop.
 
 vLLM reads a schema, expression or grammar where it takes the request, and would keep every other
 stream waiting for one that takes long. So it is read in a thread first, and what is not read soon

@@ -1,4 +1,4 @@
-"""How much of a file Pillow would go through block by block, and libjpeg again and again.
+"""Bounds the work of decoding a file, by its scans, segments and chunks.
 
 The caps on bytes and pixels bound neither: a JPEG of 20 MB can have a million scans, each a pass
 over all of its pixels, and a PNG as many chunks, each some microseconds of Python with its lock

@@ -1,4 +1,4 @@
-"""An image file to the tower's input, exactly as `mistral_common` makes it.
+"""Turns an image file into the tower's input, exactly as `mistral_common` does.
 
 Pillow's own check for truncated data (`ImageFile.LOAD_TRUNCATED_IMAGES` off, its default) is
 relied on: what cannot be decoded in full is refused.

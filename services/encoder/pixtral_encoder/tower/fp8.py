@@ -1,4 +1,4 @@
-"""The tower's large products in 8 bits (e4m3), where a device multiplies these twice as fast.
+"""The tower's large matrix products in 8 bits (e4m3), by choice.
 
 Each row of a weight has a scale of its own, found when it is loaded, and each row of what it is
 multiplied with another, found as it comes: the largest value of a row becomes the largest that

@@ -1,4 +1,4 @@
-"""The first half of a layer's feed-forward network: its gate, and what the gate lets through."""
+"""The gated half of a layer's feed-forward network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A matrix product that ends in its gate, for Hopper GPUs, in Triton.
+"""A Triton kernel for Hopper GPUs: a matrix product that ends in its gate.
 
 Imported only where there is such a GPU; torch's builds for them come with Triton.
 """

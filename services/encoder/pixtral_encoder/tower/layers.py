@@ -1,5 +1,4 @@
-"""The arithmetic of the tower's layers, each between two calls of attention one function, so that
-a compiler can fuse it.
+"""The arithmetic of the tower's layers between calls of attention, each compiled as one function.
 
 The architecture is that of arXiv:2410.07073 and mistral-inference's `vision_encoder.py`.
 """

@@ -1,4 +1,4 @@
-"""The C library's heap, where the tower runs on a CPU."""
+"""Settings of the C library's heap for a tower on a CPU."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""How a batch is cut into what goes through the tower at once."""
+"""Cuts a batch into runs that pass through the tower at once."""
 
 from collections.abc import Collection, Iterator, Sequence
 

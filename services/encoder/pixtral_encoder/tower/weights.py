@@ -1,4 +1,4 @@
-"""The vision tower's weights out of a checkpoint, in Mistral's format or Hugging Face's."""
+"""Reads the vision tower's weights from a checkpoint, in Mistral's format or Hugging Face's."""
 
 from itertools import groupby
 from pathlib import Path
