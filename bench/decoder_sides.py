@@ -17,7 +17,7 @@ from pixtral_core.cache.wire_format import DType, Embedding
 from pixtral_core.generation.sampling import Sampling
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
-from pixtral_decoder.embeddings.source import EmbeddingSource, Peers
+from pixtral_decoder.embeddings.source import EmbeddingSource, PeerEncoders
 from pixtral_decoder.engine.engine import DecoderEngine
 from pixtral_decoder.engine.engine_args import EngineOptions
 from pixtral_decoder.request import ImagePlace, Prompt
@@ -89,7 +89,9 @@ class Ours:
         width = self._embeddings[0].width
         self._source = EmbeddingSource(
             store=EmbeddingStore.from_url(self._redis.url, width=width, dtype=DType.BF16),
-            peers=Peers(width=width, dtype=DType.BF16, seconds=1.0, tls=None, allow_insecure=False),
+            peers=PeerEncoders(
+                width=width, dtype=DType.BF16, seconds=1.0, tls=None, allow_insecure=False
+            ),
             dtype=DType.BF16,
             cache_bytes=512 << 20,
         )

@@ -27,7 +27,7 @@ from pixtral_core.cache.wire_format import Decoding, DType, Embedding
 from pixtral_core.model.vision_spec import Grid
 from pixtral_decoder.embeddings.finite import is_finite
 from pixtral_decoder.embeddings.memory_files import MemoryFiles
-from pixtral_decoder.embeddings.source import Arriving, EmbeddingSource, Peers
+from pixtral_decoder.embeddings.source import Arriving, EmbeddingSource, PeerEncoders
 from pixtral_decoder.request import ImagePlace
 
 ASKED = 32
@@ -60,7 +60,7 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
     # As a decoder's process has it.
     torch.set_num_threads(1)
     store = EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.BF16)
-    peers = Peers(width=WIDTH, dtype=DType.BF16, seconds=1.0, tls=None, allow_insecure=False)
+    peers = PeerEncoders(width=WIDTH, dtype=DType.BF16, seconds=1.0, tls=None, allow_insecure=False)
     source = EmbeddingSource(store=store, peers=peers, dtype=DType.BF16, cache_bytes=64 << 20)
     reader, files = ValueReader.from_url(url, max_connections=1), MemoryFiles()
     keys = [EmbeddingKey(at.to_bytes(32, "big"), "f" * 32, "bench") for at in range(ASKED)]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.encoder import PIXTRAL_12B
-from pixtral_encoder.tower.gated_mlp import Gates, has_kernel
+from pixtral_encoder.tower.gated_mlp import GatedProduct, has_kernel
 
 PATCHES = (2048, 3072, 4096, 16_384)
 CALLS = 50
@@ -40,7 +40,7 @@ def main() -> None:
     width, inner = PIXTRAL_12B.width, PIXTRAL_12B.intermediate_size
     gate, up = (torch.randn(inner, width, device="cuda").bfloat16() / 32 for _ in range(2))
     both = torch.cat([gate, up])
-    kernel = Gates.of(gate, up, lambda matrix: matrix)
+    kernel = GatedProduct.of(gate, up, lambda matrix: matrix)
 
     def product(x: Tensor) -> Tensor:
         return F.linear(x, both)

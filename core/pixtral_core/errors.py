@@ -161,7 +161,7 @@ _MESSAGES = {
 }
 
 
-def told_as(error: BaseException) -> ServingError:
+def client_error(error: BaseException) -> ServingError:
     """What a client is told of an error.
 
     Anything but a ServingError is a bug: its type and where it happened are logged, and the client
@@ -180,8 +180,8 @@ def log_place(error: BaseException, what: str, level: int) -> None:
 
 
 def to_status(error: BaseException) -> grpc.Status:
-    """The rich gRPC status of an error, as `told_as` has it."""
-    error = told_as(error)
+    """The rich gRPC status of an error, as `client_error` gives it."""
+    error = client_error(error)
     metadata = tuple(error.metadata.items())
     return _status(
         error.code, error.reason, error.message, error.violations, error.retry_after, metadata

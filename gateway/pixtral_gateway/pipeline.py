@@ -146,7 +146,7 @@ class Pipeline:
     async def _read(
         self, conversation: Conversation, tenant: Tenant, contract: Contract | None, permit: Permit
     ) -> tuple[list[ImageInput], Prompt]:
-        permit.hold(conversation.image_bytes)
+        permit.reserve(conversation.image_bytes)
         check_characters(
             conversation.characters,
             "messages",
@@ -159,7 +159,7 @@ class Pipeline:
             )
         # `image_bytes` has URLs as they were sent; the files behind them come on top.
         sources = zip(images, conversation.images, strict=True)
-        permit.hold(sum(len(image.data) for image, source in sources if source.url))
+        permit.reserve(sum(len(image.data) for image, source in sources if source.url))
         with current_span().child("prompt"):
             prompt = await self._prompts.encode(conversation, [image.grid for image in images])
         note(images=len(images), prompt_tokens=len(prompt.token_ids))

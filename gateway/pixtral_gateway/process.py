@@ -26,7 +26,7 @@ from pixtral_gateway.pipeline import Pipeline
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.admission import Admission
-from pixtral_gateway.tenancy.capacity import keep_sized
+from pixtral_gateway.tenancy.capacity import follow_capacity
 from pixtral_gateway.tenancy.tenants import Tenants
 from pixtral_gateway.upstream.discovery import Group
 from pixtral_gateway.upstream.registry import Tiers
@@ -122,7 +122,7 @@ class GatewayTier:
         await self._tiers.start()
         if settings.max_concurrent_requests is None:
             self._sizing = asyncio.create_task(
-                keep_sized(admission, self._tiers.decoders, settings.workers)
+                follow_capacity(admission, self._tiers.decoders, settings.workers)
             )
 
     async def failed(self) -> None:

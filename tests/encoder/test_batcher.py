@@ -13,7 +13,7 @@ from pixtral_core.errors import Overloaded, Unavailable
 from pixtral_encoder import batcher as batcher_module
 from pixtral_encoder import waiting_deadline as patience_module
 from pixtral_encoder.batcher import LEAST_MEASURED, Batcher
-from pixtral_encoder.waiting_deadline import Patience, TooLate
+from pixtral_encoder.waiting_deadline import TooLate, WaitingDeadline
 
 DEADLINE = 30.0
 
@@ -74,21 +74,24 @@ async def batcher(device: Device) -> AsyncIterator[Batcher[Tensor]]:
     await made.close()
 
 
-def anyone() -> Patience:
+def anyone() -> WaitingDeadline:
     """Those who wait for ever."""
-    return Patience(math.inf)
+    return WaitingDeadline(math.inf)
 
 
-def within(clock: Clock, seconds: float) -> Patience:
-    return Patience(clock.now + seconds)
+def within(clock: Clock, seconds: float) -> WaitingDeadline:
+    return WaitingDeadline(clock.now + seconds)
 
 
 def submit(
-    batcher: Batcher[Tensor], image: int, patches: int, patience: Patience | None = None
+    batcher: Batcher[Tensor],
+    image: int,
+    patches: int,
+    latest_deadline: WaitingDeadline | None = None,
 ) -> "asyncio.Task[Tensor]":
     async def embed() -> Tensor:
-        with batcher.admit(patches, patience or anyone()) as place:
-            return await batcher.embed(torch.tensor(image), place)
+        with batcher.admit(patches, latest_deadline or anyone()) as slot:
+            return await batcher.embed(torch.tensor(image), slot)
 
     return asyncio.create_task(embed())
 
@@ -223,9 +226,9 @@ async def test_one_whose_deadline_passes_while_it_waits_is_not_embedded(
     first = submit(batcher, 1, 10)
     await until_batches(device, 1)
     until = clock.now + 5
-    late, kept = submit(batcher, 2, 10, Patience(until)), submit(batcher, 3, 10)
+    late, kept = submit(batcher, 2, 10, WaitingDeadline(until)), submit(batcher, 3, 10)
     # Another waits for the same image, and has more time.
-    shared = submit(batcher, 4, 10, Patience(until, math.inf))
+    shared = submit(batcher, 4, 10, WaitingDeadline(until, math.inf))
     await asyncio.sleep(0)
     clock.now += 6
     device.go.release(2)

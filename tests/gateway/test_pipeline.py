@@ -158,15 +158,15 @@ async def test_images_beyond_what_the_gateway_holds_are_refused_and_text_is_not(
     # The file beside the URL that holds it.
     for part, nbytes in ((image(CAT), len(CAT)), (image_url(url), len(url) + len(CAT))):
         with gateway.admission.permit(Tenant("another"), 1) as permit:
-            permit.hold(MAX_IMAGE_BYTES - nbytes + 1)
+            permit.reserve(MAX_IMAGE_BYTES - nbytes + 1)
             with pytest.raises(Overloaded):
                 await gateway.answer(user(part, QUESTION))
             await gateway.answer(user(QUESTION))
         with gateway.admission.permit(Tenant("another"), 1) as permit:
-            permit.hold(MAX_IMAGE_BYTES - nbytes)
+            permit.reserve(MAX_IMAGE_BYTES - nbytes)
             await gateway.answer(user(part, QUESTION))
             # Its bytes were given back.
-            permit.hold(nbytes)
+            permit.reserve(nbytes)
 
 
 async def test_only_misses_are_encoded(
@@ -195,11 +195,11 @@ async def test_misses_are_encoded_at_the_same_time(
     gateway: Harness, encoders: list[FakeEncoder]
 ) -> None:
     for encoder in encoders:
-        encoder.hold.clear()
+        encoder.reserve.clear()
     running = asyncio.create_task(gateway.answer(user(image(CAT), image(DOG), QUESTION)))
     await eventually(lambda: len(all_calls(encoders)) == 2)
     for encoder in encoders:
-        encoder.hold.set()
+        encoder.reserve.set()
 
     assert (await running).text == "Hello world"
 
@@ -436,7 +436,7 @@ async def test_one_refused_image_cancels_the_encoding_of_the_others(
         for encoder in (refusing, holding)
     )
     refusing.refusal = InvalidRequest("image", "the file is truncated", "IMAGE_MALFORMED")
-    holding.hold.clear()
+    holding.reserve.clear()
 
     refused = await refusal(gateway, user(image(good), image(bad), QUESTION))
 
@@ -506,7 +506,7 @@ async def test_cancelled_request_cancels_the_encoders(
     gateway: Harness, encoders: list[FakeEncoder], decoders: list[FakeDecoder]
 ) -> None:
     for encoder in encoders:
-        encoder.hold.clear()
+        encoder.reserve.clear()
     running = asyncio.create_task(gateway.answer(user(image(CAT), image(DOG), QUESTION)))
     await eventually(lambda: len(all_calls(encoders)) == 2)
     running.cancel()
@@ -534,7 +534,7 @@ async def test_deadline_at_the_encoder(
     gateway: Harness, encoders: list[FakeEncoder], decoders: list[FakeDecoder]
 ) -> None:
     for encoder in encoders:
-        encoder.hold.clear()
+        encoder.reserve.clear()
 
     for seconds in ever_longer():
         with pytest.raises(DeadlineExceeded):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def run_all(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """What each comes to, in their order. The first that fails cancels the others, and its error is
     raised as it is."""
     if len(works) < 2:

@@ -57,7 +57,7 @@ class Gate:
         context.add_done_callback(lambda _: self._leave())  # type: ignore[arg-type]  # its stub
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def in_flight(self) -> Iterator[None]:
         """Counts whatever the block serves. Raises Unavailable while shut."""
         self._enter()
         try:

@@ -96,7 +96,7 @@ class Addresses:
     http: str | None = None
 
 
-class Beside(Protocol):
+class SideServer(Protocol):
     """A server that a tier has beside gRPC. It is opened, drained and closed with it."""
 
     async def open(self) -> str:
@@ -110,7 +110,7 @@ class Beside(Protocol):
 class ServesHttp(Protocol):
     """A tier that also answers over HTTP."""
 
-    def http_server(self, gate: Gate, tracer: Tracer) -> Beside | None:
+    def http_server(self, gate: Gate, tracer: Tracer) -> SideServer | None:
         """What it serves is to be held by `gate` and begun by `tracer`, as calls of gRPC are."""
 
 
@@ -134,7 +134,7 @@ async def running(tier: Tier, settings: ProcessSettings) -> AsyncIterator[Addres
         await chassis.close(settings.drain_seconds)
 
 
-class InTurn(Protocol):
+class StartupBarrier(Protocol):
     """Lets one of several processes on the same ports serve; `workers` implements it."""
 
     async def may_serve(self) -> None:
@@ -144,7 +144,9 @@ class InTurn(Protocol):
         """Told once it does."""
 
 
-def run(tier_factory: Callable[[S], Tier], settings: S, in_turn: InTurn | None = None) -> NoReturn:
+def run(
+    tier_factory: Callable[[S], Tier], settings: S, in_turn: StartupBarrier | None = None
+) -> NoReturn:
     """Serves until SIGTERM or SIGINT, then drains and exits 0. A second signal ends it at once.
 
     Exits 1 where the tier cannot start or has failed. `in_turn`: it is a worker, which binds when
@@ -168,7 +170,7 @@ class _Outcome:
 
 
 async def _serve(
-    tier_factory: Callable[[S], Tier], settings: S, in_turn: InTurn | None
+    tier_factory: Callable[[S], Tier], settings: S, in_turn: StartupBarrier | None
 ) -> _Outcome:
     stopping = asyncio.create_task(signalled())
     try:
@@ -207,7 +209,7 @@ async def _serve(
         await chassis.close(drain_seconds)
 
 
-async def _start_in_turn(chassis: "_Chassis", in_turn: InTurn) -> None:
+async def _start_in_turn(chassis: "_Chassis", in_turn: StartupBarrier) -> None:
     # Loaded before it is bound: the kernel would give it connections that it cannot answer.
     await chassis.start()
     await in_turn.may_serve()
@@ -289,7 +291,7 @@ class _Chassis:
         self._health_server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", 0)))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
         serve_reflection((*tier.services, health.SERVICE_NAME), self._server)
-        self._http: Beside | None = None
+        self._http: SideServer | None = None
         if isinstance(tier, ServesHttp):
             self._http = tier.http_server(self._gate, self._tracer)
 

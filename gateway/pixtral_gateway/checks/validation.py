@@ -76,7 +76,7 @@ def check_sampling(sampling: Sampling, *, vocabulary_size: int) -> None:
     )
     for i, word in enumerate(sampling.bad_words):
         if word.isspace():
-            raise InvalidRequest(f"sampling.bad_words[{i}]", "must have more than white space")
+            raise InvalidRequest(f"sampling.bad_words[{i}]", "must not be only white space")
     for limit, token_ids in (
         (limits.STOP_TOKEN_IDS, sampling.stop_token_ids),
         (limits.ALLOWED_TOKEN_IDS, sampling.allowed_token_ids),

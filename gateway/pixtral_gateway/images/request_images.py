@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final
 
-from pixtral_core.concurrency.gather import together
+from pixtral_core.concurrency.gather import run_all
 from pixtral_core.errors import NotFound
 from pixtral_gateway.checks.conversation import ImageSource
 from pixtral_gateway.images.image_reader import ImageInput, ImageReader
@@ -15,7 +15,7 @@ from pixtral_gateway.metrics import NAMED_IMAGES
 from pixtral_gateway.tenancy.tenants import Tenant
 
 # Files of named images that are held in memory at once, each while it is encoded.
-MAX_HELD: Final = 8
+MAX_LOADED_FILES: Final = 8
 
 
 class RequestImages:
@@ -24,7 +24,7 @@ class RequestImages:
     def __init__(self, reader: ImageReader, names: NamedImages) -> None:
         self._reader = reader
         self._names = names
-        self._room = asyncio.Semaphore(MAX_HELD)
+        self._room = asyncio.Semaphore(MAX_LOADED_FILES)
 
     async def read_all(
         self, sources: Sequence[ImageSource], tenant: Tenant, fingerprint: str | None
@@ -40,7 +40,7 @@ class RequestImages:
         if not sources:
             return []
         given = [source for source in sources if source.sha256 is None]
-        read = await together([self._reader.read(source) for source in given])
+        read = await run_all([self._reader.read(source) for source in given])
         came = {
             image.sha256: image for image, source in zip(read, given, strict=True) if source.data
         }

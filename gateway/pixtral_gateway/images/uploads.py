@@ -60,7 +60,7 @@ class Uploads:
         async for piece in pieces:
             self._reader.check_size(received.tell() + len(piece), FIELD)
             if self._held + len(piece) > self._max_bytes_at_once:
-                raise Overloaded("as much as this gateway receives at once is being uploaded")
+                raise Overloaded("the gateway has no memory left for uploads: try again later")
             received.write(piece)
             self._held += len(piece)
 

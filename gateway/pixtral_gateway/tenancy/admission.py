@@ -13,32 +13,34 @@ MAX_IMAGE_BYTES: Final = 512 << 20
 
 
 class Permit:
-    """Of a request that runs."""
+    """A request's right to run, from its admission to its last byte."""
 
     def __init__(self, admission: "Admission", tenant: Tenant) -> None:
         self._admission = admission
         self._tenant = tenant
         self._held = 0
 
-    def hold(self, nbytes: int) -> None:
-        """So many more of images, until the request ends. Raises Overloaded where there is no room
-        for them; for what is alone there always is."""
-        self._admission.hold(self._tenant, nbytes)
+    def reserve(self, nbytes: int) -> None:
+        """Reserves memory for images until the request ends.
+
+        Raises Overloaded where there is none left. A request that runs alone always gets it.
+        """
+        self._admission.reserve(self._tenant, nbytes)
         self._held += nbytes
 
     def release(self) -> None:
-        self._admission.give_back(self._tenant, self._held)
+        self._admission.release_bytes(self._tenant, self._held)
 
 
 class Admission:
-    """`limit` permits; a request holds one for each of its answers until its last byte is sent or
-    given up. The limit may change: who holds a permit keeps it. Images of the requests that run
-    are no more than `max_image_bytes` together: they are kept for as long as one may have to be
-    encoded anew.
+    """Admits requests while there are permits, one for each choice that a request asks for.
 
-    Where there are several tenants, the last quarter of the permits, and of the bytes, is for those
-    that hold less than an equal share of all: one that floods the gateway leaves room for the
-    others.
+    A request has its permits until its last byte is sent or given up, even when `limit` shrinks.
+    The images of all running requests take at most `max_image_bytes`; they stay in memory as long
+    as one of them may have to be encoded again.
+
+    With several tenants, the last quarter of permits and of bytes is for tenants that use less than
+    an equal share, so that a tenant that floods the gateway leaves room for the others.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class Admission:
 
     @contextmanager
     def permit(self, tenant: Tenant, images: int, answers: int = 1) -> Iterator[Permit]:
-        """For a request with so many images that asks for so many answers. Raises Overloaded where
-        too few permits are left, or left to this tenant: nothing ever waits here."""
+        """A permit for a request with so many images and choices.
+
+        Raises Overloaded at once where too few permits are left, or left to this tenant.
+        """
         if answers > self._largest:
             most = self._largest
-            raise InvalidRequest("sampling.n", f"this gateway gives at most {most} answers")
+            raise InvalidRequest("sampling.n", f"must be at most {most} on this gateway")
         self._check_room(tenant, answers)
         with tenant.request(images, answers):
             self._in_use += answers
@@ -84,8 +88,8 @@ class Admission:
                 self._in_use -= answers
                 PERMITS.dec(answers)
 
-    def hold(self, tenant: Tenant, nbytes: int) -> None:
-        """Bytes of a permit's request. Raises Overloaded."""
+    def reserve(self, tenant: Tenant, nbytes: int) -> None:
+        """Reserves bytes for a request that has a permit. Raises Overloaded."""
         held, own, most = self._held.total(), self._held[tenant.name], self._max_image_bytes
         has_share = (
             own
@@ -94,17 +98,19 @@ class Admission:
             and own + nbytes > most // len(self._tenants)
         )
         if nbytes and held and (held + nbytes > most or has_share):
-            raise Overloaded("as much of images as this gateway holds is with those that run")
+            raise Overloaded("the gateway has no memory left for images: try again later")
         self._held[tenant.name] += nbytes
 
-    def give_back(self, tenant: Tenant, nbytes: int) -> None:
+    def release_bytes(self, tenant: Tenant, nbytes: int) -> None:
         self._held[tenant.name] -= nbytes
         if not self._held[tenant.name]:
             del self._held[tenant.name]
 
     def check(self, tenant: Tenant) -> None:
-        """Raises Overloaded, and counts the request, where none of this tenant's would be let in:
-        to be asked before its message is parsed, or even read."""
+        """Raises Overloaded, and counts the request, where this tenant would be refused.
+
+        It runs before the request's message is received.
+        """
         try:
             self._check_room(tenant, 1)
             tenant.check_room()
@@ -114,7 +120,7 @@ class Admission:
 
     def _check_room(self, tenant: Tenant, answers: int) -> None:
         if self._in_use + answers > self._limit or self._has_its_share(tenant, answers):
-            raise Overloaded("as many requests as this gateway takes are running")
+            raise Overloaded("the gateway is at its limit of concurrent requests")
 
     def _has_its_share(self, tenant: Tenant, answers: int) -> bool:
         if len(self._tenants) == 1:

@@ -9,17 +9,17 @@ from pixtral_gateway.upstream.replica import DecoderReplica
 
 # For each answer that the decoders run at once: the others wait there, or are being read, looked
 # up or sent.
-PERMITS_A_PLACE: Final = 4
+PERMITS_PER_RUNNING: Final = 4
 SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
 def room(decoders: Iterable[DecoderReplica], workers: int) -> int:
     """Permits of one of so many workers for the decoders that are ready; 0 where none is."""
     places = sum(decoder.max_running for decoder in decoders if decoder.contract is not None)
-    return -(-PERMITS_A_PLACE * places // workers)
+    return -(-PERMITS_PER_RUNNING * places // workers)
 
 
-async def keep_sized(
+async def follow_capacity(
     admission: Admission, decoders: Iterable[DecoderReplica], workers: int
 ) -> NoReturn:
     """Keeps the limit at what there is room for.

@@ -126,7 +126,9 @@ class Tenant:
         Overloaded, and InvalidRequest where it can never be let in."""
         most = self.requests_at_once
         if most is not None and answers > most:
-            raise InvalidRequest("sampling.n", f"your limit is {most} answers at once")
+            raise InvalidRequest(
+                "sampling.n", f"must be at most {most}, your limit of concurrent choices"
+            )
         self.check_room(answers)
         if images and (wait := self.images.wait()):
             raise self._refusal("images", wait)

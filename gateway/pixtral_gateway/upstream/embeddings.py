@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pixtral_core.cache.embedding_key import EmbeddingKey
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.concurrency.deadline import Deadline
-from pixtral_core.concurrency.gather import together
+from pixtral_core.concurrency.gather import run_all
 from pixtral_core.errors import Unavailable
 from pixtral_core.telemetry.request_log import current_span
 from pixtral_gateway.images.image_reader import ImageInput
@@ -51,7 +51,7 @@ class EmbeddingLocator:
                 return await self._encoders.encode(whole, key, contract, deadline)
 
         with ENCODE_SECONDS.time():
-            encoded = await together([encode(key, image) for key, image in misses.items()])
+            encoded = await run_all([encode(key, image) for key, image in misses.items()])
         return dict(zip(misses, encoded, strict=True))
 
 

@@ -22,7 +22,7 @@ from pixtral_decoder.request import ImagePlace, Prompt
 
 
 class Decoder:
-    """Gives at most `max_admitted` answers at once; a request has `n` of them."""
+    """Generates at most `max_admitted` choices at once; a request has `n` of them."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from pixtral_core.model.fingerprint import fingerprint
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
 from pixtral_decoder.checks import Limits
 from pixtral_decoder.decoder import Decoder
-from pixtral_decoder.embeddings.source import EmbeddingSource, Peers
+from pixtral_decoder.embeddings.source import EmbeddingSource, PeerEncoders
 from pixtral_decoder.engine.engine import DecoderEngine
 from pixtral_decoder.engine.engine_args import BadEngineArguments, EngineOptions
 from pixtral_decoder.engine.lora_adapters import BadAdapter
@@ -121,7 +121,7 @@ class DecoderTier:
     def _source(self, spec: VisionSpec) -> EmbeddingSource:
         settings = self._settings
         store = EmbeddingStore.from_url(settings.redis_url, width=spec.width, dtype=settings.dtype)
-        peers = Peers(
+        peers = PeerEncoders(
             width=spec.width,
             dtype=settings.dtype,
             seconds=settings.peer_seconds,

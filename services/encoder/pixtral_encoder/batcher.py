@@ -25,22 +25,22 @@ from pixtral_encoder.metrics import (
     QUEUE_SECONDS,
     QUEUED_PATCHES,
 )
-from pixtral_encoder.waiting_deadline import Patience, TooLate
+from pixtral_encoder.waiting_deadline import TooLate, WaitingDeadline
 
 logger = logging.getLogger(__name__)
 
-# What is embedded, on the device already.
+# An image on the device, ready to be embedded.
 Image = TypeVar("Image")
-# Tells the device to embed images; what it returns waits until that is done.
+# Submits images to the device; the function that it returns waits until they are embedded.
 Begin = Callable[[Sequence[Image]], Callable[[], list[Tensor]]]
 Outcome = Tensor | Exception
 
-# Fewer are over before they fill the device: their time says nothing of what many would take.
+# A smaller batch does not fill the device, so its time says nothing about a larger one.
 LEAST_MEASURED = 1024
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class Batch:
     """One batch. Its times are on the monotonic clock.
 
     Attributes:
@@ -51,23 +51,23 @@ class Run:
     images: int
     patches: int
     began: float
-    is_told: bool = False
+    is_submitted: bool = False
     ended: float | None = None
 
 
 @dataclass(slots=True)
-class Place:
-    """Room in the queue for one image; `run` is of its batch, once that has begun."""
+class QueueSlot:
+    """Room in the queue for one image; `run` is its batch, once that has begun."""
 
     patches: int
-    patience: Patience
-    run: Run | None = None
+    latest_deadline: WaitingDeadline
+    run: Batch | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Waiting(Generic[Image]):
     image: Image
-    place: Place
+    slot: QueueSlot
     result: asyncio.Future[Tensor]
     since: float = field(default_factory=time.monotonic)
 
@@ -103,7 +103,7 @@ class Batcher(Generic[Image]):
         self._admitted = 0
         self._waiting: deque[Waiting[Image]] = deque()
         # Of which the device knows: one, and another behind it.
-        self._runs: dict[Run, asyncio.Task[None]] = {}
+        self._runs: dict[Batch, asyncio.Task[None]] = {}
         self._free_since = 0.0
         self._seconds_per_patch = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tower")
@@ -112,7 +112,7 @@ class Batcher(Generic[Image]):
         QUEUE_PATCHES_LIMIT.set(queue_patches)
 
     @contextlib.contextmanager
-    def admit(self, patches: int, patience: Patience) -> Iterator[Place]:
+    def admit(self, patches: int, latest_deadline: WaitingDeadline) -> Iterator[QueueSlot]:
         """Room for an image from before it is decoded until it is embedded.
 
         Raises:
@@ -121,18 +121,18 @@ class Batcher(Generic[Image]):
         """
         if self._admitted and self._admitted + patches > self._queue_patches:
             raise Overloaded("too many images are waiting to be encoded")
-        place = Place(patches, patience)
+        slot = QueueSlot(patches, latest_deadline)
         self._admitted += patches
         QUEUED_PATCHES.inc(patches)
         try:
-            if self._is_too_late(place):
-                raise TooLate(patience.until)
-            yield place
+            if self._is_too_late(slot):
+                raise TooLate(latest_deadline.until)
+            yield slot
         except TooLate:
             DROPPED_LATE.inc()
             raise
         except asyncio.CancelledError:
-            if place.run is None:
+            if slot.run is None:
                 DROPPED_LEFT.inc()
             raise
         finally:
@@ -143,7 +143,7 @@ class Batcher(Generic[Image]):
         """Runs in the thread that batches run in, before any of them."""
         await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def embed(self, image: Image, place: Place) -> Tensor:
+    async def embed(self, image: Image, slot: QueueSlot) -> Tensor:
         """The embedding, (tokens, width) on the device, of an image that was let in.
 
         One that is cancelled before its batch begins is not embedded.
@@ -152,7 +152,7 @@ class Batcher(Generic[Image]):
             TooLate: where it would be embedded for nobody.
             Unavailable: where the device is lost.
         """
-        waiting = Waiting(image, place, asyncio.get_running_loop().create_future())
+        waiting = Waiting(image, slot, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._start_batch()
         try:
@@ -175,10 +175,10 @@ class Batcher(Generic[Image]):
         batch = self._next_batch()
         if not batch:
             return
-        patches = sum(waiting.place.patches for waiting in batch)
-        run = Run(len(batch), patches, time.monotonic())
+        patches = sum(waiting.slot.patches for waiting in batch)
+        run = Batch(len(batch), patches, time.monotonic())
         for waiting in batch:
-            waiting.place.run = run
+            waiting.slot.run = run
         BATCH_PATCHES.observe(run.patches)
         self._runs[run] = asyncio.get_running_loop().create_task(self._run_batch(batch, run))
 
@@ -186,15 +186,15 @@ class Batcher(Generic[Image]):
         if not self._runs:
             return True
         # What is not yet a full batch may still be joined by others.
-        is_full = sum(waiting.place.patches for waiting in self._waiting) >= self._batch_patches
-        return is_full and len(self._runs) == 1 and all(run.is_told for run in self._runs)
+        is_full = sum(waiting.slot.patches for waiting in self._waiting) >= self._batch_patches
+        return is_full and len(self._runs) == 1 and all(run.is_submitted for run in self._runs)
 
-    async def _run_batch(self, batch: list[Waiting[Image]], run: Run) -> None:
+    async def _run_batch(self, batch: list[Waiting[Image]], run: Batch) -> None:
         in_thread = asyncio.get_running_loop().run_in_executor
         outcomes: list[Outcome]
         try:
             wait = await in_thread(self._thread, self._begun, [each.image for each in batch])
-            run.is_told = True
+            run.is_submitted = True
             self._start_batch()
             outcomes = await in_thread(self._waiter, self._wait_for, run, wait)
         except Exception:
@@ -210,35 +210,35 @@ class Batcher(Generic[Image]):
         left: deque[Waiting[Image]] = deque()
         taken = 0
         for waiting in self._waiting:
-            place = waiting.place
-            if batch and taken + place.patches > self._batch_patches:
+            slot = waiting.slot
+            if batch and taken + slot.patches > self._batch_patches:
                 left.append(waiting)
             elif not waiting.result.done() and self._is_in_time(waiting, taken):
                 batch.append(waiting)
-                taken += place.patches
+                taken += slot.patches
         self._waiting = left
         return batch
 
     def _is_in_time(self, waiting: Waiting[Image], before: int) -> bool:
-        patience = waiting.place.patience
-        seconds = self._seconds_left() + self._seconds(before + waiting.place.patches)
-        if patience.lasts(seconds):
+        latest_deadline = waiting.slot.latest_deadline
+        seconds = self._seconds_left() + self._seconds(before + waiting.slot.patches)
+        if latest_deadline.lasts(seconds):
             return True
-        waiting.result.set_exception(TooLate(patience.until))
+        waiting.result.set_exception(TooLate(latest_deadline.until))
         return False
 
-    def _is_too_late(self, place: Place) -> bool:
+    def _is_too_late(self, slot: QueueSlot) -> bool:
         """Whether an image that comes now is embedded for nobody."""
-        left, patience = self._seconds_left(), place.patience
-        ahead = sum(waiting.place.patches for waiting in self._waiting)
-        if patience.lasts(left + self._seconds(ahead + place.patches)):
+        left, latest_deadline = self._seconds_left(), slot.latest_deadline
+        ahead = sum(waiting.slot.patches for waiting in self._waiting)
+        if latest_deadline.lasts(left + self._seconds(ahead + slot.patches)):
             return False
         # It may be small enough to get in before others.
-        return not patience.lasts(left + self._seconds(self._patches_through(place.patches)))
+        return not latest_deadline.lasts(left + self._seconds(self._patches_through(slot.patches)))
 
     def _patches_through(self, patches: int) -> int:
         """Of all batches from the next one to that in which an image would be that comes now."""
-        waiting = [waiting.place.patches for waiting in self._waiting]
+        waiting = [waiting.slot.patches for waiting in self._waiting]
         through = 0
         while True:
             taken, left = 0, []
@@ -276,7 +276,7 @@ class Batcher(Generic[Image]):
         outcomes = [outcome for image in images for outcome in self._begun([image])()]
         return lambda: outcomes
 
-    def _wait_for(self, run: Run, wait: Callable[[], Sequence[Outcome]]) -> list[Outcome]:
+    def _wait_for(self, run: Batch, wait: Callable[[], Sequence[Outcome]]) -> list[Outcome]:
         outcomes = [*wait()]
         run.began = max(run.began, self._free_since)
         run.ended = self._free_since = time.monotonic()
@@ -284,7 +284,7 @@ class Batcher(Generic[Image]):
         return outcomes
 
     def _end_batch(
-        self, batch: list[Waiting[Image]], run: Run, outcomes: Sequence[Outcome]
+        self, batch: list[Waiting[Image]], run: Batch, outcomes: Sequence[Outcome]
     ) -> None:
         del self._runs[run]
         is_whole = all(isinstance(each, Tensor) for each in outcomes)
@@ -307,7 +307,7 @@ class Batcher(Generic[Image]):
 def _tell(waiting: Waiting[Image]) -> None:
     """Of a batch that has begun, to the call that its image is of; one cancelled midway is told
     as far as it came."""
-    run = waiting.place.run
+    run = waiting.slot.run
     if run is None:
         return
     span, ended = current_span(), run.ended or time.monotonic()

@@ -26,7 +26,7 @@ from pixtral_core.telemetry.request_log import current_span, note
 from pixtral_encoder.batcher import Batcher
 from pixtral_encoder.image.preprocess import OpenedImage, Preprocessor
 from pixtral_encoder.tower.tower import Staged, VisionTower
-from pixtral_encoder.waiting_deadline import Patience, TooLate
+from pixtral_encoder.waiting_deadline import TooLate, WaitingDeadline
 
 # Hashing this much takes about a millisecond.
 OFFLOAD_BYTES = 1 << 20
@@ -50,7 +50,7 @@ class EncodedResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class CachedEmbedding:
     """An embedding in its wire form."""
 
     grid: Grid
@@ -88,9 +88,9 @@ class Encoder:
         self._tower = tower
         self._batcher = batcher
         self._store = store
-        self._held: ByteLru[EmbeddingKey, Held] = ByteLru(cache_bytes)
+        self._held: ByteLru[EmbeddingKey, CachedEmbedding] = ByteLru(cache_bytes)
         self._flights: SingleFlight[EmbeddingKey, EncodedResult] = SingleFlight()
-        self._patience: dict[EmbeddingKey, Patience] = {}
+        self._latest_deadlines: dict[EmbeddingKey, WaitingDeadline] = {}
         self._queue_images = queue_images
         self._queue_bytes = queue_bytes
         # Of the files of all calls: more than one may bring the same image.
@@ -120,8 +120,8 @@ class Encoder:
             await self._check_image(key, image)
             if key not in self._flights and len(self._flights) >= self._queue_images:
                 raise Overloaded("too many images are waiting to be encoded")
-            with self._waiting_for(key, deadline) as patience:
-                result = await self._shared(key, image, patience, deadline)
+            with self._waiting_for(key, deadline) as latest_deadline:
+                result = await self._shared(key, image, latest_deadline, deadline)
         REQUESTS.labels(result.source).inc()
         note(source=result.source.value, patches=self._patches(result.grid))
         return result
@@ -165,23 +165,23 @@ class Encoder:
             self._waiting_bytes -= len(image)
 
     @contextmanager
-    def _waiting_for(self, key: EmbeddingKey, deadline: float) -> Iterator[Patience]:
-        """The patience of all who wait for the key, the caller's with it."""
-        patience = self._patience.setdefault(key, Patience())
+    def _waiting_for(self, key: EmbeddingKey, deadline: float) -> Iterator[WaitingDeadline]:
+        """The latest deadline of all callers that wait for the key, this caller among them."""
+        latest_deadline = self._latest_deadlines.setdefault(key, WaitingDeadline())
         try:
-            with patience.of(deadline):
-                yield patience
+            with latest_deadline.of(deadline):
+                yield latest_deadline
         finally:
-            if patience.is_nobodys:
-                self._patience.pop(key, None)
+            if latest_deadline.is_over:
+                self._latest_deadlines.pop(key, None)
 
     async def _shared(
-        self, key: EmbeddingKey, image: bytes, patience: Patience, deadline: float
+        self, key: EmbeddingKey, image: bytes, latest_deadline: WaitingDeadline, deadline: float
     ) -> EncodedResult:
         while True:
             try:
                 return await self._flights.run(
-                    key, lambda: self._find_or_encode(key, image, patience)
+                    key, lambda: self._find_or_encode(key, image, latest_deadline)
                 )
             except TooLate as late:
                 # Who came as it was being dropped for the others may have more time than they.
@@ -189,7 +189,7 @@ class Encoder:
                     raise
 
     async def _find_or_encode(
-        self, key: EmbeddingKey, image: bytes, patience: Patience
+        self, key: EmbeddingKey, image: bytes, latest_deadline: WaitingDeadline
     ) -> EncodedResult:
         held = self._held.get(key)
         if held is not None:
@@ -204,8 +204,8 @@ class Encoder:
             return EncodedResult(found.grid, Source.REDIS, stored=True)
         with current_span().child("open"):
             opened = await self._preprocessor.open(image)
-        value = await self._encode(key, opened, patience)
-        self._held.put(key, Held(opened.grid, value), len(value))
+        value = await self._encode(key, opened, latest_deadline)
+        self._held.put(key, CachedEmbedding(opened.grid, value), len(value))
         with current_span().child("store", bytes=len(value)):
             stored = await self._store.put(key, value)
         return EncodedResult(opened.grid, Source.ENCODED, stored)
@@ -213,15 +213,17 @@ class Encoder:
     async def _is_stored(self, key: EmbeddingKey) -> bool:
         return (await self._store.exist([key]))[0]
 
-    async def _encode(self, key: EmbeddingKey, opened: OpenedImage, patience: Patience) -> bytes:
+    async def _encode(
+        self, key: EmbeddingKey, opened: OpenedImage, latest_deadline: WaitingDeadline
+    ) -> bytes:
         grid = opened.grid
         patches = self._patches(grid)
-        with self._batcher.admit(patches, patience) as place:
+        with self._batcher.admit(patches, latest_deadline) as slot:
             with current_span().child("preprocess", patches=patches):
                 pixels = await self._preprocessor.pixels(opened)
             with current_span().child("stage"):
                 staged = await asyncio.to_thread(self._tower.stage, pixels)
-            embedding = await self._batcher.embed(staged, place)
+            embedding = await self._batcher.embed(staged, slot)
         with current_span().child("pack"):
             return await asyncio.to_thread(self._to_wire, key, grid, embedding)
 
@@ -243,12 +245,14 @@ class Encoder:
         )
 
 
-class Arriving(Arrival[Held]):
+class Arriving(Arrival[CachedEmbedding]):
     def __init__(self, key: EmbeddingKey) -> None:
         self._key = key
 
-    def made(self, embedding: Embedding) -> Held:
-        return Held(Grid(embedding.rows, embedding.cols), wire_format.encode(self._key, embedding))
+    def made(self, embedding: Embedding) -> CachedEmbedding:
+        return CachedEmbedding(
+            Grid(embedding.rows, embedding.cols), wire_format.encode(self._key, embedding)
+        )
 
 
 def _sha256(image: bytes) -> bytes:

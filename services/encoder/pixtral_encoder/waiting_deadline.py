@@ -16,7 +16,7 @@ class TooLate(DeadlineExceeded):
         self.until = until
 
 
-class Patience:
+class WaitingDeadline:
     """The deadlines of those who wait for one image now, on the monotonic clock."""
 
     def __init__(self, *deadlines: float) -> None:
@@ -28,7 +28,7 @@ class Patience:
         return max(self._deadlines, default=-math.inf)
 
     @property
-    def is_nobodys(self) -> bool:
+    def is_over(self) -> bool:
         return not self._deadlines
 
     @contextmanager

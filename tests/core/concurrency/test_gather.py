@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from pixtral_core.concurrency.gather import together
+from pixtral_core.concurrency.gather import run_all
 
 
 async def test_results_come_in_the_order_of_the_works() -> None:
@@ -16,11 +16,11 @@ async def test_results_come_in_the_order_of_the_works() -> None:
         first_may_end.set()
         return "second"
 
-    assert await together([first(), second()]) == ["first", "second"]
+    assert await run_all([first(), second()]) == ["first", "second"]
 
 
 async def test_nothing_is_nothing() -> None:
-    assert await together([]) == []
+    assert await run_all([]) == []
 
 
 async def test_one_failure_cancels_the_others_and_is_raised_as_it_is() -> None:
@@ -37,5 +37,5 @@ async def test_one_failure_cancels_the_others_and_is_raised_as_it_is() -> None:
         raise LookupError("as it is")
 
     with pytest.raises(LookupError, match="as it is"):
-        await together([waits(), fails(), waits()])
+        await run_all([waits(), fails(), waits()])
     assert cancelled == [True, True]

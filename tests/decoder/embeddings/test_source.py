@@ -19,7 +19,7 @@ from pixtral_core.model.vision_spec import Grid
 from pixtral_core.telemetry.request_log import Call
 from pixtral_core.telemetry.tracing import start_tracing
 from pixtral_decoder.embeddings.memory_files import SPARES
-from pixtral_decoder.embeddings.source import EmbeddingMissing, EmbeddingSource, Peers
+from pixtral_decoder.embeddings.source import EmbeddingMissing, EmbeddingSource, PeerEncoders
 from pixtral_decoder.request import ImagePlace
 from tests.decoder.memory import until
 from tests.decoder.prompts import WIDTH, eventually, key_of, store, values, wire
@@ -83,7 +83,7 @@ async def source_of(
 ) -> AsyncIterator[EmbeddingSource]:
     source = EmbeddingSource(
         store=EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.F32),
-        peers=Peers(
+        peers=PeerEncoders(
             width=WIDTH,
             dtype=DType.F32,
             seconds=seconds,

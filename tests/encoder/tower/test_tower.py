@@ -121,8 +121,8 @@ def test_an_image_does_not_depend_on_its_companions(pair: Pair) -> None:
     images = [picture(spec, *size, seed) for seed, size in enumerate(SIZES[:4])]
     alone = [embed(tower, [image])[0] for image in images]
     for batch in ([0, 1, 2, 3], [3, 1], [2, 0, 1], [0, 3]):
-        together = embed(tower, [images[index] for index in batch])
-        for index, found in zip(batch, together, strict=True):
+        run_all = embed(tower, [images[index] for index in batch])
+        for index, found in zip(batch, run_all, strict=True):
             assert relative_error(found, alone[index]) < 1e-6
 
 
@@ -164,9 +164,9 @@ def test_a_batch_in_several_runs_is_the_same(pair: Pair, monkeypatch: pytest.Mon
         patched.setattr(tower, "_graphs", EagerGraphs())
         as_on_a_gpu = embed(tower, images)
     monkeypatch.setattr("pixtral_encoder.tower.tower.MOST_PATCHES_ON_CPU", 1 << 20)
-    together = embed(tower, images)
+    run_all = embed(tower, images)
     for found in (as_on_a_cpu, as_on_a_gpu):
-        for each, reference in zip(found, together, strict=True):
+        for each, reference in zip(found, run_all, strict=True):
             assert relative_error(each, reference) < 1e-6
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from pixtral_core.concurrency.gather import together
+from pixtral_core.concurrency.gather import run_all
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.checks.conversation import ImageSource
@@ -416,7 +416,7 @@ async def test_images_of_a_request_are_fetched_at_once_and_then_read_like_any(
     async with fetching(authority, origin) as fetcher:
         reader = ImageReader(spec, max_bytes=MAX_BYTES, max_pixels=1 << 20, fetcher=fetcher)
         sources = [ImageSource(PATH, url=origin.url(path)) for path in ("/a", "/b")]
-        images = await together([reader.read(source) for source in sources])
+        images = await run_all([reader.read(source) for source in sources])
         assert [image.data for image in images] == [DATA, DATA]
         assert (images[0].width, images[0].height) == (40, 30)
 

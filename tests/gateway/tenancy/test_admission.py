@@ -70,28 +70,28 @@ def test_images_of_running_requests_are_held_up_to_a_limit() -> None:
     admission = Admission(8, Tenants(None), max_image_bytes=100)
     with admission.permit(Tenant("a"), 1) as first:
         # What is alone has room, whatever its size.
-        first.hold(300)
+        first.reserve(300)
         with admission.permit(Tenant("a"), 1) as second:
-            second.hold(0)
+            second.reserve(0)
             with pytest.raises(Overloaded):
-                second.hold(1)
+                second.reserve(1)
     with admission.permit(Tenant("a"), 1) as first, admission.permit(Tenant("a"), 1) as second:
-        first.hold(40)
-        second.hold(60)
+        first.reserve(40)
+        second.reserve(60)
         with pytest.raises(Overloaded):
-            first.hold(1)
+            first.reserve(1)
 
 
 def test_one_that_floods_with_images_leaves_a_quarter_to_the_others() -> None:
     admission = Admission(8, ["flood", "calm"], max_image_bytes=100)
     flood, calm = Tenant("flood"), Tenant("calm")
     with admission.permit(flood, 1) as one, admission.permit(calm, 1) as other:
-        one.hold(75)
+        one.reserve(75)
         with pytest.raises(Overloaded):
-            one.hold(1)
-        other.hold(25)
+            one.reserve(1)
+        other.reserve(25)
         with pytest.raises(Overloaded):
-            other.hold(1)
+            other.reserve(1)
 
 
 def test_what_is_refused_anyway_is_told_before_it_is_read() -> None:

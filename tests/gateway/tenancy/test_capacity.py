@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 from pixtral_core.errors import Overloaded
 from pixtral_gateway.tenancy import capacity
 from pixtral_gateway.tenancy.admission import Admission
-from pixtral_gateway.tenancy.capacity import keep_sized, room
+from pixtral_gateway.tenancy.capacity import follow_capacity, room
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
 from pixtral_gateway.upstream.registry import Tiers
 from tests.gateway.upstream.test_registry import watching
@@ -30,7 +30,7 @@ async def tiers(decoders: list[FakeDecoder]) -> AsyncIterator[Tiers]:
 async def admission(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Admission]:
     monkeypatch.setattr(capacity, "SECONDS_BETWEEN_LOOKS", 0.01)
     admission = Admission(1, Tenants(None))
-    sizing = asyncio.create_task(keep_sized(admission, tiers.decoders, 1))
+    sizing = asyncio.create_task(follow_capacity(admission, tiers.decoders, 1))
     yield admission
     sizing.cancel()
 
@@ -73,7 +73,7 @@ async def test_the_limit_follows_the_decoders_and_takes_no_permit_away(
 
 async def test_without_a_decoder_the_limit_stays_as_it_was() -> None:
     admission = Admission(8, Tenants(None))
-    sizing = asyncio.create_task(keep_sized(admission, [], 1))
+    sizing = asyncio.create_task(follow_capacity(admission, [], 1))
     await asyncio.sleep(0)
 
     # So that what is not there is told of as that, and not as overload.

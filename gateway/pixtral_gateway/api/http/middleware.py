@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
-from pixtral_core.errors import ServingError, Unavailable, told_as
+from pixtral_core.errors import ServingError, Unavailable, client_error
 from pixtral_core.server.grpc_interceptor import GIVE_UP_SECONDS, Gate, given_up_for
 from pixtral_core.telemetry.request_log import REQUEST_ID, Call
 from pixtral_core.telemetry.tracing import Tracer
@@ -52,7 +52,7 @@ async def while_client_waits(receive: Receive) -> AsyncIterator[None]:
         watcher.cancel()
 
 
-class Calls:
+class RequestMiddleware:
     """An ASGI application around a router whose routes raise ServingError.
 
     Routes of `quiet` are answered while the gate is shut, and neither logged nor traced: they are
@@ -115,7 +115,7 @@ class Calls:
         with ExitStack() as held:
             try:
                 if call is not None:
-                    held.enter_context(self._gate.hold())
+                    held.enter_context(self._gate.in_flight())
                 await self._router(scope, receive, reply.send)
                 return grpc.StatusCode.OK
             except HTTPException as refused:
@@ -128,7 +128,7 @@ class Calls:
                     return grpc.StatusCode.CANCELLED
                 error = found
             except Exception as unexpected:
-                error = told_as(unexpected)
+                error = client_error(unexpected)
             if call is not None:
                 call.facts["reason"] = error.reason
             # Behind what the client has not read: told in time or not, the request is over here.
@@ -142,7 +142,7 @@ class Calls:
         task = asyncio.current_task()
         if task is None or not task.cancelling():
             # Something that was awaited was cancelled, and not the request.
-            return told_as(cancelled)
+            return client_error(cancelled)
         given = given_up_for(cancelled)
         if given is None and not isinstance(next(iter(cancelled.args), None), ClientGone):
             raise cancelled

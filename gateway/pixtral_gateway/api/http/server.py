@@ -8,7 +8,7 @@ import uvicorn
 
 from pixtral_core.errors import StartupError
 from pixtral_gateway.api.http.bounded_protocol import BoundedProtocol
-from pixtral_gateway.api.http.middleware import Calls
+from pixtral_gateway.api.http.middleware import RequestMiddleware
 from pixtral_gateway.settings import GatewaySettings
 
 # A client's pool of connections keeps one that is idle for less than that.
@@ -20,7 +20,7 @@ FLUSH_SECONDS = 1
 class HttpServer:
     """Serves `app` on the settings' `http_listen`, from `open` to `close`."""
 
-    def __init__(self, app: Calls, listen: str, settings: GatewaySettings) -> None:
+    def __init__(self, app: RequestMiddleware, listen: str, settings: GatewaySettings) -> None:
         self._app = app
         self._listen = listen
         self._settings = settings

@@ -20,7 +20,7 @@ from pixtral_gateway.api.backend import Backend
 from pixtral_gateway.api.http.body import Bodies
 from pixtral_gateway.api.http.event_stream import EventStream
 from pixtral_gateway.api.http.host_check import check_host
-from pixtral_gateway.api.http.middleware import Calls, while_client_waits
+from pixtral_gateway.api.http.middleware import RequestMiddleware, while_client_waits
 from pixtral_gateway.api.openai import chat_response, openapi
 from pixtral_gateway.api.openai.messages import to_conversation
 from pixtral_gateway.api.openai.request_schema import ChatRequest, Message, TokenizeRequest
@@ -48,7 +48,7 @@ class OpenAiApi:
         self._created = int(time.time())
         self._bodies = Bodies()
 
-    def app(self, gate: Gate, tracer: Tracer) -> Calls:
+    def app(self, gate: Gate, tracer: Tracer) -> RequestMiddleware:
         async def health(request: Request) -> Response:
             if not gate.is_open:
                 raise Unavailable("the server is not ready")
@@ -67,7 +67,7 @@ class OpenAiApi:
         described = openapi.document(routes, _version(), has_keys=settings.api_keys is not None)
         schema = openapi.route(described)
         router = Router([*routes, schema, *page], redirect_slashes=False)
-        return Calls(router, quiet=_QUIET, gate=gate, tracer=tracer)
+        return RequestMiddleware(router, quiet=_QUIET, gate=gate, tracer=tracer)
 
     async def chat(self, request: Request) -> JSONResponse | EventStream:
         arrival = time.monotonic()

@@ -40,7 +40,7 @@ class EmbeddingMissing(Exception):
     """Neither Redis nor the encoder that is said to have it could give the embedding."""
 
 
-class Peers:
+class PeerEncoders:
     """Reads embeddings from the encoders that made them.
 
     Addresses come with requests: without `tls` one off this machine is dialled only where
@@ -122,7 +122,7 @@ class EmbeddingSource:
     """Looks for embeddings in order of nearness; those who ask for the same share one look."""
 
     def __init__(
-        self, *, store: EmbeddingStore, peers: Peers, dtype: DType, cache_bytes: int
+        self, *, store: EmbeddingStore, peers: PeerEncoders, dtype: DType, cache_bytes: int
     ) -> None:
         self._store = store
         self._dtype = dtype

@@ -12,7 +12,7 @@ from pixtral_encoder.tower.fp8 import Matrix, linear
 
 
 @dataclass(frozen=True, slots=True)
-class Gates:
+class GatedProduct:
     """`silu(x @ gate.T) * (x @ up.T)`, of one matrix.
 
     On a GPU of the kind of an H100 one kernel does it all (`gate_kernel.py`): what torch writes to
@@ -29,7 +29,7 @@ class Gates:
     is_fused: bool
 
     @classmethod
-    def of(cls, gate: Tensor, up: Tensor, make: Callable[[Tensor], Matrix]) -> "Gates":
+    def of(cls, gate: Tensor, up: Tensor, make: Callable[[Tensor], Matrix]) -> "GatedProduct":
         """`gate` and `up` are (intermediate size, width); `make` makes a matrix of both."""
         weight = make(torch.cat([gate, up]))
         if isinstance(weight, Tensor) and has_kernel(gate.device, gate.dtype):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_encoder.tower.fp8 import Matrix, linear
-from pixtral_encoder.tower.gated_mlp import Gates
+from pixtral_encoder.tower.gated_mlp import GatedProduct
 
 
 class Heads(NamedTuple):
@@ -46,7 +46,7 @@ class Layer:
     wqkv: Matrix
     wo: Matrix
     ffn_norm: Tensor
-    gates: Gates
+    gates: GatedProduct
     w2: Matrix
 
     @classmethod
@@ -75,7 +75,7 @@ class Layer:
             ),
             wo=make(named("attention.wo")),
             ffn_norm=named("ffn_norm"),
-            gates=Gates.of(named("feed_forward.w1"), named("feed_forward.w3"), make),
+            gates=GatedProduct.of(named("feed_forward.w1"), named("feed_forward.w3"), make),
             w2=make(named("feed_forward.w2")),
         )
 
