@@ -38,7 +38,8 @@ count = torch.cuda.device_count() if torch.cuda.is_available() else 0
 gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
 print(json.dumps({"version": torch.__version__, "gpus": [[g.name, g.total_memory] for g in gpus]}))
 """
-VLLM_PROBE = "import json, vllm; print(json.dumps(vllm.__version__))"
+# In a process of its own, like the others: the decoder's package takes vLLM and torch.
+VLLM_PROBE = "from pixtral_decoder.vllm_hooks import supported; supported.main()"
 
 
 def run_doctor(options: argparse.Namespace) -> int:
@@ -133,8 +134,8 @@ def check_compiler() -> Findings:
 def check_vllm() -> Findings:
     if importlib.util.find_spec("vllm") is None:
         return
-    version, trouble = _probe(VLLM_PROBE)
-    if version is None:
+    found, trouble = _probe(VLLM_PROBE)
+    if found is None:
         yield Finding(
             "fail",
             f"vllm does not import: {trouble}",
@@ -142,6 +143,11 @@ def check_vllm() -> Findings:
             "torchvision, torchaudio and torchcodec",
         )
         return
+    version = found["version"]
+    for broken in found["broken"]:
+        yield Finding("fail", broken)
+    if found["warning"]:
+        yield Finding("warn", found["warning"], "try it, or install one of those")
     plugins = importlib.metadata.entry_points(group="vllm.general_plugins", name="pixtral")
     if not plugins:
         yield Finding(

@@ -4,10 +4,10 @@
 
 Small random checkpoints; prompts of text and of an image. First in float32: greedy answers and the
 prompt's log-probabilities, also of a prompt of several steps, and the first token after large
-steps, in which the last layer runs for the last token alone. Then in bfloat16, which vLLM's LoRA
-kernels need, two adapters and none of them in the same steps. And in each an answer that is held
-to characters of several tokens. It needs vLLM with all that it depends on, and neither pytest,
-gRPC nor Redis; it runs on a CPU, too. Ends with 1 where something differs.
+steps. Then in bfloat16, which vLLM's LoRA kernels need, two adapters and none of them in the same
+steps. And in each an answer that is held to characters of several tokens. It needs vLLM with all
+that it depends on, and neither pytest, gRPC nor Redis; it runs on a CPU, too. Ends with 1 where
+something differs.
 """
 
 import argparse

@@ -195,11 +195,11 @@ async def test_misses_are_encoded_at_the_same_time(
     gateway: Harness, encoders: list[FakeEncoder]
 ) -> None:
     for encoder in encoders:
-        encoder.reserve.clear()
+        encoder.hold.clear()
     running = asyncio.create_task(gateway.answer(user(image(CAT), image(DOG), QUESTION)))
     await eventually(lambda: len(all_calls(encoders)) == 2)
     for encoder in encoders:
-        encoder.reserve.set()
+        encoder.hold.set()
 
     assert (await running).text == "Hello world"
 
@@ -436,7 +436,7 @@ async def test_one_refused_image_cancels_the_encoding_of_the_others(
         for encoder in (refusing, holding)
     )
     refusing.refusal = InvalidRequest("image", "the file is truncated", "IMAGE_MALFORMED")
-    holding.reserve.clear()
+    holding.hold.clear()
 
     refused = await refusal(gateway, user(image(good), image(bad), QUESTION))
 
@@ -506,7 +506,7 @@ async def test_cancelled_request_cancels_the_encoders(
     gateway: Harness, encoders: list[FakeEncoder], decoders: list[FakeDecoder]
 ) -> None:
     for encoder in encoders:
-        encoder.reserve.clear()
+        encoder.hold.clear()
     running = asyncio.create_task(gateway.answer(user(image(CAT), image(DOG), QUESTION)))
     await eventually(lambda: len(all_calls(encoders)) == 2)
     running.cancel()
@@ -534,7 +534,7 @@ async def test_deadline_at_the_encoder(
     gateway: Harness, encoders: list[FakeEncoder], decoders: list[FakeDecoder]
 ) -> None:
     for encoder in encoders:
-        encoder.reserve.clear()
+        encoder.hold.clear()
 
     for seconds in ever_longer():
         with pytest.raises(DeadlineExceeded):

@@ -12,19 +12,15 @@ piece is asked for while one is on its way, and what has come is looked at meanw
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from socket import socket
 from typing import Any, TypeVar
 
-from redis import connection
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
 
 from pixtral_core.cache.receiving import PIECE_BYTES, Receiver
-
-# Partly without types.
-_connection: Any = connection
+from pixtral_core.cache.redis_socket import Connection, Pool, pool_of, send, socket_of
 
 T = TypeVar("T")
 
@@ -37,26 +33,18 @@ LINE_BYTES = 64
 class ValueReader:
     """Reads as many values at once as there may be connections."""
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._is_closed = False
         self._threads = ThreadPoolExecutor(pool.max_connections, thread_name_prefix="redis")
 
     @classmethod
     def from_url(cls, url: str, *, max_connections: int) -> "ValueReader":
-        """Connects on first use. Raises ValueError for a malformed URL."""
-        settings: dict[str, Any] = {
-            "max_connections": max_connections,
-            "timeout": None,
-            "socket_connect_timeout": 0.25,
-            "socket_timeout": 1.0,
-            "retry": Retry(NoBackoff(), 0),
-            "health_check_interval": 0,
-            **_connection.parse_url(url),
-            # Of the newer one, other messages could be among the replies.
-            "protocol": 2,
-        }
-        return cls(_connection.BlockingConnectionPool(**settings))
+        """Connects on first use.
+
+        Raises ValueError for a malformed URL, HookBroken for a redis-py that has moved.
+        """
+        return cls(pool_of(url, max_connections=max_connections))
 
     async def get(self, key: str, seconds: float, receiver: Receiver[T]) -> T | None:
         """What `receiver` makes of the value, in a thread, or None where there is none or an empty
@@ -91,7 +79,7 @@ class ValueReader:
             return self._get_once(key, until, receiver)
 
     def _get_once(self, key: str, until: float, receiver: Receiver[Any]) -> memoryview | None:
-        connection: Any = self._pool.get_connection()
+        connection = self._pool.get_connection()
         try:
             return _value(connection, key, until, receiver)
         except BaseException:
@@ -102,7 +90,9 @@ class ValueReader:
             self._pool.release(connection)
 
 
-def _value(connection: Any, key: str, until: float, receiver: Receiver[Any]) -> memoryview | None:
+def _value(
+    connection: Connection, key: str, until: float, receiver: Receiver[Any]
+) -> memoryview | None:
     replies = _Replies(connection, until)
     replies.ask(("STRLEN", key), ("GETRANGE", key, 0, PIECE_BYTES - 1))
     size = replies.number(b":")
@@ -125,14 +115,14 @@ def _value(connection: Any, key: str, until: float, receiver: Receiver[Any]) -> 
 class _Replies:
     """What a connection's socket has for us, and nothing beyond the last reply."""
 
-    def __init__(self, connection: Any, until: float) -> None:
+    def __init__(self, connection: Connection, until: float) -> None:
         self._connection = connection
         self._until = until
         self._begun = b""
 
     def ask(self, *commands: tuple[str | int, ...]) -> None:
         self._socket()
-        self._connection.send_packed_command(self._connection.pack_commands(commands))
+        send(self._connection, *commands)
 
     def number(self, kind: bytes) -> int:
         """Of the line that a reply of that kind begins with."""
@@ -158,9 +148,9 @@ class _Replies:
                 raise RedisConnectionError("ended within a value")
             left = left[count:]
 
-    def _socket(self) -> Any:
+    def _socket(self) -> socket:
         """It waits no longer than until then."""
-        left, sock = self._until - time.monotonic(), self._connection._sock
+        left, sock = self._until - time.monotonic(), socket_of(self._connection)
         if left <= 0:
             raise RedisTimeoutError("too late")
         if sock is None:

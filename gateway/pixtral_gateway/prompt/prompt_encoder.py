@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mistral_common.exceptions import InvalidToolSchemaException
-from mistral_common.protocol.instruct.chunk import (
-    ContentChunk,
-    ImageChunk,
-    ImageURLChunk,
-    TextChunk,
-)
+from mistral_common.protocol.instruct.chunk import ContentChunk, TextChunk
 from mistral_common.protocol.instruct.messages import (
     AssistantMessage,
     ChatMessage,
@@ -28,13 +22,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.tool_calls import Function, FunctionCall
 from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
 from mistral_common.protocol.instruct.tool_calls import ToolCall as MistralToolCall
-from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, TokenizerVersion
-from mistral_common.tokens.tokenizers.image import (
-    ImageConfig,
-    ImageEncoder,
-    ImageEncoding,
-    SpecialImageIDs,
-)
+from mistral_common.tokens.tokenizers.base import TokenizerVersion
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.utils.json_utils import validate_json_schema_by_draft7
 
@@ -43,14 +31,13 @@ from pixtral_core.errors import InvalidRequest
 from pixtral_core.model.vision_spec import BadCheckpoint, Grid, VisionSpec
 from pixtral_gateway.checks.conversation import Conversation, Role, Tool, ToolCall, Tools, Turn
 from pixtral_gateway.checks.structured_output import check_depth
+from pixtral_gateway.prompt.image_placeholders import chunk_of, leave_out_pixels
 from pixtral_gateway.prompt.tool_format import ToolFormat
 
 # Tokenizing this many characters takes about a millisecond.
 OFFLOAD_CHARACTERS = 1 << 13
 
 _MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
-
-NO_PIXELS = np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +69,10 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], spec: VisionSpec):
-        """Raises BadCheckpoint where tokenizer and `spec` disagree."""
+        """Raises BadCheckpoint where tokenizer and `spec` disagree.
+
+        And HookBroken where mistral_common has moved.
+        """
         _check_agreement(tokenizer, spec)
         self._tokenizer = tokenizer
         vocabulary = tokenizer.instruct_tokenizer.tokenizer.vocab()
@@ -91,10 +81,7 @@ class PromptEncoder:
         self.tools = ToolFormat(tokenizer.instruct_tokenizer)
         self._version = tokenizer.instruct_tokenizer.tokenizer.version
         self._spec = spec
-        tokenizer.instruct_tokenizer.image_encoder = _GridEncoder(spec)
-        # mistral_common spells every prompt out again as text, for its own tests: two thirds of
-        # the time that an encoding takes.
-        tokenizer.instruct_tokenizer.decode = _spell_nothing  # type: ignore[method-assign]
+        leave_out_pixels(tokenizer.instruct_tokenizer, spec)
 
     @classmethod
     def load(cls, model_dir: Path, spec: VisionSpec) -> "PromptEncoder":
@@ -153,8 +140,7 @@ class PromptEncoder:
             if isinstance(part, str):
                 content.append(TextChunk(text=part))
             else:
-                grid = next(grids)
-                content.append(ImageURLChunk(image_url=f"{grid.rows}x{grid.cols}"))
+                content.append(chunk_of(next(grids)))
         match turn.role:
             case Role.SYSTEM:
                 return SystemMessage(content=content)
@@ -178,22 +164,6 @@ class PromptEncoder:
                     said = joint.join(part for part in turn.parts if isinstance(part, str))
                     _check_readable(said, f"{path}.content")
                 return ToolMessage(content=content, tool_call_id=_mistral_id(turn.call_id))
-
-
-class _GridEncoder(ImageEncoder):
-    """Stands where mistral_common's encoder stood: a chunk names the image's grid, no image."""
-
-    def __init__(self, spec: VisionSpec) -> None:
-        super().__init__(
-            ImageConfig(spec.patch_size, spec.max_image_size, spec.merge_size), _image_ids(spec)
-        )
-        self._spec = spec
-
-    def __call__(self, content: ImageChunk | ImageURLChunk) -> ImageEncoding:
-        if not isinstance(content, ImageURLChunk):
-            raise TypeError("the gateway's prompts hold grids only")
-        rows, cols = map(int, content.get_url().split("x"))
-        return ImageEncoding(tokens=self._spec.placeholder(Grid(rows, cols)), image=NO_PIXELS)
 
 
 def _mistral_tool(tool: Tool) -> MistralTool:
@@ -238,18 +208,6 @@ def _bad_schema(tools: Tools) -> InvalidRequest:
         except ValueError:
             paths.append(f"tools[{i}].parameters")
     return InvalidRequest((*paths, "tools")[0], "is no JSON Schema (draft 7)")
-
-
-def _spell_nothing(tokens: list[int], special_token_policy: SpecialTokenPolicy) -> str:
-    return ""
-
-
-def _image_ids(spec: VisionSpec) -> SpecialImageIDs:
-    return SpecialImageIDs(
-        img=spec.image_token_id,
-        img_break=spec.image_break_token_id,
-        img_end=spec.image_end_token_id,
-    )
 
 
 def _check_agreement(

@@ -126,6 +126,8 @@ class EncoderTier:
             raise StartupError(
                 f"vision_fp8 needs an H100 or a newer GPU, and this is {_describe(device)}"
             )
+        if settings.vision_fp8:
+            fp8.check_upstream()
         tower = load_tower(
             settings.model_dir,
             spec,

@@ -33,6 +33,7 @@ from pixtral_decoder.engine.engine import DecoderEngine, ImagesNotHeld
 from pixtral_decoder.process import DecoderTier
 from pixtral_decoder.request import Prompt
 from pixtral_decoder.settings import DecoderSettings
+from pixtral_decoder.vllm_hooks.tensor_handover import encoder_of
 from tests.decoder.fuzz import fuzz, fuzzer_of
 from tests.decoder.prompts import prompt_of, store
 from tests.support.redis_server import RedisServer
@@ -448,16 +449,17 @@ async def test_the_engine_tells_when_it_has_dropped_an_image(served: Served) -> 
     """What this side's record says is held, and the engine's process does not hold."""
     from pixtral_decoder.engine.inputs import embedding_item
 
+    images = served.engine._parts.images
     image = served.image(5, 5, seed=600)
     prompt = served.prompt(BOS, INST, image, 1011, END_INST)
     expected = served.reference.generate(prompt.token_ids, [image.pixels], 24)
     name = prompt.images[0].identity
-    served.engine._cache.get_and_update_item((embedding_item(image.embedding), []), name)
+    images.sent([name], [embedding_item(image.embedding)])
     assert served.engine.holds(prompt.images[0])
     with pytest.raises(ImagesNotHeld):
         await anext(served.engine.generate(prompt, [None]))
 
-    served.engine._cache.get_and_update_item((embedding_item(image.embedding), []), name)
+    images.sent([name], [embedding_item(image.embedding)])
     answer = await served.answer(replace(prompt, request_id="again"))
 
     assert answer.token_ids == expected
@@ -501,7 +503,7 @@ async def test_a_large_image_crosses_to_the_engine_in_shared_memory(
 
 def weighed(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the messages to the engine from now on, in bytes."""
-    encoder = served.engine._llm.engine_core.encoder
+    encoder: Any = encoder_of(served.engine._llm)
     encode, sizes = encoder.encode, list[int]()
 
     def weigh(message: object) -> Any:

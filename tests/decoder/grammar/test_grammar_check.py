@@ -13,7 +13,7 @@ with warnings.catch_warnings():
     # vLLM's own, at import.
     warnings.simplefilter("ignore")
     from pixtral_decoder.engine.sampling_params import vllm_sampling
-    from pixtral_decoder.grammar.grammar_check import NotTaken, StructureCheck
+    from pixtral_decoder.grammar.grammar_check import NotTaken, StructureCheck, compiling
 
 NODE = {
     "type": "object",
@@ -54,41 +54,68 @@ async def test_what_is_in_use_is_taken(structure: Structure, value: Any) -> None
     await check(structure, value)
 
 
-async def test_json_on_one_line_becomes_a_grammar() -> None:
-    wanted = StructuredOutput(JSON, (json.dumps(TREE),), disable_any_whitespace=True)
+async def checked(structure: Structure, text: str, *, on_one_line: bool = False) -> Any:
+    """vLLM's StructuredOutputsParams, as they are sent to the engine."""
+    wanted = StructuredOutput(structure, (text,), disable_any_whitespace=on_one_line)
     parameters = vllm_sampling(Sampling(structured_output=wanted), {})
     await StructureCheck().check(parameters)
-
-    structure = parameters.structured_outputs
-    assert structure.json is None
-    answer = '{"not": "a", "if": "$ref", "kids": []}'
-    assert accepts(structure.grammar, answer)
-    assert not accepts(structure.grammar, answer.replace("[]", "[ ]"))
-    assert not accepts(structure.grammar, answer.replace(": ", ":  "))
+    return parameters.structured_outputs
 
 
-@pytest.mark.parametrize("on_one_line", [False, True])
-@pytest.mark.parametrize("is_lark", [False, True])
-async def test_a_text_with_a_length_is_json(is_lark: bool, on_one_line: bool) -> None:
-    schema = json.dumps({"type": "array", "items": {"type": "string", "maxLength": 3}})
-    wanted = StructuredOutput(JSON, (schema,), disable_any_whitespace=on_one_line)
-    if is_lark:
-        wanted = StructuredOutput(GRAMMAR, (f"start: %json {schema}",))
-    parameters = vllm_sampling(Sampling(structured_output=wanted), {})
-    await StructureCheck().check(parameters)
-
-    grammar = parameters.structured_outputs.grammar
-    assert accepts(grammar, '["\U0001f642é/", "", "\x7f {"]')
-    assert not accepts(grammar, '["abcd"]')
-    taken = [chr(i) for i in range(1, 128) if accepts(grammar, f'["{chr(i)}"]')]
-    assert taken == [chr(i) for i in range(0x20, 128) if chr(i) not in '"\\']
-
-
-def accepts(grammar: str, answer: str) -> bool:
+def accepts(structure: Any, answer: str) -> bool:
+    """Whether an answer is of the structure as vLLM compiles it."""
     vocabulary = xgrammar.TokenizerInfo([bytes([i]) for i in range(256)], stop_token_ids=[0])
-    compiled = xgrammar.GrammarCompiler(vocabulary).compile_grammar(grammar)
+    compiled = compiling(structure)(xgrammar.GrammarCompiler(vocabulary))
     matcher = xgrammar.GrammarMatcher(compiled)
     return matcher.accept_string(answer) and matcher.accept_token(0)
+
+
+async def test_json_on_one_line() -> None:
+    structure = await checked(JSON, json.dumps(TREE), on_one_line=True)
+    answer = '{"not": "a", "if": "$ref", "kids": []}'
+    assert accepts(structure, answer)
+    assert not accepts(structure, answer.replace("[]", "[ ]"))
+    assert not accepts(structure, answer.replace(": ", ":  "))
+
+
+@pytest.mark.parametrize(
+    ("structure", "text"),
+    [
+        (JSON, json.dumps({"type": "string", "maxLength": 3})),
+        (GRAMMAR, 'start: %json {"type": "string", "maxLength": 3}'),
+        (GRAMMAR, 'root ::= "a"'),
+        (REGEX, "[a-z]+"),
+    ],
+)
+async def test_what_is_asked_for_gets_to_vllm_as_it_stands(structure: Structure, text: str) -> None:
+    sent = await checked(structure, text)
+    assert [sent.json, sent.grammar, sent.regex].count(None) == 2
+    assert text in (sent.json, sent.grammar, sent.regex)
+
+
+# In front of a hexadecimal digit, as xgrammar prints it, each reads as another character.
+NAMES = ("Größe", "éa", "ß1", "\x80f", "ÿ0", "日a", "naïve", "🙂b")
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_an_answer_has_the_characters_that_the_structure_asks_for(name: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {name: {"const": name}},
+        "required": [name],
+        "additionalProperties": False,
+    }
+    answer = json.dumps({name: name}, ensure_ascii=False)
+    escaped = json.dumps(schema)
+    plain = json.dumps(schema, ensure_ascii=False)
+    for text in (escaped, plain):
+        assert accepts(await checked(JSON, text), answer)
+        assert accepts(await checked(JSON, text, on_one_line=True), answer)
+        assert accepts(await checked(GRAMMAR, f"start: %json {text}"), answer)
+    assert accepts(await checked(GRAMMAR, f'root ::= "{name}"'), name)
+    assert accepts(await checked(GRAMMAR, f'start: "{name}"'), name)
+    assert accepts(await checked(REGEX, name), name)
+    assert accepts(await checked(Structure.CHOICE, name), name)
 
 
 async def test_many_choices_are_taken() -> None:

@@ -11,7 +11,9 @@ import pytest
 
 from pixtral_core.generation.sampling import Sampling
 from pixtral_decoder.request import Prompt
+from pixtral_decoder.vllm_hooks import continuation
 from pixtral_decoder.vllm_hooks.continuation import OFFLOAD_TOKENS, Continuation, NotContinued
+from tests.support.upstream import assert_still_there
 
 with warnings.catch_warnings():
     # vLLM's own, at import.
@@ -41,11 +43,13 @@ def spoken(tokenizer: Any) -> list[int]:
     return [*text, 2, 10, *(rng.randrange(131072) for _ in range(60)), *text]
 
 
-def undisturbed(tokenizer: Any, sampling: Sampling, tokens: Sequence[int]) -> list[str]:
+def undisturbed(
+    tokenizer: Any, sampling: Sampling, tokens: Sequence[int], prompt: Sequence[int] = PROMPT
+) -> list[str]:
     """What vLLM streams after each token."""
     request: Any = SimpleNamespace(
         request_id="whole",
-        prompt_token_ids=PROMPT,
+        prompt_token_ids=list(prompt),
         prompt_embeds=None,
         sampling_params=parameters_of(sampling),
     )
@@ -76,6 +80,23 @@ async def continued(
         if piece.is_stopped:
             break
     return text, kept
+
+
+def test_still_there() -> None:
+    assert_still_there(continuation)
+
+
+def test_still_needed_while_vllm_forgets_what_a_prompts_text_holds_back(tokenizer: Any) -> None:
+    """Once this fails, vLLM goes on with an answer itself: `continuation` can go."""
+    stop = "🌍 and"
+    sampling = Sampling(max_tokens=1000, stop=(stop,))
+    tokens = spoken(tokenizer)
+    pieces = undisturbed(tokenizer, sampling, tokens)
+    cut = len(pieces) - 1
+    assert len(pieces) < len(tokens)
+    # To vLLM, what was made elsewhere is prompt: the stop string's beginning is not looked at.
+    rest = undisturbed(tokenizer, sampling, tokens[cut:], [*PROMPT, *tokens[:cut]])
+    assert len(rest) > 1
 
 
 @pytest.mark.parametrize("step", [1, 3])

@@ -1,14 +1,23 @@
 """A child that is spawned by a process which is killed."""
 
+import inspect
+import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from pixtral_decoder.vllm_hooks import exit_with_parent
+from tests.support.upstream import assert_still_there
+
+with warnings.catch_warnings():
+    # vLLM's own, at import.
+    warnings.simplefilter("ignore")
+    from vllm.v1.engine import core
 
 # The parent prints its child's id and waits; the child waits for an hour once there is a file,
 # and watches its parent from then on.
@@ -19,16 +28,29 @@ from pixtral_decoder.vllm_hooks import exit_with_parent
 def child(begin):
     while not os.path.exists(begin):
         time.sleep(0.01)
-    orphan.end_with_parent()
+    exit_with_parent.end_with_parent()
     time.sleep(3600)
 
 if __name__ == "__main__":
-    orphan.own()
+    exit_with_parent.own()
     process = multiprocessing.get_context("spawn").Process(target=child, args=sys.argv[1:])
     process.start()
     print(process.pid, flush=True)
     process.join()
 """
+
+
+# By any of these a process learns of its parent's end.
+WATCHES = re.compile("parent_death|death_pipe|PDEATHSIG|getppid|parent_process|pidfd_open")
+
+
+def test_still_there() -> None:
+    assert_still_there(exit_with_parent)
+
+
+def test_still_needed_while_an_engines_process_does_not_watch_its_parent() -> None:
+    """Once this fails, see whether vLLM's engine ends by itself: `exit_with_parent` can go then."""
+    assert not WATCHES.search(inspect.getsource(core))
 
 
 def exists(process_id: int) -> bool:

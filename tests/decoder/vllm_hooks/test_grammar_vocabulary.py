@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from pixtral_decoder.vllm_hooks import grammar_vocabulary
 from pixtral_decoder.vllm_hooks.grammar_vocabulary import spell_in_bytes
+from tests.support.upstream import assert_still_there
 
 with warnings.catch_warnings():
     # vLLM's own, at import.
@@ -20,7 +22,7 @@ with warnings.catch_warnings():
 # vLLM's own.
 pytestmark = pytest.mark.filterwarnings("ignore:max_rollback_tokens:DeprecationWarning")
 
-CONFIG = SimpleNamespace(
+CONFIG: Any = SimpleNamespace(
     structured_outputs_config=SimpleNamespace(disable_any_whitespace=False),
     model_config=None,
     speculative_config=None,
@@ -68,7 +70,11 @@ def test_the_tokenizer_itself_stays_as_it_is(tokenizer: Any) -> None:
     assert all(isinstance(token, str) for token in tokenizer.vocab)
 
 
+def test_still_there() -> None:
+    assert_still_there(grammar_vocabulary)
+
+
 @pytest.mark.usefixtures("plain")
-def test_vllm_still_needs_it(tokenizer: Any) -> None:
+def test_still_needed_while_a_part_of_a_character_is_no_token(tokenizer: Any) -> None:
     """Once this fails, `pixtral_decoder.vllm_hooks.grammar_vocabulary` can go."""
     assert not holds(tokenizer, StructuredOutputOptions.GRAMMAR, 'root ::= "é🙂"', "é🙂")

@@ -3,7 +3,7 @@
 import gc
 import json
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from pixtral_decoder.request import Prompt
 from tests.decoder.prompts import text
 from tests.decoder.steps_seen import SCHEDULER, STEPS_SEEN
 from tests.support.reference import Reference
+from tests.support.upstream import assert_still_there
 
 with warnings.catch_warnings():
     # vLLM's own, at import.
@@ -32,6 +33,7 @@ with warnings.catch_warnings():
     from vllm.v1.request import Request
     from vllm.v1.structured_output import StructuredOutputManager
 
+    from pixtral_decoder.vllm_hooks import scheduler as scheduler_hook
     from pixtral_decoder.vllm_hooks.scheduler import (
         AWAITED_TOKENS,
         is_awaited,
@@ -117,9 +119,9 @@ def config(checkpoint: Path) -> Any:
 class Ahead:
     """A scheduler without an engine, which begins a step before the last one's tokens are known."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, make: Callable[..., Any] = scheduler) -> None:
         spec = FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=32, dtype=torch.float32)
-        self.scheduler = scheduler(
+        self.scheduler = make(
             vllm_config=config,
             kv_cache_config=KVCacheConfig(4096, [], [KVCacheGroupSpec(["layer"], spec)]),
             structured_output_manager=StructuredOutputManager(config),
@@ -142,6 +144,21 @@ class Ahead:
             self.scheduler.update_from_output(ended, output)
         taken: dict[str, int] = self._under_way.num_scheduled_tokens
         return taken
+
+
+async def test_still_there() -> None:
+    assert_still_there(scheduler_hook)
+
+
+async def test_still_needed_while_vllms_own_takes_a_whole_prompt_beside_an_answer(
+    config: Any,
+) -> None:
+    """Once this fails, vLLM's own scheduler may do: `pixtral_decoder.vllm_hooks.scheduler`."""
+    stock = Ahead(config, AsyncScheduler)
+    stock.add("answer", 100, max_tokens=10)
+    stock.step()
+    stock.add("prompt", LENGTH, max_tokens=1)
+    assert stock.step() == {"answer": 1, "prompt": LENGTH}
 
 
 async def test_steps_begun_before_the_last_ones_tokens_are_known(config: Any) -> None:

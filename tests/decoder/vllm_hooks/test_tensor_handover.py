@@ -3,6 +3,8 @@
 import asyncio
 import multiprocessing
 import os
+import queue
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,6 +19,7 @@ from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.vllm_hooks import tensor_handover
 from pixtral_decoder.vllm_hooks.tensor_handover import ADDRESS, Handover, Receiver
 from tests.decoder.memory import SECONDS, files, in_a_file, until
+from tests.support.upstream import assert_still_there
 
 
 class Encoder:
@@ -78,6 +81,65 @@ async def pair() -> AsyncIterator[Pair]:
 def embedding(seed: int, dtype: torch.dtype = torch.bfloat16) -> ImageEmbedding:
     generator = torch.Generator().manual_seed(seed)
     return in_a_file(torch.randn(600, 1024, generator=generator).to(dtype))
+
+
+@pytest.fixture
+def serial_utils() -> Any:
+    """vLLM's, which the engine's process of these tests does without."""
+    with warnings.catch_warnings():
+        # vLLM's own, at import.
+        warnings.simplefilter("ignore")
+        from vllm.v1 import serial_utils
+    return serial_utils
+
+
+@pytest.mark.usefixtures("serial_utils")
+def test_still_there() -> None:
+    assert_still_there(tensor_handover)
+
+
+def test_still_needed_while_vllms_own_ways_copy_or_fill_the_shared_memory(
+    serial_utils: Any,
+) -> None:
+    """Once this fails, see whether vLLM's own way will do: `tensor_handover` can go then."""
+    from vllm.v1.engine.tensor_ipc import TensorIpcSender
+
+    large = torch.zeros(1 << 18)
+    sent = sum(memoryview(frame).nbytes for frame in serial_utils.MsgpackEncoder().encode(large))
+    assert sent > large.nbytes
+    handed: Any = queue.Queue()
+    assert TensorIpcSender(handed)(large) is not None
+    assert " /dev/shm/" in _mapping(large.data_ptr())
+
+
+def _mapping(address: int) -> str:
+    """The line of /proc/self/maps that has the address."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, _, end = line.split()[0].partition("-")
+        if int(begin, 16) <= address < int(end, 16):
+            return line
+    raise AssertionError("the address is in no mapping")
+
+
+async def test_a_large_tensor_crosses_vllms_messages_as_a_number(
+    pair: Pair, serial_utils: Any
+) -> None:
+    """By vLLM's own encoder and decoder, and not by what the tests take these for."""
+    one = embedding(8)
+    encoder = serial_utils.MsgpackEncoder(oob_tensor_consumer=pair.handover)
+    with pair.handover.offering([one]):
+        frames = encoder.encode(one.tensor)
+    assert sum(memoryview(frame).nbytes for frame in frames) < 200
+    asked: list[tuple[str, tuple[int, ...], dict[str, int]]] = []
+
+    def provide(dtype: str, shape: tuple[int, ...], given: dict[str, int]) -> torch.Tensor:
+        asked.append((dtype, tuple(shape), given))
+        return torch.empty(0)
+
+    serial_utils.MsgpackDecoder(torch.Tensor, oob_tensor_provider=provide).decode(frames)
+    [(dtype, shape, given)] = asked
+    assert (dtype, shape) == ("bfloat16", tuple(one.tensor.shape))
+    assert torch.equal(await asyncio.to_thread(pair.arrives, one.tensor, given), one.tensor)
 
 
 async def test_tensors_arrive_as_they_are_and_leave_nothing(pair: Pair) -> None:

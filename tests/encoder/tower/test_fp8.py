@@ -1,5 +1,6 @@
 """Products in 8 bits, by torch's own on the CPU."""
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,19 @@ from pixtral_encoder.tower import fp8, layers
 from pixtral_encoder.tower.layers import Layer, Rotations
 from pixtral_encoder.tower.tower import VisionTower
 from pixtral_encoder.tower.weights import load_tower
+from tests.support.upstream import assert_still_there
 
 HEADS = 2
+
+
+def test_still_there() -> None:
+    assert_still_there(fp8)
+
+
+def test_still_needed_while_a_torch_without_the_public_product_is_supported() -> None:
+    """Once this fails, `torch.nn.functional.scaled_mm` can take `torch._scaled_mm`'s place."""
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    assert "torch>=2.9" in project["project"]["optional-dependencies"]["encoder"]
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -1,4 +1,12 @@
-"""Bounds on HTTP heads and trailers, which uvicorn leaves to a proxy."""
+"""Bounds on HTTP heads and trailers, which uvicorn leaves to a proxy.
+
+Library: uvicorn
+Changes: HttpToolsProtocol, by a class that derives from it, closes a connection whose client sends
+    a head, or what surrounds a body, without end, or too slowly.
+Why: uvicorn leaves these bounds to a proxy. Its one for a head is of the other parser, h11.
+Upstream: https://github.com/Kludex/uvicorn/issues/157
+Versions: uvicorn 0.50 to 0.54
+"""
 
 import asyncio
 from typing import Any
@@ -6,11 +14,32 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pixtral_core import limits
+from pixtral_core.hooks import Touch, check_touches
+
+_MODULE = "uvicorn.protocols.http.httptools_impl"
+TOUCHES = (
+    Touch(_MODULE, "HttpToolsProtocol.__init__", mentions=("cycle", "transport", "loop")),
+    Touch(_MODULE, "HttpToolsProtocol.connection_made", parameters=("transport",)),
+    Touch(_MODULE, "HttpToolsProtocol.connection_lost", parameters=("exc",)),
+    Touch(_MODULE, "HttpToolsProtocol.data_received", parameters=("data",)),
+    Touch(_MODULE, "HttpToolsProtocol.send_400_response", parameters=("msg",)),
+    Touch(_MODULE, "HttpToolsProtocol.on_message_begin"),
+    Touch(_MODULE, "HttpToolsProtocol.on_headers_complete"),
+    Touch(_MODULE, "HttpToolsProtocol.on_body", parameters=("body",)),
+    Touch(_MODULE, "HttpToolsProtocol.on_message_complete", mentions=("cycle",)),
+    Touch(_MODULE, "HttpToolsProtocol.on_response_complete"),
+    Touch(_MODULE, "RequestResponseCycle.__init__", mentions=("response_complete",)),
+)
 
 # Of a request's head, of what is said of one piece of its body, and of what follows on it.
 MAX_HEAD_BYTES = limits.HEAD_BYTES.most
 # For the head, and for what is still to come of a body whose request is answered.
 HEAD_SECONDS = 60.0
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where uvicorn has moved."""
+    check_touches(__name__, TOUCHES)
 
 
 class BoundedProtocol(HttpToolsProtocol):

@@ -1,14 +1,15 @@
 """The HTTP server, on the event loop of the gateway's gRPC server."""
 
-import asyncio
 import socket
 import ssl
 
 import uvicorn
 
 from pixtral_core.errors import StartupError
+from pixtral_gateway.api.http import bounded_protocol
 from pixtral_gateway.api.http.bounded_protocol import BoundedProtocol
 from pixtral_gateway.api.http.middleware import RequestMiddleware
+from pixtral_gateway.api.http.uvicorn_server import UvicornServer
 from pixtral_gateway.settings import GatewaySettings
 
 # A client's pool of connections keeps one that is idle for less than that.
@@ -24,11 +25,11 @@ class HttpServer:
         self._app = app
         self._listen = listen
         self._settings = settings
-        self._server: uvicorn.Server | None = None
-        self._ticking: asyncio.Task[None] | None = None
+        self._server: UvicornServer | None = None
 
     async def open(self) -> str:
         """Binds and serves; returns host:port. Raises StartupError."""
+        bounded_protocol.check_upstream()
         config = self._config()
         host, _, port = self._listen.rpartition(":")
         bare = host.strip("[]")
@@ -47,24 +48,16 @@ class HttpServer:
         # For its connections: asyncio does not see that they are TCP's, and an answer's body would
         # wait until its head is acknowledged.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = self._server = uvicorn.Server(config)
-        # Its parts, and not `serve`, which would take the process's signals.
-        server.lifespan = config.lifespan_class(config)
-        await server.startup(sockets=[listener])
-        self._ticking = asyncio.create_task(server.main_loop())
+        self._server = UvicornServer(config)
+        await self._server.start(listener)
         return f"{host}:{listener.getsockname()[1]}"
 
     async def close(self) -> None:
         """What is still in flight is told so and cut off."""
-        server = self._server
-        if server is None or self._ticking is None:
+        if self._server is None:
             return
         await self._app.end()
-        server.should_exit = True
-        await self._ticking
-        await server.shutdown()
-        for connection in list(server.server_state.connections):
-            connection.transport.abort()
+        await self._server.stop()
 
     def _config(self) -> uvicorn.Config:
         settings = self._settings

@@ -5,12 +5,12 @@ checks while it does.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pixtral_core.concurrency.daemon_threads import in_daemon_thread
 from pixtral_core.generation.logprobs import TokenLogprobs
@@ -20,9 +20,21 @@ from pixtral_decoder.engine.engine_args import EngineOptions, engine_args
 from pixtral_decoder.engine.logprobs import from_vllm, prompt_pieces
 from pixtral_decoder.engine.lora_adapters import BadAdapter, check_adapter
 from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_decoder.vllm_hooks import supported
 from pixtral_decoder.vllm_hooks.continuation import Continuation, NotContinued
+from pixtral_decoder.vllm_hooks.engine_shutdown import shut_down
+from pixtral_decoder.vllm_hooks.image_cache import ImageCache
+from pixtral_decoder.vllm_hooks.image_fan_out import send_images_once
 from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE
-from pixtral_decoder.vllm_hooks.tensor_handover import Handover
+from pixtral_decoder.vllm_hooks.tensor_handover import Handover, encoder_of
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.multimodal.inputs import MultiModalKwargsItem
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from pixtral_decoder.grammar.grammar_check import StructureCheck
 
 BEGIN_OF_SEQUENCE = 1
 
@@ -82,6 +94,15 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What an engine has from its start on: vLLM's frontend, and what stands beside it."""
+
+    llm: "AsyncLLM"
+    images: ImageCache
+    structures: "StructureCheck"
+
+
 class DecoderEngine:
     """One vLLM engine and its process.
 
@@ -90,22 +111,19 @@ class DecoderEngine:
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
-        self._llm: Any = None
-        self._cache: Any = None
+        self._loaded: _Loaded | None = None
         self._handover = Handover()
         self._sampling_defaults: dict[str, Any] = {}
-        self._structures: Any = None
-        self._adapters: dict[str, Any] = {"": None}
+        self._adapters: dict[str, LoRARequest | None] = {"": None}
 
     async def start(self) -> None:
         """Loads the model and generates a token, in 10 s to minutes.
 
-        Raises whatever vLLM raises for a model or machine that does not do.
+        Raises HookBroken where vLLM has moved, and whatever vLLM raises for a model or machine that
+        does not do.
         """
         # Not the default executor: a process that is told to stop while it loads would wait for it.
         await in_daemon_thread(self._load, "load-engine")
-        # vLLM's own record, on this side, of the images that the engine's process holds.
-        self._cache = self._llm.renderer.mm_processor_cache
         self._sampling_defaults = self._llm.model_config.get_diff_sampling_param()
         for number, (name, path) in enumerate(self.options.adapters.items(), start=1):
             self._adapters[name] = await self._add_adapter(name, number, path)
@@ -131,7 +149,7 @@ class DecoderEngine:
 
     @property
     def dead(self) -> bool:
-        return self._llm is not None and bool(self._llm.errored)
+        return self._loaded is not None and self._loaded.llm.errored
 
     async def wait_dead(self) -> None:
         """Returns once the engine's process has ended by itself."""
@@ -141,7 +159,7 @@ class DecoderEngine:
 
     def holds(self, image: ImagePlace) -> bool:
         """Whether the engine's process has the image's embedding, which then need not be sent."""
-        return self._cache is not None and bool(self._cache.is_cached_item(image.identity))
+        return self._loaded is not None and self._loaded.images.has(image.identity)
 
     async def generate(
         self,
@@ -163,20 +181,16 @@ class DecoderEngine:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         from pixtral_decoder.engine.inputs import engine_input
-        from pixtral_decoder.engine.sampling_params import (
-            REFUSALS,
-            copies,
-            refused_field,
-            vllm_sampling,
-        )
+        from pixtral_decoder.engine.sampling_params import copies, refused_field, vllm_sampling
         from pixtral_decoder.grammar.grammar_check import NotTaken
+        from pixtral_decoder.vllm_hooks.refusals import REFUSALS
 
         sampling, offered = prompt.sampling, ExitStack()
         try:
             parameters = vllm_sampling(sampling, self._sampling_defaults)
             alike = copies(sampling, parameters)
             if sampling.structured_output is not None and sampling.structured_output.values:
-                await self._structures.check(parameters)
+                await self._parts.structures.check(parameters)
             continuation: Continuation | None = None
             if prompt.generated:
                 tokenizer = self._llm.tokenizer
@@ -228,39 +242,46 @@ class DecoderEngine:
 
     async def shutdown(self) -> None:
         """Ends the engine's process, in seconds. What still runs is aborted."""
-        llm, self._llm = self._llm, None
-        if llm is None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
             return
-        if llm.output_handler is not None:
-            # It would take the end of the engine's process for its death.
-            llm.output_handler.cancel()
-        await asyncio.to_thread(llm.shutdown)
+        await shut_down(loaded.llm)
         self._handover.close()
 
+    @property
+    def _parts(self) -> _Loaded:
+        if self._loaded is None:
+            raise RuntimeError("the engine has not been started")
+        return self._loaded
+
+    @property
+    def _llm(self) -> "AsyncLLM":
+        return self._parts.llm
+
     def _load(self) -> None:
+        supported.check()
         arguments = engine_args(self.options)
 
         from vllm import ModelRegistry
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        from pixtral_decoder.engine.inputs import send_images_once
         from pixtral_decoder.grammar.grammar_check import StructureCheck
         from pixtral_decoder.vllm_hooks.model import PixtralEmbeddingsForConditionalGeneration
 
         # The plug-in names the class, and vLLM would start a process to look at it, for 10 s. It
         # is imported here in any case.
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
-        self._structures = StructureCheck()
+        structures = StructureCheck()
         with self._handover.listening() as connect:
             # By the context vLLM chooses the tokens of a step.
-            self._llm = AsyncLLM.from_engine_args(
-                arguments, usage_context=UsageContext.OPENAI_API_SERVER
-            )
-            connect(self._llm.engine_core.encoder)
-        send_images_once(self._llm)
+            llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
+            # From here on `shutdown` has a process to end.
+            self._loaded = _Loaded(llm, ImageCache.of(llm), structures)
+            connect(encoder_of(llm))
+        send_images_once(llm, self._loaded.images)
 
-    async def _add_adapter(self, name: str, number: int, path: Path) -> Any:
+    async def _add_adapter(self, name: str, number: int, path: Path) -> "LoRARequest":
         from vllm.lora.request import LoRARequest
 
         request = LoRARequest(name, number, str(path))
@@ -277,25 +298,15 @@ class DecoderEngine:
         images: Sequence[ImagePlace],
         embeddings: Sequence[ImageEmbedding | None],
         resend: bool,
-    ) -> list[Any]:
+    ) -> "list[MultiModalKwargsItem | None]":
         from pixtral_decoder.engine.inputs import embedding_item
 
         items = [None if each is None else embedding_item(each.tensor) for each in embeddings]
-        cache = self._cache
-        if cache is None or resend:
-            if None in items:
-                raise ImagesNotHeld
-            return items
-        names = [image.identity for image in images]
-        for name in names:
-            # As the other side does: what is touched first is not evicted for what comes new.
-            cache.touch_sender_cache_item(name)
-        for position, (name, item) in enumerate(zip(names, items, strict=True)):
-            if item is None and not cache.is_cached_item(name):
-                raise ImagesNotHeld
-            given: Any = None if item is None else (item, [])
-            items[position], _ = cache.get_and_update_item(given, name)
-        return items
+        cache = ImageCache(None) if resend else self._parts.images
+        sent = cache.sent([image.identity for image in images], items)
+        if sent is None:
+            raise ImagesNotHeld
+        return sent
 
 
 def _failure(sampling: Sampling, is_first: bool, may_miss_images: bool) -> Exception:
@@ -308,11 +319,13 @@ def _failure(sampling: Sampling, is_first: bool, may_miss_images: bool) -> Excep
     return EngineFailed()
 
 
-def _delta(output: Any, completion: Any, sampling: Sampling) -> Delta:
+def _delta(output: "RequestOutput", completion: "CompletionOutput", sampling: Sampling) -> Delta:
     reason = completion.finish_reason
     logprobs: tuple[TokenLogprobs, ...] = ()
     if sampling.logprobs is not None:
-        logprobs = from_vllm(completion.logprobs, sampling.logprobs)
+        # vLLM has them in another form where a request asks for that, which none does.
+        positions = cast("Sequence[Mapping[int, Any]]", completion.logprobs or ())
+        logprobs = from_vllm(positions, sampling.logprobs)
     return Delta(
         text=completion.text,
         token_ids=tuple(completion.token_ids),
@@ -324,7 +337,7 @@ def _delta(output: Any, completion: Any, sampling: Sampling) -> Delta:
     )
 
 
-def _prompt_deltas(output: Any, count: int) -> Iterator[Delta]:
+def _prompt_deltas(output: "RequestOutput", count: int) -> Iterator[Delta]:
     cached, queue = output.num_cached_tokens or 0, _queue_seconds(output.metrics)
     for piece in prompt_pieces(output.prompt_logprobs or (), count):
         yield Delta("", (), None, cached, queue, prompt_logprobs=piece)

@@ -4,11 +4,14 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pixtral_core.model.vision_spec import read_params
 from pixtral_decoder.vllm_hooks import exit_with_parent
 from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE, CONFIG_FORMAT
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
 
 GIB = 1 << 30
 SCHEDULER = "pixtral_decoder.vllm_hooks.scheduler.scheduler"
@@ -88,7 +91,7 @@ class EngineOptions:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-def engine_args(options: EngineOptions) -> Any:
+def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
     """vLLM's arguments; sets what vLLM and its processes read from the environment.
 
     Imports vLLM, which takes seconds. Raises BadEngineArguments for a name that it does not have.

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
-from vllm.inputs import mm_input, tokens_input
+from vllm.inputs import MultiModalInput, TokensInput, mm_input, tokens_input
 from vllm.multimodal.inputs import (
     MultiModalBatchedField,
     MultiModalFieldElem,
@@ -21,13 +20,15 @@ from pixtral_decoder.vllm_hooks.model import EMBEDDING_FIELD
 MODALITY = "image"
 
 
-def embedding_item(tensor: torch.Tensor) -> Any:
+def embedding_item(tensor: torch.Tensor) -> MultiModalKwargsItem:
     """vLLM's form of one image: `(tokens, width)`, before the adapter."""
     element = MultiModalFieldElem(data=tensor, field=MultiModalBatchedField())
     return MultiModalKwargsItem({EMBEDDING_FIELD: element})
 
 
-def engine_input(prompt: Prompt, items: Sequence[Any | None]) -> Any:
+def engine_input(
+    prompt: Prompt, items: Sequence[MultiModalKwargsItem | None]
+) -> MultiModalInput | TokensInput:
     """What `AsyncLLM.generate` takes.
 
     `items[i]` is image i's `embedding_item`, or None where the engine holds it already.
@@ -50,26 +51,6 @@ def engine_input(prompt: Prompt, items: Sequence[Any | None]) -> Any:
         },
         cache_salt=prompt.cache_salt,
     )
-
-
-def send_images_once(llm: Any) -> None:
-    """Has the requests that vLLM makes of one with n > 1 carry its images with the first alone.
-
-    They share what they hold of images, and vLLM sends it with each: 8 MB for a large one.
-    """
-    core, cache = llm.engine_core, llm.renderer.mm_processor_cache
-    send = core.add_request_async
-
-    async def send_and_note(request: Any) -> None:
-        await send(request)
-        for feature in request.mm_features or ():
-            if feature.data is not None and cache is not None:
-                # What is sent of an image that the engine's process holds by now.
-                held = cache.is_cached_item(feature.mm_hash)
-                given: Any = None if held else (feature.data, [])
-                feature.data, _ = cache.get_and_update_item(given, feature.mm_hash)
-
-    core.add_request_async = send_and_note
 
 
 @lru_cache(maxsize=1024)

@@ -4,16 +4,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from vllm import exceptions
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
-
-# What a caller got wrong is a ValueError up to vLLM 0.26, and mostly not from 0.27 on.
-REFUSALS: tuple[type[Exception], ...] = (
-    ValueError,
-    getattr(exceptions, "VLLMClientError", ValueError),
-)
+from pixtral_decoder.vllm_hooks.refusals import refused_parameter
 
 # vLLM's own bound.
 GREEDY_BELOW = 1e-5
@@ -24,7 +18,7 @@ LEAST_TOP_P = 1e-9
 STRONGEST_PENALTY = 1e30
 
 
-def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> Any:
+def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
     """vLLM's SamplingParams. Raises one of REFUSALS where vLLM does not take a value."""
     given = {
         field.name: value
@@ -48,20 +42,20 @@ def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> Any:
     return SamplingParams(**merged, output_kind=RequestOutputKind.DELTA)
 
 
-def copies(sampling: Sampling, parameters: Any) -> int:
+def copies(sampling: Sampling, parameters: SamplingParams) -> int:
     """How many of the answers each one that vLLM makes stands for: greedy ones are all alike."""
-    return sampling.n // int(parameters.n)
+    return sampling.n // parameters.n
 
 
 def refused_field(error: Exception, sampling: Sampling) -> str:
     """The path of the field that vLLM refuses, as far as it says."""
-    name = getattr(error, "parameter", None)
+    name = refused_parameter(error)
     if name in {field.name for field in fields(Sampling)}:
         return f"sampling.{name}"
     return "sampling" if sampling.structured_output is None else sampling.structured_output.path
 
 
-def _structured(wanted: StructuredOutput) -> Any:
+def _structured(wanted: StructuredOutput) -> StructuredOutputsParams:
     match wanted.structure:
         case Structure.JSON_SCHEMA:
             return StructuredOutputsParams(

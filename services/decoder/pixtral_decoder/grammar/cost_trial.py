@@ -9,9 +9,14 @@ though it could be read, ends the whole engine of a vLLM without pull request 47
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import xgrammar
+from xgrammar import (
+    CompiledGrammar,
+    GrammarCompiler,
+    GrammarMatcher,
+    TokenizerInfo,
+    allocate_token_bitmask,
+)
 
 from pixtral_core import limits
 
@@ -26,19 +31,17 @@ END = 0
 BYTES = [bytes([value]) for value in range(256)]
 
 
-def is_slow(grammar: Any) -> bool:
-    """Whether an answer of xgrammar's Grammar takes long to make."""
-    vocabulary = xgrammar.TokenizerInfo(BYTES, vocab_size=len(BYTES), stop_token_ids=[END])
-    compiled = xgrammar.GrammarCompiler(
-        vocabulary, max_threads=1, cache_enabled=False
-    ).compile_grammar(grammar)
+def is_slow(compile_grammar: Callable[[GrammarCompiler], CompiledGrammar]) -> bool:
+    """Whether an answer takes long to make of what is compiled for a vocabulary of bytes."""
+    vocabulary = TokenizerInfo(BYTES, vocab_size=len(BYTES), stop_token_ids=[END])
+    compiled = compile_grammar(GrammarCompiler(vocabulary, max_threads=1, cache_enabled=False))
     until = time.thread_time() + MAX_CPU_SECONDS
     return not all(_walk(compiled, choose, until) for choose in WALKS)
 
 
-def _walk(compiled: Any, choose: Callable[[Sequence[int]], int], until: float) -> bool:
-    matcher = xgrammar.GrammarMatcher(compiled)
-    mask = xgrammar.allocate_token_bitmask(1, len(BYTES))
+def _walk(compiled: CompiledGrammar, choose: Callable[[Sequence[int]], int], until: float) -> bool:
+    matcher = GrammarMatcher(compiled)
+    mask = allocate_token_bitmask(1, len(BYTES))
     for _ in range(STEPS):
         if time.thread_time() > until:
             return False

@@ -8,15 +8,17 @@ never gets there.
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
-from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
-from vllm.v1.structured_output.utils import grammar_is_likely_lark
-from xgrammar import Grammar
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from xgrammar import CompiledGrammar, GrammarCompiler
 
 from pixtral_core import limits
 from pixtral_core.concurrency.daemon_threads import in_daemon_thread
 from pixtral_decoder.grammar.cost_trial import is_slow
+from pixtral_decoder.vllm_hooks.one_line_json import is_on_one_line, on_one_line
+from pixtral_decoder.vllm_hooks.structure_check import is_lark, validate
 
 # A thread's own processor time: a busy machine makes no schema too complex.
 MAX_CPU_SECONDS = limits.STRUCTURE_READ_SECONDS.high
@@ -33,7 +35,7 @@ class StructureCheck:
     def __init__(self) -> None:
         self._threads = asyncio.Semaphore(2)
 
-    async def check(self, parameters: Any) -> None:
+    async def check(self, parameters: SamplingParams) -> None:
         """Raises NotTaken where vLLM's SamplingParams hold what it does not take.
 
         They name what an answer is to be, and not just that it be a JSON object.
@@ -55,44 +57,44 @@ class StructureCheck:
             raise NotTaken from None
 
 
-def _read(parameters: Any) -> None:
+def _read(parameters: SamplingParams) -> None:
     wanted, began = parameters.structured_outputs, time.thread_time()
-    if wanted.json is not None:
-        _refuse_ignored(json.loads(wanted.json))
-    elif "%json" in (wanted.grammar or "") and grammar_is_likely_lark(wanted.grammar):
-        # vLLM 0.25 would make EBNF of it by itself, and cannot of a schema.
-        wanted.grammar = _with_json_characters(str(Grammar.from_lark(wanted.grammar)))
+    if wanted is None:
+        raise NotTaken
+    schema = _schema(wanted)
+    if schema is not None:
+        _refuse_ignored(json.loads(schema))
     # Leaves choices as a grammar.
-    validate_xgrammar_grammar(parameters)
-    if wanted.json is not None:
-        on_one_line = wanted.disable_any_whitespace
-        grammar = str(Grammar.from_json_schema(wanted.json, any_whitespace=not on_one_line))
-        # vLLM itself knows of white space for a whole engine only.
-        if on_one_line or _COUNTED in grammar:
-            wanted.grammar, wanted.json = _with_json_characters(grammar), None
-    if time.thread_time() - began > MAX_CPU_SECONDS or is_slow(_grammar(wanted)):
+    validate(parameters)
+    if schema is not None and wanted.disable_any_whitespace:
+        wanted.json = on_one_line(schema)
+    if time.thread_time() - began > MAX_CPU_SECONDS or is_slow(compiling(wanted)):
         raise NotTaken
 
 
-# How xgrammar writes one of the characters that `minLength` and `maxLength` count. Control
-# characters, which no string of JSON has, it would let through; escapes it leaves out, as we do:
-# with them each step of the engine would take 0.2 s longer for a `maxLength` of 200.
-_COUNTED = r"::= (([^\"\\\r\n]))"
-_COUNTED_OF_JSON = r"::= (([^\0-\x1f\"\\]))"
+def compiling(wanted: StructuredOutputsParams) -> Callable[[GrammarCompiler], CompiledGrammar]:
+    """Compiles a checked structure as vLLM does.
+
+    From its text: of a Grammar, xgrammar compiles what it prints, which may read otherwise.
+    """
+
+    def compile_grammar(compiler: GrammarCompiler) -> CompiledGrammar:
+        if (schema := _schema(wanted)) is not None:
+            any_whitespace = not is_on_one_line(schema)
+            return compiler.compile_json_schema(schema, any_whitespace=any_whitespace)
+        if wanted.regex is not None:
+            return compiler.compile_regex(wanted.regex)
+        grammar = wanted.grammar or ""
+        if is_lark(grammar):
+            return compiler.compile_lark(grammar)
+        return compiler.compile_grammar(grammar)
+
+    return compile_grammar
 
 
-def _with_json_characters(grammar: str) -> str:
-    return grammar.replace(_COUNTED, _COUNTED_OF_JSON)
-
-
-def _grammar(wanted: Any) -> Any:
-    if wanted.json is not None:
-        return Grammar.from_json_schema(wanted.json)
-    if wanted.regex is not None:
-        return Grammar.from_regex(wanted.regex)
-    if grammar_is_likely_lark(wanted.grammar):
-        return Grammar.from_lark(wanted.grammar)
-    return Grammar.from_ebnf(wanted.grammar)
+def _schema(wanted: StructuredOutputsParams) -> str | None:
+    # vLLM takes a parsed one, too, which the decoder never gives it.
+    return wanted.json if isinstance(wanted.json, str) else None
 
 
 # Passed over without a word, where an answer could then be something else than was asked for.

@@ -1,27 +1,60 @@
-"""How vLLM reads a checkpoint's `params.json`."""
+"""Reads a checkpoint's `params.json` for vLLM.
+
+Library: vLLM
+Changes: a config format of our own, `pixtral-params`, through vLLM's official registration; and, in
+    a decoder's processes, vLLM's own format `mistral`, which what loads the tokenizer detects for
+    itself.
+Why: published Pixtrals do not name their context length. vLLM then looks for a Hugging Face config
+    beside the checkpoint, in vain and with pauses between the attempts: 10 s of start-up.
+Upstream: https://github.com/vllm-project/vllm/pull/57279 (the length itself; the look is not named)
+Versions: vLLM 0.25.1 to 0.33.0
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vllm.transformers_utils.config import register_config_parser
 from vllm.transformers_utils.config_parser_base import ConfigParserBase
 from vllm.transformers_utils.configs.mistral import adapt_config_dict
 
+from pixtral_core.hooks import Touch, check_touches
 from pixtral_core.model.vision_spec import read_params
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # What vLLM and mistral-inference take where `params.json` does not say.
 CONTEXT_LENGTH = 128_000
 
+_PACKAGE = "vllm.transformers_utils"
+TOUCHES = (
+    Touch(f"{_PACKAGE}.config", "register_config_parser", parameters=("config_format",)),
+    Touch(f"{_PACKAGE}.config", "MistralConfigParser.parse", mentions=("adapt_config_dict",)),
+    Touch(f"{_PACKAGE}.config_parser_base", "ConfigParserBase.parse", parameters=("model",)),
+    Touch(
+        f"{_PACKAGE}.configs.mistral", "adapt_config_dict", parameters=("config_dict", "defaults")
+    ),
+)
 
-class ParamsParser(ConfigParserBase):  # type: ignore[misc]
-    """vLLM's own parser, but for a model that does not name its context length.
 
-    Published Pixtrals do not. vLLM then looks for a Hugging Face config beside it, in vain and
-    with pauses between the attempts: 10 s of start-up.
-    """
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved."""
+    check_touches(__name__, TOUCHES)
+
+
+def register(config_format: str, *, is_decoders: bool) -> None:
+    """Makes the parser known to this process; vLLM's own is replaced in a decoder's alone."""
+    register_config_parser(config_format)(ParamsParser)
+    if is_decoders:
+        register_config_parser("mistral")(ParamsParser)
+
+
+class ParamsParser(ConfigParserBase):
+    """vLLM's own parser, but for a model that does not name its context length."""
 
     def parse(
         self, model: str | Path, *args: object, **kwargs: object
-    ) -> tuple[dict[str, Any], Any]:
+    ) -> "tuple[dict[str, Any], PreTrainedConfig]":
         params = read_params(Path(model))
         params.setdefault("max_position_embeddings", CONTEXT_LENGTH)
         return params, adapt_config_dict(params, defaults={})

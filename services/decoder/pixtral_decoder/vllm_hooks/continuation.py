@@ -1,17 +1,52 @@
 """Goes on with an answer that another decoder began, as if it had been made here from its start.
 
-To vLLM what was made elsewhere is prompt. So the two things that it keeps of an answer are kept
-here: how much of it there may be, and its text. A character may have its first bytes on one side of
-the cut and its last on the other, and so may a stop string, for whose sake text is held back.
+Library: vLLM
+Changes: nothing; it runs vLLM's own detokenizer for the whole answer, where vLLM runs one for the
+    rest.
+Why: to vLLM what was made elsewhere is prompt. So the two things that it keeps of an answer are
+    kept here: how much of it there may be, and its text. A character may have its first bytes on
+    one side of the cut and its last on the other, and so may a stop string, for whose sake text is
+    held back.
+Upstream: none known
+Versions: vLLM 0.25.1 to 0.33.0
 """
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
+from pixtral_core.hooks import Touch, check_touches
 from pixtral_decoder.request import Prompt
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+    from vllm.tokenizers import TokenizerLike
+
+_DETOKENIZER = "vllm.v1.engine.detokenizer"
+TOUCHES = (
+    Touch(
+        _DETOKENIZER,
+        "IncrementalDetokenizer.from_new_request",
+        parameters=("tokenizer", "request"),
+    ),
+    Touch(
+        _DETOKENIZER,
+        "BaseIncrementalDetokenizer.update",
+        parameters=("new_token_ids", "stop_terminated"),
+    ),
+    Touch(
+        _DETOKENIZER,
+        "BaseIncrementalDetokenizer.get_next_output_text",
+        parameters=("finished", "delta"),
+    ),
+    Touch(_DETOKENIZER, "SlowIncrementalDetokenizer.num_output_tokens"),
+    Touch(
+        "vllm.v1.engine",
+        "EngineCoreRequest",
+        parameters=("request_id", "prompt_token_ids", "sampling_params"),
+    ),
+)
 
 # As many are turned into text in about a millisecond.
 OFFLOAD_TOKENS = 64
@@ -19,6 +54,21 @@ OFFLOAD_TOKENS = 64
 
 class NotContinued(Exception):
     """The next token depends on more of the answer than its tokens."""
+
+
+class Detokenizer(Protocol):
+    """What is touched of vLLM's IncrementalDetokenizer."""
+
+    def num_output_tokens(self) -> int: ...
+
+    def update(self, new_token_ids: list[int], stop_terminated: bool) -> str | None: ...
+
+    def get_next_output_text(self, finished: bool, delta: bool) -> str: ...
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved."""
+    check_touches(__name__, TOUCHES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +83,13 @@ class Piece:
 class Continuation:
     """The text of one answer, by vLLM's own detokenizer, from the first token on."""
 
-    def __init__(self, detokenizer: Any) -> None:
+    def __init__(self, detokenizer: Detokenizer) -> None:
         self._detokenizer = detokenizer
 
     @classmethod
-    async def begin(cls, prompt: Prompt, parameters: Any, tokenizer: Any) -> "Continuation":
+    async def begin(
+        cls, prompt: Prompt, parameters: "SamplingParams", tokenizer: "TokenizerLike | None"
+    ) -> "Continuation":
         """At the cut; `parameters` are vLLM's for the whole answer.
 
         They are changed to those of the rest. Raises NotContinued.
@@ -67,14 +119,23 @@ class Continuation:
         return Piece(text, kept, is_stopped)
 
 
-def _at_the_cut(prompt: Prompt, parameters: Any, tokenizer: Any) -> Any:
+def _at_the_cut(
+    prompt: Prompt, parameters: "SamplingParams", tokenizer: "TokenizerLike | None"
+) -> Detokenizer:
+    from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-    request: Any = SimpleNamespace(
+    # vLLM's own kind of request, so that whatever its detokenizer looks at is there.
+    request = EngineCoreRequest(
         request_id=prompt.request_id,
-        prompt_token_ids=prompt.token_ids,
-        prompt_embeds=None,
+        prompt_token_ids=list(prompt.token_ids),
+        mm_features=None,
         sampling_params=parameters,
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
     )
     detokenizer = IncrementalDetokenizer.from_new_request(tokenizer, request)
     for token_id in prompt.generated:

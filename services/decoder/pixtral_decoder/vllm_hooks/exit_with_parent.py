@@ -1,17 +1,33 @@
-"""The end of a process whose parent has gone.
+"""Ends an engine's process once its parent has gone.
 
-What vLLM starts outlives a decoder that was killed: its engine waits for minutes to be spoken to
-while it starts, and later holds its memory and its device for good.
+Library: vLLM
+Changes: the processes that vLLM starts for a decoder watch their parent, from the plug-in on.
+Why: what vLLM starts outlives a decoder that was killed: its engine waits for minutes to be spoken
+    to while it starts, and later holds its memory and its device for good.
+Upstream: https://github.com/vllm-project/vllm/issues/55510
+Versions: vLLM 0.25.1 to 0.33.0
 """
 
 import os
 import threading
 import time
 
+from pixtral_core.hooks import Touch, check_touches
+
+TOUCHES = (
+    Touch("vllm.plugins", "load_general_plugins"),
+    Touch("vllm.v1.engine.core", "EngineCore.__init__", mentions=("load_general_plugins",)),
+)
+
 # Set by the decoder and by each process that begins to watch, for the processes that it starts:
 # one that begins after its parent's death could not tell by itself who that was.
 PARENT = "PIXTRAL_ENGINE_PARENT"
 SECONDS_BETWEEN_LOOKS = 0.2
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved."""
+    check_touches(__name__, TOUCHES)
 
 
 def is_owned() -> bool:

@@ -1,7 +1,13 @@
-"""Pixtral without its vision tower, as a vLLM model: language model and vision-language adapter.
+"""Serves Pixtral without its vision tower, as a vLLM model: language model and adapter.
 
-Images arrive as embeddings cut before the adapter, so that vLLM neither holds the tower nor runs
-its multimodal processor. vLLM's own Pixtral is not imported: it needs torchvision.
+Library: vLLM
+Changes: nothing; it is a model of our own, through vLLM's official registration and model
+    interfaces, which takes image embeddings cut before the vision-language adapter. It builds
+    vLLM's own Mistral language model and stands where vLLM asks for a multimodal processor.
+Why: vLLM's own Pixtral takes pixels alone, loads the tower, and needs torchvision to import. The
+    embeddings that vLLM's ECConnector carries are those behind the adapter, five times as large.
+Upstream: https://github.com/vllm-project/vllm/pull/25233 (encoders apart, cut behind the adapter)
+Versions: vLLM 0.25.1 to 0.33.0
 """
 
 import math
@@ -27,18 +33,56 @@ from vllm.multimodal.processing import (
 )
 from vllm.platforms import current_platform
 
+from pixtral_core.hooks import Touch, check_touches
 from pixtral_core.model.checkpoint import VISION_PREFIXES
-from pixtral_decoder.vllm_hooks import last_layer, seeds
+from pixtral_decoder.vllm_hooks import cpu_seeds
 
 EMBEDDING_FIELD = "image_embeddings"
 """Name of the multimodal field, and of `embed_multimodal`'s argument, that holds embeddings."""
 
 _ADAPTER = "vision_language_adapter."
 
+_MODELS = "vllm.model_executor.models"
+_PROCESSING = "vllm.multimodal.processing"
+TOUCHES = (
+    Touch(
+        f"{_MODELS}.registry",
+        "ModelRegistry.register_model",
+        parameters=("model_arch", "model_cls"),
+    ),
+    Touch(f"{_MODELS}.registry", "ModelRegistry.get_supported_archs"),
+    Touch(f"{_MODELS}.interfaces", "SupportsMultiModal._mark_language_model"),
+    Touch(f"{_MODELS}.interfaces", "SupportsMultiModal.embed_multimodal"),
+    Touch(
+        f"{_MODELS}.utils",
+        "init_vllm_registered_model",
+        parameters=("vllm_config", "hf_config", "prefix"),
+    ),
+    Touch(f"{_MODELS}.utils", "WeightsMapper", parameters=("orig_to_new_prefix",)),
+    Touch(f"{_MODELS}.module_mapping", "MultiModelKeys.from_string_field"),
+    Touch(
+        "vllm.multimodal.registry",
+        "MultiModalRegistry.register_processor",
+        parameters=("info", "dummy_inputs"),
+    ),
+    Touch(_PROCESSING, "BaseProcessingInfo.get_supported_mm_limits"),
+    Touch(_PROCESSING, "BaseProcessingInfo.get_mm_max_tokens_per_item"),
+    Touch(_PROCESSING, "BaseDummyInputsBuilder.get_dummy_text"),
+    Touch(_PROCESSING, "BaseDummyInputsBuilder.get_dummy_mm_data"),
+    Touch(_PROCESSING, "BaseMultiModalProcessor._get_mm_fields_config"),
+    Touch(_PROCESSING, "BaseMultiModalProcessor._get_prompt_updates"),
+    Touch("vllm.model_executor.model_loader.weight_utils", "default_weight_loader"),
+)
+
 # vLLM sizes its encoder cache, which holds what the adapter makes until it is computed, by one
 # image or one step's tokens. With one there, the image behind it waits for the whole of it, and
 # the step that computes its last tokens is nearly empty.
 IMAGES_AT_ONCE = 4
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved."""
+    check_touches(__name__, TOUCHES)
 
 
 def max_image_tokens(vision: Any) -> int:
@@ -48,7 +92,7 @@ def max_image_tokens(vision: Any) -> int:
     return int(math.ceil(side / pixels_a_token) ** 2)
 
 
-class ProcessingInfo(BaseProcessingInfo):  # type: ignore[misc]
+class ProcessingInfo(BaseProcessingInfo):
     """What vLLM must know of images to size its encoder cache."""
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
@@ -60,7 +104,7 @@ class ProcessingInfo(BaseProcessingInfo):  # type: ignore[misc]
         return {"image": IMAGES_AT_ONCE * max_image_tokens(self.get_hf_config().vision_config)}
 
 
-class _NoDummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):  # type: ignore[misc]
+class _NoDummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return ""
 
@@ -68,7 +112,7 @@ class _NoDummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):  # type: ignore[mi
         return {}
 
 
-class _NoProcessor(BaseMultiModalProcessor[ProcessingInfo]):  # type: ignore[misc]
+class _NoProcessor(BaseMultiModalProcessor[ProcessingInfo]):
     """Stands where vLLM asks for a processor; prompts arrive with their embeddings in place."""
 
     def _get_mm_fields_config(self, *args: object, **kwargs: object) -> Mapping[str, Any]:
@@ -95,7 +139,7 @@ class VisionLanguageAdapter(nn.Module):
 @MULTIMODAL_REGISTRY.register_processor(
     _NoProcessor, info=ProcessingInfo, dummy_inputs=_NoDummyInputs
 )
-class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA):  # type: ignore[misc]
+class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA):
     """Parameters as in a Mistral-format checkpoint; images as embeddings cut before the adapter.
 
     LoRA adapters are of the language model alone: the tower that made the embeddings has none.
@@ -112,18 +156,17 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
         super().__init__()
         if current_platform.is_cpu():
             # Here: a model is built by the process that runs it, once that has chosen its device.
-            seeds.leave_generators_alone()
+            cpu_seeds.leave_generators_alone()
         config = vllm_config.model_config.hf_config
         # Asked for where LoRA layers are put in.
         self.config = config
-        with self._mark_language_model(vllm_config):  # type: ignore[operator]
-            self.language_model = init_vllm_registered_model(
+        with self._mark_language_model(vllm_config):
+            # vLLM says of it no more than that it is a module.
+            self.language_model: Any = init_vllm_registered_model(
                 vllm_config=vllm_config,
                 hf_config=config.text_config,
                 prefix=maybe_prefix(prefix, "language_model"),
             )
-        if last_layer.is_sampled_alone(vllm_config):
-            last_layer.narrow(self.language_model.model.layers[-1].mlp, vllm_config)
         self.vision_language_adapter = VisionLanguageAdapter(
             config.vision_config.hidden_size,
             config.text_config.hidden_size,

@@ -8,7 +8,12 @@ import multiprocessing
 import os
 from importlib.metadata import entry_points
 
-from pixtral_decoder.vllm_hooks import exit_with_parent, grammar_vocabulary, tensor_handover
+from pixtral_decoder.vllm_hooks import (
+    exit_with_parent,
+    grammar_vocabulary,
+    one_line_json,
+    tensor_handover,
+)
 
 ARCHITECTURE = "PixtralEmbeddingsForConditionalGeneration"
 CONFIG_FORMAT = "pixtral-params"
@@ -17,21 +22,20 @@ CONFIG_FORMAT = "pixtral-params"
 def register() -> None:
     """Registers the model class and how to read its config. Calling it again changes nothing."""
     from vllm import ModelRegistry
-    from vllm.transformers_utils.config import register_config_parser
 
-    from pixtral_decoder.vllm_hooks.config_parser import ParamsParser
+    from pixtral_decoder.vllm_hooks import config_parser
 
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
     # By name: the class is imported only where the model is built, and never before a worker has
     # chosen its device.
     ModelRegistry.register_model(ARCHITECTURE, f"pixtral_decoder.vllm_hooks.model:{ARCHITECTURE}")
-    register_config_parser(CONFIG_FORMAT)(ParamsParser)
     # The plug-in is loaded by every vLLM that runs in the same environment.
-    if exit_with_parent.is_owned():
-        # What loads the tokenizer detects the format for itself, and would read with vLLM's own.
-        register_config_parser("mistral")(ParamsParser)
+    is_decoders = exit_with_parent.is_owned()
+    config_parser.register(CONFIG_FORMAT, is_decoders=is_decoders)
+    if is_decoders:
         grammar_vocabulary.spell_in_bytes()
+        one_line_json.compile_marked()
         if multiprocessing.parent_process() is not None:
             exit_with_parent.end_with_parent()
             tensor_handover.receive()

@@ -1,29 +1,90 @@
-"""How many tokens a step of the engine takes: fewer where answers being written wait for it.
+"""Chooses how many tokens a step of the engine takes: fewer where an answer waits for it.
 
-vLLM has one number for all steps. With a large one, a new image holds up every answer for as long
-as all of it takes; with a small one, a prompt that nobody waits for is taken in pieces, each of
-which costs the GPU some of its rate. vLLM's processes import this by the name of `scheduler`.
+Library: vLLM
+Changes: the scheduler's limit of tokens, before each step; it goes in through vLLM's official
+    `scheduler_cls`, by the name of `scheduler`. The classes that it derives from are not public.
+Why: vLLM has one number for all steps. With a large one, a new image holds up every answer for as
+    long as all of it takes; with a small one, a prompt that nobody waits for is taken in pieces,
+    each of which costs the GPU some of its rate. vLLM's long_prefill_token_threshold cuts one
+    request's share, also where nobody waits for an answer.
+Upstream: https://github.com/vllm-project/vllm/issues/52906
+Versions: vLLM 0.25.1 to 0.33.0
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+
+from pixtral_core.hooks import Touch, check_touches
+
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+_REQUEST = "vllm.v1.request"
+TOUCHES = (
+    Touch(
+        _SCHEDULER,
+        "Scheduler.__init__",
+        mentions=("max_num_scheduled_tokens", "scheduler_config", "running", "requests"),
+    ),
+    Touch(
+        _SCHEDULER,
+        "Scheduler.schedule",
+        mentions=("max_num_scheduled_tokens", "num_output_placeholders", "num_computed_tokens"),
+    ),
+    Touch("vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),
+    Touch(
+        _REQUEST,
+        "Request.__init__",
+        mentions=(
+            "is_prefill_chunk",
+            "max_tokens",
+            "num_computed_tokens",
+            "num_output_placeholders",
+            "num_prompt_tokens",
+            "sampling_params",
+        ),
+    ),
+    Touch("vllm.config", "SchedulerConfig.get_scheduler_cls", mentions=("scheduler_cls",)),
+)
 
 AWAITED_TOKENS = 1536
 """Three such steps take in an image of 1024x1024 and a question, 4,180 tokens, beside answers."""
 
 
-def awaited_tokens(max_num_seqs: int) -> int:
-    """The most tokens of a step that an answer waits for, or that has a prompt's logits in it.
-
-    Below one for each answer, some would be left out of every step.
-    """
-    return max(AWAITED_TOKENS, max_num_seqs)
+class _Sampling(Protocol):
+    @property
+    def prompt_logprobs(self) -> int | None: ...
 
 
-def writes_on(request: Any) -> bool:
+class Running(Protocol):
+    """What is touched of vLLM's Request."""
+
+    @property
+    def is_prefill_chunk(self) -> bool: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    @property
+    def num_computed_tokens(self) -> int: ...
+
+    @property
+    def num_output_placeholders(self) -> int: ...
+
+    @property
+    def num_prompt_tokens(self) -> int: ...
+
+    @property
+    def sampling_params(self) -> _Sampling | None: ...
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved."""
+    check_touches(__name__, TOUCHES)
+
+
+def writes_on(request: Running) -> bool:
     """Whether a running request needs the next step for another token of its answer."""
     if request.is_prefill_chunk:
         return False
@@ -34,13 +95,13 @@ def writes_on(request: Any) -> bool:
     return not (placeholders and begun >= request.num_prompt_tokens + request.max_tokens)
 
 
-def needs_prompt_logits(request: Any) -> bool:
+def needs_prompt_logits(request: Running) -> bool:
     """Whether a step holds the logits of all its tokens for it, if it takes its prompt in."""
     sampling = request.sampling_params
     return sampling is not None and sampling.prompt_logprobs is not None
 
 
-def is_awaited(running: Iterable[Any], requests: Iterable[Any]) -> bool:
+def is_awaited(running: Iterable[Running], requests: Iterable[Running]) -> bool:
     """Whether the next step is to be a small one; `requests` are those running and those waiting.
 
     For prompts' log-probabilities it is not time but memory: a large step's logits are gigabytes.
@@ -48,14 +109,15 @@ def is_awaited(running: Iterable[Any], requests: Iterable[Any]) -> bool:
     return any(map(writes_on, running)) or any(map(needs_prompt_logits, requests))
 
 
-class _Steps(Scheduler):  # type: ignore[misc]
+class _Steps(Scheduler):
     max_num_scheduled_tokens: int
     """The most that the next step takes, which vLLM looks up as it begins one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.most_tokens = self.max_num_scheduled_tokens
-        awaited = awaited_tokens(self.scheduler_config.max_num_seqs)
+        # Below one for each answer, some would be left out of every step.
+        awaited = max(AWAITED_TOKENS, self.scheduler_config.max_num_seqs)
         self.awaited_tokens = min(awaited, self.most_tokens)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +126,7 @@ class _Steps(Scheduler):  # type: ignore[misc]
         return super().schedule(*args, **kwargs)
 
 
-class _AsyncSteps(_Steps, AsyncScheduler):  # type: ignore[misc]
+class _AsyncSteps(_Steps, AsyncScheduler):
     pass
 
 

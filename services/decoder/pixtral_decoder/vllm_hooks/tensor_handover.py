@@ -1,10 +1,15 @@
 """Hands large image embeddings to the engine's process in memory that both can see.
 
-vLLM sends what it is given through a socket: 8 MB in pieces, each copied twice, into memory that is
-new each time. Here the decoder has received them in anonymous files in memory, and sends the files'
-descriptors; the engine's process maps a file as the tensor's memory, which is gone when both have
-let go of it, whichever way they end. vLLM's own `torch_shm` has them in /dev/shm, of which a
-container by itself has 64 MiB.
+Library: vLLM
+Changes: the frontend's message encoder and the engine's message decoder pass a large embedding as
+    a file descriptor, by vLLM's own interface for tensors out of band. The engine's process is
+    given its side in EngineCoreProc.process_input_sockets, since vLLM has no setting for it.
+Why: vLLM sends a tensor through a socket: 8 MB in pieces, each copied twice, into memory that is
+    new each time. The decoder has received embeddings in anonymous files in memory; the engine's
+    process maps the file, which is gone when both have let go of it, whichever way they end.
+    vLLM's own `torch_shm` has tensors in /dev/shm, of which a container by itself has 64 MiB.
+Upstream: https://github.com/vllm-project/vllm/pull/32104 (the interface, and torch_shm)
+Versions: vLLM 0.25.1 to 0.33.0
 """
 
 import logging
@@ -15,14 +20,32 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from pixtral_core.hooks import Touch, check_touches
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.embeddings.memory_files import MemoryFile, mapped
 
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.core import EngineCoreProc
+
 logger = logging.getLogger(__name__)
+
+_SERIAL = "vllm.v1.serial_utils"
+_CORE = "vllm.v1.engine.core"
+TOUCHES = (
+    Touch("vllm.v1.engine.core_client", "MPClient.__init__", mentions=("encoder",)),
+    Touch(_SERIAL, "MsgpackEncoder.__init__", mentions=("oob_tensor_consumer",)),
+    Touch(_SERIAL, "MsgpackEncoder.encode", mentions=("oob_tensor_consumer", "new_message")),
+    Touch(_SERIAL, "MsgpackDecoder.__init__", parameters=("oob_tensor_provider",)),
+    Touch(_SERIAL, "OOBTensorConsumer.new_message"),
+    Touch(_SERIAL, "OOBTensorConsumer.__call__", parameters=("tensor",)),
+    Touch(_CORE, "EngineCoreProc.__init__", mentions=("tensor_ipc_receiver",)),
+    Touch(_CORE, "EngineCoreProc.process_input_sockets", mentions=("tensor_ipc_receiver",)),
+)
 
 # Where the engine's process finds the decoder's; set for the processes that a decoder starts.
 ADDRESS = "PIXTRAL_ENGINE_HANDOVER"
@@ -30,6 +53,25 @@ SECONDS = 10.0
 # What stands for a tensor in a message: the file's number, and where in it the tensor begins.
 NUMBER = "number"
 OFFSET = "offset"
+
+
+class MessageEncoder(Protocol):
+    """What is touched of vLLM's MsgpackEncoder."""
+
+    oob_tensor_consumer: Any
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved."""
+    check_touches(__name__, TOUCHES)
+
+
+def encoder_of(llm: "AsyncLLM") -> MessageEncoder:
+    """Of the messages to one engine's process."""
+    # Of the client that has a process, and not of every client's type.
+    core: Any = llm.engine_core
+    encoder: MessageEncoder = core.encoder
+    return encoder
 
 
 class Handover:
@@ -45,7 +87,7 @@ class Handover:
         self._offered: dict[int, list[MemoryFile]] = {}
 
     @contextmanager
-    def listening(self) -> Iterator[Callable[[Any], None]]:
+    def listening(self) -> Iterator[Callable[[MessageEncoder], None]]:
         """For the engine's process, which is started meanwhile. What is yielded is called once it
         has started, with vLLM's encoder of messages to it; both are blocking."""
         with (
@@ -57,7 +99,7 @@ class Handover:
             listener.listen(1)
             listener.settimeout(SECONDS)
 
-            def connect(encoder: Any) -> None:
+            def connect(encoder: MessageEncoder) -> None:
                 if encoder.oob_tensor_consumer is not None:
                     return
                 try:
@@ -155,10 +197,12 @@ def receive() -> None:
     if read_requests.__module__ == __name__:
         return
 
-    def process_input_sockets(self: Any, *args: Any, **kwargs: Any) -> None:
+    def process_input_sockets(self: "EngineCoreProc", *args: Any, **kwargs: Any) -> None:
         address = os.environ.get(ADDRESS)
         if address is not None and self.tensor_ipc_receiver is None:
-            self.tensor_ipc_receiver = Receiver(address)
+            # It stands for vLLM's TensorIpcReceiver, of which nothing but the call is used.
+            receiver: Any = Receiver(address)
+            self.tensor_ipc_receiver = receiver
         read_requests(self, *args, **kwargs)
 
     EngineCoreProc.process_input_sockets = process_input_sockets

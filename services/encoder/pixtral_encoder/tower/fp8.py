@@ -1,8 +1,14 @@
-"""The tower's large matrix products in 8 bits (e4m3), by choice.
+"""Multiplies the tower's large matrices in 8 bits (e4m3), on devices that do it twice as fast.
 
 Each row of a weight has a scale of its own, found when it is loaded, and each row of what it is
 multiplied with another, found as it comes: the largest value of a row becomes the largest that
 there is. Sums are of more bits.
+
+Library: torch
+Changes: nothing; it calls torch._scaled_mm.
+Why: the public torch.nn.functional.scaled_mm came with torch 2.10, and the encoder runs with 2.9.
+Upstream: https://github.com/pytorch/pytorch/pull/164142
+Versions: torch 2.9 to 2.14
 """
 
 from typing import NamedTuple, TypeAlias
@@ -11,8 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixtral_core.hooks import Touch, check_touches
+
+TOUCHES = (Touch("torch", "_scaled_mm"),)
+
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 LEAST_CAPABILITY = (9, 0)
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where torch has moved."""
+    check_touches(__name__, TOUCHES)
 
 
 class Matrix8(NamedTuple):

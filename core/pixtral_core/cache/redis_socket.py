@@ -1,0 +1,99 @@
+"""Gives the socket of a redis-py connection, and sends commands on it.
+
+Library: redis
+Changes: nothing; it makes redis-py's connections, with all that a URL says of them, and reads their
+    sockets past redis-py's parser.
+Why: on its way through asyncio's streams and redis-py's parser a value of 8 MB is copied four
+    times, each time into memory that is new. redis-py has no way to have a reply written into
+    memory of one's own.
+Upstream: https://github.com/redis/redis-py/issues/725
+Versions: redis 6.2 to 8.1
+"""
+
+import socket
+from typing import Any, Protocol
+
+from redis import connection
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from pixtral_core.hooks import Touch, check_touches
+
+_CONNECTION = "redis.connection"
+TOUCHES = (
+    Touch(_CONNECTION, "parse_url", parameters=("url",)),
+    Touch(
+        _CONNECTION, "BlockingConnectionPool.__init__", parameters=("max_connections", "timeout")
+    ),
+    Touch(_CONNECTION, "BlockingConnectionPool.get_connection"),
+    Touch(_CONNECTION, "BlockingConnectionPool.release"),
+    Touch(_CONNECTION, "BlockingConnectionPool.disconnect"),
+    Touch(_CONNECTION, "AbstractConnection.connect_check_health", mentions=("_sock",)),
+    Touch(_CONNECTION, "AbstractConnection.disconnect", mentions=("_sock",)),
+    Touch(_CONNECTION, "AbstractConnection.pack_commands", parameters=("commands",)),
+    Touch(_CONNECTION, "AbstractConnection.send_packed_command", mentions=("_sock",)),
+)
+
+# Partly without types.
+_connection: Any = connection
+
+
+class Connection(Protocol):
+    """What is touched of redis-py's AbstractConnection."""
+
+    _sock: socket.socket | None
+
+    def pack_commands(self, commands: Any) -> Any: ...
+
+    def send_packed_command(self, command: Any) -> None: ...
+
+    def disconnect(self) -> None: ...
+
+
+class Pool(Protocol):
+    """What is touched of redis-py's BlockingConnectionPool."""
+
+    max_connections: int
+
+    def get_connection(self) -> Connection: ...
+
+    def release(self, connection: Connection) -> None: ...
+
+    def disconnect(self) -> None: ...
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where redis-py has moved."""
+    check_touches(__name__, TOUCHES)
+
+
+def pool_of(url: str, *, max_connections: int) -> Pool:
+    """A pool whose connections open when they are asked for.
+
+    Raises ValueError for a malformed URL, HookBroken where redis-py has moved: at the start of a
+    process, and not as an AttributeError of each request with an image.
+    """
+    check_upstream()
+    settings: dict[str, Any] = {
+        "max_connections": max_connections,
+        "timeout": None,
+        "socket_connect_timeout": 0.25,
+        "socket_timeout": 1.0,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
+        **_connection.parse_url(url),
+        # Of the newer one, other messages could be among the replies.
+        "protocol": 2,
+    }
+    pool: Pool = _connection.BlockingConnectionPool(**settings)
+    return pool
+
+
+def send(connection: Connection, *commands: tuple[str | int, ...]) -> None:
+    """Sends commands at once. Raises redis-py's errors."""
+    connection.send_packed_command(connection.pack_commands(commands))
+
+
+def socket_of(connection: Connection) -> socket.socket | None:
+    """The connection's socket; None where the connection was closed."""
+    return connection._sock

@@ -1,0 +1,100 @@
+"""Knows which images the engine's process has, so that an embedding crosses to it once.
+
+Library: vLLM
+Changes: nothing; it reads and updates the record that vLLM's frontend has of the engine's image
+    cache, as vLLM's own multimodal processor does.
+Why: embeddings come past that processor. vLLM's official InputProcessor.inject_into_mm_cache
+    leaves an image alone that is sent without data, so that the two sides evict in another order
+    and the record is wrong; and it takes any exception for a cache that does not matter. Where
+    the record is wrong, 0.32 repairs it (mm_cache_miss_hashes) and fails the request, 0.25.1 fails
+    the request; the decoder sends all of its images again.
+Upstream: https://github.com/vllm-project/vllm/pull/46747
+Versions: vLLM 0.25.1 to 0.33.0
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pixtral_core.hooks import Touch, check_touches
+
+if TYPE_CHECKING:
+    from vllm.multimodal.inputs import MultiModalKwargsItem
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_CACHE = "vllm.multimodal.cache"
+TOUCHES = (
+    Touch("vllm.renderers.base", "BaseRenderer.mm_processor_cache"),
+    Touch("vllm.v1.engine.async_llm", "AsyncLLM.__init__", mentions=("renderer",)),
+    Touch(_CACHE, "BaseMultiModalProcessorCache.is_cached_item", parameters=("mm_hash",)),
+    Touch(_CACHE, "BaseMultiModalProcessorCache.touch_sender_cache_item", parameters=("mm_hash",)),
+    Touch(
+        _CACHE,
+        "BaseMultiModalProcessorCache.get_and_update_item",
+        parameters=("mm_item", "mm_hash"),
+    ),
+)
+
+
+class Record(Protocol):
+    """What is touched of vLLM's BaseMultiModalProcessorCache."""
+
+    def is_cached_item(self, mm_hash: str) -> bool: ...
+
+    def touch_sender_cache_item(self, mm_hash: str) -> None: ...
+
+    def get_and_update_item(
+        self, mm_item: "tuple[MultiModalKwargsItem, Sequence[Any]] | None", mm_hash: str
+    ) -> "tuple[MultiModalKwargsItem | None, Sequence[Any]]": ...
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved."""
+    check_touches(__name__, TOUCHES)
+
+
+class ImageCache:
+    """The record of one engine's image cache. For one event loop.
+
+    The engine's process updates its cache in the order in which requests reach it. So nothing may
+    be awaited between `sent` and vLLM's sending of the request.
+    """
+
+    def __init__(self, record: Record | None) -> None:
+        """`record` is None where the engine caches no image."""
+        self._record = record
+
+    @classmethod
+    def of(cls, llm: "AsyncLLM") -> "ImageCache":
+        return cls(llm.renderer.mm_processor_cache)
+
+    def has(self, name: str) -> bool:
+        return self._record is not None and self._record.is_cached_item(name)
+
+    def sent(
+        self, names: Sequence[str], items: "Sequence[MultiModalKwargsItem | None]"
+    ) -> "list[MultiModalKwargsItem | None] | None":
+        """What is to be sent of a request's images: nothing of one that the engine has.
+
+        `items[i]` is None where the caller has no embedding of image `names[i]`. Returns None where
+        the engine does not have such an image either; the record then is of a request that is
+        never sent, which costs at most that an image is sent again.
+        """
+        record = self._record
+        if record is None:
+            return None if None in items else list(items)
+        for name in names:
+            # As the other side does: what is touched first is not evicted for what comes new.
+            record.touch_sender_cache_item(name)
+        sent: list[MultiModalKwargsItem | None] = []
+        for name, item in zip(names, items, strict=True):
+            if item is None and not record.is_cached_item(name):
+                return None
+            sent.append(record.get_and_update_item(None if item is None else (item, []), name)[0])
+        return sent
+
+    def sent_again(self, name: str, item: "MultiModalKwargsItem") -> "MultiModalKwargsItem | None":
+        """What is to be sent of an image that has just been sent with another request."""
+        if self._record is None:
+            return item
+        given = None if self._record.is_cached_item(name) else (item, ())
+        return self._record.get_and_update_item(given, name)[0]

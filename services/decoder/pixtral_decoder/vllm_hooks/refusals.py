@@ -1,0 +1,42 @@
+"""Tells a sampling parameter that vLLM refuses from a failure of vLLM.
+
+Library: vLLM
+Changes: nothing; it names the exceptions by which vLLM refuses a parameter.
+Why: SamplingParams has no check apart from its construction. Up to vLLM 0.26 it refuses with a
+    ValueError, from 0.27 on mostly with VLLMClientError, which is none.
+Upstream: none known
+Versions: vLLM 0.25.1 to 0.33.0
+"""
+
+from vllm import exceptions
+from vllm.sampling_params import SamplingParams
+
+from pixtral_core.hooks import HookBroken, Touch, broken, check_touches
+
+TOUCHES = (Touch("vllm.exceptions", "VLLMValidationError"),)
+
+REFUSALS: tuple[type[Exception], ...] = (
+    ValueError,
+    # There is none up to 0.26, where `VLLMValidationError` is a ValueError.
+    getattr(exceptions, "VLLMClientError", ValueError),
+)
+"""What SamplingParams and the look at a structured output raise for what a caller got wrong."""
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved, or refuses in another way."""
+    check_touches(__name__, TOUCHES)
+    try:
+        SamplingParams(top_p=-1.0)
+    except REFUSALS as error:
+        if refused_parameter(error) == "top_p":
+            return
+        raise HookBroken(broken(__name__, "refuses top_p without naming it")) from error
+    except Exception as error:
+        raise HookBroken(broken(__name__, f"refuses by {type(error).__name__}")) from error
+
+
+def refused_parameter(error: Exception) -> str | None:
+    """The name of the parameter that vLLM refuses, as far as it says."""
+    name = getattr(error, "parameter", None)
+    return name if isinstance(name, str) else None

@@ -1,0 +1,41 @@
+"""Reads a structured output as vLLM does, in a place of our own choosing.
+
+Library: vLLM
+Changes: nothing; it runs vLLM's own look at a structured output before vLLM does.
+Why: vLLM looks at it on the event loop, where it takes a request, and would keep every stream
+    waiting for a schema or an expression that takes long. It takes whatever compiles, however much
+    that slows the engine.
+Upstream: https://github.com/vllm-project/vllm/pull/47312
+Versions: vLLM 0.25.1 to 0.33.0
+"""
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
+from vllm.v1.structured_output.utils import grammar_is_likely_lark
+
+from pixtral_core.hooks import Touch, check_touches
+
+_PACKAGE = "vllm.v1.structured_output"
+TOUCHES = (
+    Touch(
+        f"{_PACKAGE}.backend_xgrammar",
+        "validate_xgrammar_grammar",
+        parameters=("sampling_params",),
+    ),
+    Touch(f"{_PACKAGE}.utils", "grammar_is_likely_lark", parameters=("grammar_str",)),
+)
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved."""
+    check_touches(__name__, TOUCHES)
+
+
+def validate(parameters: SamplingParams) -> None:
+    """Raises what vLLM raises for what it does not take. Turns choices into a grammar, as vLLM."""
+    validate_xgrammar_grammar(parameters)
+
+
+def is_lark(grammar: str) -> bool:
+    """Whether vLLM reads it as Lark, and not as EBNF."""
+    return bool(grammar_is_likely_lark(grammar))

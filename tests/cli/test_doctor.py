@@ -1,0 +1,40 @@
+"""What doctor says of an installation's vLLM."""
+
+import importlib.metadata
+import importlib.util
+from typing import Any
+
+import pytest
+
+from pixtral_cli import doctor
+from pixtral_cli.checkpoint_report import Finding
+
+BROKEN = "vLLM has no vllm.v1.engine.core.EngineCoreProc, which the hook x needs: install one of y"
+
+
+@pytest.fixture
+def findings(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Of a vLLM of which the probe says that."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ["pixtral"])
+
+    def of(version: str, warning: str | None = None, broken: list[str] | None = None) -> Any:
+        found = {"version": version, "warning": warning, "broken": broken or []}
+        monkeypatch.setattr(doctor, "_probe", lambda _: (found, ""))
+        return list(doctor.check_vllm())
+
+    return of
+
+
+def test_a_version_that_was_tried_is_fine(findings: Any) -> None:
+    assert findings("0.32.0") == [Finding("ok", "vllm 0.32.0 imports, and finds the plug-in")]
+
+
+def test_a_version_that_was_not_tried_is_warned_of(findings: Any) -> None:
+    levels = [finding.level for finding in findings("0.34.0", warning="vLLM 0.34.0 was not tried")]
+    assert levels == ["warn", "ok"]
+
+
+def test_a_hook_without_what_it_needs_is_a_failure(findings: Any) -> None:
+    broken = findings("0.34.0", broken=[BROKEN])[0]
+    assert (broken.level, broken.what) == ("fail", BROKEN)
