@@ -31,7 +31,7 @@ from bench.encoder import PIXTRAL_12B, random_weights
 from bench.own_redis import redis
 from bench.pictures import jpeg
 from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
-from pixtral_cli.local.redis_server import HOST, free_port
+from pixtral_cli.stack.redis_server import HOST, free_port
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
 

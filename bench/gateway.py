@@ -35,9 +35,9 @@ from bench.gateway_load import (
 from bench.gateway_stock import measure_stock
 from bench.module_path import OURS, ROOT, module_path
 from bench.pictures import jpeg
-from pixtral_cli.local.process_plan import Process, Redis
-from pixtral_cli.local.process_stack import Stack
-from pixtral_cli.local.redis_server import find_redis_server
+from pixtral_cli.stack.process_plan import Process, Redis
+from pixtral_cli.stack.process_stack import Stack
+from pixtral_cli.stack.redis_server import find_redis_server
 
 # The prompt of a short question; what the stand-in gets of it does not change what it does.
 PROMPT = list(range(100, 116))

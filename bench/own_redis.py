@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pixtral_cli.local.redis_server import RedisServer, find_redis_server, free_port
+from pixtral_cli.stack.redis_server import RedisServer, find_redis_server, free_port
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from bench.gateway_load import Spent, asking, held
 from bench.module_path import ROOT
 from bench.pictures import jpeg
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
-from pixtral_cli.local.process_stack import Stack
+from pixtral_cli.stack.process_stack import Stack
 
 AT_ONCE = 8
 ROUNDS = 5

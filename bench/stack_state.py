@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.own_redis import redis as own_redis
 from pixtral_cli import pixtral_stack
-from pixtral_cli.local.process_stack import Stack
-from pixtral_cli.local.redis_server import RedisServer
+from pixtral_cli.stack.process_stack import Stack
+from pixtral_cli.stack.redis_server import RedisServer
 
 MIB = 1 << 20
 TIERS = ("gateway", "encoder", "decoder")

@@ -14,7 +14,7 @@ from bench.simulation.arrivals import Request, Traffic, constant, trace
 from bench.simulation.fleet import Outcome
 from bench.simulation.run import Summary, simulate, summary
 from bench.simulation.times import ServiceTimes
-from pixtral_cli.local.process_stack import Stack
+from pixtral_cli.stack.process_stack import Stack
 from pixtral_client import AsyncClient, PixtralError
 
 # Most images are new, so that neither the median nor the 95th percentile lies between those that

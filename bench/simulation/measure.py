@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.pictures import jpeg
 from bench.simulation.times import ServiceTimes
-from pixtral_cli.local.process_stack import Stack
+from pixtral_cli.stack.process_stack import Stack
 from pixtral_client import AsyncClient
 
 MEASURED = "python -m bench.simulate measure: two CPU cores, models.random_checkpoint"

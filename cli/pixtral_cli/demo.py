@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixtral_cli.local.process_stack import Stack
+from pixtral_cli.stack.process_stack import Stack
 from pixtral_cli.terminal import console, print_answer
 from pixtral_cli.up import start_stack
 from pixtral_client.client import Client

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from pixtral_cli.checkpoint_report import GIB, Finding, Findings, check_memory, check_model
 from pixtral_cli.extras import MODULES, install_command, missing_modules
-from pixtral_cli.local.redis_server import RedisServer, find_redis_server, free_port
 from pixtral_cli.plain_output import coloured, print_line, printable
+from pixtral_cli.stack.redis_server import RedisServer, find_redis_server, free_port
 from pixtral_client.requests import is_loopback
 
 COLOURS: dict[str, Literal["green", "yellow", "red"]] = {

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 from pixtral_cli.doctor import run_doctor
 from pixtral_cli.extras import MissingExtra, require_extra
-from pixtral_cli.local.process_stack import StackError
 from pixtral_cli.plain_output import print_error, print_line
+from pixtral_cli.stack.process_stack import StackError
 from pixtral_client import __version__
 from pixtral_client.errors import PixtralError
 from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET

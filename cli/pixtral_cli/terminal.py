@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from pixtral_cli.local.process_stack import Progress
 from pixtral_cli.plain_output import printable
+from pixtral_cli.stack.process_stack import Progress
 from pixtral_client.results import Completion
 from pixtral_client.streams import Stream
 

@@ -4,8 +4,8 @@ import argparse
 import shlex
 import signal
 
-from pixtral_cli.local.pixtral_stack import pixtral_stack
-from pixtral_cli.local.process_stack import Stack
+from pixtral_cli.stack.pixtral_stack import pixtral_stack
+from pixtral_cli.stack.process_stack import Stack
 from pixtral_cli.terminal import console, start_progress
 from pixtral_client.requests import DEFAULT_TARGET, is_loopback
 

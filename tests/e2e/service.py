@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc
 from pixtral_cli import pixtral_stack
-from pixtral_cli.local.process_stack import Stack
+from pixtral_cli.stack.process_stack import Stack
 from pixtral_client import Client
 
 PATIENCE_SECONDS = 60.0

@@ -9,7 +9,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, async_playwright, expect
 
 from pixtral_cli import pixtral_stack
-from pixtral_cli.local.redis_server import free_port
+from pixtral_cli.stack.redis_server import free_port
 from pixtral_client import Client
 from tests.e2e.fleet import Tier
 from tests.e2e.service import Service

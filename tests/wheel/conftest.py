@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # decoder: vLLM is too large to install for each run.
 LOCKS = {"encoder": "encoder", "gateway": "gateway", "cli": "cli", "base": "client"}
 SECONDS_TO_INSTALL = 600
+# Environments stay here from run to run, as the largest takes a gigabyte.
+KEPT = ROOT / ".cache" / "wheel"
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
@@ -100,19 +102,14 @@ def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def environments(
-    wheel: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mapping[str, Environment]]:
+def environments(wheel: Path) -> Mapping[str, Environment]:
     """All environments, by their extras. Two are made at once, the largest first."""
-    folder = tmp_path_factory.mktemp("environments")
-    made = {extra: Environment(extra, folder / extra) for extra in LOCKS}
+    made = {extra: Environment(extra, KEPT / extra) for extra in LOCKS}
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(install, each, wheel, LOCKS[each.extra]) for each in made.values()]
     for installation in running:
         installation.result()
-    yield made
-    # They take more than a gigabyte.
-    shutil.rmtree(folder)
+    return made
 
 
 @pytest.fixture(params=LOCKS)
@@ -123,12 +120,21 @@ def environment(
 
 
 def install(made: Environment, wheel: Path, lock: str) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", made.folder], check=True)
+    """Makes an environment. One that a run before made from the same lock gets the new wheel."""
     python = made.folder / "bin" / "python"
     options = ["--quiet", "--no-compile", "--only-binary", ":all:"]
     locked = ["--no-deps", "--require-hashes", "--requirement", f"requirements/{lock}.txt"]
-    run_pip("install", *options, *locked, python=python)
-    if lock == "encoder":
-        _, build_of_torch = torch()
-        run_pip("install", *options, *build_of_torch, python=python)
-    run_pip("install", *options, "--no-deps", "--no-index", str(wheel), python=python)
+    build_of_torch = torch()[1] if lock == "encoder" else []
+    contents = "\n".join(
+        [sys.version, *build_of_torch, (ROOT / "requirements" / f"{lock}.txt").read_text()]
+    )
+    note = made.folder / "made-from"
+    if not (note.is_file() and note.read_text() == contents):
+        shutil.rmtree(made.folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", made.folder], check=True)
+        run_pip("install", *options, *locked, python=python)
+        if build_of_torch:
+            run_pip("install", *options, *build_of_torch, python=python)
+        note.write_text(contents)
+    ours = ["--no-deps", "--no-index", "--force-reinstall", str(wheel)]
+    run_pip("install", *options, *ours, python=python)

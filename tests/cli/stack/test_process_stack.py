@@ -18,10 +18,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pixtral_cli.local.linux_processes import descendants
-from pixtral_cli.local.process_plan import Process, Redis
-from pixtral_cli.local.process_stack import Progress, Stack, StackError
-from pixtral_cli.local.redis_server import find_redis_server
+from pixtral_cli.stack.linux_processes import descendants
+from pixtral_cli.stack.process_plan import Process, Redis
+from pixtral_cli.stack.process_stack import Progress, Stack, StackError
+from pixtral_cli.stack.redis_server import find_redis_server
 
 STAND_IN = Path(__file__).parents[2] / "support" / "stand_in_process.py"
 DEADLINE = 60.0

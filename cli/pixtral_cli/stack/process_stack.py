@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, Self
 
 import grpc
 
-from pixtral_cli.local.process_plan import Plan, Process, Redis
+from pixtral_cli.stack.process_plan import Plan, Process, Redis
 from pixtral_client.errors import Unavailable
 from pixtral_client.requests import channel_options
 
@@ -159,7 +159,7 @@ class Stack:
         )
         with (self.log_dir / "supervisor.log").open("wb") as log:
             self._guard = subprocess.Popen(
-                [sys.executable, "-m", "pixtral_cli.local.supervisor"],
+                [sys.executable, "-m", "pixtral_cli.stack.supervisor"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

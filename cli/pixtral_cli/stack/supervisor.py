@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pixtral_cli.local.linux_processes import become_subreaper, die_with_parent, kill_descendants
-from pixtral_cli.local.process_plan import Plan, Redis
-from pixtral_cli.local.redis_server import RedisServer, free_port
+from pixtral_cli.stack.linux_processes import become_subreaper, die_with_parent, kill_descendants
+from pixtral_cli.stack.process_plan import Plan, Redis
+from pixtral_cli.stack.redis_server import RedisServer, free_port
 
 _POLL_SECONDS = 0.05
 _REDIS_ATTEMPTS = 5

@@ -4,7 +4,7 @@
         print(client.chat([{"role": "user", "content": ["What is this?", Path("cat.jpg")]}]).text)
 
 However the block ends, an exception, `os._exit` and SIGKILL among the ways, nothing stays behind;
-`pixtral_cli.local.supervisor` says how.
+`pixtral_cli.stack.supervisor` says how.
 """
 
 import os
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from pixtral_cli.extras import require_extra
-from pixtral_cli.local.process_plan import Process, Redis
-from pixtral_cli.local.process_stack import START_TIMEOUT, Progress, Stack, StackError
-from pixtral_cli.local.redis_server import find_redis_server
+from pixtral_cli.stack.process_plan import Process, Redis
+from pixtral_cli.stack.process_stack import START_TIMEOUT, Progress, Stack, StackError
+from pixtral_cli.stack.redis_server import find_redis_server
 from pixtral_client.client import Client
 
 DRAIN_SECONDS = 5.0
