@@ -99,8 +99,12 @@ class _Loaded:
     """What an engine has from its start on: vLLM's frontend, and what stands beside it."""
 
     llm: "AsyncLLM"
-    images: ImageCache
     structures: "StructureCheck"
+    images: ImageCache
+
+    @classmethod
+    def of(cls, llm: "AsyncLLM", structures: "StructureCheck") -> "_Loaded":
+        return cls(llm, structures, ImageCache.of(llm))
 
 
 class DecoderEngine:
@@ -274,12 +278,14 @@ class DecoderEngine:
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
         structures = StructureCheck()
         with self._handover.listening() as connect:
-            # By the context vLLM chooses the tokens of a step.
-            llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER)
-            # From here on `shutdown` has a process to end.
-            self._loaded = _Loaded(llm, ImageCache.of(llm), structures)
-            connect(encoder_of(llm))
-        send_images_once(llm, self._loaded.images)
+            # By the context vLLM chooses the tokens of a step. The frontend stands in no variable
+            # here: an exception that vLLM remembers keeps this frame, and it past its shutdown.
+            self._loaded = _Loaded.of(
+                AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER),
+                structures,
+            )
+            connect(encoder_of(self._llm))
+        send_images_once(self._llm, self._loaded.images)
 
     async def _add_adapter(self, name: str, number: int, path: Path) -> "LoRARequest":
         from vllm.lora.request import LoRARequest
