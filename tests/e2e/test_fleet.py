@@ -46,7 +46,7 @@ class Fleet:
         """At the first one's port of another address: as behind one name."""
         listen = f"{ELSEWHERE}:{_port(self.service.stack.addresses[tier].grpc)}"
         flags = (*self.model, f"--listen={listen}", "--dtype=f32")
-        return Tier(f"services.{tier}", self.directory, *flags)
+        return Tier(f"pixtral_{tier}", self.directory, *flags)
 
 
 def _port(address: str) -> str:
