@@ -33,7 +33,7 @@ class Touch:
     """A name in a library that a hook reads, calls or replaces.
 
     Attributes:
-        module: the module that holds it.
+        module: the module that has it.
         path: attributes from the module on, joined by dots.
         parameters: what the callable must take by name.
         mentions: names that the function's code must use. An attribute that only instances have
@@ -87,7 +87,7 @@ def check_touches(hook: str, touches: Iterable[Touch]) -> None:
 
 
 def broken(hook: str, missing: str) -> str:
-    """What to tell whoever starts a process whose hook does not find what it needs."""
+    """The message for the operator of a process whose hook does not find what it needs."""
     module = sys.modules.get(hook)
     fields = header(module.__doc__ if module is not None else None)
     library = fields.get("Library", "a library")

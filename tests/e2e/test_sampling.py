@@ -307,7 +307,8 @@ SCHEMA = {
     "properties": {
         "shape": {"enum": ["square", "cross"]},
         "sides": {"type": "integer", "minimum": 3, "maximum": 12},
-        "label": {"type": "string", "maxLength": 8},
+        # Of `maxLength`, an answer may have control characters, which are not JSON.
+        "label": {"type": "string", "pattern": "^[^\\u0000-\\u001f]{0,8}$"},
         "not": {"type": "boolean"},
     },
     "required": ["shape", "sides", "label", "not"],

@@ -17,7 +17,11 @@ LOOK: dict[str, Any] = {
     "description": "Looks at a part of the picture.",
     "parameters": {
         "type": "object",
-        "properties": {"at": {"type": "string", "maxLength": 8}, "how": {"$ref": "#/$defs/how"}},
+        "properties": {
+            # Of `maxLength`, a call may have control characters, which are not JSON.
+            "at": {"type": "string", "pattern": "^[^\\u0000-\\u001f]{0,8}$"},
+            "how": {"$ref": "#/$defs/how"},
+        },
         "required": ["at", "how"],
         "additionalProperties": False,
         "$defs": {"how": {"enum": ["near", "far"]}},

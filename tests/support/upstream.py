@@ -25,10 +25,10 @@ def assert_still_there(hook: ModuleType) -> None:
                 rename(touch, patch)
                 with pytest.raises(HookBroken) as broken:
                     hook.check_upstream()
-            said = str(broken.value)
-            assert str(touch) in said
-            assert hook.__name__ in said
-            assert f"install one of {fields['Versions']}" in said
+            message = str(broken.value)
+            assert str(touch) in message
+            assert hook.__name__ in message
+            assert f"install one of {fields['Versions']}" in message
     hook.check_upstream()
 
 

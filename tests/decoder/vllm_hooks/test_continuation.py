@@ -86,7 +86,9 @@ def test_still_there() -> None:
     assert_still_there(continuation)
 
 
-def test_still_needed_while_vllm_forgets_what_a_prompts_text_holds_back(tokenizer: Any) -> None:
+def test_still_needed_while_vllm_does_not_look_for_a_stop_string_in_a_prompt(
+    tokenizer: Any,
+) -> None:
     """Once this fails, vLLM goes on with an answer itself: `continuation` can go."""
     stop = "🌍 and"
     sampling = Sampling(max_tokens=1000, stop=(stop,))

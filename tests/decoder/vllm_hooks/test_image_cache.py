@@ -1,4 +1,4 @@
-"""The record of the engine's images, held against vLLM's own caches on both sides."""
+"""The record of the engine's images, compared with vLLM's own caches on both sides."""
 
 import warnings
 from types import SimpleNamespace
@@ -50,8 +50,8 @@ class Sides:
         self.engine.get_and_update_features(features)
 
     def agree(self, *names: str) -> bool:
-        held = [self.images.has(name) for name in names]
-        return held == [name in self.engine._cache for name in names]
+        recorded = [self.images.has(name) for name in names]
+        return recorded == [name in self.engine._cache for name in names]
 
 
 def _class(name: str) -> Any:
@@ -106,7 +106,7 @@ def test_an_image_that_the_engine_has_is_not_sent(sides: Sides) -> None:
     assert sides.images.sent_again("a", item(0)) is None
 
 
-def test_an_image_that_nobody_has_is_told(sides: Sides) -> None:
+def test_an_image_that_neither_side_has_is_not_left_out(sides: Sides) -> None:
     assert sides.images.sent(["a", "c"], [None, None]) is None
 
 

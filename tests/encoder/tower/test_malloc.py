@@ -19,7 +19,7 @@ from pixtral_core.model.checkpoint import read_spec
 from pixtral_encoder.tower import malloc
 from pixtral_encoder.tower.weights import load_tower
 
-heap.keep_what_is_freed()
+malloc.keep_what_is_freed()
 model = Path(sys.argv[1])
 spec = read_spec(model)
 tower = load_tower(model, spec, dtype=torch.bfloat16, device=torch.device("cpu"))

@@ -3,10 +3,9 @@
 Library: vLLM
 Changes: nothing; it runs vLLM's own detokenizer for the whole answer, where vLLM runs one for the
     rest.
-Why: to vLLM what was made elsewhere is prompt. So the two things that it keeps of an answer are
-    kept here: how much of it there may be, and its text. A character may have its first bytes on
-    one side of the cut and its last on the other, and so may a stop string, for whose sake text is
-    held back.
+Why: vLLM takes tokens that another decoder made for prompt. So the hook counts the answer's tokens
+    against its limits, and makes its text. A character may have its first bytes on one side of the
+    cut and its last on the other, and so may a stop string, whose possible beginning must wait.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """

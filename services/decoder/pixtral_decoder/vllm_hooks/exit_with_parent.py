@@ -2,8 +2,8 @@
 
 Library: vLLM
 Changes: the processes that vLLM starts for a decoder watch their parent, from the plug-in on.
-Why: what vLLM starts outlives a decoder that was killed: its engine waits for minutes to be spoken
-    to while it starts, and later holds its memory and its device for good.
+Why: vLLM's engine outlives a decoder that was killed. While it starts it waits minutes for its
+    parent, and later it occupies its memory and its device for good.
 Upstream: https://github.com/vllm-project/vllm/issues/55510
 Versions: vLLM 0.25.1 to 0.33.0
 """

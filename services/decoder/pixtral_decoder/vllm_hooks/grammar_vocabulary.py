@@ -1,11 +1,11 @@
-"""Gives xgrammar Mistral's tokens as bytes, for what holds an answer to a grammar.
+"""Gives xgrammar Mistral's tokens as bytes, so that a grammar allows every character.
 
 Library: vLLM
 Changes: XgrammarBackend, as it begins, reads each token of a Tekken tokenizer as its bytes.
 Why: vLLM gives xgrammar the tokens as texts, in which a token that is part of a character is
-    U+FFFD. So no answer that is held to anything could have a character of several tokens, as most
-    emoji are, and where it must have one, no token is allowed and the request fails. A control
-    token is, to vLLM, the text of its name.
+    U+FFFD. A structured output then cannot have a character of several tokens, as most emoji are;
+    where it must have one, xgrammar allows no token and the request fails. And vLLM gives a control
+    token as the text of its name.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """

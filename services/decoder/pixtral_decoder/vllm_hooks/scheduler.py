@@ -3,10 +3,10 @@
 Library: vLLM
 Changes: the scheduler's limit of tokens, before each step; it goes in through vLLM's official
     `scheduler_cls`, by the name of `scheduler`. The classes that it derives from are not public.
-Why: vLLM has one number for all steps. With a large one, a new image holds up every answer for as
-    long as all of it takes; with a small one, a prompt that nobody waits for is taken in pieces,
-    each of which costs the GPU some of its rate. vLLM's long_prefill_token_threshold cuts one
-    request's share, also where nobody waits for an answer.
+Why: vLLM has one number for all steps. A large one delays every answer for as long as a new image
+    takes; a small one cuts a prompt beside which no answer waits into pieces, each of which costs
+    the GPU some of its rate. vLLM's long_prefill_token_threshold cuts one request's share, also
+    where no answer waits.
 Upstream: https://github.com/vllm-project/vllm/issues/52906
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,4 +1,4 @@
-"""Bounds on what is no body; `test_serving.py` holds a served connection to them."""
+"""Bounds on what is no body; `test_serving.py` tries them on a served connection."""
 
 import asyncio
 from typing import Any
