@@ -118,6 +118,7 @@ lint-types: $(INSTALLED)
 lint-style: $(INSTALLED) $(BUF)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@! git grep -nE '^(<{7}|>{7})( |$$)' || (echo "a merge was committed with its conflicts" && false)
 	@$(BIN)/lint-imports
 	@$(BUF) lint
 	@$(BUF) format --diff --exit-code

@@ -3,6 +3,7 @@ from tests.gateway.conftest import (  # noqa: F401
     client,
     decoders,
     encoders,
+    max_concurrent_requests,
     model_dir,
     prompts,
     redis,

@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import hashlib
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from pixtral_core.errors import (
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.api.grpc.from_proto import read_tools
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
-from pixtral_gateway.request import FinishReason, Request
+from pixtral_gateway.request import Begun, Delta, Event, FinishReason, Request
 from pixtral_gateway.tenancy.admission import MAX_IMAGE_BYTES
 from pixtral_gateway.tenancy.tenants import Tenant
 from pixtral_gateway.upstream.placement import rendezvous
@@ -80,6 +81,14 @@ def owner(encoders: list[FakeEncoder], data: bytes) -> FakeEncoder:
 def serving(decoders: list[FakeDecoder]) -> FakeDecoder:
     (decoder,) = [decoder for decoder in decoders if decoder.calls]
     return decoder
+
+
+async def begun(events: AsyncGenerator[Event]) -> Delta:
+    """The first delta: the prompt's length comes before it."""
+    assert isinstance(await anext(events), Begun)
+    first = await anext(events)
+    assert isinstance(first, Delta)
+    return first
 
 
 def everywhere(decoders: list[FakeDecoder], *behaviours: object) -> None:
@@ -480,7 +489,7 @@ async def test_closing_the_stream_cancels_the_decoder_and_frees_the_permit(
 ) -> None:
     everywhere(decoders, never_ends)
     async with aclosing(gateway.pipeline.stream(ask(user(text("Hello?"))))) as events:
-        await anext(events)
+        await begun(events)
         assert gateway.admission.in_use == 1
 
     assert gateway.admission.in_use == 0
@@ -559,7 +568,7 @@ async def test_deadline_ends_a_request_whose_client_reads_nothing(
         async with aclosing(
             gateway.pipeline.stream(ask(user(text("Hello?")), seconds=seconds))
         ) as events:
-            await anext(events)
+            await begun(events)
             has_read = True
             await asyncio.Event().wait()
 
@@ -617,7 +626,7 @@ async def test_request_takes_a_permit_for_each_of_its_answers(
     hello = user(text("Hello?"))
     most, more = (chat_pb2.SamplingParams(n=MAX_CONCURRENT + i) for i in range(2))
     async with aclosing(gateway.pipeline.stream(ask(hello, sampling=most))) as events:
-        await anext(events)
+        await begun(events)
         assert gateway.admission.in_use == MAX_CONCURRENT
         assert sum(decoder.outstanding for decoder in gateway.tiers.decoders) == MAX_CONCURRENT
         with pytest.raises(Overloaded):
@@ -686,8 +695,7 @@ async def test_first_token_is_timed_when_it_comes(
 
     everywhere(decoders, waits)
     async with aclosing(gateway.pipeline.stream(ask(user(text("Hello?"))))) as events:
-        first = await anext(events)
-        assert isinstance(first, chat_pb2.Choice)
+        first = await begun(events)
         assert first.text == "Hello"
         begin.set()
         rest = [event async for event in events]

@@ -20,6 +20,7 @@ from pixtral_core.errors import (
     ServingError,
     Unavailable,
 )
+from pixtral_core.generation.sampling import from_proto
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.request import Delta, Event, Finished
@@ -310,7 +311,7 @@ STATEFUL = [
 
 @pytest.mark.parametrize("fields", STATELESS, ids=str)
 def test_what_the_tokens_alone_decide_is_continued(fields: dict[str, object]) -> None:
-    assert can_be_continued(chat_pb2.SamplingParams(**fields))  # type: ignore[arg-type]
+    assert can_be_continued(from_proto(chat_pb2.SamplingParams(**fields)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fields", STATEFUL, ids=str)
