@@ -8,12 +8,13 @@ BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
 SCANNER := .cache/deploy-tools/bin/checkov
 AUDITOR := .cache/audit/bin/pip-audit
+TEST_PARTS := test-e2e test-decoder test-rest test-faults test-fuzz
 # TORCH=cpu takes PyTorch's CPU build, wherever pip would find the larger one for CUDA.
 export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-stacks-and-fuzz test-e2e test-parts test-page test-wheel test-buf targets-check fuzz fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf targets-check fuzz fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,26 +34,24 @@ $(MODEL)/params.json: $(INSTALLED) models/random_checkpoint.py
 demo: $(INSTALLED) ## Start the whole stack, ask it about pictures, stop it
 	@$(BIN)/pixtral-serve demo --model-dir models/pixtral-mini docs/demo/questions.toml
 
-# In halves of about a length at once, each shown when it is over. Threads of torch that wait for
+# Two at a time, the longest first; each is shown when it is over. Threads of torch that wait for
 # each other by spinning would stall where more than one process computes.
 test: $(INSTALLED) ## Run all tests but those that need more than Python, and a minute of fuzz
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target \
-		test-stacks-and-fuzz test-parts
+		$(TEST_PARTS)
 
-test-stacks-and-fuzz: $(INSTALLED)
-	@$(MAKE) --no-print-directory test-e2e
-	@$(BIN)/python -m pytest tests/faults
+test-e2e test-decoder test-faults: test-%: $(INSTALLED)
+	@$(BIN)/python -m pytest tests/$*
+
+test-rest: $(INSTALLED)
+	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/wheel \
+		--ignore=tests/e2e --ignore=tests/decoder --ignore=tests/faults
+
+test-fuzz: $(INSTALLED)
 	@$(MAKE) --no-print-directory fuzz MINUTES=1
 
 test-buf: $(INSTALLED) $(BUF) ## Call a running service as the README does with `buf curl` (needs npm)
 	@$(BIN)/python -m pytest -m npm tests/e2e
-
-test-e2e: $(INSTALLED)
-	@$(BIN)/python -m pytest tests/e2e
-
-test-parts: $(INSTALLED)
-	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/e2e --ignore=tests/faults \
-		--ignore=tests/wheel
 
 test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its pictures anew (needs npm)
 	@tools/chromium
