@@ -124,8 +124,10 @@ async def measure_grpc(target: str, counts: Counts) -> Workloads:
         return await measure(ask, counts, door=0)
 
 
-def http_door(session: aiohttp.ClientSession, url: str, model_name: str) -> AskAbout:
-    """Asks a server of OpenAI's API for one token; returns the seconds until it came."""
+def http_door(
+    session: aiohttp.ClientSession, url: str, model_name: str, tokens: int = 1
+) -> AskAbout:
+    """Asks a server of OpenAI's API for some tokens; returns the seconds until the first came."""
 
     async def ask(question: str, picture: bytes | None) -> float:
         content: list[Any] = [{"type": "text", "text": question}]
@@ -135,21 +137,26 @@ def http_door(session: aiohttp.ClientSession, url: str, model_name: str) -> AskA
         body = {
             "model": model_name,
             "messages": [{"role": "user", "content": content}],
-            "max_tokens": 1,
+            "max_tokens": tokens,
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
         }
         started = time.perf_counter()
         first = 0.0
+        ended = False
         async with session.post(f"{url}/v1/chat/completions", json=body) as response:
             response.raise_for_status()
             async for line in response.content:
-                # The first event names the role only; the token comes with a finish reason.
-                if not first and b'"finish_reason":"length"' in line.replace(b" ", b""):
+                event = line.replace(b" ", b"")
+                ended = ended or b'"finish_reason":"length"' in event
+                # The first event names the role only, with an empty text. A token may have an
+                # empty text, too: one alone is known by its finish reason.
+                has_text = b'"content":"' in event and b'"content":""' not in event
+                if not first and (ended or has_text):
                     first = time.perf_counter() - started
-        if not first:
-            raise RuntimeError(f"{url} sent no token")
+        if not ended:
+            raise RuntimeError(f"{url} did not end its answer")
         return first
 
     return ask

@@ -1,6 +1,7 @@
 """Stock vLLM and pixtral-serve on one GPU at the same time, asked by turns.
 
     python -m bench.one_card
+    python -m bench.one_card --many
     python -m bench.one_card --mps
     python -m bench.one_card --also "--engine-args scheduler_cls=null"
 
@@ -9,7 +10,9 @@ while one is asked the others rest: what a card does in one minute and not in an
 of them. Each has a copy of the weights, and 6 GB for keys and values: a GPU of 140 GB.
 
 Asked for one token over HTTP: about a new picture each, and of short text, several at once and one
-at a time. `--mps` adds pixtral-serve under a daemon of CUDA's MPS, started for it, and `--also`
+at a time. `--many` asks for texts of 64 tokens, up to 512 at once, and about 64 new pictures at
+once, with 30 GB for keys and values: how many answers each runs at once is its own choice. A refusal
+ends the command. `--mps` adds pixtral-serve under a daemon of CUDA's MPS, started for it, and `--also`
 one whose decoder has more flags.
 `--model-dir` is for a small model on a CPU, to try this command.
 """
@@ -41,9 +44,11 @@ from bench.stock_vllm import prepare, stock_server
 START_SECONDS = 500.0
 STOCK_VLLM = "stock vLLM"
 KV_CACHE_BYTES = 6 * 10**9
+KV_CACHE_BYTES_OF_MANY = 30 * 10**9
 WARM_UP_PICTURES = 2
 # vLLM wants that much of the GPU to be free as it starts, whatever it is told to take.
 SHARE = 0.3
+SHARE_OF_MANY = 0.42
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class Load:
     at_once: int
     requests: int
     pictures: bool
+    tokens: int = 1
 
     def __str__(self) -> str:
         return f"{self.name}, {self.at_once} at once"
@@ -73,14 +79,29 @@ ON_GPU = (
     Load("text", 1, 60, False),
     Load("text", 32, 1280, False),
 )
+MANY_ON_GPU = (
+    *(Load("text", at_once, 8 * at_once, False, 64) for at_once in (32, 128, 256, 512)),
+    Load("new", 64, 192, True),
+)
 ON_CPU = (Load("new", 4, 8, True), Load("text", 4, 40, False))
+MANY_ON_CPU = (Load("text", 512, 512, False, 4), Load("new", 4, 8, True))
 
 
-def hold(name: str, side: Side, model_dir: Path, is_small: bool, log: Path, to: Connection) -> None:
+def hold(
+    name: str,
+    side: Side,
+    model_dir: Path,
+    is_small: bool,
+    are_many: bool,
+    log: Path,
+    to: Connection,
+) -> None:
     """Runs one side in a process of its own, says where it listens, and ends when told to."""
+    kv_cache_bytes = str(KV_CACHE_BYTES_OF_MANY if are_many else KV_CACHE_BYTES)
+    share = str(SHARE_OF_MANY if are_many else SHARE)
     if name == STOCK_VLLM:
-        kv_cache = ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
-        given = [*kv_cache, "--load-format", "dummy", "--gpu-memory-utilization", str(SHARE)]
+        kv_cache = ["--kv-cache-memory-bytes", kv_cache_bytes]
+        given = [*kv_cache, "--load-format", "dummy", "--gpu-memory-utilization", share]
         extra = None
         if is_small:
             given, extra = ["--gpu-memory-utilization", "0.1"], prepare()
@@ -88,7 +109,7 @@ def hold(name: str, side: Side, model_dir: Path, is_small: bool, log: Path, to: 
             to.send((url, "stock"))
             to.recv()
         return
-    given = ["--kv-cache-bytes", str(KV_CACHE_BYTES), "--gpu-memory-fraction", str(SHARE)]
+    given = ["--kv-cache-bytes", kv_cache_bytes, "--gpu-memory-fraction", share]
     given += ["--engine-args", "load_format=dummy"]
     with pixtral_cli.pixtral_stack(
         model_dir,
@@ -102,14 +123,14 @@ def hold(name: str, side: Side, model_dir: Path, is_small: bool, log: Path, to: 
 
 @contextlib.contextmanager
 def started(
-    sides: Mapping[str, Side], model_dir: Path, is_small: bool, directory: Path
+    sides: Mapping[str, Side], model_dir: Path, is_small: bool, are_many: bool, directory: Path
 ) -> Iterator[dict[str, tuple[str, str]]]:
     """All at once; yields each one's URL and the name of its model."""
     spawn = multiprocessing.get_context("spawn")
     held = {}
     for name, side in sides.items():
         ours, theirs = spawn.Pipe()
-        given = (name, side, model_dir, is_small, directory / "stock.log", theirs)
+        given = (name, side, model_dir, is_small, are_many, directory / "stock.log", theirs)
         process = spawn.Process(target=hold, args=given)
         with patch.dict(os.environ, side.variables):
             process.start()
@@ -152,8 +173,12 @@ async def ask_by_turns(
 ) -> dict[str, dict[str, list[Seen]]]:
     numbers = itertools.count()
     seen: dict[str, dict[str, list[Seen]]] = {side: {} for side in sides}
-    async with aiohttp.ClientSession() as session:
-        doors = {side: http_door(session, *where) for side, where in sides.items()}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        doors = {
+            (side, tokens): http_door(session, *where, tokens=tokens)
+            for side, where in sides.items()
+            for tokens in {load.tokens for load in loads}
+        }
         for turn in range(-1, turns):
             # Each is first as often as it is last.
             for side in list(sides)[:: -1 if turn % 2 else 1]:
@@ -161,10 +186,16 @@ async def ask_by_turns(
 
                     async def one(_: int, side: str = side, load: Load = load) -> float:
                         picture = next(pictures) if load.pictures else None
-                        return await doors[side](f"Question {next(numbers)}: what?", picture)
+                        return await doors[side, load.tokens](
+                            f"Question {next(numbers)}: what?", picture
+                        )
 
                     if turn < 0:
-                        requests = WARM_UP_PICTURES if load.pictures else WARM_UP * load.at_once
+                        requests = (
+                            WARM_UP_PICTURES
+                            if load.pictures
+                            else min(WARM_UP * load.at_once, load.requests)
+                        )
                         await closed_loop(one, at_once=load.at_once, requests=requests)
                         continue
                     measured = await closed_loop(one, at_once=load.at_once, requests=load.requests)
@@ -194,12 +225,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--many", action="store_true")
     parser.add_argument("--mps", action="store_true")
     parser.add_argument("--also", metavar="FLAGS")
     parser.add_argument("--model-dir", type=Path)
     args = parser.parse_args()
     is_small = args.model_dir is not None
-    loads = ON_CPU if is_small else ON_GPU
+    few, many = (ON_CPU, MANY_ON_CPU) if is_small else (ON_GPU, MANY_ON_GPU)
+    loads = many if args.many else few
     sides = {STOCK_VLLM: Side(), "pixtral-serve": Side()}
     if args.also:
         sides["with more flags"] = Side(flags=shlex.split(args.also))
@@ -209,7 +242,7 @@ def main() -> None:
         if args.mps:
             sides["pixtral-serve, MPS"] = Side(variables=stack.enter_context(mps_daemon(directory)))
         print(f"starting {'; '.join(sides)}", flush=True)
-        urls = stack.enter_context(started(sides, model_dir, is_small, directory))
+        urls = stack.enter_context(started(sides, model_dir, is_small, args.many, directory))
         wanted = args.turns * sum(load.requests for load in loads if load.pictures)
         wanted = len(sides) * (wanted + WARM_UP_PICTURES * len(loads))
         with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
