@@ -11,9 +11,9 @@ of them. Each has a copy of the weights, and 6 GB for keys and values: a GPU of 
 
 Asked for one token over HTTP: about a new picture each, and of short text, several at once and one
 at a time. `--many` asks for texts of 64 tokens, up to 512 at once, and about 64 new pictures at
-once, with 30 GB for keys and values: how many answers each runs at once is its own choice. A refusal
-ends the command. `--mps` adds pixtral-serve under a daemon of CUDA's MPS, started for it, and `--also`
-one whose decoder has more flags.
+once, with 30 GB for keys and values: how many answers each runs at once is its own choice. A
+refusal ends the command. `--mps` adds pixtral-serve under a daemon of CUDA's MPS, started for it,
+and `--also` one whose decoder has more flags.
 `--model-dir` is for a small model on a CPU, to try this command.
 """
 
