@@ -2,12 +2,15 @@
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 GIB = 2**30
+INDEX = "consolidated.safetensors.index.json"
+# A vision tower in fewer bits has scales beside it, which the encoder does not read.
+STORED = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ def check_model(model_dir: Path) -> Findings:
         params = json.loads((model_dir / "params.json").read_text())
         has_vision = isinstance(params.get("vision_encoder"), dict)
     except (OSError, ValueError, AttributeError):
+        params = {}
         yield Finding("fail", f"{model_dir}/params.json is missing or not JSON", advice)
     else:
         if has_vision:
@@ -49,21 +53,56 @@ def check_model(model_dir: Path) -> Findings:
     if not weights:
         yield Finding("fail", f"{model_dir} holds no consolidated*.safetensors", advice)
         return
-    names: set[str] = set()
+    yield from _check_weights(model_dir, weights, params)
+
+
+def _check_weights(model_dir: Path, weights: list[Path], params: Mapping[str, Any]) -> Findings:
+    again = "download it again"
+    tensors: dict[str, str] = {}
     for path in weights:
         try:
-            names |= tensor_names(path)
+            tensors |= tensor_dtypes(path)
         except (OSError, ValueError, struct.error) as error:
-            yield Finding("fail", f"{path.name}: {error}", "download it again")
+            yield Finding("fail", f"{path.name}: {error}", again)
             return
-    if any(name.startswith("vision_encoder.") for name in names):
-        yield Finding("ok", f"{len(names)} tensors in {len(weights)} files, all there")
+    try:
+        missing = [name for name in _indexed(model_dir / INDEX) if not (model_dir / name).is_file()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield Finding("fail", f"{INDEX} has no weight_map", again)
+        return
+    if missing:
+        yield Finding("fail", f"{missing[0]} is missing, which {INDEX} names", again)
+        return
+    vision = {name: tensors[name] for name in tensors if name.startswith("vision_encoder.")}
+    if not vision:
+        yield Finding(
+            "fail", "the weights hold no vision_encoder", "take a checkpoint of a Pixtral"
+        )
+    elif quantised := sorted(name for name in vision if vision[name] not in STORED):
+        yield Finding(
+            "fail",
+            f"{quantised[0]} is {vision[quantised[0]]}: the vision tower is quantised",
+            f"take a checkpoint whose vision tower is one of {', '.join(STORED)}",
+        )
+    elif not params.get("tied_embeddings") and not any(n.startswith("output.") for n in tensors):
+        yield Finding(
+            "fail",
+            "the weights hold no output.weight, and params.json does not set tied_embeddings",
+            "download its files again",
+        )
     else:
-        yield Finding("fail", "the weights hold no vision_encoder", advice)
+        yield Finding("ok", f"{len(tensors)} tensors in {len(weights)} files, all there")
 
 
-def tensor_names(path: Path) -> set[str]:
-    """The names in a safetensors file's header.
+def _indexed(index: Path) -> list[str]:
+    """Names of the files that an index says the checkpoint has; none where there is no index."""
+    if not index.is_file():
+        return []
+    return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+
+
+def tensor_dtypes(path: Path) -> dict[str, str]:
+    """The tensors of a safetensors file's header, with the format's names for their dtypes.
 
     Raises:
         ValueError: the file is not one, or is shorter than its header says.
@@ -77,7 +116,7 @@ def tensor_names(path: Path) -> set[str]:
     header.pop("__metadata__", None)
     if any(8 + length + tensor["data_offsets"][1] > size for tensor in header.values()):
         raise ValueError("shorter than its header says: a download cut short")
-    return set(header)
+    return {name: tensor["dtype"] for name, tensor in header.items()}
 
 
 def check_memory(model_dir: Path) -> Findings:

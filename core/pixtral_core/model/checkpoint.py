@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from pixtral_core.model import hugging_face
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
 
+INDEX = "consolidated.safetensors.index.json"
 VISION_PREFIXES = ("vision_encoder.", "patch_merger.", "pre_mm_projector_norm.")
 
 
@@ -57,11 +58,49 @@ def vision_tensors(model_dir: Path) -> list[StoredTensor]:
     return sorted(found, key=lambda tensor: tensor.name)
 
 
+def check_language_model(model_dir: Path, params: Mapping[str, Any]) -> None:
+    """Checks that the files in Mistral's format hold every part of the language model.
+
+    An engine may leave a part that no file holds as it was allocated, and answer all the same.
+    Reads headers alone, so that it names a part and not each tensor of it.
+
+    Raises:
+        BadCheckpoint: names the part, or the file of the index that is missing.
+    """
+    names = {name for path in _weight_files(model_dir) for name in _read_header(path)[1]}
+    parts = ["tok_embeddings.", "norm."]
+    parts += [f"layers.{number}." for number in range(int(params.get("n_layers") or 0))]
+    if not params.get("tied_embeddings"):
+        parts.append("output.")
+    for part in parts:
+        if not any(name.startswith(part) for name in names):
+            advice = "download its files again"
+            if part == "output.":
+                advice += (
+                    ", or set tied_embeddings in params.json if the model has its embeddings tied"
+                )
+            raise BadCheckpoint(f"{model_dir}: no file holds {part}weight or the like; {advice}")
+
+
 def _weight_files(model_dir: Path) -> list[Path]:
     files = sorted(model_dir.glob("consolidated*.safetensors"))
     if not files:
         raise BadCheckpoint(f"{model_dir} holds no consolidated*.safetensors")
+    for name in _indexed(model_dir / INDEX):
+        if model_dir / name not in files:
+            raise BadCheckpoint(f"{model_dir / name} is missing, which {INDEX} names")
     return files
+
+
+def _indexed(index: Path) -> list[str]:
+    """Names of the files that an index says the checkpoint has; none where there is no index."""
+    if not index.is_file():
+        return []
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return sorted({str(file) for file in places.values()})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BadCheckpoint(f"{index} has no weight_map") from None
 
 
 def _tensors(path: Path, is_theirs: bool) -> Iterator[StoredTensor]:
@@ -94,4 +133,5 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
             header = json.loads(file.read(length))
         except ValueError:
             raise BadCheckpoint(f"{path} is not a safetensors file") from None
+    header.pop("__metadata__", None)
     return 8 + length, header

@@ -1,8 +1,10 @@
 """The decoder as a process: what it loads at start, and in which order."""
 
 import asyncio
+import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,18 +15,31 @@ from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.errors import StartupError
+from pixtral_core.model.checkpoint import check_language_model
 from pixtral_core.model.fingerprint import fingerprint
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
 from pixtral_decoder.checks import Limits
 from pixtral_decoder.decoder import Decoder
 from pixtral_decoder.embeddings.source import EmbeddingSource, PeerEncoders
-from pixtral_decoder.engine.engine import DecoderEngine
+from pixtral_decoder.engine.engine import DecoderEngine, EngineNotStarted
 from pixtral_decoder.engine.engine_args import BadEngineArguments, EngineOptions
 from pixtral_decoder.engine.lora_adapters import BadAdapter
 from pixtral_decoder.grpc_service import DecoderInfo, DecoderService
 from pixtral_decoder.metrics import ENGINE_UP
 from pixtral_decoder.settings import DecoderSettings
 from pixtral_decoder.vllm_hooks import plugin
+
+# What vLLM takes from a generation_config.json where a request does not say.
+SAMPLING_DEFAULTS = (
+    "frequency_penalty",
+    "max_new_tokens",
+    "min_p",
+    "presence_penalty",
+    "repetition_penalty",
+    "temperature",
+    "top_k",
+    "top_p",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +78,8 @@ class DecoderTier:
             params = read_params(settings.model_dir)
             spec = VisionSpec.from_params(params)
             vocab_size = _vocab_size(params)
+            _check_generation_config(settings.model_dir)
+            check_language_model(settings.model_dir, params)
             if not (settings.model_dir / "tekken.json").is_file():
                 raise BadCheckpoint(f"{settings.model_dir} holds no tekken.json")
             made_by = await asyncio.to_thread(
@@ -82,6 +99,8 @@ class DecoderTier:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise StartupError(f"engine_args: vLLM: {where}: {first['msg']}") from None
+        except EngineNotStarted as error:
+            raise StartupError(f"the engine did not start: {error}") from None
         ENGINE_UP.set(1)
         self._decoder = Decoder(
             engine=engine,
@@ -155,3 +174,20 @@ def _vocab_size(params: Mapping[str, Any]) -> int:
     if not isinstance(size, int) or size < 1:
         raise BadCheckpoint("params.json: vocab_size is missing or no number of tokens")
     return size
+
+
+def _check_generation_config(model_dir: Path) -> None:
+    """vLLM passes over one that it cannot read, and samples by other numbers than the model's."""
+    path = model_dir / "generation_config.json"
+    if not path.exists():
+        return
+    try:
+        defaults = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise BadCheckpoint(f"{path} is not JSON: mend it, or remove it") from None
+    if not isinstance(defaults, dict):
+        raise BadCheckpoint(f"{path} is not a JSON object: mend it, or remove it")
+    for name in SAMPLING_DEFAULTS:
+        value = defaults.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise BadCheckpoint(f"{path}: {name} is not a number: mend it, or remove it")

@@ -46,3 +46,20 @@ def test_weights_that_are_none_are_told(tmp_path: Path) -> None:
     (write(tmp_path, TEXT) / "adapter_model.safetensors").write_bytes(b"PK")
     with pytest.raises(BadAdapter, match="safetensors format"):
         check_adapter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        TEXT.removeprefix("base_model.model."),
+        "base_model.model.language_model.model.layers.0.self_attn.q_proj.lora_A.weight",
+    ],
+)
+def test_one_by_another_library_is_taken(tmp_path: Path, name: str) -> None:
+    check_adapter(write(tmp_path, name))
+
+
+def test_one_that_changes_nothing_is_refused_by_a_name_of_it(tmp_path: Path) -> None:
+    name = "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"
+    with pytest.raises(BadAdapter, match=f"changes nothing in this model: it has {name}"):
+        check_adapter(write(tmp_path, name))

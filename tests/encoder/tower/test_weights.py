@@ -94,3 +94,11 @@ def test_a_file_cut_short_is_refused(
     (tmp_path / "consolidated.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadCheckpoint, match="cut short"):
         load(tmp_path, spec)
+
+
+def test_a_quantised_tensor_is_named(spec: VisionSpec, vision: Tensors, tmp_path: Path) -> None:
+    name = "vision_encoder.transformer.layers.1.attention.wo.weight"
+    quantised = {name: vision[name].to(torch.float8_e4m3fn)}
+    save_file(vision | quantised, tmp_path / "consolidated.safetensors")
+    with pytest.raises(BadCheckpoint, match=f"{name} is F8_E4M3"):
+        load(tmp_path, spec)

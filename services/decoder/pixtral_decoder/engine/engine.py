@@ -6,7 +6,7 @@ checks while it does.
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -20,7 +20,7 @@ from pixtral_decoder.engine.engine_args import EngineOptions, engine_args
 from pixtral_decoder.engine.logprobs import from_vllm, prompt_pieces
 from pixtral_decoder.engine.lora_adapters import BadAdapter, check_adapter
 from pixtral_decoder.request import ImagePlace, Prompt
-from pixtral_decoder.vllm_hooks import supported
+from pixtral_decoder.vllm_hooks import start_failure, supported
 from pixtral_decoder.vllm_hooks.continuation import Continuation, NotContinued
 from pixtral_decoder.vllm_hooks.engine_shutdown import shut_down
 from pixtral_decoder.vllm_hooks.image_cache import ImageCache
@@ -50,6 +50,10 @@ FINISHED = (None, "stop", "length")
 
 class EngineDead(Exception):
     """The engine's process has ended; this one cannot serve any more."""
+
+
+class EngineNotStarted(Exception):
+    """The engine's process has ended before it was ready; the message is the cause, on one line."""
 
 
 class EngineFailed(Exception):
@@ -107,6 +111,18 @@ class _Loaded:
         return cls(llm, structures, ImageCache.of(llm))
 
 
+@contextmanager
+def _started_or_why() -> Iterator[None]:
+    """Raises EngineNotStarted with the cause that a process of the engine has logged."""
+    with start_failure.recorded() as cause:
+        try:
+            yield
+        except Exception as error:
+            if why := cause():
+                raise EngineNotStarted(why) from error
+            raise
+
+
 class DecoderEngine:
     """One vLLM engine and its process.
 
@@ -123,8 +139,8 @@ class DecoderEngine:
     async def start(self) -> None:
         """Loads the model and generates a token, in 10 s to minutes.
 
-        Raises HookBroken where vLLM has moved, and whatever vLLM raises for a model or machine that
-        does not do.
+        Raises HookBroken where vLLM has moved, EngineNotStarted where the engine's process cannot
+        run the model, and whatever vLLM raises here for a model or machine that does not do.
         """
         # Not the default executor: a process that is told to stop while it loads would wait for it.
         await in_daemon_thread(self._load, "load-engine")
@@ -277,7 +293,7 @@ class DecoderEngine:
         # is imported here in any case.
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
         structures = StructureCheck()
-        with self._handover.listening() as connect:
+        with self._handover.listening() as connect, _started_or_why():
             # By the context vLLM chooses the tokens of a step. The frontend stands in no variable
             # here: an exception that vLLM remembers keeps this frame, and it past its shutdown.
             self._loaded = _Loaded.of(

@@ -7,6 +7,11 @@ from safetensors import SafetensorError, safe_open
 # In whatever library's names. vLLM passes over what an adapter changes there.
 OF_IMAGES = ("vision_", "patch_merger", "multi_modal_projector", "mm_projector")
 
+# As PEFT names what it changes in a model of text alone, in transformers' Pixtral, and in vLLM's;
+# `base_model.model.` may stand before it. vLLM loads an adapter of other names, and answers as if
+# there were none.
+OF_LANGUAGE = ("model.layers.", "model.language_model.layers.", "language_model.model.layers.")
+
 
 class BadAdapter(Exception):
     """The engine does not take a LoRA adapter; the message is for whoever starts it."""
@@ -25,3 +30,9 @@ def check_adapter(directory: Path) -> None:
         raise BadAdapter(f"{weights} is not in the safetensors format") from None
     if any(part in name for name in names for part in OF_IMAGES):
         raise BadAdapter(f"{weights} changes what makes embeddings of images")
+    if not any(name.removeprefix("base_model.model.").startswith(OF_LANGUAGE) for name in names):
+        found = f"it has {min(names)}" if names else "it has no tensor"
+        raise BadAdapter(
+            f"{weights} changes nothing in this model: {found}, and a name must begin with "
+            f"one of {', '.join(OF_LANGUAGE)}"
+        )

@@ -12,6 +12,7 @@ from pixtral_decoder.vllm_hooks import (
     exit_with_parent,
     grammar_vocabulary,
     one_line_json,
+    start_failure,
     tensor_handover,
 )
 
@@ -38,6 +39,7 @@ def register() -> None:
         one_line_json.compile_marked()
         if multiprocessing.parent_process() is not None:
             exit_with_parent.end_with_parent()
+            start_failure.record()
             tensor_handover.receive()
 
 

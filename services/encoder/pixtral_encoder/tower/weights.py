@@ -11,6 +11,9 @@ from pixtral_core.model.checkpoint import StoredTensor, vision_tensors
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
 from pixtral_encoder.tower.tower import VisionTower, tensor_shapes
 
+# A tensor of fewer bits has scales beside it, without which its values mean nothing.
+STORED = ("BF16", "F16", "F32")
+
 
 def load_tower(
     model_dir: Path,
@@ -34,7 +37,7 @@ def load_weights(
     Reads the vision tensors and no others (0.8 GB of Pixtral-12B's 25). Blocking.
 
     Raises:
-        BadCheckpoint: names the first tensor that is missing or of another shape.
+        BadCheckpoint: names the first tensor that is missing, of another shape or quantised.
     """
     shapes = tensor_shapes(spec)
     stored = [tensor for tensor in vision_tensors(model_dir) if tensor.name in shapes]
@@ -47,6 +50,12 @@ def load_weights(
             raise BadCheckpoint(
                 f"{tensor.path}: {tensor.stored_name} is {list(tensor.shape)} and should be "
                 f"{list(shapes[tensor.name])} by the model's own numbers"
+            )
+        if tensor.dtype not in STORED:
+            raise BadCheckpoint(
+                f"{tensor.path}: {tensor.stored_name} is {tensor.dtype}, and a vision tower must "
+                f"be one of {', '.join(STORED)}: take a checkpoint whose vision tower is not "
+                "quantised, as nearly all published ones are"
             )
     weights: dict[str, Tensor] = {}
     for path, tensors in groupby(sorted(stored, key=_path), _path):
