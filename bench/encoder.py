@@ -26,6 +26,7 @@ from bench.peer_towers import Embed, transformers_tower, vllm_tower
 from pixtral_core.model.checkpoint import read_spec
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_encoder.tower import fp8, malloc
+from pixtral_encoder.tower.compute_dtype import compute_dtype
 from pixtral_encoder.tower.tower import VisionTower, tensor_shapes
 from pixtral_encoder.tower.weights import load_weights
 
@@ -182,6 +183,14 @@ def nearness(found: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
     )
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _as(dtype: torch.dtype, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) for name, tensor in weights.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.encoder", description=(__doc__ or "").split("\n")[0]
@@ -209,19 +218,33 @@ def main() -> None:
         # As the encoder's process does; the others have the same of it.
         malloc.keep_what_is_freed()
     on = torch.cuda.get_device_name() if is_gpu else f"cpu, {torch.get_num_threads()} threads"
-    rate = matrix_rate(device, dtype)
-    print(f"{on}, torch {torch.__version__}, {given.dtype}: {rate / 1e12:.1f} TFLOP/s of matrices")
+    # As the encoder's process chooses it.
+    computes_in = dtype if given.fp8 else compute_dtype(dtype, device)
+    rate = matrix_rate(device, computes_in)
+    print(
+        f"{on}, torch {torch.__version__}, {given.dtype}, ours computed in {_name(computes_in)}: "
+        f"{rate / 1e12:.2f} TFLOP/s of matrices"
+    )
     if given.model_dir is not None:
         spec = read_spec(given.model_dir)
-        weights = load_weights(given.model_dir, spec, dtype=dtype, device=device)
+        weights = load_weights(
+            given.model_dir, spec, dtype=dtype, device=device, computes_in=computes_in
+        )
     else:
         spec = replace(PIXTRAL_12B, layers=given.layers or PIXTRAL_12B.layers)
-        weights = random_weights(device, dtype, spec)
+        made = random_weights(device, dtype, spec)
+        weights = {name: tensor.to(computes_in) for name, tensor in made.items()}
     if given.fp8 and not fp8.is_possible(device):
         raise SystemExit("this GPU has no products in 8 bits")
     is_compiled = is_gpu and not given.enforce_eager
     towers = {
-        name: VisionTower(spec, weights, is_compiled=is_compiled, is_fp8=name == "ours, fp8")
+        name: VisionTower(
+            spec,
+            weights,
+            embedding_dtype=dtype,
+            is_compiled=is_compiled,
+            is_fp8=name == "ours, fp8",
+        )
         for name in ("ours", "ours, fp8")[: 1 + given.fp8]
     }
     for name, tower in towers.items():
@@ -231,9 +254,11 @@ def main() -> None:
     with ExitStack() as stack:
         peers: dict[str, Embed] = {}
         if "transformers" in given.peers:
-            peers["transformers"] = transformers_tower(spec, weights)
+            # Whoever runs it on a CPU may take either; a GPU has no reason for float32.
+            for each in (dtype,) if is_gpu else (torch.bfloat16, torch.float32):
+                peers[f"transformers {_name(each)}"] = transformers_tower(spec, _as(each, weights))
         if "vllm" in given.peers:
-            peers["vllm"] = vllm_tower(spec, weights, stack)
+            peers["vllm"] = vllm_tower(spec, _as(dtype, weights), stack)
         clock = time.process_time if given.cpu_time else time.perf_counter
         for mix in given.mixes:
             some = MIXES[mix]
@@ -251,7 +276,7 @@ def main() -> None:
                     if name != "ours"
                 }
                 for name, took in seconds.items():
-                    said = f"{mix:>10} {count:3} {name:>12}: {count / took:7.1f} images/s"
+                    said = f"{mix:>10} {count:3} {name:>21}: {count / took:7.1f} images/s"
                     said += f", {took / count * 1e3:7.2f} ms an image"
                     said += f", {needed / took / 1e12:6.1f} TFLOP/s, {needed / took / rate:4.0%}"
                     if name in near:

@@ -243,6 +243,30 @@ async def test_without_redis_it_answers_and_is_fetched_from(checkpoint_dir: Path
     assert (embedding.rows, embedding.cols) == (first.rows, first.cols)
 
 
+@pytest.mark.parametrize("computed_in", [torch.bfloat16, torch.float32])
+async def test_embeddings_have_the_dtype_that_is_set_whatever_they_are_computed_in(
+    checkpoint_dir: Path,
+    redis: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    computed_in: torch.dtype,
+) -> None:
+    monkeypatch.setattr("pixtral_encoder.process.compute_dtype", lambda *_: computed_in)
+    caplog.set_level("INFO", logger="pixtral_encoder.process")
+    image = png(64, 48)
+    async with serving(checkpoint_dir, redis.url) as client:
+        await client.encode(image)
+        value = b"".join(await client.fetch(image))
+        info = await client.stub.GetEncoderInfo(
+            encoder_pb2.GetEncoderInfoRequest(), timeout=DEADLINE
+        )
+    assert info.dtype == "bf16"
+    embedding = wire_format.decode(client.key(image), value, width=64, dtype=DType.BF16)
+    assert (embedding.rows, embedding.cols) == (3, 4)
+    name = str(computed_in).removeprefix("torch.")
+    assert f"the vision tower computes in {name}: a core multiplies" in caplog.text
+
+
 async def test_a_bad_image_names_the_field_and_the_next_call_is_served(
     client: Client, redis: RedisServer
 ) -> None:

@@ -19,6 +19,7 @@ from pixtral_encoder.grpc_service import EncoderInfo, EncoderService
 from pixtral_encoder.image.preprocess import Preprocessor
 from pixtral_encoder.settings import EncoderSettings
 from pixtral_encoder.tower import fp8, malloc
+from pixtral_encoder.tower.compute_dtype import compute_dtype, cpu_rates
 from pixtral_encoder.tower.tower import VisionTower
 from pixtral_encoder.tower.weights import load_tower
 
@@ -128,11 +129,16 @@ class EncoderTier:
             )
         if settings.vision_fp8:
             fp8.check_upstream()
+        dtype = TORCH_DTYPES[settings.dtype]
+        # What the fingerprint of products in 8 bits stands for is rounded to bf16 between them.
+        computes_in = dtype if settings.vision_fp8 else compute_dtype(dtype, device)
+        logger.info("the vision tower computes in %s", _reason(computes_in, dtype, device))
         tower = load_tower(
             settings.model_dir,
             spec,
-            dtype=TORCH_DTYPES[settings.dtype],
+            dtype=dtype,
             device=device,
+            computes_in=computes_in,
             is_compiled=device.type == "cuda" and not settings.enforce_eager,
             is_fp8=settings.vision_fp8,
         )
@@ -148,3 +154,12 @@ class EncoderTier:
 
 def _describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _reason(computes_in: torch.dtype, asked: torch.dtype, device: torch.device) -> str:
+    name = str(computes_in).removeprefix("torch.")
+    if device.type != "cpu" or asked is not torch.bfloat16:
+        return name
+    rates = cpu_rates()
+    said = ", ".join(f"{each / 1e9:.1f} GFLOP/s in {dtype}" for dtype, each in rates.items())
+    return f"{name}: a core multiplies {said.replace('torch.', '')}"

@@ -170,12 +170,21 @@ def test_a_batch_in_several_runs_is_the_same(pair: Pair, monkeypatch: pytest.Mon
             assert relative_error(each, reference) < 1e-6
 
 
+@pytest.mark.parametrize("is_imitated", [False, True])
 @pytest.mark.parametrize("scores", [SCORES, 5000, 300])
 @pytest.mark.parametrize(("images", "length"), [(1, 1100), (3, 37), (2, 256), (1, 9)])
 def test_attention_in_bfloat16_is_within_each_image(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, images: int, length: int, scores: int
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    images: int,
+    length: int,
+    scores: int,
+    is_imitated: bool,
 ) -> None:
     monkeypatch.setattr("pixtral_encoder.tower.attention.SCORES", scores)
+    monkeypatch.setattr(
+        "pixtral_encoder.tower.attention.multiplies_bfloat16", lambda: not is_imitated
+    )
     spec = VisionSpec.from_params(read_params(checkpoint))
     size = spec.width // spec.heads
     generator = torch.Generator().manual_seed(length)

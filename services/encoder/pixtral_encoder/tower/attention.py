@@ -14,13 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 from pixtral_core.model.vision_spec import VisionSpec
+from pixtral_encoder.tower.compute_dtype import multiplies_bfloat16
 from pixtral_encoder.tower.layers import Heads
 
 # Below this many patches cuDNN is no faster than a kernel that needs no plan.
 LEAST_PLANNED = 1024
-# On a CPU without AMX, torch's kernel multiplies bfloat16 at a third of the rate of its products.
-# From so many patches in a call on, products in turn are faster, though scores are rounded between
-# them; so many scores are had at a time.
+# On a CPU with instructions for bfloat16 but AMX, torch's kernel multiplies at a third of the rate
+# of its products. From so many patches in a call on, products in turn are faster, though scores are
+# rounded between them; so many scores are in memory at a time. Of float32, and where bfloat16 is
+# imitated, torch's kernel is the faster one.
 LEAST_IN_PRODUCTS = 64
 SCORES = 1 << 20
 # The first that can do it is taken. float32 on a GPU has only the third.
@@ -68,6 +70,7 @@ class Attention:
             device.type == "cpu"
             and dtype == torch.bfloat16
             and not torch.cpu.get_capabilities().get("amx_tile", False)
+            and multiplies_bfloat16()
         )
         has_cudnn = self.packs_ragged and torch.cuda.get_device_capability(device) >= (9, 0)
         side, step = spec.max_image_size // spec.token_size * spec.merge_size, spec.merge_size

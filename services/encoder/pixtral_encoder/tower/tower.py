@@ -79,13 +79,15 @@ class VisionTower:
         spec: VisionSpec,
         weights: Mapping[str, Tensor],
         *,
+        embedding_dtype: torch.dtype | None = None,
         is_compiled: bool = False,
         is_fp8: bool = False,
     ) -> None:
         """`weights` has the names and shapes of `tensor_shapes`, all of one dtype and device.
 
-        Where `is_fp8`, the products of its layers are of 8 bits. Where `is_compiled`, `prepare`
-        compiles what is between calls of attention, for all numbers of patches at once.
+        The tower computes in their dtype, and rounds embeddings to `embedding_dtype`; None is the
+        weights' own. Where `is_fp8`, the products of its layers are of 8 bits. Where `is_compiled`,
+        `prepare` compiles what is between calls of attention, for all numbers of patches at once.
         """
         self._spec = spec
         self._patch_conv = weights["vision_encoder.patch_conv.weight"].flatten(1)
@@ -98,6 +100,7 @@ class VisionTower:
         self._projector_norm = weights.get("pre_mm_projector_norm.weight")
         self._merging_layer = weights.get("patch_merger.merging_layer.weight")
         self.device, self.dtype = self._patch_conv.device, self._patch_conv.dtype
+        self._embedding_dtype = embedding_dtype or self.dtype
         self._attention = Attention(spec, self.device, self.dtype)
         exponents = torch.arange(0, spec.width // spec.heads, 2, dtype=torch.float32)
         frequencies = 1.0 / spec.rope_theta ** (exponents * spec.heads / spec.width)
@@ -166,7 +169,7 @@ class VisionTower:
         """Embeds images of any sizes, one or more. Blocks until the device has done it.
 
         Returns:
-            For each image (tokens, width) in the tower's dtype, on its device.
+            For each image (tokens, width) in the embeddings' dtype, on the tower's device.
         """
         return self.begin(images)()
 
@@ -185,8 +188,10 @@ class VisionTower:
             x = layers.rms_norm(x, self._projector_norm)
         parts = torch.split(x, [lengths[at] for at in order])
         if self._merging_layer is not None:
-            merged = F.linear(self._squares(parts, packed), self._merging_layer)
-            parts = torch.split(merged, [len(part) // self._spec.merge_size**2 for part in parts])
+            x = F.linear(self._squares(parts, packed), self._merging_layer)
+            lengths = [length // self._spec.merge_size**2 for length in lengths]
+            parts = torch.split(x, [lengths[at] for at in order])
+        parts = tuple(part.to(self._embedding_dtype) for part in parts)
         by_place = dict(zip(order, parts, strict=True))
         embeddings = [by_place[at] for at in range(len(images))]
         if self.device.type != "cuda":

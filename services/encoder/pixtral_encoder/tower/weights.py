@@ -21,18 +21,27 @@ def load_tower(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    computes_in: torch.dtype | None = None,
     is_compiled: bool = False,
     is_fp8: bool = False,
 ) -> VisionTower:
-    """The tower of a model directory, of what `load_weights` reads."""
-    weights = load_weights(model_dir, spec, dtype=dtype, device=device)
-    return VisionTower(spec, weights, is_compiled=is_compiled, is_fp8=is_fp8)
+    """The tower of a model directory, of what `load_weights` reads; its embeddings are `dtype`."""
+    weights = load_weights(model_dir, spec, dtype=dtype, device=device, computes_in=computes_in)
+    return VisionTower(spec, weights, embedding_dtype=dtype, is_compiled=is_compiled, is_fp8=is_fp8)
 
 
 def load_weights(
-    model_dir: Path, spec: VisionSpec, *, dtype: torch.dtype, device: torch.device
+    model_dir: Path,
+    spec: VisionSpec,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    computes_in: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of `tensor_shapes`, in `dtype` on `device`.
+    """The tensors of `tensor_shapes`, rounded to `dtype`, on `device`.
+
+    They are stored as `computes_in`, which is wider than `dtype` where the device multiplies it
+    faster; their values are those of `dtype`, so that every device serves the same weights.
 
     Reads the vision tensors and no others (0.8 GB of Pixtral-12B's 25). Blocking.
 
@@ -65,7 +74,7 @@ def load_weights(
                     matrix = file.get_tensor(tensor.stored_name)
                     if tensor.has_halves:
                         matrix = _pairs(matrix, spec.heads)
-                    weights[tensor.name] = matrix.to(device, dtype)
+                    weights[tensor.name] = matrix.to(dtype).to(device, computes_in or dtype)
         except SafetensorError:
             raise BadCheckpoint(f"{path} is not a safetensors file, or is cut short") from None
     return weights
