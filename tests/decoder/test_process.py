@@ -29,24 +29,28 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class Decoder:
     process: asyncio.subprocess.Process
     channel: grpc.aio.Channel
+    log: Path
 
 
 @pytest.fixture
 async def decoder(checkpoint: Path, redis: RedisServer, tmp_path: Path) -> AsyncIterator[Decoder]:
     """Started, and bound to its address; not ready."""
-    addresses = tmp_path / "addresses.json"
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pixtral_decoder"),
-        *("--model-dir", checkpoint, "--redis-url", redis.url),
-        *("--listen", "127.0.0.1:0", "--address-file", addresses),
-    )
+    addresses, log = tmp_path / "addresses.json", tmp_path / "log"
+    with log.open("wb") as file:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pixtral_decoder"),
+            *("--model-dir", checkpoint, "--redis-url", redis.url),
+            *("--listen", "127.0.0.1:0", "--address-file", addresses),
+            stdout=file,
+            stderr=file,
+        )
     try:
         async with asyncio.timeout(START_SECONDS):
             while not addresses.exists():
                 assert process.returncode is None
                 await asyncio.sleep(0.01)
         async with open_channel(json.loads(addresses.read_text())["grpc"], None) as channel:
-            yield Decoder(process, channel)
+            yield Decoder(process, channel, log)
     finally:
         if process.returncode is None:
             process.kill()
@@ -65,6 +69,11 @@ async def test_from_its_start_to_the_death_of_its_engine(decoder: Decoder) -> No
             await stub.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest())
         assert early.value.code() == grpc.StatusCode.UNAVAILABLE
         assert (await health.read()).status == SERVING
+    # vLLM's lines have another form once it has started.
+    told = decoder.log.read_text()
+    assert " ready" in told
+    for noise in ("Logging error", "already registered", " vllm.", "WARNING"):
+        assert noise not in told, told
 
     request = decoder_pb2.GenerateRequest(
         request_id="endless",

@@ -40,3 +40,34 @@ def test_what_is_less_severe_is_not_logged() -> None:
         "warning of PIL.TiffImagePlugin",
         "warning of aiohttp.client",
     ]
+
+
+OTHER_FORMAT = """
+import logging
+from pixtral_core.telemetry.logs import configure_logging
+configure_logging("info", "text")
+handler = logging.StreamHandler()
+handler.setFormatter(logging.Formatter(
+    "%(process)d %(thread)d %(threadName)s %(processName)s %(lineno)d %(relativeCreated)d "
+    "%(message)s"
+))
+logger = logging.getLogger("vllm")
+logger.addHandler(handler)
+logger.propagate = False
+logger.warning("of a library")
+"""
+
+
+def test_a_library_with_a_format_of_its_own_can_log() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", OTHER_FORMAT],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    (line,) = ran.stderr.splitlines()
+    process, thread, *_, message = line.split(maxsplit=6)
+    assert process.isdecimal()
+    assert thread.isdecimal()
+    assert message == "of a library"

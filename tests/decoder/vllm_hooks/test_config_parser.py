@@ -1,5 +1,6 @@
 """A checkpoint's `params.json`, as vLLM is given it."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,24 @@ def test_a_model_without_a_context_length_has_vllms_own(checkpoint: Path, looks:
     assert looks == []
     assert params["max_position_embeddings"] == 128_000
     assert parsed.get_text_config().max_position_embeddings == 128_000
+
+
+def test_a_decoder_takes_vllms_own_format_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before and after vLLM has given its loggers handlers of their own."""
+    monkeypatch.setattr(config, "_CONFIG_FORMAT_TO_CONFIG_PARSER", {"mistral": object()})
+    logger, records = config.logger, list[logging.LogRecord]()
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", records.append)
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.addHandler(handler)
+    try:
+        config_parser.register("pixtral-params", is_decoders=True)
+        assert not [record for record in records if record.levelno > logging.INFO]
+        assert config.get_config_parser("mistral").__class__ is config_parser.ParamsParser
+        # Of any other format, vLLM still warns.
+        config_parser.register("pixtral-params", is_decoders=False)
+        assert [record for record in records if record.levelno > logging.INFO]
+    finally:
+        logger.removeHandler(handler)

@@ -16,7 +16,7 @@ from pixtral_core.concurrency.daemon_threads import in_daemon_thread
 from pixtral_core.generation.logprobs import TokenLogprobs
 from pixtral_core.generation.sampling import Sampling
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
-from pixtral_decoder.engine.engine_args import EngineOptions, engine_args
+from pixtral_decoder.engine.engine_args import EngineOptions, engine_args, prepare_process
 from pixtral_decoder.engine.logprobs import from_vllm, prompt_pieces
 from pixtral_decoder.engine.lora_adapters import BadAdapter, check_adapter
 from pixtral_decoder.request import ImagePlace, Prompt
@@ -279,6 +279,7 @@ class DecoderEngine:
         return self._parts.llm
 
     def _load(self) -> None:
+        prepare_process()
         supported.check()
         arguments = engine_args(self.options)
 

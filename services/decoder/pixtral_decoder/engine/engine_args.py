@@ -1,5 +1,6 @@
 """vLLM's engine arguments, by version and device."""
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -91,11 +92,8 @@ class EngineOptions:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
-    """vLLM's arguments; sets what vLLM and its processes read from the environment.
-
-    Imports vLLM, which takes seconds. Raises BadEngineArguments for a name that it does not have.
-    """
+def prepare_process() -> None:
+    """Sets what vLLM and its processes read from the environment; call it before vLLM's import."""
     exit_with_parent.own()
     # Forking a process that serves gRPC copies locks in whatever state they are.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
@@ -108,7 +106,16 @@ def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
     os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")
     # By this, which tracing has read by now, vLLM's processes would send traces of their own start.
     os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
+    # vLLM gives its loggers a level and a handler when an engine starts. Until then, and where they
+    # write to this process's log, they have the same level by this.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
 
+
+def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
+    """vLLM's arguments. Imports vLLM, which takes seconds.
+
+    Raises BadEngineArguments for a name that vLLM does not have.
+    """
     from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform

@@ -10,6 +10,9 @@ Upstream: https://github.com/vllm-project/vllm/pull/57279 (the length itself; th
 Versions: vLLM 0.25.1 to 0.33.0
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +49,23 @@ def register(config_format: str, *, is_decoders: bool) -> None:
     """Makes the parser known to this process; vLLM's own is replaced in a decoder's alone."""
     register_config_parser(config_format)(ParamsParser)
     if is_decoders:
-        register_config_parser("mistral")(ParamsParser)
+        with _replaced_on_purpose():
+            register_config_parser("mistral")(ParamsParser)
+
+
+@contextmanager
+def _replaced_on_purpose() -> Iterator[None]:
+    # vLLM warns of a format that is registered twice, which an operator could do nothing about.
+    logger = logging.getLogger(register_config_parser.__module__)
+
+    def is_of_something_else(record: logging.LogRecord) -> bool:
+        return "already registered" not in record.getMessage()
+
+    logger.addFilter(is_of_something_else)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_of_something_else)
 
 
 class ParamsParser(ConfigParserBase):
