@@ -12,7 +12,7 @@ def main() -> None:
     settings = load(GatewaySettings, prog="pixtral-serve gateway")
     if settings.workers == 1:
         run(GatewayTier, settings)
-    run_workers("pixtral_gateway.worker", settings.shares(), GatewayTier.services)
+    run_workers("pixtral_gateway.worker", settings, settings.workers, GatewayTier.services)
 
 
 if __name__ == "__main__":

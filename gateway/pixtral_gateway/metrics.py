@@ -14,7 +14,7 @@ PERMITS = Gauge(
 PERMITS_LIMIT = Gauge(
     "pixtral_gateway_permits_limit",
     "Completions, counts and uploads that may run at once",
-    multiprocess_mode="livesum",
+    multiprocess_mode="livemax",
 )
 TIME_TO_FIRST_TOKEN = Histogram(
     "pixtral_gateway_time_to_first_token_seconds",

@@ -8,6 +8,7 @@ import grpc
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.guarded_redis import GuardedRedis
 from pixtral_core.cache.wire_format import DType
+from pixtral_core.concurrency.shared_counts import ALONE, SharedCounts
 from pixtral_core.errors import StartupError
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
 from pixtral_core.server.channel import ClientTls, open_channel
@@ -40,9 +41,11 @@ class GatewayTier:
     services: tuple[str, ...] = (SERVICE,)
     quiet: tuple[str, ...] = ()
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, counts: SharedCounts = ALONE) -> None:
+        """`counts` are those of all workers, where there are several."""
         self._settings = settings
-        self._tenants = Tenants(settings.api_keys, workers=settings.workers)
+        self._counts = counts
+        self._tenants = Tenants(settings.api_keys, counts)
         self._service = ChatService(settings, self._tenants)
         self._openai = OpenAiApi(settings, self._tenants)
         self._tiers: Tiers | None = None
@@ -102,6 +105,7 @@ class GatewayTier:
             settings.max_concurrent_requests or 1,
             self._tenants,
             max_image_bytes=settings.max_concurrent_image_bytes,
+            counts=self._counts,
         )
         pipeline = Pipeline(
             images=RequestImages(reader, names),
@@ -121,9 +125,7 @@ class GatewayTier:
         self._tenants.start()
         await self._tiers.start()
         if settings.max_concurrent_requests is None:
-            self._sizing = asyncio.create_task(
-                follow_capacity(admission, self._tiers.decoders, settings.workers)
-            )
+            self._sizing = asyncio.create_task(follow_capacity(admission, self._tiers.decoders))
 
     async def failed(self) -> None:
         """Returns only for a fault of our own: what goes wrong behind a gateway can mend itself."""

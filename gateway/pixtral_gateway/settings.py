@@ -60,8 +60,8 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_concurrent_requests: int | None = Field(
         None,
         ge=1,
-        description="Answers and token counts that may run at once; more are refused. Unset: four "
-        "for each answer that the decoders which are ready run at once, 256 for one decoder's 64.",
+        description="Answers and token counts that may run at once; more are refused. Unset: two "
+        "for each answer that the decoders which are ready run and let wait.",
     )
     max_concurrent_image_bytes: int = Field(
         MAX_IMAGE_BYTES,
@@ -72,8 +72,8 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     workers: int = Field(
         1,
         ge=1,
-        description="Processes that serve on the same port, for more than one core; each keeps an "
-        "equal share of every limit.",
+        description="Processes that serve on the same port, for more than one core; a limit is one "
+        "for all of them together.",
     )
     request_timeout_seconds: float = Field(
         600.0, gt=0, description="The longest that a completion may take."
@@ -107,26 +107,6 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="The largest image that is taken, as width times height."
     )
-
-    def shares(self) -> tuple[Self, ...]:
-        """These settings as each worker gets them."""
-        nbytes = {"max_concurrent_image_bytes": self.max_concurrent_image_bytes // self.workers}
-        if self.max_concurrent_requests is None:
-            return (self.model_copy(update=nbytes),) * self.workers
-        each, rest = divmod(self.max_concurrent_requests, self.workers)
-        return tuple(
-            self.model_copy(update={"max_concurrent_requests": each + (index < rest), **nbytes})
-            for index in range(self.workers)
-        )
-
-    @model_validator(mode="after")
-    def _check_workers(self) -> Self:
-        most = self.max_concurrent_requests
-        if most is not None and self.workers > most:
-            raise ValueError(
-                "workers: more than max_concurrent_requests, of which each has a share"
-            )
-        return self
 
     @property
     def has_page(self) -> bool:

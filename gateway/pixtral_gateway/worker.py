@@ -1,5 +1,7 @@
 """One worker of a gateway that has several."""
 
+from functools import partial
+
 import pixtral_core.server.grpc_polling  # noqa: F401 - before grpc
 from pixtral_core.server.process import run
 from pixtral_core.server.workers import Worker
@@ -8,4 +10,5 @@ from pixtral_gateway.settings import GatewaySettings
 
 if __name__ == "__main__":
     worker = Worker()
-    run(GatewayTier, worker.settings(GatewaySettings), worker)
+    tier = partial(GatewayTier, counts=worker.counts)
+    run(tier, worker.settings(GatewaySettings), worker)

@@ -20,6 +20,7 @@ from pixtral_decoder.embeddings.source import EmbeddingMissing
 from pixtral_decoder.engine.engine import Delta, EngineDead, FinishReason, ImagesNotHeld
 from pixtral_decoder.grpc_service import DecoderService
 from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_decoder.waiting_queue import WaitingQueue
 from tests.decoder.prompts import FINGERPRINT, GREEDY, SPEC, eventually, key_of, prompt_of, values
 from tests.support.generators import generators_of
 
@@ -93,7 +94,7 @@ def decoder(engine: Any, source: Any) -> Decoder:
         source=source,
         limits=Limits(SPEC, 131072, 4096, 4),
         fingerprint=FINGERPRINT,
-        max_admitted=2,
+        queue=WaitingQueue(2, max_wait_seconds=0),
     )
 
 
@@ -135,7 +136,7 @@ async def test_every_missing_image_is_named(decoder: Decoder, engine: Engine) ->
     assert refusal.value.reason == "EMBEDDING_MISSING"
     assert refusal.value.metadata == {"images": "0,2"}
     assert engine.calls == []
-    assert decoder.admitted == 0
+    assert decoder.queue.admitted == 0
 
 
 async def test_an_embedding_of_another_size_does_not_reach_the_engine(
@@ -184,12 +185,11 @@ async def test_a_request_takes_room_for_each_of_its_answers(
     assert shown("requests_admitted") == 2
     with pytest.raises(Overloaded):
         await drain(decoder, prompt_of(1))
-    with pytest.raises(InvalidRequest) as refusal:
-        await drain(decoder, three)
-    assert refusal.value.violations[0][0] == "sampling.n"
     engine.gate.set()
     await running
-    assert decoder.admitted == 0
+    # Alone, it gets in and waits for itself.
+    assert len(await drain(decoder, three)) == 2
+    assert decoder.queue.admitted == 0
 
 
 async def test_a_cancelled_request_leaves_nothing(decoder: Decoder, engine: Engine) -> None:
@@ -199,14 +199,14 @@ async def test_a_cancelled_request_leaves_nothing(decoder: Decoder, engine: Engi
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert (engine.closed, decoder.admitted) == (1, 0)
+    assert (engine.closed, decoder.queue.admitted) == (1, 0)
 
 
 async def test_a_dead_engine_is_unavailable(decoder: Decoder, engine: Engine) -> None:
     engine.error = EngineDead()
     with pytest.raises(Unavailable):
         await drain(decoder, prompt_of(1))
-    assert decoder.admitted == 0
+    assert decoder.queue.admitted == 0
 
 
 async def test_a_call_is_told_how_its_request_went(decoder: Decoder, engine: Engine) -> None:

@@ -13,13 +13,10 @@ from typing import Any
 import grpc
 import httpx
 import psutil
-import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
-from pixtral_gateway.settings import GatewaySettings
-from pixtral_gateway.tenancy.tenants import Tenant, TenantFile
 from tests.e2e.service import sample_value
 from tests.support.fake_tiers import FakeDecoder, Responses, delta
 from tests.support.gateway_harness import eventually
@@ -241,24 +238,53 @@ async def test_a_gateway_whose_workers_cannot_start_ends(
         assert await asyncio.wait_for(running.process.wait(), 120) == 1
 
 
-def test_limits_are_shared_out(model_dir: Path) -> None:
-    settings = GatewaySettings(
-        model_dir=model_dir, decoders=("127.0.0.1:1",), workers=4, max_concurrent_requests=30
-    )
-    assert [share.max_concurrent_requests for share in settings.shares()] == [8, 8, 7, 7]
-    unset = GatewaySettings(model_dir=model_dir, decoders=("127.0.0.1:1",), workers=4)
-    assert [share.max_concurrent_requests for share in unset.shares()] == [None] * 4
-    for shared in (settings, unset):
-        assert sum(share.max_concurrent_image_bytes for share in shared.shares()) == 512 << 20
-    tenant = Tenant("acme")
-    tenant.limit(TenantFile(keys=("k",), requests_at_once=1, tokens_per_minute=1000), 4)
-    assert tenant.requests_at_once == 1
-    assert tenant.tokens.a_minute == 250
-    assert tenant.images.a_minute is None
+async def test_a_limit_is_one_for_all_workers_and_what_a_dead_one_held_comes_back(
+    model_dir: Path, tmp_path: Path, decoders: list[FakeDecoder]
+) -> None:
+    most = 20
+    release = asyncio.Event()
 
+    async def until_released(_: decoder_pb2.GenerateRequest) -> Responses:
+        yield delta("Hello", 1001)
+        await release.wait()
+        yield delta(" world", 1002, finish=chat_pb2.FINISH_REASON_STOP)
 
-def test_no_more_workers_than_permits(model_dir: Path) -> None:
-    with pytest.raises(ValueError, match="workers"):
-        GatewaySettings(
-            model_dir=model_dir, decoders=("127.0.0.1:1",), workers=4, max_concurrent_requests=3
+    for decoder in decoders:
+        decoder.behaviours = [until_released]
+    request = chat_pb2.StreamCompleteRequest(chat=REQUEST.chat)
+    flag = f"--max-concurrent-requests={most}"
+    async with (
+        gateway(model_dir, tmp_path, decoders, flag) as running,
+        running.stubs(1) as first,
+        running.stubs(CONNECTIONS) as stubs,
+    ):
+        # One connection, and so one worker, may use the whole limit.
+        streams: list[Any] = [first[0].StreamComplete(request) for _ in range(most)]
+        for stream in streams:
+            assert (await stream.read()).HasField("delta")
+        (busy,) = running.connected()
+        refused = await asyncio.gather(
+            *(stub.Complete(REQUEST) for stub in stubs), return_exceptions=True
         )
+        assert running.connected() == running.workers()
+        assert {each.code() for each in refused if isinstance(each, grpc.aio.AioRpcError)} == {
+            grpc.StatusCode.RESOURCE_EXHAUSTED
+        }
+        assert len(refused) == CONNECTIONS
+        assert await running.value("pixtral_gateway_permits_limit") == most
+
+        os.kill(busy, signal.SIGKILL)
+        release.set()
+        await eventually(lambda: busy not in running.workers(), 60)
+
+        async def is_served() -> bool:
+            async with running.stubs(1) as (stub,):
+                try:
+                    await stub.Complete(REQUEST)
+                except grpc.aio.AioRpcError:
+                    return False
+            return True
+
+        async with asyncio.timeout(60):
+            while not await is_served():
+                await asyncio.sleep(0.05)

@@ -116,6 +116,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
         super().__init__()
         self.context_length = 32_768
         self.max_running = 4
+        self.capacity = 0
         self.adapters: tuple[str, ...] = ()
         self.calls: list[decoder_pb2.GenerateRequest] = []
         self.cancelled = 0
@@ -158,6 +159,7 @@ class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
             dtype="f32",
             context_length=self.context_length,
             max_running=self.max_running,
+            capacity=self.capacity,
             responses=self.responses,
             adapters=self.adapters,
         )

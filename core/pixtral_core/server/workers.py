@@ -3,14 +3,17 @@
 The parent, which the operator started, holds the ports, shows the metrics of all on one page,
 answers health checks and keeps the workers; each of these is a whole server with an event loop of
 its own, and the kernel deals connections out among them (SO_REUSEPORT). A worker is a new process
-with nothing of its parent's but two pipes: on one it gets its settings and then the word to serve,
-on the other it tells how far it is. It binds once it is loaded, so that whoever accepts can answer.
+with nothing of its parent's but two pipes and a folder of counts: on one pipe it gets its settings
+and then the word to serve, on the other it tells how far it is. It binds once it is loaded, so that
+whoever accepts can answer. What they count together is one limit for all of them; of a worker that
+dies, the parent gives back what it held.
 
 A worker that dies is started again after a second; what it had accepted is lost, as with a pod.
 The fifth death within a minute ends the process, as does a worker that cannot start at first.
 """
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -22,6 +25,7 @@ from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import grpc
@@ -29,6 +33,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2_grpc
 from prometheus_client import multiprocess
 
+from pixtral_core.concurrency.shared_counts import SharedCounts
 from pixtral_core.errors import StartupError
 from pixtral_core.server.process import (
     NOT_SERVING,
@@ -55,20 +60,27 @@ DEATHS_WITHIN_SECONDS = 60.0
 
 
 class Worker:
-    """A worker's own side of its pipes, which are its standard input and output."""
+    """A worker's own side of its pipes, which are its standard input and output.
+
+    Attributes:
+        counts: what it counts together with the other workers.
+    """
 
     def __init__(self) -> None:
-        self._commands: asyncio.StreamReader | None = None
-        self._watching: asyncio.Task[None] | None = None
-
-    @staticmethod
-    def settings(cls: type[S]) -> S:
-        """What the parent sends first."""
+        """Reads what the parent sends first. Blocking."""
         line = bytearray()
         # Not by sys.stdin, which would read on into what follows.
         while (read := os.read(sys.stdin.fileno(), 1)) not in (b"\n", b""):
             line += read
-        return cls.model_validate_json(bytes(line))
+        self._given = json.loads(line)
+        self.counts = SharedCounts(
+            Path(self._given["directory"]), self._given["worker"], self._given["workers"]
+        )
+        self._commands: asyncio.StreamReader | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    def settings(self, cls: type[S]) -> S:
+        return cls.model_validate(self._given["settings"])
 
     async def may_serve(self) -> None:
         """Tells that this worker is loaded; returns once all are."""
@@ -89,27 +101,27 @@ class Worker:
 
 
 def run_workers(
-    module: str, settings: Sequence[ProcessSettings], services: Sequence[str]
+    module: str, settings: ProcessSettings, workers: int, services: Sequence[str]
 ) -> NoReturn:
-    """Keeps a worker, `python -m MODULE`, for each of the settings, until SIGTERM or SIGINT.
+    """Keeps so many workers, `python -m MODULE`, until SIGTERM or SIGINT.
 
-    They differ only in each one's share of the limits. Then all drain, and it exits 0; a second
-    signal ends all at once. Exits 1 where they cannot start, or die too often.
+    Then all drain, and it exits 0; a second signal ends all at once. Exits 1 where they cannot
+    start, or die too often.
     """
-    configure_logging(settings[0].log_level, settings[0].log_format)
+    configure_logging(settings.log_level, settings.log_format)
     with (
         tempfile.TemporaryDirectory(prefix="pixtral-metrics-") as directory,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
-        exit_code = runner.run(_serve(module, settings, services, directory))
+        exit_code = runner.run(_serve(module, settings, workers, services, directory))
     sys.exit(exit_code)
 
 
 async def _serve(
-    module: str, settings: Sequence[ProcessSettings], services: Sequence[str], directory: str
+    module: str, settings: ProcessSettings, workers: int, services: Sequence[str], directory: str
 ) -> int:
     stopping = asyncio.create_task(signalled())
-    parent = _Parent(module, settings, services, directory)
+    parent = _Parent(module, settings, workers, services, directory)
     try:
         await parent.open()
         keeping = asyncio.create_task(parent.keep())
@@ -128,14 +140,17 @@ class _Parent:
     def __init__(
         self,
         module: str,
-        settings: Sequence[ProcessSettings],
+        settings: ProcessSettings,
+        workers: int,
         services: Sequence[str],
         directory: str,
     ) -> None:
         self._module = module
-        self._settings = list(settings)
-        self._first = settings[0]
+        self._settings = self._workers_settings = settings
+        self._workers = workers
         self._directory = directory
+        self._counts = Path(directory, "counts")
+        self._counts.mkdir()
         self._services = ("", *services)
         self._health = health.aio.HealthServicer()
         self._health_server = grpc.aio.server()
@@ -153,28 +168,28 @@ class _Parent:
     async def open(self) -> None:
         """Holds the ports that the workers will listen on. Raises StartupError."""
         bound: dict[str, str] = {}
-        for door in self._first.doors:
-            listen: str | None = getattr(self._first, door)
+        for door in self._settings.doors:
+            listen: str | None = getattr(self._settings, door)
             if listen is not None:
                 held, bound[door] = _hold(listen)
                 self._sockets.append(held)
         registry = metrics_of(self._directory, lambda: [p.pid for p in self._running.values()])
-        self._metrics = start_metrics_server(self._first.metrics_listen, registry)
+        self._metrics = start_metrics_server(self._settings.metrics_listen, registry)
         own = {"health_listen": None, "address_file": None}
-        self._settings = [each.model_copy(update=own | bound) for each in self._settings]
+        self._workers_settings = self._settings.model_copy(update=own | bound)
         self._addresses = Addresses(
             bound["listen"], self._metrics.address, bound.get("http_listen")
         )
         await self._set_health(NOT_SERVING)
-        if self._first.health_listen is not None:
-            bind(self._health_server, self._first.health_listen, None)
+        if self._settings.health_listen is not None:
+            bind(self._health_server, self._settings.health_listen, None)
             await self._health_server.start()
 
     async def keep(self) -> None:
         """Runs until cancelled. Raises StartupError where the workers do not last."""
         try:
             async with asyncio.TaskGroup() as group:
-                for index in range(len(self._settings)):
+                for index in range(self._workers):
                     group.create_task(self._keep(index))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -188,7 +203,7 @@ class _Parent:
                 process.terminate()
         ending = [asyncio.ensure_future(p.wait()) for p in self._running.values()]
         if ending:
-            patience = self._first.drain_seconds + STOP_SECONDS
+            patience = self._settings.drain_seconds + STOP_SECONDS
             _, late = await asyncio.wait(ending, timeout=patience)
             if late:
                 logger.error("%d workers have not ended and are killed", len(late))
@@ -212,6 +227,7 @@ class _Parent:
             self._loaded.discard(index)
             self._serving.discard(index)
             multiprocess.mark_process_dead(process.pid, self._directory)  # type: ignore[no-untyped-call]
+            SharedCounts(self._counts, index, self._workers).give_back()
             if not self._has_served:
                 raise StartupError(f"a worker has ended with {code} before all have served")
             now = time.monotonic()
@@ -235,7 +251,13 @@ class _Parent:
             start_new_session=True,
         )
         self._running[index] = process
-        self._tell(process, self._settings[index].model_dump_json().encode() + b"\n")
+        given = {
+            "worker": index,
+            "workers": self._workers,
+            "directory": str(self._counts),
+            "settings": self._workers_settings.model_dump(mode="json"),
+        }
+        self._tell(process, json.dumps(given).encode() + b"\n")
         return process
 
     async def _follow(self, index: int, process: Process) -> int:
@@ -245,20 +267,20 @@ class _Parent:
                 self._loaded.add(index)
                 if self._has_served:
                     self._tell(process, SERVE)
-                elif len(self._loaded) == len(self._settings):
+                elif len(self._loaded) == self._workers:
                     for each in self._running.values():
                         self._tell(each, SERVE)
             elif line == SERVES:
                 self._serving.add(index)
-                if not self._has_served and len(self._serving) == len(self._settings):
+                if not self._has_served and len(self._serving) == self._workers:
                     self._has_served = True
                     await self._announce()
         return await process.wait()
 
     async def _announce(self) -> None:
-        if self._first.address_file is not None:
-            write_addresses(self._first.address_file, self._addresses)
-        logger.info("%d workers on %s", len(self._settings), self._addresses)
+        if self._settings.address_file is not None:
+            write_addresses(self._settings.address_file, self._addresses)
+        logger.info("%d workers on %s", self._workers, self._addresses)
         if not self._is_closing:
             await self._set_health(SERVING)
 

@@ -1,10 +1,10 @@
 """Admission: permits for requests that run, and an immediate refusal of more."""
 
-from collections import Counter
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Final
 
+from pixtral_core.concurrency.shared_counts import ALONE, SharedCounts
 from pixtral_core.errors import InvalidRequest, Overloaded
 from pixtral_gateway.metrics import PERMITS, PERMITS_LIMIT, REQUESTS
 from pixtral_gateway.tenancy.tenants import Tenant
@@ -37,25 +37,31 @@ class Admission:
 
     A request has its permits until its last byte is sent or given up, even when `limit` shrinks.
     The images of all running requests take at most `max_image_bytes`; they stay in memory as long
-    as one of them may have to be encoded again.
+    as one of them may have to be encoded again. Several workers count together, in `counts`: two
+    that look at the same moment may both refuse the last permit, and never both give it.
 
     With several tenants, the last quarter of permits and of bytes is for tenants that use less than
     an equal share, so that a tenant that floods the gateway leaves room for the others.
     """
 
     def __init__(
-        self, limit: int, tenants: Sized, *, max_image_bytes: int = MAX_IMAGE_BYTES
+        self,
+        limit: int,
+        tenants: Sized,
+        *,
+        max_image_bytes: int = MAX_IMAGE_BYTES,
+        counts: SharedCounts = ALONE,
     ) -> None:
         self._tenants = tenants
-        self._in_use = 0
+        self._permits = counts.held("permits")
+        self._image_bytes = counts.held("image-bytes")
         self._largest = 0
         self._max_image_bytes = max_image_bytes
-        self._held = Counter[str]()
         self.limit = limit
 
     @property
     def in_use(self) -> int:
-        return self._in_use
+        return self._permits.total
 
     @property
     def limit(self) -> int:
@@ -78,19 +84,22 @@ class Admission:
             raise InvalidRequest("sampling.n", f"must be at most {most} on this gateway")
         self._check_room(tenant, answers)
         with tenant.request(images, answers):
-            self._in_use += answers
+            self._permits.add(answers)
             PERMITS.inc(answers)
             permit = Permit(self, tenant)
             try:
+                if self.in_use > self._limit:
+                    # Another worker has taken the same room at the same time.
+                    raise _full()
                 yield permit
             finally:
                 permit.release()
-                self._in_use -= answers
+                self._permits.add(-answers)
                 PERMITS.dec(answers)
 
     def reserve(self, tenant: Tenant, nbytes: int) -> None:
         """Reserves bytes for a request that has a permit. Raises Overloaded."""
-        held, own, most = self._held.total(), self._held[tenant.name], self._max_image_bytes
+        held, own, most = self._image_bytes.total, tenant.image_bytes.total, self._max_image_bytes
         has_share = (
             own
             and len(self._tenants) > 1
@@ -99,12 +108,14 @@ class Admission:
         )
         if nbytes and held and (held + nbytes > most or has_share):
             raise Overloaded("the gateway has no memory left for images: try again later")
-        self._held[tenant.name] += nbytes
+        self._count_bytes(tenant, nbytes)
 
     def release_bytes(self, tenant: Tenant, nbytes: int) -> None:
-        self._held[tenant.name] -= nbytes
-        if not self._held[tenant.name]:
-            del self._held[tenant.name]
+        self._count_bytes(tenant, -nbytes)
+
+    def _count_bytes(self, tenant: Tenant, nbytes: int) -> None:
+        self._image_bytes.add(nbytes)
+        tenant.image_bytes.add(nbytes)
 
     def check(self, tenant: Tenant) -> None:
         """Raises Overloaded, and counts the request, where this tenant would be refused.
@@ -119,11 +130,15 @@ class Admission:
             raise
 
     def _check_room(self, tenant: Tenant, answers: int) -> None:
-        if self._in_use + answers > self._limit or self._has_its_share(tenant, answers):
-            raise Overloaded("the gateway is at its limit of concurrent requests")
+        if self.in_use + answers > self._limit or self._has_its_share(tenant, answers):
+            raise _full()
 
     def _has_its_share(self, tenant: Tenant, answers: int) -> bool:
         if len(self._tenants) == 1:
             return False
-        is_last_quarter = self._in_use + answers > self._limit - self._limit // 4
+        is_last_quarter = self.in_use + answers > self._limit - self._limit // 4
         return is_last_quarter and tenant.in_use + answers > self._limit // len(self._tenants)
+
+
+def _full() -> Overloaded:
+    return Overloaded("the gateway is at its limit of concurrent requests")

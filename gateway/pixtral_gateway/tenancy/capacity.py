@@ -7,27 +7,24 @@ from typing import Final, NoReturn
 from pixtral_gateway.tenancy.admission import Admission
 from pixtral_gateway.upstream.replica import DecoderReplica
 
-# For each answer that the decoders run at once: the others wait there, or are being read, looked
-# up or sent.
-PERMITS_PER_RUNNING: Final = 4
+# For each answer that the decoders take: as many others are being read, looked up, encoded or sent.
+PERMITS_PER_PLACE: Final = 2
 SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
-def room(decoders: Iterable[DecoderReplica], workers: int) -> int:
-    """Permits of one of so many workers for the decoders that are ready; 0 where none is."""
-    places = sum(decoder.max_running for decoder in decoders if decoder.contract is not None)
-    return -(-PERMITS_PER_RUNNING * places // workers)
+def room(decoders: Iterable[DecoderReplica]) -> int:
+    """Permits for the decoders that are ready; 0 where none is."""
+    places = sum(decoder.capacity for decoder in decoders if decoder.contract is not None)
+    return PERMITS_PER_PLACE * places
 
 
-async def follow_capacity(
-    admission: Admission, decoders: Iterable[DecoderReplica], workers: int
-) -> NoReturn:
+async def follow_capacity(admission: Admission, decoders: Iterable[DecoderReplica]) -> NoReturn:
     """Keeps the limit at what there is room for.
 
     While no decoder is ready it stays as it was: that is told as what it is, and not as overload.
     """
     while True:
-        limit = room(decoders, workers) or admission.limit
+        limit = room(decoders) or admission.limit
         if limit != admission.limit:
             admission.limit = limit
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from pixtral_core.concurrency.shared_counts import ALONE, Count, SharedCounts
 from pixtral_core.errors import InvalidRequest, Overloaded, StartupError, Unauthenticated
 from pixtral_gateway.metrics import TENANT_REFUSALS, TENANT_TOKENS
 
@@ -40,14 +41,20 @@ _BEARER: Final = "bearer "
 @dataclass(slots=True)
 class Budget:
     """So much a minute, gathered for a minute at most. What is taken may exceed it: then there is a
-    debt, and nothing is given until it is paid off."""
+    debt, and nothing is given until it is paid off.
+
+    `taken` counts what all workers take together; each keeps the level of all for itself.
+    """
 
     a_minute: int | None
     level: float = 0.0
     since: float = field(default_factory=time.monotonic)
+    taken: Count = field(default_factory=Count.alone)
+    seen: int = 0
 
     def __post_init__(self) -> None:
         self.level = float(self.a_minute or 0)
+        self.seen = self.taken.total
 
     def wait(self) -> float:
         """Seconds until something is given again; 0 is now."""
@@ -58,15 +65,16 @@ class Budget:
 
     def take(self, amount: int) -> None:
         if self.a_minute is not None:
+            self.taken.add(amount)
             self._fill()
-            self.level -= amount
 
     def _fill(self) -> None:
         assert self.a_minute is not None  # noqa: S101 - for the type alone
         now = time.monotonic()
         gained = (now - self.since) * self.a_minute / 60
-        self.level = min(float(self.a_minute), self.level + gained)
-        self.since = now
+        taken = self.taken.total
+        self.level = min(float(self.a_minute), self.level + gained) - (taken - self.seen)
+        self.since, self.seen = now, taken
 
 
 class TenantFile(BaseModel):
@@ -90,7 +98,23 @@ class Tenant:
     tokens: Budget = field(default_factory=lambda: Budget(None))
     images: Budget = field(default_factory=lambda: Budget(None))
     highest_priority: int = 0
-    in_use: int = 0
+    requests: Count = field(default_factory=Count.alone)
+    image_bytes: Count = field(default_factory=Count.alone)
+
+    @classmethod
+    def counted(cls, name: str, counts: SharedCounts) -> "Tenant":
+        """One whose requests several workers count together."""
+        return cls(
+            name,
+            tokens=Budget(None, taken=counts.taken(f"tokens-{name}")),
+            images=Budget(None, taken=counts.taken(f"images-{name}")),
+            requests=counts.held(f"requests-{name}"),
+            image_bytes=counts.held(f"image-bytes-{name}"),
+        )
+
+    @property
+    def in_use(self) -> int:
+        return self.requests.total
 
     def __post_init__(self) -> None:
         for kind in ("prompt", "completion"):
@@ -98,19 +122,14 @@ class Tenant:
         for limit in ("requests", "tokens", "images"):
             TENANT_REFUSALS.labels(self.name, limit)
 
-    def limit(self, read: TenantFile, workers: int = 1) -> None:
-        """Takes up one worker's share of the limits; what is used up of one that stays as it was
-        stays used up."""
+    def limit(self, read: TenantFile) -> None:
+        """Takes up the limits; what is used up of one that stays as it was stays used up."""
         self.highest_priority = read.highest_priority
-        self.requests_at_once = _share(read.requests_at_once, workers)
-        tokens, images = (
-            _share(read.tokens_per_minute, workers),
-            _share(read.images_per_minute, workers),
-        )
-        if self.tokens.a_minute != tokens:
-            self.tokens = Budget(tokens)
-        if self.images.a_minute != images:
-            self.images = Budget(images)
+        self.requests_at_once = read.requests_at_once
+        if self.tokens.a_minute != read.tokens_per_minute:
+            self.tokens = Budget(read.tokens_per_minute, taken=self.tokens.taken)
+        if self.images.a_minute != read.images_per_minute:
+            self.images = Budget(read.images_per_minute, taken=self.images.taken)
 
     def check_room(self, answers: int = 1) -> None:
         """Raises Overloaded where no request for so many answers would be let in now."""
@@ -133,11 +152,11 @@ class Tenant:
         if images and (wait := self.images.wait()):
             raise self._refusal("images", wait)
         self.images.take(images)
-        self.in_use += answers
+        self.requests.add(answers)
         try:
             yield
         finally:
-            self.in_use -= answers
+            self.requests.add(-answers)
 
     def check_priority(self, priority: int) -> None:
         """Raises InvalidRequest where this tenant may not go ahead of others so far."""
@@ -163,14 +182,14 @@ class Tenant:
 class Tenants:
     """The tenants of a file; without one, `public` is the only one, and everyone is it.
 
-    Their limits are divided among so many workers, each of which counts for itself.
+    Each limit is one for all workers, which count in `counts`.
     """
 
-    def __init__(self, path: Path | None, *, workers: int = 1) -> None:
+    def __init__(self, path: Path | None, counts: SharedCounts = ALONE) -> None:
         """Raises StartupError where the file is not one of tenants."""
         self._path = path
-        self._workers = workers
-        self._public = Tenant("public") if path is None else None
+        self._counts = counts
+        self._public = Tenant.counted("public", counts) if path is None else None
         self._by_digest: dict[str, Tenant] = {}
         self._by_name: dict[str, Tenant] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -214,9 +233,11 @@ class Tenants:
         return tenant
 
     def _take_up(self, read: Mapping[str, TenantFile]) -> None:
-        self._by_name = {name: self._by_name.get(name) or Tenant(name) for name in read}
+        self._by_name = {
+            name: self._by_name.get(name) or Tenant.counted(name, self._counts) for name in read
+        }
         for name, each in read.items():
-            self._by_name[name].limit(each, self._workers)
+            self._by_name[name].limit(each)
         self._by_digest = {
             key: self._by_name[name] for name, each in read.items() for key in each.keys
         }
@@ -229,12 +250,11 @@ class Tenants:
                 continue
             self._seen = stamp
             try:
-                read = await asyncio.to_thread(read_tenants, path)
-            except ValueError as error:
+                self._take_up(await asyncio.to_thread(read_tenants, path))
+            except (ValueError, OSError) as error:
                 logger.error("the tenants stay as they were: %s", error)
             else:
-                self._take_up(read)
-                logger.info("%d tenants", len(read))
+                logger.info("%d tenants", len(self._by_name))
 
 
 def read_tenants(path: Path) -> dict[str, TenantFile]:
@@ -266,11 +286,6 @@ def read_tenants(path: Path) -> dict[str, TenantFile]:
 def digest_of(key: str) -> str:
     """As the file has it. A key is random and long: no salt and no slowness is needed."""
     return f"sha256:{hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()}"
-
-
-def _share(limit: int | None, workers: int) -> int | None:
-    # Rounded up: of a limit of one, nobody's share is none.
-    return None if limit is None else -(-limit // workers)
 
 
 def _stamp(path: Path) -> object:

@@ -246,8 +246,8 @@ class EncoderReplica(Replica):
 
 
 class DecoderReplica(Replica):
-    """`context_length`, in tokens, `max_running`, in answers, and `adapters`, by name, are as of
-    the last handshake."""
+    """`context_length`, in tokens, `capacity`, in answers that run and wait there before others are
+    refused, and `adapters`, by name, are as of the last handshake."""
 
     tier = "decoder"
 
@@ -255,7 +255,7 @@ class DecoderReplica(Replica):
         super().__init__(address, channel)
         self.stub = decoder_pb2_grpc.DecoderServiceStub(channel)
         self.context_length = 0
-        self.max_running = 0
+        self.capacity = 0
         self.adapters: frozenset[str] = frozenset()
 
     def has(self, adapter: str) -> bool:
@@ -267,7 +267,8 @@ class DecoderReplica(Replica):
             decoder_pb2.GetDecoderInfoRequest(), timeout=HANDSHAKE_SECONDS
         )
         self.context_length = info.context_length
-        self.max_running = info.max_running
+        # A decoder of before has no word of it.
+        self.capacity = info.capacity or 2 * info.max_running
         self.adapters = frozenset(info.adapters)
         self._hear(info.responses)
         return Contract(info.model, info.fingerprint, info.width, info.dtype)

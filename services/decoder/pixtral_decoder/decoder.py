@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from pixtral_core.errors import FailedPrecondition, InvalidRequest, Overloaded, Unavailable
+from pixtral_core.errors import FailedPrecondition, InvalidRequest, Unavailable
 from pixtral_core.telemetry.request_log import current_span, first_token, note
 from pixtral_decoder.checks import Limits, check_fits, check_prompt
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
@@ -17,12 +17,12 @@ from pixtral_decoder.engine.engine import (
     ImagesNotHeld,
     SamplingRefused,
 )
-from pixtral_decoder.metrics import ADMITTED, ADMITTED_LIMIT
 from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_decoder.waiting_queue import WaitingQueue
 
 
 class Decoder:
-    """Generates at most `max_admitted` choices at once; a request has `n` of them."""
+    """Generates as many choices as `queue` admits; a request has `n` of them."""
 
     def __init__(
         self,
@@ -31,15 +31,13 @@ class Decoder:
         source: EmbeddingSource,
         limits: Limits,
         fingerprint: str,
-        max_admitted: int,
+        queue: WaitingQueue,
     ) -> None:
-        self.admitted = 0
+        self.queue = queue
         self._engine = engine
         self._source = source
         self._limits = limits
         self._fingerprint = fingerprint
-        self._max_admitted = max_admitted
-        ADMITTED_LIMIT.set(max_admitted)
 
     async def generate(self, prompt: Prompt) -> AsyncGenerator[Delta]:
         """Deltas as the engine makes them; closing or cancelling stops the engine's work.
@@ -55,12 +53,7 @@ class Decoder:
         if prompt.adapter and prompt.adapter not in self._engine.adapters:
             raise FailedPrecondition("the decoder has no such adapter", "ADAPTER_MISSING")
         answers = prompt.sampling.n
-        if answers > self._max_admitted:
-            raise InvalidRequest("sampling.n", f"must be at most {self._max_admitted} here")
-        if self.admitted + answers > self._max_admitted:
-            raise Overloaded("the decoder's queue is full")
-        self.admitted += answers
-        ADMITTED.inc(answers)
+        self.queue.enter(answers)
         stream = _StreamRecord()
         try:
             # The engine may drop an image after it was asked for it: then all are sent again.
@@ -85,8 +78,7 @@ class Decoder:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None
         finally:
             stream.end()
-            self.admitted -= answers
-            ADMITTED.dec(answers)
+            self.queue.leave(answers, stream.run_seconds)
 
     async def close(self) -> None:
         await self._source.close()
@@ -133,12 +125,17 @@ class Decoder:
 class _StreamRecord:
     """Puts the times and tokens of one stream into the request's log line and span."""
 
-    __slots__ = ("_began", "_first", "_tokens")
+    __slots__ = ("_began", "_first", "_scheduled", "_tokens")
 
     def __init__(self) -> None:
-        self._began = 0.0
+        self._began = self._scheduled = 0.0
         self._first: float | None = None
         self._tokens = 0
+
+    @property
+    def run_seconds(self) -> float | None:
+        """How long the engine has run it so far; None where it has not begun."""
+        return None if self._first is None else time.monotonic() - self._scheduled
 
     def begin(self) -> None:
         self._began = time.monotonic()
@@ -158,6 +155,6 @@ class _StreamRecord:
     def _record_first(self, delta: Delta, now: float) -> None:
         first_token()
         note(cached_tokens=delta.cached_tokens, queue_seconds=delta.queue_seconds)
-        scheduled = min(self._began + delta.queue_seconds, now)
-        current_span().part("queue", self._began, scheduled)
-        current_span().part("prefill", scheduled, now, cached_tokens=delta.cached_tokens)
+        self._scheduled = min(self._began + delta.queue_seconds, now)
+        current_span().part("queue", self._began, self._scheduled)
+        current_span().part("prefill", self._scheduled, now, cached_tokens=delta.cached_tokens)

@@ -65,7 +65,8 @@ class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
     async def GetDecoderInfo(
         self, request: decoder_pb2.GetDecoderInfoRequest, context: Context
     ) -> decoder_pb2.GetDecoderInfoResponse:
-        info, admitted = self.info, self.decoder.admitted
+        info, queue = self.info, self.decoder.queue
+        admitted = queue.admitted
         running = min(admitted, info.max_running)
         return decoder_pb2.GetDecoderInfoResponse(
             model=info.model,
@@ -78,6 +79,7 @@ class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
             waiting=admitted - running,
             responses=self._responses,
             adapters=info.adapters,
+            capacity=queue.capacity,
         )
 
 

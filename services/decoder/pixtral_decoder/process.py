@@ -28,6 +28,7 @@ from pixtral_decoder.grpc_service import DecoderInfo, DecoderService
 from pixtral_decoder.metrics import ENGINE_UP
 from pixtral_decoder.settings import DecoderSettings
 from pixtral_decoder.vllm_hooks import plugin
+from pixtral_decoder.waiting_queue import WaitingQueue
 
 # What vLLM takes from a generation_config.json where a request does not say.
 SAMPLING_DEFAULTS = (
@@ -113,7 +114,7 @@ class DecoderTier:
                 has_priorities=engine.has_priorities,
             ),
             fingerprint=made_by,
-            max_admitted=settings.max_running + settings.max_waiting,
+            queue=WaitingQueue(engine.max_running, settings.max_wait_seconds),
         )
         info = DecoderInfo(
             model=settings.model_name,
@@ -121,11 +122,17 @@ class DecoderTier:
             width=spec.width,
             dtype=settings.dtype,
             context_length=engine.context_length,
-            max_running=settings.max_running,
+            max_running=engine.max_running,
             adapters=engine.adapters,
         )
         self._service.decoder, self._service.info = self._decoder, info
-        logger.info("%s in %s, %d tokens of context", info.model, info.dtype, info.context_length)
+        logger.info(
+            "%s in %s, %d tokens of context, %d answers at once",
+            info.model,
+            info.dtype,
+            info.context_length,
+            info.max_running,
+        )
 
     async def failed(self) -> None:
         await self._engine.wait_dead()

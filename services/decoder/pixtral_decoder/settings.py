@@ -56,9 +56,18 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
         description="Tokens of a prompt and its answer together; at most the model's own.",
     )
     max_images: int = Field(32, ge=1, description="The most images in one prompt.")
-    max_running: int = Field(64, ge=1, description="Answers that the engine works on at once.")
-    max_waiting: int = Field(
-        256, ge=0, description="Answers that wait for the engine before more are refused."
+    max_running: int | None = Field(
+        None,
+        ge=1,
+        description="Answers that the engine works on at once; unset: as many as vLLM runs by "
+        "itself on the device, 1024 on a GPU of 70 GiB or more, 256 on a smaller one or an A100, "
+        "128 on a CPU.",
+    )
+    max_wait_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="How long an answer may wait for the engine, by the rate at which answers were "
+        "seen to end; one that would wait longer is refused at once.",
     )
     peer_seconds: float = Field(
         5.0, gt=0, description="How long fetching one embedding from an encoder may take."

@@ -1,8 +1,10 @@
 import contextlib
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
 
+from pixtral_core.concurrency.shared_counts import SharedCounts
 from pixtral_core.errors import Overloaded
 from pixtral_gateway.tenancy.admission import Admission
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
@@ -113,3 +115,47 @@ def test_what_is_refused_anyway_is_told_before_it_is_read() -> None:
     assert refused() == before + 2
     admission.check(limited)
     assert admission.in_use == 0
+
+
+def workers(directory: Path, limit: int, **most: int) -> list[tuple[Admission, Tenant]]:
+    """Two workers of one gateway: each one's admission, and the same tenant as each has it."""
+    both = [SharedCounts(directory, own, 2) for own in range(2)]
+    return [
+        (Admission(limit, Tenants(None), counts=each, **most), Tenant.counted("a", each))
+        for each in both
+    ]
+
+
+def test_workers_have_one_limit_of_permits(tmp_path: Path) -> None:
+    (first, mine), (second, same) = workers(tmp_path, 3)
+    with first.permit(mine, 0), first.permit(mine, 0), second.permit(same, 0):
+        assert (first.in_use, second.in_use) == (3, 3)
+        for admission, tenant in ((first, mine), (second, same)):
+            with pytest.raises(Overloaded), admission.permit(tenant, 0):
+                pass
+        assert (first.in_use, mine.in_use, same.in_use) == (3, 3, 3)
+    assert (first.in_use, second.in_use) == (0, 0)
+
+
+def test_workers_have_one_limit_of_image_bytes(tmp_path: Path) -> None:
+    (first, mine), (second, same) = workers(tmp_path, 4, max_image_bytes=100)
+    with first.permit(mine, 1) as held, second.permit(same, 1) as other:
+        held.reserve(60)
+        with pytest.raises(Overloaded):
+            other.reserve(60)
+        other.reserve(40)
+    with second.permit(same, 1) as alone:
+        alone.reserve(1000)
+
+
+def test_the_last_permit_is_not_given_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, mine), (second, same) = workers(tmp_path, 1)
+    # Both have looked before either has taken it.
+    monkeypatch.setattr(first, "_check_room", lambda *_: None)
+    with second.permit(same, 0):
+        with pytest.raises(Overloaded), first.permit(mine, 0):
+            pass
+        assert second.in_use == 1
+    assert (first.in_use, mine.in_use) == (0, 0)

@@ -18,7 +18,7 @@ from tests.support.gateway_harness import eventually
 
 @pytest.fixture
 async def tiers(decoders: list[FakeDecoder]) -> AsyncIterator[Tiers]:
-    decoders[1].max_running = 6
+    decoders[1].capacity = 12
     tiers = watching([], decoders)
     await tiers.start()
     await eventually(lambda: all(decoder.contract for decoder in tiers.decoders))
@@ -30,7 +30,7 @@ async def tiers(decoders: list[FakeDecoder]) -> AsyncIterator[Tiers]:
 async def admission(tiers: Tiers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Admission]:
     monkeypatch.setattr(capacity, "SECONDS_BETWEEN_LOOKS", 0.01)
     admission = Admission(1, Tenants(None))
-    sizing = asyncio.create_task(follow_capacity(admission, tiers.decoders, 1))
+    sizing = asyncio.create_task(follow_capacity(admission, tiers.decoders))
     yield admission
     sizing.cancel()
 
@@ -41,10 +41,10 @@ async def go(decoder: FakeDecoder, tiers: Tiers) -> None:
     next(r for r in tiers.decoders if r.address == decoder.address).lost()
 
 
-async def test_workers_have_a_share_each_rounded_up(tiers: Tiers) -> None:
-    assert room(tiers.decoders, 1) == 4 * (4 + 6)
-    assert room(tiers.decoders, 3) == 14
-    assert room([], 1) == 0
+async def test_there_are_two_permits_for_each_answer_that_the_decoders_take(tiers: Tiers) -> None:
+    # One of them is of a version that does not say how many it takes, but how many it runs.
+    assert room(tiers.decoders) == 2 * (2 * 4 + 12)
+    assert room([]) == 0
 
 
 async def test_the_limit_follows_the_decoders_and_takes_no_permit_away(
@@ -73,7 +73,7 @@ async def test_the_limit_follows_the_decoders_and_takes_no_permit_away(
 
 async def test_without_a_decoder_the_limit_stays_as_it_was() -> None:
     admission = Admission(8, Tenants(None))
-    sizing = asyncio.create_task(follow_capacity(admission, [], 1))
+    sizing = asyncio.create_task(follow_capacity(admission, []))
     await asyncio.sleep(0)
 
     # So that what is not there is told of as that, and not as overload.

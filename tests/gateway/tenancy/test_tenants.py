@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_cli import main
+from pixtral_core.concurrency.shared_counts import SharedCounts
 from pixtral_core.errors import (
     InvalidRequest,
     Overloaded,
@@ -22,7 +23,7 @@ from pixtral_core.server.process import running
 from pixtral_gateway.process import GatewayTier
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.settings import GatewaySettings
-from pixtral_gateway.tenancy.tenants import Budget, Tenants, digest_of
+from pixtral_gateway.tenancy.tenants import Budget, Tenant, TenantFile, Tenants, digest_of
 from tests.support.fake_tiers import FakeDecoder, FakeEncoder
 from tests.support.gateway_harness import Harness, ask, eventually
 from tests.support.gateway_pictures import image, picture, text, user
@@ -339,3 +340,25 @@ async def _over_http(url: str) -> None:
             )
             assert answered.status_code == 200
         assert (await session.get("/health")).status_code == 200
+
+
+def test_workers_have_one_limit_of_each_kind(tmp_path: Path) -> None:
+    read = TenantFile(keys=("k",), requests_at_once=2, tokens_per_minute=100, images_per_minute=3)
+    first, second = (Tenant.counted("a", SharedCounts(tmp_path, own, 2)) for own in range(2))
+    for each in (first, second):
+        each.limit(read)
+    with first.request(1), second.request(1):
+        for each in (first, second):
+            with pytest.raises(Overloaded, match="requests"), each.request(0):
+                pass
+    with first.request(1), pytest.raises(Overloaded, match="images"), second.request(1):
+        pass
+    first.use("prompt", 60)
+    second.check_room()
+    second.use("completion", 60)
+    for each in (first, second):
+        with pytest.raises(Overloaded, match="tokens"):
+            each.check_room()
+    # What another worker took before the limit changed is not taken from the new one.
+    second.limit(read.model_copy(update={"tokens_per_minute": 200}))
+    second.check_room()

@@ -183,6 +183,7 @@ class GetDecoderInfoResponse(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     RESPONSES_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     fingerprint: _builtins.str
     """Names the embeddings that this decoder takes."""
@@ -198,6 +199,8 @@ class GetDecoderInfoResponse(_message.Message):
     """The number of responses to all callers since the start. A decoder hangs if it has work and this
     does not grow.
     """
+    capacity: _builtins.int
+    """How many requests may run and wait before others are refused, as of now."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of its LoRA adapters."""
@@ -215,10 +218,11 @@ class GetDecoderInfoResponse(_message.Message):
         waiting: _builtins.int = ...,
         responses: _builtins.int = ...,
         adapters: _abc.Iterable[_builtins.str] | None = ...,
+        capacity: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "context_length", b"context_length", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_running", b"max_running", "model", b"model", "responses", b"responses", "running", b"running", "waiting", b"waiting", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "capacity", b"capacity", "context_length", b"context_length", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_running", b"max_running", "model", b"model", "responses", b"responses", "running", b"running", "waiting", b"waiting", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -158,6 +158,11 @@ class DecoderEngine:
         return int(self._llm.model_config.max_model_len)
 
     @property
+    def max_running(self) -> int:
+        """Answers that it works on at once; the others wait."""
+        return int(self._llm.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
     def has_priorities(self) -> bool:
         """Whether it takes waiting requests by their priority."""
         return bool(self._llm.vllm_config.scheduler_config.policy == "priority")

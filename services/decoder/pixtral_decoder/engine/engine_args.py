@@ -67,7 +67,8 @@ class EngineOptions:
         dtype: of the language model's weights and activations; "auto" is the checkpoint's own.
         context_length: most tokens that a prompt and its answer hold together, where the model
             takes as many.
-        max_running: most requests that the engine runs at once; the others wait.
+        max_running: most requests that the engine runs at once; the others wait. None is as many
+            as vLLM takes by itself for the device.
         max_images: most images in one prompt.
         image_cache_bytes: image embeddings that the engine keeps.
         kv_cache_bytes: memory for keys and values; None is what the GPU has left.
@@ -81,7 +82,7 @@ class EngineOptions:
     model_dir: Path
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     context_length: int = 32768
-    max_running: int = 64
+    max_running: int | None = None
     max_images: int = 32
     image_cache_bytes: int = GIB
     kv_cache_bytes: int | None = None
@@ -175,7 +176,8 @@ def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
 
 def _step_tokens(options: EngineOptions) -> int | None:
     # vLLM refuses fewer than one for each request, and would not choose more for their sake.
-    return options.max_running if options.max_running > LEAST_STEP_TOKENS else None
+    most = options.max_running
+    return most if most is not None and most > LEAST_STEP_TOKENS else None
 
 
 def _check_spare_slot(options: EngineOptions) -> None:

@@ -1,0 +1,84 @@
+"""Counts that several processes keep together, in files that all of them map into their memory.
+
+Each process writes a cell of its own and reads those of all, so that no lock is needed and none can
+be left behind by a process that dies. What such a process held is given back by whoever cleans up
+after it; what it has taken stays taken.
+"""
+
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+CELL_BYTES: Final = 8
+_HELD, _TAKEN = "held-", "taken-"
+
+
+class Count:
+    """The sum of what each process has added. A process adds from one thread."""
+
+    __slots__ = ("_cells", "_own")
+
+    def __init__(self, cells: memoryview, own: int) -> None:
+        self._cells = cells
+        self._own = own
+
+    @classmethod
+    def alone(cls) -> "Count":
+        """Of this process and no other."""
+        return cls(memoryview(bytearray(CELL_BYTES)).cast("q"), 0)
+
+    @property
+    def total(self) -> int:
+        return sum(self._cells)
+
+    @property
+    def own(self) -> int:
+        """What this process has added."""
+        return self._cells[self._own]
+
+    def add(self, amount: int) -> None:
+        self._cells[self._own] += amount
+
+
+@dataclass(frozen=True, slots=True)
+class SharedCounts:
+    """The counts of process number `own` of so many; they are in `directory`, by their names.
+
+    Names are those of files. With no directory there is one process.
+    """
+
+    directory: Path | None = None
+    own: int = 0
+    processes: int = 1
+
+    def held(self, name: str) -> Count:
+        """A count of what is given back in the end."""
+        return self._count(_HELD + name)
+
+    def taken(self, name: str) -> Count:
+        """A count that only grows."""
+        return self._count(_TAKEN + name)
+
+    def give_back(self) -> None:
+        """Gives back what this number's process held; only after it has ended. Blocking."""
+        if self.directory is None:
+            return
+        for path in self.directory.glob(f"{_HELD}*"):
+            count = self._count(path.name)
+            count.add(-count.own)
+
+    def _count(self, name: str) -> Count:
+        if self.directory is None:
+            return Count.alone()
+        size = self.processes * CELL_BYTES
+        # The first process makes the file, of zeros. Its blocks are taken now: on a full disk, an
+        # error here is better than the signal that ends a process which writes to it later.
+        with (self.directory / name).open("a+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            cells = memoryview(mmap.mmap(file.fileno(), size)).cast("q")
+        return Count(cells, self.own)
+
+
+ALONE: Final = SharedCounts()

@@ -1,0 +1,109 @@
+"""Admits answers to the engine and to the queue before it, which is bounded by time."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Final
+
+from pixtral_core.errors import Overloaded
+from pixtral_decoder.metrics import ADMITTED, ADMITTED_LIMIT
+
+# What was seen so long ago counts a third of what is seen now.
+MEMORY_SECONDS: Final = 30.0
+# For so long after answers begin to wait, their rate is mostly what they took before that.
+PRIOR_SECONDS: Final = 1.0
+# Each one that waits keeps its prompt and its images' embeddings in memory.
+MOST_WAITING: Final = 10_000
+MOST_RETRY_SECONDS: Final = 60.0
+
+
+class WaitingQueue:
+    """Counts the answers that run and wait, and knows how long the next one would wait.
+
+    The engine runs `max_running` at once. Behind them, an answer waits until as many as are ahead
+    of it have ended. They end at the rate that was seen while answers waited, and before any has
+    ended in such a time, at the rate that follows from how long one took to run. Before any has
+    ended at all, as many may wait as run.
+
+    Attributes:
+        admitted: answers that run or wait.
+    """
+
+    def __init__(
+        self,
+        max_running: int,
+        max_wait_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.admitted = 0
+        self._max_running = max_running
+        self._max_seconds = max_wait_seconds
+        self._clock = clock
+        self._looked_at = clock()
+        # While answers waited: how many ended, and in how long; what is long past fades.
+        self._ended = self._seconds = 0.0
+        # How long an answer runs: a moving mean.
+        self._run_seconds: float | None = None
+        ADMITTED_LIMIT.set(self.capacity)
+
+    @property
+    def capacity(self) -> int:
+        """How many answers may run and wait before others are refused, as of now."""
+        return self._max_running + self._most_waiting(self._rate())
+
+    def enter(self, answers: int) -> None:
+        """Admits so many answers to one request. A request that is alone always gets in.
+
+        Raises Overloaded where they would wait too long.
+        """
+        rate = self._rate()
+        ahead = self.admitted + answers - self._max_running
+        if self.admitted and ahead > self._most_waiting(rate):
+            seconds = math.inf if not rate else ahead / rate
+            wait = f"about {seconds:.0f} s" if seconds < math.inf else "longer than is known"
+            raise Overloaded(
+                f"the decoder's queue is full: an answer would wait {wait}",
+                min(max(1.0, seconds - self._max_seconds), MOST_RETRY_SECONDS),
+            )
+        self._count(answers)
+
+    def leave(self, answers: int, run_seconds: float | None) -> None:
+        """Counts out so many answers, which ran for so long; None says that they never ran."""
+        if run_seconds is not None:
+            self._look()
+            if self.admitted > self._max_running:
+                self._ended += answers
+            known = self._run_seconds
+            # The newest of as many as run at once is a small part of them.
+            part = 1.0 if known is None else answers / (self._max_running + answers)
+            self._run_seconds = run_seconds * part + (known or 0.0) * (1 - part)
+        self._count(-answers)
+
+    def _count(self, answers: int) -> None:
+        self._look()
+        self.admitted += answers
+        ADMITTED.set(self.admitted)
+        ADMITTED_LIMIT.set(self.capacity)
+
+    def _look(self) -> None:
+        now = self._clock()
+        passed, self._looked_at = now - self._looked_at, now
+        if self.admitted > self._max_running:
+            fading = math.exp(-passed / MEMORY_SECONDS)
+            self._ended *= fading
+            self._seconds = self._seconds * fading + MEMORY_SECONDS * (1 - fading)
+
+    def _rate(self) -> float | None:
+        """Answers that end in a second while others wait; None where nothing is known of it."""
+        self._look()
+        if self._run_seconds is None:
+            return None
+        before = PRIOR_SECONDS * self._max_running / max(self._run_seconds, 1e-3)
+        return (self._ended + before) / (self._seconds + PRIOR_SECONDS)
+
+    def _most_waiting(self, rate: float | None) -> int:
+        if not self._max_seconds:
+            return 0
+        if rate is None:
+            return self._max_running
+        return min(int(rate * self._max_seconds), MOST_WAITING)
