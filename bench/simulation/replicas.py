@@ -16,7 +16,7 @@ Work: TypeAlias = Generator[simpy.Event, Any, None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The tiers' own settings, as `deploy/k8s` has them."""
+    """The tiers' settings in docs/scaling.md; a decoder's queue is bounded by a number here."""
 
     permits: int = 256
     batch_patches: int = 16_384

@@ -160,9 +160,11 @@ class DecoderTier:
 
 
 def _engine_options(settings: DecoderSettings) -> EngineOptions:
+    computes_in = settings.compute_dtype or settings.dtype
     return EngineOptions(
         model_dir=settings.model_dir,
-        dtype="bfloat16" if settings.dtype is DType.BF16 else "float32",
+        dtype="bfloat16" if computes_in is DType.BF16 else "float32",
+        may_widen=settings.compute_dtype is None,
         context_length=settings.context_length,
         max_running=settings.max_running,
         max_images=settings.max_images,

@@ -37,7 +37,12 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
         "consolidated*.safetensors, tekken.json."
     )
     dtype: Literal[DType.BF16, DType.F32] = Field(
-        DType.BF16, description="Of weights and embeddings; the encoders must have the same."
+        DType.BF16, description="Of embeddings and weights; the encoders must have the same."
+    )
+    compute_dtype: Literal[DType.BF16, DType.F32] | None = Field(
+        None,
+        description="What the language model computes in; unset: dtype, or f32 on a CPU without "
+        "instructions for bf16, where it is several times as fast and takes twice the memory.",
     )
     vision_fp8: bool = Field(
         False,

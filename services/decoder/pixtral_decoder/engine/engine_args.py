@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pixtral_core.model.vision_spec import read_params
+from pixtral_decoder.engine.compute_dtype import imitates_bfloat16
 from pixtral_decoder.vllm_hooks import exit_with_parent
 from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE, CONFIG_FORMAT
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
+
+logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
 SCHEDULER = "pixtral_decoder.vllm_hooks.scheduler.scheduler"
@@ -65,6 +68,7 @@ class EngineOptions:
     Attributes:
         model_dir: a checkpoint in Mistral format.
         dtype: of the language model's weights and activations; "auto" is the checkpoint's own.
+        may_widen: take float32 for bfloat16 on a CPU that only imitates it.
         context_length: most tokens that a prompt and its answer hold together, where the model
             takes as many.
         max_running: most requests that the engine runs at once; the others wait. None is as many
@@ -81,6 +85,7 @@ class EngineOptions:
 
     model_dir: Path
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    may_widen: bool = False
     context_length: int = 32768
     max_running: int | None = None
     max_images: int = 32
@@ -156,6 +161,12 @@ def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
         arguments |= {"enable_lora": True, "max_loras": len(options.adapters)}
     if current_platform.is_cpu():
         _prepare_cpu(options)
+        if _is_widened(options):
+            logger.info(
+                "the language model computes in float32, which this CPU multiplies much faster "
+                "than bfloat16, and takes twice the memory; with compute_dtype it does as you say"
+            )
+            arguments["dtype"] = "float32"
         arguments |= {
             "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
             # Compiling takes longer than it saves within minutes of serving.
@@ -191,6 +202,16 @@ def _context_length(options: EngineOptions) -> int:
     params = read_params(options.model_dir)
     named = (params.get("max_position_embeddings"), params.get("max_seq_len"))
     return min([options.context_length, *(int(length) for length in named if length)])
+
+
+def _is_widened(options: EngineOptions) -> bool:
+    if not options.may_widen or options.dtype != "bfloat16":
+        return False
+    # vLLM's quantized products take 16 bits alone.
+    is_quantized = "quantization" in options.more or "quantization" in read_params(
+        options.model_dir
+    )
+    return not is_quantized and imitates_bfloat16()
 
 
 def _prepare_cpu(options: EngineOptions) -> None:
