@@ -17,6 +17,7 @@ from pixtral_decoder.checks import Limits
 from pixtral_decoder.decoder import Decoder
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.embeddings.source import EmbeddingMissing
+from pixtral_decoder.embeddings.waiting_bytes import WaitingBytes
 from pixtral_decoder.engine.engine import Delta, EngineDead, FinishReason, ImagesNotHeld
 from pixtral_decoder.grpc_service import DecoderService
 from pixtral_decoder.request import ImagePlace, Prompt
@@ -88,13 +89,19 @@ def source() -> Source:
 
 
 @pytest.fixture
-def decoder(engine: Any, source: Any) -> Decoder:
+def waiting() -> WaitingBytes:
+    return WaitingBytes(2 * GRID.tokens, 1)
+
+
+@pytest.fixture
+def decoder(engine: Any, source: Any, waiting: WaitingBytes) -> Decoder:
     return Decoder(
         engine=engine,
         source=source,
         limits=Limits(SPEC, 131072, 4096, 4),
         fingerprint=FINGERPRINT,
         queue=WaitingQueue(2, max_wait_seconds=0),
+        waiting_bytes=waiting,
     )
 
 
@@ -200,6 +207,29 @@ async def test_a_cancelled_request_leaves_nothing(decoder: Decoder, engine: Engi
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (engine.closed, decoder.queue.admitted) == (1, 0)
+
+
+async def test_images_that_wait_have_so_much_memory_and_those_that_run_have_none_of_it(
+    decoder: Decoder, engine: Engine, waiting: WaitingBytes
+) -> None:
+    prompt = prompt_of(1, (key_of("a"), GRID), 2, (key_of("b"), GRID))
+    leave = waiting.take(prompt_of(1, (key_of("c"), GRID)).images)
+    with pytest.raises(Overloaded):
+        await drain(decoder, prompt)
+    assert (engine.calls, decoder.queue.admitted) == ([], 0)
+    # What the engine holds is in none of this process's memory.
+    engine.held = {prompt.images[0].identity}
+    engine.gate.clear()
+    stream = decoder.generate(prompt)
+    await anext(stream)
+    assert waiting.bytes == GRID.tokens
+    leave()
+    engine.gate.set()
+    await stream.aclose()
+    engine.error = EngineDead()
+    with pytest.raises(Unavailable):
+        await drain(decoder, prompt)
+    assert waiting.bytes == 0
 
 
 async def test_a_dead_engine_is_unavailable(decoder: Decoder, engine: Engine) -> None:

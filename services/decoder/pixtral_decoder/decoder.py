@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 from pixtral_core.errors import FailedPrecondition, InvalidRequest, Unavailable
 from pixtral_core.telemetry.request_log import current_span, first_token, note
 from pixtral_decoder.checks import Limits, check_fits, check_prompt
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.embeddings.source import EmbeddingMissing, EmbeddingSource, record
+from pixtral_decoder.embeddings.waiting_bytes import WaitingBytes
 from pixtral_decoder.engine.engine import (
     DecoderEngine,
     Delta,
@@ -32,8 +33,10 @@ class Decoder:
         limits: Limits,
         fingerprint: str,
         queue: WaitingQueue,
+        waiting_bytes: WaitingBytes,
     ) -> None:
         self.queue = queue
+        self._waiting_bytes = waiting_bytes
         self._engine = engine
         self._source = source
         self._limits = limits
@@ -54,8 +57,10 @@ class Decoder:
             raise FailedPrecondition("the decoder has no such adapter", "ADAPTER_MISSING")
         answers = prompt.sampling.n
         self.queue.enter(answers)
-        stream = _StreamRecord()
+        stream, begun = _StreamRecord(), ExitStack()
         try:
+            awaited = (image for image in prompt.images if not self._engine.holds(image))
+            begun.callback(self._waiting_bytes.take(awaited))
             # The engine may drop an image after it was asked for it: then all are sent again.
             for resend in (False, True):
                 embeddings = await self._embeddings(prompt.images, skip_held=not resend)
@@ -64,6 +69,7 @@ class Decoder:
                 try:
                     async with aclosing(generated) as deltas:
                         async for delta in deltas:
+                            begun.close()
                             stream.add(delta)
                             yield delta
                     break
@@ -77,6 +83,7 @@ class Decoder:
         except EngineDead:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None
         finally:
+            begun.close()
             stream.end()
             self.queue.leave(answers, stream.run_seconds)
 

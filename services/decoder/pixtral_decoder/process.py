@@ -21,6 +21,7 @@ from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_param
 from pixtral_decoder.checks import Limits
 from pixtral_decoder.decoder import Decoder
 from pixtral_decoder.embeddings.source import EmbeddingSource, PeerEncoders
+from pixtral_decoder.embeddings.waiting_bytes import WaitingBytes
 from pixtral_decoder.engine.engine import DecoderEngine, EngineNotStarted
 from pixtral_decoder.engine.engine_args import BadEngineArguments, EngineOptions
 from pixtral_decoder.engine.lora_adapters import BadAdapter
@@ -115,6 +116,9 @@ class DecoderTier:
             ),
             fingerprint=made_by,
             queue=WaitingQueue(engine.max_running, settings.max_wait_seconds),
+            waiting_bytes=WaitingBytes(
+                settings.max_waiting_bytes, spec.width * settings.dtype.itemsize
+            ),
         )
         info = DecoderInfo(
             model=settings.model_name,

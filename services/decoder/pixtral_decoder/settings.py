@@ -74,6 +74,12 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
         description="How long an answer may wait for the engine, by the rate at which answers were "
         "seen to end; one that would wait longer is refused at once.",
     )
+    max_waiting_bytes: int = Field(
+        4096 * MIB,
+        ge=64 * MIB,
+        description="Embeddings of requests that the engine has not begun, each image once; requests "
+        "with more are refused.",
+    )
     peer_seconds: float = Field(
         5.0, gt=0, description="How long fetching one embedding from an encoder may take."
     )

@@ -12,7 +12,7 @@ from pixtral_decoder.metrics import ADMITTED, ADMITTED_LIMIT
 MEMORY_SECONDS: Final = 30.0
 # For so long after answers begin to wait, their rate is mostly what they took before that.
 PRIOR_SECONDS: Final = 1.0
-# Each one that waits keeps its prompt and its images' embeddings in memory.
+# Each one that waits keeps its prompt in memory.
 MOST_WAITING: Final = 10_000
 MOST_RETRY_SECONDS: Final = 60.0
 

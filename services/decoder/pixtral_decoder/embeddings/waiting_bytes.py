@@ -1,0 +1,40 @@
+"""Bounds the memory of embeddings whose requests the engine has not begun."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from pixtral_core.errors import Overloaded
+from pixtral_decoder.request import ImagePlace
+
+
+class WaitingBytes:
+    """Counts each image once, however many requests wait with it."""
+
+    def __init__(self, most_bytes: int, token_bytes: int) -> None:
+        """`token_bytes` are those of one image token."""
+        self.bytes = 0
+        self._most = most_bytes
+        self._token_bytes = token_bytes
+        self._requests = Counter[str]()
+
+    def take(self, images: Iterable[ImagePlace]) -> Callable[[], None]:
+        """Counts the images of a request in; what it returns counts them out, once.
+
+        Raises Overloaded where they are too many, unless there are none yet.
+        """
+        sizes = {image.identity: image.grid.tokens * self._token_bytes for image in images}
+        more = sum(size for name, size in sizes.items() if not self._requests[name])
+        if more and self.bytes and self.bytes + more > self._most:
+            raise Overloaded("the decoder has no memory left for images that wait")
+        self.bytes += more
+        self._requests.update(sizes.keys())
+
+        def leave() -> None:
+            while sizes:
+                name, size = sizes.popitem()
+                self._requests[name] -= 1
+                if not self._requests[name]:
+                    del self._requests[name]
+                    self.bytes -= size
+
+        return leave
