@@ -77,8 +77,8 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_waiting_bytes: int = Field(
         4096 * MIB,
         ge=64 * MIB,
-        description="Embeddings of requests that the engine has not begun, each image once; requests "
-        "with more are refused.",
+        description="Embeddings of requests that the engine has not begun, each image once; "
+        "requests with more are refused.",
     )
     peer_seconds: float = Field(
         5.0, gt=0, description="How long fetching one embedding from an encoder may take."
