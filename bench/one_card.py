@@ -173,7 +173,9 @@ async def ask_by_turns(
 ) -> dict[str, dict[str, list[Seen]]]:
     numbers = itertools.count()
     seen: dict[str, dict[str, list[Seen]]] = {side: {} for side in sides}
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    # A server closes a connection that rests for some seconds; one is not used again after that.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1)
+    async with aiohttp.ClientSession(connector=connector) as session:
         doors = {
             (side, tokens): http_door(session, *where, tokens=tokens)
             for side, where in sides.items()

@@ -1,7 +1,8 @@
 """Checkpoints that a decoder refuses before it starts its engine."""
 
-import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -20,8 +21,9 @@ def model_dir(checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def refusal(model_dir: Path) -> str:
-    tier = DecoderTier(DecoderSettings(model_dir=model_dir, redis_url="redis://127.0.0.1:1"))
+async def refusal(model_dir: Path, **more: Any) -> str:
+    settings = DecoderSettings(model_dir=model_dir, redis_url="redis://127.0.0.1:1", **more)
+    tier = DecoderTier(settings)
     try:
         with pytest.raises(StartupError) as refused:
             await tier.start()
@@ -52,5 +54,17 @@ async def test_a_model_without_its_output(model_dir: Path) -> None:
     weights.unlink()
     save_file(tensors, weights)
     assert "no file holds output.weight" in await refusal(model_dir)
-    params = json.loads((model_dir / "params.json").read_text())
-    assert "tied_embeddings" not in params
+
+
+async def test_a_measurement_without_weights_needs_none(model_dir: Path) -> None:
+    weights = model_dir / "consolidated.safetensors"
+    vision = {name: each for name, each in load_file(weights).items() if "vision" in name}
+    weights.unlink()
+    save_file(vision, weights)
+    assert "no file holds tok_embeddings.weight" in await refusal(model_dir)
+    # It goes on to the engine, which refuses an argument that does not exist.
+    dummy = {"load_format": "dummy", "no_such_argument": 1}
+    with warnings.catch_warnings():
+        # vLLM's own, at import.
+        warnings.simplefilter("ignore")
+        assert "no_such_argument" in await refusal(model_dir, engine_args=dummy)
