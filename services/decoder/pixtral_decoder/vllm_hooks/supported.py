@@ -35,6 +35,7 @@ HOOKS = (
     "one_line_json",
     "refusals",
     "scheduler",
+    "start_failure",
     "structure_check",
     "tensor_handover",
 )
