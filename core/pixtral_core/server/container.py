@@ -1,0 +1,71 @@
+"""The processors and the memory that this process may use: its container's, not the whole node's.
+
+Linux alone. The limits are those of the process's control group and of all groups above it, in
+version 2 or version 1.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_ROOT = Path("/")
+
+
+def cpus(root: Path = _ROOT) -> int:
+    """Processors that this process may run on, at least 1; a part of one counts as one."""
+    quotas = [quota for quota in _cpu_quotas(root) if quota > 0]
+    return max(1, min(len(os.sched_getaffinity(0)), *(math.ceil(each) for each in quotas), 1 << 16))
+
+
+def memory_bytes(root: Path = _ROOT) -> int:
+    """Bytes above which this process, and those that it starts, are ended or the node is full."""
+    node = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = (
+        _number(directory / name)
+        for controller, name in (("", "memory.max"), ("memory", "memory.limit_in_bytes"))
+        for directory in _groups(root, controller)
+    )
+    return min((node, *(limit for limit in limits if limit)))
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    for directory in _groups(root, ""):
+        with suppress(OSError, ValueError):
+            # "max 100000" where there is none.
+            quota, period = (directory / "cpu.max").read_text().split()
+            yield int(quota) / int(period)
+    for directory in _groups(root, "cpu"):
+        quota_us = _number(directory / "cpu.cfs_quota_us")
+        period_us = _number(directory / "cpu.cfs_period_us")
+        if quota_us and period_us:
+            yield quota_us / period_us
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The directories of the group that this process is in, and of those above it.
+
+    `controller` is one of version 1; version 2 has all of them in one tree, and no name.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controller not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        group = top / path.lstrip("/")
+        # A container without a namespace of its own sees the node's path, and its own group on top.
+        yield group
+        yield from (above for above in group.parents if above.is_relative_to(top))
+
+
+def _number(path: Path) -> int | None:
+    """None where there is no file, or no limit in it."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
