@@ -14,7 +14,7 @@ export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf targets-check fuzz fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf targets-check fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ test-wheel: $(INSTALLED) ## Install the wheel with each extra alone, and try it 
 # A decoder alone beside all the rest. Starting takes half a minute more.
 fuzz: $(INSTALLED) ## Send every door wrong, odd and hostile input for MINUTES=10; SEED= another
 	@$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=line fuzz-doors fuzz-decoder
+
+fuzz-images: $(INSTALLED) ## Show gateway and encoder COUNT=100000 mutated images, and compare with vLLM's reading; SEED= others
+	@$(BIN)/python -m tests.fuzz.images --count $(or $(COUNT),100000) --seed $(SEED)
 
 fuzz-doors: $(INSTALLED)
 	@$(BIN)/python -m tests.fuzz --seconds $$(($(or $(MINUTES),10) * 60)) --seed $(SEED)

@@ -21,10 +21,10 @@ from pixtral_core.cache.embedding_key import from_proto
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.errors import NotFound
+from pixtral_core.image.header import read_header
 from pixtral_core.model.vision_spec import VisionSpec, read_params
 from pixtral_core.server.process import run
 from pixtral_core.settings import ModelSettings, RedisSettings, load
-from pixtral_gateway.images.image_header import read_header
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 

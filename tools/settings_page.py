@@ -21,7 +21,10 @@ TIERS: dict[str, type[ProcessSettings]] = {
     "decoder": DecoderSettings,
 }
 # Their defaults are the machine's.
-OF_THE_MACHINE = {"decode_threads": "its cores, at most 8"}
+OF_THE_MACHINE = {
+    "decode_processes": "the container's processors, at most 8",
+    "decode_bytes": "a quarter of the container's memory",
+}
 
 HEAD = """\
 # Settings

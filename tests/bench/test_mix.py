@@ -5,7 +5,7 @@ import pytest
 
 from bench.mix import Album, Asked, Mix, plan
 from bench.simulation.arrivals import constant, trace
-from pixtral_gateway.images.image_header import read_header
+from pixtral_core.image.header import read_header
 
 MIX = Mix(sizes=("32x48", "64x32"), window=20)
 SALT = b"12345678"

@@ -114,7 +114,7 @@ async def test_what_is_stored_and_held_is_the_towers_output(
     embedding = wire_format.decode(key_of(image), value, width=spec.width, dtype=DType.F32)
     assert (embedding.rows, embedding.cols) == (5, 21)
     preprocessor = Preprocessor(spec, workers=1, max_pixels=10**6, timeout_seconds=30)
-    pixels = await preprocessor.pixels(await preprocessor.open(image))
+    pixels = await preprocessor.pixels(await preprocessor.open(image, bytes(32)))
     preprocessor.close()
     (expected,) = tower.embed([tower.stage(pixels)])
     assert np.array_equal(np.frombuffer(embedding.data, "<f4"), expected.numpy().ravel())

@@ -275,7 +275,7 @@ class Stack:
         ]
 
     def _encoder_flags(self) -> list[str]:
-        return [*self._mutual, "--dtype=f32", "--threads=1", "--decode-threads=1"]
+        return [*self._mutual, "--dtype=f32", "--threads=1", "--decode-processes=1"]
 
     def _decoder_flags(self) -> list[str]:
         return [

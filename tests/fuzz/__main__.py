@@ -73,7 +73,7 @@ def fuzz(seconds: float, seed: int) -> bool:
 
 
 def images(tenth: float, seed: int) -> bool:
-    ended = asyncio.run(fuzz_images(PIXTRAL, seed, seconds=SEEDED * tenth))
+    ended = fuzz_images(PIXTRAL, seed, seconds=SEEDED * tenth)
     print(f"images of seed {seed}: {ended.total()}")
     for ending, count in ended.most_common():
         print(f"  {count:7} {ending}")

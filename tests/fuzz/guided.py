@@ -6,7 +6,6 @@ What is found on the way is kept in the directory and begun with the next time; 
 among the regressions. Other arguments are libFuzzer's.
 """
 
-import asyncio
 import random
 import sys
 from pathlib import Path
@@ -15,8 +14,9 @@ import atheris
 
 with atheris.instrument_imports(
     include=[
-        "pixtral_gateway.images.image_header",
-        "pixtral_encoder.image.decode_work",
+        "pixtral_core.image.header",
+        "pixtral_core.image.orientation",
+        "pixtral_encoder.image.pixel_parts",
         *(f"PIL.{name}ImagePlugin" for name in ("Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")),
     ]
 ):
@@ -34,7 +34,7 @@ def main() -> None:
     files = originals()
     for name, data in files.items():
         (corpus / name.translate({ord(" "): "-", ord(":"): ""})).write_bytes(data)
-    loop, images = asyncio.new_event_loop(), Images(PIXTRAL)
+    images = Images(PIXTRAL)
 
     def mutated(data: bytes, most: int, seed: int) -> bytes:
         if random.Random(seed).random() < 0.3:
@@ -43,7 +43,7 @@ def main() -> None:
 
     atheris.Setup(
         [*sys.argv, f"-max_len={MAX_BYTES}", f"-artifact_prefix={REGRESSIONS}/"],
-        lambda data: loop.run_until_complete(images.check(data)),
+        images.check,
         custom_mutator=mutated,
     )
     atheris.Fuzz()

@@ -1,25 +1,39 @@
-"""What must hold of any bytes that are shown as an image."""
+"""What must hold of any bytes that are shown as an image.
 
-import asyncio
-import base64
+    python -m tests.fuzz.images [--count 100000] [--seed 0]
+
+What breaks is kept under tests/fuzz/regressions, and ends the run with exit code 1.
+"""
+
+import argparse
 import hashlib
+import io
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mistral_common.protocol.instruct.chunk import ImageURLChunk
-from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
-from numpy.typing import NDArray
+from mistral_common.tokens.tokenizers.image import transform_image
+from PIL import ExifTags, Image, ImageOps
 
-from pixtral_core.errors import InvalidRequest
+from pixtral_core.image.header import BadHeader, read_header
 from pixtral_core.model.vision_spec import VisionSpec
-from pixtral_encoder.image.preprocess import Preprocessor
-from pixtral_gateway.images.image_header import BadHeader, ImageHeader, read_header
+from pixtral_encoder.image.decoding import TargetSize, Undecodable, decode
 from tests.fuzz.pictures import Mutator, originals
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 REGRESSIONS = Path(__file__).parent / "regressions" / "images"
 MAX_PIXELS = 1 << 20
 # One that takes so long, of a few hundred kilobytes and at most a megapixel, does not end soon.
@@ -39,16 +53,7 @@ PIXTRAL = VisionSpec.from_params(
     }
 )
 # Not the one for too long a time.
-REASONS = frozenset(
-    {
-        "IMAGE_FORMAT_UNSUPPORTED",
-        "IMAGE_MALFORMED",
-        "IMAGE_TOO_MANY_PIXELS",
-        "IMAGE_TOO_COMPLEX",
-    }
-)
-# Pillow's name of a JPEG behind which there are more of them.
-SAME = {"MPO": "JPEG"}
+REASONS = frozenset({"IMAGE_MALFORMED", "IMAGE_TOO_COMPLEX"})
 
 
 class Broken(AssertionError):
@@ -56,64 +61,101 @@ class Broken(AssertionError):
 
 
 class Images:
-    """The gateway's look at a file and the encoder's, side by side."""
+    """The gateway's look at a file, the encoder's, and what Pillow makes of it by itself.
+
+    Pillow stands for vLLM here, which has it turn an image upright, and mistral_common resize it.
+    """
 
     def __init__(self, spec: VisionSpec) -> None:
-        self._preprocessor = Preprocessor(
-            spec, workers=1, max_pixels=MAX_PIXELS, timeout_seconds=SECONDS
-        )
+        warnings.filterwarnings("ignore", module="PIL")
         self._spec = spec
-        self._reference = ImageEncoder(
-            ImageConfig(spec.patch_size, spec.max_image_size, spec.merge_size),
-            SpecialImageIDs(10, 12, 13),
-        )
 
-    def close(self) -> None:
-        self._preprocessor.close()
-
-    async def check(self, data: bytes) -> str:
+    def check(self, data: bytes) -> str:
         """What became of it. Raises Broken, or whatever else should not be raised."""
         try:
             header = read_header(data)
         except BadHeader:
-            header = None
-        if header is None or header.width * header.height > MAX_PIXELS:
-            # It never gets to an encoder, which is to bear it all the same.
-            return f"gateway, encoder: {await self._looked_at(data)}"
+            return "IMAGE_MALFORMED by its header"
+        if header is None:
+            return "IMAGE_FORMAT_UNSUPPORTED"
+        if header.width * header.height > MAX_PIXELS:
+            return "IMAGE_TOO_MANY_PIXELS"
+        size = TargetSize(*self._spec.resized(self._spec.grid(header.width, header.height)))
+        began = time.monotonic()
         try:
-            opened = await self._preprocessor.open(data)
-            found = (opened.image.format or "", opened.image.size)
-            pixels = await self._preprocessor.pixels(opened)
-        except InvalidRequest as refused:
+            pixels = decode(data, header, size)
+        except Undecodable as refused:
             if refused.reason not in REASONS:
                 raise Broken(refused.reason) from None
             return refused.reason
-        self._agree(header, *found)
-        if opened.grid != self._spec.grid(header.width, header.height):
-            raise Broken("another grid")
-        if not np.array_equal(pixels, self._expected(data)):
-            raise Broken("not the pixels that mistral_common has")
-        return "taken"
+        except Exception:
+            # Pillow's decoders raise any type; so does the process that decodes take them.
+            return "IMAGE_MALFORMED"
+        if time.monotonic() - began > SECONDS:
+            raise Broken("too slow")
+        image = _as_vllm_has_it(data)
+        if image is None:
+            return "taken, and Pillow refuses it for what no pixel needs"
+        if image.format_name != header.format.upper():
+            raise Broken(f"{header.format} for the gateway, {image.format_name} for Pillow")
+        if image.size != (header.width, header.height):
+            raise Broken(f"{header.width}x{header.height} for the gateway, {image.size} for vLLM")
+        if not np.array_equal(
+            pixels, transform_image(image.pixels, (size.width, size.height)).transpose(1, 2, 0)
+        ):
+            raise Broken("not the pixels that vLLM has")
+        return "taken" if image.is_vllms else "taken and turned, where vLLM does not"
 
-    async def _looked_at(self, data: bytes) -> str:
-        try:
-            await self._preprocessor.open(data)
-        except InvalidRequest as refused:
-            if refused.reason not in REASONS:
-                raise Broken(refused.reason) from None
-            return refused.reason
-        return "opened"
 
-    @staticmethod
-    def _agree(header: ImageHeader, form: str, size: tuple[int, int]) -> None:
-        if header.format.upper() != SAME.get(form, form):
-            raise Broken(f"{header.format} for the gateway, {form} for the encoder")
-        if (header.width, header.height) != size:
-            raise Broken(f"{header.width}x{header.height} for the gateway, {size} for the encoder")
+@dataclass(frozen=True, slots=True)
+class _Upright:
+    format_name: str
+    size: tuple[int, int]
+    pixels: Image.Image
+    is_vllms: bool
 
-    def _expected(self, data: bytes) -> NDArray[np.float32]:
-        url = "data:image/any;base64," + base64.b64encode(data).decode()
-        return self._reference(ImageURLChunk(image_url=url)).image
+
+def _as_vllm_has_it(data: bytes) -> _Upright | None:
+    """None where Pillow does not take it."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        # Pillow's name of a JPEG behind which there are more of them.
+        name = {"MPO": "JPEG"}.get(image.format or "", image.format or "")
+        image.load()
+        image.convert("RGB")
+    except Exception:
+        return None
+    image, is_vllms = _turned(image)
+    size = image.size
+    if image.mode == "I;16":
+        # The one way in which we differ.
+        image = _scaled(image)
+    return _Upright(name, size, image, is_vllms)
+
+
+def _turned(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Upright, and whether vLLM has it so.
+
+    Where Pillow raises, vLLM leaves the image as it is: where it cannot read the block, and where
+    it cannot write it again without the orientation, which matters to nobody.
+    """
+    try:
+        return ImageOps.exif_transpose(image), True
+    except Exception:
+        with suppress(Exception):
+            found = image.getexif().get(ExifTags.Base.Orientation)
+            turn = next((turn for number, turn in TURNS.items() if number == found), None)
+            if turn is not None:
+                return image.transpose(turn), False
+    return image, True
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    grey = (np.asarray(image) >> 8).astype(np.uint8)
+    key = image.info.get("transparency")
+    if key is not None:
+        grey[np.asarray(image) == key] = 255
+    return Image.fromarray(grey)
 
 
 def replayed() -> list[Path]:
@@ -121,33 +163,38 @@ def replayed() -> list[Path]:
     return sorted(REGRESSIONS.glob("*"))
 
 
-@contextmanager
-def images(spec: VisionSpec) -> Iterator[Images]:
-    made = Images(spec)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-async def fuzz_images(
+def fuzz_images(
     spec: VisionSpec, seed: int, *, count: int | None = None, seconds: float | None = None
 ) -> Counter[str]:
     """So many files, or for so long. What breaks is kept among the regressions, and raised."""
     mutator, ended = Mutator(seed, list(originals().values())), Counter[str]()
     until = None if seconds is None else time.monotonic() + seconds
-    with images(spec) as under:
-        while ended.total() != count and (until is None or time.monotonic() < until):
-            data = mutator.next()
-            try:
-                ended[await under.check(data)] += 1
-            except BaseException as error:
-                if not isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
-                    keep(data, REGRESSIONS)
-                raise
+    under = Images(spec)
+    while ended.total() != count and (until is None or time.monotonic() < until):
+        data = mutator.next()
+        try:
+            ended[under.check(data)] += 1
+        except Exception:
+            keep(data, REGRESSIONS)
+            raise
     return ended
 
 
 def keep(data: bytes, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.images")
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    ended = fuzz_images(PIXTRAL, given.seed, count=given.count)
+    print(f"{ended.total()} files of seed {given.seed}, and gateway, encoder and vLLM agree on all")
+    for ending, count in ended.most_common():
+        print(f"  {count:7} {ending}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,18 +2,31 @@
 
 import io
 import random
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SIZES = (0, 1, 2, 15, 16, 17, 255, 1024, 4096, 16383, 16384, 65535, 1 << 24, 2**31 - 1, 2**32 - 1)
 TRAILERS = (b"PK\x03\x04" + bytes(40), b"<script>alert(1)</script>", b"%PDF-1.7\n", bytes(3000))
-PNG_KINDS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"iCCP")
+PNG_KINDS = (
+    b"IHDR",
+    b"PLTE",
+    b"tRNS",
+    b"IDAT",
+    b"IEND",
+    b"acTL",
+    b"fcTL",
+    b"fdAT",
+    b"iCCP",
+    b"eXIf",
+)
+TIFF = re.compile(rb"MM\0\*|II\*\0")
 MODES = ("1", "L", "LA", "P", "RGB")
 Blocks = list[tuple[bytes, bytes]]
 
@@ -37,6 +50,23 @@ def turned(orientation: int) -> bytes:
     return exif.tobytes()
 
 
+def xmp(orientation: int) -> bytes:
+    return b'<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % orientation
+
+
+def with_xmp(orientation: int) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp(orientation).decode())
+    return info
+
+
+def behind(data: bytes) -> bytes:
+    """A PNG whose EXIF block comes after its pixels."""
+    blocks = list(chunks_of(data))
+    blocks.sort(key=lambda block: (block[0] == b"IEND", block[0] == b"eXIf"))
+    return PNG_SIGNATURE + b"".join(png_chunk(kind, body) for kind, body in blocks)
+
+
 def originals() -> dict[str, bytes]:
     """By what they are; each of them whole, and cut short."""
     frames = [picture(seed) for seed in range(3)]
@@ -50,6 +80,8 @@ def originals() -> dict[str, bytes]:
         "png 2 bits": saved(picture(3).quantize(4), "PNG", bits=2),
         "png ICC": saved(picture(4), "PNG", icc_profile=bytes(3000)),
         "png EXIF": saved(picture(4), "PNG", exif=turned(6)),
+        "png EXIF behind": behind(saved(picture(4), "PNG", exif=turned(8))),
+        "png XMP": saved(picture(4), "PNG", pnginfo=with_xmp(6)),
         "png animated": saved(frames[0], "PNG", **more),
         "jpeg": saved(picture(5), "JPEG"),
         "jpeg grey": saved(picture(5, "L"), "JPEG"),
@@ -63,7 +95,11 @@ def originals() -> dict[str, bytes]:
         "webp": saved(picture(9), "WEBP"),
         "webp lossless": saved(picture(9), "WEBP", lossless=True),
         "webp transparent": saved(picture(9, "RGBA"), "WEBP"),
+        "jpeg XMP": saved(picture(8), "JPEG", xmp=xmp(6)),
+        "jpeg EXIF and XMP": saved(picture(8), "JPEG", exif=turned(8), xmp=xmp(6)),
         "webp EXIF": saved(picture(9), "WEBP", exif=turned(3), icc_profile=bytes(100)),
+        "webp turned": saved(picture(9), "WEBP", exif=turned(6)),
+        "webp XMP": saved(picture(9), "WEBP", xmp=xmp(5)),
         "webp animated": saved(frames[0], "WEBP", **more),
         "gif": saved(picture(10, "P"), "GIF"),
         "gif grey": saved(picture(10, "L"), "GIF", comment=b"," * 300),
@@ -90,6 +126,8 @@ class Mutator:
     def mutated(self, data: bytes) -> bytes:
         rng = self._rng
         of_its_kind: Callable[[bytes], bytes] = self._anything
+        if rng.random() < 0.2 and (begin := TIFF.search(data)):
+            return self._exif(data, begin.start())
         if data.startswith(PNG_SIGNATURE):
             of_its_kind = self._png
         elif data.startswith(b"\xff\xd8"):
@@ -125,6 +163,15 @@ class Mutator:
                 return data[:at] + other[self._at(other) :]
             case _:
                 return data + rng.choice((*TRAILERS, rng.choice(self._files)))
+
+    def _exif(self, data: bytes, begin: int) -> bytes:
+        """Another number in a block's header, its directory or its values."""
+        rng, changed = self._rng, bytearray(data)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            at = begin + rng.randrange(64)
+            if at < len(changed):
+                changed[at] = rng.choice((*range(13), 0x12, 0x2A, 0x2B, rng.randrange(256)))
+        return bytes(changed)
 
     def _at(self, data: bytes) -> int:
         # Headers are where readers differ.

@@ -47,20 +47,20 @@ ELSEWHERE = {
         "test_a_redirect_to_elsewhere_or_without_end_is_not_followed",
     ),
     "IMAGE_BLOCKS": (
-        "tests/gateway/images/test_image_header.py",
+        "tests/core/image/test_header.py",
         "test_endless_headers_are_given_up",
     ),
     "IMAGE_SCANS": (
-        "tests/encoder/image/test_preprocess.py",
-        "test_a_file_that_is_all_parts_is_refused_before_it_is_opened",
+        "tests/encoder/image/test_pixel_parts.py",
+        "test_a_file_that_is_all_parts_is_too_much_work",
     ),
     "IMAGE_SCANNED_PIXELS": (
-        "tests/encoder/image/test_preprocess.py",
+        "tests/encoder/image/test_pixel_parts.py",
         "test_the_larger_a_picture_the_fewer_scans_may_go_over_it",
     ),
     "IMAGE_JUNK_BYTES": (
-        "tests/encoder/image/test_preprocess.py",
-        "test_a_file_that_is_all_parts_is_refused_before_it_is_opened",
+        "tests/encoder/image/test_pixel_parts.py",
+        "test_a_file_that_is_all_parts_is_too_much_work",
     ),
     "PROMPT_LOGPROBS_IN_ALL": (
         "tests/gateway/checks/test_validation.py",

@@ -24,7 +24,7 @@ from pixtral_gateway.request import Begun, Delta, Event, FinishReason, Request
 from pixtral_gateway.tenancy.admission import MAX_IMAGE_BYTES
 from pixtral_gateway.tenancy.tenants import Tenant
 from pixtral_gateway.upstream.placement import rendezvous
-from tests.gateway.images.test_image_header import png_of
+from tests.core.image.test_header import png_of
 from tests.support.fake_tiers import (
     FINGERPRINT,
     FakeDecoder,

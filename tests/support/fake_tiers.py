@@ -10,8 +10,8 @@ from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, enco
 from pixtral.v1 import chat_pb2
 from pixtral_core.cache.embedding_key import EmbeddingKey, from_proto
 from pixtral_core.errors import ServingError, to_status
+from pixtral_core.image.header import read_header
 from pixtral_core.model.vision_spec import VisionSpec
-from pixtral_gateway.images.image_header import read_header
 
 WIDTH = 64
 FINGERPRINT = "f00d"

@@ -14,7 +14,8 @@ from pixtral_core.model.vision_spec import VisionSpec
 
 # To be raised with any change that moves an embedding's values: decoding, resizing,
 # normalisation, or the tower's arithmetic beyond rounding.
-PREPROCESSING_VERSION = 1
+# 2: photographs are turned upright, and 16-bit grey is scaled.
+PREPROCESSING_VERSION = 2
 
 # To be raised with any change of what the tower's products in 8 bits do beyond rounding.
 FP8_VERSION = 1

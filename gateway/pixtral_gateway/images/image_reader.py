@@ -7,9 +7,9 @@ import hashlib
 from dataclasses import dataclass
 
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.image.header import BadHeader, ImageHeader, read_header
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_gateway.checks.conversation import ImageSource
-from pixtral_gateway.images.image_header import BadHeader, ImageHeader, read_header
 from pixtral_gateway.images.named_images import ImageSize
 from pixtral_gateway.images.url_fetch import Fetcher
 

@@ -26,7 +26,8 @@ TRANSFERS: Final = 4
 # magic, width, height, bytes of the file, SHA-256 of the key; the CRC-32 of these follows.
 _RECORD = struct.Struct("<4sIIQ32s")
 _CHECKSUM = struct.Struct("<I")
-_MAGIC = b"PXI1"
+# 1: width and height were those before a photograph was turned upright.
+_MAGIC = b"PXI2"
 
 show_from_the_start("image_find", "image_keep", "image_get", "image_put", "image_delete")
 for operation in ("image_find", "image_get"):

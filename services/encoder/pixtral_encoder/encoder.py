@@ -203,7 +203,7 @@ class Encoder:
             self._held.put(key, found, len(found.value))
             return EncodedResult(found.grid, Source.REDIS, stored=True)
         with current_span().child("open"):
-            opened = await self._preprocessor.open(image)
+            opened = await self._preprocessor.open(image, key.image_sha256)
         value = await self._encode(key, opened, latest_deadline)
         self._held.put(key, CachedEmbedding(opened.grid, value), len(value))
         with current_span().child("store", bytes=len(value)):

@@ -14,6 +14,13 @@ IMAGES_DROPPED = Counter(
 )
 DROPPED_LATE = IMAGES_DROPPED.labels("late")
 DROPPED_LEFT = IMAGES_DROPPED.labels("left")
+DECODERS_ENDED = Counter(
+    "pixtral_encoder_decoders_ended_total",
+    "Processes that ended at an image: timeout, it took too long to decode; lost, by themselves",
+    ["reason"],
+)
+DECODERS_ENDED_TIMEOUT = DECODERS_ENDED.labels("timeout")
+DECODERS_ENDED_LOST = DECODERS_ENDED.labels("lost")
 QUEUED_PATCHES = Gauge(
     "pixtral_encoder_queued_patches", "Patches of images that are admitted and not yet embedded"
 )

@@ -13,9 +13,11 @@ from pixtral_core.errors import StartupError
 from pixtral_core.model.checkpoint import read_spec
 from pixtral_core.model.fingerprint import fingerprint
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
+from pixtral_core.server import container
 from pixtral_encoder.batcher import Batcher
 from pixtral_encoder.encoder import Encoder
 from pixtral_encoder.grpc_service import EncoderInfo, EncoderService
+from pixtral_encoder.image.decode_processes import NoProcess
 from pixtral_encoder.image.preprocess import Preprocessor
 from pixtral_encoder.settings import EncoderSettings
 from pixtral_encoder.tower import fp8, malloc
@@ -26,8 +28,8 @@ from pixtral_encoder.tower.weights import load_tower
 logger = logging.getLogger(__name__)
 
 TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
-# By itself torch takes one for each physical core.
-THREADS = torch.get_num_threads()
+# By itself torch takes one for each physical core, of the node where a container has a part of it.
+THREADS = min(torch.get_num_threads(), container.cpus())
 
 
 class EncoderTier:
@@ -78,16 +80,18 @@ class EncoderTier:
                 f"the vision tower does not run on {_describe(tower.device)}; "
                 "with enforce_eager it needs no C compiler"
             ) from None
+        preprocessor = Preprocessor(
+            spec,
+            workers=settings.decode_processes,
+            max_pixels=settings.max_image_pixels,
+            timeout_seconds=settings.decode_seconds,
+            memory_bytes=settings.decode_bytes,
+        )
         self._encoder = Encoder(
             spec=spec,
             dtype=settings.dtype,
             fingerprint=made_by,
-            preprocessor=Preprocessor(
-                spec,
-                workers=settings.decode_threads,
-                max_pixels=settings.max_image_pixels,
-                timeout_seconds=settings.decode_seconds,
-            ),
+            preprocessor=preprocessor,
             tower=tower,
             batcher=batcher,
             store=EmbeddingStore.from_url(
@@ -98,6 +102,10 @@ class EncoderTier:
             queue_bytes=settings.queue_bytes,
             max_image_bytes=settings.max_image_bytes,
         )
+        try:
+            await preprocessor.start()
+        except NoProcess:
+            raise StartupError("a process that decodes images does not start") from None
         info = EncoderInfo(
             model=settings.model_name,
             fingerprint=made_by,

@@ -1,12 +1,12 @@
 """The settings of an encoder."""
 
-import os
 from typing import Literal
 
 from PIL import Image
 from pydantic import DirectoryPath, Field
 
 from pixtral_core.cache.wire_format import DType
+from pixtral_core.server import container
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
 from pixtral_core.settings import Address, ModelSettings, RedisSettings
 
@@ -47,8 +47,14 @@ class EncoderSettings(ModelSettings, RedisSettings):
     threads: int = Field(
         0, ge=0, description="CPU threads of the vision tower; 0: one a physical core."
     )
-    decode_threads: int = Field(
-        min(8, os.cpu_count() or 1), ge=1, description="Images decoded at the same time."
+    decode_processes: int = Field(
+        min(8, container.cpus()), ge=1, description="Processes that decode images, one each."
+    )
+    decode_bytes: int = Field(
+        container.memory_bytes() // 4,
+        ge=1,
+        description="Memory for images that are being decoded, all together: 64 million pixels "
+        "need 1.1 GiB, and 1.8 as a WebP. An image that is alone is decoded in any case.",
     )
     decode_seconds: float = Field(
         10.0, gt=0, description="How long one image may take to decode and resize."

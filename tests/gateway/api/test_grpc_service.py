@@ -15,7 +15,7 @@ from pixtral_core.errors import InvalidRequest, StartupError, from_rpc_error
 from pixtral_core.server.process import running
 from pixtral_gateway.process import GatewayTier
 from pixtral_gateway.settings import GatewaySettings
-from tests.gateway.images.test_image_header import png_of
+from tests.core.image.test_header import png_of
 from tests.support.fake_tiers import (
     TOOL_CALLS,
     FakeDecoder,

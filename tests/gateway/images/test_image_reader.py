@@ -9,7 +9,7 @@ from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.checks.conversation import ImageSource
 from pixtral_gateway.images.image_reader import ImageReader
 from pixtral_gateway.images.named_images import ImageSize
-from tests.gateway.images.test_image_header import png_of
+from tests.core.image.test_header import png_of
 from tests.support.gateway_pictures import picture
 
 PATH = "messages[1].content[0].image.data"

@@ -24,7 +24,7 @@ from pixtral_gateway.images.uploads import Uploads
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.tenancy.admission import Admission
 from pixtral_gateway.tenancy.tenants import Budget, Tenant, Tenants
-from tests.gateway.images.test_image_header import png_of
+from tests.core.image.test_header import png_of
 from tests.support.fake_tiers import FakeDecoder, FakeEncoder
 from tests.support.gateway_harness import SCOPE, Client, Harness, eventually
 from tests.support.gateway_pictures import image_named, picture, text, user

@@ -1,148 +1,135 @@
-"""Turns an image file into the tower's input, exactly as `mistral_common` does.
-
-Pillow's own check for truncated data (`ImageFile.LOAD_TRUNCATED_IMAGES` off, its default) is
-relied on: what cannot be decoded in full is refused.
-"""
+"""Turns image files into the tower's input, in processes of their own."""
 
 import asyncio
-import io
 import logging
-import struct
-import warnings
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
 
 import numpy as np
-from mistral_common.tokens.tokenizers.image import transform_image
 from numpy.typing import NDArray
-from PIL import Image
 
-from pixtral_core.errors import InvalidRequest, log_place
+from pixtral_core.errors import InvalidRequest, Unavailable
+from pixtral_core.image.header import BadHeader, ImageHeader, TooManyBlocks, read_header
 from pixtral_core.model.vision_spec import Grid, VisionSpec
-from pixtral_encoder.image.decode_work import MAX_SCANNED_PIXELS, Malformed, TooMuchWork, check_work
+from pixtral_encoder.image.decode_processes import (
+    DecodeProcesses,
+    DecodeTimeout,
+    NoProcess,
+    ProcessLost,
+)
+from pixtral_encoder.image.decode_worker import Job
+from pixtral_encoder.image.decoding import TargetSize, Undecodable, memory_bytes
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 FIELD = "image"
+# Files that are refused at once, because decoding them took too long or ended its process.
+REMEMBERED = 4096
 
-# The types that decoders raise on bad data; see `_log`.
-BAD_DATA = (EOFError, OSError, SyntaxError, ValueError, struct.error)
+_TEXTS = {
+    "IMAGE_FORMAT_UNSUPPORTED": "not a PNG, JPEG, WebP or GIF image",
+    "IMAGE_MALFORMED": "the image is truncated or malformed",
+    "IMAGE_TOO_COMPLEX": "the image has too many parts, or needs too much memory to decode",
+    "IMAGE_DECODE_TIMEOUT": "the image takes too long to decode",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedImage:
     """A file whose header has been read and whose pixels have not."""
 
-    image: Image.Image
+    data: bytes
+    sha256: bytes
+    header: ImageHeader
     grid: Grid
 
 
 class Preprocessor:
-    """Decodes and resizes in a pool of threads, each image within `timeout_seconds`.
+    """Decodes and resizes, each image within `timeout_seconds`, which begin once it is its turn.
 
-    A thread cannot be stopped: what passes its time is refused at once, and holds its place in
-    the pool until it ends. The cap on pixels is what bounds the work itself.
+    What passes its time is ended and remembered: the same file is then refused at once.
     """
 
     def __init__(
-        self, spec: VisionSpec, *, workers: int, max_pixels: int, timeout_seconds: float
+        self,
+        spec: VisionSpec,
+        *,
+        workers: int,
+        max_pixels: int,
+        timeout_seconds: float,
+        memory_bytes: int = 1 << 30,
     ) -> None:
-        """`max_pixels` must not be above Pillow's own `Image.MAX_IMAGE_PIXELS`."""
+        """`max_pixels` must not be above Pillow's own `Image.MAX_IMAGE_PIXELS`.
+
+        `memory_bytes`: for all images together that are being decoded.
+        """
         self._spec = spec
         self._max_pixels = max_pixels
         self._timeout_seconds = timeout_seconds
-        # Of what is wrong in a file, in so many words: the log would have it, and Python keeps each
-        # text that it has not shown before.
-        warnings.filterwarnings("ignore", module="PIL")
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="preprocess")
-        self._idle = asyncio.Semaphore(workers)
+        self._processes = DecodeProcesses(workers, memory_bytes=memory_bytes)
+        self._refused: OrderedDict[bytes, str] = OrderedDict()
 
-    async def open(self, data: bytes) -> OpenedImage:
+    async def start(self) -> None:
+        """Starts the processes. Raises NoProcess where one does not come up."""
+        await self._processes.start()
+
+    async def open(self, data: bytes, sha256: bytes) -> OpenedImage:
         """Reads the header. Raises InvalidRequest."""
-        return await self._run(partial(self._open, data))
+        if sha256 in self._refused:
+            self._refused.move_to_end(sha256)
+            raise _refusal(self._refused[sha256])
+        try:
+            header = await asyncio.to_thread(read_header, data)
+        except TooManyBlocks:
+            raise _refusal("IMAGE_TOO_COMPLEX") from None
+        except BadHeader:
+            raise _refusal("IMAGE_MALFORMED") from None
+        if header is None:
+            raise _refusal("IMAGE_FORMAT_UNSUPPORTED")
+        if header.width * header.height > self._max_pixels:
+            raise InvalidRequest(
+                FIELD,
+                f"the image has more than {self._max_pixels} pixels in all",
+                "IMAGE_TOO_MANY_PIXELS",
+            )
+        return OpenedImage(data, sha256, header, self._spec.grid(header.width, header.height))
 
     async def pixels(self, opened: OpenedImage) -> NDArray[np.float32]:
         """(3, height, width), normalised, of the size that the grid asks for.
 
         Raises:
-            InvalidRequest: where the file is truncated, malformed or takes too long.
+            InvalidRequest: where the file is truncated, malformed, or takes too long or too much.
+            Unavailable: where there is no process to decode it.
         """
-        return await self._run(partial(self._pixels, opened))
+        header, size = opened.header, TargetSize(*self._spec.resized(opened.grid))
+        job = Job(header, size, memory_bytes(header, len(opened.data), size), self._timeout_seconds)
+        try:
+            pixels = await self._processes.decode(job, opened.data)
+        except Undecodable as error:
+            raise _refusal(error.reason) from None
+        except DecodeTimeout as late:
+            # Where others took the processor, it is no fault of the image.
+            if late.cpu_seconds > self._timeout_seconds / 2:
+                self._remember(opened.sha256, "IMAGE_DECODE_TIMEOUT")
+            raise _refusal("IMAGE_DECODE_TIMEOUT") from None
+        except ProcessLost:
+            self._remember(opened.sha256, "IMAGE_TOO_COMPLEX")
+            raise _refusal("IMAGE_TOO_COMPLEX") from None
+        except NoProcess:
+            logger.error("no process comes up that decodes images")
+            raise Unavailable("the encoder cannot decode images now") from None
+        return pixels.transpose(2, 0, 1)
 
     def close(self) -> None:
         """Blocks until what runs has ended."""
-        self._pool.shutdown(cancel_futures=True)
+        self._processes.close()
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        # Only with an idle thread does the clock start: waiting is no fault of the image.
-        await self._idle.acquire()
-        running = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        running.add_done_callback(self._ended)
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                return await asyncio.shield(running)
-        except TimeoutError:
-            raise InvalidRequest(
-                FIELD, "the image takes too long to decode", "IMAGE_DECODE_TIMEOUT"
-            ) from None
-
-    def _ended(self, running: asyncio.Future[T]) -> None:
-        self._idle.release()
-        if not running.cancelled():
-            # Nobody may be waiting any more: then the failure is nobody's.
-            running.exception()
-
-    def _open(self, data: bytes) -> OpenedImage:
-        try:
-            scans = check_work(data)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except TooMuchWork:
-            raise self._too_complex() from None
-        except Malformed:
-            raise self._malformed() from None
-        except Image.DecompressionBombError:
-            raise self._too_many_pixels() from None
-        except Exception as error:
-            _log(error)
-            raise InvalidRequest(
-                FIELD, "not a PNG, JPEG, WebP or GIF image", "IMAGE_FORMAT_UNSUPPORTED"
-            ) from None
-        width, height = image.size
-        if width * height > self._max_pixels:
-            raise self._too_many_pixels()
-        if width * height * scans > MAX_SCANNED_PIXELS:
-            raise self._too_complex()
-        return OpenedImage(image, self._spec.grid(width, height))
-
-    def _pixels(self, opened: OpenedImage) -> NDArray[np.float32]:
-        try:
-            return transform_image(opened.image, self._spec.resized(opened.grid))
-        except MemoryError:
-            raise
-        except Exception as error:
-            # Pillow's decoders and OpenCV raise any type on bad data.
-            _log(error)
-            raise self._malformed() from None
-
-    def _too_complex(self) -> InvalidRequest:
-        return InvalidRequest(FIELD, "the image has too many parts", "IMAGE_TOO_COMPLEX")
-
-    def _malformed(self) -> InvalidRequest:
-        return InvalidRequest(FIELD, "the image is truncated or malformed", "IMAGE_MALFORMED")
-
-    def _too_many_pixels(self) -> InvalidRequest:
-        return InvalidRequest(
-            FIELD,
-            f"the image has more than {self._max_pixels} pixels in all",
-            "IMAGE_TOO_MANY_PIXELS",
-        )
+    def _remember(self, sha256: bytes, reason: str) -> None:
+        logger.warning("an image is refused from now on: %s", reason)
+        self._refused[sha256] = reason
+        if len(self._refused) > REMEMBERED:
+            self._refused.popitem(last=False)
 
 
-def _log(error: Exception) -> None:
-    # Bad data is the client's; an error of another type may be a fault of ours.
-    level = logging.DEBUG if isinstance(error, BAD_DATA) else logging.WARNING
-    log_place(error, "an image could not be decoded", level)
+def _refusal(reason: str) -> InvalidRequest:
+    return InvalidRequest(FIELD, _TEXTS[reason], reason)

@@ -6,7 +6,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from pixtral_gateway.images.image_header import BadHeader, ImageFormat, read_header
+from pixtral_core.image.header import BadHeader, ImageFormat, read_header
 from tests.support.gateway_pictures import header_of, picture
 
 SIZES = [(1, 1), (1, 1024), (1024, 1), (333, 777), (257, 255)]

@@ -1,0 +1,1 @@
+"""What a file says of its image before any pixel is decoded."""

@@ -1,0 +1,259 @@
+"""Decodes images in processes that can be ended, as many at once as processors and memory allow."""
+
+import asyncio
+import fcntl
+import logging
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixtral_encoder.image.decode_worker import KEPT_BYTES, MAX_REPLY_BYTES, READY, Job, Reply
+from pixtral_encoder.image.decoding import Undecodable
+from pixtral_encoder.metrics import DECODERS_ENDED_LOST, DECODERS_ENDED_TIMEOUT
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 60.0
+# One that was killed from outside is no fault of the image: it is decoded once more.
+ATTEMPTS = 2
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+# The first keeps libraries from threads that nobody uses. By the others, a process keeps the memory
+# of an image of usual size for the next one, and gives that of a large one back to the system.
+_ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
+}
+
+
+class DecodeTimeout(Exception):
+    """The image was not decoded in time; `cpu_seconds` is what its process took for it."""
+
+    def __init__(self, cpu_seconds: float) -> None:
+        super().__init__(cpu_seconds)
+        self.cpu_seconds = cpu_seconds
+
+
+class ProcessLost(Exception):
+    """The process ended before it had decoded the image."""
+
+
+class NoProcess(Exception):
+    """A process does not come up."""
+
+
+class DecodeProcesses:
+    """Processes that start when they are first needed, and anew after each that has ended.
+
+    Images are decoded in the order in which they came. One waits until a process is idle and until
+    it and all that are being decoded need at most `memory_bytes` together; one that is alone never
+    waits for memory.
+    """
+
+    def __init__(self, count: int, *, memory_bytes: int) -> None:
+        self._memory_bytes = memory_bytes
+        self._taken_bytes = 0
+        self._idle = [DecodeProcess() for _ in range(count)]
+        self._processes = tuple(self._idle)
+        self._waiting: deque[tuple[int, asyncio.Future[DecodeProcess]]] = deque()
+        # A thread a process: what it does is wait for it.
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
+
+    async def start(self) -> None:
+        """Starts all of them, so that the first images need not wait for it. Raises NoProcess."""
+        in_thread = asyncio.get_running_loop().run_in_executor
+        await asyncio.gather(*(in_thread(self._threads, each.start) for each in self._processes))
+
+    async def decode(self, job: Job, data: bytes) -> NDArray[np.float32]:
+        """(height, width, 3); see `decoding.decode`.
+
+        Cancelling leaves a process at work, and keeps its room until it is done.
+
+        Raises:
+            Undecodable, DecodeTimeout, ProcessLost, NoProcess.
+        """
+        process = await self._room(job.memory_bytes)
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._threads, process.decode, job, data)
+        running.add_done_callback(lambda done: self._ended(process, job.memory_bytes, done))
+        return await asyncio.shield(running)
+
+    def close(self) -> None:
+        """Blocks until what runs has ended."""
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.end()
+
+    async def _room(self, nbytes: int) -> "DecodeProcess":
+        granted: asyncio.Future[DecodeProcess] = asyncio.get_running_loop().create_future()
+        self._waiting.append((nbytes, granted))
+        self._grant()
+        try:
+            return await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled():
+                self._free(granted.result(), nbytes)
+            else:
+                self._waiting.remove((nbytes, granted))
+                self._grant()
+            raise
+
+    def _grant(self) -> None:
+        while self._waiting and self._idle:
+            nbytes, granted = self._waiting[0]
+            if self._taken_bytes and self._taken_bytes + nbytes > self._memory_bytes:
+                return
+            self._waiting.popleft()
+            self._taken_bytes += nbytes
+            granted.set_result(self._idle.pop())
+
+    def _free(self, process: "DecodeProcess", nbytes: int) -> None:
+        self._taken_bytes -= nbytes
+        self._idle.append(process)
+        self._grant()
+
+    def _ended(
+        self,
+        process: "DecodeProcess",
+        nbytes: int,
+        done: "asyncio.Future[NDArray[np.float32]]",
+    ) -> None:
+        self._free(process, nbytes)
+        if not done.cancelled():
+            # Nobody may be waiting any more: then the failure is nobody's.
+            done.exception()
+
+
+@dataclass(slots=True)
+class _Running:
+    popen: "subprocess.Popen[bytes]"
+    socket: socket.socket
+    cpu_seconds: float = 0.0
+
+
+class DecodeProcess:
+    """One process; all methods block, and are for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._running: _Running | None = None
+
+    def start(self) -> "_Running":
+        """Raises NoProcess."""
+        if self._running is None:
+            self._running = _started()
+        return self._running
+
+    def decode(self, job: Job, data: bytes) -> NDArray[np.float32]:
+        """As `DecodeProcesses.decode`."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._decode(job, data)
+            except ProcessLost:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        raise AssertionError
+
+    def end(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            # It ends by itself when it reads the end of the socket.
+            running.socket.close()
+            try:
+                running.popen.wait(1)
+            except subprocess.TimeoutExpired:
+                running.popen.kill()
+                running.popen.wait()
+
+    def _decode(self, job: Job, data: bytes) -> NDArray[np.float32]:
+        running = self.start()
+        with (
+            _memory_file("image", len(data)) as file,
+            _memory_file("pixels", job.size.nbytes) as out,
+        ):
+            os.pwrite(file, data, 0)
+            # No process can shorten what is mapped here.
+            memory = mmap.mmap(out, job.size.nbytes)
+            reply = self._asked(running, job, (file, out))
+        running.cpu_seconds = reply.cpu_seconds
+        if reply.fault:
+            logger.warning("an image could not be decoded: %s", reply.fault)
+        if reply.reason:
+            raise Undecodable(reply.reason)
+        return np.frombuffer(memory, np.float32).reshape(job.size.shape)
+
+    def _asked(self, running: _Running, job: Job, files: tuple[int, int]) -> Reply:
+        running.socket.settimeout(job.seconds)
+        try:
+            socket.send_fds(running.socket, [job.to_bytes()], files)
+            reply = running.socket.recv(MAX_REPLY_BYTES)
+        except TimeoutError:
+            taken = self._kill(running)
+            DECODERS_ENDED_TIMEOUT.inc()
+            raise DecodeTimeout(taken) from None
+        except OSError:
+            reply = b""
+        if reply:
+            return Reply.from_bytes(reply)
+        taken = self._kill(running)
+        DECODERS_ENDED_LOST.inc()
+        logger.warning(
+            "a process ended with %d after %.1f s of work on an image",
+            running.popen.returncode,
+            taken,
+        )
+        raise ProcessLost
+
+    def _kill(self, running: _Running) -> float:
+        """The processor's seconds that it took since its last reply."""
+        self._running = None
+        running.socket.close()
+        # Not by Popen's own ways, which would take it off before its seconds are known.
+        os.kill(running.popen.pid, signal.SIGKILL)
+        _, status, used = os.wait4(running.popen.pid, 0)
+        running.popen.returncode = os.waitstatus_to_exitcode(status)
+        return used.ru_utime + used.ru_stime - running.cpu_seconds
+
+
+def _started() -> _Running:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Settings of the encoder, such as the password of Redis, are none of its business.
+    inherited = {name: at for name, at in os.environ.items() if not name.startswith("PIXTRAL_")}
+    with theirs:
+        popen = subprocess.Popen(  # noqa: S603 - nothing in it is from elsewhere
+            [sys.executable, "-m", "pixtral_encoder.image.decode_worker", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env=inherited | _ENVIRONMENT,
+        )
+    ours.settimeout(START_SECONDS)
+    with suppress(OSError):
+        if ours.recv(MAX_REPLY_BYTES) == READY:
+            return _Running(popen, ours)
+    ours.close()
+    popen.kill()
+    popen.wait()
+    raise NoProcess
+
+
+@contextmanager
+def _memory_file(name: str, nbytes: int) -> Iterator[int]:
+    """A file in memory alone, of a size that nobody can change."""
+    file = os.memfd_create(f"pixtral-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(file, nbytes)
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
+        yield file
+    finally:
+        os.close(file)

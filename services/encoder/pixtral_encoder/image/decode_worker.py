@@ -1,0 +1,168 @@
+"""A process that decodes images, one after the other, for as long as its encoder lives.
+
+    python -m pixtral_encoder.image.decode_worker SOCKET
+
+It is started and ended by `decode_processes`. What an image library does wrong, what an image takes
+too much of, memory or time, is then this process's alone, and it has limits of its own.
+"""
+
+import mmap
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import numpy as np
+
+from pixtral_core.image.header import ImageFormat, ImageHeader
+from pixtral_encoder.image.decoding import TargetSize, Undecodable, decode
+
+READY = b"ready"
+MAX_REPLY_BYTES = 4096
+# Memory of images that are done, which the C library has for the next one.
+KEPT_BYTES = 64 << 20
+_FORMATS = tuple(ImageFormat)
+# Whole seconds are what the system limits. The encoder ends a process sooner; where the encoder
+# itself is gone, this limit does.
+_SPARE_CPU_SECONDS = 2
+
+# The types that decoders raise on bad data; another may be a fault of ours.
+BAD_DATA = (EOFError, OSError, SyntaxError, ValueError, struct.error, cv2.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image to decode. `memory_bytes` is beside what the process needs by itself."""
+
+    header: ImageHeader
+    size: TargetSize
+    memory_bytes: int
+    seconds: float
+
+    _LAYOUT: ClassVar = struct.Struct("<BBIIIIQd")
+
+    def to_bytes(self) -> bytes:
+        header, size = self.header, self.size
+        return self._LAYOUT.pack(
+            _FORMATS.index(header.format),
+            header.orientation,
+            header.width,
+            header.height,
+            size.width,
+            size.height,
+            self.memory_bytes,
+            self.seconds,
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Job":
+        form, turn, width, height, to_width, to_height, memory_bytes, seconds = cls._LAYOUT.unpack(
+            data
+        )
+        header = ImageHeader(_FORMATS[form], width, height, turn)
+        return cls(header, TargetSize(to_width, to_height), memory_bytes, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What became of a job.
+
+    Attributes:
+        cpu_seconds: what this process has taken since its start.
+        reason: empty, or why the image cannot be decoded, as in `Undecodable`.
+        fault: empty, or the type and place of an exception that may be a fault of ours.
+    """
+
+    cpu_seconds: float
+    reason: str = ""
+    fault: str = ""
+
+    _LAYOUT: ClassVar = struct.Struct("<d")
+
+    def to_bytes(self) -> bytes:
+        texts = f"{self.reason}\n{self.fault}".encode("utf-8", "replace")
+        return (self._LAYOUT.pack(self.cpu_seconds) + texts)[:MAX_REPLY_BYTES]
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Reply":
+        (cpu_seconds,) = cls._LAYOUT.unpack_from(data)
+        reason, _, fault = data[cls._LAYOUT.size :].decode("utf-8", "replace").partition("\n")
+        return cls(cpu_seconds, reason, fault)
+
+
+def main() -> None:
+    # The encoder drains after such a signal, and closes the socket at its end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # A core would hold the image.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # What is odd in a file, Pillow tells in so many words, and Python keeps each one.
+    warnings.filterwarnings("ignore")
+    cv2.setNumThreads(1)
+    with socket.socket(fileno=int(sys.argv[1])) as encoder:
+        _serve(encoder, _address_space_bytes())
+
+
+def _serve(encoder: socket.socket, own_bytes: int) -> None:
+    encoder.send(READY)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(encoder, MAX_REPLY_BYTES, 2)
+        if not message:
+            return
+        file, output = descriptors
+        try:
+            reply = _done(Job.from_bytes(message), file, output, own_bytes)
+        finally:
+            os.close(file)
+            os.close(output)
+        encoder.send(reply.to_bytes())
+
+
+def _done(job: Job, file: int, output: int, own_bytes: int) -> Reply:
+    _limit(resource.RLIMIT_AS, own_bytes + KEPT_BYTES + job.memory_bytes)
+    _limit(resource.RLIMIT_CPU, int(time.process_time() + job.seconds) + _SPARE_CPU_SECONDS)
+    reason, fault = "", ""
+    try:
+        _decode(job, file, output)
+    except Undecodable as error:
+        reason = error.reason
+    except MemoryError:
+        reason = "IMAGE_TOO_COMPLEX"
+    except Exception as error:
+        reason = "IMAGE_MALFORMED"
+        if not isinstance(error, BAD_DATA):
+            where = "".join(traceback.format_tb(error.__traceback__))
+            fault = f"{type(error).__name__}\n{where}"
+    return Reply(time.process_time(), reason, fault)
+
+
+def _decode(job: Job, file: int, output: int) -> None:
+    with open(file, "rb", closefd=False) as reader:
+        data = reader.read()
+    # The array closes it at its end.
+    memory = mmap.mmap(output, job.size.nbytes)
+    decode(data, job.header, job.size, np.frombuffer(memory, np.float32).reshape(job.size.shape))
+
+
+def _limit(which: int, amount: int) -> None:
+    _, most = resource.getrlimit(which)
+    is_lower = most != resource.RLIM_INFINITY and most < amount
+    resource.setrlimit(which, (most if is_lower else amount, most))
+
+
+def _address_space_bytes() -> int:
+    pages = Path("/proc/self/statm").read_text().split()[0]
+    return int(pages) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()

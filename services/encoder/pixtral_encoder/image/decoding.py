@@ -1,0 +1,177 @@
+"""Decodes an image file and resizes it, as `mistral_common` does, in the memory of one image.
+
+Two things differ from `mistral_common`, and are what a viewer shows: a photograph is turned upright
+by its orientation, as vLLM does, and 16-bit grey is scaled to 8 bits, where Pillow clips all values
+above 255 to white. Truncated data is refused, by Pillow's own check.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL import WebPImagePlugin as _WebPImagePlugin  # noqa: F401 - by itself Pillow imports it late
+
+from pixtral_core.image.header import ImageFormat, ImageHeader
+from pixtral_encoder.image.pixel_parts import (
+    MAX_SCANNED_PIXELS,
+    Malformed,
+    TooMuchWork,
+    pixel_parts,
+)
+
+CHANNELS = 3
+# What mistral_common normalises by.
+MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
+STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
+
+# Pixels that are converted at a time.
+STRIP_PIXELS = 1 << 18
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Bytes a pixel at the worst moment. All formats: floats of the whole image, beside what Pillow has
+# decoded. WebP: libwebp's two canvases, its frame, and Pillow's copy of it.
+_FLOATS = CHANNELS * 4
+_DECODED = 4
+_BYTES_A_PIXEL = {ImageFormat.WEBP: _FLOATS + 4 * _DECODED}
+# The file and what is left of it, and what each library needs whatever the image.
+_FILES = 3
+_ANYWAY = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TargetSize:
+    """Width and height, in pixels, to which an image is resized."""
+
+    width: int
+    height: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, CHANNELS
+
+    @property
+    def nbytes(self) -> int:
+        return self.width * self.height * _FLOATS
+
+
+class Undecodable(ValueError):
+    """The file cannot be decoded; `reason` is a name of pixtral.v1.ErrorReason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def memory_bytes(header: ImageHeader, file_bytes: int, size: TargetSize) -> int:
+    """What `decode` needs at most, beside its process."""
+    pixels = header.width * header.height
+    each = _BYTES_A_PIXEL.get(header.format, _FLOATS + _DECODED)
+    return each * pixels + _FILES * file_bytes + 2 * size.nbytes + _ANYWAY
+
+
+def decode(
+    data: bytes, header: ImageHeader, size: TargetSize, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """(height, width, 3) in float32, normalised; written to `out` where that is given.
+
+    Raises:
+        Undecodable: where the file is damaged, or another than its header says.
+        Exception: any other type, on bad data, from Pillow and OpenCV.
+    """
+    whole = _floats(_open(data, header), header)
+    resized: NDArray[np.float32] = cv2.resize(
+        whole, (size.width, size.height), interpolation=cv2.INTER_CUBIC
+    )
+    del whole
+    # By these steps and in this order, or the last bits are others than mistral_common's.
+    normalised = np.divide(resized, np.float32(255.0), out=out, dtype=np.float32)
+    normalised -= MEAN
+    normalised /= STD
+    return normalised
+
+
+def _open(data: bytes, header: ImageHeader) -> Image.Image:
+    width, height = header.stored_size
+    try:
+        parts, scans = pixel_parts(data)
+        if width * height * scans > MAX_SCANNED_PIXELS:
+            raise TooMuchWork
+        image = Image.open(io.BytesIO(parts), formats=(header.format.upper(),))
+        if image.size != (width, height):
+            raise Malformed
+    except TooMuchWork:
+        raise Undecodable("IMAGE_TOO_COMPLEX") from None
+    except Malformed:
+        raise Undecodable("IMAGE_MALFORMED") from None
+    image.load()
+    return image
+
+
+def _floats(image: Image.Image, header: ImageHeader) -> NDArray[np.float32]:
+    """The upright image in RGB, in floats from 0 to 255."""
+    whole = np.empty((header.height, header.width, CHANNELS), np.float32)
+    begin = 0
+    for strip in _strips(image, header):
+        whole[begin : begin + len(strip)] = strip
+        begin += len(strip)
+    return whole
+
+
+def _strips(image: Image.Image, header: ImageHeader) -> Iterator[NDArray[np.uint8]]:
+    """Rows of the upright image: converted whole, it would be in memory several times."""
+    rows = max(1, STRIP_PIXELS // header.width)
+    for top in range(0, header.height, rows):
+        bottom = min(top + rows, header.height)
+        strip = image.crop(_stored_box(header, top, bottom))
+        turn = _TURNS.get(header.orientation)
+        yield _rgb(strip if turn is None else strip.transpose(turn))
+
+
+def _stored_box(header: ImageHeader, top: int, bottom: int) -> tuple[int, int, int, int]:
+    """Where rows of the upright image lie in the stored one."""
+    width, height = header.stored_size
+    match header.orientation:
+        case 3 | 4:
+            return 0, height - bottom, width, height - top
+        case 5 | 6:
+            return top, 0, bottom, height
+        case 7 | 8:
+            return width - bottom, 0, width - top, height
+        case _:
+            return 0, top, width, bottom
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """On white, where the image is transparent."""
+    if image.mode.startswith("I;16"):
+        return _scaled(image)
+    if image.mode != "RGB":
+        if image.mode != "RGBA":
+            image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "WHITE")
+        white.paste(image, (0, 0), image)
+        image = white.convert("RGB")
+    return np.asarray(image)
+
+
+def _scaled(image: Image.Image) -> NDArray[np.uint8]:
+    """16-bit grey by its upper byte, as Pillow itself reads 16-bit colours."""
+    values = np.asarray(image)
+    grey = (values >> 8).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return np.repeat(grey[:, :, None], CHANNELS, axis=2)
