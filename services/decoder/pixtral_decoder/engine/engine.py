@@ -25,6 +25,7 @@ from pixtral_decoder.vllm_hooks.continuation import Continuation, NotContinued
 from pixtral_decoder.vllm_hooks.engine_shutdown import shut_down
 from pixtral_decoder.vllm_hooks.image_cache import ImageCache
 from pixtral_decoder.vllm_hooks.image_fan_out import send_images_once
+from pixtral_decoder.vllm_hooks.last_characters import LastCharacters
 from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE
 from pixtral_decoder.vllm_hooks.tensor_handover import Handover, encoder_of
 
@@ -232,6 +233,7 @@ class DecoderEngine:
                 priority=prompt.priority,
             )
             may_miss_images, is_first = bool(prompt.images) and not resend, True
+            endings: dict[int, LastCharacters] = {}
             async with aclosing(stream):
                 async for output in stream:
                     offered.close()
@@ -245,6 +247,12 @@ class DecoderEngine:
                         delta = _delta(output, completion, sampling)
                         if continuation is not None:
                             delta = _continued(delta, continuation, completion.finish_reason)
+                        if completion.index not in endings:
+                            ending = LastCharacters(self._llm.tokenizer, prompt.generated)
+                            endings[completion.index] = ending
+                        endings[completion.index].add(delta.token_ids)
+                        if completion.finish_reason is not None:
+                            delta = _ended(delta, endings[completion.index], completion, sampling)
                         yield delta
                         if delta.finish_reason is not None and completion.finish_reason is None:
                             # Closing the stream tells the engine, which knows no stop string.
@@ -375,6 +383,25 @@ def _continued(delta: Delta, continuation: Continuation, finish_reason: str | No
     piece = continuation.add(delta.token_ids, finish_reason)
     reason = FinishReason.STOP if piece.is_stopped else delta.finish_reason
     return replace(delta, text=piece.text, token_ids=tuple(piece.token_ids), finish_reason=reason)
+
+
+def _ended(
+    delta: Delta, ending: LastCharacters, completion: "CompletionOutput", sampling: Sampling
+) -> Delta:
+    is_engines = completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
+    if delta.finish_reason is FinishReason.STOP and not is_engines:
+        # At a stop string, behind which nothing is kept back.
+        return delta
+    kept_back = ending.kept_back(behind_stop_token=is_engines)
+    if not kept_back:
+        return delta
+    text = delta.text + kept_back
+    # vLLM has not looked for a stop string in it. One that begins before is in the delta, too:
+    # until the end, vLLM keeps back as much text as may be the beginning of one.
+    ends = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
+    if ends:
+        return replace(delta, text=text[: min(ends)], finish_reason=FinishReason.STOP)
+    return replace(delta, text=text)
 
 
 def _queue_seconds(stats: Any) -> float:

@@ -31,6 +31,7 @@ HOOKS = (
     "grammar_vocabulary",
     "image_cache",
     "image_fan_out",
+    "last_characters",
     "model",
     "one_line_json",
     "refusals",

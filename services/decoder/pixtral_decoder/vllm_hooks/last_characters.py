@@ -1,0 +1,70 @@
+"""Sends the whole characters of a last token that ends within another character.
+
+Library: vLLM
+Changes: nothing; it adds to an answer's last text what vLLM keeps back of it.
+Why: vLLM keeps a token's text back where the token ends within a character, until the next token
+    has the rest. Behind the last token none comes: an answer that `max_tokens` ends there lacks
+    the whole characters of it, too.
+Upstream: none known
+Versions: vLLM 0.25.1 to 0.33.0
+"""
+
+import codecs
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from pixtral_core.hooks import Touch, check_touches
+
+_TEKKEN = "mistral_common.tokens.tokenizers.tekken"
+TOUCHES = (
+    Touch("vllm.tokenizers.mistral", "MistralTokenizer.__init__", mentions=("tokenizer",)),
+    Touch(
+        "vllm.v1.engine.detokenizer",
+        "BaseIncrementalDetokenizer.update",
+        parameters=("new_token_ids", "stop_terminated"),
+    ),
+    Touch(_TEKKEN, "Tekkenizer.is_special", parameters=("token",)),
+    Touch(_TEKKEN, "Tekkenizer.id_to_byte_piece", parameters=("token_id",)),
+)
+
+# Each of so many tokens in a row would have to end within a character.
+RECENT = 32
+# It stands for bytes that are no character, and vLLM keeps text back that ends with it.
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved."""
+    check_touches(__name__, TOUCHES)
+
+
+class LastCharacters:
+    """What vLLM keeps back of one choice; `generated` are its tokens that another decoder made."""
+
+    def __init__(self, tokenizer: Any, generated: Sequence[int] = ()) -> None:
+        self._tekkenizer = tokenizer.tokenizer
+        self._recent = deque(generated, RECENT)
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        self._recent.extend(token_ids)
+
+    def kept_back(self, *, behind_stop_token: bool) -> str:
+        """Whole characters of the last tokens. A stop token at the end is no part of the text."""
+        tokens = list(self._recent)
+        # Of a longer answer, the first of them may begin within a character.
+        is_sure = len(tokens) < RECENT
+        if behind_stop_token:
+            del tokens[-1:]
+        characters = codecs.getincrementaldecoder("utf-8")("replace")
+        text = ""
+        for token in tokens:
+            text += characters.decode(self._bytes_of(token))
+            within_a_character, _ = characters.getstate()
+            if not within_a_character and not text.endswith(_REPLACEMENT):
+                text, is_sure = "", True
+        return text if is_sure else ""
+
+    def _bytes_of(self, token: int) -> bytes:
+        special = self._tekkenizer.is_special(token)
+        return b"" if special else bytes(self._tekkenizer.id_to_byte_piece(token))
