@@ -197,7 +197,8 @@ class _Completion:
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._queue = self._encode = self._time_to_first = 0.0
         self._cached_tokens = self._tokens = 0
-        self._finish_reason: FinishReason | None = None
+        # Of each choice that is over, by its index.
+        self._finish_reasons: dict[int, FinishReason] = {}
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
@@ -222,7 +223,8 @@ class _Completion:
     def add(self, delta: Delta) -> bool:
         """Whether the delta has something for the client, and is not of the prompt alone."""
         self._tokens += len(delta.token_ids)
-        self._finish_reason = delta.finish_reason
+        if delta.finish_reason is not None:
+            self._finish_reasons[delta.index] = delta.finish_reason
         if not delta.prompt_logprobs:
             return True
         self._prompt_logprobs.extend(delta.prompt_logprobs)
@@ -231,8 +233,9 @@ class _Completion:
     def end(self) -> None:
         self._request.tenant.use("completion", self._tokens)
         note(cached_tokens=self._cached_tokens, completion_tokens=self._tokens)
-        if self._finish_reason is not None:
-            note(finish_reason=self._finish_reason.value)
+        if self._finish_reasons:
+            reasons = [reason.value for _, reason in sorted(self._finish_reasons.items())]
+            note(finish_reason=",".join(reasons))
 
     def finished(self) -> Finished:
         prompt = self._prompt

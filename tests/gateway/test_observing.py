@@ -10,7 +10,15 @@ from bench.collector import Collector, collector
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
 from pixtral_core.errors import Overloaded
-from tests.support.fake_tiers import FakeDecoder, Responses, answers, never_ends, refuses
+from tests.support.fake_tiers import (
+    FakeDecoder,
+    Responses,
+    answers,
+    calls_a_tool,
+    delta,
+    never_ends,
+    refuses,
+)
 from tests.support.gateway_harness import Client
 from tests.support.gateway_pictures import image, picture, text, user
 from tests.support.log_lines import Lines, logged
@@ -56,6 +64,45 @@ async def test_a_line_tells_what_became_of_a_request(lines: Lines, client: Clien
     }
     assert expected.items() <= line.items()
     assert "trace_id" not in line
+
+
+LOOK = chat_pb2.Tool(name="look", description="Looks.", parameters='{"type": "object"}')
+
+
+async def test_line_and_trace_have_the_finish_reason_that_the_client_got(
+    received: Collector, lines: Lines, client: Client, decoders: list[FakeDecoder]
+) -> None:
+    """The decoder knows of no tool call, and says that the choice stopped."""
+    for decoder in decoders:
+        decoder.behaviours = [calls_a_tool]
+    chat = chat_pb2.Chat(messages=[QUESTION], tools=[LOOK])
+    response = await client.stub.Complete(chat_pb2.CompleteRequest(chat=chat))
+    assert response.choices[0].finish_reason == chat_pb2.FINISH_REASON_TOOL_CALLS
+    await lines.become(lambda seen: seen.calls)
+    assert lines.calls[0]["finish_reason"] == "tool_calls"
+    spans = await asyncio.to_thread(
+        received.wait, lambda seen: any(not span.parent_id for span in seen)
+    )
+    (root,) = (span for span in spans if not span.parent_id)
+    assert root.attributes["gen_ai.response.finish_reasons"] == ["tool_calls"]
+
+
+async def two_ends(_: decoder_pb2.GenerateRequest) -> Responses:
+    for index, reason in ((1, chat_pb2.FINISH_REASON_LENGTH), (0, chat_pb2.FINISH_REASON_STOP)):
+        response = delta("Hello", 1001, finish=reason)
+        response.delta.index = index
+        yield response
+
+
+async def test_each_choice_has_its_finish_reason(
+    lines: Lines, client: Client, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [two_ends]
+    chat = chat_pb2.Chat(messages=[QUESTION], sampling=chat_pb2.SamplingParams(n=2))
+    await client.stub.Complete(chat_pb2.CompleteRequest(chat=chat))
+    await lines.become(lambda seen: seen.calls)
+    assert lines.calls[0]["finish_reason"] == "stop,length"
 
 
 async def test_a_line_of_a_stream_that_was_cut_tells_how_far_it_came(

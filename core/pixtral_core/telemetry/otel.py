@@ -187,8 +187,7 @@ def _attributes(values: dict[str, Value]) -> dict[str, AttributeValue]:
     for name, value in values.items():
         match name, value:
             case "finish_reason", _:
-                # One a choice.
-                found["gen_ai.response.finish_reasons"] = (str(value),)
+                found["gen_ai.response.finish_reasons"] = tuple(str(value).split(","))
             case "peer", str():
                 host, _, port = value.rpartition(":")
                 found["server.address"] = host.strip("[]")
