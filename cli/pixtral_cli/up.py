@@ -24,12 +24,16 @@ def run_up(options: argparse.Namespace) -> int:
         console.print(f'  pixtral-serve chat{at} --image cat.jpg "What is this?"')
         console.print(f"  pixtral-serve chat{at}")
         console.print("Ctrl-C stops it all.")
-        stack.wait()
+        stack.wait(_print_warning)
     except KeyboardInterrupt:
         console.print("stopping")
     finally:
         stack.close()
     return 0
+
+
+def _print_warning(name: str, message: str) -> None:
+    console.print(f"{name}: {message}", style="yellow", markup=False)
 
 
 def start_stack(options: argparse.Namespace, *, listen: str, http_listen: str | None) -> Stack:

@@ -77,7 +77,10 @@ class GatewayTier:
         # Only asked which keys are there: the dtype is the tiers' own affair.
         store = EmbeddingStore(redis, width=spec.width, dtype=DType.BF16)
         self._store = store
-        transfers = GuardedRedis.from_url(settings.redis_url, max_connections=TRANSFERS)
+        transfers = GuardedRedis.from_url(
+            settings.redis_url, max_connections=TRANSFERS, state=redis.state
+        )
+        await redis.check()
         names = self._names = NamedImages(redis, transfers)
         tls = settings.peer_tls
         self._tiers = Tiers(

@@ -16,6 +16,7 @@ from typing import IO, Any, Literal, Self
 
 import grpc
 
+from pixtral_cli.stack.log_warnings import LogWarnings
 from pixtral_cli.stack.process_plan import Plan, Process, Redis
 from pixtral_client.errors import Unavailable
 from pixtral_client.requests import channel_options
@@ -23,6 +24,7 @@ from pixtral_client.requests import channel_options
 GRACE_SECONDS = 15.0
 START_TIMEOUT = 1800.0
 _POLL_SECONDS = 0.1
+_WARNINGS_SECONDS = 1.0
 _HEALTH_TIMEOUT = 2.0
 _TAIL_LINES = 25
 
@@ -114,10 +116,16 @@ class Stack:
             self.close()
             raise
 
-    def wait(self) -> None:
-        """Waits until a process ends, which raises `StackError`."""
+    def wait(self, warned: Callable[[str, str], None] = lambda name, message: None) -> None:
+        """Waits until a process ends, which raises `StackError`.
+
+        `warned` is called with a process's name and each warning in its log, from its start on.
+        """
+        warnings = LogWarnings(self.log_dir)
         while True:
-            self._read_events(timeout=None)
+            for name, message in warnings.new():
+                warned(name, message)
+            self._read_events(timeout=_WARNINGS_SECONDS)
 
     def close(self) -> None:
         """Stops all, the gateway first, and returns when nothing is left of them."""

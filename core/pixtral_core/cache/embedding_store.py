@@ -9,7 +9,7 @@ from pixtral_core.cache.guarded_redis import FAILURES, GuardedRedis, show_from_t
 from pixtral_core.cache.receiving import Arrival, Receiving
 from pixtral_core.cache.wire_format import DamagedValue, DType
 
-show_from_the_start("get", "put", "exist", "delete")
+show_from_the_start("get", "put", "exist", "delete", "ping")
 FAILURES.labels("get", "damaged")
 
 T = TypeVar("T")
@@ -43,6 +43,10 @@ class EmbeddingStore:
         """As `GuardedRedis.from_url`."""
         redis = GuardedRedis.from_url(url, max_connections=max_connections)
         return cls(redis, width=width, dtype=dtype)
+
+    async def check(self) -> bool:
+        """Whether Redis answers; where it does not, a line of the log says so."""
+        return await self._redis.check()
 
     async def get(self, key: EmbeddingKey, arrival: Arrival[T]) -> T | None:
         """What `arrival` has made of the embedding, in a thread, or None. A value that fails its

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from pixtral_core.cache.bulk_reader import ValueReader
+from pixtral_core.cache.redis_state import RedisState
 
 T = TypeVar("T")
 
@@ -32,6 +33,8 @@ SECONDS = Histogram(
 # What says that a connection has ended. uvloop has no error of its own for a write to one that was
 # reset, and redis-py knows asyncio's alone.
 ENDED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, RuntimeError)
+
+CHECK_SECONDS = 1.0
 
 # redis-py reads 64 KiB at a time unless told; an 8 MiB value reads a quarter faster so.
 READ_SIZE = 1 << 20
@@ -52,16 +55,27 @@ class GuardedRedis:
 
     Attributes:
         client, values: for the calls that `attempt` is given.
+        state: shared by all that the process has of one Redis.
     """
 
-    def __init__(self, client: Redis, values: ValueReader, *, pause_seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        values: ValueReader,
+        *,
+        pause_seconds: float = 1.0,
+        state: RedisState | None = None,
+    ) -> None:
         self.client = client
         self.values = values
+        self.state = state or RedisState()
         self._pause_seconds = pause_seconds
         self._paused_until = 0.0
 
     @classmethod
-    def from_url(cls, url: str, *, max_connections: int = 16) -> "GuardedRedis":
+    def from_url(
+        cls, url: str, *, max_connections: int = 16, state: RedisState | None = None
+    ) -> "GuardedRedis":
         """`url` as redis-py takes it: redis://, rediss:// or unix://, with the password.
 
         Connects on first use. Raises ValueError for a malformed URL.
@@ -80,7 +94,12 @@ class GuardedRedis:
         return cls(
             Redis(connection_pool=pool),
             ValueReader.from_url(url, max_connections=max_connections),
+            state=state,
         )
+
+    async def check(self) -> bool:
+        """Whether Redis answers; a process that starts without it then says so at once."""
+        return bool(await self.attempt("ping", CHECK_SECONDS, self.client.ping))
 
     async def close(self) -> None:
         self.values.close()
@@ -95,23 +114,28 @@ class GuardedRedis:
             return None
         try:
             async with asyncio.timeout(seconds):
-                return await call()
-        except TimeoutError:
-            self._failed(operation, "timeout")
+                result = await call()
+            self.state.answered(operation)
+            return result
+        except TimeoutError as error:
+            self._failed(operation, "timeout", error)
         except (ConnectionError, RedisError, OSError) as error:
-            self._failed(operation, _reason(error))
+            self._failed(operation, _reason(error), error)
         except RuntimeError as error:
             if type(error) is not RuntimeError:
                 raise
-            self._failed(operation, "connection")
+            self._failed(operation, "connection", error)
         finally:
             SECONDS.labels(operation).observe(time.monotonic() - started)
         return None
 
-    def _failed(self, operation: str, reason: str) -> None:
+    def _failed(self, operation: str, reason: str, error: Exception) -> None:
         FAILURES.labels(operation, reason).inc()
-        if reason != "refused":
+        if reason == "refused":
+            self.state.refused(operation, type(error).__name__)
+        else:
             self._paused_until = time.monotonic() + self._pause_seconds
+            self.state.does_not_answer(reason)
 
 
 def _reason(error: Exception) -> str:

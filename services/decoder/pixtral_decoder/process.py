@@ -91,7 +91,8 @@ class DecoderTier:
             )
         except BadCheckpoint as error:
             raise StartupError(str(error)) from None
-        source = self._source(spec)
+        store = EmbeddingStore.from_url(settings.redis_url, width=spec.width, dtype=settings.dtype)
+        source = self._source(spec, store)
         try:
             await engine.start()
         except BadEngineArguments as error:
@@ -132,6 +133,7 @@ class DecoderTier:
             adapters=engine.adapters,
         )
         self._service.decoder, self._service.info = self._decoder, info
+        await store.check()
         logger.info(
             "%s in %s, %d tokens of context, %d answers at once",
             info.model,
@@ -150,9 +152,8 @@ class DecoderTier:
             await self._decoder.close()
         await self._engine.shutdown()
 
-    def _source(self, spec: VisionSpec) -> EmbeddingSource:
+    def _source(self, spec: VisionSpec, store: EmbeddingStore) -> EmbeddingSource:
         settings = self._settings
-        store = EmbeddingStore.from_url(settings.redis_url, width=spec.width, dtype=settings.dtype)
         peers = PeerEncoders(
             width=spec.width,
             dtype=settings.dtype,

@@ -87,6 +87,7 @@ class EncoderTier:
             timeout_seconds=settings.decode_seconds,
             memory_bytes=settings.decode_bytes,
         )
+        store = EmbeddingStore.from_url(settings.redis_url, width=spec.width, dtype=settings.dtype)
         self._encoder = Encoder(
             spec=spec,
             dtype=settings.dtype,
@@ -94,14 +95,13 @@ class EncoderTier:
             preprocessor=preprocessor,
             tower=tower,
             batcher=batcher,
-            store=EmbeddingStore.from_url(
-                settings.redis_url, width=spec.width, dtype=settings.dtype
-            ),
+            store=store,
             cache_bytes=settings.cache_bytes,
             queue_images=settings.queue_images,
             queue_bytes=settings.queue_bytes,
             max_image_bytes=settings.max_image_bytes,
         )
+        await store.check()
         try:
             await preprocessor.start()
         except NoProcess:

@@ -181,6 +181,24 @@ def test_death_of_a_process_ends_all(tmp_path: Path) -> None:
         wait_until(lambda: all_ended(pids), "all have ended")
 
 
+def test_warnings_of_a_process_are_told_to_who_waits(tmp_path: Path) -> None:
+    class Told(Exception):
+        pass
+
+    told: list[tuple[str, str]] = []
+
+    def warned(name: str, message: str) -> None:
+        told.append((name, message))
+        raise Told
+
+    with Stack([stand_in(tmp_path, "gateway")], redis=None, log_dir=tmp_path) as running:
+        with (tmp_path / "gateway.log").open("a") as log:
+            log.write("2026-01-01 10:00:00,000 WARNING pixtral_core.x: Redis does not answer\n")
+        with pytest.raises(Told):
+            running.wait(warned)
+    assert told == [("gateway", "Redis does not answer")]
+
+
 def test_failure_at_start_says_why(tmp_path: Path) -> None:
     processes = three_tiers(tmp_path, "--fail", "weights are missing")
     with pytest.raises(StackError) as failure:
