@@ -13,6 +13,7 @@ with warnings.catch_warnings():
     # vLLM's own, at import.
     warnings.simplefilter("ignore")
     from pixtral_decoder.engine.sampling_params import vllm_sampling
+    from pixtral_decoder.grammar import grammar_check
     from pixtral_decoder.grammar.grammar_check import NotTaken, StructureCheck, compiling
 
 NODE = {
@@ -159,3 +160,44 @@ async def test_a_grammar_that_slows_every_step_of_the_engine(
 ) -> None:
     with pytest.raises(NotTaken):
         await check(structure, value)
+
+
+TEXT = "a text that may quote a schema"
+
+
+@pytest.mark.parametrize(("error", "level"), [(ValueError, "DEBUG"), (AttributeError, "WARNING")])
+async def test_an_error_of_ours_is_logged_with_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[Exception],
+    level: str,
+) -> None:
+    def broken(_: Any) -> None:
+        raise error(TEXT)
+
+    monkeypatch.setattr(grammar_check, "validate", broken)
+    caplog.set_level("DEBUG", logger="pixtral_core.errors")
+    with pytest.raises(NotTaken):
+        await check(REGEX, "[a-z]+")
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert error.__name__ in record.message
+    assert "in broken" in record.message
+    assert TEXT not in record.message
+
+
+async def test_a_structure_that_is_wrong_logs_nothing_that_an_operator_would_see(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="pixtral_core.errors")
+    for structure, text in (
+        (JSON, "{"),
+        (JSON, {"type": "nothing"}),
+        (REGEX, "("),
+        (REGEX, "(?<!a)b"),
+        (GRAMMAR, "root ::= ("),
+        (GRAMMAR, "start: ("),
+    ):
+        with pytest.raises(NotTaken):
+            await check(structure, text)
+    assert not caplog.records

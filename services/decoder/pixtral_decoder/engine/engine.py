@@ -5,6 +5,7 @@ checks while it does.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pixtral_core.concurrency.daemon_threads import in_daemon_thread
+from pixtral_core.errors import log_place
 from pixtral_core.generation.logprobs import TokenLogprobs
 from pixtral_core.generation.sampling import Sampling
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
@@ -209,7 +211,7 @@ class DecoderEngine:
         from pixtral_decoder.engine.inputs import engine_input
         from pixtral_decoder.engine.sampling_params import copies, refused_field, vllm_sampling
         from pixtral_decoder.grammar.grammar_check import NotTaken
-        from pixtral_decoder.vllm_hooks.refusals import REFUSALS
+        from pixtral_decoder.vllm_hooks.refusals import REFUSALS, refused_parameter
 
         sampling, offered = prompt.sampling, ExitStack()
         try:
@@ -269,6 +271,9 @@ class DecoderEngine:
         except NotContinued as error:
             raise SamplingRefused("generated_token_ids") from error
         except REFUSALS as error:
+            # Where vLLM names no parameter, it may be a fault of ours.
+            level = logging.DEBUG if refused_parameter(error) else logging.WARNING
+            log_place(error, "vLLM refuses a request", level)
             raise SamplingRefused(refused_field(error, sampling)) from error
         finally:
             offered.close()

@@ -7,6 +7,7 @@ never gets there.
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +17,18 @@ from xgrammar import CompiledGrammar, GrammarCompiler
 
 from pixtral_core import limits
 from pixtral_core.concurrency.daemon_threads import in_daemon_thread
+from pixtral_core.errors import log_place
 from pixtral_decoder.grammar.cost_trial import is_slow
 from pixtral_decoder.vllm_hooks.one_line_json import is_on_one_line, on_one_line
+from pixtral_decoder.vllm_hooks.refusals import REFUSALS
 from pixtral_decoder.vllm_hooks.structure_check import is_lark, validate
 
 # A thread's own processor time: a busy machine makes no schema too complex.
 MAX_CPU_SECONDS = limits.STRUCTURE_READ_SECONDS.high
 MAX_SECONDS = limits.STRUCTURE_WAIT_SECONDS.high
+
+# What parsers raise about a structure; another type may be a fault of ours.
+MISTAKES = (*REFUSALS, RuntimeError)
 
 
 class NotTaken(Exception):
@@ -52,8 +58,12 @@ class StructureCheck:
         try:
             async with asyncio.timeout(MAX_SECONDS):
                 await in_daemon_thread(read, "read-structure")
-        except Exception:
+        except (NotTaken, TimeoutError):
+            raise NotTaken from None
+        except Exception as error:
             # Mistakes show in whichever way the parsers of four languages have for them.
+            level = logging.DEBUG if isinstance(error, MISTAKES) else logging.WARNING
+            log_place(error, "a structure could not be read", level)
             raise NotTaken from None
 
 
