@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.e2e.conftest import Tokenizer
 from tests.e2e.pictures import new_picture
@@ -96,3 +96,28 @@ def test_a_gif_is_its_first_frame(service: Service) -> None:
         for gif in (still, moving)
     }
     assert len(answers) == 1
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_a_photograph_on_its_side_is_read_upright(service: Service, form: str) -> None:
+    """Its grid is the upright image's for the gateway, and its pixels are for the encoder."""
+    image = Image.open(io.BytesIO(new_picture(96, 48))).convert("RGB")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright, lying = io.BytesIO(), io.BytesIO()
+    image.save(upright, "PNG")
+    options: dict[str, Any] = {"lossless": True} if form == "WEBP" else {}
+    image.transpose(Image.Transpose.ROTATE_90).save(lying, form, exif=exif, **options)
+    answers = [
+        service.client.chat(
+            [{"role": "user", "content": ["What is this?", file.getvalue()]}],
+            max_tokens=16,
+            temperature=0,
+        )
+        for file in (upright, lying)
+    ]
+    assert answers[0].token_ids == answers[1].token_ids
+    assert [(each.width, each.height) for answer in answers for each in answer.images] == [
+        (96, 48),
+        (96, 48),
+    ]

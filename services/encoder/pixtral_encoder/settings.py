@@ -57,7 +57,10 @@ class EncoderSettings(ModelSettings, RedisSettings):
         "need 1.1 GiB, and 1.8 as a WebP. An image that is alone is decoded in any case.",
     )
     decode_seconds: float = Field(
-        10.0, gt=0, description="How long one image may take to decode and resize."
+        10.0,
+        gt=0,
+        description="Processor time that an image may take to decode and resize, and a sixth of "
+        "its time by the clock.",
     )
     batch_patches: int = Field(
         16_384, ge=1, description="Patches in one batch; a 1024x1024 image has 4096 at 16 pixels."

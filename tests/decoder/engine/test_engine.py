@@ -316,6 +316,17 @@ async def continued(served: Served, prompt: Prompt, whole: Answer, at: int) -> A
     return replace(rest, token_ids=generated + rest.token_ids, text=text)
 
 
+async def test_the_whole_characters_of_the_last_token_are_sent(served: Served) -> None:
+    """A token of a space and a part of a character: vLLM by itself sends nothing of it."""
+    tokenizer: Any = served.engine._llm.tokenizer
+    spelled = tokenizer.tokenizer.id_to_byte_piece
+    token = next(token for token in range(1000, 131072) if spelled(token) == b" \xe2\x80")
+    for n in (1, 2):
+        sampling = replace(GREEDY, max_tokens=1, n=n, temperature=1.0, allowed_token_ids=(token,))
+        prompt = served.prompt(BOS, INST, 1005, END_INST, sampling=sampling)
+        assert await served.several(prompt) == [" "] * n
+
+
 async def test_an_answer_goes_on_from_wherever_it_was_cut(served: Served) -> None:
     image = served.image(7, 9, seed=700)
     prompt = served.prompt(BOS, INST, image, 1030, END_INST)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from pixtral_core.image.header import read_header
-from pixtral_encoder.image import decode_worker
+from pixtral_encoder.image import decode_processes, decode_worker
 from pixtral_encoder.image.decode_processes import (
     DecodeProcess,
     DecodeProcesses,
     DecodeTimeout,
+    ProcessLost,
 )
 from pixtral_encoder.image.decode_worker import Job, Reply
 from pixtral_encoder.image.decoding import TargetSize, Undecodable, decode, memory_bytes
@@ -60,11 +61,41 @@ def test_one_that_takes_too_long_is_ended(process: DecodeProcess) -> None:
     first = pid_of(process)
     with pytest.raises(DecodeTimeout) as late:
         process.decode(job_of(LARGE, seconds=0.1), LARGE)
-    assert late.value.cpu_seconds > 0
+    assert late.value.cpu_seconds >= 0.1
     assert not Path(f"/proc/{first}").exists()
     # The next image has another.
     assert process.decode(job_of(png()), png()).shape == SIZE.shape
     assert pid_of(process) != first
+
+
+def test_time_that_others_take_is_not_the_images(
+    process: DecodeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock says that it is over, and the processor that it has not begun."""
+    process.start()
+    pid = pid_of(process)
+    os.kill(pid, signal.SIGSTOP)
+    waits: list[float] = []
+    monkeypatch.setattr(decode_processes, "CLOCK_FACTOR", 1e6)
+
+    def taken(running: object) -> float:
+        waits.append(0.0)
+        if len(waits) == 3:
+            os.kill(pid, signal.SIGCONT)
+        return 0.0
+
+    monkeypatch.setattr(decode_processes._Running, "taken", taken)
+    assert process.decode(job_of(png(), seconds=0.01), png()).shape == SIZE.shape
+    assert len(waits) >= 3
+    assert pid_of(process) == pid
+
+
+def test_one_that_only_waits_is_ended_by_the_clock(process: DecodeProcess) -> None:
+    process.start()
+    os.kill(pid_of(process), signal.SIGSTOP)
+    with pytest.raises(DecodeTimeout) as late:
+        process.decode(job_of(png(), seconds=0.05), png())
+    assert late.value.cpu_seconds < 0.05
 
 
 def test_the_time_is_each_images_own(process: DecodeProcess) -> None:
@@ -107,9 +138,6 @@ def test_a_process_that_is_killed_costs_no_answer(process: DecodeProcess) -> Non
 def test_a_file_that_always_ends_its_process_is_told_from_one(
     process: DecodeProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pixtral_encoder.image import decode_processes
-    from pixtral_encoder.image.decode_processes import ProcessLost
-
     started = decode_processes._started
 
     def doomed() -> object:

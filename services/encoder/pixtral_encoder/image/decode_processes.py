@@ -9,16 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixtral_encoder.image.decode_worker import KEPT_BYTES, MAX_REPLY_BYTES, READY, Job, Reply
+from pixtral_encoder.image.decode_worker import KEPT_BYTES, MAX_REPLY_BYTES, Job, Reply
 from pixtral_encoder.image.decoding import Undecodable
 from pixtral_encoder.metrics import DECODERS_ENDED_LOST, DECODERS_ENDED_TIMEOUT
 
@@ -27,6 +29,12 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 60.0
 # One that was killed from outside is no fault of the image: it is decoded once more.
 ATTEMPTS = 2
+# An image has its time of a processor, whoever else is at work on it. By the clock, where it takes
+# none, it has so many times as much.
+CLOCK_FACTOR = 6
+LEAST_WAIT_SECONDS = 0.02
+
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 # The first keeps libraries from threads that nobody uses. By the others, a process keeps the memory
@@ -140,7 +148,15 @@ class DecodeProcesses:
 class _Running:
     popen: "subprocess.Popen[bytes]"
     socket: socket.socket
-    cpu_seconds: float = 0.0
+    cpu_seconds: float
+
+    def taken(self) -> float:
+        """The processor's seconds that it took since its last reply, as far as it lives."""
+        with suppress(OSError, IndexError):
+            # The name, in parentheses, may itself have spaces and parentheses.
+            fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / _TICKS - self.cpu_seconds
+        return 0.0
 
 
 class DecodeProcess:
@@ -194,10 +210,9 @@ class DecodeProcess:
         return np.frombuffer(memory, np.float32).reshape(job.size.shape)
 
     def _asked(self, running: _Running, job: Job, files: tuple[int, int]) -> Reply:
-        running.socket.settimeout(job.seconds)
         try:
             socket.send_fds(running.socket, [job.to_bytes()], files)
-            reply = running.socket.recv(MAX_REPLY_BYTES)
+            reply = self._reply(running, job.seconds)
         except TimeoutError:
             taken = self._kill(running)
             DECODERS_ENDED_TIMEOUT.inc()
@@ -214,6 +229,21 @@ class DecodeProcess:
             taken,
         )
         raise ProcessLost
+
+    @staticmethod
+    def _reply(running: _Running, seconds: float) -> bytes:
+        """Raises TimeoutError once the process has taken so much of a processor for the image."""
+        latest = time.monotonic() + CLOCK_FACTOR * seconds
+        left = seconds
+        while True:
+            running.socket.settimeout(left)
+            try:
+                return running.socket.recv(MAX_REPLY_BYTES)
+            except TimeoutError:
+                left = min(seconds - running.taken(), latest - time.monotonic())
+                if left <= 0:
+                    raise
+                left = max(left, LEAST_WAIT_SECONDS)
 
     def _kill(self, running: _Running) -> float:
         """The processor's seconds that it took since its last reply."""
@@ -239,8 +269,8 @@ def _started() -> _Running:
         )
     ours.settimeout(START_SECONDS)
     with suppress(OSError):
-        if ours.recv(MAX_REPLY_BYTES) == READY:
-            return _Running(popen, ours)
+        if ready := ours.recv(MAX_REPLY_BYTES):
+            return _Running(popen, ours, Reply.from_bytes(ready).cpu_seconds)
     ours.close()
     popen.kill()
     popen.wait()

@@ -45,7 +45,7 @@ class OpenedImage:
 
 
 class Preprocessor:
-    """Decodes and resizes, each image within `timeout_seconds`, which begin once it is its turn.
+    """Decodes and resizes, each image within `timeout_seconds` of a processor.
 
     What passes its time is ended and remembered: the same file is then refused at once.
     """
