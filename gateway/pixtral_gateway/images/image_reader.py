@@ -15,13 +15,15 @@ from pixtral_gateway.images.url_fetch import Fetcher
 
 # Hashing this much holds up the loop for 0.15 ms, which is about what a thread's turn costs.
 OFFLOAD_BYTES = 256 << 10
+# So much can be thousands of segments, which take milliseconds.
+OFFLOAD_HEADER_BYTES = 32 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
     """An image file that passed the gateway's checks.
 
-    `width` and `height` are pixels as the header gives them, `grid` the tokens that stand for
+    `width` and `height` are pixels of the upright image, `grid` the tokens that stand for
     it, `sha256` the 32-byte digest of the file; `path` is the request's field that it came in.
     `data` is empty where the request named the image: `request_images` loads it where it is needed.
     """
@@ -54,7 +56,10 @@ class ImageReader:
         if not data:
             raise InvalidRequest(source.path, "the image is empty", "IMAGE_EMPTY")
         self.check_size(len(data), source.path)
-        header = self._header(data, source.path)
+        if len(data) > OFFLOAD_HEADER_BYTES:
+            header = await asyncio.to_thread(self._header, data, source.path)
+        else:
+            header = self._header(data, source.path)
         if len(data) > OFFLOAD_BYTES:
             sha256 = await asyncio.to_thread(_sha256, data)
         else:

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -107,7 +108,8 @@ def main() -> None:
     # What is odd in a file, Pillow tells in so many words, and Python keeps each one.
     warnings.filterwarnings("ignore")
     cv2.setNumThreads(1)
-    with socket.socket(fileno=int(sys.argv[1])) as encoder:
+    # Where the encoder is gone, there is nobody to tell.
+    with suppress(ConnectionError), socket.socket(fileno=int(sys.argv[1])) as encoder:
         _serve(encoder, _address_space_bytes())
 
 
