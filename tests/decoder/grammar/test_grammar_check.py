@@ -119,6 +119,28 @@ async def test_an_answer_has_the_characters_that_the_structure_asks_for(name: st
     assert accepts(await checked(Structure.CHOICE, name), name)
 
 
+@pytest.mark.parametrize(
+    ("structure", "text"),
+    [
+        (JSON, json.dumps({"const": "é" * 10_000})),
+        (JSON, json.dumps({"enum": ["x" * 3_000, "x" * 2_999 + "y"]})),
+        (GRAMMAR, 'root ::= "a"{5000} [bc]'),
+    ],
+    ids=["constant", "alternatives", "repetition"],
+)
+async def test_what_has_only_one_way_to_go_on_is_no_work(structure: Structure, text: str) -> None:
+    await check(structure, text)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    ["root ::= root", 'root ::= "a" end\nend ::= end', 'root ::= "a" | "b" end\nend ::= end'],
+)
+async def test_a_grammar_that_leads_nowhere(grammar: str) -> None:
+    with pytest.raises(NotTaken):
+        await check(GRAMMAR, grammar)
+
+
 async def test_many_choices_are_taken() -> None:
     await check(Structure.CHOICE, *(f'choice "{i}"' for i in range(256)))
 
@@ -135,6 +157,12 @@ async def test_many_choices_are_taken() -> None:
         {"type": "string", "format": []},
         {"type": "what"},
         {"$ref": "#/absent"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+        {
+            "type": "object",
+            "properties": {"x": {"$ref": "#/$defs/a~1b"}},
+            "$defs": {"a/b": {"$ref": "#/$defs/c%20d"}, "c d": {"$ref": "#/$defs/a~1b"}},
+        },
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -151,6 +179,9 @@ async def test_a_schema_that_answers_would_not_be_held_to(schema: Any) -> None:
         (REGEX, "((((b*)*)*)*a?)*"),
         (GRAMMAR, 'root ::= (s s s)*\ns ::= "a" | s s | ""'),
         (GRAMMAR, 'root ::= s\ns ::= s s s | s s | "a"'),
+        # Bytes that must come are no steps of the trial.
+        (GRAMMAR, 'root ::= "a"{300} s\ns ::= "b" | s s | s s s'),
+        (GRAMMAR, 'root ::= "é"{1500} s\ns ::= "b" | s s | s s s'),
         (JSON, {"type": "string", "pattern": "^(a{1,1000}){1,1000}$"}),
     ],
     ids=lambda value: str(value)[:30],

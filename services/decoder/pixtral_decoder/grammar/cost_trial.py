@@ -23,6 +23,10 @@ from pixtral_core import limits
 # An ordinary grammar takes a tenth of it, one of the other kind many times as much.
 MAX_CPU_SECONDS = limits.STRUCTURE_TRIAL_SECONDS.high
 STEPS = 256
+# Bytes that alone may come are no steps, and have time of their own: many times what one takes that
+# can be read in one way. Behind more of them than that an answer is in the engine's hands.
+MAX_FORCED = 1 << 12
+FORCED_CPU_SECONDS = 20e-6
 
 # By the first byte that may come, by the last and by any: an ambiguity hides from one of them.
 WALKS: tuple[Callable[[Sequence[int]], int], ...] = (min, max, secrets.choice)
@@ -31,23 +35,47 @@ END = 0
 BYTES = [bytes([value]) for value in range(256)]
 
 
+class NothingFollows(Exception):
+    """An answer can come to a place where nothing may follow, and not even its end."""
+
+
 def is_slow(compile_grammar: Callable[[GrammarCompiler], CompiledGrammar]) -> bool:
-    """Whether an answer takes long to make of what is compiled for a vocabulary of bytes."""
+    """Whether an answer takes long to make of what is compiled for a vocabulary of bytes.
+
+    Raises NothingFollows where an answer on trial could not go on.
+    """
     vocabulary = TokenizerInfo(BYTES, vocab_size=len(BYTES), stop_token_ids=[END])
     compiled = compile_grammar(GrammarCompiler(vocabulary, max_threads=1, cache_enabled=False))
-    until = time.thread_time() + MAX_CPU_SECONDS
-    return not all(_walk(compiled, choose, until) for choose in WALKS)
+    left = MAX_CPU_SECONDS
+    for choose in WALKS:
+        left = _walk(compiled, choose, left)
+    return left <= 0
 
 
-def _walk(compiled: CompiledGrammar, choose: Callable[[Sequence[int]], int], until: float) -> bool:
+def _walk(
+    compiled: CompiledGrammar, choose: Callable[[Sequence[int]], int], seconds: float
+) -> float:
+    """What is left of the processor time for all walks; nothing where it does not suffice."""
+    until = time.thread_time() + seconds
     matcher = GrammarMatcher(compiled)
     mask = allocate_token_bitmask(1, len(BYTES))
-    for _ in range(STEPS):
+    bits = mask[0].numpy()
+    steps = forced = 0
+    while steps < STEPS and forced < MAX_FORCED:
         if time.thread_time() > until:
-            return False
+            return 0.0
         matcher.fill_next_token_bitmask(mask, 0)
-        words = mask[0].tolist()
-        allowed = [i for i in range(1, len(BYTES)) if words[i // 32] >> (i % 32) & 1]
-        if not allowed or not matcher.accept_token(choose(allowed)):
+        may_come = int.from_bytes(bits.tobytes(), "little")
+        if not may_come:
+            raise NothingFollows
+        if may_come.bit_count() == 1 and may_come != 1 << END:
+            following, forced = may_come.bit_length() - 1, forced + 1
+            until += FORCED_CPU_SECONDS
+        elif allowed := [i for i in range(1, len(BYTES)) if may_come >> i & 1]:
+            following, steps = choose(allowed), steps + 1
+        else:
             break
-    return True
+        if not matcher.accept_token(following):
+            break
+    # Forced bytes leave none of their time to the steps of the next walk.
+    return min(seconds, until - time.thread_time())

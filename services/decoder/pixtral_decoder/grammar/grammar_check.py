@@ -9,8 +9,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from xgrammar import CompiledGrammar, GrammarCompiler
@@ -73,7 +74,9 @@ def _read(parameters: SamplingParams) -> None:
         raise NotTaken
     schema = _schema(wanted)
     if schema is not None:
-        _refuse_ignored(json.loads(schema))
+        parsed = json.loads(schema)
+        _refuse_ignored(parsed)
+        _refuse_circular(parsed)
     # Leaves choices as a grammar.
     validate(parameters)
     if schema is not None and wanted.disable_any_whitespace:
@@ -129,3 +132,41 @@ def _refuse_ignored(schema: Any) -> None:
             _refuse_ignored(list(value.values()))
         elif keyword not in _PLAIN:
             _refuse_ignored(value)
+
+
+def _refuse_circular(schema: Any) -> None:
+    """Raises NotTaken for references that lead to each other alone: no answer follows them."""
+    for start in _references(schema):
+        seen: set[str] = set()
+        reference: Any = start
+        while isinstance(reference, str):
+            if reference in seen:
+                raise NotTaken
+            seen.add(reference)
+            found = _resolved(schema, reference)
+            reference = found.get("$ref") if isinstance(found, dict) else None
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, list):
+        for each in schema:
+            yield from _references(each)
+    if not isinstance(schema, dict):
+        return
+    if isinstance(reference := schema.get("$ref"), str):
+        yield reference
+    for keyword, value in schema.items():
+        if keyword in _NAMED and isinstance(value, dict):
+            yield from _references(list(value.values()))
+        elif keyword not in _PLAIN:
+            yield from _references(value)
+
+
+def _resolved(schema: Any, reference: str) -> Any:
+    """What a JSON pointer names, or None."""
+    for part in reference.removeprefix("#").split("/")[1:]:
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
+        if not isinstance(schema, dict) or name not in schema:
+            return None
+        schema = schema[name]
+    return schema
