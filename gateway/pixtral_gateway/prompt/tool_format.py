@@ -181,7 +181,10 @@ class ToolCallsReader:
     def error(self, error: InvalidRequest) -> InvalidRequest:
         """The error in terms of the request's tools, where their schemas caused it."""
         if self._tools.forced and error.violations[0][0].startswith("sampling.structured_output"):
-            return InvalidRequest("tools", "no completion can follow the schemas of these tools")
+            description = "no completion can follow the schemas of these tools"
+            if error.reason != "INVALID_FIELD":
+                description = f"the schemas of these tools: {error.violations[0][1]}"
+            return InvalidRequest("tools", description, error.reason)
         return error
 
 

@@ -155,7 +155,7 @@ class Decoders:
                 failed(replica, self._replicas)
                 passed_over.add(replica.address)
                 failure = refusal
-            elif progress.has_begun and not isinstance(refusal, DeadlineExceeded):
+            elif message.generated_token_ids and not isinstance(refusal, DeadlineExceeded):
                 # The client asked for nothing that only a continuation is refused for.
                 failure = None
                 break

@@ -126,6 +126,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT. The engine answers requests in the order of their arrival. Leave `priority`
     out, or run the decoders with vLLM's `scheduling_policy` of `priority`.
     """
+    ERROR_REASON_STRUCTURE_TOO_SLOW: _ErrorReason.ValueType  # 9
+    """INVALID_ARGUMENT. The structured output took too much time of the engine, which all requests
+    share; the completion ends midway. Write the schema, expression or grammar so that a text can be
+    read in one way only.
+    """
     ERROR_REASON_IMAGE_EMPTY: _ErrorReason.ValueType  # 20
     """INVALID_ARGUMENT. The image has no bytes. Send its file."""
     ERROR_REASON_IMAGE_FORMAT_UNSUPPORTED: _ErrorReason.ValueType  # 21
@@ -237,6 +242,11 @@ message names, or a higher one.
 ERROR_REASON_PRIORITY_NOT_SUPPORTED: ErrorReason.ValueType  # 8
 """INVALID_ARGUMENT. The engine answers requests in the order of their arrival. Leave `priority`
 out, or run the decoders with vLLM's `scheduling_policy` of `priority`.
+"""
+ERROR_REASON_STRUCTURE_TOO_SLOW: ErrorReason.ValueType  # 9
+"""INVALID_ARGUMENT. The structured output took too much time of the engine, which all requests
+share; the completion ends midway. Write the schema, expression or grammar so that a text can be
+read in one way only.
 """
 ERROR_REASON_IMAGE_EMPTY: ErrorReason.ValueType  # 20
 """INVALID_ARGUMENT. The image has no bytes. Send its file."""

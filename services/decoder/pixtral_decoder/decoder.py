@@ -16,7 +16,9 @@ from pixtral_decoder.engine.engine import (
     Delta,
     EngineDead,
     ImagesNotHeld,
+    NothingFollows,
     SamplingRefused,
+    StructureTooSlow,
 )
 from pixtral_decoder.request import ImagePlace, Prompt
 from pixtral_decoder.waiting_queue import WaitingQueue
@@ -79,6 +81,18 @@ class Decoder:
         except SamplingRefused as refused:
             raise InvalidRequest(
                 refused.field, "a value is not one that the engine takes"
+            ) from None
+        except StructureTooSlow as slow:
+            raise InvalidRequest(
+                slow.field,
+                "each token of this answer took too long to compute: write the structure so that "
+                "a text can be read in one way, with no part that may be empty or repeat within "
+                "a repetition",
+                "STRUCTURE_TOO_SLOW",
+            ) from None
+        except NothingFollows as ended:
+            raise InvalidRequest(
+                ended.field, "this answer has come to a place where nothing may follow"
             ) from None
         except EngineDead:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None

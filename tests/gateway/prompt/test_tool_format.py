@@ -154,6 +154,10 @@ def test_a_schema_that_nothing_can_follow_is_an_error_of_the_tools(prompts: Prom
     forced, offered = (prompts.tools.reader(Tools(ALL, tools)) for tools in (ALL, ()))
     assert forced.error(refused).violations[0][0] == "tools"
     assert forced.error(other) is other
+    slow = InvalidRequest("sampling.structured_output.grammar", "slow", "STRUCTURE_TOO_SLOW")
+    told_of_slow = forced.error(slow)
+    assert told_of_slow.reason == slow.reason
+    assert told_of_slow.violations == (("tools", "the schemas of these tools: slow"),)
     assert offered.error(refused) is refused
 
 

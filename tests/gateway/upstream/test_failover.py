@@ -277,6 +277,20 @@ async def test_continuation_that_a_decoder_refuses_is_unavailable(
     assert isinstance(await refusal(gateway), Unavailable)
 
 
+async def test_what_a_decoder_refuses_midway_is_the_clients_to_correct(
+    gateway: Harness, decoders: list[FakeDecoder]
+) -> None:
+    path = "sampling.structured_output.grammar"
+    each(decoders, tells(2, InvalidRequest(path, "takes too long", "STRUCTURE_TOO_SLOW")))
+    refused = await refusal(gateway)
+    assert isinstance(refused, InvalidRequest)
+    assert (refused.reason, refused.violations) == (
+        "STRUCTURE_TOO_SLOW",
+        ((path, "takes too long"),),
+    )
+    assert len(calls(decoders)) == 1
+
+
 async def test_embedding_that_the_next_decoder_misses_is_encoded_again(
     gateway: Harness, decoders: list[FakeDecoder], encoders: list[FakeEncoder]
 ) -> None:

@@ -21,6 +21,7 @@ from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.engine.engine_args import EngineOptions, engine_args, prepare_process
 from pixtral_decoder.engine.logprobs import from_vllm, prompt_pieces
 from pixtral_decoder.engine.lora_adapters import BadAdapter, check_adapter
+from pixtral_decoder.grammar.mask_budget import STRUCTURE_TOO_SLOW
 from pixtral_decoder.request import ImagePlace, Prompt
 from pixtral_decoder.vllm_hooks import start_failure, supported
 from pixtral_decoder.vllm_hooks.continuation import Continuation, NotContinued
@@ -65,6 +66,25 @@ class EngineFailed(Exception):
 
 class SamplingRefused(Exception):
     """vLLM does not take a sampling parameter; `field` is its path in GenerateRequest."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field
+
+
+class StructureTooSlow(Exception):
+    """The engine has ended the request, whose structured output took too much of its time.
+
+    `field` is the structured output's path in GenerateRequest.
+    """
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field
+
+
+class NothingFollows(Exception):
+    """The structured output leaves the answer no way to go on; `field` is its path."""
 
     def __init__(self, field: str) -> None:
         super().__init__(field)
@@ -205,6 +225,7 @@ class DecoderEngine:
             ImagesNotHeld: before the first delta; to be tried again with all and `resend`.
             EngineDead, EngineFailed: at any time.
             SamplingRefused: before the first delta.
+            StructureTooSlow, NothingFollows: at any time.
         """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -245,7 +266,8 @@ class DecoderEngine:
                             yield delta
                     for completion in output.outputs:
                         if completion.finish_reason not in FINISHED:
-                            raise _failure(sampling, is_first, may_miss_images)
+                            may_miss_images &= is_first
+                            raise _failure(sampling, completion, is_first, may_miss_images)
                         delta = _delta(output, completion, sampling)
                         if continuation is not None:
                             delta = _continued(delta, continuation, completion.finish_reason)
@@ -350,14 +372,19 @@ class DecoderEngine:
         return sent
 
 
-def _failure(sampling: Sampling, is_first: bool, may_miss_images: bool) -> Exception:
+def _failure(
+    sampling: Sampling, completion: "CompletionOutput", is_first: bool, may_miss_images: bool
+) -> Exception:
+    structure = sampling.structured_output
+    if structure is not None and completion.stop_reason == STRUCTURE_TOO_SLOW:
+        return StructureTooSlow(structure.path)
     # Refused before it ran: all that can be amiss with a checked request is that the engine's
     # process has dropped an image that was thought to be there, or cannot compile a grammar.
-    if is_first and may_miss_images:
+    if may_miss_images:
         return ImagesNotHeld()
-    if is_first and sampling.structured_output is not None:
-        return SamplingRefused(sampling.structured_output.path)
-    return EngineFailed()
+    if structure is None:
+        return EngineFailed()
+    return SamplingRefused(structure.path) if is_first else NothingFollows(structure.path)
 
 
 def _delta(output: "RequestOutput", completion: "CompletionOutput", sampling: Sampling) -> Delta:

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pixtral_decoder.vllm_hooks import (
     exit_with_parent,
     grammar_vocabulary,
+    mask_time,
     one_line_json,
     start_failure,
     tensor_handover,
@@ -37,6 +38,7 @@ def register() -> None:
     if is_decoders:
         grammar_vocabulary.spell_in_bytes()
         one_line_json.compile_marked()
+        mask_time.measure()
         if multiprocessing.parent_process() is not None:
             exit_with_parent.end_with_parent()
             start_failure.record()

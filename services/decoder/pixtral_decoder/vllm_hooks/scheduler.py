@@ -16,8 +16,11 @@ from typing import Any, Protocol
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
 
 from pixtral_core.hooks import Touch, check_touches
+from pixtral_decoder.grammar.mask_budget import STRUCTURE_TOO_SLOW, MaskBudget
+from pixtral_decoder.vllm_hooks.mask_time import take_seconds
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 _REQUEST = "vllm.v1.request"
@@ -43,7 +46,22 @@ TOUCHES = (
             "num_output_placeholders",
             "num_prompt_tokens",
             "sampling_params",
+            "cache_salt",
+            "resumable",
+            "status",
+            "stop_reason",
         ),
+    ),
+    Touch(_REQUEST, "RequestStatus.FINISHED_ERROR"),
+    Touch(
+        _SCHEDULER,
+        "Scheduler._update_request_with_output",
+        parameters=("request", "new_token_ids"),
+    ),
+    Touch(
+        _SCHEDULER,
+        "Scheduler.update_from_output",
+        mentions=("_update_request_with_output", "get_finished_reason", "stop_reason"),
     ),
     Touch("vllm.config", "SchedulerConfig.get_scheduler_cls", mentions=("scheduler_cls",)),
 )
@@ -119,11 +137,26 @@ class _Steps(Scheduler):
         # Below one for each answer, some would be left out of every step.
         awaited = max(AWAITED_TOKENS, self.scheduler_config.max_num_seqs)
         self.awaited_tokens = min(awaited, self.most_tokens)
+        self.masks = MaskBudget()
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         awaited = is_awaited(self.running, self.requests.values())
         self.max_num_scheduled_tokens = self.awaited_tokens if awaited else self.most_tokens
         return super().schedule(*args, **kwargs)
+
+    def _update_request_with_output(
+        self, request: Any, new_token_ids: list[int], *args: Any, **kwargs: Any
+    ) -> tuple[list[int], bool]:
+        tokens, is_stopped = super()._update_request_with_output(
+            request, new_token_ids, *args, **kwargs
+        )
+        seconds = take_seconds(request)
+        if not self.masks.charge(request.cache_salt or "", seconds) and not is_stopped:
+            request.status = RequestStatus.FINISHED_ERROR
+            request.stop_reason = STRUCTURE_TOO_SLOW
+            request.resumable = False
+            is_stopped = True
+        return tokens, is_stopped
 
 
 class _AsyncSteps(_Steps, AsyncScheduler):

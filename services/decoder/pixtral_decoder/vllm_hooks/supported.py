@@ -32,6 +32,7 @@ HOOKS = (
     "image_cache",
     "image_fan_out",
     "last_characters",
+    "mask_time",
     "model",
     "one_line_json",
     "refusals",

@@ -1,0 +1,44 @@
+"""Bounds the processor time that each tenant's structured outputs take between steps of the engine.
+
+The engine computes what each of them may go on with one after the other, and all requests wait for
+it. It takes microseconds, but a grammar can turn ambiguous late in an answer, where no trial sees
+it, and then it takes longer with each token.
+"""
+
+import time
+from collections.abc import Callable
+
+STRUCTURE_TOO_SLOW = "pixtral: structure too slow"
+"""The stop reason of a request that the engine's scheduler has ended for it."""
+ORDINARY_SECONDS = 0.002
+"""What a request may take in each step and is not charged for: twice what large schemas take."""
+BURST_SECONDS = 1.0
+"""What a tenant may take beyond that at once."""
+SHARE = 0.05
+"""Of the time that passes, what a tenant may take beyond that for good."""
+
+
+class MaskBudget:
+    """What each tenant has left; one that has its whole budget takes no memory."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._spent: dict[str, float] = {}
+        self._since = clock()
+
+    def charge(self, tenant: str, seconds: float) -> bool:
+        """Charges what one request took in a step; False where the tenant has no more left."""
+        beyond = seconds - ORDINARY_SECONDS
+        if beyond <= 0:
+            return True
+        self._refill()
+        spent = self._spent.get(tenant, 0.0) + beyond
+        # What is more than the budget is not owed: the request that took it ends.
+        self._spent[tenant] = min(spent, BURST_SECONDS)
+        return spent <= BURST_SECONDS
+
+    def _refill(self) -> None:
+        now = self._clock()
+        earned, self._since = SHARE * (now - self._since), now
+        left = {tenant: spent - earned for tenant, spent in self._spent.items()}
+        self._spent = {tenant: spent for tenant, spent in left.items() if spent > 0}

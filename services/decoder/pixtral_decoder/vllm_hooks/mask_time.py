@@ -1,0 +1,80 @@
+"""Measures the processor time that each structured output takes between steps of the engine.
+
+Library: vLLM
+Changes: the methods of XgrammarGrammar that compute add the time that they took to the grammar.
+Why: vLLM computes what structured outputs may go on with one after the other, while every request
+    waits. A grammar that becomes ambiguous takes longer with each token, and vLLM neither measures
+    nor bounds it. The decoder's scheduler ends a request whose tenant has spent its budget.
+Upstream: none known
+Versions: vLLM 0.32.0 (of 0.25.1 and 0.33.0, the names alone)
+"""
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Protocol
+
+from pixtral_core.hooks import Touch, check_touches
+
+_BACKEND = "vllm.v1.structured_output.backend_xgrammar"
+_METHODS = ("accept_tokens", "fill_bitmask", "validate_tokens")
+TOUCHES = (
+    *(Touch(_BACKEND, f"XgrammarGrammar.{method}", mentions=("matcher",)) for method in _METHODS),
+    Touch(
+        "vllm.v1.structured_output",
+        "StructuredOutputManager._fill_bitmasks",
+        mentions=("fill_bitmask",),
+    ),
+    Touch("vllm.v1.request", "Request.__init__", mentions=("structured_output_request",)),
+    Touch("vllm.v1.structured_output.request", "StructuredOutputRequest.grammar"),
+)
+
+# An attribute of the grammar, of which each request has one of its own.
+_SECONDS = "pixtral_seconds"
+
+
+class Structured(Protocol):
+    """What is touched of vLLM's Request."""
+
+    @property
+    def structured_output_request(self) -> Any: ...
+
+
+def check_upstream() -> None:
+    """Raises HookBroken where vLLM has moved."""
+    check_touches(__name__, TOUCHES)
+
+
+def measure() -> None:
+    """From now on, in this process."""
+    from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
+
+    for name in _METHODS:
+        method = getattr(XgrammarGrammar, name)
+        if method.__module__ != __name__:
+            setattr(XgrammarGrammar, name, _timed(method))
+
+
+def take_seconds(request: Structured) -> float:
+    """The time that a request's structured output has taken since the last call."""
+    structured = request.structured_output_request
+    grammar = None if structured is None else structured.grammar
+    # None of another library's grammars is timed; an engine may be started with one.
+    seconds: float = getattr(grammar, _SECONDS, 0.0)
+    if seconds:
+        setattr(grammar, _SECONDS, 0.0)
+    return seconds
+
+
+def _timed(method: Callable[..., Any]) -> Callable[..., Any]:
+    # Not under its module's name: that tells the hook's own from vLLM's.
+    @wraps(method, assigned=("__name__", "__qualname__", "__doc__"))
+    def timed(grammar: Any, *args: Any, **kwargs: Any) -> Any:
+        began = time.thread_time()
+        try:
+            return method(grammar, *args, **kwargs)
+        finally:
+            taken = time.thread_time() - began
+            setattr(grammar, _SECONDS, getattr(grammar, _SECONDS, 0.0) + taken)
+
+    return timed
