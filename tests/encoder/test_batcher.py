@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import math
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -88,9 +89,10 @@ def submit(
     image: int,
     patches: int,
     latest_deadline: WaitingDeadline | None = None,
+    tenant: str = "",
 ) -> "asyncio.Task[Tensor]":
     async def embed() -> Tensor:
-        with batcher.admit(patches, latest_deadline or anyone()) as slot:
+        with batcher.admit(patches, latest_deadline or anyone(), tenant) as slot:
             return await batcher.embed(torch.tensor(image), slot)
 
     return asyncio.create_task(embed())
@@ -359,3 +361,52 @@ async def test_patches_are_shown_from_admission_to_the_end(batcher: Batcher[Tens
     with pytest.raises(ZeroDivisionError), batcher.admit(300, anyone()):
         _ = 1 / 0
     assert shown("queued_patches") == before
+
+
+async def until_submitted() -> None:
+    """Returns once all that was submitted waits for the device."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_tenants_take_turns(batcher: Batcher[Tensor], device: Device) -> None:
+    tasks = [submit(batcher, 1, 100, tenant="eve")]
+    await until_batches(device, 1)
+    tasks += [submit(batcher, image, 100, tenant="eve") for image in (2, 3, 4, 5)]
+    tasks += [submit(batcher, image, 50, tenant="bob") for image in (11, 12, 13)]
+    await until_submitted()
+    device.go.release(100)
+    await asyncio.gather(*tasks)
+    order = [image for batch in device.batches for image in batch]
+    assert [image for image in order if image < 10] == [1, 2, 3, 4, 5]
+    assert [image for image in order if image > 10] == [11, 12, 13]
+    # The device may have been told of the next when bob came.
+    assert order.index(12) <= order.index(3)
+    assert order.index(13) <= order.index(4)
+
+
+async def test_who_waits_behind_another_tenants_images_is_not_too_late(
+    device: Device, clock: Clock
+) -> None:
+    batcher = await measured(device, clock)
+    tasks = [submit(batcher, 2, 1000, tenant="eve")]
+    await until_batches(device, 2)
+    tasks += [submit(batcher, image, 1000, tenant="eve") for image in range(3, 13)]
+    await until_submitted()
+    # Ten seconds of work are ahead in order of arrival, and of hers one at most by turns.
+    bob = submit(batcher, 20, 1000, within(clock, 5.0), tenant="bob")
+    await until_submitted()
+    assert not bob.done()
+    with pytest.raises(TooLate):
+        await submit(batcher, 21, 1000, within(clock, 5.0), tenant="eve")
+    device.go.release(100)
+    await asyncio.gather(bob, *tasks)
+    await batcher.close()
+
+
+async def test_a_queue_that_one_tenant_fills_takes_anothers(batcher: Batcher[Tensor]) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(batcher.admit(1000, anyone(), "eve"))
+        with pytest.raises(Overloaded):
+            stack.enter_context(batcher.admit(1, anyone(), "eve"))
+        stack.enter_context(batcher.admit(200, anyone(), "bob"))

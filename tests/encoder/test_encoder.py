@@ -19,7 +19,7 @@ from pixtral_core.errors import FailedPrecondition, InvalidRequest, Overloaded, 
 from pixtral_core.model.vision_spec import VisionSpec, read_params
 from pixtral_encoder.batcher import Batcher, Begin
 from pixtral_encoder.encoder import Encoder, Source
-from pixtral_encoder.image.preprocess import Preprocessor
+from pixtral_encoder.image.preprocess import OpenedImage, Preprocessor
 from pixtral_encoder.tower.tower import Staged, VisionTower
 from pixtral_encoder.tower.weights import load_tower
 from tests.encoder.pictures import file_of, picture, png, png_that_claims
@@ -83,6 +83,7 @@ async def make(redis: RedisServer, spec: VisionSpec, tower: VisionTower) -> Asyn
                 queue_images=queue_images,
                 queue_bytes=queue_bytes,
                 max_image_bytes=20 * MIB,
+                images_decoding=2,
             )
             stack.push_async_callback(encoder.close)
             return encoder
@@ -303,3 +304,31 @@ async def test_another_images_key_is_refused(
 async def test_another_models_key_is_refused(encoder: Encoder) -> None:
     with pytest.raises(FailedPrecondition):
         await encoder.encode(key_of(png(), fingerprint="beef"), png())
+
+
+async def test_tenants_images_are_decoded_by_turns(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, decoded, go = make(), list[tuple[int, int]](), asyncio.Event()
+    pixels = Preprocessor.pixels
+
+    async def noted(preprocessor: Preprocessor, opened: OpenedImage) -> object:
+        decoded.append(opened.image.size)
+        await go.wait()
+        return await pixels(preprocessor, opened)
+
+    monkeypatch.setattr(Preprocessor, "pixels", noted)
+    files = [png(64, 32 + number) for number in range(8)]
+    tasks = [asyncio.create_task(encoder.encode(key_of(each, scope="eve"), each)) for each in files]
+    async with asyncio.timeout(30):
+        while len(decoded) < 2:
+            await asyncio.sleep(0.001)
+    one = png(96, 96)
+    tasks.append(asyncio.create_task(encoder.encode(key_of(one, scope="bob"), one)))
+    # As long as it takes to come to where the others wait.
+    async with asyncio.timeout(30):
+        while "bob" not in {each.tenant for each in encoder._decoding._waiting}:
+            await asyncio.sleep(0.001)
+    go.set()
+    await asyncio.gather(*tasks)
+    assert (96, 96) in decoded[:6]

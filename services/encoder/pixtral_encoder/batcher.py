@@ -13,7 +13,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from pixtral_core.errors import Overloaded, Unavailable
+from pixtral_core.concurrency.turns import Given
+from pixtral_core.errors import Unavailable
 from pixtral_core.telemetry.request_log import current_span, note
 from pixtral_encoder.metrics import (
     BATCH_PATCHES,
@@ -25,6 +26,7 @@ from pixtral_encoder.metrics import (
     QUEUE_SECONDS,
     QUEUED_PATCHES,
 )
+from pixtral_encoder.queue_shares import QueueShares
 from pixtral_encoder.waiting_deadline import TooLate, WaitingDeadline
 
 logger = logging.getLogger(__name__)
@@ -55,13 +57,18 @@ class Batch:
     ended: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class QueueSlot:
     """Room in the queue for one image; `run` is its batch, once that has begun."""
 
     patches: int
     latest_deadline: WaitingDeadline
+    tenant: str = ""
     run: Batch | None = None
+
+    @property
+    def amount(self) -> float:
+        return self.patches
 
 
 @dataclass(slots=True, eq=False)
@@ -71,13 +78,21 @@ class Waiting(Generic[Image]):
     result: asyncio.Future[Tensor]
     since: float = field(default_factory=time.monotonic)
 
+    @property
+    def tenant(self) -> str:
+        return self.slot.tenant
+
+    @property
+    def amount(self) -> float:
+        return self.slot.patches
+
 
 class Batcher(Generic[Image]):
-    """Gives images to the device, one batch at a time, first come first served.
+    """Gives images to the device, one batch at a time: tenants by turns, each one's as they came.
 
     There is no timer: an image that finds the device free starts at once, and those that come
-    meanwhile are the next batch, as many as `batch_patches` lets in: the one that has waited
-    longest, and of the others, in their order, whatever still fits. An image larger than that is
+    meanwhile are the next batch, as many as `batch_patches` lets in: the one whose turn
+    it is, and of the others, in their order, whatever still fits. An image larger than that is
     a batch of its own. When more waits than a batch holds, the device is told of the next one while
     it works on another, so that it need not wait for this process in between.
 
@@ -99,8 +114,9 @@ class Batcher(Generic[Image]):
         """
         self._begin = begin
         self._batch_patches = batch_patches
-        self._queue_patches = queue_patches
-        self._admitted = 0
+        self._queue = QueueShares(queue_patches, "too many images are waiting to be encoded")
+        # In patches.
+        self._given = Given()
         self._waiting: deque[Waiting[Image]] = deque()
         # Of which the device knows: one, and another behind it.
         self._runs: dict[Batch, asyncio.Task[None]] = {}
@@ -112,32 +128,29 @@ class Batcher(Generic[Image]):
         QUEUE_PATCHES_LIMIT.set(queue_patches)
 
     @contextlib.contextmanager
-    def admit(self, patches: int, latest_deadline: WaitingDeadline) -> Iterator[QueueSlot]:
+    def admit(
+        self, patches: int, latest_deadline: WaitingDeadline, tenant: str = ""
+    ) -> Iterator[QueueSlot]:
         """Room for an image from before it is decoded until it is embedded.
 
         Raises:
-            Overloaded: where `queue_patches` are taken; an image that is alone always fits.
+            Overloaded: where `queue_patches` are taken; an image that is alone always fits, and
+                so does one of a tenant that has less than its share, within a quarter more.
             TooLate: where it would be embedded for nobody.
         """
-        if self._admitted and self._admitted + patches > self._queue_patches:
-            raise Overloaded("too many images are waiting to be encoded")
-        slot = QueueSlot(patches, latest_deadline)
-        self._admitted += patches
-        QUEUED_PATCHES.inc(patches)
-        try:
-            if self._is_too_late(slot):
-                raise TooLate(latest_deadline.until)
-            yield slot
-        except TooLate:
-            DROPPED_LATE.inc()
-            raise
-        except asyncio.CancelledError:
-            if slot.run is None:
-                DROPPED_LEFT.inc()
-            raise
-        finally:
-            self._admitted -= patches
-            QUEUED_PATCHES.dec(patches)
+        slot = QueueSlot(patches, latest_deadline, tenant)
+        with self._queue.room(tenant, patches), _counted(patches):
+            try:
+                if self._is_too_late(slot):
+                    raise TooLate(latest_deadline.until)
+                yield slot
+            except TooLate:
+                DROPPED_LATE.inc()
+                raise
+            except asyncio.CancelledError:
+                if slot.run is None:
+                    DROPPED_LEFT.inc()
+                raise
 
     async def prepare(self, work: Callable[[], None]) -> None:
         """Runs in the thread that batches run in, before any of them."""
@@ -175,6 +188,8 @@ class Batcher(Generic[Image]):
         batch = self._next_batch()
         if not batch:
             return
+        for waiting in batch:
+            self._given.add(waiting.tenant, waiting.amount)
         patches = sum(waiting.slot.patches for waiting in batch)
         run = Batch(len(batch), patches, time.monotonic())
         for waiting in batch:
@@ -209,7 +224,8 @@ class Batcher(Generic[Image]):
         batch: list[Waiting[Image]] = []
         left: deque[Waiting[Image]] = deque()
         taken = 0
-        for waiting in self._waiting:
+        self._given.keep(waiting.tenant for waiting in self._waiting)
+        for waiting in self._given.by_turns(self._waiting):
             slot = waiting.slot
             if batch and taken + slot.patches > self._batch_patches:
                 left.append(waiting)
@@ -230,7 +246,8 @@ class Batcher(Generic[Image]):
     def _is_too_late(self, slot: QueueSlot) -> bool:
         """Whether an image that comes now is embedded for nobody."""
         left, latest_deadline = self._seconds_left(), slot.latest_deadline
-        ahead = sum(waiting.slot.patches for waiting in self._waiting)
+        due = self._given.by_turns([*(waiting.slot for waiting in self._waiting), slot])
+        ahead = sum(each.patches for each in due[: due.index(slot)])
         if latest_deadline.lasts(left + self._seconds(ahead + slot.patches)):
             return False
         # It may be small enough to get in before others.
@@ -238,7 +255,7 @@ class Batcher(Generic[Image]):
 
     def _patches_through(self, patches: int) -> int:
         """Of all batches from the next one to that in which an image would be that comes now."""
-        waiting = [waiting.slot.patches for waiting in self._waiting]
+        waiting = [each.slot.patches for each in self._given.by_turns(self._waiting)]
         through = 0
         while True:
             taken, left = 0, []
@@ -302,6 +319,15 @@ class Batcher(Generic[Image]):
             else:
                 waiting.result.set_exception(outcome)
         self._start_batch()
+
+
+@contextlib.contextmanager
+def _counted(patches: int) -> Iterator[None]:
+    QUEUED_PATCHES.inc(patches)
+    try:
+        yield
+    finally:
+        QUEUED_PATCHES.dec(patches)
 
 
 def _tell(waiting: Waiting[Image]) -> None:

@@ -20,11 +20,13 @@ from pixtral_core.cache.metrics import REQUESTS
 from pixtral_core.cache.receiving import Arrival
 from pixtral_core.cache.wire_format import DType, Embedding
 from pixtral_core.concurrency.single_flight import SingleFlight
-from pixtral_core.errors import FailedPrecondition, InvalidRequest, Overloaded, ServingError
+from pixtral_core.concurrency.turns import Turns
+from pixtral_core.errors import FailedPrecondition, InvalidRequest, ServingError
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_core.telemetry.request_log import current_span, note
 from pixtral_encoder.batcher import Batcher
 from pixtral_encoder.image.preprocess import OpenedImage, Preprocessor
+from pixtral_encoder.queue_shares import QueueShares
 from pixtral_encoder.tower.tower import Staged, VisionTower
 from pixtral_encoder.waiting_deadline import TooLate, WaitingDeadline
 
@@ -80,6 +82,7 @@ class Encoder:
         queue_images: int,
         queue_bytes: int,
         max_image_bytes: int,
+        images_decoding: int,
     ) -> None:
         self._spec = spec
         self._dtype = dtype
@@ -91,10 +94,11 @@ class Encoder:
         self._held: ByteLru[EmbeddingKey, CachedEmbedding] = ByteLru(cache_bytes)
         self._flights: SingleFlight[EmbeddingKey, EncodedResult] = SingleFlight()
         self._latest_deadlines: dict[EmbeddingKey, WaitingDeadline] = {}
-        self._queue_images = queue_images
-        self._queue_bytes = queue_bytes
+        self._images = QueueShares(queue_images, "too many images are waiting to be encoded")
         # Of the files of all calls: more than one may bring the same image.
-        self._waiting_bytes = 0
+        self._files = QueueShares(queue_bytes, "too many bytes of images are waiting to be encoded")
+        # As many as decode at once, so that none waits there, where there are no turns.
+        self._decoding = Turns(images_decoding)
         self._max_image_bytes = max_image_bytes
 
     async def encode(
@@ -116,10 +120,8 @@ class Encoder:
                 "the key is for another model, preprocessing or dtype than this encoder's",
                 "FINGERPRINT_MISMATCH",
             )
-        with self._room_for(image):
+        with self._files.room(key.scope, len(image)):
             await self._check_image(key, image)
-            if key not in self._flights and len(self._flights) >= self._queue_images:
-                raise Overloaded("too many images are waiting to be encoded")
             with self._waiting_for(key, deadline) as latest_deadline:
                 result = await self._shared(key, image, latest_deadline, deadline)
         REQUESTS.labels(result.source).inc()
@@ -154,17 +156,6 @@ class Encoder:
             raise InvalidRequest("key.image_sha256", "not the SHA-256 of the image", "KEY_MISMATCH")
 
     @contextmanager
-    def _room_for(self, image: bytes) -> Iterator[None]:
-        """Raises Overloaded where there is none; an image that is alone always has it."""
-        if self._waiting_bytes and self._waiting_bytes + len(image) > self._queue_bytes:
-            raise Overloaded("too many bytes of images are waiting to be encoded")
-        self._waiting_bytes += len(image)
-        try:
-            yield
-        finally:
-            self._waiting_bytes -= len(image)
-
-    @contextmanager
     def _waiting_for(self, key: EmbeddingKey, deadline: float) -> Iterator[WaitingDeadline]:
         """The latest deadline of all callers that wait for the key, this caller among them."""
         latest_deadline = self._latest_deadlines.setdefault(key, WaitingDeadline())
@@ -181,12 +172,19 @@ class Encoder:
         while True:
             try:
                 return await self._flights.run(
-                    key, lambda: self._find_or_encode(key, image, latest_deadline)
+                    key, lambda: self._admitted(key, image, latest_deadline)
                 )
             except TooLate as late:
                 # Who came as it was being dropped for the others may have more time than they.
                 if deadline <= late.until:
                     raise
+
+    async def _admitted(
+        self, key: EmbeddingKey, image: bytes, latest_deadline: WaitingDeadline
+    ) -> EncodedResult:
+        # Once for all who wait for the image.
+        with self._images.room(key.scope, 1):
+            return await self._find_or_encode(key, image, latest_deadline)
 
     async def _find_or_encode(
         self, key: EmbeddingKey, image: bytes, latest_deadline: WaitingDeadline
@@ -203,7 +201,8 @@ class Encoder:
             self._held.put(key, found, len(found.value))
             return EncodedResult(found.grid, Source.REDIS, stored=True)
         with current_span().child("open"):
-            opened = await self._preprocessor.open(image, key.image_sha256)
+            async with self._decoding.turn(key.scope):
+                opened = await self._preprocessor.open(image, key.image_sha256)
         value = await self._encode(key, opened, latest_deadline)
         self._held.put(key, CachedEmbedding(opened.grid, value), len(value))
         with current_span().child("store", bytes=len(value)):
@@ -218,9 +217,10 @@ class Encoder:
     ) -> bytes:
         grid = opened.grid
         patches = self._patches(grid)
-        with self._batcher.admit(patches, latest_deadline) as slot:
+        with self._batcher.admit(patches, latest_deadline, key.scope) as slot:
             with current_span().child("preprocess", patches=patches):
-                pixels = await self._preprocessor.pixels(opened)
+                async with self._decoding.turn(key.scope, patches):
+                    pixels = await self._preprocessor.pixels(opened)
             with current_span().child("stage"):
                 staged = await asyncio.to_thread(self._tower.stage, pixels)
             embedding = await self._batcher.embed(staged, slot)

@@ -100,6 +100,7 @@ class EncoderTier:
             queue_images=settings.queue_images,
             queue_bytes=settings.queue_bytes,
             max_image_bytes=settings.max_image_bytes,
+            images_decoding=settings.decode_processes,
         )
         await store.check()
         try:
