@@ -14,7 +14,7 @@ export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf targets-check fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf targets-check fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ fuzz-doors: $(INSTALLED)
 
 fuzz-decoder: $(INSTALLED)
 	@$(BIN)/python -m tests.decoder.fuzz --requests $$(($(or $(MINUTES),10) * 1000)) --seed $(SEED)
+
+structures: $(INSTALLED) ## Hold ANSWERS=10000 of random tokens to random schemas; SEED= others
+	@$(BIN)/python -m tests.decoder.structures --answers $(or $(ANSWERS),10000) --seed $(SEED)
 
 load: $(MODEL)/params.json ## Load a stack, or URL=..., for a minute and report it; ARGS=... are more flags
 	@$(BIN)/python -m bench.load $(if $(URL),--base-url $(URL),--model-dir $(MODEL)) $(ARGS)

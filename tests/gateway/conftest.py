@@ -1,12 +1,9 @@
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from pixtral.v1 import chat_pb2_grpc
@@ -19,6 +16,7 @@ from pixtral_gateway.settings import GatewaySettings
 from tests.support.fake_tiers import FakeDecoder, FakeEncoder
 from tests.support.gateway_harness import Client, Harness
 from tests.support.redis_server import RedisServer
+from tests.support.tekken_version import set_version
 
 
 @pytest.fixture(autouse=True)
@@ -69,26 +67,6 @@ def of_version(version: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / version
     set_version(write_random_checkpoint(directory, spec), version)
     return directory
-
-
-def set_version(directory: Path, version: str) -> None:
-    path = directory / "tekken.json"
-    tekken = json.loads(path.read_text())
-    tekken["config"]["version"] = version
-    if version not in ("v3", "v7"):
-        tokens: list[dict[str, Any]] = [
-            dict(token) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS
-        ]
-        for rank, name in ((32, "[ARGS]"), (33, "[CALL_ID]")):
-            tokens.append({"rank": rank, "token_str": name, "is_control": True})
-        known = {token["rank"] for token in tokens}
-        tokens += [
-            {"rank": rank, "token_str": f"<SPECIAL_{rank}>", "is_control": True}
-            for rank in range(tekken["config"]["default_num_special_tokens"])
-            if rank not in known
-        ]
-        tekken["special_tokens"] = sorted(tokens, key=lambda token: token["rank"])
-    path.write_text(json.dumps(tekken))
 
 
 @pytest.fixture(scope="session")

@@ -169,6 +169,24 @@ async def test_many_choices_are_taken() -> None:
 async def test_a_schema_that_answers_would_not_be_held_to(schema: Any) -> None:
     with pytest.raises(NotTaken):
         await check(JSON, schema)
+    with pytest.raises(NotTaken):
+        await check(GRAMMAR, f'start: "a" b // %json\nb: %json {json.dumps(schema)}')
+
+
+async def test_a_pattern_is_held_to_in_a_string_of_json() -> None:
+    schema = json.dumps({"type": "string", "pattern": "^[O-ß]?.ß{0,1}$"})
+    for structure in (
+        await checked(JSON, schema),
+        await checked(JSON, schema, on_one_line=True),
+        await checked(GRAMMAR, f"start: /%json\\// %json {schema}"),
+    ):
+        before = "%json/" if structure.grammar else ""
+        for answer in ("ß", "P", "éß", "🙂"):
+            assert accepts(structure, f'{before}"{answer}"')
+        for answer in ("\\", '"', "\t", "\\ß"):
+            assert not accepts(structure, f'{before}"{answer}"')
+    with pytest.raises(NotTaken):
+        await check(JSON, {"items": {"type": "string", "pattern": r"^C:\\"}})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pixtral_decoder.vllm_hooks import grammar_vocabulary
-from pixtral_decoder.vllm_hooks.grammar_vocabulary import spell_in_bytes
+from pixtral_decoder.vllm_hooks.grammar_vocabulary import compile_json_apart, spell_in_bytes
 from tests.support.upstream import assert_still_there
 
 with warnings.catch_warnings():
@@ -37,12 +37,17 @@ def tokenizer(checkpoint: Path) -> Any:
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """As vLLM has it, though an engine may have been started in this process before."""
-    monkeypatch.setattr(XgrammarBackend, "__post_init__", unwrap(XgrammarBackend.__post_init__))
+    for name in ("__post_init__", "compile_grammar"):
+        monkeypatch.setattr(XgrammarBackend, name, unwrap(getattr(XgrammarBackend, name)))
 
 
 @pytest.fixture
 def spelt(plain: None) -> None:
     spell_in_bytes()
+    compile_json_apart()
+
+
+BOUNDED = '{"type": "string", "maxLength": 3}'
 
 
 def holds(tokenizer: Any, kind: StructuredOutputOptions, held_to: str, answer: str) -> bool:
@@ -68,6 +73,25 @@ def test_an_answer_may_have_any_character(tokenizer: Any, text: str) -> None:
 def test_the_tokenizer_itself_stays_as_it_is(tokenizer: Any) -> None:
     assert holds(tokenizer, StructuredOutputOptions.GRAMMAR, 'root ::= "a"', "a")
     assert all(isinstance(token, str) for token in tokenizer.vocab)
+
+
+@pytest.mark.usefixtures("spelt")
+@pytest.mark.parametrize("character", ["\t", "\x00", "\x1f"])
+def test_no_string_of_json_has_a_control_character(tokenizer: Any, character: str) -> None:
+    json, grammar = StructuredOutputOptions.JSON, StructuredOutputOptions.GRAMMAR
+    assert holds(tokenizer, json, BOUNDED, '"aé"')
+    assert not holds(tokenizer, json, BOUNDED, f'"a{character}"')
+    assert not holds(tokenizer, grammar, f"start: %json {BOUNDED}", f'"a{character}"')
+    # Other texts may have them.
+    assert holds(tokenizer, StructuredOutputOptions.REGEX, "a.", f"a{character}")
+
+
+@pytest.mark.usefixtures("plain")
+def test_still_needed_while_a_bounded_string_of_json_may_have_control_characters(
+    tokenizer: Any,
+) -> None:
+    """Once this fails, `compile_json_apart` can go."""
+    assert holds(tokenizer, StructuredOutputOptions.JSON, BOUNDED, '"a\tb"')
 
 
 def test_still_there() -> None:

@@ -8,6 +8,7 @@ never gets there.
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,8 @@ from pixtral_core import limits
 from pixtral_core.concurrency.daemon_threads import in_daemon_thread
 from pixtral_core.errors import log_place
 from pixtral_decoder.grammar.cost_trial import is_slow
+from pixtral_decoder.grammar.patterns import mended, needs_escapes, patterns
+from pixtral_decoder.vllm_hooks.grammar_vocabulary import has_json, in_json
 from pixtral_decoder.vllm_hooks.one_line_json import is_on_one_line, on_one_line
 from pixtral_decoder.vllm_hooks.refusals import REFUSALS
 from pixtral_decoder.vllm_hooks.structure_check import is_lark, validate
@@ -72,17 +75,51 @@ def _read(parameters: SamplingParams) -> None:
     wanted, began = parameters.structured_outputs, time.thread_time()
     if wanted is None:
         raise NotTaken
+    until = began + MAX_CPU_SECONDS
     schema = _schema(wanted)
     if schema is not None:
-        parsed = json.loads(schema)
-        _refuse_ignored(parsed)
-        _refuse_circular(parsed)
+        schema = _checked(schema, until)
+    elif has_json(wanted.grammar or ""):
+        wanted.grammar = _with_schemas_checked(wanted.grammar or "", until)
     # Leaves choices as a grammar.
     validate(parameters)
-    if schema is not None and wanted.disable_any_whitespace:
-        wanted.json = on_one_line(schema)
-    if time.thread_time() - began > MAX_CPU_SECONDS or is_slow(compiling(wanted)):
+    if schema is not None:
+        wanted.json = on_one_line(schema) if wanted.disable_any_whitespace else schema
+    if time.thread_time() - began > MAX_CPU_SECONDS:
         raise NotTaken
+    is_json = schema is not None or has_json(wanted.grammar or "")
+    if is_slow(compiling(wanted), in_json if is_json else bytes):
+        raise NotTaken
+
+
+def _checked(schema: str, until: float) -> str:
+    """The schema as the engine is to have it. Raises NotTaken for one that it would not hold to."""
+    parsed = json.loads(schema)
+    _refuse_ignored(parsed)
+    _refuse_circular(parsed)
+    for pattern in patterns(parsed):
+        if time.thread_time() > until or needs_escapes(pattern):
+            raise NotTaken
+    # Before it is changed: vLLM tells by keywords what it does not take.
+    validate(SamplingParams(structured_outputs=StructuredOutputsParams(json=schema)))
+    made = mended(parsed)
+    return schema if made == parsed else json.dumps(made)
+
+
+def _with_schemas_checked(lark: str, until: float) -> str:
+    """A grammar, each schema in it as the engine is to have it."""
+    made, at = "", 0
+    for found in _LARK_JSON.finditer(lark):
+        if found[1] is None or found.start() < at:
+            continue
+        _, end = json.JSONDecoder().raw_decode(lark, found.end())
+        made += lark[at : found.end()] + _checked(lark[found.end() : end], until)
+        at = end
+    return made + lark[at:]
+
+
+# Comments, strings and expressions, in which there is none; and what has a schema behind it.
+_LARK_JSON = re.compile(r'//[^\n]*|"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(%json)\s*')
 
 
 def compiling(wanted: StructuredOutputsParams) -> Callable[[GrammarCompiler], CompiledGrammar]:

@@ -1,15 +1,18 @@
 """Gives xgrammar Mistral's tokens as bytes, so that a grammar allows every character.
 
 Library: vLLM
-Changes: XgrammarBackend, as it begins, reads each token of a Tekken tokenizer as its bytes.
+Changes: XgrammarBackend, as it begins, reads each token of a Tekken tokenizer as its bytes, and it
+    compiles JSON for a vocabulary without the control characters that JSON does not have.
 Why: vLLM gives xgrammar the tokens as texts, in which a token that is part of a character is
     U+FFFD. A structured output then cannot have a character of several tokens, as most emoji are;
     where it must have one, xgrammar allows no token and the request fails. And vLLM gives a control
-    token as the text of its name.
+    token as the text of its name. xgrammar's own strings of a bounded length, and its expressions
+    within JSON, may have control characters, which no JSON has within a string.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """
 
+import copy
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,12 +27,27 @@ _TOKENIZER = "vllm.tokenizers.mistral"
 _TEKKEN = "mistral_common.tokens.tokenizers.tekken"
 TOUCHES = (
     Touch(_BACKEND, "XgrammarBackend.__post_init__", mentions=("tokenizer", "vocab", "is_tekken")),
+    Touch(_BACKEND, "XgrammarBackend.__post_init__", mentions=("compiler",)),
+    Touch(
+        _BACKEND,
+        "XgrammarBackend.compile_grammar",
+        parameters=("request_type", "grammar_spec"),
+        mentions=("compiler", "JSON", "GRAMMAR"),
+    ),
+    Touch("vllm.v1.structured_output.backend_types", "StructuredOutputOptions"),
     Touch(_TOKENIZER, "MistralTokenizer.__init__", mentions=("_vocab", "is_tekken", "tokenizer")),
     Touch(_TOKENIZER, "MistralTokenizer.vocab", mentions=("_vocab",)),
     Touch(_TEKKEN, "Tekkenizer.is_special", parameters=("token",)),
     Touch(_TEKKEN, "Tekkenizer.id_to_byte_piece", parameters=("token_id",)),
 )
 
+# Behind this Lark has a schema.
+_LARK_JSON = "%json"
+# An attribute of the backend.
+_JSON_COMPILER = "pixtral_json_compiler"
+# JSON has line breaks and tabs between values, and none within a string. xgrammar leaves line
+# breaks out of strings by itself.
+_NOT_JSON = frozenset(set(range(0x20)) - set(b"\r\n"))
 _NOT_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
 
 
@@ -60,13 +78,54 @@ def spell_in_bytes() -> None:
             begin(backend)
             return
         texts = tokenizer._vocab
-        tokenizer._vocab = pieces(tokenizer.tokenizer, len(texts))
+        spelled = pieces(tokenizer.tokenizer, len(texts))
         try:
+            tokenizer._vocab = list(map(in_json, spelled))
+            begin(backend)
+            setattr(backend, _JSON_COMPILER, backend.compiler)
+            tokenizer._vocab = spelled
             begin(backend)
         finally:
             tokenizer._vocab = texts
 
     XgrammarBackend.__post_init__ = begin_with_bytes  # type: ignore[method-assign]
+
+
+def compile_json_apart() -> None:
+    """From now on, in this process; behind all others that change how a schema is compiled."""
+    from vllm.v1.structured_output.backend_types import StructuredOutputOptions
+    from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
+
+    compile_grammar = XgrammarBackend.compile_grammar
+
+    @wraps(compile_grammar)
+    def compile_apart(
+        backend: "XgrammarBackend",
+        request_type: "StructuredOutputOptions",
+        grammar_spec: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        is_json = request_type == StructuredOutputOptions.JSON or (
+            request_type == StructuredOutputOptions.GRAMMAR and has_json(grammar_spec)
+        )
+        if is_json and hasattr(backend, _JSON_COMPILER):
+            # Another request's structure is compiled at the same time, by the same backend.
+            backend = copy.copy(backend)
+            backend.compiler = getattr(backend, _JSON_COMPILER)
+        return compile_grammar(backend, request_type, grammar_spec, *args, **kwargs)
+
+    XgrammarBackend.compile_grammar = compile_apart  # type: ignore[assignment, method-assign]
+
+
+def has_json(grammar: str) -> bool:
+    """Whether a grammar in Lark has a schema in it."""
+    return _LARK_JSON in grammar
+
+
+def in_json(piece: bytes) -> bytes:
+    """A token's bytes; none of one that has a character that no JSON has."""
+    return piece if _NOT_JSON.isdisjoint(piece) else b""
 
 
 def pieces(tekkenizer: Tekkenizer, count: int) -> list[bytes]:

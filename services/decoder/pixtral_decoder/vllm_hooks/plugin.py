@@ -38,6 +38,7 @@ def register() -> None:
     if is_decoders:
         grammar_vocabulary.spell_in_bytes()
         one_line_json.compile_marked()
+        grammar_vocabulary.compile_json_apart()
         mask_time.measure()
         if multiprocessing.parent_process() is not None:
             exit_with_parent.end_with_parent()

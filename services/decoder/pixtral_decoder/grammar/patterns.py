@@ -1,0 +1,99 @@
+"""Patterns of a schema, so that what follows them is a string of JSON.
+
+xgrammar compiles a pattern for the text of the JSON, in which a quotation mark and a backslash are
+escaped. It leaves both out of what a pattern allows, but for two cases.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import xgrammar
+
+# A character beyond ASCII, which may needlessly be escaped.
+_BEYOND_ASCII = re.compile(r"(?<!\\)((?:\\\\)*)\\?([^\x00-\x7f])")
+_MAY_NEED_ESCAPES = re.compile(r'["\\]')
+
+# What lies in these are schemas by name, and what lies in those is none.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_PLAIN = ("enum", "const", "default", "example", "examples")
+
+
+def mended(schema: Any) -> Any:
+    """The schema, the characters of its patterns that are beyond ASCII by their codes.
+
+    Where a pattern has them as they are, xgrammar compiles all of it in another way, which leaves
+    neither the quotation mark nor the backslash out of what it allows.
+    """
+    if isinstance(schema, list):
+        return list(map(mended, schema))
+    if not isinstance(schema, dict):
+        return schema
+    made: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword == "pattern" and isinstance(value, str):
+            made[keyword] = _spelled(value)
+        elif keyword in _NAMED and isinstance(value, dict):
+            name: Callable[[str], str] = _spelled if keyword == "patternProperties" else str
+            made[keyword] = {name(each): mended(inner) for each, inner in value.items()}
+        else:
+            made[keyword] = value if keyword in _PLAIN else mended(value)
+    return made
+
+
+def patterns(schema: Any) -> Iterator[str]:
+    """All patterns of strings and of names."""
+    if isinstance(schema, list):
+        for each in schema:
+            yield from patterns(each)
+    if not isinstance(schema, dict):
+        return
+    for keyword, value in schema.items():
+        if keyword == "pattern" and isinstance(value, str):
+            yield value
+        elif keyword in _NAMED and isinstance(value, dict):
+            if keyword == "patternProperties":
+                yield from value
+            yield from patterns(list(value.values()))
+        elif keyword not in _PLAIN:
+            yield from patterns(value)
+
+
+def needs_escapes(pattern: str) -> bool:
+    """Whether all that a pattern allows has a quotation mark or a backslash.
+
+    Where that is so, xgrammar does not leave them out, and does not escape them.
+    """
+    if not _MAY_NEED_ESCAPES.search(pattern):
+        return False
+    vocabulary = xgrammar.TokenizerInfo(_BYTES, vocab_size=len(_BYTES), stop_token_ids=[0])
+    compiler = xgrammar.GrammarCompiler(vocabulary, max_threads=1, cache_enabled=False)
+    wanted = json.dumps({"type": "string", "pattern": pattern})
+    matcher = xgrammar.GrammarMatcher(compiler.compile_json_schema(wanted))
+    mask = xgrammar.allocate_token_bitmask(1, len(_BYTES))
+    made = bytearray()
+    for _ in range(_LONGEST):
+        matcher.fill_next_token_bitmask(mask, 0)
+        may_come = int.from_bytes(mask[0].numpy().tobytes(), "little")
+        if not may_come or may_come & 1:
+            break
+        # The quotation mark that ends the string, where it may come.
+        byte = _QUOTE if made and may_come >> _QUOTE & 1 else may_come.bit_length() - 1
+        matcher.accept_token(byte)
+        made.append(byte)
+    # It writes no escapes by itself.
+    return bool(_MAY_NEED_ESCAPES.search(made[1:-1].decode("utf-8", "replace")))
+
+
+_BYTES = [bytes([value]) for value in range(256)]
+_QUOTE = ord('"')
+_LONGEST = 512
+
+
+def _spelled(pattern: str) -> str:
+    return _BEYOND_ASCII.sub(lambda found: f"{found[1]}{_by_code(ord(found[2]))}", pattern)
+
+
+def _by_code(code: int) -> str:
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\u{{{code:x}}}"
