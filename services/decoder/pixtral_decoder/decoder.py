@@ -23,6 +23,11 @@ from pixtral_decoder.engine.engine import (
 from pixtral_decoder.request import ImagePlace, Prompt
 from pixtral_decoder.waiting_queue import WaitingQueue
 
+TOO_SLOW = (
+    "each token of this answer took too long to compute: write the structure so that a text can be "
+    "read in one way, with no part that may be empty or repeat within a repetition"
+)
+
 
 class Decoder:
     """Generates as many choices as `queue` admits; a request has `n` of them."""
@@ -83,13 +88,7 @@ class Decoder:
                 refused.field, "a value is not one that the engine takes"
             ) from None
         except StructureTooSlow as slow:
-            raise InvalidRequest(
-                slow.field,
-                "each token of this answer took too long to compute: write the structure so that "
-                "a text can be read in one way, with no part that may be empty or repeat within "
-                "a repetition",
-                "STRUCTURE_TOO_SLOW",
-            ) from None
+            raise InvalidRequest(slow.field, TOO_SLOW, "STRUCTURE_TOO_SLOW") from None
         except NothingFollows as ended:
             raise InvalidRequest(
                 ended.field, "this answer has come to a place where nothing may follow"

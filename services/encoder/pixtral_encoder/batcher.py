@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from pixtral_core.concurrency.queue_shares import QueueShares
 from pixtral_core.concurrency.turns import Given
 from pixtral_core.errors import Unavailable
 from pixtral_core.telemetry.request_log import current_span, note
@@ -26,7 +27,6 @@ from pixtral_encoder.metrics import (
     QUEUE_SECONDS,
     QUEUED_PATCHES,
 )
-from pixtral_encoder.queue_shares import QueueShares
 from pixtral_encoder.waiting_deadline import TooLate, WaitingDeadline
 
 logger = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from pixtral_core.cache.lru import ByteLru
 from pixtral_core.cache.metrics import REQUESTS
 from pixtral_core.cache.receiving import Arrival
 from pixtral_core.cache.wire_format import DType, Embedding
+from pixtral_core.concurrency.queue_shares import QueueShares
 from pixtral_core.concurrency.single_flight import SingleFlight
 from pixtral_core.concurrency.turns import Turns
 from pixtral_core.errors import FailedPrecondition, InvalidRequest, ServingError
@@ -26,7 +27,6 @@ from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_core.telemetry.request_log import current_span, note
 from pixtral_encoder.batcher import Batcher
 from pixtral_encoder.image.preprocess import OpenedImage, Preprocessor
-from pixtral_encoder.queue_shares import QueueShares
 from pixtral_encoder.tower.tower import Staged, VisionTower
 from pixtral_encoder.waiting_deadline import TooLate, WaitingDeadline
 

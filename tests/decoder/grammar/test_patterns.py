@@ -24,7 +24,9 @@ def test_characters_beyond_ascii_are_spelled_by_their_codes(given: str, made: st
     assert list(patterns(schema)) == [given]
 
 
-@pytest.mark.parametrize("pattern", [r"^\\s$", '^"$', '^a"b$', r"^\\+$", r"^[\x5c]{2}x$"])
+@pytest.mark.parametrize(
+    "pattern", [r"^\\s$", '^"$', '^a"b$', r"^\\+$", r"^[\x5c]{2}x$", r"^(ß|\^!\\)$"]
+)
 def test_what_always_has_a_character_that_json_escapes(pattern: str) -> None:
     assert needs_escapes(pattern)
 

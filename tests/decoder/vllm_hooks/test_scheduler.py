@@ -1,5 +1,6 @@
 """How many tokens a step takes, by the decision alone and by what a real engine's steps were."""
 
+import asyncio
 import gc
 import json
 import warnings
@@ -45,6 +46,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MOST_TOKENS = 8192
 LENGTH = 6000
+SLOTS = 3
 
 
 def request(
@@ -129,25 +131,49 @@ class Ahead:
         )
         self._under_way: Any = None
 
-    def add(self, name: str, length: int, max_tokens: int) -> None:
+    def add(self, name: str, length: int, max_tokens: int, tenant: str | None = None) -> None:
         sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-        self.scheduler.add_request(Request(name, [1] * length, sampling, None))
+        self.scheduler.add_request(Request(name, [1] * length, sampling, None, cache_salt=tenant))
+
+    def until(self, name: str, most: int = 400) -> list[dict[str, int]]:
+        """Steps until the request has ended; what each of them took."""
+        steps: list[dict[str, int]] = []
+        while name in self.scheduler.requests:
+            steps.append(self.step())
+            assert len(steps) <= most
+        return steps
 
     def step(self) -> dict[str, int]:
         """What the next step takes, by request; then the one before it ends."""
-        ended, self._under_way = self._under_way, self.scheduler.schedule()
+        ended, output = self._under_way, self.scheduler.schedule()
+        requests = self.scheduler.requests
+        # Whose prompt the step completes is known as it begins.
+        samples = {
+            name for name in output.num_scheduled_tokens if not requests[name].is_prefill_chunk
+        }
+        self._under_way = output, samples
         if ended is not None:
-            names = list(ended.num_scheduled_tokens)
-            requests = self.scheduler.requests
-            sampled = [[] if requests[name].is_prefill_chunk else [1000] for name in names]
-            output = ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, sampled)
-            self.scheduler.update_from_output(ended, output)
-        taken: dict[str, int] = self._under_way.num_scheduled_tokens
+            scheduled, sampling = ended
+            names = list(scheduled.num_scheduled_tokens)
+            sampled = [[1000] if name in sampling else [] for name in names]
+            made = ModelRunnerOutput(names, {name: n for n, name in enumerate(names)}, sampled)
+            self.scheduler.update_from_output(scheduled, made)
+        taken: dict[str, int] = output.num_scheduled_tokens
         return taken
 
 
 async def test_still_there() -> None:
     assert_still_there(scheduler_hook)
+
+
+async def test_still_needed_while_vllms_own_knows_no_tenants(config: Any) -> None:
+    """Once this fails, vLLM's own scheduler may take turns among tenants."""
+    stock = Ahead(config, AsyncScheduler)
+    for number in range(config.scheduler_config.max_num_seqs):
+        stock.add(f"eve-{number}", 40, 100, tenant="eve")
+    stock.step()
+    stock.add("bob", 40, 4, tenant="bob")
+    assert len(stock.until("bob")) > 100
 
 
 async def test_still_needed_while_vllms_own_takes_a_whole_prompt_beside_an_answer(
@@ -176,6 +202,88 @@ async def test_steps_begun_before_the_last_ones_tokens_are_known(config: Any) ->
     assert ahead.step() == {"prompt": LENGTH - 2 * (AWAITED_TOKENS - 1)}
 
 
+async def test_one_tenant_has_all_slots_until_another_wants_one(config: Any) -> None:
+    ahead = Ahead(config)
+    slots = config.scheduler_config.max_num_seqs
+    for number in range(slots):
+        ahead.add(f"eve-{number}", 40, 50, tenant="eve")
+    ahead.step()
+    assert len(ahead.step()) == slots
+    ahead.add("bob", 40, 4, tenant="bob")
+    assert ahead.step()["bob"] == 40
+    # One of the others has made room, and goes on as soon as there is some.
+    steps = ahead.until("bob")
+    assert len(steps) <= 6
+    assert all(len(step) == slots for step in steps[:3])
+    ahead.step()
+    assert len(ahead.step()) == slots
+    for number in range(slots):
+        ahead.until(f"eve-{number}")
+    assert not ahead.scheduler.requests
+
+
+async def test_what_gave_its_slot_away_is_answered_in_full(config: Any) -> None:
+    ahead = Ahead(config)
+    slots = config.scheduler_config.max_num_seqs
+    given: dict[str, int] = {}
+    for number in range(slots):
+        ahead.add(f"eve-{number}", 40, 30, tenant="eve")
+        given[f"eve-{number}"] = 0
+    ahead.step()
+    for number in range(slots):
+        ahead.add(f"bob-{number}", 40, 30, tenant="bob")
+        given[f"bob-{number}"] = 0
+    requests = dict(ahead.scheduler.requests)
+    while ahead.scheduler.requests:
+        ahead.step()
+    assert {request.num_output_tokens for request in requests.values()} == {30}
+    # As many as are too many give way, each of them once.
+    assert sum(request.num_preemptions for request in requests.values()) == slots // 2
+
+
+async def test_a_long_prompt_waits_for_a_short_one_of_another_tenant(config: Any) -> None:
+    ahead = Ahead(config)
+    ahead.add("eve", 30_000, 1, tenant="eve")
+    ahead.step()
+    ahead.add("bob", 40, 4, tenant="bob")
+    steps = ahead.until("bob")
+    # The next step is bob's, and no later one is large.
+    assert steps[0] == {"bob": 40}
+    assert len(steps) <= 6
+    assert max(sum(step.values()) for step in steps[:4]) <= AWAITED_TOKENS
+    assert "eve" in ahead.scheduler.requests
+    ahead.until("eve")
+
+
+async def test_long_prompts_of_two_tenants_are_taken_in_by_turns(config: Any) -> None:
+    ahead = Ahead(config)
+    for number in range(4):
+        ahead.add(f"eve-{number}", 15_000, 1, tenant="eve")
+    ahead.step()
+    ahead.add("bob", 15_000, 1, tenant="bob")
+    steps = ahead.until("bob")
+    taken = {"eve": 0, "bob": 0}
+    # Behind bob's last, which is seen to have ended a step later, eve has the next for herself.
+    for step in steps[:-1]:
+        for name, count in step.items():
+            taken[name.partition("-")[0]] += count
+    assert taken["bob"] == 15_000
+    assert taken["eve"] <= 15_000 + 2 * AWAITED_TOKENS
+
+
+async def test_a_tenant_that_has_all_memory_makes_room(config: Any) -> None:
+    """There is memory for 131,072 tokens."""
+    ahead = Ahead(config)
+    for number in range(5):
+        ahead.add(f"eve-{number}", 25_000, 3000, tenant="eve")
+    for _ in range(100):
+        ahead.step()
+    assert ahead.scheduler.kv_cache_manager.usage > 0.9
+    ahead.add("bob", 20_000, 4, tenant="bob")
+    assert len(ahead.until("bob")) < 60
+    assert all(f"eve-{number}" in ahead.scheduler.requests for number in range(5))
+
+
 @dataclass(frozen=True, slots=True)
 class Watched:
     engine: DecoderEngine
@@ -199,7 +307,9 @@ async def watched(
 ) -> AsyncIterator[Watched]:
     seen = tmp_path_factory.mktemp("steps") / "seen"
     more = {"max_num_batched_tokens": MOST_TOKENS, "scheduler_cls": SCHEDULER}
-    options = EngineOptions(checkpoint, dtype="float32", context_length=8192, more=more)
+    options = EngineOptions(
+        checkpoint, dtype="float32", context_length=8192, max_running=SLOTS, more=more
+    )
     engine = DecoderEngine(options)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         # vLLM's own: at import, while it loads, and of sockets that it leaves open.
@@ -267,3 +377,26 @@ async def test_a_seed_gives_the_same_answer_however_its_prompt_is_taken_in(
         beside = await watched.answer(text("seed-beside", 2000, drawn))
         assert any(sum(step.values()) == AWAITED_TOKENS for step in watched.steps())
     assert beside == whole
+
+
+async def test_answers_that_make_room_for_another_tenants_are_the_same(watched: Watched) -> None:
+    greedy = Sampling(max_tokens=150, temperature=0.0, ignore_eos=True)
+    drawn = Sampling(max_tokens=150, temperature=1.0, seed=7, ignore_eos=True)
+    asked = (greedy, drawn, greedy)
+    # One slot is too many for eve alone, whichever of them it is.
+    lengths = (40, 41, 600)
+
+    async def eve(number: int) -> list[int]:
+        prompt = text(f"eve-{number}", lengths[number], asked[number], "eve")
+        return await watched.answer(prompt)
+
+    alone = [await eve(number) for number in range(SLOTS)]
+    watched.steps()
+    together = [asyncio.create_task(eve(number)) for number in range(SLOTS)]
+    while sum(map(len, watched.steps())) < 3 * SLOTS:
+        await asyncio.sleep(0.05)
+    short = Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
+    bob = await watched.answer(text("bob", 50, short, "bob"))
+    assert not any(task.done() for task in together)
+    assert await asyncio.gather(*together) == alone
+    assert bob == watched.reference.generate(text("bob", 50, short).token_ids, [], 4)

@@ -6,6 +6,7 @@ escaped. It leaves both out of what a pattern allows, but for two cases.
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,25 +62,32 @@ def patterns(schema: Any) -> Iterator[str]:
 
 
 def needs_escapes(pattern: str) -> bool:
-    """Whether all that a pattern allows has a quotation mark or a backslash.
+    """Whether what a pattern allows leads to a quotation mark or a backslash.
 
-    Where that is so, xgrammar does not leave them out, and does not escape them.
+    Where all of it does, xgrammar does not leave them out, and does not escape them. Where some
+    does, an answer may come to where nothing can follow.
     """
     if not _MAY_NEED_ESCAPES.search(pattern):
         return False
     vocabulary = xgrammar.TokenizerInfo(_BYTES, vocab_size=len(_BYTES), stop_token_ids=[0])
     compiler = xgrammar.GrammarCompiler(vocabulary, max_threads=1, cache_enabled=False)
     wanted = json.dumps({"type": "string", "pattern": pattern})
-    matcher = xgrammar.GrammarMatcher(compiler.compile_json_schema(wanted))
+    compiled = compiler.compile_json_schema(wanted)
+    return any(_leads_to_one(compiled) for _ in range(_WALKS))
+
+
+def _leads_to_one(compiled: xgrammar.CompiledGrammar) -> bool:
+    matcher = xgrammar.GrammarMatcher(compiled)
     mask = xgrammar.allocate_token_bitmask(1, len(_BYTES))
     made = bytearray()
-    for _ in range(_LONGEST):
+    while len(made) < _LONGEST:
         matcher.fill_next_token_bitmask(mask, 0)
         may_come = int.from_bytes(mask[0].numpy().tobytes(), "little")
-        if not may_come or may_come & 1:
+        if not may_come:
+            return True
+        if may_come & 1:
             break
-        # The quotation mark that ends the string, where it may come.
-        byte = _QUOTE if made and may_come >> _QUOTE & 1 else may_come.bit_length() - 1
+        byte = secrets.choice([code for code in range(256) if may_come >> code & 1])
         matcher.accept_token(byte)
         made.append(byte)
     # It writes no escapes by itself.
@@ -87,8 +95,8 @@ def needs_escapes(pattern: str) -> bool:
 
 
 _BYTES = [bytes([value]) for value in range(256)]
-_QUOTE = ord('"')
-_LONGEST = 512
+_WALKS = 32
+_LONGEST = 64
 
 
 def _spelled(pattern: str) -> str:

@@ -1,24 +1,30 @@
-"""Chooses how many tokens a step of the engine takes: fewer where an answer waits for it.
+"""Chooses what a step of the engine takes: few tokens beside answers, and each tenant's in turn.
 
 Library: vLLM
-Changes: the scheduler's limit of tokens, before each step; it goes in through vLLM's official
-    `scheduler_cls`, by the name of `scheduler`. The classes that it derives from are not public.
+Changes: before each step, the scheduler's limit of tokens, the order of what waits, and what of
+    the running goes on; and it ends a request whose structured output takes too long. It goes in
+    through vLLM's official `scheduler_cls`, by the name of `scheduler`. The classes that it derives
+    from are not public.
 Why: vLLM has one number for all steps. A large one delays every answer for as long as a new image
     takes; a small one cuts a prompt beside which no answer waits into pieces, each of which costs
     the GPU some of its rate. vLLM's long_prefill_token_threshold cuts one request's share, also
-    where no answer waits.
+    where no answer waits. And vLLM knows no tenants: it answers in the order of arrival, or by
+    priorities that a request is given once.
 Upstream: https://github.com/vllm-project/vllm/issues/52906
 Versions: vLLM 0.25.1 to 0.33.0
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from pixtral_core.hooks import Touch, check_touches
+from pixtral_decoder.engine.tenant_turns import TenantTurns
 from pixtral_decoder.grammar.mask_budget import STRUCTURE_TOO_SLOW, MaskBudget
 from pixtral_decoder.vllm_hooks.mask_time import take_seconds
 
@@ -28,13 +34,42 @@ TOUCHES = (
     Touch(
         _SCHEDULER,
         "Scheduler.__init__",
-        mentions=("max_num_scheduled_tokens", "scheduler_config", "running", "requests"),
+        mentions=(
+            "cache_config",
+            "current_step",
+            "max_num_running_reqs",
+            "max_num_scheduled_tokens",
+            "num_gpu_blocks",
+            "policy",
+            "requests",
+            "running",
+            "scheduler_config",
+            "waiting",
+        ),
     ),
     Touch(
         _SCHEDULER,
         "Scheduler.schedule",
-        mentions=("max_num_scheduled_tokens", "num_output_placeholders", "num_computed_tokens"),
+        mentions=(
+            "current_step",
+            "max_num_scheduled_tokens",
+            "next_decode_eligible_step",
+            "num_computed_tokens",
+            "num_output_placeholders",
+            "reset_preempted_req_ids",
+        ),
     ),
+    Touch(
+        _SCHEDULER,
+        "Scheduler._preempt_request",
+        parameters=("request", "timestamp"),
+        mentions=("waiting", "reset_preempted_req_ids"),
+    ),
+    Touch("vllm.v1.core.sched.request_queue", "FCFSRequestQueue.remove_request"),
+    Touch("vllm.v1.core.sched.request_queue", "FCFSRequestQueue.prepend_request"),
+    Touch("vllm.v1.core.sched.request_queue", "SchedulingPolicy"),
+    Touch("vllm.v1.structured_output.request", "StructuredOutputRequest.is_grammar_ready"),
+    Touch(_REQUEST, "RequestStatus"),
     Touch("vllm.v1.core.sched.async_scheduler", "AsyncScheduler"),
     Touch(
         _REQUEST,
@@ -47,12 +82,12 @@ TOUCHES = (
             "num_prompt_tokens",
             "sampling_params",
             "cache_salt",
+            "next_decode_eligible_step",
             "resumable",
             "status",
             "stop_reason",
         ),
     ),
-    Touch(_REQUEST, "RequestStatus.FINISHED_ERROR"),
     Touch(
         _SCHEDULER,
         "Scheduler._update_request_with_output",
@@ -127,6 +162,22 @@ def is_awaited(running: Iterable[Running], requests: Iterable[Running]) -> bool:
     return any(map(writes_on, running)) or any(map(needs_prompt_logits, requests))
 
 
+def may_pause(request: Running) -> bool:
+    """Whether a running request may give its slot to another tenant's, and be taken up later."""
+    if request.is_prefill_chunk:
+        # What it has of its prompt's logits would be made anew.
+        return not needs_prompt_logits(request)
+    return writes_on(request)
+
+
+def can_start(request: Any) -> bool:
+    """Whether a waiting request needs nothing but room."""
+    if request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+        structured = request.structured_output_request
+        return structured is not None and bool(structured.is_grammar_ready)
+    return request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+
+
 class _Steps(Scheduler):
     max_num_scheduled_tokens: int
     """The most that the next step takes, which vLLM looks up as it begins one."""
@@ -138,11 +189,44 @@ class _Steps(Scheduler):
         awaited = max(AWAITED_TOKENS, self.scheduler_config.max_num_seqs)
         self.awaited_tokens = min(awaited, self.most_tokens)
         self.masks = MaskBudget()
+        blocks = self.cache_config.num_gpu_blocks or 0
+        self.turns = TenantTurns[Any](
+            self.max_num_running_reqs, blocks * self.cache_config.block_size, may_pause
+        )
+        # Where requests have priorities, these decide.
+        self.takes_turns = self.policy is SchedulingPolicy.FCFS
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        awaited = is_awaited(self.running, self.requests.values())
+        is_contended, paused = self._take_turns() if self.takes_turns else (False, ())
+        awaited = is_contended or is_awaited(self.running, self.requests.values())
         self.max_num_scheduled_tokens = self.awaited_tokens if awaited else self.most_tokens
-        return super().schedule(*args, **kwargs)
+        output = super().schedule(*args, **kwargs)
+        for request in paused:
+            self.waiting.prepend_request(request)
+        self.turns.took(
+            (self.requests[name], count) for name, count in output.num_scheduled_tokens.items()
+        )
+        return output
+
+    def _take_turns(self) -> tuple[bool, Sequence[Any]]:
+        """Whether prompts of several tenants wait, and what has given its slot to others."""
+        waiting: Any = self.waiting
+        turn = self.turns.next(self.running, [each for each in waiting if can_start(each)])
+        for request in turn.victims:
+            self.running.remove(request)
+            self._preempt_request(request, time.monotonic())
+            # It starts in no step in which it was stopped: its last token may be on its way.
+            waiting.remove_request(request)
+        if turn.order:
+            others = [each for each in waiting if not can_start(each)]
+            waiting.clear()
+            waiting.extend([*others, *turn.order])
+        # vLLM gives out a step's tokens in this order: answers that go on need one each.
+        self.running.sort(key=lambda each: each.is_prefill_chunk)
+        for request in turn.held:
+            # vLLM counts the step as it begins it, and passes over what is eligible only later.
+            request.next_decode_eligible_step = self.current_step + 2
+        return turn.is_contended, turn.victims
 
     def _update_request_with_output(
         self, request: Any, new_token_ids: list[int], *args: Any, **kwargs: Any

@@ -1,4 +1,4 @@
-"""Room in the encoder's queue, which tenants share."""
+"""Room in a tier's queue, which tenants share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from pixtral_core.concurrency.queue_shares import QueueShares
 from pixtral_core.errors import Overloaded
-from pixtral_encoder.queue_shares import QueueShares
 
 
 def fill(stack: ExitStack, shares: QueueShares, tenant: str, amount: int) -> int:

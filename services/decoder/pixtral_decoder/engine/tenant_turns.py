@@ -1,0 +1,160 @@
+"""Takes turns among tenants: for the engine's slots, its memory, and the tokens of its steps.
+
+An engine by itself answers in the order of arrival: one request of many answers then fills every
+slot until the last of them ends, and one long prompt every step until it is taken in.
+"""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+
+class Turned(Protocol):
+    """What is read of an engine's request."""
+
+    @property
+    def cache_salt(self) -> str | None: ...
+
+    @property
+    def is_prefill_chunk(self) -> bool: ...
+
+    @property
+    def num_computed_tokens(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+
+R = TypeVar("R", bound=Turned)
+
+
+def tenant_of(request: Turned) -> str:
+    return request.cache_salt or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn(Generic[R]):
+    """What the next step is to do.
+
+    Attributes:
+        is_contended: prompts of several tenants wait to be taken in.
+        victims: running requests that give their slots to others and go on later.
+        order: all that may start, in the order in which they shall.
+        held: running requests whose prompts wait, since it is another tenant's turn.
+    """
+
+    is_contended: bool = False
+    victims: list[R] = field(default_factory=list)
+    order: list[R] = field(default_factory=list)
+    held: list[R] = field(default_factory=list)
+
+
+class TenantTurns(Generic[R]):
+    """Each step is the turn of the tenant that has been given the fewest tokens.
+
+    A tenant that is new, or comes back, has been given as many as the one with the fewest: nobody
+    saves up turns. Slots and memory are shared evenly among those who want them, and where only one
+    does it has them all.
+    """
+
+    def __init__(self, slots: int, kv_tokens: int, may_pause: Callable[[R], bool]) -> None:
+        """`kv_tokens` have room in the memory; `may_pause` says which requests can be victims."""
+        self._slots = slots
+        self._kv_tokens = kv_tokens
+        self._may_pause = may_pause
+        self._given: dict[str, int] = {}
+        self._chosen: str | None = None
+        # Of the chosen tenant, what the step may take more than one token of.
+        self._due: set[int] = set()
+
+    def next(self, running: Sequence[R], ready: Sequence[R]) -> Turn[R]:
+        """`ready` are requests that wait and can start, in the order of their arrival."""
+        counts = Counter(map(tenant_of, running))
+        wanting = Counter(map(tenant_of, ready))
+        tenants = {**counts, **wanting}
+        fewest = min((self._given[each] for each in tenants if each in self._given), default=0)
+        self._given = {each: max(self._given.get(each, 0), fewest) for each in tenants}
+        starved = self._chosen if self._due else None
+        self._chosen, self._due = None, set()
+        if len(tenants) < 2:
+            return Turn()
+        share = max(1, self._slots // len(tenants))
+        victims = self._over_slots(running, counts, wanting, share)
+        if not victims and starved is not None and starved in wanting and counts[starved] < share:
+            victims = self._over_memory(running, starved)
+        has_room = len(running) - len(victims) < self._slots
+        prefilling = [each for each in running if each.is_prefill_chunk and each not in victims]
+        prompts = set(map(tenant_of, prefilling)) | (set(wanting) if has_room else set())
+        is_contended = len(prompts) > 1
+        if prompts:
+            self._chosen = min(prompts, key=lambda each: (self._given[each], counts[each], each))
+            self._due = {
+                id(each) for each in (*prefilling, *ready) if tenant_of(each) == self._chosen
+            }
+        return Turn(
+            is_contended=is_contended,
+            victims=victims,
+            order=self._order(counts - Counter(map(tenant_of, victims)), ready, share),
+            held=[each for each in prefilling if tenant_of(each) != self._chosen],
+        )
+
+    def took(self, tokens: Iterable[tuple[R, int]]) -> None:
+        """What the step has taken of each request."""
+        for request, count in tokens:
+            tenant = tenant_of(request)
+            self._given[tenant] = self._given.get(tenant, 0) + count
+            if id(request) in self._due:
+                self._due.clear()
+        if self._chosen is not None and self._due:
+            # It could not go on, for want of memory. The next turn is another's.
+            self._given[self._chosen] = max(self._given.values()) + 1
+
+    def _over_slots(
+        self, running: Sequence[R], counts: Counter[str], wanting: Mapping[str, int], share: int
+    ) -> list[R]:
+        counts = counts.copy()
+        due = sum(min(want, max(0, share - counts[each])) for each, want in wanting.items())
+        due -= self._slots - len(running)
+        victims: list[R] = []
+        for each in reversed(running):
+            if due <= 0:
+                break
+            tenant = tenant_of(each)
+            if counts[tenant] > share and counts[tenant] == max(counts.values()):
+                if not self._may_pause(each):
+                    continue
+                counts[tenant] -= 1
+                due -= 1
+                victims.append(each)
+        return victims
+
+    def _over_memory(self, running: Sequence[R], starved: str) -> list[R]:
+        held: Counter[str] = Counter()
+        for each in running:
+            held[tenant_of(each)] += each.num_computed_tokens
+        share = self._kv_tokens // (len(held.keys() | {starved}))
+        for each in reversed(running):
+            tenant = tenant_of(each)
+            if tenant != starved and held[tenant] > share and self._may_pause(each):
+                return [each]
+        return []
+
+    def _order(self, counts: Counter[str], ready: Sequence[R], share: int) -> list[R]:
+        queues: dict[str, deque[R]] = {}
+        for each in ready:
+            queues.setdefault(tenant_of(each), deque()).append(each)
+        given, order = dict(self._given), list[R]()
+        # More than there are slots for do not start.
+        while len(queues) > 1 and len(order) < self._slots:
+            tenant = min(
+                queues, key=lambda each: (counts[each] >= share, given[each], counts[each], each)
+            )
+            first = queues[tenant].popleft()
+            if not queues[tenant]:
+                del queues[tenant]
+            order.append(first)
+            counts[tenant] += 1
+            given[tenant] += first.num_tokens - first.num_computed_tokens
+        chosen = set(map(id, order))
+        return order + [each for each in ready if id(each) not in chosen]
