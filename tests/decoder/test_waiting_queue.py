@@ -145,3 +145,21 @@ def test_the_queue_has_an_end_at_any_rate(queue: WaitingQueue, clock: Clock) -> 
     queue.leave(1, 0.001)
     fill(queue)
     assert queue.admitted == RUNNING + MOST_WAITING
+
+
+def test_a_queue_that_one_tenant_fills_has_room_for_others(queue: WaitingQueue) -> None:
+    for _ in range(2 * RUNNING):
+        queue.enter(1, "eve")
+    with pytest.raises(Overloaded):
+        queue.enter(1, "eve")
+    for tenant in ("bob", "ann"):
+        queue.enter(2, tenant)
+    # A quarter more, and nothing beyond it.
+    queue.enter(1, "ann")
+    with pytest.raises(Overloaded):
+        queue.enter(1, "joe")
+    # What goes makes room to those who have less than others.
+    queue.leave(1, None, "bob")
+    with pytest.raises(Overloaded):
+        queue.enter(1, "eve")
+    queue.enter(1, "joe")

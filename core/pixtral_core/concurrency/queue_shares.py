@@ -1,12 +1,19 @@
 """Room in a tier's queue, which tenants share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pixtral_core.errors import Overloaded
 
 SPARE = 0.25
 """What the queue holds beyond its limit, of the limit, for tenants with less than their share."""
+
+
+def is_within_share(taken: Mapping[str, int], tenant: str, amount: int, limit: int) -> bool:
+    """Whether a full queue takes so much more of a tenant, beside what each one has in it."""
+    share = limit // len(taken.keys() | {tenant})
+    total = sum(taken.values()) + amount
+    return total <= limit * (1 + SPARE) and taken.get(tenant, 0) + amount <= share
 
 
 class QueueShares:
@@ -32,8 +39,6 @@ class QueueShares:
                 del self._taken[tenant]
 
     def _has_room(self, tenant: str, amount: int) -> bool:
-        total, own = sum(self._taken.values()) + amount, self._taken.get(tenant, 0)
-        if total <= self._limit or not self._taken:
+        if not self._taken or sum(self._taken.values()) + amount <= self._limit:
             return True
-        share = self._limit // len(self._taken.keys() | {tenant})
-        return total <= self._limit * (1 + SPARE) and own + amount <= share
+        return is_within_share(self._taken, tenant, amount, self._limit)

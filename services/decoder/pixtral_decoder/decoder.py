@@ -63,7 +63,8 @@ class Decoder:
         if prompt.adapter and prompt.adapter not in self._engine.adapters:
             raise FailedPrecondition("the decoder has no such adapter", "ADAPTER_MISSING")
         answers = prompt.sampling.n
-        self.queue.enter(answers)
+        tenant = prompt.cache_salt or ""
+        self.queue.enter(answers, tenant)
         stream, begun = _StreamRecord(), ExitStack()
         try:
             awaited = (image for image in prompt.images if not self._engine.holds(image))
@@ -98,7 +99,7 @@ class Decoder:
         finally:
             begun.close()
             stream.end()
-            self.queue.leave(answers, stream.run_seconds)
+            self.queue.leave(answers, stream.run_seconds, tenant)
 
     async def close(self) -> None:
         await self._source.close()

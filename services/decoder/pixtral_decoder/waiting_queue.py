@@ -2,9 +2,11 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from pixtral_core.concurrency.queue_shares import is_within_share
 from pixtral_core.errors import Overloaded
 from pixtral_decoder.metrics import ADMITTED, ADMITTED_LIMIT
 
@@ -23,7 +25,8 @@ class WaitingQueue:
     The engine runs `max_running` at once. Behind them, an answer waits until as many as are ahead
     of it have ended. They end at the rate that was seen while answers waited, and before any has
     ended in such a time, at the rate that follows from how long one took to run. Before any has
-    ended at all, as many may wait as run.
+    ended at all, as many may wait as run. Beyond that there is a quarter more for tenants that have
+    less than their share.
 
     Attributes:
         admitted: answers that run or wait.
@@ -36,6 +39,7 @@ class WaitingQueue:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.admitted = 0
+        self._tenants: Counter[str] = Counter()
         self._max_running = max_running
         self._max_seconds = max_wait_seconds
         self._clock = clock
@@ -51,23 +55,28 @@ class WaitingQueue:
         """How many answers may run and wait before others are refused, as of now."""
         return self._max_running + self._most_waiting(self._rate())
 
-    def enter(self, answers: int) -> None:
+    def enter(self, answers: int, tenant: str = "") -> None:
         """Admits so many answers to one request. A request that is alone always gets in.
 
         Raises Overloaded where they would wait too long.
         """
         rate = self._rate()
         ahead = self.admitted + answers - self._max_running
-        if self.admitted and ahead > self._most_waiting(rate):
+        most = self._most_waiting(rate)
+        is_full = self.admitted and ahead > most
+        if is_full and not is_within_share(
+            self._tenants, tenant, answers, self._max_running + most
+        ):
             seconds = math.inf if not rate else ahead / rate
             wait = f"about {seconds:.0f} s" if seconds < math.inf else "longer than is known"
             raise Overloaded(
                 f"the decoder's queue is full: an answer would wait {wait}",
                 min(max(1.0, seconds - self._max_seconds), MOST_RETRY_SECONDS),
             )
+        self._tenants[tenant] += answers
         self._count(answers)
 
-    def leave(self, answers: int, run_seconds: float | None) -> None:
+    def leave(self, answers: int, run_seconds: float | None, tenant: str = "") -> None:
         """Counts out so many answers, which ran for so long; None says that they never ran."""
         if run_seconds is not None:
             self._look()
@@ -77,6 +86,9 @@ class WaitingQueue:
             # The newest of as many as run at once is a small part of them.
             part = 1.0 if known is None else answers / (self._max_running + answers)
             self._run_seconds = run_seconds * part + (known or 0.0) * (1 - part)
+        self._tenants[tenant] -= answers
+        if not self._tenants[tenant]:
+            del self._tenants[tenant]
         self._count(-answers)
 
     def _count(self, answers: int) -> None:
