@@ -262,6 +262,22 @@ STRUCTURE_TRIAL_SECONDS = Range(
 STRUCTURE_WAIT_SECONDS = Range(
     "sampling.structured_output", "both together", 0, 5, unit="seconds of time"
 )
+# Large schemas take half of it.
+STRUCTURE_STEP_SECONDS = Range(
+    "sampling.structured_output",
+    "each token of an answer, before the tenant's budget is charged",
+    0,
+    0.002,
+    unit="seconds of a processor",
+)
+# A twentieth of the time that passes comes back.
+STRUCTURE_BUDGET_SECONDS = Range(
+    "sampling.structured_output",
+    "what a tenant's answers may take beyond that, before the one that takes it ends",
+    0,
+    1,
+    unit="seconds of a processor",
+)
 
 # A request as a whole.
 

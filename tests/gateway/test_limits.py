@@ -70,6 +70,14 @@ ELSEWHERE = {
         "tests/decoder/grammar/test_grammar_check.py",
         "test_a_grammar_that_slows_every_step_of_the_engine",
     ),
+    "STRUCTURE_STEP_SECONDS": (
+        "tests/decoder/grammar/test_mask_budget.py",
+        "test_what_is_ordinary_is_never_charged",
+    ),
+    "STRUCTURE_BUDGET_SECONDS": (
+        "tests/decoder/grammar/test_mask_budget.py",
+        "test_a_tenants_requests_spend_its_budget_together",
+    ),
     "STRUCTURE_TRIAL_SECONDS": (
         "tests/decoder/grammar/test_grammar_check.py",
         "test_a_grammar_that_slows_every_step_of_the_engine",

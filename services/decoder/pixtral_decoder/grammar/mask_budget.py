@@ -8,11 +8,13 @@ it, and then it takes longer with each token.
 import time
 from collections.abc import Callable
 
+from pixtral_core import limits
+
 STRUCTURE_TOO_SLOW = "pixtral: structure too slow"
 """The stop reason of a request that the engine's scheduler has ended for it."""
-ORDINARY_SECONDS = 0.002
-"""What a request may take in each step and is not charged for: twice what large schemas take."""
-BURST_SECONDS = 1.0
+ORDINARY_SECONDS = limits.STRUCTURE_STEP_SECONDS.high
+"""What a request may take in each step and is not charged for."""
+BURST_SECONDS = limits.STRUCTURE_BUDGET_SECONDS.high
 """What a tenant may take beyond that at once."""
 SHARE = 0.05
 """Of the time that passes, what a tenant may take beyond that for good."""
