@@ -141,6 +141,16 @@ async def test_a_grammar_that_leads_nowhere(grammar: str) -> None:
         await check(GRAMMAR, grammar)
 
 
+async def test_a_class_of_a_caret_is_one() -> None:
+    pattern = r"[\^é]{1,3}"
+    for structure, quote in (
+        (await checked(REGEX, pattern), ""),
+        (await checked(JSON, json.dumps({"type": "string", "pattern": f"^{pattern}$"})), '"'),
+    ):
+        assert accepts(structure, f"{quote}^é{quote}")
+        assert not accepts(structure, f"{quote}a{quote}")
+
+
 async def test_many_choices_are_taken() -> None:
     await check(Structure.CHOICE, *(f'choice "{i}"' for i in range(256)))
 

@@ -11,6 +11,8 @@ from pixtral_decoder.grammar.patterns import mended, needs_escapes, patterns
         ("^[O-ß]$", r"^[O-\u00df]$"),
         ("🙂é+", r"\u{1f642}\u00e9+"),
         (r"\é\\é\\\éa\d", r"\u00e9\\\u00e9\\\u00e9a\d"),
+        (r"[\^a]\[\^[^\^]", r"[a\^]\[\^[^\^]"),
+        (r"[\^]+[\^-z][\^^][\^-]", r"\^+[_-z\^]\^[-\^]"),
         (r"[!-~]\\\]", r"[!-~]\\\]"),
     ],
 )

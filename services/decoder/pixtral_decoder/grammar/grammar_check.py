@@ -21,7 +21,7 @@ from pixtral_core import limits
 from pixtral_core.concurrency.daemon_threads import in_daemon_thread
 from pixtral_core.errors import log_place
 from pixtral_decoder.grammar.cost_trial import is_slow
-from pixtral_decoder.grammar.patterns import mended, needs_escapes, patterns
+from pixtral_decoder.grammar.patterns import mended, needs_escapes, patterns, with_caret
 from pixtral_decoder.vllm_hooks.grammar_vocabulary import has_json, in_json
 from pixtral_decoder.vllm_hooks.one_line_json import is_on_one_line, on_one_line
 from pixtral_decoder.vllm_hooks.refusals import REFUSALS
@@ -77,6 +77,8 @@ def _read(parameters: SamplingParams) -> None:
         raise NotTaken
     until = began + MAX_CPU_SECONDS
     schema = _schema(wanted)
+    if wanted.regex is not None:
+        wanted.regex = with_caret(wanted.regex)
     if schema is not None:
         schema = _checked(schema, until)
     elif has_json(wanted.grammar or ""):

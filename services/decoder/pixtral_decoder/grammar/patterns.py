@@ -14,6 +14,8 @@ import xgrammar
 
 # A character beyond ASCII, which may needlessly be escaped.
 _BEYOND_ASCII = re.compile(r"(?<!\\)((?:\\\\)*)\\?([^\x00-\x7f])")
+# A class that begins with one, or what is escaped and begins none.
+_ESCAPED_CARET = re.compile(r"\\.|\[\\\^((?:\\.|[^\]\\])*)\]", re.DOTALL)
 _MAY_NEED_ESCAPES = re.compile(r'["\\]')
 
 # What lies in these are schemas by name, and what lies in those is none.
@@ -99,8 +101,28 @@ _WALKS = 32
 _LONGEST = 64
 
 
+def with_caret(expression: str) -> str:
+    """The expression, the escaped caret that begins a class at its end instead.
+
+    xgrammar takes such a class for one of what is not in it.
+    """
+    return _ESCAPED_CARET.sub(_caret_last, expression)
+
+
+def _caret_last(found: re.Match[str]) -> str:
+    others: str | None = found[1]
+    if others is None:
+        return found[0]
+    if others.startswith("-") and len(others) > 1:
+        # A range from the caret on is the caret, and one from what is next.
+        others = f"_{others}"
+    others = others.lstrip("^")
+    return f"[{others}\\^]" if others else r"\^"
+
+
 def _spelled(pattern: str) -> str:
-    return _BEYOND_ASCII.sub(lambda found: f"{found[1]}{_by_code(ord(found[2]))}", pattern)
+    spelled = _BEYOND_ASCII.sub(lambda found: f"{found[1]}{_by_code(ord(found[2]))}", pattern)
+    return with_caret(spelled)
 
 
 def _by_code(code: int) -> str:
