@@ -92,7 +92,7 @@ async def gateway(
         f"--address-file={told}",
         *flags,
         cwd=directory,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "TMPDIR": str(directory)},
     )
     try:
         await eventually(lambda: told.exists() or process.returncode is not None, 180)
@@ -178,6 +178,11 @@ async def test_sigterm_drains_both(
         assert await asyncio.wait_for(running.process.wait(), 120) == 0
 
 
+def metrics_in(directory: Path) -> list[Path]:
+    """Where the workers of gateways whose temporary directory this is write their metrics."""
+    return list(directory.glob("pixtral-metrics-*"))
+
+
 async def test_ports_are_one_gateways_and_workers_end_with_a_parent_that_is_killed(
     model_dir: Path, tmp_path: Path, decoders: list[FakeDecoder]
 ) -> None:
@@ -188,9 +193,11 @@ async def test_ports_are_one_gateways_and_workers_end_with_a_parent_that_is_kill
         async with gateway(model_dir, second, decoders, listen) as other:
             assert await asyncio.wait_for(other.process.wait(), 120) == 1
         workers = running.workers()
+        assert metrics_in(tmp_path)
         running.process.kill()
         await running.process.wait()
         await eventually(lambda: not any(psutil.pid_exists(pid) for pid in workers), 120)
+    assert not metrics_in(tmp_path)
 
 
 async def test_ready_once_all_serve(model_dir: Path, tmp_path: Path, unused_tcp_port: int) -> None:

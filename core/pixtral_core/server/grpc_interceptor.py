@@ -3,9 +3,10 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,7 +14,11 @@ import grpc
 from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Histogram
 
+from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import ServingError, Unavailable, to_status
+from pixtral_core.server.channel import MAX_MESSAGE_BYTES
+from pixtral_core.server.reception import Incoming, Reception
+from pixtral_core.server.socket_bytes import host_of
 from pixtral_core.telemetry.metrics import HANDLED, SECONDS, STARTED
 from pixtral_core.telemetry.request_log import REQUEST_ID, Call
 from pixtral_core.telemetry.tracing import Tracer
@@ -25,11 +30,17 @@ if TYPE_CHECKING:
 else:
     Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
 Body: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
-# Raises ServingError for a call that is refused whatever its message says, before that is received.
-EarlyCheck: TypeAlias = Callable[[Context], None]
+# Raises ServingError for a call that is refused whatever its message says, before that is received;
+# else says how it is received, where that is to be counted.
+EarlyCheck: TypeAlias = Callable[[Context], Reception | None]
 
 # What it may take to send the status of a call whose client reads nothing.
 GIVE_UP_SECONDS = 1.0
+
+# Of a request to health or reflection, which anyone may send: the name of a service or a file.
+MAX_UNGATED_BYTES = 4 << 10
+# Of all of these that are being received, whatever their senders make of them.
+UNGATED_BYTES_AT_ONCE = MAX_MESSAGE_BYTES
 
 
 class Gate:
@@ -108,6 +119,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._quiet = quiet
         self._tracer = tracer
         self._wrapped: dict[str, Handler] = {}
+        refusal = "too much is being sent to this service at once"
+        self._incoming = Incoming(SharedLimit(UNGATED_BYTES_AT_ONCE, refusal=refusal))
 
     async def intercept_service(
         self,
@@ -128,21 +141,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         gate = None if service in self._ungated else self._gate
         is_recorded = gate is not None and full_name not in self._quiet
         method = _Method.of(handler, service, name)
-        body = _body(handler)
-        if early_check := self._early_checks.get(full_name):
-            body = _checked(early_check, body)
+        check = self._check_ungated if gate is None else self._early_checks.get(full_name)
+        body = _body(handler, check)
 
         async def behavior(request: Any, context: Context) -> Any:
             call = self._begin(full_name, context) if is_recorded else None
             return await _run(method, gate, body, request, context, call)
 
-        # A single request is received inside, where it can be refused before, and a malformed one
-        # is answered and counted. gRPC itself never answers a call that ends without one.
+        # Requests are received inside, where they can be refused before, and a malformed one is
+        # answered and counted. gRPC itself never answers a call that ends without one.
         return _MAKERS[handler.response_streaming](
             behavior,
-            _strict(handler.request_deserializer) if handler.request_streaming else None,
+            None,
             handler.response_serializer,
         )
+
+    def _check_ungated(self, context: Context) -> Reception:
+        return Reception(self._incoming, host_of(context.peer()), most=MAX_UNGATED_BYTES)
 
     def _begin(self, name: str, context: Context) -> Call:
         call = Call.begin(name, context.invocation_metadata() or (), self._tracer)
@@ -257,35 +272,31 @@ def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:
     return grpc.StatusCode.CANCELLED
 
 
-def _checked(check: EarlyCheck, body: Body) -> Body:
-    def checked(requests: Any, context: Context) -> Awaitable[Any]:
-        check(context)
-        return body(requests, context)
-
-    return checked
-
-
-def _body(handler: Handler) -> Body:
+def _body(handler: Handler, check: EarlyCheck | None) -> Body:
     inner: Any = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
     parse = _strict(handler.request_deserializer)
 
-    async def received(requests: Any, context: Context) -> Any:
+    async def received(context: Context) -> Any:
+        reception = None if check is None else check(context)
+        read = context.read if reception is None else partial(reception.read, context)
         if handler.request_streaming:
-            return requests
-        data = await context.read()
+            if reception is not None:
+                reception.is_paced = False
+            return _messages(read, parse)
+        data = await read()
         if data is grpc.aio.EOF:
             raise _malformed()
         return parse(data)
 
     async def answer(requests: Any, context: Context) -> Any:
-        return await inner(await received(requests, context), context)
+        return await inner(await received(context), context)
 
     async def stream(requests: Any, context: Context) -> None:
         # Written here and not yielded on, so that a cancelled call closes the servicer's generator
         # at once, wherever it stands, and not when the garbage collector finds it.
-        request = await received(requests, context)
+        request = await received(context)
         async with aclosing(inner(request, context)) as responses:
             del request
             async for response in responses:
@@ -300,6 +311,13 @@ def _body(handler: Handler) -> Body:
         return stream
     # What generated servicers hold for a method that nobody wrote is no coroutine.
     return answer if inspect.iscoroutinefunction(inner) else refuse
+
+
+async def _messages(
+    read: Callable[[], Awaitable[Any]], parse: Callable[[bytes], Any]
+) -> AsyncGenerator[Any]:
+    while (data := await read()) is not grpc.aio.EOF:
+        yield parse(data)
 
 
 def _strict(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

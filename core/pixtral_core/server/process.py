@@ -6,22 +6,26 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar, runtime_checkable
 
 import grpc
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from pixtral_core.errors import StartupError
+from pixtral_core.server import health
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES, read_pem
 from pixtral_core.server.grpc_interceptor import CallInterceptor, EarlyCheck, Gate
+from pixtral_core.server.grpc_options import SERVER
+from pixtral_core.server.health import NOT_SERVING, SERVING, Health, health_server
 from pixtral_core.server.reflection import SERVICE_NAMES, serve_reflection
 from pixtral_core.settings import ProcessSettings
 from pixtral_core.telemetry.logs import configure_logging
@@ -32,30 +36,12 @@ logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=ProcessSettings)
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+MAX_FILES = 1 << 20
 
 # What it may take to end connections, calls or a start that were cancelled, and a tier.
 GOAWAY_SECONDS = 0.2
 CANCEL_SECONDS = 5.0
 STOP_SECONDS = 30.0
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A client that vanished is noticed, and its calls cancelled, within 40 seconds.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    # Beyond the first number gRPC drops calls that nobody has looked at yet, whosever they are, and
-    # tells CANCELLED. Its own are 1,000 and 3,000: one client has them in a moment, and what is too
-    # much is for the gate to refuse, with a status.
-    ("grpc.server.max_pending_requests", 20_000),
-    ("grpc.server.max_pending_requests_hard_limit", 20_000),
-    # A client connects anew now and then, and so to replicas that were not there before. Calls
-    # under way are not cut.
-    ("grpc.max_connection_age_ms", 300_000),
-)
 
 
 class Tier(Protocol):
@@ -153,6 +139,7 @@ def run(
     it is loaded and not before, and whose parent shows its metrics.
     """
     configure_logging(settings.log_level, settings.log_format)
+    raise_file_limit()
     runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     outcome = runner.run(_serve(tier_factory, settings, in_turn))
     if outcome.start_cut_short:
@@ -161,6 +148,17 @@ def run(
     # Else the rest would be searched for garbage once more.
     gc.freeze()
     sys.exit(outcome.exit_code)
+
+
+def raise_file_limit() -> None:
+    """Lets the process, and those that it starts, have as many connections as they may.
+
+    The soft limit, of 1024 at many places, is for programs that call select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,12 +266,11 @@ class _Chassis:
         self._tier = tier
         self._settings = settings
         self._gate = Gate("the server is starting")
-        self._health = health.aio.HealthServicer()
-        self._services = ("", *tier.services)
+        self._health = Health(tier.services)
         self._metrics: MetricsServer | None = None
         self._counting: asyncio.Task[None] | None = None
         self._tracer = start_tracing(f"pixtral-{tier.name}")
-        ungated = frozenset((health.SERVICE_NAME, *SERVICE_NAMES))
+        ungated = frozenset((health.SERVICE, *SERVICE_NAMES))
         interceptor = CallInterceptor(
             self._gate,
             ungated,
@@ -284,13 +281,16 @@ class _Chassis:
         # Unless it is one of several, a second process on the same port is a mistake.
         self._server = grpc.aio.server(
             interceptors=(interceptor,),
-            options=(*_OPTIONS, ("grpc.so_reuseport", int(shares_ports))),
+            options=(
+                *SERVER,
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", int(shares_ports)),
+            ),
         )
         tier.register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._health_server = grpc.aio.server(options=(*_OPTIONS, ("grpc.so_reuseport", 0)))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
-        serve_reflection((*tier.services, health.SERVICE_NAME), self._server)
+        self._health_server = health_server(self._health)
+        serve_reflection((*tier.services, health.SERVICE), self._server)
         self._http: SideServer | None = None
         if isinstance(tier, ServesHttp):
             self._http = tier.http_server(self._gate, self._tracer)
@@ -301,7 +301,6 @@ class _Chassis:
         One that shares its ports is started before that, and shows no metrics.
         """
         if not self._shares_ports:
-            await self._set_health(NOT_SERVING)
             self._metrics = start_metrics_server(self._settings.metrics_listen)
         addresses = Addresses(
             bind(self._server, self._settings.listen, _credentials(self._settings)),
@@ -325,11 +324,11 @@ class _Chassis:
             gc.collect()
             gc.freeze()
         self._gate.open()
-        await self._set_health(SERVING)
+        self._health.set(SERVING)
 
     async def close(self, drain_seconds: float) -> None:
         """Not ready, then drained, then stopped. Logs what fails on the way, raises nothing."""
-        await self._set_health(NOT_SERVING)
+        self._health.set(NOT_SERVING)
         # Connections are told to end and none is taken any more, which is what makes callers go
         # elsewhere: over a connection that is kept they would come until their next lookup.
         ending = asyncio.create_task(self._server.stop(drain_seconds + CANCEL_SECONDS))
@@ -356,12 +355,6 @@ class _Chassis:
             self._counting.cancel()
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
-
-    async def _set_health(self, status: int) -> None:
-        # A watcher that reads nothing would hold this up.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(1):
-                await asyncio.gather(*(self._health.set(name, status) for name in self._services))
 
 
 def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> str:

@@ -13,9 +13,11 @@ The fifth death within a minute ends the process, as does a worker that cannot s
 """
 
 import asyncio
+import atexit
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -28,19 +30,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import grpc
 import uvloop
-from grpc_health.v1 import health, health_pb2_grpc
 from prometheus_client import multiprocess
 
 from pixtral_core.concurrency.shared_counts import SharedCounts
 from pixtral_core.errors import StartupError
+from pixtral_core.server.health import NOT_SERVING, SERVING, Health, health_server
 from pixtral_core.server.process import (
-    NOT_SERVING,
-    SERVING,
     STOP_SECONDS,
     Addresses,
     bind,
+    raise_file_limit,
     signalled,
     write_addresses,
 )
@@ -51,6 +51,8 @@ from pixtral_core.telemetry.metrics import MetricsServer, metrics_of, start_metr
 logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=ProcessSettings)
+
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 LOADED, SERVE, SERVES = b"loaded\n", b"serve\n", b"serves\n"
 
@@ -97,6 +99,8 @@ class Worker:
 
     async def _end_with_parent(self, commands: asyncio.StreamReader) -> None:
         await commands.read()
+        # Nobody else removes it now.
+        atexit.register(shutil.rmtree, os.environ[METRICS_VARIABLE], ignore_errors=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -109,6 +113,7 @@ def run_workers(
     start, or die too often.
     """
     configure_logging(settings.log_level, settings.log_format)
+    raise_file_limit()
     with (
         tempfile.TemporaryDirectory(prefix="pixtral-metrics-") as directory,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -151,10 +156,8 @@ class _Parent:
         self._directory = directory
         self._counts = Path(directory, "counts")
         self._counts.mkdir()
-        self._services = ("", *services)
-        self._health = health.aio.HealthServicer()
-        self._health_server = grpc.aio.server()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+        self._health = Health(services)
+        self._health_server = health_server(self._health)
         self._metrics: MetricsServer | None = None
         self._sockets: list[socket.socket] = []
         self._addresses = Addresses("", "")
@@ -180,7 +183,6 @@ class _Parent:
         self._addresses = Addresses(
             bound["listen"], self._metrics.address, bound.get("http_listen")
         )
-        await self._set_health(NOT_SERVING)
         if self._settings.health_listen is not None:
             bind(self._health_server, self._settings.health_listen, None)
             await self._health_server.start()
@@ -197,7 +199,7 @@ class _Parent:
     async def close(self) -> None:
         """Ends all workers, after they have drained."""
         self._is_closing = True
-        await self._set_health(NOT_SERVING)
+        self._health.set(NOT_SERVING)
         for process in self._running.values():
             with suppress(ProcessLookupError):
                 process.terminate()
@@ -246,7 +248,7 @@ class _Parent:
             self._module,
             stdin=PIPE,
             stdout=PIPE,
-            env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._directory},
+            env={**os.environ, METRICS_VARIABLE: self._directory},
             # A Ctrl-C at the terminal is the parent's, which tells them.
             start_new_session=True,
         )
@@ -282,15 +284,11 @@ class _Parent:
             write_addresses(self._settings.address_file, self._addresses)
         logger.info("%d workers on %s", self._workers, self._addresses)
         if not self._is_closing:
-            await self._set_health(SERVING)
+            self._health.set(SERVING)
 
     def _tell(self, process: Process, line: bytes) -> None:
         assert process.stdin is not None  # noqa: S101 - for the type alone
         process.stdin.write(line)
-
-    async def _set_health(self, status: int) -> None:
-        for name in self._services:
-            await self._health.set(name, status)
 
 
 def _hold(listen: str) -> tuple[socket.socket, str]:

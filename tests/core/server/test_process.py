@@ -1,5 +1,6 @@
 import asyncio
 import json
+import resource
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,11 @@ from grpc_health.v1 import health_pb2
 
 from pixtral_core.errors import StartupError
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES, ClientTls, open_channel
-from pixtral_core.server.process import running
+from pixtral_core.server.process import MAX_FILES, raise_file_limit, running
 from pixtral_core.settings import ProcessSettings
 from tests.support.certificate_authority import Authority
 from tests.support.echo_tier import SERVICE, Context, EchoStub, EchoTier, echo, health_stub
+from tests.support.http2_sender import Http2Sender
 
 
 async def upper(request: StringValue, context: Context) -> StringValue:
@@ -235,25 +237,43 @@ async def test_tls_files_that_do_not_serve_are_named_at_start(
             pass
 
 
-async def test_a_message_that_unpacks_to_too_much_is_refused() -> None:
-    async def length(request: StringValue, context: Context) -> StringValue:
-        return StringValue(value=str(len(request.value)))
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/{SERVICE}/Unary",
+        f"/{SERVICE}/Collect",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    ],
+)
+async def test_a_packed_message_is_refused_before_it_has_come(path: str) -> None:
+    async with running(EchoTier(unary=upper, collect=upper), ProcessSettings()) as addresses:
+        sender = Http2Sender(addresses.grpc, path, ("grpc-encoding", "gzip"))
+        answer = await asyncio.to_thread(sender.wait)
+        sender.close()
+    assert b"grpc-status\x0212" in answer, "UNIMPLEMENTED"
 
-    settings = ProcessSettings()
-    async with (
-        running(EchoTier(unary=length), settings) as addresses,
-        grpc.aio.insecure_channel(
-            addresses.grpc, options=(("grpc.max_send_message_length", -1),)
-        ) as channel,
-    ):
-        stub = EchoStub(channel)
-        # Some hundred kilobytes on the wire.
-        bomb = StringValue(value="a" * (2 * MAX_MESSAGE_BYTES))
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.unary(bomb, compression=grpc.Compression.Gzip)
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        small = StringValue(value="a" * 100_000)
-        assert (await stub.unary(small, compression=grpc.Compression.Gzip)).value == "100000"
+
+async def test_a_message_that_is_too_large_is_refused_before_it_has_come() -> None:
+    async with running(EchoTier(unary=upper), ProcessSettings()) as addresses:
+        sender = Http2Sender(addresses.grpc, f"/{SERVICE}/Unary")
+        most = MAX_MESSAGE_BYTES + 1
+        sent = await asyncio.to_thread(sender.send, most, most)
+        answer = await asyncio.to_thread(sender.wait)
+        sender.close()
+    assert sent < most // 2
+    assert b"grpc-status\x018" in answer, "RESOURCE_EXHAUSTED"
+
+
+def test_a_process_may_have_as_many_files_as_the_hard_limit_allows() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, MAX_FILES), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_calls_that_nobody_has_looked_at_yet_are_dropped_for_no_flood() -> None:

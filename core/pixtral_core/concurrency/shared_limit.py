@@ -1,0 +1,81 @@
+"""A quantity that several parties take from, of which none of them can take all."""
+
+from collections import Counter
+from collections.abc import Callable
+
+from pixtral_core.errors import Overloaded
+
+
+def is_room(most: int, taken: int, own: int, amount: int, parties: int) -> bool:
+    """Whether a party that has `own` of what is taken may take so much more, where so many parties
+    have some; see SharedLimit. Without parties there are no shares."""
+    total = taken + amount
+    if total > most:
+        return False
+    if not (own and parties) or total <= most - most // 4:
+        return True
+    return own + amount <= most // max(2, parties)
+
+
+class SharedLimit:
+    """At most `most` of something, such as bytes or permits.
+
+    A party that has some takes from the last quarter only up to an equal share of all parties that
+    have some, itself and one other at the least: so there is room for those who come next. Who has
+    nothing yet is let in wherever there is room.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        *,
+        refusal: str = "",
+        has_shares: bool = True,
+        show: Callable[[float], object] | None = None,
+    ) -> None:
+        """`refusal` is what `take` tells; without shares the first who comes may have all. `show`
+        is called with the total, when it changes."""
+        self.most = most
+        self.has_shares = has_shares
+        self._refusal = refusal
+        self._show = show
+        self._total = 0
+        self._taken = Counter[str]()
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    def taken(self, party: str) -> int:
+        return self._taken[party]
+
+    def has_room(self, party: str, amount: int) -> bool:
+        parties = len(self._taken) if self.has_shares else 0
+        return is_room(self.most, self._total, self._taken[party], amount, parties)
+
+    def check(self, party: str, amount: int) -> None:
+        """Raises Overloaded where there is no room for it, or none for this party."""
+        if not self.has_room(party, amount):
+            raise Overloaded(self._refusal)
+
+    def take(self, party: str, amount: int) -> None:
+        """Raises Overloaded as `check` does."""
+        if amount:
+            self.check(party, amount)
+            self.add(party, amount)
+
+    def add(self, party: str, amount: int) -> None:
+        """Takes it, whether there is room or not."""
+        if amount:
+            self._change(party, amount)
+
+    def give_back(self, party: str, amount: int) -> None:
+        self._change(party, -amount)
+        if not self._taken[party]:
+            del self._taken[party]
+
+    def _change(self, party: str, amount: int) -> None:
+        self._total += amount
+        self._taken[party] += amount
+        if self._show is not None:
+            self._show(self._total)

@@ -1,0 +1,188 @@
+"""Receives the messages of a call, within bounds of memory and of time."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+import grpc
+
+from pixtral_core.concurrency.shared_limit import SharedLimit
+from pixtral_core.errors import DeadlineExceeded, ServingError
+from pixtral_core.server.channel import MAX_MESSAGE_BYTES
+from pixtral_core.server.socket_bytes import SocketBytes
+
+# gRPC's classes are generic in their stubs alone.
+if TYPE_CHECKING:
+    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
+
+# Most messages have come by then, and nothing is counted for them.
+YOUNG_SECONDS: Final = 0.02
+LOOK_SECONDS: Final = 0.05
+# What it may take to find a connection.
+UNKNOWN_SECONDS: Final = 1.0
+# The slowest sender that is waited for: so many bytes in each so many seconds.
+PACE_SECONDS: Final = 10.0
+PACE_BYTES: Final = 160 << 10
+
+
+class Pace:
+    """Tells a sender that is slow on purpose from one that is far away."""
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._latest = time.monotonic() + PACE_SECONDS
+
+    def receive(self, nbytes: int) -> None:
+        self._received += nbytes
+        if self._received >= PACE_BYTES:
+            self._received, self._latest = 0, time.monotonic() + PACE_SECONDS
+
+    def remaining(self) -> float:
+        """Seconds until more must have come; 0 where it has not."""
+        return max(0.0, self._latest - time.monotonic())
+
+
+def when_behind(pace: Pace) -> float:
+    """The time of the event loop at which more must have come."""
+    return asyncio.get_running_loop().time() + pace.remaining()
+
+
+class Receiving(Protocol):
+    """Counts the calls of somebody whose messages are awaited."""
+
+    receiving: int
+
+
+class Incoming:
+    """The messages that are being received, together no more than `room` has bytes."""
+
+    def __init__(self, room: SharedLimit) -> None:
+        self.room = room
+        self._sockets = SocketBytes()
+        self._flows: dict[tuple[str, str], _Flow] = {}
+
+    @contextmanager
+    def flow(self, peer: str, party: str) -> Iterator["_Flow"]:
+        """One message more that comes from `peer`, as gRPC names it, and is `party`'s."""
+        flow = self._flows.get((peer, party))
+        if flow is None:
+            flow = self._flows[peer, party] = _Flow(self.room, self._sockets, peer, party)
+        number = flow.begin()
+        try:
+            yield flow
+        finally:
+            flow.end(number)
+            if not flow.starts:
+                del self._flows[peer, party]
+
+
+class _Flow:
+    """What comes over one connection for one party: the calls of a connection are not told apart.
+
+    `starts` has, of each message, what had come before it: of a connection that nobody has seen
+    before, nothing.
+    """
+
+    def __init__(self, room: SharedLimit, sockets: SocketBytes, peer: str, party: str) -> None:
+        self.starts: dict[int, int] = {}
+        self._room = room
+        self._sockets = sockets
+        self._peer = peer
+        self._party = party
+        self._began = time.monotonic()
+        self._number = 0
+        self._taken = 0
+
+    def begin(self) -> int:
+        self._number += 1
+        self.starts[self._number] = self._sockets.received(self._peer) or 0
+        return self._number
+
+    def end(self, number: int) -> None:
+        del self.starts[number]
+        nbytes = self._size() if self.starts and self._taken else 0
+        if nbytes < self._taken:
+            self._room.give_back(self._party, self._taken - nbytes)
+            self._taken = nbytes
+
+    def look(self) -> int:
+        """Takes room for what has come since the last look, and returns all that has come. Raises
+        Overloaded."""
+        nbytes = self._size()
+        if nbytes > self._taken:
+            self._room.take(self._party, nbytes - self._taken)
+            self._taken = nbytes
+        return nbytes
+
+    def _size(self) -> int:
+        most = len(self.starts) * MAX_MESSAGE_BYTES
+        received = self._sockets.received(self._peer)
+        if received is None:
+            # Where the kernel tells nothing, it may be all that there can be.
+            is_unknown = time.monotonic() - self._began > UNKNOWN_SECONDS
+            return most if is_unknown else self._taken
+        return min(received - next(iter(self.starts.values())), most)
+
+
+@dataclass(slots=True)
+class Reception:
+    """How the messages of one call are received.
+
+    Attributes:
+        most: bytes of one message.
+        is_paced: whether a message must come at a least rate; one of a stream may be a while off.
+        counter: where the call is counted while its message is awaited.
+    """
+
+    incoming: Incoming
+    party: str
+    most: int = MAX_MESSAGE_BYTES
+    is_paced: bool = True
+    counter: Receiving | None = field(default=None)
+
+    async def read(self, context: Context) -> Any:
+        """The next message, or EOF. Raises Overloaded, DeadlineExceeded, and MALFORMED_MESSAGE for
+        one that is larger than any of its method's."""
+        # In a task of its own, which ends with the call: gRPC frees nothing of a read that is
+        # cancelled.
+        reading = asyncio.ensure_future(context.read())
+        reading.add_done_callback(_retrieve)
+        if self.counter is not None:
+            self.counter.receiving += 1
+        try:
+            with self.incoming.flow(context.peer(), self.party) as flow:
+                await asyncio.wait((reading,), timeout=YOUNG_SECONDS)
+                if not reading.done():
+                    await self._follow(reading, flow)
+        finally:
+            if self.counter is not None:
+                self.counter.receiving -= 1
+        message = reading.result()
+        if message is not grpc.aio.EOF and len(message) > self.most:
+            raise ServingError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "MALFORMED_MESSAGE",
+                f"the request is larger than the {self.most} bytes that this method takes",
+            )
+        return message
+
+    async def _follow(self, reading: "asyncio.Future[Any]", flow: _Flow) -> None:
+        pace, before = Pace(), 0
+        while not reading.done():
+            nbytes = flow.look()
+            pace.receive(max(0, nbytes - before))
+            before = nbytes
+            if self.is_paced and not pace.remaining():
+                raise DeadlineExceeded("the message does not come, or too slowly")
+            await asyncio.wait((reading,), timeout=LOOK_SECONDS)
+
+
+def _retrieve(reading: "asyncio.Future[Any]") -> None:
+    # What nobody waits for any more fails with its call.
+    if not reading.cancelled():
+        reading.exception()

@@ -1,0 +1,151 @@
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+
+from pixtral_core.concurrency.shared_limit import SharedLimit
+from pixtral_core.server import grpc_interceptor, reception
+from pixtral_core.server.channel import open_channel
+from pixtral_core.server.grpc_interceptor import EarlyCheck
+from pixtral_core.server.process import running
+from pixtral_core.server.reception import Incoming, Reception
+from pixtral_core.server.socket_bytes import SocketBytes
+from pixtral_core.settings import ProcessSettings
+from tests.support.echo_tier import SERVICE, Context, EchoStub, EchoTier
+from tests.support.gateway_harness import eventually
+from tests.support.http2_sender import WINDOW, Http2Sender
+
+MIB = 1 << 20
+EXHAUSTED, LATE = b"grpc-status\x018", b"grpc-status\x014"
+
+
+@dataclass
+class Caller:
+    receiving: int = 0
+
+
+class CountingTier(EchoTier):
+    """Knows callers by their metadata `who`; what comes from all of them is `room`."""
+
+    def __init__(self, most: int) -> None:
+        async def unary(request: StringValue, context: Context) -> StringValue:
+            return StringValue(value=str(len(request.value)))
+
+        async def collect(requests: AsyncIterator[StringValue], context: Context) -> StringValue:
+            return StringValue(value=str([len(r.value) async for r in requests]))
+
+        super().__init__(unary=unary, collect=collect)
+        self.room = SharedLimit(most, refusal="too much")
+        self.callers: dict[str, Caller] = {}
+        self._incoming = Incoming(self.room)
+
+    def early_checks(self) -> dict[str, EarlyCheck]:
+        def check(context: Context) -> Reception:
+            who = str(dict(context.invocation_metadata() or ()).get("who"))
+            caller = self.callers.setdefault(who, Caller())
+            return Reception(self._incoming, who, counter=caller)
+
+        return {f"{SERVICE}/{name}": check for name in ("Unary", "Collect")}
+
+
+def sender_of(address: str, who: str, method: str = "Unary") -> Http2Sender:
+    return Http2Sender(address, f"/{SERVICE}/{method}", ("who", who))
+
+
+async def test_bytes_that_are_being_received_are_counted_and_given_back() -> None:
+    tier = CountingTier(64 * MIB)
+    async with running(tier, ProcessSettings()) as addresses:
+        sender = sender_of(addresses.grpc, "a")
+        sent = await asyncio.to_thread(sender.send, 3 * MIB, 4 * MIB)
+        assert sent == 3 * MIB
+        # But for what had come before anybody awaited the message.
+        await eventually(lambda: tier.room.taken("a") >= 3 * MIB - WINDOW)
+        assert tier.room.total < 4 * MIB
+        assert tier.callers["a"].receiving == 1
+        sender.close()
+        await eventually(lambda: not tier.room.total)
+        assert tier.callers["a"].receiving == 0
+
+
+async def test_what_is_beyond_a_callers_share_is_refused_and_others_are_answered() -> None:
+    tier = CountingTier(16 * MIB)
+    async with running(tier, ProcessSettings()) as addresses:
+        floods = [sender_of(addresses.grpc, "flood") for _ in range(4)]
+        sending = [asyncio.to_thread(each.send, 6 * MIB, 7 * MIB) for each in floods]
+        await asyncio.gather(*sending)
+        answers = [each.answer for each in floods]
+        assert any(EXHAUSTED in answer for answer in answers)
+        assert tier.room.taken("flood") <= 12 * MIB
+        async with open_channel(addresses.grpc, None) as channel:
+            stub = EchoStub(channel)
+            large = StringValue(value="x" * 3 * MIB)
+            answer = await stub.unary(large, metadata=(("who", "calm"),), timeout=60)
+            assert answer.value == str(3 * MIB)
+        for each in floods:
+            each.close()
+        await eventually(lambda: not tier.room.total)
+
+
+@pytest.mark.parametrize("method", ["Unary", "Collect"])
+async def test_messages_that_come_at_once_are_answered(method: str) -> None:
+    tier = CountingTier(16 * MIB)
+    async with (
+        running(tier, ProcessSettings()) as addresses,
+        open_channel(addresses.grpc, None) as channel,
+    ):
+        stub, value = EchoStub(channel), StringValue(value="x" * MIB)
+        for _ in range(30):
+            if method == "Unary":
+                assert (await stub.unary(value)).value == str(MIB)
+            else:
+                assert (await stub.collect(iter([value] * 3))).value == str([MIB] * 3)
+        assert not tier.room.total
+
+
+async def test_a_message_that_does_not_come_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reception, "PACE_SECONDS", 0.2)
+    tier = CountingTier(16 * MIB)
+    async with running(tier, ProcessSettings()) as addresses:
+        sender = sender_of(addresses.grpc, "a")
+        await asyncio.to_thread(sender.send, 1000, 2000)
+        assert LATE in await asyncio.to_thread(sender.wait)
+        sender.close()
+        await eventually(lambda: not tier.room.total)
+
+
+async def test_where_the_kernel_counts_nothing_a_message_is_taken_for_the_largest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SocketBytes, "received", lambda self, peer: None)
+    monkeypatch.setattr(reception, "UNKNOWN_SECONDS", 0.0)
+    tier = CountingTier(100 * MIB)
+    async with running(tier, ProcessSettings()) as addresses:
+        senders = [sender_of(addresses.grpc, who) for who in "ab"]
+        for sender in senders:
+            await asyncio.to_thread(sender.send, 1000, 2000)
+        answers = [await asyncio.to_thread(sender.wait, 1) for sender in senders]
+        assert EXHAUSTED in b"".join(answers)
+        for sender in senders:
+            sender.close()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/grpc.health.v1.Health/Check", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"],
+)
+async def test_without_a_key_no_more_is_received_than_there_is_room_for(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_interceptor, "UNGATED_BYTES_AT_ONCE", 8 * MIB)
+    async with running(EchoTier(), ProcessSettings()) as addresses:
+        sender = Http2Sender(addresses.grpc, path)
+        sent = await asyncio.to_thread(sender.send, 60 * MIB, 61 * MIB)
+        answer = await asyncio.to_thread(sender.wait)
+        sender.close()
+    # Less than all, by what comes between two looks.
+    assert sent < 60 * MIB
+    assert EXHAUSTED in answer
