@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import metadata
-from threading import Thread
-from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIServer
+from socketserver import TCPServer, ThreadingMixIn
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import prometheus_client
 from prometheus_client import (
@@ -57,6 +58,10 @@ TASKS = Gauge(
     multiprocess_mode="livesum",
 )
 TASKS_SECONDS = 2.0
+
+# Of those who look at the metrics at once, and of what each of them may take to ask.
+MAX_CONNECTIONS = 16
+SCRAPE_SECONDS = 10.0
 
 
 async def count_tasks() -> None:
@@ -124,11 +129,61 @@ def start_metrics_server(listen: str, registry: CollectorRegistry = REGISTRY) ->
     """
     host, _, port = listen.rpartition(":")
     try:
-        server, thread = prometheus_client.start_http_server(int(port), host.strip("[]"))
+        server = _BoundedServer((host.strip("[]"), int(port)), _QuietHandler)
     except OSError as error:
         raise StartupError(f"cannot serve metrics on {listen}: {error.strerror}") from None
     server.set_app(_in_plain_text(prometheus_client.make_wsgi_app(registry)))
+    thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     return MetricsServer(f"{host}:{server.server_port}", server, thread)
+
+
+class _QuietHandler(WSGIRequestHandler):
+    # Of each wait for the client.
+    timeout = SCRAPE_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name
+        pass
+
+
+class _BoundedServer(ThreadingMixIn, WSGIServer):
+    """A thread for each connection, of which there are few: one too many ends the oldest, so that a
+    scraper gets in beside connections that say nothing."""
+
+    daemon_threads = True
+    # A thread that is waited for at the end would be one for each connection there ever was.
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        self._connections: dict[socket.socket, None] = {}
+        self._lock = Lock()
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        # Not HTTPServer's, which looks up the name of the host.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            if len(self._connections) >= MAX_CONNECTIONS:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._connections[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away, or says nothing, is no error."""
 
 
 def _in_plain_text(app: "WSGIApplication") -> "WSGIApplication":

@@ -1,3 +1,5 @@
+import socket
+import threading
 import urllib.request
 from importlib import metadata
 
@@ -5,6 +7,7 @@ import pytest
 from prometheus_client import Counter, Gauge
 
 from pixtral_core.errors import StartupError
+from pixtral_core.telemetry import metrics
 from pixtral_core.telemetry.metrics import start_metrics_server
 
 
@@ -40,5 +43,37 @@ def test_taken_port_is_told_in_one_line() -> None:
     try:
         with pytest.raises(StartupError, match="cannot serve metrics"):
             start_metrics_server(server.address)
+    finally:
+        server.close()
+
+
+def test_connections_that_say_nothing_keep_neither_threads_nor_a_scraper(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = start_metrics_server("127.0.0.1:0")
+    before = threading.active_count()
+    host, _, port = server.address.rpartition(":")
+    silent = [socket.create_connection((host, int(port)), timeout=60) for _ in range(100)]
+    try:
+        for _ in range(3):
+            url = f"http://{server.address}/metrics"
+            with urllib.request.urlopen(url, timeout=60) as response:
+                assert b"pixtral_build_info" in response.read()
+        # The first ones have been ended.
+        assert silent[0].recv(1) == b""
+        assert threading.active_count() - before <= metrics.MAX_CONNECTIONS + 1
+    finally:
+        for each in silent:
+            each.close()
+        server.close()
+
+
+def test_a_connection_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics._QuietHandler, "timeout", 0.1)
+    server = start_metrics_server("[::1]:0" if socket.has_ipv6 else "127.0.0.1:0")
+    host, _, port = server.address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=60) as silent:
+            assert silent.recv(1) == b""
     finally:
         server.close()
