@@ -3,7 +3,9 @@
 import asyncio
 import hashlib
 import json
+import logging
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.utils.json_utils import validate_json_schema_by_draft7
 
 from pixtral_core import limits
-from pixtral_core.errors import InvalidRequest
+from pixtral_core.errors import InvalidRequest, log_place
 from pixtral_core.model.vision_spec import BadCheckpoint, Grid, VisionSpec
 from pixtral_gateway.checks.conversation import Conversation, Role, Tool, ToolCall, Tools, Turn
 from pixtral_gateway.checks.structured_output import check_depth
@@ -98,9 +100,12 @@ class PromptEncoder:
     async def tokenize(self, text: str, *, bos: bool) -> Sequence[int]:
         """Token ids of a text alone, after the one that begins a sequence where `bos` is set."""
         encode = self._tokenizer.instruct_tokenizer.tokenizer.encode
-        if len(text) > OFFLOAD_CHARACTERS:
-            return await asyncio.to_thread(encode, text, bos, False)
-        return encode(text, bos, False)
+        try:
+            if len(text) > OFFLOAD_CHARACTERS:
+                return await asyncio.to_thread(encode, text, bos, False)
+            return encode(text, bos, False)
+        except ValueError as error:
+            raise _untokenizable("prompt", error) from None
 
     async def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
         """As `encode_now`, off the event loop where the text is long."""
@@ -125,6 +130,8 @@ class PromptEncoder:
             ).tokens
         except InvalidToolSchemaException:
             raise _bad_schema(conversation.tools) from None
+        except ValueError as error:
+            raise _untokenizable("messages", error) from None
         tokens += self.tools.opening(conversation.tools)
         images, at = [], 0
         for grid in grids:
@@ -132,7 +139,8 @@ class PromptEncoder:
             offset = tokens.index(self._spec.image_token_id, at)
             at = offset + grid.placeholder_length
             images.append(PlacedImage(offset, grid.rows, grid.cols, grid.placeholder_length))
-        return Prompt(tokens, tuple(images), sum(image.length for image in images))
+        # Four bytes each, and not forty: they stay until the last one of the answer.
+        return Prompt(array("I", tokens), tuple(images), sum(image.length for image in images))
 
     def _message(self, turn: Turn, grids: Iterator[Grid], path: str) -> ChatMessage:
         content: list[ContentChunk] = []
@@ -198,6 +206,13 @@ def _check_readable(text: str, path: str) -> None:
         check_depth(value, path, limits.ARGUMENTS_DEPTH)
         return
     raise InvalidRequest(path, f"JSON must have {limits.ARGUMENTS_DEPTH}, and short numbers")
+
+
+def _untokenizable(path: str, error: ValueError) -> InvalidRequest:
+    log_place(error, "a text that the tokenizer does not take", logging.WARNING)
+    return InvalidRequest(
+        path, "the tokenizer does not take this text: it has too much white space in a row"
+    )
 
 
 def _bad_schema(tools: Tools) -> InvalidRequest:

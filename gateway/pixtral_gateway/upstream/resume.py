@@ -1,5 +1,6 @@
 """How far a completion has come, and whether another decoder can go on with it."""
 
+from array import array
 from dataclasses import fields
 from typing import Final
 
@@ -53,10 +54,10 @@ class Progress:
 
     def __init__(self, sampling: Sampling) -> None:
         self.has_begun = False
-        self.made: list[int] = []
+        self.made = array("I")
         self._can_be_continued = can_be_continued(sampling)
         self._unfinished = sampling.n
-        self._new: list[int] = []
+        self._new = array("I")
 
     @property
     def is_whole(self) -> bool:
@@ -74,7 +75,7 @@ class Progress:
         if self.has_begun and not self._can_be_continued:
             return False
         self.made.extend(self._new)
-        self._new.clear()
+        del self._new[:]
         return True
 
 

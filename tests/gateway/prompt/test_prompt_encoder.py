@@ -402,3 +402,14 @@ def test_tokenizer_without_images_is_refused(
 
     with pytest.raises(BadCheckpoint, match="not a Pixtral tokenizer"):
         PromptEncoder.load(tmp_path, spec)
+
+
+async def test_white_space_that_the_tokenizer_does_not_take_is_the_requests_fault(
+    prompts: PromptEncoder,
+) -> None:
+    spaces = " " * 1_000_000
+    with pytest.raises(InvalidRequest, match="white space") as refused:
+        await prompts.encode(read_conversation([user(text(spaces))], max_images=0), [])
+    assert refused.value.violations[0][0] == "messages"
+    with pytest.raises(InvalidRequest, match="white space"):
+        await prompts.tokenize(spaces, bos=False)
