@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import threading
 
 import pytest
 from PIL import ImageFile
@@ -7,6 +8,8 @@ from PIL import ImageFile
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.checks.conversation import ImageSource
+from pixtral_gateway.images import image_reader
+from pixtral_gateway.images.image_header import ImageHeader, read_header
 from pixtral_gateway.images.image_reader import ImageReader
 from pixtral_gateway.images.named_images import ImageSize
 from tests.core.image.test_header import png_of
@@ -57,6 +60,23 @@ async def test_data_url_holds_the_same_bytes(reader: ImageReader, padding: int) 
     image = await reader.read(ImageSource("messages[0].content[0].image.url", url=url))
 
     assert image.data == data
+
+
+async def test_a_header_that_may_be_long_is_read_beside_the_event_loop(
+    reader: ImageReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_by: list[threading.Thread] = []
+
+    def read(data: bytes) -> ImageHeader | None:
+        read_by.append(threading.current_thread())
+        return read_header(data)
+
+    monkeypatch.setattr(image_reader, "read_header", read)
+    for data in (picture(8, 8), picture(8, 8) + bytes(20_000)):
+        await reader.read(ImageSource(PATH, data=data))
+    small, large = read_by
+    assert small is threading.current_thread()
+    assert large is not small
 
 
 async def test_no_pixel_is_decoded(reader: ImageReader, monkeypatch: pytest.MonkeyPatch) -> None:
