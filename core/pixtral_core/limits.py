@@ -191,6 +191,13 @@ PROMPT_LOGPROBS_IN_ALL = Count(
     1 << 17,
     of="log-probabilities in all",
 )
+# They are gathered in the gateway. Of one choice, the whole context has no more.
+LOGPROBS_IN_ALL = Count(
+    "sampling.logprobs",
+    "of all choices of an answer that is not streamed, the tokens' own among them",
+    1 << 20,
+    of="log-probabilities in all",
+)
 N = Range("sampling.n", "answers to one request", 1, 64)
 
 # The decoder searches for each after every token.
@@ -285,8 +292,10 @@ PRIORITY = Range("priority", "requests of a lower number go first", INT64_MIN, I
 MESSAGE_BYTES = Count(
     "request", "as a message of gRPC, or as a body over HTTP", 64 << 20, of="bytes"
 )
-# Each takes some hundred bytes once it is parsed, and may be two in the body.
-BODY_VALUES = Count("request", "over HTTP", 1 << 20, of="values in the JSON of a body")
+# Parsing a body holds up all of the gateway: by a microsecond for each value, and by a tenth of one
+# for each escape, of which a text in a language without Latin letters has one a character.
+BODY_VALUES = Count("request", "over HTTP", 1 << 16, of="values in the JSON of a body")
+BODY_ESCAPES = Count("request", "over HTTP", 1 << 20, of="escaped characters in a body")
 HEAD_BYTES = Count("request", "over HTTP", 64 << 10, of="bytes of a head")
 
 # What the gateway itself adds to a request for the decoder.

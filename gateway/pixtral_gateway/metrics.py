@@ -16,6 +16,18 @@ PERMITS_LIMIT = Gauge(
     "Completions, counts and uploads that may run at once",
     multiprocess_mode="livemax",
 )
+MEMORY = Gauge(
+    "pixtral_gateway_memory_bytes",
+    "Memory that is counted, by what for",
+    ["use"],
+    multiprocess_mode="livesum",
+)
+MEMORY_LIMIT = Gauge(
+    "pixtral_gateway_memory_limit_bytes",
+    "How much of it there may be",
+    ["use"],
+    multiprocess_mode="livesum",
+)
 TIME_TO_FIRST_TOKEN = Histogram(
     "pixtral_gateway_time_to_first_token_seconds",
     "From a request's arrival to its first token, by what became of its images",
@@ -86,6 +98,9 @@ CODES = (
 )
 for code in CODES:
     REQUESTS.labels(code)
+for use in ("incoming", "running"):
+    MEMORY.labels(use)
+    MEMORY_LIMIT.labels(use)
 for images in ("none", "cached", "encoded"):
     TIME_TO_FIRST_TOKEN.labels(images)
 for result in ("cached", "encoded"):

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
+from sys import getsizeof
 from typing import cast
 
 from pixtral_core.cache.embedding_key import EmbeddingKey
@@ -15,7 +16,12 @@ from pixtral_core.generation.logprobs import TokenLogprobs
 from pixtral_core.generation.sampling import Sampling
 from pixtral_core.telemetry.request_log import current_span, first_token, note
 from pixtral_gateway.checks.conversation import Conversation, Role
-from pixtral_gateway.checks.validation import check_characters, check_length
+from pixtral_gateway.checks.validation import (
+    check_characters,
+    check_gathered,
+    check_gathered_logprobs,
+    check_length,
+)
 from pixtral_gateway.images.image_reader import ImageInput
 from pixtral_gateway.images.request_images import RequestImages
 from pixtral_gateway.metrics import IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
@@ -41,6 +47,12 @@ from pixtral_gateway.upstream.encoders import Encoded, Encoders
 from pixtral_gateway.upstream.registry import Tiers
 from pixtral_gateway.upstream.replica import Contract
 from pixtral_gateway.upstream.retry_budget import RetryBudget
+
+# Of a token of the prompt: here, and in the message to the decoder.
+TOKEN_BYTES = 8
+# Of a delta and of a log-probability, as the doors gather them.
+DELTA_BYTES = 64
+LOGPROB_BYTES = 128
 
 # The tiers keep the deadline; after this long only a client that has stopped reading is left.
 GRACE_SECONDS = 1.0
@@ -89,6 +101,8 @@ class Pipeline:
             request.tenant.use("prompt", len(prompt.token_ids))
             yield Begun(len(prompt.token_ids))
             check_length(len(prompt.token_ids), sampling, self._tiers.context_length)
+            if request.is_gathered:
+                check_gathered(sampling)
 
             completion = _Completion(request, prompt, images, contract)
             with completion.encoding():
@@ -119,6 +133,8 @@ class Pipeline:
                         if not completion.has_begun:
                             completion.begin(delta)
                             self._images.keep(request.conversation.images, images, request.tenant)
+                        if request.is_gathered or delta.prompt_logprobs:
+                            permit.hold(completion.keep(delta))
                         if tools is not None:
                             delta = tools.read(delta)
                         if completion.add(delta):
@@ -153,6 +169,7 @@ class Pipeline:
             self._prompts.longest_token,
             self._tiers.context_length,
         )
+        permit.hold(conversation.text_bytes)
         with current_span().child("images", images=len(conversation.images)):
             images = await self._images.read_all(
                 conversation.images, tenant, None if contract is None else contract.fingerprint
@@ -162,6 +179,7 @@ class Pipeline:
         permit.reserve(sum(len(image.data) for image, source in sources if source.url))
         with current_span().child("prompt"):
             prompt = await self._prompts.encode(conversation, [image.grid for image in images])
+        permit.hold(TOKEN_BYTES * len(prompt.token_ids))
         note(images=len(images), prompt_tokens=len(prompt.token_ids))
         return images, prompt
 
@@ -196,7 +214,7 @@ class _Completion:
         self._images = images
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._queue = self._encode = self._time_to_first = 0.0
-        self._cached_tokens = self._tokens = 0
+        self._cached_tokens = self._tokens = self._gathered_logprobs = 0
         # Of each choice that is over, by its index.
         self._finish_reasons: dict[int, FinishReason] = {}
 
@@ -229,6 +247,16 @@ class _Completion:
             return True
         self._prompt_logprobs.extend(delta.prompt_logprobs)
         return bool(delta.token_ids or delta.finish_reason)
+
+    def keep(self, delta: Delta) -> int:
+        """The memory that the delta takes until the answer's end. Raises InvalidRequest."""
+        logprobs = sum(1 + len(each.top) for each in delta.prompt_logprobs)
+        if not self._request.is_gathered:
+            return LOGPROB_BYTES * logprobs
+        gathered = sum(1 + len(each.top) for each in delta.logprobs)
+        self._gathered_logprobs += gathered
+        check_gathered_logprobs(self._gathered_logprobs)
+        return DELTA_BYTES + getsizeof(delta.text) + LOGPROB_BYTES * (logprobs + gathered)
 
     def end(self) -> None:
         self._request.tenant.use("completion", self._tokens)

@@ -9,10 +9,12 @@ from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.guarded_redis import GuardedRedis
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.concurrency.shared_counts import ALONE, SharedCounts
+from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import StartupError
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
 from pixtral_core.server.channel import ClientTls, open_channel
 from pixtral_core.server.grpc_interceptor import EarlyCheck, Gate
+from pixtral_core.server.reception import Incoming
 from pixtral_core.telemetry.tracing import Tracer
 from pixtral_gateway.api.backend import Backend
 from pixtral_gateway.api.grpc.chat_service import SERVICE, ChatService
@@ -23,9 +25,10 @@ from pixtral_gateway.images.named_images import TRANSFERS, NamedImages
 from pixtral_gateway.images.request_images import RequestImages
 from pixtral_gateway.images.uploads import Uploads
 from pixtral_gateway.images.url_fetch import Fetcher, Hosts
+from pixtral_gateway.metrics import MEMORY, MEMORY_LIMIT
 from pixtral_gateway.pipeline import Pipeline
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
-from pixtral_gateway.settings import GatewaySettings
+from pixtral_gateway.settings import LEAST_INCOMING_BYTES, GatewaySettings
 from pixtral_gateway.tenancy.admission import Admission
 from pixtral_gateway.tenancy.capacity import follow_capacity
 from pixtral_gateway.tenancy.tenants import Tenants
@@ -46,8 +49,13 @@ class GatewayTier:
         self._settings = settings
         self._counts = counts
         self._tenants = Tenants(settings.api_keys, counts)
-        self._service = ChatService(settings, self._tenants)
-        self._openai = OpenAiApi(settings, self._tenants)
+        # What is being received is in this process alone.
+        most = max(settings.max_incoming_bytes // settings.workers, LEAST_INCOMING_BYTES)
+        refusal = "as much as this gateway receives at once is being sent: try again later"
+        self._room = SharedLimit(most, refusal=refusal, show=MEMORY.labels("incoming").set)
+        MEMORY_LIMIT.labels("incoming").set(most)
+        self._service = ChatService(settings, self._tenants, Incoming(self._room))
+        self._openai = OpenAiApi(settings, self._tenants, self._room)
         self._tiers: Tiers | None = None
         self._store: EmbeddingStore | None = None
         self._names: NamedImages | None = None
@@ -122,7 +130,7 @@ class GatewayTier:
             pipeline=pipeline,
             tiers=self._tiers,
             admission=admission,
-            uploads=Uploads(reader=reader, names=names, admission=admission),
+            uploads=Uploads(reader=reader, names=names, admission=admission, room=self._room),
             vocabulary_size=prompts.vocabulary_size,
         )
         self._tenants.start()

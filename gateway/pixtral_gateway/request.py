@@ -29,6 +29,7 @@ class Request:
         arrival: on the monotonic clock, in seconds.
         adapter: the name of the LoRA adapter that answers; empty is the model itself.
         priority: of the requests that wait for the engine, a lower one goes first.
+        is_gathered: the client gets the answer whole, and the gateway has all of it until then.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Request:
     deadline: Deadline
     adapter: str = ""
     priority: int = 0
+    is_gathered: bool = False
 
     @classmethod
     def begin(
@@ -53,6 +55,7 @@ class Request:
         seconds: float,
         adapter: str = "",
         priority: int = 0,
+        is_gathered: bool = False,
     ) -> "Request":
         """The current call's request, to be answered within `seconds` of its arrival.
 
@@ -63,7 +66,15 @@ class Request:
         current_span().set(operation="chat", model=adapter or model)
         deadline = Deadline(arrival + seconds)
         return cls(
-            completion_id, tenant, conversation, sampling, arrival, deadline, adapter, priority
+            completion_id,
+            tenant,
+            conversation,
+            sampling,
+            arrival,
+            deadline,
+            adapter,
+            priority,
+            is_gathered,
         )
 
 

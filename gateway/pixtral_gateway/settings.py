@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, DirectoryPath, Field, FilePath, model_validator
 
+from pixtral_core.limits import MESSAGE_BYTES
 from pixtral_core.settings import (
     Address,
     ModelSettings,
@@ -15,6 +16,10 @@ from pixtral_core.settings import (
     is_loopback,
 )
 from pixtral_gateway.tenancy.admission import MAX_IMAGE_BYTES
+
+MAX_INCOMING_BYTES = 6 * MESSAGE_BYTES.most
+# The largest message fits into what one tenant may take.
+LEAST_INCOMING_BYTES = 2 * MESSAGE_BYTES.most
 
 
 def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
@@ -66,8 +71,15 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_concurrent_image_bytes: int = Field(
         MAX_IMAGE_BYTES,
         ge=1,
-        description="Of images of requests that run, as files and as URLs that hold one; more is "
-        "refused, but for a request that is alone.",
+        description="Of images of requests that run, as files and as URLs that hold one, of long "
+        "prompts and of answers that are sent whole; more is refused, but for a request that is "
+        "alone.",
+    )
+    max_incoming_bytes: int = Field(
+        MAX_INCOMING_BYTES,
+        ge=LEAST_INCOMING_BYTES,
+        description="Of messages, bodies and uploads that are being received; more is refused. A "
+        "tenant has three quarters of it at most, and each worker an equal share.",
     )
     workers: int = Field(
         1,

@@ -38,6 +38,10 @@ QUESTION = user(IMAGE, text("What is this?"))
 
 # Limits of what no message of this test reaches, and the tests that do.
 ELSEWHERE = {
+    "LOGPROBS_IN_ALL": (
+        "tests/gateway/checks/test_validation.py",
+        "test_more_logprobs_than_are_told_are_refused_where_an_answer_is_sent_whole",
+    ),
     "IMAGE_URL_LENGTH": (
         "tests/gateway/images/test_url_fetch.py",
         "test_a_url_that_is_not_allowed_is_refused_before_anything_is_asked",
@@ -89,6 +93,10 @@ ELSEWHERE = {
     "MESSAGE_BYTES": (
         "tests/gateway/api/openai/test_refusals.py",
         "test_a_body_is_read_up_to_a_limit",
+    ),
+    "BODY_ESCAPES": (
+        "tests/gateway/api/http/test_body.py",
+        "test_json_that_takes_long_to_parse_is_refused_before",
     ),
     "BODY_VALUES": (
         "tests/gateway/api/openai/test_refusals.py",

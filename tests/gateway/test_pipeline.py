@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 from prometheus_client import REGISTRY
 
+from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
+from pixtral_core import limits
 from pixtral_core.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -19,6 +21,7 @@ from pixtral_core.errors import (
 )
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.api.grpc.from_proto import read_tools
+from pixtral_gateway.pipeline import LOGPROB_BYTES
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.request import Begun, Delta, Event, FinishReason, Request
 from pixtral_gateway.tenancy.admission import MAX_IMAGE_BYTES
@@ -29,6 +32,7 @@ from tests.support.fake_tiers import (
     FINGERPRINT,
     FakeDecoder,
     FakeEncoder,
+    Responses,
     answers,
     breaks_midway,
     delta,
@@ -701,3 +705,79 @@ async def test_first_token_is_timed_when_it_comes(
         rest = [event async for event in events]
 
     assert len(rest) == 2
+
+
+async def test_an_answer_that_is_gathered_counts_for_what_it_takes(
+    gateway: Harness, decoders: list[FakeDecoder]
+) -> None:
+    more = asyncio.Event()
+    likely = chat_pb2.Logprob(token_id=7, text="x", logprob=-1.0, rank=1)
+    each = chat_pb2.TokenLogprobs(chosen=likely, top=[likely] * 19)
+
+    async def long(request: decoder_pb2.GenerateRequest) -> Responses:
+        for _ in range(100):
+            response = delta("x" * 20, *[7] * 20)
+            response.delta.logprobs.extend([each] * 20)
+            yield response
+        await more.wait()
+        yield delta("", 2, finish=chat_pb2.FINISH_REASON_STOP)
+
+    for decoder in decoders:
+        decoder.behaviours = [long]
+    asked = ask(user(QUESTION))
+    for is_gathered in (False, True):
+        more.clear()
+        events = gateway.pipeline.stream(replace(asked, is_gathered=is_gathered))
+        answering = asyncio.create_task(drained(events))
+        await eventually(lambda: sum(decoder.responses for decoder in decoders) % 101 == 100)
+        if is_gathered:
+            held = 40_000 * LOGPROB_BYTES
+            await eventually(lambda: gateway.admission.held_bytes >= held - (64 << 10))  # noqa: B023
+        else:
+            assert gateway.admission.held_bytes == 0
+        more.set()
+        await answering
+        assert gateway.admission.held_bytes == 0
+
+
+async def test_an_answer_beyond_what_may_be_gathered_ends(
+    gateway: Harness, decoders: list[FakeDecoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LOGPROBS_IN_ALL", replace(limits.LOGPROBS_IN_ALL, most=100))
+    likely = chat_pb2.Logprob(token_id=7, text="x", logprob=-1.0, rank=1)
+
+    async def endless(request: decoder_pb2.GenerateRequest) -> Responses:
+        for _ in range(20):
+            response = delta("x", 7)
+            response.delta.logprobs.add(chosen=likely, top=[likely] * 9)
+            yield response
+        await asyncio.Event().wait()
+
+    for decoder in decoders:
+        decoder.behaviours = [endless]
+    with pytest.raises(InvalidRequest, match="stream it"):
+        await drained(gateway.pipeline.stream(replace(ask(user(QUESTION)), is_gathered=True)))
+    await eventually(lambda: not any(each.outstanding for each in gateway.tiers.decoders))
+    assert gateway.admission.in_use == 0
+
+
+async def test_a_long_prompt_counts_for_what_it_takes(
+    gateway: Harness, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [never_ends]
+    # Four bytes a character, for one that needs them.
+    words = text("\U0001f600" + "hello " * 15_000)
+    answering = asyncio.create_task(drained(gateway.pipeline.stream(ask(user(words)))))
+    await eventually(lambda: sum(decoder.responses for decoder in decoders))
+    assert gateway.admission.held_bytes >= 4 * 90_000 - (64 << 10)
+    answering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await answering
+    assert gateway.admission.held_bytes == 0
+
+
+async def drained(events: AsyncGenerator[Event]) -> None:
+    async with aclosing(events):
+        async for _ in events:
+            pass

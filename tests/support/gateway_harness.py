@@ -15,6 +15,7 @@ from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.guarded_redis import GuardedRedis
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.concurrency.deadline import Deadline
+from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.generation.sampling import from_proto
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_core.server.channel import open_channel
@@ -117,7 +118,8 @@ class Harness:
         await tiers.start()
         replicas = [*tiers.encoders, *tiers.decoders]
         await eventually(lambda: all(replica.contract for replica in replicas))
-        uploads = Uploads(reader=reader, names=names, admission=admission)
+        room = SharedLimit(256 << 20)
+        uploads = Uploads(reader=reader, names=names, admission=admission, room=room)
         return cls(pipeline, tiers, admission, store, names, uploads)
 
     async def stop(self) -> None:

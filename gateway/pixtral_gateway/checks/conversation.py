@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from sys import getsizeof
 from typing import Any
 
 
@@ -98,6 +99,15 @@ class Conversation:
     def image_bytes(self) -> int:
         """Of files, and of URLs that hold one."""
         return sum(len(image.data) + len(image.url or "") for image in self.images)
+
+    @property
+    def text_bytes(self) -> int:
+        """What its texts take in memory."""
+        said = sum(
+            getsizeof(part) for turn in self.turns for part in turn.parts if isinstance(part, str)
+        )
+        calls = (call for turn in self.turns for call in turn.calls)
+        return said + sum(getsizeof(call.name) + getsizeof(call.arguments) for call in calls)
 
     @property
     def characters(self) -> int:

@@ -145,6 +145,23 @@ def check_length(prompt_tokens: int, sampling: Sampling, context_length: int) ->
             )
 
 
+def check_gathered(sampling: Sampling) -> None:
+    """Raises InvalidRequest for more log-probabilities than an answer may have that is sent whole,
+    as far as that is known before."""
+    if sampling.logprobs is not None and sampling.max_tokens is not None:
+        check_gathered_logprobs(sampling.n * sampling.max_tokens * (1 + sampling.logprobs))
+
+
+def check_gathered_logprobs(logprobs: int) -> None:
+    """Raises InvalidRequest for more of them than an answer may have that is sent whole."""
+    if not limits.LOGPROBS_IN_ALL.allows(logprobs):
+        raise InvalidRequest(
+            "sampling.logprobs",
+            f"an answer that is sent whole must have {limits.LOGPROBS_IN_ALL}: ask for fewer, or "
+            "stream it",
+        )
+
+
 def _check_order(turns: Sequence[Turn]) -> None:
     first = 1 if turns[0].role is Role.SYSTEM else 0
     expected: tuple[Role, ...] = (Role.USER,)

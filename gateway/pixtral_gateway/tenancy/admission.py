@@ -1,15 +1,19 @@
 """Admission: permits for requests that run, and an immediate refusal of more."""
 
+from collections import Counter
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Final
 
 from pixtral_core.concurrency.shared_counts import ALONE, SharedCounts
+from pixtral_core.concurrency.shared_limit import is_room
 from pixtral_core.errors import InvalidRequest, Overloaded
-from pixtral_gateway.metrics import PERMITS, PERMITS_LIMIT, REQUESTS
+from pixtral_gateway.metrics import MEMORY, MEMORY_LIMIT, PERMITS, PERMITS_LIMIT, REQUESTS
 from pixtral_gateway.tenancy.tenants import Tenant
 
 MAX_IMAGE_BYTES: Final = 512 << 20
+# What each request may hold beside images, uncounted: nearly all hold less.
+FREE_BYTES: Final = 64 << 10
 
 
 class Permit:
@@ -19,6 +23,8 @@ class Permit:
         self._admission = admission
         self._tenant = tenant
         self._held = 0
+        self._beside = 0
+        self._covered = FREE_BYTES
 
     def reserve(self, nbytes: int) -> None:
         """Reserves memory for images until the request ends.
@@ -28,6 +34,16 @@ class Permit:
         self._admission.reserve(self._tenant, nbytes)
         self._held += nbytes
 
+    def hold(self, nbytes: int) -> None:
+        """Counts memory for what the request holds beside images, such as an answer that is
+        gathered: the first FREE_BYTES are everybody's, and the rest is reserved. Raises Overloaded.
+        """
+        self._beside += nbytes
+        if self._beside > self._covered:
+            more = max(self._beside - self._covered, FREE_BYTES)
+            self.reserve(more)
+            self._covered += more
+
     def release(self) -> None:
         self._admission.release_bytes(self._tenant, self._held)
 
@@ -36,12 +52,12 @@ class Admission:
     """Admits requests while there are permits, one for each choice that a request asks for.
 
     A request has its permits until its last byte is sent or given up, even when `limit` shrinks.
-    The images of all running requests take at most `max_image_bytes`; they stay in memory as long
-    as one of them may have to be encoded again. Several workers count together, in `counts`: two
+    The images of all running requests, long prompts and answers that are gathered take at most
+    `max_image_bytes`; images stay in memory as long as one of them may have to be encoded again.
+    Several workers count together, in `counts`: two
     that look at the same moment may both refuse the last permit, and never both give it.
 
-    With several tenants, the last quarter of permits and of bytes is for tenants that use less than
-    an equal share, so that a tenant that floods the gateway leaves room for the others.
+    With several tenants, permits and bytes are shared among those that have some; see SharedLimit.
     """
 
     def __init__(
@@ -55,9 +71,18 @@ class Admission:
         self._tenants = tenants
         self._permits = counts.held("permits")
         self._image_bytes = counts.held("image-bytes")
+        # What this worker's tenants have of either.
+        self._running = Counter[str]()
+        self._holding = Counter[str]()
         self._largest = 0
         self._max_image_bytes = max_image_bytes
         self.limit = limit
+        MEMORY_LIMIT.labels("running").set(max_image_bytes // counts.processes)
+
+    @property
+    def held_bytes(self) -> int:
+        """What running requests have reserved."""
+        return self._image_bytes.total
 
     @property
     def in_use(self) -> int:
@@ -85,6 +110,7 @@ class Admission:
         self._check_room(tenant, answers)
         with tenant.request(images, answers):
             self._permits.add(answers)
+            _count(self._running, tenant, answers)
             PERMITS.inc(answers)
             permit = Permit(self, tenant)
             try:
@@ -95,19 +121,15 @@ class Admission:
             finally:
                 permit.release()
                 self._permits.add(-answers)
+                _count(self._running, tenant, -answers)
                 PERMITS.dec(answers)
 
     def reserve(self, tenant: Tenant, nbytes: int) -> None:
         """Reserves bytes for a request that has a permit. Raises Overloaded."""
-        held, own, most = self._image_bytes.total, tenant.image_bytes.total, self._max_image_bytes
-        has_share = (
-            own
-            and len(self._tenants) > 1
-            and held + nbytes > most - most // 4
-            and own + nbytes > most // len(self._tenants)
-        )
-        if nbytes and held and (held + nbytes > most or has_share):
-            raise Overloaded("the gateway has no memory left for images: try again later")
+        held, own = self._image_bytes.total, tenant.image_bytes.total
+        parties = max(1, len(self._holding)) if self._has_several else 0
+        if nbytes and held and not is_room(self._max_image_bytes, held, own, nbytes, parties):
+            raise Overloaded("no memory is left for images and long texts: try again later")
         self._count_bytes(tenant, nbytes)
 
     def release_bytes(self, tenant: Tenant, nbytes: int) -> None:
@@ -116,9 +138,11 @@ class Admission:
     def _count_bytes(self, tenant: Tenant, nbytes: int) -> None:
         self._image_bytes.add(nbytes)
         tenant.image_bytes.add(nbytes)
+        _count(self._holding, tenant, nbytes)
+        MEMORY.labels("running").set(self._image_bytes.own)
 
-    def check(self, tenant: Tenant) -> None:
-        """Raises Overloaded, and counts the request, where this tenant would be refused.
+    def check(self, tenant: Tenant, *, is_completion: bool = True) -> None:
+        """Raises Overloaded where this tenant would be refused, and counts a completion that is.
 
         It runs before the request's message is received.
         """
@@ -126,18 +150,24 @@ class Admission:
             self._check_room(tenant, 1)
             tenant.check_room()
         except Overloaded as refusal:
-            REQUESTS.labels(refusal.code.name).inc()
+            if is_completion:
+                REQUESTS.labels(refusal.code.name).inc()
             raise
 
     def _check_room(self, tenant: Tenant, answers: int) -> None:
-        if self.in_use + answers > self._limit or self._has_its_share(tenant, answers):
+        parties = max(1, len(self._running)) if self._has_several else 0
+        if not is_room(self._limit, self.in_use, tenant.in_use, answers, parties):
             raise _full()
 
-    def _has_its_share(self, tenant: Tenant, answers: int) -> bool:
-        if len(self._tenants) == 1:
-            return False
-        is_last_quarter = self.in_use + answers > self._limit - self._limit // 4
-        return is_last_quarter and tenant.in_use + answers > self._limit // len(self._tenants)
+    @property
+    def _has_several(self) -> bool:
+        return len(self._tenants) > 1
+
+
+def _count(parties: Counter[str], tenant: Tenant, amount: int) -> None:
+    parties[tenant.name] += amount
+    if not parties[tenant.name]:
+        del parties[tenant.name]
 
 
 def _full() -> Overloaded:

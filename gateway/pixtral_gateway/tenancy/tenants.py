@@ -18,11 +18,13 @@ import logging
 import re
 import time
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakSet
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -100,6 +102,8 @@ class Tenant:
     highest_priority: int = 0
     requests: Count = field(default_factory=Count.alone)
     image_bytes: Count = field(default_factory=Count.alone)
+    # Requests whose message or body this worker is receiving.
+    receiving: int = 0
 
     @classmethod
     def counted(cls, name: str, counts: SharedCounts) -> "Tenant":
@@ -134,7 +138,7 @@ class Tenant:
     def check_room(self, answers: int = 1) -> None:
         """Raises Overloaded where no request for so many answers would be let in now."""
         most = self.requests_at_once
-        if most is not None and self.in_use + answers > most:
+        if most is not None and self.in_use + self.receiving + answers > most:
             raise self._refusal("requests", 1.0)
         if wait := self.tokens.wait():
             raise self._refusal("tokens", wait)
@@ -192,6 +196,8 @@ class Tenants:
         self._public = Tenant.counted("public", counts) if path is None else None
         self._by_digest: dict[str, Tenant] = {}
         self._by_name: dict[str, Tenant] = {}
+        # What runs for each key, so that it ends with it.
+        self._running: defaultdict[str, WeakSet[asyncio.Task[Any]]] = defaultdict(WeakSet)
         self._watching: asyncio.Task[None] | None = None
         self._seen: object = None
         if path is not None:
@@ -203,6 +209,11 @@ class Tenants:
 
     def __len__(self) -> int:
         return len(self._by_name) or 1
+
+    def party(self, tenant: Tenant, host: str) -> str:
+        """Whose share of what is received a request takes: the tenant's, or that of its address
+        where nobody shows a key."""
+        return host if self._public is not None else tenant.name
 
     def start(self) -> None:
         if self._path is not None:
@@ -232,6 +243,16 @@ class Tenants:
             raise Unauthenticated("the API key is not valid", "API_KEY_INVALID")
         return tenant
 
+    def serve(self, *headers: str) -> Tenant:
+        """As `of`, for a call that the current task serves. The task is cancelled, with the same
+        error, when the key is revoked."""
+        tenant = self.of(*headers)
+        task = asyncio.current_task()
+        if self._public is None and task is not None:
+            key = headers[0][len(_BEARER) :].strip()
+            self._running[digest_of(key)].add(task)
+        return tenant
+
     def _take_up(self, read: Mapping[str, TenantFile]) -> None:
         self._by_name = {
             name: self._by_name.get(name) or Tenant.counted(name, self._counts) for name in read
@@ -241,6 +262,9 @@ class Tenants:
         self._by_digest = {
             key: self._by_name[name] for name, each in read.items() for key in each.keys
         }
+        for key in self._running.keys() - self._by_digest.keys():
+            for task in self._running.pop(key):
+                task.cancel(Unauthenticated("the API key was revoked", "API_KEY_INVALID"))
 
     async def _watch(self, path: Path) -> None:
         while True:

@@ -13,6 +13,7 @@ from pixtral_gateway.checks.conversation import ImageSource, Role
 from pixtral_gateway.checks.validation import (
     adapter_of,
     check_characters,
+    check_gathered,
     check_length,
     check_sampling,
 )
@@ -266,6 +267,25 @@ def test_more_prompt_logprobs_than_are_told_are_refused() -> None:
         check_length(limits.PROMPT_LOGPROBS_IN_ALL.most // 4 + 1, sampling, context_length=1 << 20)
 
     assert field_of(refused) == "sampling.prompt_logprobs"
+
+
+def test_more_logprobs_than_are_told_are_refused_where_an_answer_is_sent_whole() -> None:
+    most = limits.LOGPROBS_IN_ALL.most
+    for sampling in (
+        Sampling(max_tokens=most // 4, logprobs=3),
+        Sampling(max_tokens=most // 64, n=64, logprobs=0),
+        # How long it becomes is not known yet.
+        Sampling(n=64, logprobs=20),
+        Sampling(max_tokens=most, n=64),
+    ):
+        check_gathered(sampling)
+    for sampling in (
+        Sampling(max_tokens=most // 4 + 1, logprobs=3),
+        Sampling(max_tokens=most // 64 + 1, n=64, logprobs=0),
+    ):
+        with pytest.raises(InvalidRequest, match="stream it") as refused:
+            check_gathered(sampling)
+        assert field_of(refused) == "sampling.logprobs"
 
 
 @pytest.mark.parametrize(

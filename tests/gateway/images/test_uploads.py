@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY
 
 from pixtral.v1 import chat_pb2
 from pixtral_core.concurrency.deadline import Deadline
+from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -19,6 +20,7 @@ from pixtral_core.errors import (
     from_rpc_error,
 )
 from pixtral_core.model.vision_spec import VisionSpec
+from pixtral_core.server import reception
 from pixtral_gateway.images.image_reader import ImageReader
 from pixtral_gateway.images.uploads import Uploads
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
@@ -180,7 +182,7 @@ async def test_uploads_are_bounded_together(gateway: Harness, spec: VisionSpec) 
         reader=reader,
         names=gateway.names,
         admission=admission,
-        max_bytes_at_once=most,
+        room=SharedLimit(most, has_shares=False),
     )
     finish = asyncio.Event()
 
@@ -213,3 +215,32 @@ async def test_uploads_count_against_a_tenants_limits(gateway: Harness) -> None:
     with pytest.raises(Overloaded, match="limit of your images"):
         await gateway.uploads.put(pieces(CAT), tenant, Deadline.after(30))
     assert gateway.admission.in_use == 0
+
+
+async def test_one_that_stalls_leaves_room_to_the_others_and_is_ended(
+    gateway: Harness, spec: VisionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ImageReader(spec, max_bytes=1 << 20, max_pixels=1 << 24)
+    admission, room = Admission(64, ["eve", "bob"]), SharedLimit(8 * len(CAT), refusal="full")
+    uploads = Uploads(reader=reader, names=gateway.names, admission=admission, room=room)
+    eve, bob = Tenant("eve"), Tenant("bob")
+
+    async def all_but_the_end() -> AsyncIterator[bytes]:
+        yield CAT[:-1]
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(reception, "PACE_SECONDS", 600.0)
+    stalls = [uploads.put(all_but_the_end(), eve, Deadline.after(60)) for _ in range(13)]
+    going = [asyncio.create_task(each) for each in stalls]
+    await eventually(lambda: sum(task.done() for task in going) == 7)
+    for _ in range(3):
+        await uploads.put(pieces(CAT), bob, Deadline.after(30))
+    for task in going:
+        task.cancel()
+    await asyncio.gather(*going, return_exceptions=True)
+
+    monkeypatch.setattr(reception, "PACE_SECONDS", 0.1)
+    with pytest.raises(DeadlineExceeded, match="too slowly"):
+        await uploads.put(all_but_the_end(), eve, Deadline.after(60))
+    assert room.total == 0
+    assert admission.in_use == 0

@@ -30,6 +30,18 @@ def test_limit_is_shown_beside_what_is_in_use() -> None:
     assert REGISTRY.get_sample_value("pixtral_gateway_permits_limit") == 7
 
 
+def test_memory_of_running_requests_is_shown_beside_its_limit() -> None:
+    def value(name: str) -> float | None:
+        return REGISTRY.get_sample_value(f"pixtral_gateway_{name}", {"use": "running"})
+
+    admission = Admission(2, Tenants(None), max_image_bytes=100)
+    with admission.permit(Tenant("a"), 1) as permit:
+        permit.reserve(40)
+        assert value("memory_bytes") == 40
+    assert value("memory_bytes") == 0
+    assert value("memory_limit_bytes") == 100
+
+
 def test_permit_is_freed_however_the_request_ends() -> None:
     admission = Admission(1, Tenants(None))
     before = in_use()
@@ -59,6 +71,21 @@ def test_one_that_floods_leaves_a_quarter_to_the_others() -> None:
         with pytest.raises(Overloaded):
             held.enter_context(admission.permit(calm, 0))
     assert (flood.in_use, calm.in_use, admission.in_use) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("tenants", [2, 8, 9, 1000])
+def test_however_many_tenants_there_are_the_last_quarter_serves_those_who_ask(tenants: int) -> None:
+    names = [f"t{i}" for i in range(tenants)]
+    admission = Admission(8, names)
+    flood = Tenant("flood")
+    with contextlib.ExitStack() as held:
+        for _ in range(6):
+            held.enter_context(admission.permit(flood, 0))
+        with pytest.raises(Overloaded):
+            held.enter_context(admission.permit(flood, 0))
+        # Also one who asks for several choices.
+        held.enter_context(admission.permit(Tenant("t0"), 0, answers=2))
+        assert admission.in_use == 8
 
 
 def test_who_is_alone_may_have_all() -> None:

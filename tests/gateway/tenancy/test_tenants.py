@@ -19,6 +19,7 @@ from pixtral_core.errors import (
     Unauthenticated,
     from_rpc_error,
 )
+from pixtral_core.server.grpc_interceptor import given_up_for
 from pixtral_core.server.process import running
 from pixtral_gateway.process import GatewayTier
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
@@ -27,6 +28,7 @@ from pixtral_gateway.tenancy.tenants import Budget, Tenant, TenantFile, Tenants,
 from tests.support.fake_tiers import FakeDecoder, FakeEncoder
 from tests.support.gateway_harness import Harness, ask, eventually
 from tests.support.gateway_pictures import image, picture, text, user
+from tests.support.http2_sender import Http2Sender
 from tests.support.redis_server import RedisServer
 
 ACME = 'keys = ["' + digest_of("key-of-acme") + '"]\n'
@@ -131,6 +133,34 @@ async def test_the_file_is_read_again_when_it_changes(
         with pytest.raises(Unauthenticated):
             tenants.of("Bearer key-of-acme")
     finally:
+        await tenants.stop()
+
+
+async def test_what_runs_for_a_key_ends_when_it_is_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pixtral_gateway.tenancy.tenants.RELOAD_SECONDS", 0.02)
+    path = written(tmp_path, f"[acme]\n{ACME}[other]\n{OTHER}")
+    tenants = Tenants(path)
+    tenants.start()
+
+    async def run(key: str) -> None:
+        tenants.serve(f"Bearer {key}")
+        await asyncio.Event().wait()
+
+    runs = [asyncio.create_task(run(key)) for key in ("key-of-acme", "key-of-other")]
+    await asyncio.sleep(0)
+    try:
+        path.write_text(f"[other]\n{OTHER}")
+        with pytest.raises(asyncio.CancelledError) as ended:
+            await runs[0]
+        # As the interceptor and the middleware tell it to the client.
+        told = given_up_for(ended.value)
+        assert isinstance(told, Unauthenticated)
+        assert told.reason == "API_KEY_INVALID"
+        assert not runs[1].done()
+    finally:
+        runs[1].cancel()
         await tenants.stop()
 
 
@@ -340,6 +370,51 @@ async def _over_http(url: str) -> None:
             )
             assert answered.status_code == 200
         assert (await session.get("/health")).status_code == 200
+
+
+async def test_a_message_that_comes_counts_among_its_tenants_requests(
+    tmp_path: Path,
+    model_dir: Path,
+    prompts: PromptEncoder,
+    redis: RedisServer,
+    encoders: list[FakeEncoder],
+    decoders: list[FakeDecoder],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PromptEncoder, "load", lambda *_: prompts)
+    keys = written(tmp_path, f"[acme]\n{ACME}requests_at_once = 1\n[other]\n{OTHER}")
+    settings = GatewaySettings(
+        listen="127.0.0.1:0",
+        model_dir=model_dir,
+        decoders=[decoder.address for decoder in decoders],
+        redis_url=redis.url,
+        max_concurrent_requests=16,
+        api_keys=keys,
+    )
+    async with running(GatewayTier(settings), settings) as addresses:
+        path, key = "/pixtral.v1.ChatService/StreamComplete", "Bearer key-of-acme"
+        sender = Http2Sender(addresses.grpc, path, ("authorization", key))
+        await asyncio.to_thread(sender.send, 1000, 1 << 20)
+        async with grpc.aio.insecure_channel(addresses.grpc) as channel:
+            stub: Any = chat_pb2_grpc.ChatServiceStub(channel)
+            request = chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[user(text("a"))]))
+
+            async def complete(who: str) -> None:
+                metadata = (("authorization", f"Bearer key-of-{who}"),)
+                await stub.Complete(request, metadata=metadata)
+
+            await complete("other")
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await complete("acme")
+            assert from_rpc_error(refused.value).reason == "TENANT_LIMIT"
+            sender.close()
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        await complete("acme")
+                        break
+                    except grpc.aio.AioRpcError:
+                        await asyncio.sleep(0.01)
 
 
 def test_workers_have_one_limit_of_each_kind(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -17,6 +18,8 @@ from pixtral_core.errors import ServingError
 from pixtral_core.generation import logprobs
 from pixtral_core.generation.sampling import from_proto as sampling_from_proto
 from pixtral_core.server.grpc_interceptor import EarlyCheck
+from pixtral_core.server.reception import Incoming, Reception
+from pixtral_core.server.socket_bytes import host_of
 from pixtral_core.telemetry.request_log import note
 from pixtral_gateway.api.backend import Backend
 from pixtral_gateway.api.grpc import from_proto, to_proto
@@ -46,7 +49,8 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
 
     backend: Backend
 
-    def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
+    def __init__(self, settings: GatewaySettings, tenants: Tenants, incoming: Incoming) -> None:
+        self._incoming = incoming
         self._settings = settings
         self._tenants = tenants
         self._model = settings.model_name
@@ -60,10 +64,11 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         A client without a key must not have a message of megabytes received.
         """
         checks: dict[str, EarlyCheck] = dict.fromkeys(
-            (f"{SERVICE}/{name}" for name in METHODS), self._find_tenant
+            (f"{SERVICE}/{name}" for name in METHODS), self._check_tenant
         )
-        for name in ("Complete", "StreamComplete"):
-            checks[f"{SERVICE}/{name}"] = self._check_room
+        for name in ("Complete", "StreamComplete", "CountTokens"):
+            is_completion = name != "CountTokens"
+            checks[f"{SERVICE}/{name}"] = partial(self._check_room, is_completion=is_completion)
         return checks
 
     async def StreamComplete(
@@ -72,7 +77,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         with _named_from_the_request():
             asked = self._request(request.chat, context)
             model = request.chat.model or self._model
-            # The gateway has copied its images, and a stream is long.
+            # What is needed of it is copied. Of whatever is kept, protobuf would keep the whole.
             del request
             async with aclosing(self.backend.pipeline.stream(asked)) as events:
                 async for event in events:
@@ -92,8 +97,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self, request: chat_pb2.CompleteRequest, context: Context
     ) -> chat_pb2.CompleteResponse:
         with _named_from_the_request():
-            asked = self._request(request.chat, context)
+            asked = self._request(request.chat, context, is_gathered=True)
             model = request.chat.model or self._model
+            del request
             response = chat_pb2.CompleteResponse(id=asked.id, model=model)
             choices = [response.choices.add(index=i) for i in range(asked.sampling.n)]
             texts: list[list[str]] = [[] for _ in choices]
@@ -121,6 +127,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         with _named_from_the_request():
             self._adapter(request.chat.model)
             conversation = self._conversation(request.chat)
+            del request
             prompt = await self.backend.pipeline.count(conversation, _TENANT.get())
         return chat_pb2.CountTokensResponse(
             prompt_tokens=len(prompt.token_ids), image_tokens=prompt.image_tokens
@@ -147,7 +154,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     ) -> chat_pb2.PutImageResponse:
         deadline = Deadline.after(self._seconds(context))
         async with aclosing(_pieces(requests)) as pieces:
-            image = await self.backend.uploads.put(pieces, _TENANT.get(), deadline)
+            tenant = _TENANT.get()
+            party = self._tenants.party(tenant, host_of(context.peer()))
+            image = await self.backend.uploads.put(pieces, tenant, deadline, party)
         return chat_pb2.PutImageResponse(
             sha256=image.sha256.hex(),
             width=image.width,
@@ -155,18 +164,26 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             tokens=image.grid.placeholder_length,
         )
 
-    def _find_tenant(self, context: Context) -> None:
+    def _find_tenant(self, context: Context) -> Tenant:
         """Raises Unauthenticated."""
         metadata = context.invocation_metadata() or ()
         headers = (str(value) for name, value in metadata if name == "authorization")
-        tenant = self._tenants.of(*headers)
+        tenant = self._tenants.serve(*headers)
         _TENANT.set(tenant)
         note(tenant=tenant.name)
+        return tenant
 
-    def _check_room(self, context: Context) -> None:
+    def _check_tenant(self, context: Context) -> Reception:
+        """Raises Unauthenticated."""
+        tenant = self._find_tenant(context)
+        return Reception(self._incoming, self._tenants.party(tenant, host_of(context.peer())))
+
+    def _check_room(self, context: Context, *, is_completion: bool) -> Reception:
         """Raises Unauthenticated and Overloaded, from what is known without the message."""
-        self._find_tenant(context)
-        self.backend.admission.check(_TENANT.get())
+        reception = self._check_tenant(context)
+        reception.counter = _TENANT.get()
+        self.backend.admission.check(_TENANT.get(), is_completion=is_completion)
+        return reception
 
     def _adapter(self, model: str) -> str:
         return adapter_of(model, self._model, self.backend.tiers.adapters)
@@ -180,7 +197,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             tools=from_proto.read_tools(chat),
         )
 
-    def _request(self, chat: chat_pb2.Chat, context: Context) -> Request:
+    def _request(
+        self, chat: chat_pb2.Chat, context: Context, *, is_gathered: bool = False
+    ) -> Request:
         arrival = time.monotonic()
         adapter = self._adapter(chat.model)
         conversation = self._conversation(chat)
@@ -196,6 +215,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             seconds=self._seconds(context),
             adapter=adapter,
             priority=chat.priority,
+            is_gathered=is_gathered,
         )
 
     def _seconds(self, context: Context) -> float:

@@ -10,16 +10,16 @@ from starlette.requests import ClientDisconnect, Request
 
 from pixtral_core import limits
 from pixtral_core.concurrency.deadline import Deadline
-from pixtral_core.errors import InvalidRequest, Overloaded
+from pixtral_core.concurrency.shared_limit import SharedLimit
+from pixtral_core.errors import InvalidRequest
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
+from pixtral_core.server.reception import Pace, Receiving, when_behind
 from pixtral_gateway.api.http.middleware import ClientGone
 from pixtral_gateway.api.openai.errors import Refused
 from pixtral_gateway.images.image_reader import OFFLOAD_BYTES
 
 # As much as gRPC takes in a message.
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES
-# Of all requests that do not hold a permit yet: some thirty with the largest image each.
-MAX_BYTES_AT_ONCE = 12 * MAX_BODY_BYTES
 # Of an index, or of a token's id.
 MAX_DIGITS = 10
 
@@ -27,16 +27,23 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Bodies:
-    """Reads bodies, all at once together no more than MAX_BYTES_AT_ONCE.
+    """Reads bodies, as many at once as `room` has bytes for.
 
     Only what is read and parsed has a permit to ask for.
     """
 
-    def __init__(self) -> None:
-        self._held = 0
+    def __init__(self, room: SharedLimit) -> None:
+        self._room = room
+        # While one is parsed nothing else runs, whatever the threads; and each takes memory.
+        self._parsing = asyncio.Lock()
 
-    async def read(self, request: Request, model: type[M], deadline: Deadline) -> M:
-        """The body as a `model`. Raises Refused, Overloaded, and InvalidRequest naming a field."""
+    async def read(
+        self, request: Request, model: type[M], deadline: Deadline, party: str, counter: Receiving
+    ) -> M:
+        """The body as a `model`; `party` has the room for it, and `counter` counts it meanwhile.
+
+        Raises Refused, Overloaded, and InvalidRequest naming a field.
+        """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             # Nor may a page in a browser send it to another site without asking that one first.
@@ -47,28 +54,35 @@ class Bodies:
         if told.isascii() and told.isdigit() and int(told[:20]) > MAX_BODY_BYTES:
             raise _too_large()
         body = bytearray()
+        counter.receiving += 1
         try:
-            await self._receive(request, body, deadline)
+            await self._receive(request, body, deadline, party)
             if len(body) > OFFLOAD_BYTES:
-                return await asyncio.to_thread(_parse, model, body)
+                async with self._parsing:
+                    return await asyncio.to_thread(_parse, model, body)
             return _parse(model, body)
         finally:
-            self._held -= len(body)
+            counter.receiving -= 1
+            self._room.give_back(party, len(body))
 
-    async def _receive(self, request: Request, body: bytearray, deadline: Deadline) -> None:
+    async def _receive(
+        self, request: Request, body: bytearray, deadline: Deadline, party: str
+    ) -> None:
+        pace = Pace()
         try:
-            async with asyncio.timeout(deadline.remaining()):
+            async with asyncio.timeout(deadline.remaining()), asyncio.timeout(None) as pace_ends:
+                pace_ends.reschedule(when_behind(pace))
                 async for chunk in request.stream():
                     if len(body) + len(chunk) > MAX_BODY_BYTES:
                         raise _too_large()
-                    if self._held + len(chunk) > MAX_BYTES_AT_ONCE:
-                        raise Overloaded("as much as this gateway reads at once is being sent")
+                    self._room.take(party, len(chunk))
                     body += chunk
-                    self._held += len(chunk)
+                    pace.receive(len(chunk))
+                    pace_ends.reschedule(when_behind(pace))
         except ClientDisconnect:
             raise ClientGone from None
         except TimeoutError:
-            raise Refused(408, "REQUEST_TIMEOUT", "the body did not come in time") from None
+            raise Refused(408, "REQUEST_TIMEOUT", "the body does not come, or too slowly") from None
 
 
 def _too_large() -> Refused:
@@ -76,8 +90,12 @@ def _too_large() -> Refused:
 
 
 def _parse(model: type[M], body: bytearray) -> M:
-    if sum(map(body.count, (b",", b"{", b"["))) > limits.BODY_VALUES.most:
-        raise Refused(413, "BODY_TOO_LARGE", f"a request must have {limits.BODY_VALUES}")
+    for limit, exceeds in (
+        (limits.BODY_ESCAPES, body.count(b"\\") > limits.BODY_ESCAPES.most),
+        (limits.BODY_VALUES, _has_more_values(body, limits.BODY_VALUES.most)),
+    ):
+        if exceeds:
+            raise Refused(413, "BODY_TOO_LARGE", f"a request must have {limit}")
     try:
         return model.model_validate_json(body)
     except ValidationError as failure:
@@ -90,6 +108,38 @@ def _parse(model: type[M], body: bytearray) -> M:
     path = _path(model, problem["loc"])
     message = problem["msg"]
     raise InvalidRequest(path, message[:1].lower() + message[1:])
+
+
+def _has_more_values(body: bytearray, most: int) -> bool:
+    """Whether JSON has more values than so many. What looks like one in a string is none."""
+    if _commas_and_brackets(body, 0, len(body)) <= most:
+        return False
+    # Rare, and in Python: beside others, and for no longer than `most` and the escapes allow.
+    values, strings, at = 0, 0, 0
+    while (quote := body.find(b'"', at)) >= 0:
+        values += _commas_and_brackets(body, at, quote)
+        strings += 1
+        # Each is a value, or the name of one.
+        if max(values, strings // 2) > most:
+            return True
+        at = _end_of_string(body, quote + 1)
+    return values + _commas_and_brackets(body, at, len(body)) > most
+
+
+def _commas_and_brackets(body: bytearray, start: int, end: int) -> int:
+    return sum(body.count(each, start, end) for each in (b",", b"{", b"["))
+
+
+def _end_of_string(body: bytearray, start: int) -> int:
+    at = start
+    while (quote := body.find(b'"', at)) >= 0:
+        slashes = quote
+        while slashes > start and body[slashes - 1] == ord("\\"):
+            slashes -= 1
+        at = quote + 1
+        if (quote - slashes) % 2 == 0:
+            return at
+    return len(body)
 
 
 def _path(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:

@@ -1,6 +1,5 @@
 """The routes of OpenAI's API, each thin over the pipeline."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,12 +11,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
 from pixtral_core.concurrency.deadline import Deadline
+from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import InvalidRequest, Unavailable
 from pixtral_core.server.grpc_interceptor import Gate
 from pixtral_core.telemetry.request_log import note
 from pixtral_core.telemetry.tracing import Tracer
 from pixtral_gateway.api.backend import Backend
-from pixtral_gateway.api.http.body import Bodies
+from pixtral_gateway.api.http.body import Bodies, M
 from pixtral_gateway.api.http.event_stream import EventStream
 from pixtral_gateway.api.http.host_check import check_host
 from pixtral_gateway.api.http.middleware import RequestMiddleware, while_client_waits
@@ -41,12 +41,13 @@ class OpenAiApi:
 
     backend: Backend
 
-    def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
+    def __init__(self, settings: GatewaySettings, tenants: Tenants, room: SharedLimit) -> None:
+        """`room` has the bytes of bodies that are being received."""
         self._settings = settings
         self._tenants = tenants
         self._model = settings.model_name
         self._created = int(time.time())
-        self._bodies = Bodies()
+        self._bodies = Bodies(room)
 
     def app(self, gate: Gate, tracer: Tracer) -> RequestMiddleware:
         async def health(request: Request) -> Response:
@@ -69,13 +70,13 @@ class OpenAiApi:
         router = Router([*routes, schema, *page], redirect_slashes=False)
         return RequestMiddleware(router, quiet=_QUIET, gate=gate, tracer=tracer)
 
-    async def chat(self, request: Request) -> JSONResponse | EventStream:
+    async def chat(self, request: Request) -> Response | EventStream:
         arrival = time.monotonic()
         tenant = self._tenant(request)
         # Before its body, which may be large, is read.
         self.backend.admission.check(tenant)
         seconds = self._settings.request_timeout_seconds
-        asked = await self._bodies.read(request, ChatRequest, Deadline(arrival + seconds))
+        asked = await self._body(request, ChatRequest, Deadline(arrival + seconds), tenant)
         asked.check_served()
         adapter = self._adapter(asked.model)
         conversation = self._conversation(asked.messages, asked.called_tools())
@@ -93,22 +94,22 @@ class OpenAiApi:
             seconds=seconds,
             adapter=adapter,
             priority=asked.priority or 0,
+            is_gathered=not asked.stream,
         )
+        asked.forget()
         events = self.backend.pipeline.stream(begun)
         if asked.stream:
             return EventStream(chat_response.chunks(events, begun.id, model, asked))
         async with while_client_waits(request.receive):
             with asked.own_names():
                 answer = await chat_response.whole(events, begun.id, model, choices=sampling.n)
-            if sampling.prompt_logprobs is not None:
-                # There may be megabytes of them.
-                return await asyncio.to_thread(JSONResponse, answer)
-            return JSONResponse(answer)
+            return Response(answer, media_type="application/json")
 
     async def tokenize(self, request: Request) -> JSONResponse:
         tenant = self._tenant(request)
+        self.backend.admission.check(tenant, is_completion=False)
         deadline = Deadline.after(self._settings.request_timeout_seconds)
-        asked = await self._bodies.read(request, TokenizeRequest, deadline)
+        asked = await self._body(request, TokenizeRequest, deadline, tenant)
         asked.check_served()
         async with while_client_waits(request.receive):
             tokens = await self._tokens(asked, tenant)
@@ -132,13 +133,19 @@ class OpenAiApi:
         name = request.path_params["model"]
         return JSONResponse(self._card(self._adapter(name) or self._model))
 
+    async def _body(
+        self, request: Request, model: type[M], deadline: Deadline, tenant: Tenant
+    ) -> M:
+        party = self._tenants.party(tenant, request.client.host if request.client else "")
+        return await self._bodies.read(request, model, deadline, party, tenant)
+
     def _adapter(self, model: str | None) -> str:
         return adapter_of(model or "", self._model, self.backend.tiers.adapters)
 
     def _tenant(self, request: Request) -> Tenant:
         if self._settings.is_for_this_machine:
             check_host(request.headers.get("host"))
-        tenant = self._tenants.of(*request.headers.getlist("authorization"))
+        tenant = self._tenants.serve(*request.headers.getlist("authorization"))
         note(tenant=tenant.name)
         return tenant
 

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from io import StringIO
+from typing import Any
 
 from pixtral_core.generation import logprobs
 from pixtral_gateway import request
@@ -40,46 +42,75 @@ _FINISH_REASONS: dict[request.FinishReason | None, FinishReason | None] = {
 }
 
 
-async def whole(events: Events, completion_id: str, model: str, *, choices: int) -> ChatCompletion:
-    """A `chat.completion`, once the last token of the last of so many choices is there."""
-    texts: list[list[str]] = [[] for _ in range(choices)]
-    token_logprobs: list[list[TokenLogprobs]] = [[] for _ in range(choices)]
-    calls: list[list[ToolCallDelta]] = [[] for _ in range(choices)]
-    finish_reasons: list[FinishReason | None] = [None] * choices
-    ending: Ending | None = None
+class _Gathered:
+    """One choice as it grows. Log-probabilities, of which there may be a million, are JSON already:
+    as objects they would take six times the memory, and seconds to write at the end."""
+
+    def __init__(self) -> None:
+        self.text = StringIO()
+        self.calls: list[ToolCallDelta] = []
+        self.logprobs: list[str] = []
+        self.finish_reason: FinishReason | None = None
+
+    def add(self, delta: request.Delta) -> None:
+        self.text.write(delta.text)
+        self.calls.extend(delta.tool_calls)
+        self.logprobs += (_json(_token_logprobs(each)) for each in delta.logprobs)
+        self.finish_reason = _FINISH_REASONS[delta.finish_reason]
+
+    def choice(self, index: int) -> str:
+        choice: Choice = {
+            "index": index,
+            "message": _message(self.text.getvalue(), self.calls),
+            "logprobs": _logprobs([]),
+            "finish_reason": self.finish_reason,
+        }
+        content = f'{{"content":[{",".join(self.logprobs)}],"refusal":null}}'
+        return _with(choice, "logprobs", content if self.logprobs else None)
+
+
+async def whole(events: Events, completion_id: str, model: str, *, choices: int) -> bytes:
+    """A `chat.completion` in JSON, once the last token of the last of so many choices is there."""
+    gathered, written = [_Gathered() for _ in range(choices)], b""
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, Finished):
-                ending = _ending(event)
-                if event.prompt_logprobs:
-                    ending["prompt_logprobs"] = await asyncio.to_thread(
-                        _prompt_logprobs, event.prompt_logprobs
-                    )
-                continue
             if isinstance(event, Begun):
                 continue
-            texts[event.index].append(event.text)
-            calls[event.index].extend(event.tool_calls)
-            token_logprobs[event.index] += map(_token_logprobs, event.logprobs)
-            finish_reasons[event.index] = _FINISH_REASONS[event.finish_reason]
-    assert ending is not None  # noqa: S101 - for mypy: no events are without an end
-    made: list[Choice] = [
-        {
-            "index": index,
-            "message": _message("".join(texts[index]), calls[index]),
-            "logprobs": _logprobs(token_logprobs[index]),
-            "finish_reason": finish_reasons[index],
-        }
-        for index in range(choices)
-    ]
-    return {
-        "id": completion_id,
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": made,
-        **ending,
-    }
+            if not isinstance(event, Finished):
+                gathered[event.index].add(event)
+                continue
+            answer: ChatCompletion = {
+                "id": completion_id,
+                "object": "chat.completion",
+                "created": int(time.time()),
+                "model": model,
+                "choices": [],
+                **_ending(event),
+            }
+            # Here the request still has its memory.
+            if event.prompt_logprobs or any(each.logprobs for each in gathered):
+                written = await asyncio.to_thread(_written, answer, gathered, event)
+            else:
+                written = _written(answer, gathered, event)
+    return written
+
+
+def _written(answer: ChatCompletion, gathered: list[_Gathered], finished: Finished) -> bytes:
+    choices = ",".join(each.choice(index) for index, each in enumerate(gathered))
+    made = _with(answer, "choices", f"[{choices}]")
+    if finished.prompt_logprobs:
+        # One by one: what writes JSON holds up the event loop, too.
+        positions = ",".join(map(_json, map(_prompt_logprobs, finished.prompt_logprobs)))
+        made = f'{made[:-1]},"prompt_logprobs":[{positions}]}}'
+    return made.encode()
+
+
+def _with(value: Choice | ChatCompletion, name: str, written: str | None) -> str:
+    """JSON of `value`, whose field `name` is `written` already, if that is given."""
+    if written is None:
+        return _json(value)
+    others = {key: each for key, each in value.items() if key != name}
+    return f'{_json(others)[:-1]},"{name}":{written}}}'
 
 
 async def chunks(
@@ -178,23 +209,18 @@ def _logprob(token: logprobs.Logprob) -> Logprob:
     }
 
 
-def _prompt_logprobs(
-    positions: Sequence[logprobs.TokenLogprobs],
-) -> list[dict[str, PromptLogprob] | None]:
+def _prompt_logprobs(position: logprobs.TokenLogprobs) -> dict[str, PromptLogprob] | None:
     """In vLLM's form: tokens by their ids, the prompt's own first; None for its first token."""
-    return [
-        {
-            str(token.token_id): {
-                "logprob": max(token.logprob, LEAST_LOGPROB),
-                "rank": token.rank,
-                "decoded_token": token.text,
-            }
-            for token in (position.chosen, *position.top)
+    if position.chosen is None:
+        return None
+    return {
+        str(token.token_id): {
+            "logprob": max(token.logprob, LEAST_LOGPROB),
+            "rank": token.rank,
+            "decoded_token": token.text,
         }
-        if position.chosen is not None
-        else None
-        for position in positions
-    ]
+        for token in (position.chosen, *position.top)
+    }
 
 
 def _ending(finished: Finished) -> Ending:
@@ -244,5 +270,9 @@ def _usage(usage: request.Usage) -> Usage:
 
 
 def _event(chunk: ChatCompletionChunk) -> bytes:
+    return b"data: " + _json(chunk).encode() + b"\n\n"
+
+
+def _json(value: Any) -> str:
     # In ASCII: some clients take U+2028 and its like for the end of a line.
-    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
+    return json.dumps(value, separators=(",", ":"))

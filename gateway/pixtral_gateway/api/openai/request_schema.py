@@ -252,6 +252,12 @@ class ChatRequest(_Request):
                 given[name] = tuple(value)
         return Sampling(**given)
 
+    def forget(self) -> None:
+        """Drops what has been taken over, and what is passed over: an answer takes minutes."""
+        self.messages = []
+        self.tools = self.tool_choice = self.response_format = None
+        (self.model_extra or {}).clear()
+
     @contextmanager
     def own_names(self) -> Iterator[None]:
         """Errors of the block name a field as the client does, where it has several names."""

@@ -15,6 +15,7 @@ import pytest
 import schemathesis
 from starlette.routing import Route
 
+from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.server.grpc_interceptor import Gate
 from pixtral_core.telemetry.tracing import Tracer
 from pixtral_gateway.api.openai import openapi
@@ -72,7 +73,7 @@ def closed(model_dir: Path, **more: Any) -> GatewaySettings:
 
 async def test_all_routes_but_the_pages_are_in_it(described: Described, tmp_path: Path) -> None:
     settings = closed(tmp_path, page=True)
-    app = OpenAiApi(settings, Tenants(None)).app(Gate("closed"), Tracer())
+    app = OpenAiApi(settings, Tenants(None), SharedLimit(1)).app(Gate("closed"), Tracer())
     routed = {
         (route.path_format, method.lower())
         for route in app._router.routes
@@ -121,7 +122,7 @@ async def test_it_needs_no_key(tmp_path: Path) -> None:
     keys.write_text(f'[acme]\nkeys = ["{digest_of("key")}"]\n')
     settings = closed(tmp_path, api_keys=keys)
     gate = Gate("closed")
-    app = OpenAiApi(settings, Tenants(keys)).app(gate, Tracer())
+    app = OpenAiApi(settings, Tenants(keys), SharedLimit(1)).app(gate, Tracer())
     gate.open()
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(base_url="http://elsewhere", transport=transport) as http:

@@ -96,7 +96,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "role order": ({"messages": [*HELLO, *HELLO]}, "messages.1.role"),
     "too many parts": (
-        {"messages": user(*[{"type": "text", "text": "a"}] * 40_000)},
+        {"messages": [{"role": "user", "content": ["a"] * 40_000}]},
         "messages",
     ),
     "temperature": ({"temperature": -1}, "temperature"),
@@ -247,7 +247,8 @@ async def test_another_model_is_not_found(http: httpx.AsyncClient, path: str) ->
         (b"", 400, "malformed_json"),
         (b'{"messages": "\\ud800"}', 400, "malformed_json"),
         (b'{"user": "\xff"}', 400, "malformed_json"),
-        (b"[" * 100_000, 400, "malformed_json"),
+        (b"[" * 60_000, 400, "malformed_json"),
+        (b"[" * 100_000, 413, "body_too_large"),
         (b'["xylophone"]', 400, "malformed_body"),
         (b"[" + b"{}," * 1_000_000 + b"{}]", 413, "body_too_large"),
     ],
@@ -292,33 +293,6 @@ async def test_a_body_is_read_up_to_a_limit(
     assert response.status_code == 413
     assert told(response)["code"] == "body_too_large"
     assert (await http.post(CHAT, json={"messages": HELLO})).status_code == 200
-
-
-async def test_bodies_together_are_read_up_to_a_limit(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(body, "MAX_BYTES_AT_ONCE", 1000)
-    more, sent = asyncio.Event(), asyncio.Event()
-    whole = json.dumps({"messages": HELLO, "user": "a" * 500}).encode()
-
-    async def slowly() -> Any:
-        yield whole[:-10]
-        sent.set()
-        await more.wait()
-        yield whole[-10:]
-
-    headers = {"content-type": "application/json"}
-    slow = asyncio.create_task(http.post(CHAT, content=slowly(), headers=headers))
-    await sent.wait()
-    async with asyncio.timeout(60):
-        while (refused := await http.post(CHAT, content=whole, headers=headers)).is_success:
-            await asyncio.sleep(0.01)
-    more.set()
-
-    assert refused.status_code == 429
-    assert told(refused)["code"] == "rate_limit_exceeded"
-    assert (await slow).status_code == 200
-    assert (await http.post(CHAT, content=whole, headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize(
