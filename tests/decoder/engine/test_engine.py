@@ -215,6 +215,17 @@ async def serving(
             warnings.simplefilter("ignore")
             await stack.aclose()
             gc.collect()
+    assert not sockets_of(tier._engine).exists()
+
+
+def sockets_of(engine: DecoderEngine) -> Path:
+    assert engine._sockets is not None
+    return Path(engine._sockets.name)
+
+
+async def test_vllms_sockets_are_where_they_are_removed(served: Served) -> None:
+    # By `serving`, which sees to it that they are.
+    assert any(each.is_socket() for each in sockets_of(served.engine).iterdir())
 
 
 @pytest.mark.parametrize("images", range(5))

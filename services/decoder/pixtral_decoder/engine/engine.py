@@ -6,6 +6,8 @@ checks while it does.
 
 import asyncio
 import logging
+import os
+import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from pixtral_decoder.grammar.grammar_check import StructureCheck
 
 BEGIN_OF_SEQUENCE = 1
+# vLLM's own: the directory of the sockets between it and its engine.
+SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
 
 
 class FinishReason(Enum):
@@ -156,6 +160,7 @@ class DecoderEngine:
         self.options = options
         self._loaded: _Loaded | None = None
         self._handover = Handover()
+        self._sockets: tempfile.TemporaryDirectory[str] | None = None
         self._sampling_defaults: dict[str, Any] = {}
         self._adapters: dict[str, LoRARequest | None] = {"": None}
 
@@ -303,10 +308,11 @@ class DecoderEngine:
     async def shutdown(self) -> None:
         """Ends the engine's process, in seconds. What still runs is aborted."""
         loaded, self._loaded = self._loaded, None
-        if loaded is None:
-            return
-        await shut_down(loaded.llm)
-        self._handover.close()
+        if loaded is not None:
+            await shut_down(loaded.llm)
+            self._handover.close()
+        if self._sockets is not None:
+            self._sockets.cleanup()
 
     @property
     def _parts(self) -> _Loaded:
@@ -334,7 +340,7 @@ class DecoderEngine:
         # is imported here in any case.
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
         structures = StructureCheck()
-        with self._handover.listening() as connect, _started_or_why():
+        with self._handover.listening() as connect, self._own_sockets(), _started_or_why():
             # By the context vLLM chooses the tokens of a step. The frontend stands in no variable
             # here: an exception that vLLM remembers keeps this frame, and it past its shutdown.
             self._loaded = _Loaded.of(
@@ -343,6 +349,19 @@ class DecoderEngine:
             )
             connect(encoder_of(self._llm))
         send_images_once(self._llm, self._loaded.images)
+
+    @contextmanager
+    def _own_sockets(self) -> Iterator[None]:
+        """Has vLLM make its sockets where they are removed: itself it leaves them."""
+        if SOCKETS_VARIABLE in os.environ:
+            yield
+            return
+        self._sockets = tempfile.TemporaryDirectory(prefix="pixtral-vllm-")
+        os.environ[SOCKETS_VARIABLE] = self._sockets.name
+        try:
+            yield
+        finally:
+            del os.environ[SOCKETS_VARIABLE]
 
     async def _add_adapter(self, name: str, number: int, path: Path) -> "LoRARequest":
         from vllm.lora.request import LoRARequest
