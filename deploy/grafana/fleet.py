@@ -110,8 +110,11 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Refused for want of room",
-            "Share of calls that each service answered with RESOURCE_EXHAUSTED.",
-            {"{{grpc_service}}": f"namespace_service:grpc_server_refused:ratio_rate5m{{{NS}}}"},
+            "Share of calls that each service answered with RESOURCE_EXHAUSTED, or HTTP with 429.",
+            {
+                "{{grpc_service}}": f"namespace_service:grpc_server_refused:ratio_rate5m{{{NS}}}",
+                "HTTP": f"namespace:http_requests_refused:ratio_rate5m{{{NS}}}",
+            },
             unit="percentunit",
         ),
         graph(

@@ -69,6 +69,17 @@ def dashboard() -> Dashboard:
             },
         ),
         graph(
+            "Memory of requests",
+            "Of its limit; beyond it requests are refused at once.",
+            {
+                "{{use}} at {{instance}}": (
+                    f"pixtral_gateway_memory_bytes{{{NS}}} "
+                    f"/ pixtral_gateway_memory_limit_bytes{{{NS}}}"
+                )
+            },
+            unit="percentunit",
+        ),
+        graph(
             "Completions by code",
             "CANCELLED: the client went away. DEADLINE_EXCEEDED: it waited in vain.",
             {"{{code}}": rate("pixtral_gateway_requests_total", "code")},
