@@ -68,6 +68,7 @@ class Ours:
         options = EngineOptions(
             model_dir=model_dir,
             dtype="bfloat16",
+            may_widen=True,
             context_length=CONTEXT_LENGTH,
             max_running=RUNNING,
             kv_cache_bytes=kv_cache_bytes,

@@ -16,7 +16,7 @@ MEMORY_SECONDS: Final = 30.0
 PRIOR_SECONDS: Final = 1.0
 # Each one that waits keeps its prompt in memory.
 MOST_WAITING: Final = 10_000
-MOST_RETRY_SECONDS: Final = 60.0
+MOST_RETRY_SECONDS: Final = 60
 
 
 class WaitingQueue:
@@ -67,11 +67,12 @@ class WaitingQueue:
         if is_full and not is_within_share(
             self._tenants, tenant, answers, self._max_running + most
         ):
-            seconds = math.inf if not rate else ahead / rate
-            wait = f"about {seconds:.0f} s" if seconds < math.inf else "longer than is known"
+            # Whole seconds, so that most refusals are the same message.
+            retry = math.ceil(ahead / rate - self._max_seconds) if rate else 0
             raise Overloaded(
-                f"the decoder's queue is full: an answer would wait {wait}",
-                min(max(1.0, seconds - self._max_seconds), MOST_RETRY_SECONDS),
+                "the decoder's queue is full: an answer would wait longer than "
+                f"{self._max_seconds:g} s",
+                float(min(max(1, retry), MOST_RETRY_SECONDS)),
             )
         self._tenants[tenant] += answers
         self._count(answers)
