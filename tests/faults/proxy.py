@@ -11,7 +11,7 @@ import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Literal, Self
 
 PIECE_BYTES = 1 << 16
 # Pieces on their way in one direction: beyond these the sender is held up.
@@ -30,6 +30,7 @@ class Weather:
         bandwidth: bytes a second, each way.
         is_cut: connections are reset, and new ones too.
         is_lost: what is sent arrives nowhere, and nobody is told: no FIN, no RST.
+        lost_way: which way alone that is so: "there", from who has connected, or "back".
         reset_after: bytes, both ways together, after which a connection is reset.
         flip_every: one bit in about so many bytes is another.
     """
@@ -38,15 +39,24 @@ class Weather:
     bandwidth: int | None = None
     is_cut: bool = False
     is_lost: bool = False
+    lost_way: Literal["there", "back"] | None = None
     reset_after: int | None = None
     flip_every: int | None = None
+
+    def loses(self, way: str) -> bool:
+        return self.is_lost or self.lost_way == way
 
 
 @dataclass(slots=True, eq=False)
 class Connection:
     sockets: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
     passed: int = 0
-    is_holed: bool = False
+    # The ways on which bytes were lost.
+    holes: set[str] = field(default_factory=set)
+
+    @property
+    def is_holed(self) -> bool:
+        return bool(self.holes)
 
     def reset(self) -> None:
         for writer in self.sockets:
@@ -70,7 +80,7 @@ class Link:
         lost does not outlive the loss: its other end no longer knows it."""
         self.weather = weather
         for connection in tuple(self.connections):
-            if weather.is_cut or (connection.is_holed and not weather.is_lost):
+            if weather.is_cut or any(not weather.loses(way) for way in connection.holes):
                 connection.reset()
 
 
@@ -79,10 +89,14 @@ Classify = Callable[[int], Awaitable[Link]]
 
 
 class Proxy:
-    """Listens on a port of its own and forwards to `target`, host:port, which may change."""
+    """Listens on a port of its own and forwards to `target`, host:port, which may change.
 
-    def __init__(self, link: Link | Classify, seed: int = 0) -> None:
+    It connects from `source`, an address of this machine, where that is given.
+    """
+
+    def __init__(self, link: Link | Classify, seed: int = 0, *, source: str | None = None) -> None:
         self._link = link
+        self._from = None if source is None else (source, 0)
         self._random = random.Random(seed)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,7 +137,9 @@ class Proxy:
             return
         host, _, port = self.target.rpartition(":")
         try:
-            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+            far_reader, far_writer = await asyncio.open_connection(
+                host, int(port), local_addr=self._from
+            )
         except OSError:
             Connection((writer, writer)).reset()
             return
@@ -131,8 +147,8 @@ class Proxy:
         link.connections.add(connection)
         try:
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._forward(link, connection, reader, far_writer))
-                both.create_task(self._forward(link, connection, far_reader, writer))
+                both.create_task(self._forward(link, connection, reader, far_writer, "there"))
+                both.create_task(self._forward(link, connection, far_reader, writer, "back"))
         except* _BROKEN:
             connection.reset()
         finally:
@@ -145,6 +161,7 @@ class Proxy:
         connection: Connection,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        way: str,
     ) -> None:
         """One direction, to its end: in two tasks, so that latency holds nothing else up."""
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(PIECES)
@@ -152,8 +169,8 @@ class Proxy:
 
         async def receive() -> None:
             while piece := await reader.read(PIECE_BYTES):
-                if link.weather.is_lost or connection.is_holed:
-                    connection.is_holed = True
+                if link.weather.loses(way) or way in connection.holes:
+                    connection.holes.add(way)
                     continue
                 await under_way.put((loop.time() + link.weather.latency, piece))
             await under_way.put((loop.time(), b""))
@@ -166,7 +183,7 @@ class Proxy:
                     break
                 await self._send(link, connection, writer, piece)
             # A gap in the stream hides its end, too.
-            if not connection.is_holed and writer.can_write_eof():
+            if way not in connection.holes and writer.can_write_eof():
                 with suppress(*_BROKEN):
                     writer.write_eof()
 

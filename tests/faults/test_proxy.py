@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 
@@ -94,6 +95,25 @@ async def test_what_is_lost_is_lost_in_silence(link: tuple[Link, Proxy]) -> None
         while not connection.is_holed:
             await asyncio.sleep(0.01)
     assert not reader.at_eof()
+    link[0].change(Weather())
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await said(pair)
+
+
+@pytest.mark.parametrize("way", ["there", "back"])
+async def test_what_is_lost_one_way_arrives_the_other(
+    link: tuple[Link, Proxy], way: Literal["there", "back"]
+) -> None:
+    pair = await connect(link[1])
+    await said(pair)
+    (connection,) = link[0].connections
+    link[0].change(Weather(lost_way=way))
+    pair[1].write(MESSAGE)
+    async with asyncio.timeout(PATIENCE):
+        while not connection.is_holed:
+            await asyncio.sleep(0.01)
+    assert connection.holes == {way}
+    # What was lost stays lost: the connection does not outlive it.
     link[0].change(Weather())
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await said(pair)
