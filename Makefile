@@ -14,7 +14,7 @@ export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf targets-check fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf targets-check fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,11 @@ soak-decoder: $(INSTALLED) ## Load a decoder alone for 20 minutes with all sorts
 SEED ?= 1
 faults: $(INSTALLED) ## Break a running service for MINUTES=30, and check every answer
 	@GRPC_VERBOSITY=NONE exec $(BIN)/python -m tests.faults --seed $(SEED) --minutes $(or $(MINUTES),30)
+
+# So long each, or MINUTES= of attacks in all. ARGS=... are more flags, such as --only TEXT.
+test-hostile: $(INSTALLED) ## Attack a running service beside another tenant, who must not feel it
+	@GRPC_VERBOSITY=NONE exec $(BIN)/python -m tests.hostile \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the service
 	@$(BIN)/python -m bench.accuracy --picture bench/results/confusion.png
