@@ -40,10 +40,12 @@ class Tier:
         directory: Path,
         *flags: str,
         drain_seconds: float = DRAIN_SECONDS,
+        file_name: str = "",
         **environment: str,
     ) -> None:
+        """`file_name` is what its log and address are called by, if not the module."""
         # Of its own: one that was started before may have left its address.
-        name = f"{module}.{next(_numbers)}"
+        name = f"{file_name or module}.{next(_numbers)}"
         self._log = directory / f"{name}.log"
         self._address_file = directory / f"{name}.json"
         self._command = [sys.executable, "-m", module, *flags]

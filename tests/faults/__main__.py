@@ -1,6 +1,6 @@
 """Breaks the running service on a seeded schedule, and holds every answer against the right one.
 
-    python -m tests.faults [--seed N] [--minutes 30] [--only TEXT] [--keep DIRECTORY]
+    python -m tests.faults [--seed N] [--minutes 30] [--only REGEX] [--keep DIRECTORY] [--plant BUG]
 
 Two gateways, encoders and decoders, a Redis, and a proxy on every way between them. Users of
 three tenants ask without a pause; what each must be told is known in advance. The exit code is 1
@@ -20,6 +20,7 @@ import torch
 
 from tests.faults.checker import Violation
 from tests.faults.history import History
+from tests.faults.mutated import MUTATIONS
 from tests.faults.report import summary, table
 from tests.faults.run import run
 
@@ -29,7 +30,7 @@ MOST_SHOWN = 20
 
 async def to_its_end(given: argparse.Namespace, directory: Path) -> tuple[History, list[Violation]]:
     """A run that SIGTERM ends as Ctrl-C does: nothing that it has started stays."""
-    task = asyncio.ensure_future(run(given.seed, given.minutes, directory, given.only))
+    task = asyncio.ensure_future(run(given.seed, given.minutes, directory, given.only, given.plant))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await task
 
@@ -40,8 +41,9 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--only", default="", help="faults with this in their names")
+    parser.add_argument("--only", default="", help="faults whose names match this")
     parser.add_argument("--keep", type=Path, help="where logs and the history are to stay")
+    parser.add_argument("--plant", default="", choices=["", *MUTATIONS], help="a bug to be found")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"seed {given.seed}", flush=True)

@@ -10,9 +10,10 @@ from typing import Any, Self
 import httpx2
 import openai
 
-from pixtral_client import AsyncClient, PixtralError, Sampling, UploadedImage
-from tests.faults.history import FINISHED, HUNG, LEFT, TRUNCATED, Ask, History, Record
-from tests.faults.questions import url_of
+from pixtral_client import AsyncClient, PixtralError, UploadedImage
+from pixtral_client.requests import Options
+from tests.faults.history import CHOICES, FINISHED, HUNG, LEFT, TRUNCATED, Ask, History, Record
+from tests.faults.questions import Question, conversation, url_of
 from tests.faults.stack import Stack, key_of
 
 MODEL = "pixtral-mini"
@@ -20,6 +21,19 @@ MODEL = "pixtral-mini"
 TIMEOUT_SECONDS = 90.0
 # Beyond its deadline, until a request counts as one that never ends.
 PATIENCE_SECONDS = 10.0
+
+STRUCTURE_TOKENS = 48
+# One value is all that its schema allows.
+TOOL: dict[str, Any] = {
+    "name": "paint",
+    "parameters": {
+        "type": "object",
+        "properties": {"Farbe": {"const": "grün"}},
+        "required": ["Farbe"],
+        "additionalProperties": False,
+    },
+}
+ARGUMENTS = {"Farbe": "grün"}
 
 _CODES = {
     400: "INVALID_ARGUMENT",
@@ -99,33 +113,58 @@ class Clients:
         return record
 
 
-def options(ask: Ask) -> Sampling:
-    return {
+def options(ask: Ask) -> Options:
+    made: Options = {
         "max_tokens": ask.question.max_tokens,
         "temperature": 0,
         "ignore_eos": ask.question.is_long,
     }
+    # What is to follow a structure needs room for it.
+    structured: Options = {"max_tokens": STRUCTURE_TOKENS, "temperature": 0}
+    match ask.form:
+        case "choices":
+            return {**made, "n": CHOICES}
+        case "logprobs":
+            return {**made, "logprobs": 1}
+        case "structure":
+            return {**structured, "structured_output": {"choice": [structure_of(ask.question)]}}
+        case "tool":
+            return {**structured, "tools": [TOOL], "tool_choice": {"name": TOOL["name"]}}
+        case _:
+            return made
 
 
-def _content(ask: Ask) -> list[Any]:
+def structure_of(question: Question) -> str:
+    """The only text that an answer may be."""
+    return f"{question.name}: Größe \u00b1 1"
+
+
+async def _content(ask: Ask, client: AsyncClient | None = None) -> list[Any]:
     pictures: list[Any] = list(ask.pictures)
     if ask.is_foreign:
         digests = (hashlib.sha256(picture).hexdigest() for picture in pictures)
         pictures = [UploadedImage(digest, 1, 1, 1) for digest in digests]
-    return [{"role": "user", "content": [*pictures, ask.question.text]}]
+    elif ask.form == "upload" and client is not None:
+        pictures = [await client.put_image(picture, timeout=ask.timeout) for picture in pictures]
+    messages: list[Any] = []
+    for asked, answered in ask.question.turns:
+        messages.append({"role": "user", "content": [*pictures, asked]})
+        messages.append({"role": "assistant", "content": answered})
+        pictures = []
+    return [*messages, {"role": "user", "content": [*pictures, ask.question.text]}]
 
 
 async def _by_grpc(client: AsyncClient, ask: Ask, record: Record) -> str:
     try:
+        messages = await _content(ask, client)
         if not ask.is_stream:
-            whole = await client.chat(_content(ask), timeout=ask.timeout, **options(ask))
+            whole = await client.chat(messages, timeout=ask.timeout, **options(ask))
         else:
-            async with await client.stream(
-                _content(ask), timeout=ask.timeout, **options(ask)
-            ) as stream:
+            async with await client.stream(messages, timeout=ask.timeout, **options(ask)) as stream:
                 async for delta in stream:
-                    _came(record, delta.text)
-                    record.tokens += delta.token_ids
+                    if delta.index == 0:
+                        _came(record, delta.text)
+                        record.tokens += delta.token_ids
                     if ask.cancel_after is not None and record.deltas >= ask.cancel_after:
                         return LEFT
             if stream.completion is None:
@@ -139,18 +178,21 @@ async def _by_grpc(client: AsyncClient, ask: Ask, record: Record) -> str:
     record.finish_reason = whole.finish_reason
     record.cached = tuple(image.cached for image in whole.images)
     record.counted_tokens = whole.usage.completion_tokens
+    record.cached_tokens = whole.usage.cached_tokens
+    record.others = [choice.text for choice in whole.choices[1:]]
+    record.logprobs = [each.chosen.logprob for each in whole.choices[0].logprobs]
+    if whole.choices[0].tool_calls:
+        (call,) = whole.choices[0].tool_calls
+        record.call = call.name, call.arguments
     return FINISHED
 
 
 async def _by_http(client: openai.AsyncOpenAI, ask: Ask, record: Record) -> str:
-    shown = [
-        {"type": "image_url", "image_url": {"url": url_of(picture)}} for picture in ask.pictures
-    ]
     request: Any = {
         "model": MODEL,
-        "messages": [
-            {"role": "user", "content": [*shown, {"type": "text", "text": ask.question.text}]}
-        ],
+        "messages": conversation(
+            [url_of(picture) for picture in ask.pictures], ask.question.text, ask.question.turns
+        ),
         "max_tokens": ask.question.max_tokens,
         "temperature": 0,
         "extra_body": {"ignore_eos": ask.question.is_long},
@@ -205,3 +247,5 @@ def _came(record: Record, text: str) -> None:
 def _told(record: Record, answer: Any) -> None:
     record.counted_tokens = answer.usage.completion_tokens
     record.cached = tuple(image["cached"] for image in answer.model_extra["pixtral"]["images"])
+    details = answer.usage.prompt_tokens_details
+    record.cached_tokens = None if details is None else details.cached_tokens

@@ -17,6 +17,14 @@ LEFT = "LEFT"
 HUNG = "HUNG"
 # A stream ended as if it were whole, and was not.
 TRUNCATED = "TRUNCATED"
+# What an answer may take with nothing amiss.
+CALM_SECONDS = 10.0
+
+
+# What else than a plain answer is asked for: two choices, log-probabilities, a text of a structure
+# or a call of a tool that leave no choice, and pictures that are uploaded first.
+Form = Literal["plain", "choices", "logprobs", "structure", "tool", "upload"]
+CHOICES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +34,7 @@ class Ask:
     Attributes:
         pictures: in the place of the question's own, and equal to them in every pixel.
         cancel_after: deltas, after which the client goes away.
-        is_named: pictures are not sent, but named by their digests.
-        is_foreign: named by a tenant who has never shown them.
+        is_foreign: pictures are named by a tenant who has never shown them.
     """
 
     question: Question
@@ -39,6 +46,7 @@ class Ask:
     timeout: float
     cancel_after: int | None = None
     is_foreign: bool = False
+    form: Form = "plain"
 
 
 @dataclass(slots=True)
@@ -52,6 +60,10 @@ class Record:
         reason: what the service says of its status; empty where that is gRPC's own or the
             connection's.
         cached: whether each picture was encoded already; None where it is not told.
+        cached_tokens: of the prompt, that the engine had computed before; None as above.
+        others: texts of the choices behind the first.
+        logprobs: of each token.
+        call: the name of the tool that was called, and its arguments.
     """
 
     question: str
@@ -75,6 +87,16 @@ class Record:
     finish_reason: str | None = None
     cached: tuple[bool, ...] | None = None
     counted_tokens: int | None = None
+    form: Form = "plain"
+    cached_tokens: int | None = None
+    others: list[str] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    call: tuple[str, str] | None = None
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether another decoder goes on with it where its own is lost."""
+        return self.form in ("plain", "upload")
 
     @property
     def seconds(self) -> float:
@@ -93,6 +115,7 @@ class Record:
             ask.is_foreign,
             ask.cancel_after is not None,
             began,
+            form=ask.form,
         )
 
 
@@ -104,6 +127,10 @@ class Window:
         allows: codes that a request may end with that was under way at some time of it.
         gateway: the one whose requests alone may; None is any.
         pictures_only: only those with pictures may.
+        allows_once: codes that one may end with besides that goes on at no other decoder.
+        allows_uploads: codes that one with an upload may end with besides.
+        allows_images: codes that one with images may end with besides.
+        most_seconds: that a request may take which was under way at some time of it.
         encodes_twice: an embedding may be made whose reply is lost, so that a picture is cached
             that nobody was told of.
         lingers: seconds beyond that in which it still allows: a client's own connection waits
@@ -117,6 +144,10 @@ class Window:
     gateway: int | None = None
     pictures_only: bool = False
     encodes_twice: bool = False
+    allows_once: frozenset[str] = frozenset()
+    allows_uploads: frozenset[str] = frozenset()
+    allows_images: frozenset[str] = frozenset()
+    most_seconds: float = CALM_SECONDS
     lingers: float = 0.0
     ended: float | None = None
     recovered: float | None = None
@@ -126,17 +157,29 @@ class Window:
         return record.began <= over and record.ended >= self.began
 
     def may_end_with(self, record: Record) -> frozenset[str]:
+        if not self.overlaps(record):
+            return frozenset()
+        allows = self.allows
         if self.gateway not in (None, record.gateway) or (
             self.pictures_only and not record.digests
         ):
-            return frozenset()
-        return self.allows if self.overlaps(record) else frozenset()
+            allows = frozenset()
+        if not record.is_continued:
+            allows |= self.allows_once
+        if record.form == "upload":
+            allows |= self.allows_uploads
+        if record.digests:
+            allows |= self.allows_images
+        return allows
 
 
 @dataclass(slots=True)
 class History:
+    """`pace` is how many times longer than on a machine of its own anything may take here."""
+
     records: list[Record] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
+    pace: float = 1.0
 
     def write(self, path: Path) -> None:
         """A JSON object a line, in the order of their begin."""

@@ -1,7 +1,7 @@
-"""A tier with a bug that is planted in it, the one that PIXTRAL_TEST_MUTATION names.
+"""Runs the tier that PIXTRAL_TEST_TIER names, with its failpoint, and perhaps with a bug.
 
-All else is the tier itself. The bugs are such as this harness is there to find; that it does is
-what `test_mutations` shows.
+PIXTRAL_TEST_MUTATION names the bug. All else is the tier itself. The bugs are such as this harness
+is there to find; that it does is what `test_mutations` shows.
 """
 
 import os
@@ -9,6 +9,10 @@ import runpy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+from tests.faults import failpoints
+
+TIER, MUTATION = "PIXTRAL_TEST_TIER", "PIXTRAL_TEST_MUTATION"
 
 MUTATIONS: dict[str, tuple[str, Callable[[], None]]] = {}
 
@@ -21,7 +25,7 @@ def of(tier: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
     return plant
 
 
-@of("pixtral_encoder")
+@of("encoder")
 def embeddings_swapped() -> None:
     """An image gets the embedding of the one before it, where that was as large."""
     from pixtral_encoder.encoder import Encoder
@@ -36,7 +40,7 @@ def embeddings_swapped() -> None:
     Encoder._to_wire = swapped  # type: ignore[method-assign]
 
 
-@of("pixtral_decoder")
+@of("decoder")
 def checksum_skipped() -> None:
     """What the checksum should be is made of what was read."""
     from pixtral_core.cache.wire_format import CHECKSUM, HEADER, PAYLOAD_OFFSET, Decoding, Embedding
@@ -51,7 +55,7 @@ def checksum_skipped() -> None:
     Decoding.end = unchecked  # type: ignore[method-assign]
 
 
-@of("pixtral_gateway")
+@of("gateway")
 def permit_kept() -> None:
     """A request that does not end well gives its permit back to nobody."""
     from pixtral_gateway.tenancy.admission import Admission, Permit
@@ -69,7 +73,7 @@ def permit_kept() -> None:
     Admission.permit = keeps  # type: ignore[assignment,method-assign]
 
 
-@of("pixtral_gateway")
+@of("gateway")
 def tenant_dropped() -> None:
     """An embedding's key says nothing of whose it is."""
     from pixtral_core.cache.embedding_key import EmbeddingKey
@@ -83,7 +87,74 @@ def tenant_dropped() -> None:
     named.EmbeddingKey = shared
 
 
+@of("gateway")
+def salt_shared() -> None:
+    """The engine's prefix cache is one for all tenants."""
+    from pixtral_gateway.upstream import decoders
+
+    named: Any = decoders
+    make = named._generate_request
+
+    def shared(generation: Any) -> Any:
+        made = make(generation)
+        made.cache_salt = "all"
+        return made
+
+    named._generate_request = shared
+
+
+@of("gateway")
+def something_kept() -> None:
+    """Every request keeps a mebibyte and a descriptor."""
+    from pixtral_gateway.tenancy.admission import Admission, Permit
+
+    permit, kept = Admission.permit, list[Any]()
+
+    @contextmanager
+    def keeps(self: Admission, *given: Any) -> Iterator[Permit]:
+        kept.append((bytearray(b"x" * (1 << 20)), os.open(os.devnull, os.O_RDONLY)))
+        with permit(self, *given) as held:
+            yield held
+
+    Admission.permit = keeps  # type: ignore[assignment,method-assign]
+
+
+@of("gateway")
+def questions_logged() -> None:
+    """What is asked is printed."""
+    from pixtral_gateway.pipeline import Pipeline
+
+    stream = Pipeline.stream
+
+    def prints(self: Pipeline, request: Any) -> Any:
+        print([turn.parts for turn in request.conversation.turns], flush=True)  # noqa: T201
+        return stream(self, request)
+
+    Pipeline.stream = prints  # type: ignore[method-assign]
+
+
+@of("gateway")
+def redis_waited_for() -> None:
+    """After each failure of Redis, 15 seconds are slept."""
+    import asyncio
+
+    from pixtral_core.cache.guarded_redis import GuardedRedis
+
+    attempt = GuardedRedis.attempt
+
+    async def waits(self: GuardedRedis, *given: Any, **more: Any) -> Any:
+        before = self._paused_until
+        found = await attempt(self, *given, **more)
+        if self._paused_until != before:
+            await asyncio.sleep(15)
+        return found
+
+    GuardedRedis.attempt = waits  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
-    tier, mutation = MUTATIONS[os.environ.pop("PIXTRAL_TEST_MUTATION")]
-    mutation()
-    runpy.run_module(f"{tier}.__main__", run_name="__main__")
+    tier, mutation = os.environ.pop(TIER), os.environ.pop(MUTATION, "")
+    if mutation:
+        MUTATIONS[mutation][1]()
+    failpoints.plant(tier)
+    runpy.run_module(f"pixtral_{tier}.__main__", run_name="__main__")

@@ -24,13 +24,16 @@ MODEL_DIR = Path(__file__).parents[2] / "models" / "pixtral-mini"
 # One size for all, so that an embedding in another's place fits.
 GRID = (8, 8)
 # How many of each kind, and of how many pictures each is.
-COUNTS = {"single": 16, "pair": 6, "gallery": 3, "long": 4, "text": 3}
-_PICTURES = {"single": 1, "pair": 2, "gallery": 4, "long": 1}
+COUNTS = {"single": 16, "pair": 6, "gallery": 3, "long": 4, "text": 3, "letter": 6, "talk": 3}
+_PICTURES = {"single": 1, "pair": 2, "gallery": 4, "long": 1, "talk": 2}
+# Beyond a block of the engine's prefix cache, which what is shown of no picture must fill, too.
+LETTER_WORDS = 60
 MAX_TOKENS = 24
 LONG_TOKENS = 128
 # Between the likeliest token and the next: float32 is a thousand times finer, however it is added.
 MARGIN = 1e-2
 
+_WORDS = ("red", "round", "small", "seven", "tower", "colour", "above", "window", "never", "letter")
 _OPENINGS = ("Good morning!", "What is a tower?", "Name a colour.", "How many are seven?")
 
 Tokenizer = MistralTokenizer[Any, Any, Any, Any, Any]
@@ -41,7 +44,8 @@ class Question:
     """`text` is asked of `pictures`, PNG files, which come first.
 
     `tokens` and `answer` are what the plain model says to it, greedily, in `max_tokens`; a long
-    one is asked to go on behind its end.
+    one is asked to go on behind its end. `turns` are what was asked and answered before, of the
+    same pictures; `logprobs` has the log-probability of each token.
     """
 
     name: str
@@ -51,6 +55,13 @@ class Question:
     max_tokens: int
     tokens: tuple[int, ...]
     answer: str
+    turns: tuple[tuple[str, str], ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What must be in no log."""
+        return (self.text, self.answer, *(text for turn in self.turns for text in turn))
 
 
 def fresh(picture: bytes, tag: str) -> bytes:
@@ -73,21 +84,27 @@ class Asker:
         self._tokenizer: Tokenizer = MistralTokenizer.from_file(str(model_dir / "tekken.json"))
 
     def question(
-        self, name: str, pictures: Sequence[bytes], text: str, *, is_long: bool = False
+        self,
+        name: str,
+        pictures: Sequence[bytes],
+        text: str,
+        *,
+        is_long: bool = False,
+        turns: Sequence[tuple[str, str]] = (),
     ) -> Question | None:
         """None where two tokens are too nearly as likely for float32 to tell them apart."""
-        content: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": url_of(picture)}} for picture in pictures
-        ]
-        content.append({"type": "text", "text": text})
         encoded = self._tokenizer.encode_chat_completion(
-            ChatCompletionRequest.from_openai([{"role": "user", "content": content}])
+            ChatCompletionRequest.from_openai(
+                conversation(list(map(url_of, pictures)), text, turns)
+            )
         )
         margins: list[float] = []
+        logprobs: list[float] = []
 
         def watch(logits: torch.Tensor, generated: list[int]) -> torch.Tensor:
             first, second = logits.topk(2).values.tolist()
             margins.append(first - second)
+            logprobs.append(float(logits.log_softmax(-1).max()))
             return logits
 
         most = LONG_TOKENS if is_long else MAX_TOKENS
@@ -99,8 +116,17 @@ class Asker:
             return None
         if is_long:
             tokens, most = tokens[:sure], sure
-        answer = self._tokenizer.decode(tokens)
-        return Question(name, tuple(pictures), text, is_long, most, tuple(tokens), answer)
+        return Question(
+            name,
+            tuple(pictures),
+            text,
+            is_long,
+            most,
+            tuple(tokens),
+            self._tokenizer.decode(tokens),
+            tuple(turns),
+            tuple(logprobs[: len(tokens)]),
+        )
 
     def questions(self, seed: int, counts: Mapping[str, int] = COUNTS) -> list[Question]:
         """Of each kind so many; no two about a single picture have the same answer."""
@@ -116,12 +142,42 @@ class Asker:
             name = f"{kind}-{len(found)}"
             if kind == "text":
                 made = self.question(name, (), next(openings), is_long=True)
+            elif kind == "letter":
+                words = " ".join(rng.choice(_WORDS, LETTER_WORDS))
+                made = self.question(name, (), f"Letter {rng.integers(1 << 30)}: {words}")
+            elif kind == "talk":
+                made = self._talk(rng, name)
             else:
                 pictures, text = _scene(rng, _PICTURES[kind])
                 made = self.question(name, pictures, text, is_long=kind == "long")
             if made is not None:
                 found.setdefault(made.answer if kind == "single" else name, made)
         return list(found.values())
+
+    def _talk(self, rng: np.random.Generator, name: str) -> Question | None:
+        """A second question about pictures, behind the answer to a first."""
+        pictures, text = _scene(rng, _PICTURES["talk"])
+        first = self.question(name, pictures, text)
+        # One that is cut off at its most tokens is no answer.
+        if first is None or len(first.tokens) == MAX_TOKENS:
+            return None
+        again = scenes.choose(rng, _OPENINGS)
+        return self.question(name, pictures, again, turns=[(text, first.answer)])
+
+
+def conversation(
+    pictures: Sequence[Any], text: str, turns: Sequence[tuple[str, str]] = ()
+) -> list[dict[str, Any]]:
+    """OpenAI's form of it; `pictures` are URLs, and come first."""
+    shown = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+    messages: list[dict[str, Any]] = []
+    for asked, answered in turns:
+        messages += [
+            {"role": "user", "content": [*shown, {"type": "text", "text": asked}]},
+            {"role": "assistant", "content": answered},
+        ]
+        shown = []
+    return [*messages, {"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
 
 
 def _scene(rng: np.random.Generator, count: int) -> tuple[list[bytes], str]:

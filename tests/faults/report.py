@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tests.faults.checker import Violation
-from tests.faults.history import History, Window
+from tests.faults.history import FINISHED, History, Window
 
 
 def table(history: History) -> str:
@@ -13,8 +13,9 @@ def table(history: History) -> str:
     for window in history.windows:
         rows[window.fault].append(window)
     lines = [
-        "| fault | times | requests meanwhile | told a status | seconds to recover |",
-        "|---|---|---|---|---|",
+        "| fault | times | requests meanwhile | told a status | slowest answer, s "
+        "| seconds to recover |",
+        "|---|---|---|---|---|---|",
     ]
     for name, windows in sorted(rows.items()):
         met = [
@@ -36,7 +37,9 @@ def table(history: History) -> str:
         span = f"{took[0]:.1f}" if took else "never"
         if len(took) > 1:
             span += f" to {took[-1]:.1f}"
-        lines.append(f"| {name} | {len(windows)} | {len(met)} | {told} | {span} |")
+        slowest = max((record.seconds for record in met if record.outcome == FINISHED), default=0.0)
+        row = (name, len(windows), len(met), told, f"{slowest:.1f}", span)
+        lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines)
 
 
@@ -46,6 +49,8 @@ def summary(history: History, violations: Sequence[Violation]) -> str:
     return (
         f"{len(history.windows)} faults, {len(history.records)} requests: "
         f"{kinds['wrong']} wrong, {kinds['crossed']} crossed tenants, "
-        f"{kinds['lost'] + kinds['unended']} lost; "
+        f"{kinds['lost'] + kinds['unended']} lost, {kinds['slow']} slow; "
+        f"{kinds['grows']} things grow, {kinds['logged']} are in a log; "
+        f"at {history.pace:.1f} times an ordinary pace; "
         f"ends: {', '.join(f'{number} {name}' for name, number in outcomes.most_common())}"
     )

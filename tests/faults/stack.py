@@ -1,7 +1,10 @@
 """The whole service on loopback, two of each tier, with a proxy on every way between them."""
 
 import asyncio
+import json
+import shutil
 import ssl
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ import psutil
 from pixtral_client import Tls
 from pixtral_gateway.tenancy.tenants import digest_of
 from tests.e2e.fleet import Tier
+from tests.faults import failpoints, mutated
 from tests.faults.machine_faults import Clock
 from tests.faults.proxy import Link, Proxy
 from tests.faults.questions import MODEL_DIR
@@ -22,19 +26,28 @@ from tests.support.redis_server import RedisServer
 
 GATEWAYS, ENCODERS, DECODERS = 2, 2, 2
 TENANTS = ("ann", "bob", "cat")
+# Is hostile, and no user.
+HOSTILE = "eve"
+SPARE = "encoder-spare"
 PASSWORD = "of-the-cache"  # noqa: S105
 START_SECONDS = 240.0
+# A drain, and what it takes to end what is left, with time to spare.
+END_SECONDS = 60.0
 # The product's 30 s, shortened: so long must an engine be silent to be left out.
 STALL_SECONDS = 10.0
 MAX_CONCURRENT = 96
 MIB = 1 << 20
 
-MUTATED, MUTATION = "tests.faults.mutated", "PIXTRAL_TEST_MUTATION"
-MODULES = {"gateway": "pixtral_gateway", "encoder": "pixtral_encoder", "decoder": "pixtral_decoder"}
+TIERS = ("gateway", "encoder", "decoder")
 
 
 def key_of(tenant: str) -> str:
     return f"key-of-{tenant}"
+
+
+def next_key_of(tenant: str) -> str:
+    """What replaces it for a while."""
+    return f"next-key-of-{tenant}"
 
 
 def tier_of(name: str) -> str:
@@ -90,6 +103,17 @@ class Part:
                     raise RuntimeError(f"{self.name} has ended:\n{self.log()[-3000:]}")
                 await asyncio.sleep(0.05)
 
+    async def terminate(self) -> None:
+        """SIGTERM, to the end of its drain. Raises TimeoutError."""
+        assert self.tier is not None
+        self.tier.process.terminate()
+        await self.until_ended()
+
+    async def until_ended(self) -> None:
+        async with asyncio.timeout(END_SECONDS):
+            while self.is_running:
+                await asyncio.sleep(0.05)
+
     def kill(self) -> None:
         """As kill -9 does, and what its death takes with it."""
         if self.tier is not None:
@@ -114,6 +138,8 @@ class Stack:
         tenants: their names; `key_of` has their keys.
         mutations: of processes by their names, from their next start on: see `mutated`.
         clocks: of the last process of each tier, by its name; the others have the machine's.
+        spare: an encoder that every gateway knows of and that runs only while a fault has it so.
+        temporary: where its processes make their temporary files.
     """
 
     def __init__(self, directory: Path, redis: RedisServer) -> None:
@@ -124,7 +150,10 @@ class Stack:
         self.tenants = TENANTS
         self.mutations: dict[str, str] = {}
         self.clocks: dict[str, Clock] = {}
-        authority = Authority(directory, "authority")
+        self.temporary = Path()
+        self.spare: Part | None = None
+        self._spare_flags: tuple[str, ...] = ()
+        self._authority = authority = Authority(directory, "authority")
         certificate, private_key = authority.issue("tier")
         self.tls = Tls(ca=authority.ca)
         self.peer_tls = Tls(authority.ca, certificate, private_key)
@@ -137,6 +166,27 @@ class Stack:
             f"--peer-tls-private-key={private_key}",
         )
         self._proxies: dict[str, Proxy] = {}
+
+    def renew_certificates(self) -> None:
+        """In the files that processes read when they start."""
+        self._authority.issue("tier")
+
+    def write_tenants(self, keys: Callable[[str], Sequence[str]]) -> None:
+        """The file that the gateways look at, with these keys of each tenant; at once."""
+        path = self.directory / "tenants.toml"
+        written = path.with_suffix(".new")
+        tables = [
+            f"[{name}]\nkeys = {json.dumps([digest_of(key) for key in keys(name)])}\n"
+            for name in (*self.tenants, HOSTILE)
+        ]
+        written.write_text("".join(tables), "utf-8")
+        written.replace(path)
+
+    async def start_spare(self, *flags: str) -> None:
+        """Runs the spare encoder with these flags besides its tier's."""
+        self._spare_flags = flags
+        self.spare = Part(SPARE, partial(self._tier, SPARE), {"grpc": self._proxies[SPARE]})
+        await self.spare.restart()
 
     def link(self, name: str) -> Link:
         return self.links.setdefault(name, Link(name))
@@ -175,29 +225,29 @@ class Stack:
         self, counts: Sequence[int] = (GATEWAYS, ENCODERS, DECODERS)
     ) -> AsyncIterator[None]:
         """`counts` are of gateways, encoders and decoders."""
-        tenants = self.directory / "tenants.toml"
-        tenants.write_text(
-            "".join(f'[{name}]\nkeys = ["{digest_of(key_of(name))}"]\n' for name in self.tenants)
-        )
+        self.write_tenants(lambda tenant: [key_of(tenant)])
+        # Short: the path of a socket in it must fit.
+        self.temporary = Path(tempfile.mkdtemp(prefix="faults-"))
         names = [
             f"{tier}-{number}"
-            for tier, count in zip(MODULES, counts, strict=True)
+            for tier, count in zip(TIERS, counts, strict=True)
             for number in range(count)
         ]
-        proxies = {f"{tier}-redis": Proxy(self.link(f"{tier}-redis")) for tier in MODULES}
+        proxies = {f"{tier}-redis": Proxy(self.link(f"{tier}-redis")) for tier in TIERS}
         for name in names:
             proxies[name] = Proxy(self._way_to(name))
             if tier_of(name) == "gateway":
                 proxies[f"{name}-http"] = Proxy(self.link(f"client-{name}"))
+        proxies[SPARE] = Proxy(self._way_to(SPARE))
         self._proxies = proxies
         self.clocks = {
             name: Clock(self.directory / f"{name}.clock")
-            for name in (f"{tier}-{count - 1}" for tier, count in zip(MODULES, counts, strict=True))
+            for name in (f"{tier}-{count - 1}" for tier, count in zip(TIERS, counts, strict=True))
         }
         try:
             for proxy in proxies.values():
                 await proxy.__aenter__()
-            for tier in MODULES:
+            for tier in TIERS:
                 proxies[f"{tier}-redis"].target = f"127.0.0.1:{self.redis.port}"
             for name in names:
                 self.parts[name] = Part(
@@ -210,8 +260,9 @@ class Stack:
             await self.until_ready()
             yield
         finally:
-            for part in self.parts.values():
+            for part in (*self.parts.values(), *([self.spare] if self.spare else [])):
                 part.kill()
+            shutil.rmtree(self.temporary, ignore_errors=True)
             for proxy in proxies.values():
                 await proxy.__aexit__()
 
@@ -240,27 +291,32 @@ class Stack:
 
     def _tier(self, name: str) -> Tier:
         tier = tier_of(name)
-        module, environment = MODULES[tier], {}
-        if name in self.mutations:
-            module, environment = MUTATED, {MUTATION: self.mutations[name]}
+        environment = {
+            mutated.TIER: tier,
+            mutated.MUTATION: self.mutations.get(name, ""),
+            failpoints.FILE: str(failpoints.path_of(self.directory, name)),
+        }
         if name in self.clocks:
             environment |= self.clocks[name].environment
         shared = (f"--model-dir={MODEL_DIR}", "--listen=127.0.0.1:0")
         url = self.redis.url_at(self._proxies[f"{tier}-redis"].address)
         return Tier(
-            module,
+            mutated.__name__,
             self.directory,
             *shared,
             *getattr(self, f"_{tier}_flags")(),
+            *(self._spare_flags if name == SPARE else ()),
             drain_seconds=5,
+            file_name=name,
             PIXTRAL_REDIS_URL=url,
             OMP_NUM_THREADS="1",
+            TMPDIR=str(self.temporary),
             **environment,
         )
 
     def _gateway_flags(self) -> list[str]:
         def those(tier: str) -> str:
-            names = [name for name in self.parts if tier_of(name) == tier]
+            names = [name for name in (*self.parts, SPARE) if tier_of(name) == tier]
             return ",".join(self.address(name) for name in names)
 
         return [

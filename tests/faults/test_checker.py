@@ -5,10 +5,29 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.checker import check
-from tests.faults.history import FINISHED, HUNG, LEFT, TRUNCATED, History, Record, Window
+from tests.faults.clients import TOOL, structure_of
+from tests.faults.history import (
+    CALM_SECONDS,
+    FINISHED,
+    HUNG,
+    LEFT,
+    TRUNCATED,
+    History,
+    Record,
+    Window,
+)
 from tests.faults.questions import Question
 
-SHORT = Question("single-0", (b"picture",), "What is it?", False, 24, (5, 6, 2), "A ring.")
+SHORT = Question(
+    "single-0",
+    (b"picture",),
+    "What is it?",
+    False,
+    24,
+    (5, 6, 2),
+    "A ring.",
+    logprobs=(-0.1, -0.2, -0.3),
+)
 LONG = Question("long-0", (b"picture",), "What is it?", True, 4, (5, 6, 2, 5), "A ring. A")
 DIGEST = "d" * 64
 
@@ -121,3 +140,78 @@ def test_what_another_tenant_has_shown_is_new_and_has_no_name() -> None:
 
 def test_a_fault_that_is_not_over_is_told() -> None:
     assert kinds(windows=(fault(recovered=None),)) == ["not recovered"]
+
+
+CALL = (TOOL["name"], '{"Farbe": "gr\\u00fcn"}')
+FORMS: dict[str, dict[str, object]] = {
+    "choices": {"others": [SHORT.answer], "counted_tokens": 6},
+    "logprobs": {"logprobs": list(SHORT.logprobs)},
+    "structure": {"text": structure_of(SHORT), "tokens": [7]},
+    "tool": {"text": "", "tokens": [7], "call": CALL, "finish_reason": "tool_calls"},
+    "upload": {},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_else_is_asked_for_is_right_as_it_must_be(form: str) -> None:
+    assert kinds(replace(finished(), form=form, **FORMS[form])) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("form", "change"),
+    [
+        ("choices", {"others": []}),
+        ("choices", {"others": ["A star."]}),
+        ("logprobs", {"logprobs": [-0.1, -0.2, -0.5]}),
+        ("logprobs", {"logprobs": [-0.1]}),
+        ("structure", {"text": structure_of(SHORT).replace("ß", "\\u00df")}),
+        ("tool", {"call": ("paint", '{"Gr\\u00f6": 1}')}),
+        ("tool", {"call": None}),
+        ("tool", {"text": "[TOOL_CALLS]"}),
+    ],
+)
+def test_and_else_it_is_wrong(form: str, change: dict[str, object]) -> None:
+    told = FORMS[form] | change
+    assert kinds(replace(finished(), form=form, **told)) == ["wrong"]  # type: ignore[arg-type]
+
+
+def test_an_answer_that_goes_on_nowhere_else_may_end_with_its_decoder() -> None:
+    lost = replace(ended_with("UNAVAILABLE"), form="choices")
+    once = fault(allows=frozenset(), allows_once=frozenset({"UNAVAILABLE"}))
+    assert kinds(lost, windows=(once,)) == []
+    assert kinds(replace(lost, form="plain"), windows=(once,)) == ["lost"]
+
+
+def test_a_name_may_be_lost_with_redis_by_those_who_uploaded() -> None:
+    lost = replace(ended_with("NOT_FOUND"), form="upload")
+    away = fault(allows=frozenset(), allows_uploads=frozenset({"NOT_FOUND"}))
+    assert kinds(lost, windows=(away,)) == []
+    assert kinds(replace(lost, form="plain"), windows=(away,)) == ["lost"]
+
+
+def test_an_answer_may_take_as_long_as_the_faults_of_the_time_allow() -> None:
+    late = replace(finished(), ended=finished().began + CALM_SECONDS + 1)
+    assert kinds(late) == ["slow"]
+    assert kinds(late, windows=(fault(),)) == ["slow"]
+    assert kinds(late, windows=(fault(most_seconds=CALM_SECONDS + 2),)) == []
+    over = fault(most_seconds=CALM_SECONDS + 2, recovered=late.began - 1)
+    assert kinds(late, windows=(over,)) == ["slow"]
+
+    slow_machine = History([late], pace=2.0)
+    assert check(slow_machine, (SHORT, LONG)) == []
+
+
+@pytest.mark.parametrize("digests", [(DIGEST,), ()])
+def test_no_token_is_cached_of_a_prompt_that_is_new_to_a_tenant(digests: tuple[str, ...]) -> None:
+    first = replace(finished(), digests=digests, cached=(False,) * len(digests), cached_tokens=0)
+    other = replace(first, tenant="bob", began=20.0, ended=21.0, cached_tokens=64)
+    assert kinds(first, other) == ["crossed"]
+    assert kinds(first, replace(other, tenant="ann")) == []
+    assert kinds(first, replace(other, cached_tokens=0)) == []
+
+
+def test_tools_come_first_in_a_prompt() -> None:
+    first = replace(finished(), form="tool", **FORMS["tool"])  # type: ignore[arg-type]
+    again = replace(first, digests=("e" * 64,), began=20.0, ended=21.0, cached_tokens=64)
+    assert kinds(first, again) == []
+    assert kinds(first, replace(again, tenant="bob")) == ["crossed"]

@@ -4,9 +4,10 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 from tests.faults.clients import TIMEOUT_SECONDS, Clients
-from tests.faults.history import Ask
+from tests.faults.history import Ask, Form
 from tests.faults.questions import Question, fresh
 
 USERS = 6
@@ -23,6 +24,13 @@ _KINDS = {
     "cancel": 7,
     "deadline": 7,
     "foreign": 6,
+    "letter": 8,
+    "talk": 6,
+    "choices": 4,
+    "logprobs": 4,
+    "structure": 4,
+    "tool": 4,
+    "upload": 6,
 }
 
 
@@ -58,6 +66,12 @@ class Workload:
                 return [self._ask("single", is_new=True)]
             case "pair" | "gallery":
                 return [self._ask(kind, is_new=rng.random() < 0.3)]
+            case "letter" | "talk":
+                return [self._ask(kind, is_new=kind == "talk" and rng.random() < 0.3)]
+            case "choices" | "logprobs" | "structure" | "tool" | "upload":
+                made = self._ask("single", is_new=rng.random() < 0.5)
+                # The door at which an image can be uploaded, and a token is told.
+                return [replace(made, protocol="grpc", form=cast("Form", kind))]
             case "long":
                 return [self._ask(rng.choice(("long", "text")), is_new=False)]
             case "cancel":
