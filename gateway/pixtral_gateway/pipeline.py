@@ -28,6 +28,7 @@ from pixtral_gateway.request import (
     Finished,
     FinishReason,
     ImageReport,
+    RawPrompt,
     Request,
     Timings,
     Usage,
@@ -44,6 +45,8 @@ from pixtral_gateway.upstream.retry_budget import RetryBudget
 
 # The tiers keep the deadline; after this long only a client that has stopped reading is left.
 GRACE_SECONDS = 1.0
+# Prompts that begin with this many equal tokens have keys and values to share.
+HEAD_TOKENS = 64
 
 
 class Pipeline:
@@ -109,7 +112,7 @@ class Pipeline:
                 prompt,
                 completion.keys,
                 completion.located,
-                _head(request.conversation, images, request.adapter),
+                _head(request, images, prompt),
                 contract,
             )
             deltas = StreamBuffer(self._decoders.generate(generation, encode_again))
@@ -143,9 +146,22 @@ class Pipeline:
             )
             return await self._prompts.tokenize(text, bos=bos)
 
+    async def detokenize(self, token_ids: Sequence[int], tenant: Tenant) -> str:
+        """The text of token ids, control tokens by their names. Raises InvalidRequest and
+        Overloaded.
+        """
+        with self._admission.permit(tenant, 0):
+            return await self._prompts.detokenize(token_ids)
+
     async def _read(
-        self, conversation: Conversation, tenant: Tenant, contract: Contract | None, permit: Permit
+        self,
+        conversation: Conversation | RawPrompt,
+        tenant: Tenant,
+        contract: Contract | None,
+        permit: Permit,
     ) -> tuple[list[ImageInput], Prompt]:
+        if isinstance(conversation, RawPrompt):
+            return [], await self._raw(conversation)
         permit.reserve(conversation.image_bytes)
         check_characters(
             conversation.characters,
@@ -164,6 +180,16 @@ class Pipeline:
             prompt = await self._prompts.encode(conversation, [image.grid for image in images])
         note(images=len(images), prompt_tokens=len(prompt.token_ids))
         return images, prompt
+
+    async def _raw(self, raw: RawPrompt) -> Prompt:
+        token_ids: Sequence[int] = raw.token_ids
+        if raw.text or not token_ids:
+            check_characters(
+                len(raw.text), "prompt", self._prompts.longest_token, self._tiers.context_length
+            )
+            token_ids = await self._prompts.tokenize(raw.text, bos=raw.bos)
+        note(images=0, prompt_tokens=len(token_ids))
+        return Prompt(token_ids, (), 0)
 
     def _tool_calls(self, request: Request) -> tuple[ToolCallsReader | None, Sampling]:
         """A reader of tool calls, if there may be any, and parameters that they follow."""
@@ -298,13 +324,18 @@ def _is_late(request: Request) -> bool:
     return time.monotonic() >= request.deadline.at - 0.05 - granted / 100
 
 
-def _head(conversation: Conversation, images: Sequence[ImageInput], adapter: str) -> bytes:
+def _head(request: Request, images: Sequence[ImageInput], prompt: Prompt) -> bytes:
     """Stands for a prompt's beginning: adapter, tools, system message, first image or else text.
 
-    Equal for all turns of a conversation, and for all questions on one image.
+    Equal for all turns of a conversation, and for all questions on one image. A raw prompt has its
+    first tokens.
     """
+    conversation = request.conversation
+    digest = hashlib.sha256(request.adapter.encode())
+    if isinstance(conversation, RawPrompt):
+        digest.update(repr(list(prompt.token_ids[:HEAD_TOKENS])).encode())
+        return digest.digest()
     first, *rest = conversation.turns
-    digest = hashlib.sha256(adapter.encode())
     if conversation.tools.offered:
         digest.update(repr(conversation.tools.offered).encode())
     if first.role is Role.SYSTEM:

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import ClassVar
 
 from pixtral_core.concurrency.deadline import Deadline
 from pixtral_core.generation.logprobs import TokenLogprobs
 from pixtral_core.generation.sampling import Sampling
 from pixtral_core.telemetry.request_log import current_span, note
-from pixtral_gateway.checks.conversation import Conversation
+from pixtral_gateway.checks.conversation import NO_TOOLS, Conversation, ImageSource, Tools
 from pixtral_gateway.tenancy.tenants import Tenant
 
 
@@ -21,11 +22,27 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """A prompt that the model goes on from as it stands, outside any conversation.
+
+    It is a text, which begins a sequence where `bos` is set, or else token ids. It has no images.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    bos: bool = True
+
+    images: ClassVar[Sequence[ImageSource]] = ()
+    tools: ClassVar[Tools] = NO_TOOLS
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One completion to make, of `sampling.n` choices.
 
     Attributes:
         id: the completion's, which the client gets.
+        conversation: what the completion answers, or the prompt that it goes on from.
         arrival: on the monotonic clock, in seconds.
         adapter: the name of the LoRA adapter that answers; empty is the model itself.
         priority: of the requests that wait for the engine, a lower one goes first.
@@ -33,7 +50,7 @@ class Request:
 
     id: str
     tenant: Tenant
-    conversation: Conversation
+    conversation: Conversation | RawPrompt
     sampling: Sampling
     arrival: float
     deadline: Deadline
@@ -46,7 +63,7 @@ class Request:
         completion_id: str,
         model: str,
         tenant: Tenant,
-        conversation: Conversation,
+        conversation: Conversation | RawPrompt,
         sampling: Sampling,
         *,
         arrival: float,
@@ -60,7 +77,8 @@ class Request:
         """
         tenant.check_priority(priority)
         note(completion_id=completion_id)
-        current_span().set(operation="chat", model=adapter or model)
+        operation = "text_completion" if isinstance(conversation, RawPrompt) else "chat"
+        current_span().set(operation=operation, model=adapter or model)
         deadline = Deadline(arrival + seconds)
         return cls(
             completion_id, tenant, conversation, sampling, arrival, deadline, adapter, priority

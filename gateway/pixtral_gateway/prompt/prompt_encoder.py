@@ -22,7 +22,7 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.tool_calls import Function, FunctionCall
 from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
 from mistral_common.protocol.instruct.tool_calls import ToolCall as MistralToolCall
-from mistral_common.tokens.tokenizers.base import TokenizerVersion
+from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, TokenizerVersion
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.utils.json_utils import validate_json_schema_by_draft7
 
@@ -101,6 +101,16 @@ class PromptEncoder:
         if len(text) > OFFLOAD_CHARACTERS:
             return await asyncio.to_thread(encode, text, bos, False)
         return encode(text, bos, False)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, control tokens by their names. Raises InvalidRequest."""
+        if max(token_ids, default=0) >= self.vocabulary_size:
+            raise InvalidRequest("tokens", "one is not in the vocabulary")
+        decode = self._tokenizer.instruct_tokenizer.tokenizer.decode
+        ids, policy = list(token_ids), SpecialTokenPolicy.KEEP
+        if len(ids) > OFFLOAD_CHARACTERS:
+            return await asyncio.to_thread(decode, ids, policy)
+        return decode(ids, policy)
 
     async def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
         """As `encode_now`, off the event loop where the text is long."""
