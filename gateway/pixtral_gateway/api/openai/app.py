@@ -1,7 +1,6 @@
 """The routes of OpenAI's API, each thin over the pipeline."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,15 +10,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
-from pixtral_core.concurrency.deadline import Deadline
 from pixtral_core.errors import InvalidRequest, Unavailable
 from pixtral_core.server.grpc_interceptor import Gate
-from pixtral_core.telemetry.request_log import note
 from pixtral_core.telemetry.tracing import Tracer
 from pixtral_gateway.api.backend import Backend
-from pixtral_gateway.api.http.body import Bodies
 from pixtral_gateway.api.http.event_stream import EventStream
-from pixtral_gateway.api.http.host_check import check_host
+from pixtral_gateway.api.http.front import Front
 from pixtral_gateway.api.http.middleware import RequestMiddleware, while_client_waits
 from pixtral_gateway.api.openai import chat_response, openapi
 from pixtral_gateway.api.openai.messages import to_conversation
@@ -27,8 +23,7 @@ from pixtral_gateway.api.openai.request_schema import ChatRequest, Message, Toke
 from pixtral_gateway.api.openai.response_schema import ModelCard, ModelList, Tokens, Version
 from pixtral_gateway.api.playground.page import PATHS, Page
 from pixtral_gateway.checks.conversation import Conversation, Tools
-from pixtral_gateway.checks.validation import adapter_of, check_sampling
-from pixtral_gateway.request import Request as CompletionRequest
+from pixtral_gateway.checks.validation import check_sampling
 from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
 
@@ -39,14 +34,18 @@ _CAPABILITIES = {"completion_chat": True, "function_calling": True, "vision": Tr
 class OpenAiApi:
     """`backend` is set once the checkpoint is loaded; the gate lets no request in before."""
 
-    backend: Backend
-
     def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
         self._settings = settings
-        self._tenants = tenants
         self._model = settings.model_name
-        self._created = int(time.time())
-        self._bodies = Bodies()
+        self._front = Front(settings, tenants)
+
+    @property
+    def backend(self) -> Backend:
+        return self._front.backend
+
+    @backend.setter
+    def backend(self, backend: Backend) -> None:
+        self._front.backend = backend
 
     def app(self, gate: Gate, tracer: Tracer) -> RequestMiddleware:
         async def health(request: Request) -> Response:
@@ -70,29 +69,22 @@ class OpenAiApi:
         return RequestMiddleware(router, quiet=_QUIET, gate=gate, tracer=tracer)
 
     async def chat(self, request: Request) -> JSONResponse | EventStream:
-        arrival = time.monotonic()
-        tenant = self._tenant(request)
-        # Before its body, which may be large, is read.
-        self.backend.admission.check(tenant)
-        seconds = self._settings.request_timeout_seconds
-        asked = await self._bodies.read(request, ChatRequest, Deadline(arrival + seconds))
+        arrival = self._front.arrive(request)
+        asked = await self._front.read(request, ChatRequest, arrival.at)
         asked.check_served()
-        adapter = self._adapter(asked.model)
+        adapter = self._front.adapter(asked.model)
         conversation = self._conversation(asked.messages, asked.called_tools())
         sampling = asked.sampling()
         with asked.own_names():
             check_sampling(sampling, vocabulary_size=self.backend.vocabulary_size)
         model = asked.model or self._model
-        begun = CompletionRequest.begin(
+        begun = self._front.begin(
             f"chatcmpl-{uuid.uuid4().hex}",
-            self._model,
-            tenant,
+            arrival,
             conversation,
             sampling,
-            arrival=arrival,
-            seconds=seconds,
             adapter=adapter,
-            priority=asked.priority or 0,
+            priority=asked.priority,
         )
         events = self.backend.pipeline.stream(begun)
         if asked.stream:
@@ -106,9 +98,8 @@ class OpenAiApi:
             return JSONResponse(answer)
 
     async def tokenize(self, request: Request) -> JSONResponse:
-        tenant = self._tenant(request)
-        deadline = Deadline.after(self._settings.request_timeout_seconds)
-        asked = await self._bodies.read(request, TokenizeRequest, deadline)
+        tenant = self._front.tenant(request)
+        asked = await self._front.read(request, TokenizeRequest)
         asked.check_served()
         async with while_client_waits(request.receive):
             tokens = await self._tokens(asked, tenant)
@@ -122,28 +113,18 @@ class OpenAiApi:
         return JSONResponse(answer)
 
     async def models(self, request: Request) -> JSONResponse:
-        self._tenant(request)
+        self._front.tenant(request)
         names = (self._model, *self.backend.tiers.adapters)
         answer: ModelList = {"object": "list", "data": [self._card(name) for name in names]}
         return JSONResponse(answer)
 
     async def model(self, request: Request) -> JSONResponse:
-        self._tenant(request)
+        self._front.tenant(request)
         name = request.path_params["model"]
-        return JSONResponse(self._card(self._adapter(name) or self._model))
-
-    def _adapter(self, model: str | None) -> str:
-        return adapter_of(model or "", self._model, self.backend.tiers.adapters)
-
-    def _tenant(self, request: Request) -> Tenant:
-        if self._settings.is_for_this_machine:
-            check_host(request.headers.get("host"))
-        tenant = self._tenants.of(*request.headers.getlist("authorization"))
-        note(tenant=tenant.name)
-        return tenant
+        return JSONResponse(self._card(self._front.adapter(name) or self._model))
 
     async def _tokens(self, asked: TokenizeRequest, tenant: Tenant) -> Sequence[int]:
-        self._adapter(asked.model)
+        self._front.adapter(asked.model)
         if asked.messages is not None:
             conversation = self._conversation(asked.messages, asked.called_tools())
             return (await self.backend.pipeline.count(conversation, tenant)).token_ids
@@ -165,7 +146,7 @@ class OpenAiApi:
         return {
             "id": name,
             "object": "model",
-            "created": self._created,
+            "created": self._front.created,
             "owned_by": "pixtral-serve",
             "root": name,
             "parent": self._model if name != self._model else None,
