@@ -32,7 +32,7 @@ Events = AsyncGenerator[Event]
 DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0
 
-_FINISH_REASONS: dict[request.FinishReason | None, FinishReason | None] = {
+FINISH_REASONS: dict[request.FinishReason | None, FinishReason | None] = {
     None: None,
     request.FinishReason.STOP: "stop",
     request.FinishReason.LENGTH: "length",
@@ -50,10 +50,10 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Finished):
-                ending = _ending(event)
+                ending = ending_of(event)
                 if event.prompt_logprobs:
                     ending["prompt_logprobs"] = await asyncio.to_thread(
-                        _prompt_logprobs, event.prompt_logprobs
+                        prompt_logprobs_of, event.prompt_logprobs
                     )
                 continue
             if isinstance(event, Begun):
@@ -61,7 +61,7 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
             texts[event.index].append(event.text)
             calls[event.index].extend(event.tool_calls)
             token_logprobs[event.index] += map(_token_logprobs, event.logprobs)
-            finish_reasons[event.index] = _FINISH_REASONS[event.finish_reason]
+            finish_reasons[event.index] = FINISH_REASONS[event.finish_reason]
     assert ending is not None  # noqa: S101 - for mypy: no events are without an end
     made: list[Choice] = [
         {
@@ -112,26 +112,28 @@ async def chunks(
                     continue
                 if isinstance(event, Finished):
                     if asked.include_usage:
-                        end = _ending(event)
-                        yield _event({**heading, "usage": end["usage"], "pixtral": end["pixtral"]})
+                        end = ending_of(event)
+                        yield event_of(
+                            {**heading, "usage": end["usage"], "pixtral": end["pixtral"]}
+                        )
                     continue
                 opening = b""
                 if event.index not in made:
                     made[event.index] = 0
                     if asked.continuous_usage:
-                        heading["usage"] = _running(prompt_tokens, 0)
+                        heading["usage"] = running_usage(prompt_tokens, 0)
                     first = _delta(event.index, {"role": "assistant", "content": ""})
-                    opening = _event({**heading, "choices": [first]})
+                    opening = event_of({**heading, "choices": [first]})
                 if asked.continuous_usage:
                     made[event.index] += len(event.token_ids)
-                    heading["usage"] = _running(prompt_tokens, made[event.index])
+                    heading["usage"] = running_usage(prompt_tokens, made[event.index])
                 choice = _delta(
                     event.index,
                     _content(event),
-                    _FINISH_REASONS[event.finish_reason],
+                    FINISH_REASONS[event.finish_reason],
                     _logprobs([_token_logprobs(each) for each in event.logprobs]),
                 )
-                yield opening + _event({**heading, "choices": [choice]})
+                yield opening + event_of({**heading, "choices": [choice]})
     yield DONE
 
 
@@ -178,7 +180,7 @@ def _logprob(token: logprobs.Logprob) -> Logprob:
     }
 
 
-def _prompt_logprobs(
+def prompt_logprobs_of(
     positions: Sequence[logprobs.TokenLogprobs],
 ) -> list[dict[str, PromptLogprob] | None]:
     """In vLLM's form: tokens by their ids, the prompt's own first; None for its first token."""
@@ -197,7 +199,7 @@ def _prompt_logprobs(
     ]
 
 
-def _ending(finished: Finished) -> Ending:
+def ending_of(finished: Finished) -> Ending:
     timings = finished.timings
     return {
         "usage": _usage(finished.usage),
@@ -223,7 +225,7 @@ def _ending(finished: Finished) -> Ending:
     }
 
 
-def _running(prompt_tokens: int, completion_tokens: int) -> Usage:
+def running_usage(prompt_tokens: int, completion_tokens: int) -> Usage:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -243,6 +245,6 @@ def _usage(usage: request.Usage) -> Usage:
     }
 
 
-def _event(chunk: ChatCompletionChunk) -> bytes:
+def event_of(chunk: ChatCompletionChunk) -> bytes:
     # In ASCII: some clients take U+2028 and its like for the end of a line.
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"

@@ -2,10 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema
 from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
+from pixtral_gateway.api.field_names import renamed
 from pixtral_gateway.api.openai.response_schema import Content, ToolCall
 from pixtral_gateway.api.openai.schema_limits import Bounded, keywords
 from pixtral_gateway.api.openai.tools import CHOICE, ToolDefinition, to_tools
@@ -135,8 +136,12 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """`refused` has fields that this route alone cannot serve, and values that ask for nothing."""
+
     model_config = ConfigDict(extra="allow")
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     model: str | None = None
 
@@ -148,9 +153,14 @@ class _Request(BaseModel):
         # What a request may have, if it asks for nothing by it.
         schema["properties"].update(
             (name, {"enum": [None, *nothing], "description": "Not supported."})
-            for name, nothing in _NOTHING.items()
+            for name, nothing in cls._all_refused().items()
+            if name not in schema["properties"]
         )
         return schema
+
+    @classmethod
+    def _all_refused(cls) -> Mapping[str, tuple[Any, ...]]:
+        return {**NOTHING, **cls.refused}
 
     def check_served(self) -> None:
         """Raises InvalidRequest for a field that asks for what this service cannot do.
@@ -158,23 +168,22 @@ class _Request(BaseModel):
         Others that it does not know are passed over, as vLLM does.
         """
         unknown = 0
+        refused = self._all_refused()
         for name, value in (self.model_extra or {}).items():
-            if name in _NOTHING:
-                if not _asks_for_nothing(name, value):
+            if name in refused:
+                if value is not None and value not in refused[name]:
                     raise InvalidRequest(name, "is not supported", "UNSUPPORTED_PARAMETER")
-            elif name not in _HARMLESS:
+            elif name not in HARMLESS:
                 unknown += 1
         if unknown:
             # Not their names: those are the client's own words.
             logger.debug("fields that are not known, and passed over: %d", unknown)
 
 
-class ChatRequest(_Request):
-    messages: list[Message]
+class SamplingBody(RequestBody):
+    """What every route for completions takes, by the names that vLLM has for it."""
+
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
-    max_completion_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
     min_tokens: Annotated[UInt32 | None, Bounded(limits.MIN_TOKENS)] = None
     temperature: Annotated[float | None, Bounded(limits.TEMPERATURE)] = None
     top_p: Annotated[float | None, Bounded(limits.TOP_P)] = None
@@ -187,8 +196,6 @@ class ChatRequest(_Request):
     presence_penalty: Annotated[float | None, Bounded(limits.PRESENCE_PENALTY)] = None
     frequency_penalty: Annotated[float | None, Bounded(limits.FREQUENCY_PENALTY)] = None
     seed: Int64 | None = None
-    # Mistral's name for it.
-    random_seed: Int64 | None = None
     stop: Annotated[
         list[StopString],
         BeforeValidator(_as_list, json_schema_input_type=list[StopString] | StopString | None),
@@ -200,51 +207,15 @@ class ChatRequest(_Request):
         Bounded(limits.STOP_TOKEN_IDS),
     ] = Field(default_factory=list)
     ignore_eos: bool | None = None
-    n: Annotated[UInt32 | None, Bounded(limits.N)] = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[UInt32 | None, Bounded(limits.LOGPROBS)] = None
-    prompt_logprobs: Annotated[
-        UInt32 | None,
-        BeforeValidator(_none_if_false, json_schema_input_type=UInt32 | Literal[False] | None),
-        Bounded(limits.PROMPT_LOGPROBS),
-    ] = None
     logit_bias: Annotated[dict[UInt32, float] | None, WithJsonSchema(_LOGIT_BIAS)] = None
     bad_words: Annotated[list[BadWord] | None, Bounded(limits.BAD_WORDS)] = None
     allowed_token_ids: Annotated[list[UInt32] | None, Bounded(limits.ALLOWED_TOKEN_IDS)] = None
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    tools: ToolList = None
-    # Read by `pixtral_gateway.api.openai.tools`.
-    tool_choice: Annotated[Any, WithJsonSchema(CHOICE)] = None
-    parallel_tool_calls: bool | None = None
     priority: Int64 | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    @property
-    def continuous_usage(self) -> bool:
-        return self.include_usage and bool(
-            self.stream_options and self.stream_options.continuous_usage_stats
-        )
-
-    def called_tools(self) -> Tools:
-        return to_tools(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
 
     def sampling(self) -> Sampling:
         """A parameter that is absent or null takes the model's own default."""
-        values = {name: getattr(self, name) for name in _SAME}
-        if self.max_completion_tokens is not None:
-            values["max_tokens"] = self.max_completion_tokens
-        if self.seed is None:
-            values["seed"] = self.random_seed
-        if self.logprobs:
-            values["logprobs"] = self.top_logprobs or 0
-        elif self.top_logprobs:
-            raise InvalidRequest("top_logprobs", "needs logprobs to be true")
-        if self.stream and self.prompt_logprobs is not None:
-            raise InvalidRequest("prompt_logprobs", "not in a stream", "UNSUPPORTED_PARAMETER")
+        values = {name: getattr(self, name, None) for name in _SAME} | self.own_values()
         values["structured_output"] = self._structured_output()
         given = {name: value for name, value in values.items() if value is not None}
         for name, value in given.items():
@@ -252,46 +223,35 @@ class ChatRequest(_Request):
                 given[name] = tuple(value)
         return Sampling(**given)
 
-    @contextmanager
-    def own_names(self) -> Iterator[None]:
+    def own_values(self) -> dict[str, Any]:
+        """Parameters that the route has another name or form for. Raises InvalidRequest."""
+        return {}
+
+    def own_names(self) -> AbstractContextManager[None]:
         """Errors of the block name a field as the client does, where it has several names."""
-        try:
-            yield
-        except InvalidRequest as error:
-            field, description = error.violations[0]
-            name = self.name_of(field)
-            if name == field:
-                raise
-            raise InvalidRequest(name, description, error.reason) from None
+        return renamed(self.name_of)
 
     def name_of(self, field: str) -> str:
         """What the client called a field of the sampling parameters."""
-        if field == "sampling.max_tokens" and self.max_completion_tokens is not None:
-            return "max_completion_tokens"
-        if field == "sampling.logprobs":
-            return "top_logprobs"
         if field.startswith(_STRUCTURED):
             if self.structured_outputs is None:
-                return "response_format"
+                return self.format_field()
             return field.replace(_STRUCTURED, "structured_outputs", 1)
         return field
 
-    def _structured_output(self) -> StructuredOutput | None:
-        found = [each for each in (self._of_format(), self._of_vllm()) if each is not None]
-        if len(found) > 1:
-            raise InvalidRequest("structured_outputs", "not together with response_format")
-        return found[0] if found else None
+    def format_field(self) -> str:
+        """The field beside `structured_outputs` that asks for a structure."""
+        return "response_format"
 
-    def _of_format(self) -> StructuredOutput | None:
-        wanted = self.response_format
-        if wanted is None or wanted.type == "text":
-            return None
-        if wanted.type == "json_object":
-            return StructuredOutput(Structure.JSON_OBJECT)
-        if wanted.json_schema is None:
-            raise InvalidRequest("response_format.json_schema", "is needed")
-        schema = json.dumps(wanted.json_schema.schema_)
-        return StructuredOutput(Structure.JSON_SCHEMA, (schema,))
+    def of_format(self) -> StructuredOutput | None:
+        """What that field asks for. Raises InvalidRequest."""
+        return None
+
+    def _structured_output(self) -> StructuredOutput | None:
+        found = [each for each in (self.of_format(), self._of_vllm()) if each is not None]
+        if len(found) > 1:
+            raise InvalidRequest("structured_outputs", f"not together with {self.format_field()}")
+        return found[0] if found else None
 
     def _of_vllm(self) -> StructuredOutput | None:
         wanted = self.structured_outputs
@@ -316,7 +276,80 @@ class ChatRequest(_Request):
         return StructuredOutput(structure, texts, bool(wanted.disable_any_whitespace))
 
 
-class TokenizeRequest(_Request):
+class CompletionBody(SamplingBody):
+    """What chat completions and completions of a prompt have in common."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
+    # Mistral's name for `seed`.
+    random_seed: Int64 | None = None
+    n: Annotated[UInt32 | None, Bounded(limits.N)] = None
+    prompt_logprobs: Annotated[
+        UInt32 | None,
+        BeforeValidator(_none_if_false, json_schema_input_type=UInt32 | Literal[False] | None),
+        Bounded(limits.PROMPT_LOGPROBS),
+    ] = None
+    response_format: ResponseFormat | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+    def own_values(self) -> dict[str, Any]:
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs", "not in a stream", "UNSUPPORTED_PARAMETER")
+        return {"seed": self.random_seed} if self.seed is None else {}
+
+    def of_format(self) -> StructuredOutput | None:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return StructuredOutput(Structure.JSON_OBJECT)
+        if wanted.json_schema is None:
+            raise InvalidRequest("response_format.json_schema", "is needed")
+        schema = json.dumps(wanted.json_schema.schema_)
+        return StructuredOutput(Structure.JSON_SCHEMA, (schema,))
+
+
+class ChatRequest(CompletionBody):
+    messages: list[Message]
+    max_completion_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[UInt32 | None, Bounded(limits.LOGPROBS)] = None
+    tools: ToolList = None
+    # Read by `pixtral_gateway.api.openai.tools`.
+    tool_choice: Annotated[Any, WithJsonSchema(CHOICE)] = None
+    parallel_tool_calls: bool | None = None
+
+    def called_tools(self) -> Tools:
+        return to_tools(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
+
+    def own_values(self) -> dict[str, Any]:
+        values = super().own_values()
+        if self.max_completion_tokens is not None:
+            values["max_tokens"] = self.max_completion_tokens
+        if self.logprobs:
+            values["logprobs"] = self.top_logprobs or 0
+        elif self.top_logprobs:
+            raise InvalidRequest("top_logprobs", "needs logprobs to be true")
+        return values
+
+    def name_of(self, field: str) -> str:
+        if field == "sampling.max_tokens" and self.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        if field == "sampling.logprobs":
+            return "top_logprobs"
+        return super().name_of(field)
+
+
+class TokenizeRequest(RequestBody):
     """A text or a conversation. `add_special_tokens` is the text's alone."""
 
     prompt: str | None = None
@@ -335,7 +368,7 @@ _SAME = tuple(
 )
 
 # What cannot be done yet, and the values beside null with which it is not asked for.
-_NOTHING: dict[str, tuple[Any, ...]] = {
+NOTHING: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "audio": (),
     "best_of": (1,),
@@ -370,7 +403,7 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
 }
 
 # What changes nothing of an answer here.
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     {
         "include_reasoning",
         "length_penalty",
@@ -387,7 +420,3 @@ _HARMLESS = frozenset(
         "verbosity",
     }
 )
-
-
-def _asks_for_nothing(name: str, value: Any) -> bool:
-    return value is None or value in _NOTHING[name]

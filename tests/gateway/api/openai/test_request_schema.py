@@ -11,7 +11,7 @@ from pixtral_core.errors import InvalidRequest, ServingError
 from pixtral_core.generation.sampling import Sampling
 from pixtral_gateway.api.http.body import _parse
 from pixtral_gateway.api.openai.messages import to_conversation
-from pixtral_gateway.api.openai.request_schema import _NOTHING, ChatRequest, TokenizeRequest
+from pixtral_gateway.api.openai.request_schema import NOTHING, ChatRequest, TokenizeRequest
 from pixtral_gateway.checks.conversation import Conversation, Role
 from pixtral_gateway.checks.validation import check_sampling
 
@@ -47,7 +47,7 @@ MESSAGE = st.fixed_dictionaries(
 TOOL = st.fixed_dictionaries(
     {"type": st.just("function") | JSON, "function": NAMED | JSON},
 )
-FIELDS = [*ChatRequest.model_fields, *_NOTHING, "unknown"]
+FIELDS = [*ChatRequest.model_fields, *NOTHING, "unknown"]
 BODY = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=6) | st.fixed_dictionaries(
     {"messages": st.lists(MESSAGE | JSON, max_size=4)},
     optional=dict.fromkeys(sorted({*FIELDS} - {"messages"}), JSON)
@@ -84,10 +84,10 @@ def test_a_body_to_tokenize_is_taken_or_refused(body: Any) -> None:
         return
 
 
-@pytest.mark.parametrize("name", _NOTHING)
+@pytest.mark.parametrize("name", NOTHING)
 def test_what_is_not_supported_is_taken_where_it_asks_for_nothing(name: str) -> None:
     hello = {"messages": [{"role": "user", "content": "Hello?"}]}
-    for value in (None, *_NOTHING[name]):
+    for value in (None, *NOTHING[name]):
         read(hello | {name: value})
     with pytest.raises(InvalidRequest) as refused:
         read(hello | {name: {"ask": "for something"}})
