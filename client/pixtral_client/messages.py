@@ -86,7 +86,8 @@ def _message(message: Any, where: str) -> chat_pb2.Message:
         for i, call in enumerate(message.get("tool_calls") or ())
     ]
     content = message.get("content")
-    if not content and (calls or role == "tool"):
+    # An empty text is no part; an assistant or a tool may give none at all.
+    if content == "" or (content is None and role in ("assistant", "tool")):
         content = []
     return chat_pb2.Message(
         role=_ROLES[role],

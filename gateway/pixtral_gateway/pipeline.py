@@ -169,6 +169,7 @@ class Pipeline:
             self._prompts.longest_token,
             self._tiers.context_length,
         )
+        await self._prompts.check(conversation)
         with current_span().child("images", images=len(conversation.images)):
             images = await self._images.read_all(
                 conversation.images, tenant, None if contract is None else contract.fingerprint
@@ -325,7 +326,7 @@ def _is_late(request: Request) -> bool:
 
 
 def _head(request: Request, images: Sequence[ImageInput], prompt: Prompt) -> bytes:
-    """Stands for a prompt's beginning: adapter, tools, system message, first image or else text.
+    """Stands for a prompt's beginning: adapter, tools, system messages, first image or else text.
 
     Equal for all turns of a conversation, and for all questions on one image. A raw prompt has its
     first tokens.
@@ -335,14 +336,13 @@ def _head(request: Request, images: Sequence[ImageInput], prompt: Prompt) -> byt
     if isinstance(conversation, RawPrompt):
         digest.update(repr(list(prompt.token_ids[:HEAD_TOKENS])).encode())
         return digest.digest()
-    first, *rest = conversation.turns
     if conversation.tools.offered:
         digest.update(repr(conversation.tools.offered).encode())
-    if first.role is Role.SYSTEM:
-        digest.update(repr(first.parts).encode())
-        first = rest[0]
-    if any(not isinstance(part, str) for part in first.parts):
-        digest.update(images[0].sha256)
-    else:
-        digest.update(repr(first.parts).encode())
+    for turn in conversation.turns:
+        if any(not isinstance(part, str) for part in turn.parts):
+            digest.update(images[0].sha256)
+        else:
+            digest.update(repr(turn.parts).encode())
+        if turn.role is not Role.SYSTEM:
+            break
     return digest.digest()

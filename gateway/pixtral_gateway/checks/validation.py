@@ -13,7 +13,7 @@ from pixtral_gateway.checks.conversation import (
     Turn,
 )
 from pixtral_gateway.checks.structured_output import check_structured_output
-from pixtral_gateway.checks.tools import check_exchanges
+from pixtral_gateway.checks.tools import check_calls
 
 
 def adapter_of(asked: str, served: str, adapters: Collection[str]) -> str:
@@ -43,18 +43,21 @@ def check_parts(parts: Sequence[int], context_length: int) -> None:
 
 
 def conversation_of(
-    turns: tuple[Turn, ...], *, max_images: int, tools: Tools = NO_TOOLS
+    turns: tuple[Turn, ...], *, max_images: int, tools: Tools = NO_TOOLS, goes_on: bool = False
 ) -> Conversation:
-    """At first a system message or none, then user and assistant by turns, the user last.
+    """The conversation, whose last turn is the beginning of the answer where it `goes_on`.
 
-    Where an assistant calls tools, their results come next, and then either of the two; they may
-    be last. Raises InvalidRequest for any other order, and for more than `max_images` images.
+    Raises InvalidRequest for none, and for more than `max_images` images. Which order of roles the
+    model's template takes, `pixtral_gateway.prompt` knows.
     """
     if not turns:
         raise InvalidRequest("messages", "at least one message is needed")
-    check_exchanges(turns)
-    _check_order(turns)
-    conversation = Conversation(turns, tools)
+    check_calls(turns)
+    if goes_on and turns[-1].role is not Role.ASSISTANT:
+        raise InvalidRequest(
+            "continue_final_message", "needs the last message to be an assistant message"
+        )
+    conversation = Conversation(turns, tools, goes_on)
     if len(conversation.images) > max_images:
         raise InvalidRequest(
             "messages", f"more than {max_images} images in a request", "TOO_MANY_IMAGES"
@@ -143,21 +146,3 @@ def check_length(prompt_tokens: int, sampling: Sampling, context_length: int) ->
                 f"the prompt's {prompt_tokens} tokens have {in_all}, and must have "
                 f"{limits.PROMPT_LOGPROBS_IN_ALL}",
             )
-
-
-def _check_order(turns: Sequence[Turn]) -> None:
-    first = 1 if turns[0].role is Role.SYSTEM else 0
-    expected: tuple[Role, ...] = (Role.USER,)
-    for i, turn in enumerate(turns[first:], start=first):
-        # `check_exchanges` has seen to it that tools speak when they are asked, and only then.
-        if turn.role is not Role.TOOL and turn.role not in expected:
-            raise InvalidRequest(f"messages[{i}].role", f"must be {' or '.join(expected)} here")
-        match turn.role:
-            case Role.TOOL:
-                expected = (Role.USER, Role.ASSISTANT)
-            case Role.USER:
-                expected = (Role.ASSISTANT,)
-            case _:
-                expected = (Role.USER,)
-    if turns[-1].role not in (Role.USER, Role.TOOL):
-        raise InvalidRequest(f"messages[{len(turns) - 1}].role", "the last must be user or tool")

@@ -54,14 +54,11 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "no role": ({"messages": [{"content": WORD}]}, "messages.0.role"),
     "another role": ({"messages": [{"role": WORD, "content": "a"}]}, "messages.0.role"),
     "no content": ({"messages": [{"role": "user"}]}, "messages.0.content"),
-    "empty content": ({"messages": [{"role": "user", "content": ""}]}, "messages.0.content"),
-    "no parts": ({"messages": user()}, "messages.0.content"),
     "content a number": ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
     "a part no object": (
         {"messages": [{"role": "user", "content": [WORD]}]},
         "messages.0.content.0",
     ),
-    "empty text": ({"messages": user({"type": "text", "text": ""})}, "messages.0.content.0.text"),
     "text no text": ({"messages": user({"type": "text", "text": 1})}, "messages.0.content.0.text"),
     "another part": ({"messages": user({"type": WORD})}, "messages.0.content.0.type"),
     "audio": ({"messages": user({"type": "input_audio"})}, "messages.0.content.0.type"),
@@ -94,7 +91,14 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         },
         "messages.1.content.0.image_url",
     ),
-    "role order": ({"messages": [*HELLO, *HELLO]}, "messages.1.role"),
+    "an answer last": (
+        {"messages": [*HELLO, {"role": "assistant", "content": WORD}]},
+        "messages.1.role",
+    ),
+    "a result after a question": (
+        {"messages": [*HELLO, {"role": "tool", "tool_call_id": "a", "content": WORD}]},
+        "messages.1.role",
+    ),
     "too many parts": (
         {"messages": user(*[{"type": "text", "text": "a"}] * 40_000)},
         "messages",
@@ -138,7 +142,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a result of nothing": (
         {"messages": [{"role": "tool", "content": "a", "tool_call_id": "b"}]},
-        "messages.0.tool_call_id",
+        "messages.0.role",
     ),
     "a function's result": (
         {"messages": [{"role": "function", "content": "a", "name": "b"}]},
