@@ -49,6 +49,11 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     model_dir: DirectoryPath = Field(
         description="Directory of the model in Mistral format: its params.json and tekken.json."
     )
+    served_model_name: Strings = Field(
+        (),
+        description="Names by which requests may ask for the model, the first of which answers "
+        "have where a request names none; empty: the model's own.",
+    )
     encoders: Targets = Field(
         (),
         description="host:port of each encoder, or dns:///name:port for one at every address that "
@@ -113,6 +118,11 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         if self.page is None:
             return self.http_listen is not None and is_loopback(self.http_listen)
         return self.page
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names that a request may give for the model, the first one the gateway's own."""
+        return self.served_model_name or (self.model_name,)
 
     @property
     def is_for_this_machine(self) -> bool:

@@ -16,15 +16,16 @@ from pixtral_gateway.checks.structured_output import check_structured_output
 from pixtral_gateway.checks.tools import check_calls
 
 
-def adapter_of(asked: str, served: str, adapters: Collection[str]) -> str:
+def adapter_of(asked: str, served: Sequence[str], adapters: Collection[str]) -> str:
     """The adapter that a request asks for; empty for the model itself, as is asking for none.
 
-    Raises NotFound for any other name.
+    `served` are the model's own names. Raises NotFound for any other name.
     """
-    if asked in ("", served):
+    if not asked or asked in served:
         return ""
     if asked not in adapters:
-        raise NotFound("this gateway does not serve that model", "MODEL_NOT_FOUND")
+        names = ", ".join([*served, *adapters])
+        raise NotFound(f"there is no such model here: use {names}", "MODEL_NOT_FOUND")
     return asked
 
 

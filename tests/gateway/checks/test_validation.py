@@ -29,6 +29,7 @@ from tests.support.gateway_pictures import (
 
 HI = text("hi")
 PICTURE = image(picture(8, 8))
+NAMES = ("pixtral", "mistralai/Pixtral-12B-2409")
 
 
 def field_of(refused: pytest.ExceptionInfo[InvalidRequest]) -> str:
@@ -101,20 +102,21 @@ def test_too_many_images_are_told_as_such() -> None:
     assert refused.value.reason == "TOO_MANY_IMAGES"
 
 
-@pytest.mark.parametrize("asked", ["", "pixtral"])
+@pytest.mark.parametrize("asked", ["", "pixtral", "mistralai/Pixtral-12B-2409"])
 def test_own_name_and_none_are_the_model_itself(asked: str) -> None:
-    assert adapter_of(asked, "pixtral", ("poet",)) == ""
+    assert adapter_of(asked, NAMES, ("poet",)) == ""
 
 
 def test_an_adapter_is_asked_for_by_its_name() -> None:
-    assert adapter_of("poet", "pixtral", ("poet", "clerk")) == "poet"
+    assert adapter_of("poet", NAMES, ("poet", "clerk")) == "poet"
 
 
 def test_other_model_is_not_found_and_not_echoed() -> None:
     with pytest.raises(NotFound) as refused:
-        adapter_of("gpt-99", "pixtral", ("poet",))
+        adapter_of("gpt-99", NAMES, ("poet",))
 
     assert refused.value.reason == "MODEL_NOT_FOUND"
+    assert "use pixtral, mistralai/Pixtral-12B-2409, poet" in refused.value.message
     assert "gpt-99" not in refused.value.message
 
 

@@ -49,7 +49,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
         self._settings = settings
         self._tenants = tenants
-        self._model = settings.model_name
+        self._model = settings.model_names[0]
 
     def register(self, server: grpc.aio.Server) -> None:
         chat_pb2_grpc.add_ChatServiceServicer_to_server(self, server)
@@ -129,6 +129,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     async def ListModels(
         self, request: chat_pb2.ListModelsRequest, context: Context
     ) -> chat_pb2.ListModelsResponse:
+        names = self._settings.model_names
         context_length = self.backend.tiers.context_length
         models = [
             chat_pb2.Model(
@@ -136,9 +137,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 context_length=context_length,
                 max_images=self._settings.max_images,
                 max_image_bytes=self._settings.max_image_bytes,
-                parent=self._model if name != self._model else "",
+                parent="" if name in names else self._model,
             )
-            for name in (self._model, *self.backend.tiers.adapters)
+            for name in (*names, *self.backend.tiers.adapters)
         ]
         return chat_pb2.ListModelsResponse(models=models)
 
@@ -169,7 +170,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self.backend.admission.check(_TENANT.get())
 
     def _adapter(self, model: str) -> str:
-        return adapter_of(model, self._model, self.backend.tiers.adapters)
+        return adapter_of(model, self._settings.model_names, self.backend.tiers.adapters)
 
     def _conversation(self, chat: chat_pb2.Chat) -> Conversation:
         context_length = self.backend.tiers.context_length

@@ -38,7 +38,7 @@ class Front:
 
     def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
         self.settings = settings
-        self.model = settings.model_name
+        self.model = settings.model_names[0]
         self.created = int(time.time())
         self._tenants = tenants
         self._bodies = Bodies()
@@ -72,7 +72,7 @@ class Front:
 
     def adapter(self, model: str | None) -> str:
         """The adapter that goes by this name, empty for the model itself. Raises NotFound."""
-        return adapter_of(model or "", self.model, self.backend.tiers.adapters)
+        return adapter_of(model or "", self.settings.model_names, self.backend.tiers.adapters)
 
     def begin(
         self,

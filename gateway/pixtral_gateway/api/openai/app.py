@@ -36,7 +36,7 @@ class OpenAiApi:
 
     def __init__(self, settings: GatewaySettings, tenants: Tenants) -> None:
         self._settings = settings
-        self._model = settings.model_name
+        self._model = settings.model_names[0]
         self._front = Front(settings, tenants)
 
     @property
@@ -114,14 +114,15 @@ class OpenAiApi:
 
     async def models(self, request: Request) -> JSONResponse:
         self._front.tenant(request)
-        names = (self._model, *self.backend.tiers.adapters)
+        names = (*self._settings.model_names, *self.backend.tiers.adapters)
         answer: ModelList = {"object": "list", "data": [self._card(name) for name in names]}
         return JSONResponse(answer)
 
     async def model(self, request: Request) -> JSONResponse:
         self._front.tenant(request)
         name = request.path_params["model"]
-        return JSONResponse(self._card(self._front.adapter(name) or self._model))
+        self._front.adapter(name)
+        return JSONResponse(self._card(name or self._model))
 
     async def _tokens(self, asked: TokenizeRequest, tenant: Tenant) -> Sequence[int]:
         self._front.adapter(asked.model)
@@ -143,13 +144,14 @@ class OpenAiApi:
         )
 
     def _card(self, name: str) -> ModelCard:
+        is_model = name in self._settings.model_names
         return {
             "id": name,
             "object": "model",
             "created": self._front.created,
             "owned_by": "pixtral-serve",
-            "root": name,
-            "parent": self._model if name != self._model else None,
+            "root": self._model if is_model else name,
+            "parent": None if is_model else self._model,
             "max_model_len": self.backend.tiers.context_length,
             "pixtral": {
                 "max_images": self._settings.max_images,
