@@ -14,6 +14,7 @@ can name URLs, and they are fetched from here.
 
 An assistant's message may have `tool_calls` instead of content or beside it (see
 `pixtral_client.tools`); what a tool gave back is a message of role "tool" with the `tool_call_id`.
+The last message may be an assistant's with `"prefix": True`: the answer goes on from it.
 """
 
 import io
@@ -52,6 +53,11 @@ def to_protos(messages: Messages) -> list[chat_pb2.Message]:
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise TypeError(f"messages must be a list of messages, not {_kind(messages)}")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def goes_on(messages: Messages) -> bool:
+    """Whether the last message has Mistral's `prefix`: it is the beginning of the answer."""
+    return bool(messages and messages[-1].get("prefix"))
 
 
 def is_text(messages: Messages) -> bool:

@@ -90,8 +90,8 @@ class Pipeline:
                 request.conversation, request.tenant, contract, permit
             )
             request.tenant.use("prompt", len(prompt.token_ids))
-            yield Begun(len(prompt.token_ids))
-            check_length(len(prompt.token_ids), sampling, self._tiers.context_length)
+            yield Begun(prompt.token_ids)
+            sampling = fitted(sampling, len(prompt.token_ids), self._tiers.context_length)
 
             completion = _Completion(request, prompt, images, contract)
             with completion.encoding():

@@ -64,6 +64,7 @@ class Sampling:
     allowed_token_ids: tuple[int, ...] = ()
     structured_output: StructuredOutput | None = None
     n: int = 1
+    include_stop_str_in_output: bool = False
 
 
 _TUPLES = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids")

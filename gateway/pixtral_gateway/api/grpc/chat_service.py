@@ -108,6 +108,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                             choice.token_ids.extend(event.token_ids)
                             choice.logprobs.extend(map(logprobs.to_proto, event.logprobs))
                             choice.finish_reason = to_proto.FINISH_REASONS[event.finish_reason]
+                            to_proto.set_stop_reason(choice, event)
                         case Finished():
                             response.completion.CopyFrom(await _completion(event))
         for choice, parts, pieces in zip(choices, texts, calls, strict=True):
@@ -179,6 +180,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             chat.messages,
             max_images=self._settings.max_images,
             tools=from_proto.read_tools(chat),
+            goes_on=chat.continue_final_message,
         )
 
     def _request(self, chat: chat_pb2.Chat, context: Context) -> Request:
