@@ -142,7 +142,7 @@ class RequestMiddleware:
             except Exception as unexpected:
                 error = client_error(unexpected)
             if call is not None:
-                call.facts["reason"] = error.reason
+                call.facts |= error.facts
             # Behind what the client has not read: told in time or not, the request is over here.
             with suppress(TimeoutError):
                 async with asyncio.timeout(GIVE_UP_SECONDS):
