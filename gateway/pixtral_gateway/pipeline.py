@@ -15,7 +15,7 @@ from pixtral_core.generation.logprobs import TokenLogprobs
 from pixtral_core.generation.sampling import Sampling
 from pixtral_core.telemetry.request_log import current_span, first_token, note
 from pixtral_gateway.checks.conversation import Conversation, Role
-from pixtral_gateway.checks.validation import check_characters, check_length
+from pixtral_gateway.checks.validation import check_characters, fitted
 from pixtral_gateway.images.image_reader import ImageInput
 from pixtral_gateway.images.request_images import RequestImages
 from pixtral_gateway.metrics import IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN

@@ -41,6 +41,11 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         None,
         description="host:port to serve OpenAI's HTTP API on; port 0 is any; unset: gRPC alone.",
     )
+    force_include_usage: bool = Field(
+        False,
+        description="End each stream over HTTP with a chunk of its usage, as if the client had set "
+        "stream_options.include_usage.",
+    )
     page: bool | None = Field(
         None,
         description="Serve the page to try it on, at / of the HTTP server; unset: where "
@@ -114,15 +119,15 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     )
 
     @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names that a request may give for the model, the first one the gateway's own."""
+        return self.served_model_name or (self.model_name,)
+
+    @property
     def has_page(self) -> bool:
         if self.page is None:
             return self.http_listen is not None and is_loopback(self.http_listen)
         return self.page
-
-    @property
-    def model_names(self) -> tuple[str, ...]:
-        """The names that a request may give for the model, the first one the gateway's own."""
-        return self.served_model_name or (self.model_name,)
 
     @property
     def is_for_this_machine(self) -> bool:

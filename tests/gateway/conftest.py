@@ -149,6 +149,12 @@ def max_concurrent_requests() -> int:
 
 
 @pytest.fixture
+def more_settings() -> dict[str, Any]:
+    """Settings of the gateway that a test needs to be other than usual."""
+    return {}
+
+
+@pytest.fixture
 async def client(
     model_dir: Path,
     prompts: PromptEncoder,
@@ -156,6 +162,7 @@ async def client(
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
     max_concurrent_requests: int,
+    more_settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Client]:
     # Nothing but its loading, a second's work, is left out.
@@ -171,6 +178,7 @@ async def client(
         max_images=3,
         max_image_bytes=100_000,
         drain_seconds=5,
+        **more_settings,
     )
     async with (
         running(GatewayTier(settings), settings) as addresses,

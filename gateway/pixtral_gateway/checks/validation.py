@@ -1,6 +1,7 @@
 """Checks of messages and sampling; each error names its field."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest, NotFound
@@ -38,7 +39,8 @@ def check_parts(parts: Sequence[int], context_length: int) -> None:
     if len(parts) > context_length or sum(parts) > context_length:
         raise InvalidRequest(
             "messages",
-            f"there are more parts than the context of {context_length} tokens holds",
+            f"there are more parts than the context of {context_length} tokens holds: leave out "
+            "messages",
             "PROMPT_TOO_LONG",
         )
 
@@ -59,9 +61,12 @@ def conversation_of(
             "continue_final_message", "needs the last message to be an assistant message"
         )
     conversation = Conversation(turns, tools, goes_on)
-    if len(conversation.images) > max_images:
+    images = len(conversation.images)
+    if images > max_images:
         raise InvalidRequest(
-            "messages", f"more than {max_images} images in a request", "TOO_MANY_IMAGES"
+            "messages",
+            f"there are {images} images, and a request may have {max_images}: leave some out",
+            "TOO_MANY_IMAGES",
         )
     return conversation
 
@@ -116,28 +121,28 @@ def check_characters(characters: int, field: str, longest_token: int, context_le
     if characters > longest_token * context_length:
         raise InvalidRequest(
             field,
-            f"the text is longer than the context of {context_length} tokens",
+            f"the text is longer than the context of {context_length} tokens: shorten it",
             "PROMPT_TOO_LONG",
         )
 
 
-def check_length(prompt_tokens: int, sampling: Sampling, context_length: int) -> None:
-    """Raises InvalidRequest where prompt and answer do not fit in `context_length` tokens."""
+def fitted(sampling: Sampling, prompt_tokens: int, context_length: int) -> Sampling:
+    """The parameters with no more `max_tokens` than the prompt leaves of the context, as in vLLM.
+
+    Raises InvalidRequest where prompt and answer do not fit in `context_length` tokens.
+    """
     if prompt_tokens >= context_length:
         raise InvalidRequest(
             "messages",
             f"the prompt has {prompt_tokens} tokens and the context holds {context_length}, "
-            "the answer among them",
+            "the answer among them: leave out messages",
             "PROMPT_TOO_LONG",
         )
     room = context_length - prompt_tokens
-    if sampling.max_tokens is not None and sampling.max_tokens > room:
-        raise InvalidRequest(
-            "sampling.max_tokens", f"beside the prompt the context holds {room} tokens"
-        )
     if (sampling.min_tokens or 0) > room:
         raise InvalidRequest(
-            "sampling.min_tokens", f"beside the prompt the context holds {room} tokens"
+            "sampling.min_tokens",
+            f"beside the prompt the context holds {room} tokens: ask for no more",
         )
     if sampling.prompt_logprobs is not None:
         in_all = prompt_tokens * (1 + sampling.prompt_logprobs)
@@ -147,3 +152,6 @@ def check_length(prompt_tokens: int, sampling: Sampling, context_length: int) ->
                 f"the prompt's {prompt_tokens} tokens have {in_all}, and must have "
                 f"{limits.PROMPT_LOGPROBS_IN_ALL}",
             )
+    if sampling.max_tokens is None or sampling.max_tokens <= room:
+        return sampling
+    return replace(sampling, max_tokens=room)

@@ -13,8 +13,8 @@ from pixtral_gateway.checks.conversation import ImageSource, Role
 from pixtral_gateway.checks.validation import (
     adapter_of,
     check_characters,
-    check_length,
     check_sampling,
+    fitted,
 )
 from tests.support.gateway_pictures import (
     assistant,
@@ -243,7 +243,7 @@ def test_sampling_within_range_passes(sampling: chat_pb2.SamplingParams) -> None
 @pytest.mark.parametrize("tokens", [100, 101])
 def test_prompt_that_leaves_no_room_is_too_long(tokens: int) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        check_length(tokens, Sampling(), context_length=100)
+        fitted(Sampling(), tokens, context_length=100)
 
     assert field_of(refused) == "messages"
     assert refused.value.reason == "PROMPT_TOO_LONG"
@@ -251,28 +251,27 @@ def test_prompt_that_leaves_no_room_is_too_long(tokens: int) -> None:
 
 def test_more_prompt_logprobs_than_are_told_are_refused() -> None:
     sampling = Sampling(prompt_logprobs=3)
-    check_length(limits.PROMPT_LOGPROBS_IN_ALL.most // 4, sampling, context_length=1 << 20)
+    most = limits.PROMPT_LOGPROBS_IN_ALL.most // 4
+    assert fitted(sampling, most, context_length=1 << 20) == sampling
     with pytest.raises(InvalidRequest) as refused:
-        check_length(limits.PROMPT_LOGPROBS_IN_ALL.most // 4 + 1, sampling, context_length=1 << 20)
+        fitted(sampling, most + 1, context_length=1 << 20)
 
     assert field_of(refused) == "sampling.prompt_logprobs"
 
 
-@pytest.mark.parametrize(
-    ("fits", "exceeds", "field"),
-    [
-        (Sampling(max_tokens=10), Sampling(max_tokens=11), "max_tokens"),
-        (Sampling(min_tokens=10), Sampling(min_tokens=11), "min_tokens"),
-    ],
-)
-def test_answer_that_does_not_fit_names_its_field(
-    fits: Sampling, exceeds: Sampling, field: str
+@pytest.mark.parametrize(("asked", "given"), [(None, None), (9, 9), (10, 10), (11, 10)])
+def test_no_more_tokens_are_made_than_the_context_has_left(
+    asked: int | None, given: int | None
 ) -> None:
-    check_length(90, fits, context_length=100)
-    with pytest.raises(InvalidRequest) as refused:
-        check_length(90, exceeds, context_length=100)
+    assert fitted(Sampling(max_tokens=asked), 90, context_length=100) == Sampling(max_tokens=given)
 
-    assert field_of(refused) == f"sampling.{field}"
+
+def test_least_tokens_that_do_not_fit_are_refused() -> None:
+    fitted(Sampling(min_tokens=10), 90, context_length=100)
+    with pytest.raises(InvalidRequest) as refused:
+        fitted(Sampling(min_tokens=11), 90, context_length=100)
+
+    assert field_of(refused) == "sampling.min_tokens"
 
 
 def test_text_too_long_for_any_tokenizing_is_refused_before_it() -> None:

@@ -73,7 +73,8 @@ class OpenAiApi:
         asked = await self._front.read(request, ChatRequest, arrival.at)
         asked.check_served()
         adapter = self._front.adapter(asked.model)
-        conversation = self._conversation(asked.messages, asked.called_tools())
+        tools = asked.called_tools()
+        conversation = self._conversation(asked.messages, tools, goes_on=asked.goes_on())
         sampling = asked.sampling()
         with asked.own_names():
             check_sampling(sampling, vocabulary_size=self.backend.vocabulary_size)
@@ -86,12 +87,17 @@ class OpenAiApi:
             adapter=adapter,
             priority=asked.priority,
         )
+        answer_id = asked.answer_id(begun.id)
+        if self._settings.force_include_usage:
+            asked.always_include_usage()
         events = self.backend.pipeline.stream(begun)
         if asked.stream:
-            return EventStream(chat_response.chunks(events, begun.id, model, asked))
+            return EventStream(chat_response.chunks(events, answer_id, model, asked))
         async with while_client_waits(request.receive):
             with asked.own_names():
-                answer = await chat_response.whole(events, begun.id, model, choices=sampling.n)
+                answer = await chat_response.whole(
+                    events, answer_id, model, asked, choices=sampling.n
+                )
             if sampling.prompt_logprobs is not None:
                 # There may be megabytes of them.
                 return await asyncio.to_thread(JSONResponse, answer)
@@ -127,7 +133,8 @@ class OpenAiApi:
     async def _tokens(self, asked: TokenizeRequest, tenant: Tenant) -> Sequence[int]:
         self._front.adapter(asked.model)
         if asked.messages is not None:
-            conversation = self._conversation(asked.messages, asked.called_tools())
+            tools = asked.called_tools()
+            conversation = self._conversation(asked.messages, tools, goes_on=asked.goes_on())
             return (await self.backend.pipeline.count(conversation, tenant)).token_ids
         if asked.prompt is None:
             raise InvalidRequest("messages", "messages or a prompt is needed")
@@ -135,12 +142,15 @@ class OpenAiApi:
             asked.prompt, tenant, bos=asked.add_special_tokens is not False
         )
 
-    def _conversation(self, messages: Sequence[Message], tools: Tools) -> Conversation:
+    def _conversation(
+        self, messages: Sequence[Message], tools: Tools, *, goes_on: bool = False
+    ) -> Conversation:
         return to_conversation(
             messages,
             tools,
             max_images=self._settings.max_images,
             context_length=self.backend.tiers.context_length,
+            goes_on=goes_on,
         )
 
     def _card(self, name: str) -> ModelCard:

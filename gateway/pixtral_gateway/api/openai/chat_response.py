@@ -40,12 +40,16 @@ FINISH_REASONS: dict[request.FinishReason | None, FinishReason | None] = {
 }
 
 
-async def whole(events: Events, completion_id: str, model: str, *, choices: int) -> ChatCompletion:
+async def whole(
+    events: Events, completion_id: str, model: str, asked: ChatRequest, *, choices: int
+) -> ChatCompletion:
     """A `chat.completion`, once the last token of the last of so many choices is there."""
-    texts: list[list[str]] = [[] for _ in range(choices)]
+    texts = [[asked.beginning()] for _ in range(choices)]
+    token_ids: list[list[int]] = [[] for _ in range(choices)]
     token_logprobs: list[list[TokenLogprobs]] = [[] for _ in range(choices)]
     calls: list[list[ToolCallDelta]] = [[] for _ in range(choices)]
-    finish_reasons: list[FinishReason | None] = [None] * choices
+    last: list[request.Delta | None] = [None] * choices
+    prompt: Sequence[int] = ()
     ending: Ending | None = None
     async with aclosing(events):
         async for event in events:
@@ -57,21 +61,28 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
                     )
                 continue
             if isinstance(event, Begun):
+                prompt = event.prompt_token_ids
                 continue
             texts[event.index].append(event.text)
             calls[event.index].extend(event.tool_calls)
+            token_ids[event.index].extend(event.token_ids)
             token_logprobs[event.index] += map(_token_logprobs, event.logprobs)
-            finish_reasons[event.index] = FINISH_REASONS[event.finish_reason]
+            last[event.index] = event
     assert ending is not None  # noqa: S101 - for mypy: no events are without an end
-    made: list[Choice] = [
-        {
+    made: list[Choice] = []
+    for index, end in enumerate(last):
+        choice: Choice = {
             "index": index,
             "message": _message("".join(texts[index]), calls[index]),
             "logprobs": _logprobs(token_logprobs[index]),
-            "finish_reason": finish_reasons[index],
+            "finish_reason": FINISH_REASONS[end.finish_reason if end else None],
+            "stop_reason": end.stop_reason if end else None,
         }
-        for index in range(choices)
-    ]
+        if asked.return_token_ids:
+            choice["token_ids"] = token_ids[index]
+        made.append(choice)
+    if asked.return_token_ids:
+        ending["prompt_token_ids"] = list(prompt)
     return {
         "id": completion_id,
         "object": "chat.completion",
@@ -91,50 +102,105 @@ async def chunks(
     """Server-sent events, each a `chat.completion.chunk`.
 
     Where usage is asked for, one more chunk has it and no choices; where continuous usage is asked
-    for, each chunk has the usage of its choice until then.
+    for, each chunk has the usage of its choice until then. Where nothing is said of it, the chunk
+    that ends the last choice has it, as with Mistral's API: its clients have no way to ask.
     """
-    heading: ChatCompletionChunk = {
-        "id": completion_id,
-        "object": "chat.completion.chunk",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [],
-    }
-    # As OpenAI has it: where usage is asked for, each chunk has the field.
-    if asked.include_usage:
-        heading["usage"] = None
-    prompt_tokens, made = 0, dict[int, int]()
+    stream = _Chunks(completion_id, model, asked)
     with asked.own_names():
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, Begun):
-                    prompt_tokens = event.prompt_tokens
-                    continue
-                if isinstance(event, Finished):
-                    if asked.include_usage:
-                        end = ending_of(event)
-                        yield event_of(
-                            {**heading, "usage": end["usage"], "pixtral": end["pixtral"]}
-                        )
-                    continue
-                opening = b""
-                if event.index not in made:
-                    made[event.index] = 0
-                    if asked.continuous_usage:
-                        heading["usage"] = running_usage(prompt_tokens, 0)
-                    first = _delta(event.index, {"role": "assistant", "content": ""})
-                    opening = event_of({**heading, "choices": [first]})
-                if asked.continuous_usage:
-                    made[event.index] += len(event.token_ids)
-                    heading["usage"] = running_usage(prompt_tokens, made[event.index])
-                choice = _delta(
-                    event.index,
-                    _content(event),
-                    FINISH_REASONS[event.finish_reason],
-                    _logprobs([_token_logprobs(each) for each in event.logprobs]),
-                )
-                yield opening + event_of({**heading, "choices": [choice]})
+                if chunk := stream.add(event):
+                    yield chunk
     yield DONE
+
+
+class _Chunks:
+    """The chunks of one stream."""
+
+    def __init__(self, completion_id: str, model: str, asked: ChatRequest) -> None:
+        self._asked = asked
+        self._heading: ChatCompletionChunk = {
+            "id": completion_id,
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model,
+            "choices": [],
+        }
+        # As OpenAI has it: where usage is asked for, each chunk has the field.
+        if asked.include_usage:
+            self._heading["usage"] = None
+        self._prompt: Sequence[int] = ()
+        self._made = dict[int, int]()
+        self._unfinished = asked.n or 1
+        # The chunk that ends the last choice, until the usage is there.
+        self._last: ChatCompletionChunk | None = None
+
+    def add(self, event: Event) -> bytes:
+        """What the event adds to the stream; may be nothing."""
+        match event:
+            case Begun():
+                self._prompt = event.prompt_token_ids
+                return b""
+            case Finished():
+                return self._end(event)
+            case _:
+                return self._opening(event.index) + self._delta(event)
+
+    def _opening(self, index: int) -> bytes:
+        """The first chunks of a choice."""
+        if index in self._made:
+            return b""
+        is_first = not self._made
+        self._made[index] = 0
+        self._count(index, 0)
+        chunk: ChatCompletionChunk = {
+            **self._heading,
+            "choices": [_delta(index, {"role": "assistant", "content": ""})],
+        }
+        if is_first and self._asked.return_token_ids:
+            chunk["prompt_token_ids"] = list(self._prompt)
+        opening = event_of(chunk)
+        if beginning := self._asked.beginning():
+            begun = _delta(index, {"content": beginning})
+            opening += event_of({**self._heading, "choices": [begun]})
+        return opening
+
+    def _delta(self, event: request.Delta) -> bytes:
+        self._count(event.index, len(event.token_ids))
+        choice = _delta(
+            event.index,
+            _content(event),
+            FINISH_REASONS[event.finish_reason],
+            _logprobs([_token_logprobs(each) for each in event.logprobs]),
+            event.stop_reason,
+        )
+        if self._asked.return_token_ids:
+            choice["token_ids"] = list(event.token_ids)
+        elif _is_empty(event) and not self._asked.continuous_usage:
+            return b""
+        chunk: ChatCompletionChunk = {**self._heading, "choices": [choice]}
+        self._unfinished -= event.finish_reason is not None
+        if self._asked.stream_options is None and not self._unfinished:
+            self._last = chunk
+            return b""
+        return event_of(chunk)
+
+    def _count(self, index: int, tokens: int) -> None:
+        if self._asked.continuous_usage:
+            self._made[index] += tokens
+            self._heading["usage"] = running_usage(len(self._prompt), self._made[index])
+
+    def _end(self, event: Finished) -> bytes:
+        if self._last is None and not self._asked.include_usage:
+            return b""
+        ending = ending_of(event)
+        chunk = self._last or self._heading
+        return event_of({**chunk, "usage": ending["usage"], "pixtral": ending["pixtral"]})
+
+
+def _is_empty(delta: request.Delta) -> bool:
+    """Whether there is nothing in it to send, such as while a call's head is read."""
+    return not (delta.text or delta.tool_calls or delta.logprobs or delta.finish_reason)
 
 
 def _message(text: str, pieces: list[ToolCallDelta]) -> AssistantMessage:
@@ -158,8 +224,15 @@ def _delta(
     delta: Delta,
     finish_reason: FinishReason | None = None,
     logprobs: Logprobs | None = None,
+    stop_reason: str | int | None = None,
 ) -> ChunkChoice:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+    return {
+        "index": index,
+        "delta": delta,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason,
+        "stop_reason": stop_reason,
+    }
 
 
 def _logprobs(content: list[TokenLogprobs]) -> Logprobs | None:

@@ -96,7 +96,8 @@ class Message(BaseModel):
     ] = None
     tool_call_id: str | None = None
     function_call: Annotated[Any, WithJsonSchema({"type": "null"})] = None
-    prefix: Annotated[Any, WithJsonSchema({"enum": [None, False]})] = None
+    # Mistral's: the answer goes on from this message, and begins with it.
+    prefix: bool | None = None
 
 
 class JsonSchema(BaseModel):
@@ -114,9 +115,15 @@ class ResponseFormat(BaseModel):
 
 
 class StructuredOutputs(BaseModel):
-    """vLLM's own field."""
+    """vLLM's own field. `unsupported` has what vLLM takes beside it, and this service cannot do."""
 
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    unsupported: ClassVar[tuple[str, ...]] = (
+        "disable_additional_properties",
+        "structural_tag",
+        "whitespace_pattern",
+    )
 
     json_: Annotated[str | dict[str, Any] | None, Bounded(limits.SCHEMA_CHARACTERS)] = Field(
         None, alias="json"
@@ -172,7 +179,10 @@ class RequestBody(BaseModel):
         for name, value in (self.model_extra or {}).items():
             if name in refused:
                 if value is not None and value not in refused[name]:
-                    raise InvalidRequest(name, "is not supported", "UNSUPPORTED_PARAMETER")
+                    instead = INSTEAD.get(name, "leave it out")
+                    raise InvalidRequest(
+                        name, f"is not supported: {instead}", "UNSUPPORTED_PARAMETER"
+                    )
             elif name not in HARMLESS:
                 unknown += 1
         if unknown:
@@ -211,6 +221,7 @@ class SamplingBody(RequestBody):
     bad_words: Annotated[list[BadWord] | None, Bounded(limits.BAD_WORDS)] = None
     allowed_token_ids: Annotated[list[UInt32] | None, Bounded(limits.ALLOWED_TOKEN_IDS)] = None
     structured_outputs: StructuredOutputs | None = None
+    include_stop_str_in_output: bool | None = None
     priority: Int64 | None = None
 
     def sampling(self) -> Sampling:
@@ -257,6 +268,13 @@ class SamplingBody(RequestBody):
         wanted = self.structured_outputs
         if wanted is None:
             return None
+        for name in wanted.unsupported:
+            if (wanted.model_extra or {}).get(name):
+                raise InvalidRequest(
+                    f"structured_outputs.{name}",
+                    "is not supported: leave it out",
+                    "UNSUPPORTED_PARAMETER",
+                )
         schema = wanted.json_
         given: dict[Structure, tuple[str, ...]] = {}
         if schema is not None:
@@ -290,6 +308,12 @@ class CompletionBody(SamplingBody):
         Bounded(limits.PROMPT_LOGPROBS),
     ] = None
     response_format: ResponseFormat | None = None
+    return_token_ids: bool | None = None
+
+    def always_include_usage(self) -> None:
+        """As if the client had asked for the usage of a stream."""
+        options = self.stream_options or StreamOptions()
+        self.stream_options = options.model_copy(update={"include_usage": True})
 
     @property
     def include_usage(self) -> bool:
@@ -318,7 +342,24 @@ class CompletionBody(SamplingBody):
         return StructuredOutput(Structure.JSON_SCHEMA, (schema,))
 
 
-class ChatRequest(CompletionBody):
+class ConversationBody(RequestBody):
+    """Where a prompt of messages ends."""
+
+    # Of no effect with Mistral's templates, but for what it contradicts.
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    def goes_on(self) -> bool:
+        """Whether the last message is the beginning of the answer. Raises InvalidRequest."""
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message",
+                "not together with add_generation_prompt: leave that out, or set it to false",
+            )
+        return bool(self.continue_final_message)
+
+
+class ChatRequest(CompletionBody, ConversationBody):
     messages: list[Message]
     max_completion_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
     logprobs: bool | None = None
@@ -327,6 +368,28 @@ class ChatRequest(CompletionBody):
     # Read by `pixtral_gateway.api.openai.tools`.
     tool_choice: Annotated[Any, WithJsonSchema(CHOICE)] = None
     parallel_tool_calls: bool | None = None
+    # vLLM's: an answer that goes on from a message begins with it.
+    echo: bool | None = None
+    # vLLM's: a part of the answer's id.
+    request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
+
+    def answer_id(self, own: str) -> str:
+        """The id that the answer has. Raises InvalidRequest."""
+        if not self.request_id:
+            return own
+        limits.REQUEST_ID.check(len(self.request_id), "request_id")
+        return f"chatcmpl-{self.request_id}"
+
+    def beginning(self) -> str:
+        """The text that the answer begins with, though the model does not make it."""
+        last = self.messages[-1] if self.messages else None
+        if last is None or not (last.prefix or (self.echo and self.goes_on())):
+            return ""
+        if isinstance(last.content, str):
+            return last.content
+        parts = last.content if isinstance(last.content, list) else ()
+        texts = (part.get("text") for part in parts if isinstance(part, dict))
+        return "\n\n".join(text for text in texts if text and isinstance(text, str))
 
     def called_tools(self) -> Tools:
         return to_tools(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
@@ -349,7 +412,7 @@ class ChatRequest(CompletionBody):
         return super().name_of(field)
 
 
-class TokenizeRequest(RequestBody):
+class TokenizeRequest(ConversationBody):
     """A text or a conversation. `add_special_tokens` is the text's alone."""
 
     prompt: str | None = None
@@ -369,15 +432,14 @@ _SAME = tuple(
 
 # What cannot be done yet, and the values beside null with which it is not asked for.
 NOTHING: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
     "audio": (),
     "best_of": (1,),
     "cache_salt": ("",),
     "chat_template": ("",),
     "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "documents": ([],),
-    "echo": (False,),
+    "ec_transfer_params": ({},),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "guardrails": ([],),
@@ -385,37 +447,72 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": ({},),
+    "logprob_token_ids": ([],),
     "logits_processors": ([],),
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "prediction": (),
     "prompt_mode": (),
-    "return_token_ids": (False,),
+    "repetition_detection": (),
+    "return_prompt_text": (False,),
     "return_token_strs": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "routed_experts_prompt_start": (0,),
     "safe_prompt": (False,),
-    "skip_special_tokens": (True,),
+    "thinking_token_budget": (),
     "top_prompt_logprobs": (0,),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
     "web_search_options": (),
+}
+
+# What to do instead of what cannot be done.
+INSTEAD = {
+    "best_of": "set n, and choose among the choices",
+    "chat_template": "the template is the tokenizer's own",
+    "chat_template_kwargs": "the template is the tokenizer's own",
+    "documents": "put the texts into a message",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "guided_choice": "use structured_outputs.choice",
+    "guided_grammar": "use structured_outputs.grammar",
+    "guided_json": "use structured_outputs.json or response_format",
+    "guided_regex": "use structured_outputs.regex",
+    "logprob_token_ids": "set top_logprobs",
+    "safe_prompt": "put the rules into a system message",
+    "truncate_prompt_tokens": "leave out messages; POST /tokenize counts the tokens",
+    "use_beam_search": "set n and a temperature",
 }
 
 # What changes nothing of an answer here.
 HARMLESS = frozenset(
     {
         "include_reasoning",
+        # Of beam search alone.
         "length_penalty",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",
         "reasoning_effort",
-        "request_id",
+        # vLLM spells the control tokens of calls and thoughts always, and Mistral's others never.
+        "skip_special_tokens",
+        # Of vLLM's render routes alone.
+        "mm_payload",
+        "return_mm_kwargs",
+        "return_token_offsets",
         "safety_identifier",
         "service_tier",
+        "session_id",
         "spaces_between_special_tokens",
         "store",
+        # How many tokens come in one chunk.
+        "stream_interval",
+        # Which end is cut off, where a prompt is cut.
+        "truncation_side",
         "user",
         "verbosity",
     }

@@ -214,7 +214,7 @@ def called(call_id: str) -> dict[str, Any]:
         {"tools": [{"type": "retrieval"}]},
         {"best_of": 2},
         {"functions": [{}]},
-        {"echo": True},
+        {"prompt_mode": "reasoning"},
     ],
 )
 async def test_what_is_refused_is_wrong_by_it(

@@ -1,6 +1,9 @@
 """Bodies of any shape: taken, or refused for what is wrong with them, and never a fault."""
 
+import ast
+import importlib.util
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,12 @@ from pixtral_core.errors import InvalidRequest, ServingError
 from pixtral_core.generation.sampling import Sampling
 from pixtral_gateway.api.http.body import _parse
 from pixtral_gateway.api.openai.messages import to_conversation
-from pixtral_gateway.api.openai.request_schema import NOTHING, ChatRequest, TokenizeRequest
+from pixtral_gateway.api.openai.request_schema import (
+    HARMLESS,
+    NOTHING,
+    ChatRequest,
+    TokenizeRequest,
+)
 from pixtral_gateway.checks.conversation import Conversation, Role
 from pixtral_gateway.checks.validation import check_sampling
 
@@ -91,4 +99,36 @@ def test_what_is_not_supported_is_taken_where_it_asks_for_nothing(name: str) -> 
         read(hello | {name: value})
     with pytest.raises(InvalidRequest) as refused:
         read(hello | {name: {"ask": "for something"}})
-    assert refused.value.violations == ((name, "is not supported"),)
+    ((field, what),) = refused.value.violations
+    assert field == name
+    assert what.startswith("is not supported: ")
+
+
+def vllms_fields() -> list[str]:
+    """The fields of a chat request to the installed vLLM, read without importing it."""
+    found = importlib.util.find_spec("vllm")
+    assert found is not None
+    assert found.origin is not None
+    path = Path(found.origin).parent / "entrypoints/openai/chat_completion/protocol.py"
+    (asked,) = (
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "ChatCompletionRequest"
+    )
+    names = [
+        node.target.id
+        for node in asked.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
+    return [name for name in names if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", vllms_fields())
+def test_no_field_that_vllm_acts_on_is_passed_over(name: str) -> None:
+    """It is taken, refused, or known to change nothing of an answer."""
+    assert name in {*ChatRequest.model_fields, *NOTHING, *HARMLESS}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_changes_nothing_is_taken(name: str) -> None:
+    read({"messages": [{"role": "user", "content": "Hello?"}], name: {"ask": "for something"}})
