@@ -343,7 +343,6 @@ BAD_REQUESTS: dict[str, tuple[list[chat_pb2.Message], dict[str, Any], str]] = {
     "too many messages": ([user(text(""))] * 40_000, {}, "messages"),
     "temperature -1": ([HELLO], {"temperature": -1}, "sampling.temperature"),
     "stop token": ([HELLO], {"stop_token_ids": [1 << 30]}, "sampling.stop_token_ids[0]"),
-    "max_tokens": ([HELLO], {"max_tokens": 40_000}, "sampling.max_tokens"),
     "no choices": ([HELLO], {"n": 0}, "sampling.n"),
     "no structure": ([HELLO], {"structured_output": {}}, "sampling.structured_output"),
     "no schema": (
