@@ -178,7 +178,8 @@ def test_it_says_what_ended_an_answer(client: Client, gateway: FakeGateway) -> N
         assert not any(delta.stop_reason for delta in others)
         assert stream.completion is not None
         completion = client.chat(HELLO)
-        for each in (stream.completion, completion, *completion.choices):
+        answers: list[Any] = [stream.completion, completion, *completion.choices]
+        for each in answers:
             assert each.stop_reason == told
 
 
