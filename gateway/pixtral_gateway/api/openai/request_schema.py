@@ -470,22 +470,32 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
-# What to do instead of what cannot be done.
+# Why something cannot be done, or what to do instead.
 INSTEAD = {
+    "add_special_tokens": "the template has them all",
     "best_of": "set n, and choose among the choices",
+    "cache_salt": "the prefix cache is apart for each tenant already",
     "chat_template": "the template is the tokenizer's own",
     "chat_template_kwargs": "the template is the tokenizer's own",
     "documents": "put the texts into a message",
+    "ec_transfer_params": "the service itself hands embeddings from tier to tier",
     "function_call": "use tool_choice",
     "functions": "use tools",
     "guided_choice": "use structured_outputs.choice",
     "guided_grammar": "use structured_outputs.grammar",
     "guided_json": "use structured_outputs.json or response_format",
     "guided_regex": "use structured_outputs.regex",
+    "kv_transfer_params": "the service itself chooses where a request is computed",
     "logprob_token_ids": "set top_logprobs",
+    "media_io_kwargs": "an image is read as the checkpoint says",
+    "mm_processor_kwargs": "an image is read as the checkpoint says",
+    "return_prompt_text": "set return_token_ids",
+    "return_tokens_as_token_ids": "set return_token_ids",
+    "routed_experts_prompt_start": "these models have no experts to route to",
     "safe_prompt": "put the rules into a system message",
     "truncate_prompt_tokens": "leave out messages; POST /tokenize counts the tokens",
     "use_beam_search": "set n and a temperature",
+    "vllm_xargs": "no extension of the engine's reads them",
 }
 
 # What changes nothing of an answer here.

@@ -1,9 +1,6 @@
 """Bodies of any shape: taken, or refused for what is wrong with them, and never a fault."""
 
-import ast
-import importlib.util
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +19,7 @@ from pixtral_gateway.api.openai.request_schema import (
 )
 from pixtral_gateway.checks.conversation import Conversation, Role
 from pixtral_gateway.checks.validation import check_sampling
+from tools.vllm_fields_page import CHAT, fate_of, fields_of
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -104,29 +102,10 @@ def test_what_is_not_supported_is_taken_where_it_asks_for_nothing(name: str) -> 
     assert what.startswith("is not supported: ")
 
 
-def vllms_fields() -> list[str]:
-    """The fields of a chat request to the installed vLLM, read without importing it."""
-    found = importlib.util.find_spec("vllm")
-    assert found is not None
-    assert found.origin is not None
-    path = Path(found.origin).parent / "entrypoints/openai/chat_completion/protocol.py"
-    (asked,) = (
-        node
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.ClassDef) and node.name == "ChatCompletionRequest"
-    )
-    names = [
-        node.target.id
-        for node in asked.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    ]
-    return [name for name in names if not name.startswith("_")]
-
-
-@pytest.mark.parametrize("name", vllms_fields())
+@pytest.mark.parametrize("name", fields_of(*CHAT))
 def test_no_field_that_vllm_acts_on_is_passed_over(name: str) -> None:
     """It is taken, refused, or known to change nothing of an answer."""
-    assert name in {*ChatRequest.model_fields, *NOTHING, *HARMLESS}
+    assert fate_of(name)
 
 
 @pytest.mark.parametrize("name", HARMLESS)
