@@ -110,7 +110,9 @@ def _structured_output(wanted: chat_pb2.StructuredOutput) -> StructuredOutput:
     name, path = wanted.WhichOneof("constraint"), "sampling.structured_output"
     match name:
         case None:
-            raise InvalidRequest(path, "must have one of its fields")
+            raise InvalidRequest(
+                path, "must have one of json_schema, regex, choice, grammar and json_object"
+            )
         case "choice":
             values = tuple(wanted.choice.values)
         case "json_object":

@@ -289,7 +289,10 @@ class SamplingBody(RequestBody):
         if wanted.json_object:
             given[Structure.JSON_OBJECT] = ()
         if len(given) != 1:
-            raise InvalidRequest("structured_outputs", "must have one of its fields")
+            raise InvalidRequest(
+                "structured_outputs",
+                "must have one of json, regex, choice, grammar and json_object, and no more",
+            )
         ((structure, texts),) = given.items()
         return StructuredOutput(structure, texts, bool(wanted.disable_any_whitespace))
 
