@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from mistral_common.protocol.instruct.chunk import ContentChunk, TextChunk
@@ -35,18 +34,10 @@ _MISTRAL_ID = re.compile(f"[a-zA-Z0-9]{{{_ID_LENGTH}}}")
 _ANY_GRID = Grid(1, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class MistralMessages:
-    """`indexes` has the index in the conversation of the turn that each message comes from."""
-
-    messages: list[ChatMessage]
-    indexes: list[int]
-
-
 def messages_of(
     conversation: Conversation, version: TokenizerVersion, grids: Sequence[Grid] | None = None
-) -> MistralMessages:
-    """The messages of a conversation whose images have these grids, or any while they are unknown.
+) -> list[ChatMessage]:
+    """A message for each turn. Images have these grids, or any while they are unknown.
 
     An answer of the model can always be sent back. So where mistral_common takes no text beside
     tool calls (before version 7), an assistant's text before its calls is left out, and an empty
@@ -54,16 +45,15 @@ def messages_of(
     cannot read.
     """
     maker = _Maker(conversation, version, grids)
-    made: list[tuple[int, ChatMessage]] = []
+    made: list[ChatMessage] = []
     for role, run in groupby(enumerate(conversation.turns), key=lambda each: each[1].role):
         if role is Role.ASSISTANT:
             made += maker.assistants(list(run))
         else:
-            made += [(i, maker.message(i, turn)) for i, turn in run]
-    last = made[-1][1] if made else None
-    if conversation.goes_on and isinstance(last, AssistantMessage):
-        last.prefix = True
-    return MistralMessages([message for _, message in made], [index for index, _ in made])
+            made += [maker.message(i, turn) for i, turn in run]
+    if conversation.goes_on and isinstance(made[-1], AssistantMessage):
+        made[-1].prefix = True
+    return made
 
 
 class _Maker:
@@ -91,18 +81,19 @@ class _Maker:
             case Role.ASSISTANT:
                 raise AssertionError("assistants come in runs")
 
-    def assistants(self, run: Sequence[tuple[int, Turn]]) -> list[tuple[int, ChatMessage]]:
+    def assistants(self, run: Sequence[tuple[int, Turn]]) -> list[ChatMessage]:
         """The messages of assistant turns in a row, which mistral_common makes one of."""
-        if self._is_before_v7 and any(turn.calls for _, turn in run):
-            first = next(i for i, (_, turn) in enumerate(run) if turn.calls)
-            calling = [(i, turn) for i, turn in run[first:] if turn.calls or any(turn.parts)]
-            return [
-                (i, self._assistant(i, turn, () if turn.calls else turn.parts))
-                for i, turn in calling
-            ]
-        if any(turn.calls or any(turn.parts) for _, turn in run):
-            return [(i, self._assistant(i, turn, turn.parts)) for i, turn in run]
-        return [(i, self._assistant(i, turn, (NO_TEXT,))) for i, turn in run[:1]]
+        parts = [turn.parts for _, turn in run]
+        calling = [i for i, (_, turn) in enumerate(run) if turn.calls]
+        if calling and self._is_before_v7:
+            for i in (*range(calling[0]), *calling):
+                parts[i] = ()
+        elif not calling and not any(map(any, parts)):
+            parts[0] = (NO_TEXT,)
+        return [
+            self._assistant(index, turn, said)
+            for (index, turn), said in zip(run, parts, strict=True)
+        ]
 
     def _assistant(
         self, index: int, turn: Turn, parts: Sequence[str | ImageSource]

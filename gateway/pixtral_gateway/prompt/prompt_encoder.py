@@ -121,7 +121,7 @@ class PromptEncoder:
 
         Raises InvalidRequest for tools that mistral_common does not take.
         """
-        messages = messages_of(conversation, self._version, grids).messages
+        messages = messages_of(conversation, self._version, grids)
         tools = [_mistral_tool(tool) for tool in conversation.tools.offered]
         try:
             tokens = self._tokenizer.encode_chat_completion(

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.instruct.chunk import TextChunk
 from mistral_common.protocol.instruct.messages import (
     AssistantMessage,
     ChatMessage,
@@ -14,7 +15,6 @@ from mistral_common.protocol.instruct.validator import ValidationMode, get_valid
 from mistral_common.tokens.tokenizers.base import TokenizerVersion
 
 from pixtral_core.errors import InvalidRequest
-from pixtral_gateway.prompt.mistral_messages import MistralMessages
 
 _ONLY = "a conversation's only message must be a user or system message"
 _LAST = (
@@ -32,6 +32,9 @@ _RESULT = "must be the id of a call in the assistant message before it that has 
 _CALL_ID = "another call of this message has this id"
 _UNANSWERED = "each call must have its result, a tool message, before the assistant goes on"
 _SURPLUS = "there are more tool messages than calls in the assistant message before them"
+_TEXT_AFTER_CALLS = (
+    "this model's template has no text after an assistant's tool calls: leave it out"
+)
 _OTHER = "the model's template does not take this message here"
 
 
@@ -42,16 +45,20 @@ class MessageCheck:
         self._validator = get_validator(version, ValidationMode.test)
         # The same, but that any message may be the last.
         self._of_beginnings = get_validator(version, ValidationMode.agnostic)
+        self._has_text_beside_calls = version >= TokenizerVersion.v7
 
-    def check(self, made: MistralMessages) -> None:
+    def check(self, messages: list[ChatMessage]) -> None:
         """Raises InvalidRequest for messages that mistral_common refuses."""
         try:
-            self._validator.validate_messages(made.messages)
+            self._validator.validate_messages(messages)
         except MistralCommonException:
-            at, field, wrong = self._explained(made.messages)
+            at, field, wrong = self._explained(messages)
         else:
-            return
-        raise InvalidRequest(f"messages[{made.indexes[at]}]{field}", wrong)
+            found = None if self._has_text_beside_calls else _text_after_calls(messages)
+            if found is None:
+                return
+            at, field, wrong = found, ".content", _TEXT_AFTER_CALLS
+        raise InvalidRequest(f"messages[{at}]{field}", wrong)
 
     def _explained(self, messages: Sequence[ChatMessage]) -> tuple[int, str, str]:
         """The index of the message at fault, its field, and what is wrong with it."""
@@ -82,6 +89,24 @@ class MessageCheck:
         except MistralCommonException:
             return True
         return False
+
+
+def _text_after_calls(messages: Sequence[ChatMessage]) -> int | None:
+    """The index of an assistant message that mistral_common would join to calls before it.
+
+    Its validator lets the first calls of a conversation go unanswered, and its tokenizer fails.
+    """
+    has_called = False
+    for at, message in enumerate(messages):
+        match message:
+            case AssistantMessage(tool_calls=None, content=content) if has_called:
+                if any(isinstance(chunk, TextChunk) and chunk.text for chunk in content or ()):
+                    return at
+            case AssistantMessage(tool_calls=calls):
+                has_called |= calls is not None
+            case _:
+                has_called = False
+    return None
 
 
 def _explained_assistant(

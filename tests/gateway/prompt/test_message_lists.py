@@ -224,6 +224,19 @@ def test_calls_of_one_message_with_one_id_are_refused_from_version_11(
     assert refused.value.violations[0][0] == "messages[1].tool_calls[1].id"
 
 
+def test_text_after_calls_that_nothing_answers_is_refused_before_version_7(
+    model: Model, version: str
+) -> None:
+    """mistral_common's validator lets it pass where it begins the conversation."""
+    messages = [CALLS, YES, HI]
+    if version != "v3":
+        assert model.encoded(messages) == model.reference(messages)
+        return
+    with pytest.raises(InvalidRequest) as refused:
+        model.encoded(messages)
+    assert refused.value.violations[0][0] == "messages[1].content"
+
+
 def test_an_empty_answer_can_be_sent_back(model: Model) -> None:
     """It stands in the prompt as the model made it: as an end of sequence and nothing else."""
     full = model.reference([HI, {"role": "assistant", "content": "x"}, HI])
