@@ -24,6 +24,8 @@ from pixtral_gateway.prompt.tool_format import ToolFormat
 
 # Tokenizing this many characters takes about a millisecond.
 OFFLOAD_CHARACTERS = 1 << 13
+# And so does making so many messages and parts of mistral_common's.
+OFFLOAD_PARTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class PromptEncoder:
 
     async def check(self, conversation: Conversation) -> None:
         """Raises InvalidRequest for messages that mistral_common does not take, and says why."""
-        if conversation.characters > OFFLOAD_CHARACTERS:
+        if _is_long(conversation):
             await asyncio.to_thread(self.check_now, conversation)
         else:
             self.check_now(conversation)
@@ -111,8 +113,8 @@ class PromptEncoder:
         self._messages.check(messages_of(conversation, self._version))
 
     async def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
-        """As `encode_now`, off the event loop where the text is long."""
-        if conversation.characters > OFFLOAD_CHARACTERS:
+        """As `encode_now`, off the event loop where the conversation is long."""
+        if _is_long(conversation):
             return await asyncio.to_thread(self.encode_now, conversation, grids)
         return self.encode_now(conversation, grids)
 
@@ -137,6 +139,11 @@ class PromptEncoder:
             at = offset + grid.placeholder_length
             images.append(PlacedImage(offset, grid.rows, grid.cols, grid.placeholder_length))
         return Prompt(tokens, tuple(images), sum(image.length for image in images))
+
+
+def _is_long(conversation: Conversation) -> bool:
+    parts = sum(1 + len(turn.parts) for turn in conversation.turns)
+    return conversation.characters > OFFLOAD_CHARACTERS or parts > OFFLOAD_PARTS
 
 
 def _mistral_tool(tool: Tool) -> MistralTool:
