@@ -271,6 +271,8 @@ MESSAGE_BYTES = Count(
 )
 # Each takes some hundred bytes once it is parsed, and may be two in the body.
 BODY_VALUES = Count("request", "over HTTP", 1 << 20, of="values in the JSON of a body")
+# As in vLLM.
+PROMPTS = Count("prompt", "prompts of one request to `/v1/completions`", 1024, least=1)
 HEAD_BYTES = Count("request", "over HTTP", 64 << 10, of="bytes of a head")
 
 # What the gateway itself adds to a request for the decoder.

@@ -18,6 +18,7 @@ from pixtral_gateway.api.http.event_stream import EventStream
 from pixtral_gateway.api.http.front import Front
 from pixtral_gateway.api.http.middleware import RequestMiddleware, while_client_waits
 from pixtral_gateway.api.openai import chat_response, openapi
+from pixtral_gateway.api.openai.completions.route import Completions
 from pixtral_gateway.api.openai.messages import to_conversation
 from pixtral_gateway.api.openai.request_schema import ChatRequest, Message, TokenizeRequest
 from pixtral_gateway.api.openai.response_schema import ModelCard, ModelList, Tokens, Version
@@ -57,6 +58,7 @@ class OpenAiApi:
         page = Page(settings.listen.rpartition(":")[2]).routes() if settings.has_page else []
         routes = [
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", Completions(self._front).complete, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{model:path}", self.model),
             Route("/tokenize", self.tokenize, methods=["POST"]),

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from pixtral_core.generation import logprobs
 from pixtral_gateway import request
@@ -318,6 +319,6 @@ def _usage(usage: request.Usage) -> Usage:
     }
 
 
-def event_of(chunk: ChatCompletionChunk) -> bytes:
+def event_of(chunk: Mapping[str, Any]) -> bytes:
     # In ASCII: some clients take U+2028 and its like for the end of a line.
     return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"

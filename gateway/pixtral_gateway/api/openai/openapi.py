@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pixtral_gateway.api.openai.completions.request import CompletionRequest
+from pixtral_gateway.api.openai.completions.response_schema import Completion, CompletionChunk
 from pixtral_gateway.api.openai.request_schema import ChatRequest, TokenizeRequest
 from pixtral_gateway.api.openai.response_schema import (
     ChatCompletion,
@@ -73,6 +75,13 @@ _OPERATIONS = {
         answer=ChatCompletion,
         body=ChatRequest,
         chunk=ChatCompletionChunk,
+        errors=(*_OF_BODIES, 404, 504),
+    ),
+    "/v1/completions": Operation(
+        "What follows a prompt, whole or as a stream",
+        answer=Completion,
+        body=CompletionRequest,
+        chunk=CompletionChunk,
         errors=(*_OF_BODIES, 404, 504),
     ),
     "/v1/models": Operation("The model and its adapters", answer=ModelList),
