@@ -23,7 +23,7 @@ from schemathesis import Case, GenerationMode
 from tests.fuzz.calls import CHAT, DEADLINE, Found, good_answer, problem_of
 from tests.fuzz.openai import WORD
 from tests.fuzz.pictures import originals
-from tests.support.openapi import CHUNK, ERROR, EVENTS, PATH, Described
+from tests.support.openapi import EVENTS, PATH, Described, events_of
 
 KIND = "content-type"
 # What is said of a field that may ask for nothing.
@@ -189,18 +189,14 @@ def _problem(described: Described, sent: Sent, response: httpx.Response) -> str 
     return (
         described.answer_problem(sent.method.lower(), sent.route, response)
         or (problem_of(response) if response.content else None)
-        or _problem_of_events(described, response)
+        or _problem_of_events(described, sent.route, response)
     )
 
 
-def _problem_of_events(described: Described, response: httpx.Response) -> str | None:
+def _problem_of_events(described: Described, route: str, response: httpx.Response) -> str | None:
     if not response.headers.get(KIND, "").startswith(EVENTS):
         return None
-    data = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-    problems = (
-        described.problem(ERROR if "error" in event else CHUNK, event)
-        for event in map(json.loads, data[:-1])
-    )
+    problems = (described.event_problem(route, event) for event in events_of(response.text))
     return next(filter(None, problems), None)
 
 

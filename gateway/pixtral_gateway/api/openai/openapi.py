@@ -59,29 +59,41 @@ _HEADER_SCHEMAS = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a route takes and answers. `chunk` is one event of its streams."""
+    """What a route takes and answers. `events` are those of its streams, and `error` of its
+    errors; `end` is what a stream ends with, where that is no event.
+    """
 
     summary: str
     answer: Any
     body: type[BaseModel] | None = None
-    chunk: Any = None
+    events: tuple[Any, ...] = ()
+    end: str = ""
     errors: tuple[int, ...] = ()
+    error: Any = ErrorAnswer
     is_for_tenants: bool = True
 
+    @property
+    def types(self) -> set[Any]:
+        return {each for each in (self.body, self.answer, *self.events, self.error) if each}
+
+
+DONE = "That of the last is [DONE]."
 
 _OPERATIONS = {
     "/v1/chat/completions": Operation(
         "An answer to a conversation, whole or as a stream",
         answer=ChatCompletion,
         body=ChatRequest,
-        chunk=ChatCompletionChunk,
+        events=(ChatCompletionChunk, ErrorAnswer),
+        end=DONE,
         errors=(*_OF_BODIES, 404, 504),
     ),
     "/v1/completions": Operation(
         "What follows a prompt, whole or as a stream",
         answer=Completion,
         body=CompletionRequest,
-        chunk=CompletionChunk,
+        events=(CompletionChunk, ErrorAnswer),
+        end=DONE,
         errors=(*_OF_BODIES, 404, 504),
     ),
     "/v1/models": Operation("The model and its adapters", answer=ModelList),
@@ -110,11 +122,11 @@ class _Schemas(GenerateJsonSchema):
 def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[str, Any]:
     """Raises KeyError for a route of which it does not know what it answers."""
     shown = [(route, _OPERATIONS[route.path_format]) for route in routes]
-    used = {type_ for _, each in shown for type_ in (each.body, each.answer, each.chunk) if type_}
+    used = {type_ for _, each in shown for type_ in each.types}
     refs, components = TypeAdapter.json_schemas(
         [
             (type_.__name__, "validation", TypeAdapter(type_))
-            for type_ in sorted({*used, ErrorAnswer}, key=lambda type_: str(type_.__name__))
+            for type_ in sorted(used, key=lambda type_: str(type_.__name__))
         ],
         ref_template=_REF,
         schema_generator=_Schemas,
@@ -156,7 +168,10 @@ def _operation(
         "summary": operation.summary,
         "responses": {
             str(_OK): _answer(operation, schemas),
-            **{str(status): _error(status, schemas) for status in sorted(errors)},
+            **{
+                str(status): _error(status, schemas[operation.error.__name__])
+                for status in sorted(errors)
+            },
         },
     }
     if route.param_convertors:
@@ -176,21 +191,24 @@ def _answer(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {"description": operation.summary}
     if operation.answer is not None:
         told["content"] = {_JSON: {"schema": schemas[operation.answer.__name__]}}
-    if operation.chunk is not None:
+    if operation.events:
         told["content"]["text/event-stream"] = {
             "schema": {
                 "type": "string",
-                "description": f"The data of each event is a {operation.chunk.__name__}, or an "
-                f"{ErrorAnswer.__name__}; that of the last is [DONE].",
+                "description": f"The data of each event is one of these. {operation.end}".strip(),
+                "contentMediaType": _JSON,
+                "contentSchema": {
+                    "anyOf": [schemas[each.__name__] for each in operation.events],
+                },
             }
         }
     return told
 
 
-def _error(status: int, schemas: dict[str, Any]) -> dict[str, Any]:
+def _error(status: int, schema: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {
         "description": _ERRORS[status],
-        "content": {_JSON: {"schema": schemas[ErrorAnswer.__name__]}},
+        "content": {_JSON: {"schema": schema}},
     }
     if name := _HEADERS.get(status):
         told["headers"] = {name: {"required": True, "schema": _HEADER_SCHEMAS[name]}}
