@@ -22,6 +22,8 @@ from pixtral_gateway.api.openai.completions.route import Completions
 from pixtral_gateway.api.openai.messages import to_conversation
 from pixtral_gateway.api.openai.request_schema import ChatRequest, Message, TokenizeRequest
 from pixtral_gateway.api.openai.response_schema import ModelCard, ModelList, Tokens, Version
+from pixtral_gateway.api.openai.responses import route as responses
+from pixtral_gateway.api.openai.responses.route import Responses
 from pixtral_gateway.api.playground.page import PATHS, Page
 from pixtral_gateway.checks.conversation import Conversation, Tools
 from pixtral_gateway.checks.validation import check_sampling
@@ -29,6 +31,7 @@ from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
 
 _QUIET = frozenset({"/health", "/version", openapi.PATH, *PATHS})
+_FORMS = {"/v1/responses": responses.FORM}
 _CAPABILITIES = {"completion_chat": True, "function_calling": True, "vision": True}
 
 
@@ -59,6 +62,7 @@ class OpenAiApi:
         routes = [
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", Completions(self._front).complete, methods=["POST"]),
+            Route("/v1/responses", Responses(self._front).respond, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{model:path}", self.model),
             Route("/tokenize", self.tokenize, methods=["POST"]),
@@ -68,7 +72,7 @@ class OpenAiApi:
         described = openapi.document(routes, _version(), has_keys=settings.api_keys is not None)
         schema = openapi.route(described)
         router = Router([*routes, schema, *page], redirect_slashes=False)
-        return RequestMiddleware(router, quiet=_QUIET, gate=gate, tracer=tracer)
+        return RequestMiddleware(router, quiet=_QUIET, gate=gate, tracer=tracer, forms=_FORMS)
 
     async def chat(self, request: Request) -> JSONResponse | EventStream:
         arrival = self._front.arrive(request)

@@ -67,7 +67,7 @@ async def whole(
             texts[event.index].append(event.text)
             calls[event.index].extend(event.tool_calls)
             token_ids[event.index].extend(event.token_ids)
-            token_logprobs[event.index] += map(_token_logprobs, event.logprobs)
+            token_logprobs[event.index] += map(token_logprobs_of, event.logprobs)
             last[event.index] = event
     assert ending is not None  # noqa: S101 - for mypy: no events are without an end
     made: list[Choice] = []
@@ -172,7 +172,7 @@ class _Chunks:
             event.index,
             _content(event),
             FINISH_REASONS[event.finish_reason],
-            _logprobs([_token_logprobs(each) for each in event.logprobs]),
+            _logprobs([token_logprobs_of(each) for each in event.logprobs]),
             event.stop_reason,
         )
         if self._asked.return_token_ids:
@@ -240,7 +240,7 @@ def _logprobs(content: list[TokenLogprobs]) -> Logprobs | None:
     return {"content": content, "refusal": None} if content else None
 
 
-def _token_logprobs(token: logprobs.TokenLogprobs) -> TokenLogprobs:
+def token_logprobs_of(token: logprobs.TokenLogprobs) -> TokenLogprobs:
     assert token.chosen is not None  # noqa: S101 - for mypy: a completion's tokens were chosen
     return {**_logprob(token.chosen), "top_logprobs": [_logprob(each) for each in token.top]}
 

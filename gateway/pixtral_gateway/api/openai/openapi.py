@@ -7,7 +7,7 @@ answers are checked against. As in vLLM, no key is needed to read it.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -28,6 +28,8 @@ from pixtral_gateway.api.openai.response_schema import (
     Tokens,
     Version,
 )
+from pixtral_gateway.api.openai.responses import response_schema as response_types
+from pixtral_gateway.api.openai.responses.request import ResponsesRequest
 
 PATH = "/openapi.json"
 _REF = "#/components/schemas/{model}"
@@ -94,6 +96,13 @@ _OPERATIONS = {
         body=CompletionRequest,
         events=(CompletionChunk, ErrorAnswer),
         end=DONE,
+        errors=(*_OF_BODIES, 404, 504),
+    ),
+    "/v1/responses": Operation(
+        "An answer to input items, whole or as a stream",
+        answer=response_types.Response,
+        body=ResponsesRequest,
+        events=get_args(response_types.StreamEvent),
         errors=(*_OF_BODIES, 404, 504),
     ),
     "/v1/models": Operation("The model and its adapters", answer=ModelList),

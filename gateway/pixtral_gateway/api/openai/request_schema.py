@@ -144,11 +144,14 @@ class StreamOptions(BaseModel):
 
 
 class RequestBody(BaseModel):
-    """`refused` has fields that this route alone cannot serve, and values that ask for nothing."""
+    """`refused` has fields that this route alone cannot serve, and values that ask for nothing;
+    `reasons` says why, and what to do instead.
+    """
 
     model_config = ConfigDict(extra="allow")
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    reasons: ClassVar[Mapping[str, str]] = {}
 
     model: str | None = None
 
@@ -180,9 +183,8 @@ class RequestBody(BaseModel):
             if name in refused:
                 if value is not None and value not in refused[name]:
                     instead = INSTEAD.get(name, "leave it out")
-                    raise InvalidRequest(
-                        name, f"is not supported: {instead}", "UNSUPPORTED_PARAMETER"
-                    )
+                    reason = self.reasons.get(name, f"is not supported: {instead}")
+                    raise InvalidRequest(name, reason, "UNSUPPORTED_PARAMETER")
             elif name not in HARMLESS:
                 unknown += 1
         if unknown:
