@@ -52,7 +52,7 @@ class Responses:
 
         with renamed(name_of):
             conversation = conversation_of(
-                items.turns,
+                items.done(),
                 max_images=self._front.settings.max_images,
                 tools=asked.called_tools(),
             )

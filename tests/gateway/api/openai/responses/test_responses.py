@@ -533,7 +533,9 @@ async def test_openais_client_creates_parses_and_streams(
     assert again.output_text == "Hello world"
 
     async with client_of_openai.responses.stream(model="pixtral-small", input=shown) as events:
-        texts = [event.delta async for event in events if event.type.endswith("text.delta")]
+        texts = [
+            event.delta async for event in events if event.type == "response.output_text.delta"
+        ]
         final = await events.get_final_response()
     assert "".join(texts) == final.output_text == "Hello world"
 
