@@ -35,7 +35,20 @@ ASKED = [{"role": "user", "content": "What is this?"}]
 PICTURE = f"data:image/png;base64,{base64.b64encode(originals()['png RGB']).decode()}"
 SHOWN = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}]}]
 # An answer has as few tokens as may be.
-MOST = {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 1, "n": 2}
+MOST = {
+    "max_tokens": 3,
+    "max_completion_tokens": 3,
+    "max_output_tokens": 3,
+    "min_tokens": 1,
+    "n": 2,
+}
+# What bounds the answers of a route.
+SHORT = {
+    CHAT: "max_tokens",
+    "/v1/completions": "max_tokens",
+    "/v1/messages": "max_tokens",
+    "/v1/responses": "max_output_tokens",
+}
 
 
 async def fuzz_by_schema(
@@ -164,10 +177,14 @@ class Caller:
         if isinstance(body.get("model"), str) and chance % 4:
             body["model"] = self._model
         if isinstance(body.get("messages"), list) and chance % 8 < 6:
-            body["messages"] = SHOWN if chance & 8 else ASKED
-        if case.operation.path == CHAT:
-            if body.get("max_tokens") is None:
-                body["max_tokens"] = MOST["max_tokens"]
+            is_anthropic = case.operation.path.startswith("/v1/messages")
+            body["messages"] = SHOWN if chance & 8 and not is_anthropic else ASKED
+        if isinstance(body.get("input"), list) and chance % 8 < 6:
+            body["input"] = ASKED
+        if case.operation.path in SHORT:
+            field = SHORT[case.operation.path]
+            if body.get(field) is None:
+                body[field] = MOST[field]
             for name, most in MOST.items():
                 if type(body.get(name)) is int and most < body[name] < 1 << 32:
                     body[name] = most

@@ -13,6 +13,8 @@ from starlette.routing import Route, Router
 from pixtral_core.errors import InvalidRequest, Unavailable
 from pixtral_core.server.grpc_interceptor import Gate
 from pixtral_core.telemetry.tracing import Tracer
+from pixtral_gateway.api.anthropic import routes as anthropic
+from pixtral_gateway.api.anthropic.routes import AnthropicApi
 from pixtral_gateway.api.backend import Backend
 from pixtral_gateway.api.http.event_stream import EventStream
 from pixtral_gateway.api.http.front import Front
@@ -31,7 +33,7 @@ from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
 
 _QUIET = frozenset({"/health", "/version", openapi.PATH, *PATHS})
-_FORMS = {"/v1/responses": responses.FORM}
+_FORMS = {"/v1/responses": responses.FORM, **anthropic.FORMS}
 _CAPABILITIES = {"completion_chat": True, "function_calling": True, "vision": True}
 
 
@@ -63,6 +65,7 @@ class OpenAiApi:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", Completions(self._front).complete, methods=["POST"]),
             Route("/v1/responses", Responses(self._front).respond, methods=["POST"]),
+            *AnthropicApi(self._front).routes(),
             Route("/v1/models", self.models),
             Route("/v1/models/{model:path}", self.model),
             Route("/tokenize", self.tokenize, methods=["POST"]),

@@ -16,6 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pixtral_gateway.api.anthropic import response_schema as anthropic_types
+from pixtral_gateway.api.anthropic.request import CountTokensRequest, MessagesRequest
 from pixtral_gateway.api.openai.completions.request import CompletionRequest
 from pixtral_gateway.api.openai.completions.response_schema import Completion, CompletionChunk
 from pixtral_gateway.api.openai.request_schema import ChatRequest, TokenizeRequest
@@ -104,6 +106,21 @@ _OPERATIONS = {
         body=ResponsesRequest,
         events=get_args(response_types.StreamEvent),
         errors=(*_OF_BODIES, 404, 504),
+    ),
+    "/v1/messages": Operation(
+        "An answer in Anthropic's form, whole or as a stream",
+        answer=anthropic_types.MessageAnswer,
+        body=MessagesRequest,
+        events=(*get_args(anthropic_types.MessageEvent), anthropic_types.MessageError),
+        errors=(*_OF_BODIES, 404, 504),
+        error=anthropic_types.MessageError,
+    ),
+    "/v1/messages/count_tokens": Operation(
+        "How many tokens such a request has",
+        answer=anthropic_types.TokenCount,
+        body=CountTokensRequest,
+        errors=(*_OF_BODIES, 404, 504),
+        error=anthropic_types.MessageError,
     ),
     "/v1/models": Operation("The model and its adapters", answer=ModelList),
     "/v1/models/{model}": Operation("One of them", answer=ModelCard, errors=(404,)),
