@@ -46,12 +46,9 @@ class Turns:
 
     def user(self, path: str, parts: Sequence[Part]) -> None:
         shown, self._shown = self._shown, []
-        self._turns.append(_OpenTurn(Role.USER, path, [*shown, *parts] or [""]))
+        self._turns.append(_OpenTurn(Role.USER, path, [*shown, *parts]))
 
     def assistant(self, path: str, parts: Sequence[Part]) -> None:
-        """An answer that stopped before its first word says nothing, and is left out."""
-        if not parts:
-            return
         self._show()
         last = self._last_assistant()
         if last is not None and last.calls and not last.parts:
@@ -79,6 +76,12 @@ class Turns:
             Turn(turn.role, tuple(turn.parts), tuple(turn.calls), turn.call_id)
             for turn in self._turns
         )
+
+    @property
+    def ends_with_text(self) -> bool:
+        """Whether the last turn is an assistant's, and calls nothing."""
+        last = self._last_assistant()
+        return last is not None and not last.calls
 
     def name_of(self, field: str) -> str:
         """The client's path for a field of the gateway's own messages."""

@@ -41,7 +41,9 @@ class Blocks(Turns):
 
     def _add(self, message: SentMessage, path: str) -> None:
         if isinstance(message.content, str):
-            blocks: Sequence[Any] = [{"type": "text", "text": message.content}]
+            # To mistral_common an empty text is no part, and an empty part is one.
+            text = {"type": "text", "text": message.content}
+            blocks: Sequence[Any] = [text] if message.content else []
         elif isinstance(message.content, list):
             blocks = message.content
         else:
@@ -112,10 +114,10 @@ def _system_texts(system: Any, path: str) -> list[str]:
 
 
 def _part(block: Any, path: str, *, may_show: bool) -> list[Part]:
-    """A text or an image; nothing for an empty text, which no template has anything for."""
+    """A text or an image."""
     match block:
         case {"type": "text", "text": str(text)}:
-            return [text] if text else []
+            return [text]
         case {"type": "text"}:
             raise InvalidRequest(f"{path}.text", "must be a text")
         case {"type": "image"}:

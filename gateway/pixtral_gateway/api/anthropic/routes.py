@@ -79,5 +79,11 @@ class AnthropicApi:
 
         with renamed(name_of):
             tools = asked.called_tools()
-            max_images = self._front.settings.max_images
-            return conversation_of(blocks.done(), max_images=max_images, tools=tools), name_of
+            conversation = conversation_of(
+                blocks.done(),
+                max_images=self._front.settings.max_images,
+                tools=tools,
+                # As with Anthropic's own models: the answer goes on from such a message.
+                goes_on=blocks.ends_with_text,
+            )
+        return conversation, name_of

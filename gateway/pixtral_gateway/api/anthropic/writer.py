@@ -37,6 +37,7 @@ class MessageWriter:
         self._has_begun = False
         self._prompt_tokens = 0
         self._stop_reason: StopReason = "end_turn"
+        self._stop_sequence: str | None = None
 
     async def whole(self, events: Events) -> MessageAnswer:
         """The message, once its last token is there."""
@@ -54,6 +55,7 @@ class MessageWriter:
             **self._message(_usage_of(finished)),
             "content": self._blocks,
             "stop_reason": self._stop_reason,
+            "stop_sequence": self._stop_sequence,
             "pixtral": ending_of(finished)["pixtral"],
         }
 
@@ -79,6 +81,8 @@ class MessageWriter:
 
     def _add(self, delta: Delta) -> Iterable[MessageEvent]:
         self._stop_reason = _STOP_REASONS[delta.finish_reason]
+        if isinstance(delta.stop_reason, str) and delta.finish_reason is FinishReason.STOP:
+            self._stop_reason, self._stop_sequence = "stop_sequence", delta.stop_reason
         if delta.text:
             if not self._is_open or self._blocks[-1]["type"] != "text":
                 yield from self._open({"type": "text", "text": ""})
@@ -128,7 +132,7 @@ class MessageWriter:
     def _ending(self, finished: Finished) -> Iterable[MessageEvent]:
         yield {
             "type": "message_delta",
-            "delta": {"stop_reason": self._stop_reason, "stop_sequence": None},
+            "delta": {"stop_reason": self._stop_reason, "stop_sequence": self._stop_sequence},
             "usage": _usage_of(finished),
             "pixtral": ending_of(finished)["pixtral"],
         }

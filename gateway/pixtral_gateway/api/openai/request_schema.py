@@ -314,6 +314,15 @@ class CompletionBody(SamplingBody):
     ] = None
     response_format: ResponseFormat | None = None
     return_token_ids: bool | None = None
+    # vLLM's: a part of the answer's id.
+    request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
+
+    def answer_id(self, own: str) -> str:
+        """The id that the answer has. Raises InvalidRequest."""
+        if not self.request_id:
+            return own
+        limits.REQUEST_ID.check(len(self.request_id), "request_id")
+        return f"{own.partition('-')[0]}-{self.request_id}"
 
     def always_include_usage(self) -> None:
         """As if the client had asked for the usage of a stream."""
@@ -375,15 +384,6 @@ class ChatRequest(CompletionBody, ConversationBody):
     parallel_tool_calls: bool | None = None
     # vLLM's: an answer that goes on from a message begins with it.
     echo: bool | None = None
-    # vLLM's: a part of the answer's id.
-    request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
-
-    def answer_id(self, own: str) -> str:
-        """The id that the answer has. Raises InvalidRequest."""
-        if not self.request_id:
-            return own
-        limits.REQUEST_ID.check(len(self.request_id), "request_id")
-        return f"chatcmpl-{self.request_id}"
 
     def beginning(self) -> str:
         """The text that the answer begins with, though the model does not make it."""

@@ -305,6 +305,31 @@ async def test_sampling_and_structure_arrive_at_the_decoder(
     )
 
 
+async def stops_at_a_string(_: decoder_pb2.GenerateRequest) -> Responses:
+    choice = chat_pb2.Choice(
+        text="He", token_ids=[4], finish_reason=chat_pb2.FINISH_REASON_STOP, stop_string="llo"
+    )
+    yield decoder_pb2.GenerateResponse(delta=choice)
+
+
+async def test_a_stop_string_is_told(http: httpx.AsyncClient, decoders: list[FakeDecoder]) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [stops_at_a_string]
+    answer = await ask(http, HELLO, stop_sequences=["llo"])
+    assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "llo")
+    *_, ending, _ = await stream(http, HELLO, stop_sequences=["llo"])
+    assert ending["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": "llo"}
+
+
+async def test_an_answer_goes_on_from_an_assistants_last_message(
+    http: httpx.AsyncClient, decoders: list[FakeDecoder]
+) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "It is"}]
+    chat = {"messages": messages, "continue_final_message": True}
+    expected = await prompt_of(http, decoders, CHAT, chat)
+    assert await prompt_of(http, decoders, MESSAGES, {"messages": messages}) == expected
+
+
 async def is_cut_within_a_call(_: decoder_pb2.GenerateRequest) -> Responses:
     yield delta("[TOOL_CALLS]", TOOL_CALLS)
     yield delta('[{"name": "look", "arguments": {"at": "c', 1001)
@@ -342,69 +367,67 @@ async def test_a_stream_that_fails_ends_with_an_error(
     assert last["error"]["type"] == "overloaded_error"
 
 
-@pytest.mark.parametrize(
-    ("messages", "fields", "at"),
-    [
-        ([], {}, "messages"),
-        ([{"role": "user", "content": 1}], {}, "messages.0.content"),
-        ([{"role": "user", "content": ["a"]}], {}, "messages.0.content.0"),
-        ([{"role": "tool", "content": "a"}], {}, "messages.0.role"),
-        (
-            [{"role": "user", "content": [{"type": "document"}]}],
-            {},
-            "messages.0.content.0.type",
-        ),
-        (
-            [{"role": "user", "content": [IMAGE | {"source": {"type": "file"}}]}],
-            {},
-            "messages.0.content.0.source.type",
-        ),
-        (
-            [
-                {
-                    "role": "user",
-                    "content": [IMAGE | {"source": {"type": "base64", "data": "AAAA"}}],
-                }
-            ],
-            {},
-            "messages.0.content.0.source.data",
-        ),
-        ([*HELLO, {"role": "assistant", "content": [IMAGE]}], {}, "messages.1.content.0"),
-        (
-            [*HELLO, {"role": "assistant", "content": [USED | {"name": "a b"}]}],
-            {},
-            "messages.1.content.0.name",
-        ),
-        (
-            [*HELLO, {"role": "assistant", "content": [USED]}],
-            {},
-            "messages.1.content.0",
-        ),
-        ([{"role": "user", "content": [RESULT]}], {}, "messages.0.content.0.tool_use_id"),
-        (HELLO, {"max_tokens": 0}, "max_tokens"),
-        (HELLO, {"temperature": 3}, "temperature"),
-        (HELLO, {"stop_sequences": [""]}, "stop_sequences.0"),
-        (HELLO, {"system": [{"type": "image"}]}, "system.0.type"),
-        (HELLO, {"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0.type"),
-        (HELLO, {"tools": [TOOL | {"name": "a b"}]}, "tools.0.name"),
-        (
-            HELLO,
-            {"tools": [TOOL | {"input_schema": {"type": "array"}}]},
-            "tools.0.input_schema",
-        ),
-        (HELLO, {"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
-        (HELLO, {"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
-    ],
-)
-async def test_a_refusal_is_in_anthropics_form_and_names_its_field(
-    http: httpx.AsyncClient, messages: Any, fields: dict[str, Any], at: str
-) -> None:
-    response = await http.post(MESSAGES, json={"messages": messages} | fields)
-    body = response.json()
-    assert response.status_code == 400, body
-    assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
-    assert body["error"]["message"].partition(": ")[0] == at
-    assert response.headers["request-id"] == response.headers["x-request-id"]
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    ([], {}, "messages"),
+    ([{"role": "user", "content": 1}], {}, "messages.0.content"),
+    ([{"role": "user", "content": ["a"]}], {}, "messages.0.content.0"),
+    ([{"role": "tool", "content": "a"}], {}, "messages.0.role"),
+    (
+        [{"role": "user", "content": [{"type": "document"}]}],
+        {},
+        "messages.0.content.0.type",
+    ),
+    (
+        [{"role": "user", "content": [IMAGE | {"source": {"type": "file"}}]}],
+        {},
+        "messages.0.content.0.source.type",
+    ),
+    (
+        [
+            {
+                "role": "user",
+                "content": [IMAGE | {"source": {"type": "base64", "data": "AAAA"}}],
+            }
+        ],
+        {},
+        "messages.0.content.0.source.data",
+    ),
+    ([*HELLO, {"role": "assistant", "content": [IMAGE]}], {}, "messages.1.content.0"),
+    (
+        [*HELLO, {"role": "assistant", "content": [USED | {"name": "a b"}]}],
+        {},
+        "messages.1.content.0.name",
+    ),
+    (
+        [*HELLO, {"role": "assistant", "content": [USED]}],
+        {},
+        "messages.1.content.0",
+    ),
+    ([{"role": "user", "content": [RESULT]}], {}, "messages.0.content.0.role"),
+    (HELLO, {"max_tokens": 0}, "max_tokens"),
+    (HELLO, {"temperature": 3}, "temperature"),
+    (HELLO, {"stop_sequences": [""]}, "stop_sequences.0"),
+    (HELLO, {"system": [{"type": "image"}]}, "system.0.type"),
+    (HELLO, {"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0.type"),
+    (HELLO, {"tools": [TOOL | {"name": "a b"}]}, "tools.0.name"),
+    (
+        HELLO,
+        {"tools": [TOOL | {"input_schema": {"type": "array"}}]},
+        "tools.0.input_schema",
+    ),
+    (HELLO, {"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+    (HELLO, {"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
+]
+
+
+async def test_a_refusal_is_in_anthropics_form_and_names_its_field(http: httpx.AsyncClient) -> None:
+    for messages, fields, at in REFUSED:
+        response = await http.post(MESSAGES, json={"messages": messages} | fields)
+        body = response.json()
+        assert response.status_code == 400, (messages, fields, body)
+        assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
+        assert body["error"]["message"].partition(": ")[0] == at
+        assert response.headers["request-id"] == response.headers["x-request-id"]
 
 
 async def test_other_errors_are_in_its_form_too(http: httpx.AsyncClient) -> None:

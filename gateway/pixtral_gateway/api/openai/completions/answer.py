@@ -36,9 +36,10 @@ class _Choice:
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
     offset: int = 0
-    tokens: int = 0
     has_begun: bool = False
 
 
@@ -63,6 +64,7 @@ class CompletionWriter:
         self._echoes = echoes
         self._first_tokens = first_tokens
         self._n = asked.n or 1
+        self._prompts: dict[int, Sequence[int]] = {}
         self._choices = [_Choice() for _ in range(self._n * len(echoes))]
 
     async def whole(self, events: Events) -> Completion:
@@ -71,13 +73,17 @@ class CompletionWriter:
         async with aclosing(events):
             async for index, event in events:
                 match event:
+                    case Begun():
+                        self._prompts[index] = event.prompt_token_ids
                     case Finished():
                         finished[index] = event
                     case Delta():
                         choice = self._choices[index * self._n + event.index]
                         choice.texts.append(event.text)
+                        choice.token_ids.extend(event.token_ids)
                         choice.logprobs.extend(event.logprobs)
                         choice.finish_reason = FINISH_REASONS[event.finish_reason]
+                        choice.stop_reason = event.stop_reason
         made = await asyncio.to_thread(self._made, finished)
         answer: Completion = {
             "id": self._id,
@@ -102,22 +108,23 @@ class CompletionWriter:
         }
         if self._asked.include_usage:
             heading["usage"] = None
-        prompt_tokens, finished = dict[int, int](), dict[int, Finished]()
+        finished: dict[int, Finished] = {}
         with self._asked.own_names():
             async with aclosing(events):
                 async for index, event in events:
                     match event:
                         case Begun():
-                            prompt_tokens[index] = event.prompt_tokens
+                            self._prompts[index] = event.prompt_token_ids
                         case Finished():
                             finished[index] = event
                         case Delta():
                             at = index * self._n + event.index
                             choice = self._choices[at]
-                            choice.tokens += len(event.token_ids)
+                            choice.token_ids.extend(event.token_ids)
                             if self._asked.continuous_usage:
-                                running = running_usage(prompt_tokens[index], choice.tokens)
-                                heading["usage"] = running
+                                heading["usage"] = running_usage(
+                                    len(self._prompts[index]), len(choice.token_ids)
+                                )
                             yield event_of({**heading, "choices": [self._new(at, event)]})
             if self._asked.include_usage:
                 heading["usage"] = _summed(finished.values())
@@ -127,21 +134,27 @@ class CompletionWriter:
         yield DONE
 
     def _new(self, at: int, delta: Delta) -> CompletionChoice:
-        choice = self._choices[at]
+        choice, prompt = self._choices[at], at // self._n
         text = "" if self._asked.is_echo_alone else delta.text
-        if not choice.has_begun:
-            choice.has_begun = True
-            text = self._echoes[at // self._n] + text
+        is_first, choice.has_begun = not choice.has_begun, True
+        if is_first:
+            text = self._echoes[prompt] + text
         logprobs = None
         if delta.logprobs:
             logprobs = _logprobs(delta.logprobs, choice.offset)
             choice.offset += sum(map(len, logprobs["tokens"]))
-        return {
+        made: CompletionChoice = {
             "index": at,
             "text": text,
             "logprobs": logprobs,
             "finish_reason": FINISH_REASONS[delta.finish_reason],
+            "stop_reason": delta.stop_reason,
         }
+        if self._asked.return_token_ids:
+            made["token_ids"] = list(delta.token_ids)
+            if is_first:
+                made["prompt_token_ids"] = list(self._prompts[prompt])
+        return made
 
     def _made(self, finished: dict[int, Finished]) -> list[CompletionChoice]:
         asked = self._asked
@@ -161,7 +174,11 @@ class CompletionWriter:
                 if asked.logprobs is None
                 else _logprobs(logprobs, 0, self._first_tokens[prompt]),
                 "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
             }
+            if asked.return_token_ids:
+                answered["prompt_token_ids"] = list(self._prompts[prompt])
+                answered["token_ids"] = choice.token_ids
             if asked.prompt_logprobs is not None:
                 answered["prompt_logprobs"] = prompt_logprobs_of(finished[prompt].prompt_logprobs)
             made.append(answered)

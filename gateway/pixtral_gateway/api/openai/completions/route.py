@@ -47,9 +47,11 @@ class Completions:
             )
             for i, prompt in enumerate(prompts)
         ]
+        if self._front.settings.force_include_usage:
+            asked.always_include_usage()
         async with while_client_waits(request.receive):
             writer = CompletionWriter(
-                completion_id,
+                asked.answer_id(completion_id),
                 asked.model or self._front.model,
                 asked,
                 *await self._texts(asked, prompts, arrival.tenant),

@@ -16,7 +16,8 @@ _TEXTS = ("input_text", "output_text", "text")
 class InputItems(Turns):
     """The turns that a response's instructions and input make.
 
-    Raises InvalidRequest, with paths of the input.
+    `goes_on`: the last one is the beginning of the answer. Raises InvalidRequest, with paths of the
+    input.
     """
 
     def __init__(
@@ -25,12 +26,16 @@ class InputItems(Turns):
         super().__init__("input", {".id": ".call_id", ".tool_call_id": ".call_id"})
         if instructions:
             self.system("instructions", [instructions])
+        self.goes_on = False
         if isinstance(given, str):
             self.user("input", [given])
             return
         check_parts([_length(item) for item in given], context_length)
         for i, item in enumerate(given):
             self._add(item, f"input.{i}")
+        # As in vLLM, a message that is not complete is the beginning of the answer.
+        if given and self.ends_with_text:
+            self.goes_on = given[-1].get("status") in ("in_progress", "incomplete")
 
     def _add(self, item: Any, path: str) -> None:
         if not isinstance(item, dict):
@@ -100,15 +105,14 @@ def _length(item: Any) -> int:
 
 
 def _parts(content: Any, path: str, role: Role) -> list[str | ImageSource]:
-    """Without empty texts, which no template has anything for."""
+    """To mistral_common an empty text is no part, and an empty part is one."""
     if content is None:
         return []
     if isinstance(content, str):
         return [content] if content else []
     if not isinstance(content, list):
         raise InvalidRequest(path, "must be text or a list of parts")
-    found = (_part(part, f"{path}.{i}", role) for i, part in enumerate(content))
-    return [part for part in found if part != ""]
+    return [_part(part, f"{path}.{i}", role) for i, part in enumerate(content)]
 
 
 def _part(part: Any, path: str, role: Role) -> str | ImageSource:

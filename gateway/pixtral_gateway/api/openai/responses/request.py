@@ -127,6 +127,16 @@ class ResponsesRequest(SamplingBody):
     reasoning: dict[str, Any] | None = None
     user: str | None = None
 
+    # vLLM's: the answer's id.
+    request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
+
+    def answer_id(self, own: str) -> str:
+        """The id that the answer has. Raises InvalidRequest."""
+        if not self.request_id:
+            return own
+        limits.REQUEST_ID.check(len(self.request_id), "request_id")
+        return self.request_id
+
     @property
     def wants_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ())

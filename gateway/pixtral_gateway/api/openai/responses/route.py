@@ -1,6 +1,7 @@
 """POST /v1/responses."""
 
 import json
+import uuid
 from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
@@ -55,13 +56,20 @@ class Responses:
                 items.done(),
                 max_images=self._front.settings.max_images,
                 tools=asked.called_tools(),
+                goes_on=items.goes_on,
             )
             sampling = asked.sampling()
             check_sampling(sampling, vocabulary_size=backend.vocabulary_size)
-        writer = ResponseWriter(asked.model or self._front.model, asked)
         begun = self._front.begin(
-            writer.id, arrival, conversation, sampling, adapter=adapter, priority=asked.priority
+            f"resp_{uuid.uuid4().hex}",
+            arrival,
+            conversation,
+            sampling,
+            adapter=adapter,
+            priority=asked.priority,
         )
+        model = asked.model or self._front.model
+        writer = ResponseWriter(asked.answer_id(begun.id), model, asked)
         events = backend.pipeline.stream(begun)
         if asked.stream:
 

@@ -32,8 +32,8 @@ class ResponseWriter:
     An item is open from its first piece to the first of the next one, or to the end.
     """
 
-    def __init__(self, model: str, asked: ResponsesRequest) -> None:
-        self.id = f"resp_{uuid.uuid4().hex}"
+    def __init__(self, response_id: str, model: str, asked: ResponsesRequest) -> None:
+        self._id = response_id
         self._model = model
         self._asked = asked
         self._created = int(time.time())
@@ -208,7 +208,7 @@ class ResponseWriter:
         if asked.text is not None:
             text |= asked.text.model_dump(by_alias=True, exclude_none=True)
         return {
-            "id": self.id,
+            "id": self._id,
             "object": "response",
             "created_at": self._created,
             "completed_at": None,

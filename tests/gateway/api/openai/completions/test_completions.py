@@ -66,7 +66,15 @@ async def test_a_text_is_gone_on_from_as_it_stands(
     assert answer == {
         "object": "text_completion",
         "model": "pixtral-small",
-        "choices": [{"index": 0, "text": "Hello world", "logprobs": None, "finish_reason": "stop"}],
+        "choices": [
+            {
+                "index": 0,
+                "text": "Hello world",
+                "logprobs": None,
+                "finish_reason": "stop",
+                "stop_reason": None,
+            }
+        ],
         "usage": {
             "prompt_tokens": len(tokens),
             "completion_tokens": 3,
@@ -85,6 +93,18 @@ async def test_token_ids_and_a_text_without_its_beginning(
     sent = [list(call.prompt_token_ids) for call in calls_of(decoders)]
     assert sorted(sent) == sorted([[1, 1002, 1003], tokens])
     assert {call.sampling.max_tokens for call in calls_of(decoders)} == {5, 16}
+
+
+async def test_token_ids_and_an_id_of_the_clients_own(http: httpx.AsyncClient) -> None:
+    tokens = await tokens_of(http, "Hi")
+    answer = await complete(http, "Hi", return_token_ids=True, request_id="mine")
+    (choice,) = answer["choices"]
+    assert answer["id"] == "cmpl-mine"
+    assert (choice["prompt_token_ids"], choice["token_ids"]) == (tokens, [1001, 1002, 1003])
+    chunks = await stream(http, "Hi", return_token_ids=True)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert choices[0]["prompt_token_ids"] == tokens
+    assert [choice["token_ids"] for choice in choices] == [[1001], [1002, 1003]]
 
 
 async def says_its_prompt(request: decoder_pb2.GenerateRequest) -> Responses:
@@ -224,35 +244,34 @@ async def test_an_echo_comes_first_in_a_stream(http: httpx.AsyncClient) -> None:
     assert [chunk["choices"][0]["text"] for chunk in chunks] == ["Hi thereHello", " world"]
 
 
-@pytest.mark.parametrize(
-    ("prompt", "fields", "param"),
-    [
-        ("", {}, "prompt"),
-        ([], {}, "prompt"),
-        ([[]], {}, "prompt.0"),
-        (["a", ""], {}, "prompt.1"),
-        ([1, 99_999_999], {}, "prompt"),
-        ([[1], [99_999_999]], {}, "prompt.1"),
-        ([1, -1], {}, "prompt"),
-        ([1, "a"], {}, "prompt"),
-        (None, {}, "prompt"),
-        (["a"] * 1025, {}, "prompt"),
-        ([1001] * 32_768, {}, "prompt"),
-        ("a", {"suffix": "b"}, "suffix"),
-        ("a", {"max_tokens": 0}, "max_tokens"),
-        ("a", {"echo": True, "logprobs": 1, "stream": True}, "echo"),
-        ("a", {"logprobs": 21}, "logprobs"),
-        ("a", {"echo": True, "logprobs": 21}, "logprobs"),
-        ("a", {"best_of": 2}, "best_of"),
-        ("a", {"use_beam_search": True}, "use_beam_search"),
-        ("a", {"prompt_embeds": "AAAA"}, "prompt_embeds"),
-    ],
-)
-async def test_a_refusal_names_its_field(
-    http: httpx.AsyncClient, prompt: Any, fields: dict[str, Any], param: str
-) -> None:
-    response = await http.post(COMPLETIONS, json={"prompt": prompt} | fields)
-    assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    ("", {}, "prompt"),
+    ([], {}, "prompt"),
+    ([[]], {}, "prompt.0"),
+    (["a", ""], {}, "prompt.1"),
+    ([1, 99_999_999], {}, "prompt"),
+    ([[1], [99_999_999]], {}, "prompt.1"),
+    ([1, -1], {}, "prompt"),
+    ([1, "a"], {}, "prompt"),
+    (None, {}, "prompt"),
+    (["a"] * 1025, {}, "prompt"),
+    ([1001] * 32_768, {}, "prompt"),
+    ("a", {"suffix": "b"}, "suffix"),
+    ("a", {"max_tokens": 0}, "max_tokens"),
+    ("a", {"echo": True, "logprobs": 1, "stream": True}, "echo"),
+    ("a", {"logprobs": 21}, "logprobs"),
+    ("a", {"echo": True, "logprobs": 21}, "logprobs"),
+    ("a", {"best_of": 2}, "best_of"),
+    ("a", {"use_beam_search": True}, "use_beam_search"),
+    ("a", {"prompt_embeds": "AAAA"}, "prompt_embeds"),
+]
+
+
+async def test_a_refusal_names_its_field(http: httpx.AsyncClient) -> None:
+    for prompt, fields, param in REFUSED:
+        response = await http.post(COMPLETIONS, json={"prompt": prompt} | fields)
+        found = response.json()["error"]["param"]
+        assert (response.status_code, found) == (400, param), (fields, response.text)
 
 
 async def test_openais_client_completes(client_of_openai: openai.AsyncOpenAI) -> None:

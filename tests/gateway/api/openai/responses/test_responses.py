@@ -304,6 +304,17 @@ async def test_a_tool_choice(
         assert '"rest"' not in schema or choice["type"] == "function"
 
 
+async def test_an_answer_goes_on_from_a_message_that_is_not_complete(
+    http: httpx.AsyncClient, decoders: list[FakeDecoder]
+) -> None:
+    begun = {"role": "assistant", "content": "It is", "status": "incomplete"}
+    messages = [*HELLO, {"role": "assistant", "content": "It is"}]
+    chat = {"messages": messages, "continue_final_message": True}
+    expected = await prompt_of(http, decoders, CHAT, chat)
+    assert await prompt_of(http, decoders, RESPONSES, {"input": [*HELLO, begun]}) == expected
+    assert (await respond(http, "Hi", request_id="resp_own"))["id"] == "resp_own"
+
+
 async def is_cut(_: decoder_pb2.GenerateRequest) -> Responses:
     yield delta("Hel", 1001)
     yield delta("", finish=chat_pb2.FINISH_REASON_LENGTH)
@@ -431,64 +442,63 @@ async def test_an_answer_can_be_sent_back_as_it_came(
 IMAGE = {"type": "input_image", "image_url": URL}
 
 
-@pytest.mark.parametrize(
-    ("given", "fields", "param"),
-    [
-        (None, {}, "input"),
-        ([], {}, "input"),
-        (["a"], {}, "input.0"),
-        ([{"type": "computer_call"}], {}, "input.0.type"),
-        ([{"type": "item_reference", "id": "msg_1"}], {}, "input.0.type"),
-        ([{"content": "a"}], {}, "input.0.role"),
-        ([{"role": "tool", "content": "a"}], {}, "input.0.role"),
-        ([{"role": "user", "content": 1}], {}, "input.0.content"),
-        ([{"role": "user", "content": [{"type": "input_file"}]}], {}, "input.0.content.0.type"),
-        (
-            [{"role": "user", "content": [{"type": "input_image", "file_id": "a"}]}],
-            {},
-            "input.0.content.0.image_url",
-        ),
-        ([{"role": "system", "content": [IMAGE]}], {}, "input.0.content.0"),
-        (
-            [{"role": "user", "content": [IMAGE | {"image_url": "data:image/png;base64,AAAA"}]}],
-            {},
-            "input.0.content.0.image_url",
-        ),
-        (CALLED[:2], {}, "input.1"),
-        ([*CALLED[:1], CALLED[1] | {"name": "a b"}], {}, "input.1.name"),
-        ([*CALLED[:1], CALLED[1] | {"call_id": None}], {}, "input.1.call_id"),
-        ([CALLED[0], CALLED[2]], {}, "input.1.call_id"),
-        ("a", {"previous_response_id": "resp_1"}, "previous_response_id"),
-        ("a", {"background": True}, "background"),
-        ("a", {"conversation": "conv_1"}, "conversation"),
-        ("a", {"prompt": {"id": "pmpt_1"}}, "prompt"),
-        ("a", {"truncation": "auto"}, "truncation"),
-        ("a", {"max_output_tokens": 0}, "max_output_tokens"),
-        ("a", {"top_logprobs": 3}, "top_logprobs"),
-        ("a", {"temperature": 3}, "temperature"),
-        ("a", {"tools": [{"type": "custom", "name": "a"}]}, "tools.0.type"),
-        ("a", {"tools": [{"type": "web_search"}, LOOK_TOOL | {"name": "a b"}]}, "tools.1.name"),
-        ("a", {"tools": [LOOK_TOOL | {"parameters": {"type": "array"}}]}, "tools.0.parameters"),
-        ("a", {"tools": [LOOK_TOOL], "tool_choice": "perhaps"}, "tool_choice"),
-        (
-            "a",
-            {"tools": [LOOK_TOOL], "tool_choice": {"type": "function", "name": "x"}},
-            "tool_choice.name",
-        ),
-        ("a", {"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
-        (
-            "a",
-            {"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},
-            "structured_outputs",
-        ),
-        ("a", {"text": {"format": {"type": "json_object"}}, "min_tokens": 2}, "min_tokens"),
-    ],
-)
-async def test_a_refusal_names_its_field(
-    http: httpx.AsyncClient, given: Any, fields: dict[str, Any], param: str
-) -> None:
-    response = await http.post(RESPONSES, json={"input": given} | fields)
-    assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    (None, {}, "input"),
+    ([], {}, "input"),
+    (["a"], {}, "input.0"),
+    ([{"type": "computer_call"}], {}, "input.0.type"),
+    ([{"type": "item_reference", "id": "msg_1"}], {}, "input.0.type"),
+    ([{"content": "a"}], {}, "input.0.role"),
+    ([{"role": "tool", "content": "a"}], {}, "input.0.role"),
+    ([{"role": "user", "content": 1}], {}, "input.0.content"),
+    ([{"role": "user", "content": [{"type": "input_file"}]}], {}, "input.0.content.0.type"),
+    (
+        [{"role": "user", "content": [{"type": "input_image", "file_id": "a"}]}],
+        {},
+        "input.0.content.0.image_url",
+    ),
+    ([{"role": "system", "content": [IMAGE]}], {}, "input.0.content.0"),
+    (
+        [{"role": "user", "content": [IMAGE | {"image_url": "data:image/png;base64,AAAA"}]}],
+        {},
+        "input.0.content.0.image_url",
+    ),
+    (CALLED[:2], {}, "input.1"),
+    ([*CALLED[:1], CALLED[1] | {"name": "a b"}], {}, "input.1.name"),
+    ([*CALLED[:1], CALLED[1] | {"call_id": None}], {}, "input.1.call_id"),
+    ([CALLED[0], CALLED[2]], {}, "input.1.role"),
+    ("a", {"previous_response_id": "resp_1"}, "previous_response_id"),
+    ("a", {"background": True}, "background"),
+    ("a", {"conversation": "conv_1"}, "conversation"),
+    ("a", {"prompt": {"id": "pmpt_1"}}, "prompt"),
+    ("a", {"truncation": "auto"}, "truncation"),
+    ("a", {"max_output_tokens": 0}, "max_output_tokens"),
+    ("a", {"top_logprobs": 3}, "top_logprobs"),
+    ("a", {"temperature": 3}, "temperature"),
+    ("a", {"tools": [{"type": "custom", "name": "a"}]}, "tools.0.type"),
+    ("a", {"tools": [{"type": "web_search"}, LOOK_TOOL | {"name": "a b"}]}, "tools.1.name"),
+    ("a", {"tools": [LOOK_TOOL | {"parameters": {"type": "array"}}]}, "tools.0.parameters"),
+    ("a", {"tools": [LOOK_TOOL], "tool_choice": "perhaps"}, "tool_choice"),
+    (
+        "a",
+        {"tools": [LOOK_TOOL], "tool_choice": {"type": "function", "name": "x"}},
+        "tool_choice.name",
+    ),
+    ("a", {"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+    (
+        "a",
+        {"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},
+        "structured_outputs",
+    ),
+    ("a", {"text": {"format": {"type": "json_object"}}, "min_tokens": 2}, "min_tokens"),
+]
+
+
+async def test_a_refusal_names_its_field(http: httpx.AsyncClient) -> None:
+    for given, fields, param in REFUSED:
+        response = await http.post(RESPONSES, json={"input": given} | fields)
+        found = response.json()["error"]["param"]
+        assert (response.status_code, found) == (400, param), (given, fields, response.text)
 
 
 async def test_no_more_images_than_may_be(http: httpx.AsyncClient) -> None:
