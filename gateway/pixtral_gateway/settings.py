@@ -24,6 +24,16 @@ def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
     return hosts
 
 
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if not re.fullmatch(r"\*|https?://[A-Za-z0-9._\[\]:-]+", origin):
+            raise ValueError(
+                "must be origins without a path, such as https://example.org, or *"
+            )
+    return origins
+
+
+Origins = Annotated[Strings, AfterValidator(_check_origins)]
 ImageHosts = Annotated[Strings, AfterValidator(_check_hosts)]
 
 
@@ -45,6 +55,11 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         False,
         description="End each stream over HTTP with a chunk of its usage, as if the client had set "
         "stream_options.include_usage.",
+    )
+    allowed_origins: Origins = Field(
+        (),
+        description="Origins whose pages may ask from within a browser (CORS), such as "
+        "https://chat.example.org, or * for every page; empty: none but this gateway's own.",
     )
     page: bool | None = Field(
         None,

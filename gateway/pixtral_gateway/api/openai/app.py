@@ -7,10 +7,10 @@ from contextlib import suppress
 from importlib import metadata
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.routing import Route, Router
 
-from pixtral_core.errors import InvalidRequest, Unavailable
+from pixtral_core.errors import InvalidRequest
 from pixtral_core.server.grpc_interceptor import Gate
 from pixtral_core.telemetry.tracing import Tracer
 from pixtral_gateway.api.anthropic import routes as anthropic
@@ -22,17 +22,23 @@ from pixtral_gateway.api.http.middleware import RequestMiddleware, while_client_
 from pixtral_gateway.api.openai import chat_response, openapi
 from pixtral_gateway.api.openai.completions.route import Completions
 from pixtral_gateway.api.openai.messages import to_conversation
-from pixtral_gateway.api.openai.request_schema import ChatRequest, Message, TokenizeRequest
-from pixtral_gateway.api.openai.response_schema import ModelCard, ModelList, Tokens, Version
+from pixtral_gateway.api.openai.request_schema import (
+    ChatRequest,
+    DetokenizeRequest,
+    Message,
+    TokenizeRequest,
+)
+from pixtral_gateway.api.openai.response_schema import ModelCard, ModelList, Text, Tokens, Version
 from pixtral_gateway.api.openai.responses import route as responses
 from pixtral_gateway.api.openai.responses.route import Responses
+from pixtral_gateway.api.operator import QUIET, OperatorApi
 from pixtral_gateway.api.playground.page import PATHS, Page
 from pixtral_gateway.checks.conversation import Conversation, Tools
 from pixtral_gateway.checks.validation import check_sampling
 from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
 
-_QUIET = frozenset({"/health", "/version", openapi.PATH, *PATHS})
+_QUIET = frozenset({"/version", openapi.PATH, *QUIET, *PATHS})
 _FORMS = {"/v1/responses": responses.FORM, **anthropic.FORMS}
 _CAPABILITIES = {"completion_chat": True, "function_calling": True, "vision": True}
 
@@ -54,11 +60,6 @@ class OpenAiApi:
         self._front.backend = backend
 
     def app(self, gate: Gate, tracer: Tracer) -> RequestMiddleware:
-        async def health(request: Request) -> Response:
-            if not gate.is_open:
-                raise Unavailable("the server is not ready")
-            return Response()
-
         settings = self._settings
         page = Page(settings.listen.rpartition(":")[2]).routes() if settings.has_page else []
         routes = [
@@ -67,9 +68,12 @@ class OpenAiApi:
             Route("/v1/responses", Responses(self._front).respond, methods=["POST"]),
             *AnthropicApi(self._front).routes(),
             Route("/v1/models", self.models),
+            # Some clients end their base URL with a slash.
+            Route("/v1/models/", self.models, name="models_with_slash"),
             Route("/v1/models/{model:path}", self.model),
             Route("/tokenize", self.tokenize, methods=["POST"]),
-            Route("/health", health),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+            *OperatorApi(self._front, gate).routes(),
             Route("/version", version),
         ]
         described = openapi.document(routes, _version(), has_keys=settings.api_keys is not None)
@@ -125,6 +129,16 @@ class OpenAiApi:
             "tokens": list(tokens),
             "token_strs": None,
         }
+        return JSONResponse(answer)
+
+    async def detokenize(self, request: Request) -> JSONResponse:
+        tenant = self._front.tenant(request)
+        asked = await self._front.read(request, DetokenizeRequest)
+        asked.check_served()
+        self._front.adapter(asked.model)
+        async with while_client_waits(request.receive):
+            text = await self.backend.pipeline.detokenize(asked.tokens, tenant)
+        answer: Text = {"prompt": text}
         return JSONResponse(answer)
 
     async def models(self, request: Request) -> JSONResponse:

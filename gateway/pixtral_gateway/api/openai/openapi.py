@@ -20,13 +20,19 @@ from pixtral_gateway.api.anthropic import response_schema as anthropic_types
 from pixtral_gateway.api.anthropic.request import CountTokensRequest, MessagesRequest
 from pixtral_gateway.api.openai.completions.request import CompletionRequest
 from pixtral_gateway.api.openai.completions.response_schema import Completion, CompletionChunk
-from pixtral_gateway.api.openai.request_schema import ChatRequest, TokenizeRequest
+from pixtral_gateway.api.openai.request_schema import (
+    ChatRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from pixtral_gateway.api.openai.response_schema import (
     ChatCompletion,
     ChatCompletionChunk,
     ErrorAnswer,
+    Load,
     ModelCard,
     ModelList,
+    Text,
     Tokens,
     Version,
 )
@@ -78,12 +84,13 @@ class Operation:
 
     @property
     def types(self) -> set[Any]:
-        return {each for each in (self.body, self.answer, *self.events, self.error) if each}
+        of_json = (self.body, self.answer, *self.events, self.error)
+        return {each for each in of_json if each not in (None, str)}
 
 
 DONE = "That of the last is [DONE]."
 
-_OPERATIONS = {
+OPERATIONS = {
     "/v1/chat/completions": Operation(
         "An answer to a conversation, whole or as a stream",
         answer=ChatCompletion,
@@ -123,6 +130,7 @@ _OPERATIONS = {
         error=anthropic_types.MessageError,
     ),
     "/v1/models": Operation("The model and its adapters", answer=ModelList),
+    "/v1/models/": Operation("The same", answer=ModelList),
     "/v1/models/{model}": Operation("One of them", answer=ModelCard, errors=(404,)),
     "/tokenize": Operation(
         "The tokens of a conversation, or of a text",
@@ -130,6 +138,15 @@ _OPERATIONS = {
         body=TokenizeRequest,
         errors=(*_OF_BODIES, 404, 504),
     ),
+    "/detokenize": Operation(
+        "The text of tokens",
+        answer=Text,
+        body=DetokenizeRequest,
+        errors=(*_OF_BODIES, 404, 504),
+    ),
+    "/ping": Operation("Whether it is ready", answer=None, is_for_tenants=False),
+    "/load": Operation("How much runs", answer=Load),
+    "/metrics": Operation("Prometheus metrics", answer=str),
     "/health": Operation("Whether it is ready", answer=None, is_for_tenants=False),
     "/version": Operation("The gateway's version", answer=Version, is_for_tenants=False),
 }
@@ -147,7 +164,7 @@ class _Schemas(GenerateJsonSchema):
 
 def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[str, Any]:
     """Raises KeyError for a route of which it does not know what it answers."""
-    shown = [(route, _OPERATIONS[route.path_format]) for route in routes]
+    shown = [(route, OPERATIONS[route.path_format]) for route in routes]
     used = {type_ for _, each in shown for type_ in each.types}
     refs, components = TypeAdapter.json_schemas(
         [
@@ -160,8 +177,11 @@ def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[s
     schemas = {name: schema for (name, _), schema in refs.items()}
     paths: dict[str, dict[str, Any]] = {}
     for route, operation in shown:
-        for method in (route.methods or set()) - {"HEAD"}:
+        methods = (route.methods or set()) - {"HEAD"}
+        for method in methods:
             told = _operation(route, operation, schemas, has_keys=has_keys)
+            if len(methods) > 1:
+                told["operationId"] += f"_{method.lower()}"
             paths.setdefault(route.path_format, {})[method.lower()] = told
     described: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -215,7 +235,9 @@ def _operation(
 
 def _answer(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {"description": operation.summary}
-    if operation.answer is not None:
+    if operation.answer is str:
+        told["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    elif operation.answer is not None:
         told["content"] = {_JSON: {"schema": schemas[operation.answer.__name__]}}
     if operation.events:
         told["content"]["text/event-stream"] = {

@@ -163,13 +163,14 @@ class RequestBody(BaseModel):
         # What a request may have, if it asks for nothing by it.
         schema["properties"].update(
             (name, {"enum": [None, *nothing], "description": "Not supported."})
-            for name, nothing in cls._all_refused().items()
+            for name, nothing in cls.all_refused().items()
             if name not in schema["properties"]
         )
         return schema
 
     @classmethod
-    def _all_refused(cls) -> Mapping[str, tuple[Any, ...]]:
+    def all_refused(cls) -> Mapping[str, tuple[Any, ...]]:
+        """Fields that this route cannot serve, and values beside null that ask for nothing."""
         return {**NOTHING, **cls.refused}
 
     def check_served(self) -> None:
@@ -178,7 +179,7 @@ class RequestBody(BaseModel):
         Others that it does not know are passed over, as vLLM does.
         """
         unknown = 0
-        refused = self._all_refused()
+        refused = self.all_refused()
         for name, value in (self.model_extra or {}).items():
             if name in refused:
                 if value is not None and value not in refused[name]:
@@ -427,6 +428,10 @@ class TokenizeRequest(ConversationBody):
 
     def called_tools(self) -> Tools:
         return to_tools(self.tools, None, is_parallel=None)
+
+
+class DetokenizeRequest(RequestBody):
+    tokens: list[UInt32]
 
 
 _STRUCTURED = "sampling.structured_output"

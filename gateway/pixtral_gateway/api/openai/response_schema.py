@@ -242,5 +242,15 @@ class Tokens(TypedDict):
     token_strs: None
 
 
+class Text(TypedDict):
+    prompt: str
+
+
+class Load(TypedDict):
+    """How many answers and token counts run."""
+
+    server_load: int
+
+
 class Version(TypedDict):
     version: str
