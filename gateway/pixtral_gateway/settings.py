@@ -27,9 +27,7 @@ def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
 def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     for origin in origins:
         if not re.fullmatch(r"\*|https?://[A-Za-z0-9._\[\]:-]+", origin):
-            raise ValueError(
-                "must be origins without a path, such as https://example.org, or *"
-            )
+            raise ValueError("must be origins without a path, such as https://example.org, or *")
     return origins
 
 

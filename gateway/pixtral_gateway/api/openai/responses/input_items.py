@@ -35,7 +35,8 @@ class InputItems(Turns):
             self._add(item, f"input.{i}")
         # As in vLLM, a message that is not complete is the beginning of the answer.
         if given and self.ends_with_text:
-            self.goes_on = given[-1].get("status") in ("in_progress", "incomplete")
+            last: Any = given[-1]
+            self.goes_on = last.get("status") in ("in_progress", "incomplete")
 
     def _add(self, item: Any, path: str) -> None:
         if not isinstance(item, dict):
