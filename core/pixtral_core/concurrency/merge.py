@@ -1,29 +1,57 @@
 """Merges several asynchronous generators into one, so many of them at a time."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from pixtral_core.concurrency.gather import run_all
 
 T = TypeVar("T")
+C = TypeVar("C", covariant=True)
 
 
-async def merged(
-    sources: Sequence[AsyncGenerator[T]], *, at_once: int
-) -> AsyncGenerator[tuple[int, T]]:
+class Merged(Protocol[C]):
+    """Items, each with the index of its source, until it is closed."""
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, C]]: ...
+
+    def __anext__(self) -> Awaitable[tuple[int, C]]: ...
+
+    def aclose(self) -> Awaitable[None]: ...
+
+
+def merged(sources: Sequence[AsyncGenerator[T]], *, at_once: int) -> Merged[T]:
     """Yields what each source yields, with its index, as it comes.
 
     No more than `at_once` of them have begun and not ended. None goes on while an item of its own
     waits to be taken. The first that fails ends the others, and its error is raised as it is.
-    Closing the generator closes every source.
+    Closing it closes every source.
     """
     if len(sources) == 1:
-        async with aclosing(sources[0]) as only:
-            async for item in only:
-                yield 0, item
-        return
+        return _Only(sources[0])
+    return _several(sources, at_once)
+
+
+class _Only(Generic[T]):
+    """One source, without a generator around it that each item would pass."""
+
+    def __init__(self, source: AsyncGenerator[T]) -> None:
+        self._source = source
+
+    def __aiter__(self) -> "_Only[T]":
+        return self
+
+    async def __anext__(self) -> tuple[int, T]:
+        return 0, await anext(self._source)
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+
+
+async def _several(
+    sources: Sequence[AsyncGenerator[T]], at_once: int
+) -> AsyncGenerator[tuple[int, T]]:
     room = asyncio.Semaphore(at_once)
     arrived: asyncio.Queue[tuple[int, T, asyncio.Event] | None] = asyncio.Queue()
 

@@ -1,6 +1,6 @@
 """POST /v1/messages and POST /v1/messages/count_tokens."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -15,7 +15,6 @@ from pixtral_gateway.api.field_names import renamed
 from pixtral_gateway.api.http.event_stream import EventStream
 from pixtral_gateway.api.http.front import Front
 from pixtral_gateway.api.http.middleware import while_client_waits
-from pixtral_gateway.api.openai.chat_response import Events
 from pixtral_gateway.checks.conversation import Conversation
 from pixtral_gateway.checks.validation import check_sampling, conversation_of
 
@@ -47,13 +46,7 @@ class AnthropicApi:
         begun = self._front.begin(writer.id, arrival, conversation, sampling, adapter=adapter)
         events = self._front.backend.pipeline.stream(begun)
         if asked.stream:
-
-            async def named(events: Events) -> AsyncGenerator[bytes]:
-                with renamed(name_of):
-                    async for event in writer.events(events):
-                        yield event
-
-            return EventStream(named(events))
+            return EventStream(writer.events(events, name_of))
         async with while_client_waits(request.receive):
             with renamed(name_of):
                 return JSONResponse(await writer.whole(events))

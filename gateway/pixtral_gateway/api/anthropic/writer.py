@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -14,8 +14,9 @@ from pixtral_gateway.api.anthropic.response_schema import (
     TextBlock,
     ToolUseBlock,
 )
+from pixtral_gateway.api.field_names import renamed
 from pixtral_gateway.api.openai.chat_response import Events, ending_of
-from pixtral_gateway.request import Begun, Delta, Finished, FinishReason, ToolCallDelta
+from pixtral_gateway.request import Begun, Delta, Event, Finished, FinishReason, ToolCallDelta
 
 _STOP_REASONS: Mapping[FinishReason | None, StopReason] = {
     None: "end_turn",
@@ -59,19 +60,26 @@ class MessageWriter:
             "pixtral": ending_of(finished)["pixtral"],
         }
 
-    async def events(self, events: Events) -> AsyncGenerator[bytes]:
-        """Server-sent events; the first come with the first token."""
-        async with aclosing(events):
-            async for event in events:
-                match event:
-                    case Begun():
-                        self._prompt_tokens = event.prompt_tokens
-                    case Delta():
-                        told = [*self._begin(event), *self._add(event)]
-                        if told:
-                            yield _sent(told)
-                    case Finished():
-                        yield _sent([*self._end(), *self._ending(event)])
+    async def events(self, events: Events, name_of: Callable[[str], str]) -> AsyncGenerator[bytes]:
+        """Server-sent events; the first come with the first token. Errors name what `name_of`
+        makes of a field.
+        """
+        with renamed(name_of):
+            async with aclosing(events):
+                async for event in events:
+                    if told := [*self._told(event)]:
+                        yield _sent(told)
+
+    def _told(self, event: Event) -> Iterable[MessageEvent]:
+        match event:
+            case Begun():
+                self._prompt_tokens = event.prompt_tokens
+            case Delta():
+                yield from self._begin(event)
+                yield from self._add(event)
+            case Finished():
+                yield from self._end()
+                yield from self._ending(event)
 
     def _begin(self, delta: Delta) -> Iterable[MessageEvent]:
         if not self._has_begun:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from pixtral_core.concurrency.merge import Merged
 from pixtral_core.generation.logprobs import Logprob, TokenLogprobs
 from pixtral_gateway.api.openai.chat_response import (
     DONE,
@@ -27,7 +28,7 @@ from pixtral_gateway.api.openai.response_schema import FinishReason, Usage
 from pixtral_gateway.request import Begun, Delta, Event, Finished
 
 # Each with the index of its prompt.
-Events = AsyncGenerator[tuple[int, Event]]
+Events = Merged[Event]
 
 
 @dataclass(slots=True)

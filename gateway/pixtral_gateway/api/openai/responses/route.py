@@ -2,7 +2,6 @@
 
 import json
 import uuid
-from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -13,7 +12,6 @@ from pixtral_gateway.api.http.error_form import ErrorForm
 from pixtral_gateway.api.http.event_stream import EventStream
 from pixtral_gateway.api.http.front import Front
 from pixtral_gateway.api.http.middleware import while_client_waits
-from pixtral_gateway.api.openai.chat_response import Events
 from pixtral_gateway.api.openai.errors import body_of, flat_param_of
 from pixtral_gateway.api.openai.response_schema import ErrorAnswer
 from pixtral_gateway.api.openai.responses.input_items import InputItems
@@ -72,13 +70,7 @@ class Responses:
         writer = ResponseWriter(asked.answer_id(begun.id), model, asked)
         events = backend.pipeline.stream(begun)
         if asked.stream:
-
-            async def named(events: Events) -> AsyncGenerator[bytes]:
-                with renamed(name_of):
-                    async for event in writer.events(events):
-                        yield event
-
-            return EventStream(named(events), writer.error_event)
+            return EventStream(writer.events(events, name_of), writer.error_event)
         async with while_client_waits(request.receive):
             with renamed(name_of):
                 return JSONResponse(await writer.whole(events))

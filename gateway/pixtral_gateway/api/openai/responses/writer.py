@@ -3,11 +3,12 @@
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any, cast
 
 from pixtral_core.errors import ServingError
+from pixtral_gateway.api.field_names import renamed
 from pixtral_gateway.api.openai.chat_response import Events, ending_of, token_logprobs_of
 from pixtral_gateway.api.openai.errors import body_of, flat_param_of, status_of
 from pixtral_gateway.api.openai.response_schema import TokenLogprobs
@@ -23,7 +24,7 @@ from pixtral_gateway.api.openai.responses.response_schema import (
     ResponseStatus,
     StreamEvent,
 )
-from pixtral_gateway.request import Delta, Finished, FinishReason, ToolCallDelta
+from pixtral_gateway.request import Delta, Event, Finished, FinishReason, ToolCallDelta
 
 
 class ResponseWriter:
@@ -58,20 +59,25 @@ class ResponseWriter:
             pass
         return self._ended(finished)
 
-    async def events(self, events: Events) -> AsyncGenerator[bytes]:
-        """Server-sent events, numbered from 0; the first come with the first token."""
-        async with aclosing(events):
-            async for event in events:
-                match event:
-                    case Delta():
-                        told = [*self._begin(), *self._add(event)]
-                        if told:
-                            yield _sent(told)
-                    case Finished():
-                        ending = [*self._end()]
-                        response = self._ended(event)
-                        kind = f"response.{response['status']}"
-                        yield _sent([*ending, self._event(kind, response=response)])
+    async def events(self, events: Events, name_of: Callable[[str], str]) -> AsyncGenerator[bytes]:
+        """Server-sent events, numbered from 0; the first come with the first token. Errors name
+        what `name_of` makes of a field.
+        """
+        with renamed(name_of):
+            async with aclosing(events):
+                async for event in events:
+                    if told := [*self._told(event)]:
+                        yield _sent(told)
+
+    def _told(self, event: Event) -> Iterable[StreamEvent]:
+        match event:
+            case Delta():
+                yield from self._begin()
+                yield from self._add(event)
+            case Finished():
+                yield from self._end()
+                response = self._ended(event)
+                yield self._event(f"response.{response['status']}", response=response)
 
     def error_event(self, error: ServingError) -> bytes:
         """The last event of a stream that fails."""
