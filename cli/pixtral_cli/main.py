@@ -95,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--no-page", action="store_true", help="do not serve the page to try it on there"
     )
+    up.add_argument(
+        "--served-model-name",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names by which requests may ask for the model; by default the directory's, or the "
+        "repository's id",
+    )
     _add_stack_arguments(up)
 
     chat = command("chat", _chat, "Ask a question, or have a conversation, with pictures.")

@@ -14,6 +14,9 @@ def run_up(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.no_page:
         options.gateway_args += " --no-page"
+    if options.served_model_name:
+        names = shlex.quote(",".join(options.served_model_name))
+        options.gateway_args += f" --served-model-name={names}"
     stack = start_stack(options, listen=options.listen, http_listen=options.http_listen)
     try:
         console.print(f"\n[green]ready[/] at [bold]{stack.target}[/]; logs are in {stack.log_dir}")

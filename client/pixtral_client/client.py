@@ -120,9 +120,14 @@ class Client:
         timeout: float | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
+        continue_final_message: bool | None = None,
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
-        options = {"tools": tools, "tool_choice": tool_choice}
+        options = {
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "continue_final_message": continue_final_message,
+        }
         outgoing = Outgoing(
             chat_request(chat_pb2.CountTokensRequest, messages, model, options), self._known
         )
@@ -258,9 +263,14 @@ class AsyncClient:
         timeout: float | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: str | Mapping[str, Any] | None = None,
+        continue_final_message: bool | None = None,
     ) -> TokenCount:
         """Counts a conversation's prompt tokens without running the model."""
-        options = {"tools": tools, "tool_choice": tool_choice}
+        options = {
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "continue_final_message": continue_final_message,
+        }
         outgoing = await self._outgoing(
             messages, lambda: chat_request(chat_pb2.CountTokensRequest, messages, model, options)
         )

@@ -14,6 +14,7 @@ can name URLs, and they are fetched from here.
 
 An assistant's message may have `tool_calls` instead of content or beside it (see
 `pixtral_client.tools`); what a tool gave back is a message of role "tool" with the `tool_call_id`.
+The last message may be an assistant's with `"prefix": True`: the answer goes on from it.
 """
 
 import io
@@ -54,6 +55,11 @@ def to_protos(messages: Messages) -> list[chat_pb2.Message]:
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
+def goes_on(messages: Messages) -> bool:
+    """Whether the last message has Mistral's `prefix`: it is the beginning of the answer."""
+    return bool(messages and messages[-1].get("prefix"))
+
+
 def is_text(messages: Messages) -> bool:
     """Whether nothing is to be read, fetched or encoded to convert them, right or wrong."""
     return isinstance(messages, list | tuple) and all(
@@ -86,7 +92,8 @@ def _message(message: Any, where: str) -> chat_pb2.Message:
         for i, call in enumerate(message.get("tool_calls") or ())
     ]
     content = message.get("content")
-    if not content and (calls or role == "tool"):
+    # An empty text is no part; an assistant or a tool may give none at all.
+    if content == "" or (content is None and role in ("assistant", "tool")):
         content = []
     return chat_pb2.Message(
         role=_ROLES[role],

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import grpc
 
 from pixtral.v1 import chat_pb2
-from pixtral_client.messages import Messages, to_image, to_protos
+from pixtral_client.messages import Messages, goes_on, to_image, to_protos
 from pixtral_client.results import (
     Completion,
     Delta,
@@ -127,16 +127,22 @@ class Sampling(TypedDict, total=False):
     structured_output: StructuredOutput | None
     n: int | None
     prompt_logprobs: int | None
+    include_stop_str_in_output: bool | None
 
 
 class Options(Sampling, total=False):
     """How to answer: `Sampling`, what tools may or must be called (`pixtral_client.tools`), and
-    before whom: of requests that wait, those of a lower `priority` go first."""
+    before whom: of requests that wait, those of a lower `priority` go first. With
+    `continue_final_message` the last message, an assistant's, is the beginning of the answer."""
 
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
     priority: int | None
+    continue_final_message: bool | None
+
+
+_OF_CHAT = (*OPTIONS, "priority", "continue_final_message")
 
 
 def chat_request(
@@ -151,6 +157,7 @@ def chat_request(
     chat.sampling.CopyFrom(_sampling(options))
     chat.messages.extend(to_protos(messages))
     chat.priority = options.get("priority") or 0
+    chat.continue_final_message = bool(options.get("continue_final_message")) or goes_on(messages)
     return request
 
 
@@ -215,6 +222,7 @@ class Answer:
             logprobs=tuple(each for delta in deltas for each in delta.logprobs),
             index=index,
             tool_calls=joined_calls(call for delta in deltas for call in delta.tool_calls),
+            stop_reason=deltas[-1].stop_reason if deltas else None,
         )
 
 
@@ -224,7 +232,7 @@ def _sampling(options: Mapping[str, Any]) -> chat_pb2.SamplingParams:
         if name not in Options.__annotations__:
             known = ", ".join(Options.__annotations__)
             raise TypeError(f"unknown argument {name!r}; known are {known}")
-        if value is None or name in OPTIONS or name == "priority":
+        if value is None or name in _OF_CHAT:
             continue
         if name == "stop" and isinstance(value, str):
             value = [value]

@@ -104,7 +104,8 @@ class Delta:
     """What is new in a stream; `finish_reason` is None until the last.
 
     `logprobs` has one for each token where they were asked for. `index` is the choice's. Tool
-    calls are not in `text`.
+    calls are not in `text`. `stop_reason` is the stop string or the id of the stop token that ended
+    the answer, None where the model ended it.
     """
 
     text: str
@@ -113,6 +114,7 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     index: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class Choice:
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprobs, ...]
     tool_calls: tuple[ToolCall, ...] = ()
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ class Completion:
     """A whole answer. `images` are in the order of the conversation.
 
     `model` is the gateway's name for what answered. Where `n` answers were asked for, `choices` are
-    all of them; text, tokens, finish reason, logprobs and tool calls are the first one's.
+    all of them; text, tokens, finish and stop reason, logprobs and tool calls are the first one's.
     `prompt_logprobs` has one for each token of the prompt, where they were asked for, and None for
     the first, which nothing comes before.
     """
@@ -149,6 +152,7 @@ class Completion:
     choices: tuple[Choice, ...]
     tool_calls: tuple[ToolCall, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,7 @@ def delta_from_proto(choice: chat_pb2.Choice) -> Delta:
         tuple(_token_logprobs(each) for each in choice.logprobs),
         choice.index,
         tuple(ToolCall(c.id, c.name, c.arguments, c.index) for c in choice.tool_calls),
+        _stop_reason(choice),
     )
 
 
@@ -225,6 +230,7 @@ def completion_from_proto(
                 each.finish_reason,
                 each.logprobs,
                 each.tool_calls,
+                each.stop_reason,
             )
             for each in answers
         ),
@@ -233,6 +239,7 @@ def completion_from_proto(
             _token_logprobs(each) if each.HasField("chosen") else None
             for each in summary.prompt_logprobs
         ),
+        stop_reason=answer.stop_reason,
     )
 
 
@@ -262,6 +269,16 @@ def models_from_proto(response: chat_pb2.ListModelsResponse) -> list[Model]:
 
 def uploaded_from_proto(response: chat_pb2.PutImageResponse) -> UploadedImage:
     return UploadedImage(response.sha256, response.width, response.height, response.tokens)
+
+
+def _stop_reason(choice: chat_pb2.Choice) -> str | int | None:
+    match choice.WhichOneof("stop_reason"):
+        case "stop_string":
+            return choice.stop_string
+        case "stop_token_id":
+            return choice.stop_token_id
+        case _:
+            return None
 
 
 def _token_logprobs(position: chat_pb2.TokenLogprobs) -> TokenLogprobs:

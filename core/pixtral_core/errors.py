@@ -1,6 +1,7 @@
 """The errors of an RPC: exceptions here, gRPC statuses with google.rpc details on the wire."""
 
 import logging
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -24,6 +25,9 @@ MAX_FIELD_BYTES = 256
 # Of all violations, each with what frames it.
 MAX_VIOLATION_BYTES = 3200
 VIOLATION_FRAME_BYTES = 10
+
+# Within these stand names that a client gives, such as those of a schema's properties.
+_SCHEMA = re.compile(r".*?\b(?:parameters|json_schema|json)\b")
 
 
 class ServingError(Exception):
@@ -52,6 +56,15 @@ class ServingError(Exception):
         self.retry_after = retry_after
         self.metadata = dict(metadata or {})
         super().__init__(self.message)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a log line may have of the error: its reason, and the path of the wrong field."""
+        if not self.violations:
+            return {"reason": self.reason}
+        path = self.violations[0][0]
+        schema = _SCHEMA.match(path)
+        return {"reason": self.reason, "field": schema[0] if schema else path}
 
     def within(self, field: str) -> "ServingError":
         """The same error of a request that has, as its `field`, what this one's paths begin at."""

@@ -296,6 +296,8 @@ MESSAGE_BYTES = Count(
 # for each escape, of which a text in a language without Latin letters has one a character.
 BODY_VALUES = Count("request", "over HTTP", 1 << 16, of="values in the JSON of a body")
 BODY_ESCAPES = Count("request", "over HTTP", 1 << 20, of="escaped characters in a body")
+# As in vLLM.
+PROMPTS = Count("prompt", "prompts of one request to `/v1/completions`", 1024, least=1)
 HEAD_BYTES = Count("request", "over HTTP", 64 << 10, of="bytes of a head")
 
 # What the gateway itself adds to a request for the decoder.

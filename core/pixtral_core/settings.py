@@ -245,17 +245,35 @@ class RedisSettings(ProcessSettings):
         return self
 
 
+# What the directory of a repository of models is called in a cache of Hugging Face's.
+_REPOSITORY = "models--"
+
+
 class ModelSettings(ProcessSettings):
     """For a process that serves a model. Tiers work together where its name is the same."""
 
     model_dir: DirectoryPath = Field(description="Directory of the model in Mistral format.")
     model: str = Field(
-        "", description="The model's name, the same in every tier; empty: the directory's."
+        "",
+        description="The model's name, the same in every tier; empty: the directory's, or in a "
+        "cache of Hugging Face's the repository's id.",
     )
 
     @property
     def model_name(self) -> str:
-        return self.model or self.model_dir.resolve().name
+        return self.model or name_of(self.model_dir)
+
+
+def name_of(model_dir: Path) -> str:
+    """A model's name by its directory: the id of the repository that it is a snapshot of, if any.
+
+    A cache of Hugging Face's has models--mistralai--Pixtral-12B-2409/snapshots/REVISION.
+    """
+    directory = model_dir.resolve()
+    repository = directory.parent.parent.name
+    if directory.parent.name == "snapshots" and repository.startswith(_REPOSITORY):
+        return repository.removeprefix(_REPOSITORY).replace("--", "/")
+    return directory.name
 
 
 class _Parser(argparse.ArgumentParser):

@@ -20,7 +20,7 @@ from pixtral_gateway.checks.validation import (
     check_characters,
     check_gathered,
     check_gathered_logprobs,
-    check_length,
+    fitted,
 )
 from pixtral_gateway.images.image_reader import ImageInput
 from pixtral_gateway.images.request_images import RequestImages
@@ -102,8 +102,8 @@ class Pipeline:
                 request.conversation, request.tenant, contract, permit
             )
             request.tenant.use("prompt", len(prompt.token_ids))
-            yield Begun(len(prompt.token_ids))
-            check_length(len(prompt.token_ids), sampling, self._tiers.context_length)
+            yield Begun(prompt.token_ids)
+            sampling = fitted(sampling, len(prompt.token_ids), self._tiers.context_length)
             if request.is_gathered:
                 check_gathered(sampling)
 
@@ -186,6 +186,7 @@ class Pipeline:
             self._tiers.context_length,
         )
         permit.hold(conversation.text_bytes)
+        await self._prompts.check(conversation)
         with current_span().child("images", images=len(conversation.images)):
             images = await self._images.read_all(
                 conversation.images, tenant, None if contract is None else contract.fingerprint
@@ -356,7 +357,7 @@ def _is_late(request: Request) -> bool:
 
 
 def _head(request: Request, images: Sequence[ImageInput], prompt: Prompt) -> bytes:
-    """Stands for a prompt's beginning: adapter, tools, system message, first image or else text.
+    """Stands for a prompt's beginning: adapter, tools, system messages, first image or else text.
 
     Equal for all turns of a conversation, and for all questions on one image. A raw prompt has its
     first tokens.
@@ -366,14 +367,13 @@ def _head(request: Request, images: Sequence[ImageInput], prompt: Prompt) -> byt
     if isinstance(conversation, RawPrompt):
         digest.update(repr(list(prompt.token_ids[:HEAD_TOKENS])).encode())
         return digest.digest()
-    first, *rest = conversation.turns
     if conversation.tools.offered:
         digest.update(repr(conversation.tools.offered).encode())
-    if first.role is Role.SYSTEM:
-        digest.update(repr(first.parts).encode())
-        first = rest[0]
-    if any(not isinstance(part, str) for part in first.parts):
-        digest.update(images[0].sha256)
-    else:
-        digest.update(repr(first.parts).encode())
+    for turn in conversation.turns:
+        if any(not isinstance(part, str) for part in turn.parts):
+            digest.update(images[0].sha256)
+        else:
+            digest.update(repr(turn.parts).encode())
+        if turn.role is not Role.SYSTEM:
+            break
     return digest.digest()

@@ -132,6 +132,8 @@ class Delta:
         prompt_logprobs: the next ones of the prompt; they come before the first token.
         cached_tokens: prompt tokens whose keys and values the decoder held; in the first delta.
         queue: seconds that the request waited for the engine; in the first delta.
+        stop_reason: in the last delta, the stop string or the id of the stop token that ended the
+            choice; None where the model ended it.
     """
 
     index: int
@@ -143,13 +145,18 @@ class Delta:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     cached_tokens: int = 0
     queue: float = 0.0
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The first event: how many tokens the prompt has."""
+    """The first event."""
 
-    prompt_tokens: int
+    prompt_token_ids: Sequence[int]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,14 @@ def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
     return hosts
 
 
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if not re.fullmatch(r"\*|https?://[A-Za-z0-9._\[\]:-]+", origin):
+            raise ValueError("must be origins without a path, such as https://example.org, or *")
+    return origins
+
+
+Origins = Annotated[Strings, AfterValidator(_check_origins)]
 ImageHosts = Annotated[Strings, AfterValidator(_check_hosts)]
 
 
@@ -46,6 +54,16 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         None,
         description="host:port to serve OpenAI's HTTP API on; port 0 is any; unset: gRPC alone.",
     )
+    force_include_usage: bool = Field(
+        False,
+        description="End each stream over HTTP with a chunk of its usage, as if the client had set "
+        "stream_options.include_usage.",
+    )
+    allowed_origins: Origins = Field(
+        (),
+        description="Origins whose pages may ask from within a browser (CORS), such as "
+        "https://chat.example.org, or * for every page; empty: none but this gateway's own.",
+    )
     page: bool | None = Field(
         None,
         description="Serve the page to try it on, at / of the HTTP server; unset: where "
@@ -53,6 +71,11 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     )
     model_dir: DirectoryPath = Field(
         description="Directory of the model in Mistral format: its params.json and tekken.json."
+    )
+    served_model_name: Strings = Field(
+        (),
+        description="Names by which requests may ask for the model, the first of which answers "
+        "have where a request names none; empty: the model's own.",
     )
     encoders: Targets = Field(
         (),
@@ -119,6 +142,11 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="The largest image that is taken, as width times height."
     )
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names that a request may give for the model, the first one the gateway's own."""
+        return self.served_model_name or (self.model_name,)
 
     @property
     def has_page(self) -> bool:

@@ -114,6 +114,7 @@ class _Joined:
             ),
             cached_tokens=first.cached_tokens,
             queue=first.queue,
+            stop_reason=last.stop_reason,
         )
 
 

@@ -1,5 +1,6 @@
 """The commands, against a gateway in this process and against broken machines."""
 
+import argparse
 import io
 import json
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pixtral_cli import chat, checkpoint_report, doctor, main, terminal
+from pixtral_cli import chat, checkpoint_report, doctor, main, terminal, up
 from tests.support.fake_gateway import BAD_IMAGE, FakeGateway, serving
 from tests.support.redis_server import RedisServer
 
@@ -163,6 +164,19 @@ def test_answers_cannot_steer_the_terminal(
 def test_up_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["up", "--model-dir", str(tmp_path)]) == 1
     assert "holds no params.json" in capsys.readouterr().err
+
+
+def test_up_serves_a_model_by_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Started(Exception):
+        pass
+
+    def start(options: argparse.Namespace, **_: Any) -> None:
+        raise Started(options.gateway_args)
+
+    monkeypatch.setattr(up, "start_stack", start)
+    names = ["--served-model-name", "mistralai/Pixtral-12B-2409", "pixtral"]
+    with pytest.raises(Started, match="--served-model-name=mistralai/Pixtral-12B-2409,pixtral"):
+        main.main(["up", "--model-dir", str(tmp_path), *names])
 
 
 def write_weights(path: Path, *, missing: int = 0) -> None:

@@ -104,6 +104,7 @@ SAMPLING: dict[str, Any] = {
     "allowed_token_ids": [1, 2],
     "n": 1,
     "prompt_logprobs": 0,
+    "include_stop_str_in_output": True,
 }
 
 
@@ -150,6 +151,36 @@ def test_choices_come_by_turns(client: Client, gateway: FakeGateway) -> None:
     ]
     assert completion.text == so_far == "".join(WORDS)
     assert client.chat(HELLO, n=2).choices == completion.choices
+
+
+@pytest.mark.parametrize(
+    ("last", "options"),
+    [({}, {"continue_final_message": True}), ({"prefix": True}, {}), ({"prefix": False}, {})],
+)
+def test_an_answer_goes_on_from_its_beginning(
+    client: Client, gateway: FakeGateway, last: Any, options: Any
+) -> None:
+    messages = [*HELLO, {"role": "assistant", "content": "There are", **last}]
+    client.chat(messages, **options)
+    client.count_tokens(messages, **options)
+    goes_on = last.get("prefix", True)
+    assert [request.chat.continue_final_message for request in gateway.requests] == [goes_on] * len(
+        gateway.requests
+    )
+
+
+def test_it_says_what_ended_an_answer(client: Client, gateway: FakeGateway) -> None:
+    for given, told in (({"stop_string": "END"}, "END"), ({"stop_token_id": 0}, 0), ({}, None)):
+        gateway.ending = given
+        with client.stream(HELLO) as stream:
+            *others, last = stream
+        assert last.stop_reason == told
+        assert not any(delta.stop_reason for delta in others)
+        assert stream.completion is not None
+        completion = client.chat(HELLO)
+        answers: list[Any] = [stream.completion, completion, *completion.choices]
+        for each in answers:
+            assert each.stop_reason == told
 
 
 def test_sampling_not_given_is_absent(client: Client, gateway: FakeGateway) -> None:

@@ -200,3 +200,19 @@ def test_details_that_are_noise_are_no_error_of_their_own(noise: bytes) -> None:
     trailing = grpc.aio.Metadata(("grpc-status-details-bin", noise))
     error = grpc.aio.AioRpcError(grpc.StatusCode.ABORTED, grpc.aio.Metadata(), trailing, "text")
     assert from_rpc_error(error).code is grpc.StatusCode.ABORTED
+
+
+@pytest.mark.parametrize(
+    ("path", "logged"),
+    [
+        ("chat.messages[1].role", "chat.messages[1].role"),
+        ("tools[0].parameters.properties.secret", "tools[0].parameters"),
+        (
+            "sampling.structured_output.json_schema.secret",
+            "sampling.structured_output.json_schema",
+        ),
+    ],
+)
+def test_a_log_line_has_the_field_but_no_names_that_a_client_gives(path: str, logged: str) -> None:
+    assert InvalidRequest(path, "is wrong").facts == {"reason": "INVALID_FIELD", "field": logged}
+    assert Overloaded("full").facts == {"reason": "OVERLOADED"}

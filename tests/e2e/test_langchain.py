@@ -4,7 +4,13 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr
@@ -134,3 +140,14 @@ def gathered(chunks: Iterator[Any]) -> AIMessageChunk:
         whole += chunk
     assert isinstance(whole, AIMessageChunk)
     return whole
+
+
+def test_messages_come_in_any_order_that_the_template_takes(model: ChatOpenAI) -> None:
+    rule, greeting = SystemMessage("Be brief."), AIMessage("How can I help you?")
+    for messages in (
+        [rule, SystemMessage("Be kind."), shown()],
+        [HumanMessage("Look."), shown()],
+        [rule, greeting, shown()],
+        [shown(), AIMessage(""), HumanMessage("Once more.")],
+    ):
+        assert model.invoke(messages, max_tokens=4).usage_metadata

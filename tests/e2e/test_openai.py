@@ -262,12 +262,22 @@ def test_mistrals_client(service: Service, url: str) -> None:
         with client.chat.stream(
             model=MODEL, messages=messages, max_tokens=8, temperature=0
         ) as stream:
-            deltas = [str(event.data.choices[0].delta.content) for event in stream]
+            chunks = [event.data for event in stream]
+        begun: Any = [*messages, {"role": "assistant", "content": "There are", "prefix": True}]
+        continued = client.chat.complete(
+            model=MODEL, messages=begun, max_tokens=8, temperature=0, stop=["never said"]
+        )
         listed = client.models.list()
         with pytest.raises(SDKError) as refused:
             client.chat.complete(model="another", messages=messages)
     assert answer.choices[0].message is not None
+    deltas = [str(chunk.choices[0].delta.content) for chunk in chunks]
     assert answer.choices[0].message.content == "".join(deltas) == ours.text
+    # It has no way to ask for it.
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
+    assert continued.choices[0].message is not None
+    assert str(continued.choices[0].message.content).startswith("There are")
     assert answer.usage.prompt_tokens == ours.usage.prompt_tokens
     assert [card.id for card in listed.data or ()] == [MODEL]
     assert refused.value.status_code == 404

@@ -19,7 +19,7 @@ from tests.e2e.pictures import new_picture
 from tests.e2e.service import Service
 from tests.support.redis_server import RedisServer
 
-USER, ASSISTANT = chat_pb2.ROLE_USER, chat_pb2.ROLE_ASSISTANT
+USER, ASSISTANT, TOOL = chat_pb2.ROLE_USER, chat_pb2.ROLE_ASSISTANT, chat_pb2.ROLE_TOOL
 
 
 def text(value: str) -> chat_pb2.ContentPart:
@@ -63,14 +63,10 @@ LOOK = text("What is this?")
 DATA = "messages[0].content[0].image.data"
 BAD: dict[str, tuple[Callable[[], chat_pb2.CompleteRequest], str]] = {
     "no messages": (lambda: request(), "messages"),
-    "empty text": (lambda: request(turn(USER, text(""))), "messages[0].content[0].text"),
-    "no content": (lambda: request(turn(USER)), "messages[0].content"),
-    "an answer first": (
-        lambda: request(turn(ASSISTANT, text("Hi.")), turn(USER, LOOK)),
-        "messages[0].role",
-    ),
-    "two questions at once": (
-        lambda: request(turn(USER, LOOK), turn(USER, LOOK)),
+    "a result of nothing": (
+        lambda: request(
+            turn(USER, LOOK), chat_pb2.Message(role=TOOL, content=[LOOK], tool_call_id="a")
+        ),
         "messages[1].role",
     ),
     "no role": (lambda: request(turn(0, LOOK)), "messages[0].role"),

@@ -38,6 +38,18 @@ class Model:
         sampling = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True} | sampling
         return self._client.chat(ASK, **sampling)
 
+    def answer(self, messages: list[dict[str, Any]], **options: Any) -> Completion:
+        return self._client.chat(
+            messages, max_tokens=TOKENS, temperature=0, ignore_eos=True, **options
+        )
+
+    def tokens(self, request: ChatCompletionRequest[Any]) -> list[int]:
+        return list(self._tokenizer.encode_chat_completion(request).tokens)
+
+    def plain(self, prompt: list[int]) -> list[int]:
+        """The plain model's greedy answer."""
+        return self._reference.generate(prompt, [], TOKENS, lambda logits, _: logits)
+
     def prompt(self, messages: list[dict[str, Any]] = ASK) -> Any:
         return self._tokenizer.encode_chat_completion(ChatCompletionRequest.from_openai(messages))
 
@@ -224,25 +236,49 @@ def test_a_stop_string_ends_an_answer_and_is_not_in_it(model: Model, greedy: Com
     stop = greedy.text[middle : middle + 3]
     answer = model.ask(stop=["never said", stop], logprobs=0)
     assert answer.text == greedy.text[: greedy.text.index(stop)]
-    assert answer.finish_reason == "stop"
+    assert (answer.finish_reason, answer.stop_reason) == ("stop", stop)
     assert len(answer.logprobs) == len(answer.token_ids)
+    assert (greedy.finish_reason, greedy.stop_reason) == ("length", None)
+
+
+def test_a_stop_string_can_be_part_of_the_answer(model: Model, greedy: Completion) -> None:
+    middle = len(greedy.text) // 2
+    stop = greedy.text[middle : middle + 3]
+    answer = model.ask(stop=[stop], include_stop_str_in_output=True)
+    assert answer.text == greedy.text[: greedy.text.index(stop) + len(stop)]
+    assert answer.stop_reason == stop
 
 
 def test_a_stop_token_ends_an_answer_once_it_may(model: Model, greedy: Completion) -> None:
     stop = greedy.token_ids[0]
     at_once = model.ask(stop_token_ids=[stop])
     assert (at_once.token_ids, at_once.finish_reason) == ((stop,), "stop")
+    assert at_once.stop_reason == stop
     later = model.ask(stop_token_ids=[stop], min_tokens=4)
     assert stop not in later.token_ids[:4]
 
 
 def test_the_end_of_sequence_ends_an_answer_unless_it_is_ignored(model: Model) -> None:
     ended = model.ask(ignore_eos=False, logit_bias={EOS: 100})
-    assert (ended.text, ended.finish_reason) == ("", "stop")
+    assert (ended.text, ended.finish_reason, ended.stop_reason) == ("", "stop", None)
     longer = model.ask(ignore_eos=False, logit_bias={EOS: 100}, min_tokens=3)
     assert (len(longer.token_ids), longer.token_ids[-1]) == (4, EOS)
     ignored = model.ask(logit_bias={EOS: 100})
     assert (len(ignored.token_ids), ignored.finish_reason) == (TOKENS, "length")
+
+
+def test_an_answer_goes_on_from_its_beginning(model: Model, greedy: Completion) -> None:
+    """The prompt ends with the beginning, without an end of sequence."""
+    begun: list[dict[str, Any]] = [*ASK, {"role": "assistant", "content": "There are"}]
+    request = ChatCompletionRequest.from_openai(begun, continue_final_message=True)
+    prompt = model.tokens(request)
+    for messages, options in (
+        (begun, {"continue_final_message": True}),
+        ([*ASK, {**begun[1], "prefix": True}], {}),
+    ):
+        answer = model.answer(messages, **options)
+        assert answer.usage.prompt_tokens == len(prompt)
+        assert list(answer.token_ids) == model.plain(prompt)
 
 
 def test_what_the_tokenizer_cannot_spell_is_refused_by_its_field(model: Model) -> None:

@@ -23,7 +23,7 @@ from schemathesis import Case, GenerationMode
 from tests.fuzz.calls import CHAT, DEADLINE, Found, good_answer, problem_of
 from tests.fuzz.openai import WORD
 from tests.fuzz.pictures import originals
-from tests.support.openapi import CHUNK, ERROR, EVENTS, PATH, Described
+from tests.support.openapi import EVENTS, PATH, Described, events_of
 
 KIND = "content-type"
 # What is said of a field that may ask for nothing.
@@ -35,7 +35,20 @@ ASKED = [{"role": "user", "content": "What is this?"}]
 PICTURE = f"data:image/png;base64,{base64.b64encode(originals()['png RGB']).decode()}"
 SHOWN = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}]}]
 # An answer has as few tokens as may be.
-MOST = {"max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 1, "n": 2}
+MOST = {
+    "max_tokens": 3,
+    "max_completion_tokens": 3,
+    "max_output_tokens": 3,
+    "min_tokens": 1,
+    "n": 2,
+}
+# What bounds the answers of a route.
+SHORT = {
+    CHAT: "max_tokens",
+    "/v1/completions": "max_tokens",
+    "/v1/messages": "max_tokens",
+    "/v1/responses": "max_output_tokens",
+}
 
 
 async def fuzz_by_schema(
@@ -164,10 +177,14 @@ class Caller:
         if isinstance(body.get("model"), str) and chance % 4:
             body["model"] = self._model
         if isinstance(body.get("messages"), list) and chance % 8 < 6:
-            body["messages"] = SHOWN if chance & 8 else ASKED
-        if case.operation.path == CHAT:
-            if body.get("max_tokens") is None:
-                body["max_tokens"] = MOST["max_tokens"]
+            is_anthropic = case.operation.path.startswith("/v1/messages")
+            body["messages"] = SHOWN if chance & 8 and not is_anthropic else ASKED
+        if isinstance(body.get("input"), list) and chance % 8 < 6:
+            body["input"] = ASKED
+        if case.operation.path in SHORT:
+            field = SHORT[case.operation.path]
+            if body.get(field) is None:
+                body[field] = MOST[field]
             for name, most in MOST.items():
                 if type(body.get(name)) is int and most < body[name] < 1 << 32:
                     body[name] = most
@@ -189,18 +206,14 @@ def _problem(described: Described, sent: Sent, response: httpx.Response) -> str 
     return (
         described.answer_problem(sent.method.lower(), sent.route, response)
         or (problem_of(response) if response.content else None)
-        or _problem_of_events(described, response)
+        or _problem_of_events(described, sent.route, response)
     )
 
 
-def _problem_of_events(described: Described, response: httpx.Response) -> str | None:
+def _problem_of_events(described: Described, route: str, response: httpx.Response) -> str | None:
     if not response.headers.get(KIND, "").startswith(EVENTS):
         return None
-    data = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-    problems = (
-        described.problem(ERROR if "error" in event else CHUNK, event)
-        for event in map(json.loads, data[:-1])
-    )
+    problems = (described.event_problem(route, event) for event in events_of(response.text))
     return next(filter(None, problems), None)
 
 

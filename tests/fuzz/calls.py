@@ -22,6 +22,7 @@ from pixtral.v1 import chat_pb2
 from tests.fuzz.messages import Messages
 from tests.fuzz.openai import WORD, Bodies
 from tests.fuzz.pictures import Mutator, originals
+from tests.support.openapi import events_of
 
 CHAT, TOKENIZE = "/v1/chat/completions", "/tokenize"
 DEADLINE = 30.0
@@ -129,14 +130,33 @@ async def good_answer(http: httpx.AsyncClient) -> str:
     return str(choices[0]["message"]["content"])
 
 
+# What the last event of a stream has: OpenAI's, that of a response, that of Anthropic's messages.
+ENDS = (
+    "data: [DONE]",
+    "event: response.completed",
+    "event: response.incomplete",
+    "event: response.failed",
+    "event: message_stop",
+    "event: error",
+)
+ANTHROPIC_KINDS = {
+    "invalid_request_error",
+    "authentication_error",
+    "not_found_error",
+    "request_too_large",
+    "rate_limit_error",
+    "overloaded_error",
+    "timeout_error",
+}
+
+
 def problem_of(response: httpx.Response) -> str | None:
     """What an answer has that none must have."""
     status = response.status_code
     if status == 200 and response.headers["content-type"].startswith("text/event-stream"):
-        events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-        if events[-1] != "[DONE]":
+        if not any(end in response.text for end in ENDS):
             return "a stream without an end"
-        errors = [event for event in map(json.loads, events[:-1]) if "error" in event]
+        errors = [event for event in events_of(response.text) if "error" in event]
         return _shape_of(errors[0], 200) if errors else None
     if status == 200:
         return None
@@ -148,6 +168,12 @@ def problem_of(response: httpx.Response) -> str | None:
 
 def _shape_of(told: Any, status: int) -> str | None:
     error = told.get("error") if isinstance(told, dict) else None
+    if isinstance(error, dict) and told.get("type") == "error":
+        # Anthropic's, which has the field in the message, and no code.
+        is_named = error.get("type") in ANTHROPIC_KINDS and bool(error.get("message"))
+        if WORD in json.dumps(error):
+            return f"{status} repeats what was sent: {error}"
+        return None if is_named and error.keys() == {"message", "type"} else f"{status}: {error}"
     if not isinstance(error, dict) or error.keys() != {"message", "type", "param", "code"}:
         return f"{status} is not of OpenAI's shape"
     if WORD in json.dumps(error):

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -127,6 +128,12 @@ def max_concurrent_requests() -> int:
 
 
 @pytest.fixture
+def more_settings() -> dict[str, Any]:
+    """Settings of the gateway that a test needs to be other than usual."""
+    return {}
+
+
+@pytest.fixture
 async def client(
     model_dir: Path,
     prompts: PromptEncoder,
@@ -134,6 +141,7 @@ async def client(
     encoders: list[FakeEncoder],
     decoders: list[FakeDecoder],
     max_concurrent_requests: int,
+    more_settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Client]:
     # Nothing but its loading, a second's work, is left out.
@@ -149,6 +157,7 @@ async def client(
         max_images=3,
         max_image_bytes=100_000,
         drain_seconds=5,
+        **more_settings,
     )
     async with (
         running(GatewayTier(settings), settings) as addresses,

@@ -21,6 +21,7 @@ from pixtral_core.errors import (
 )
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.api.grpc.from_proto import read_tools
+from pixtral_gateway.checks.conversation import Conversation
 from pixtral_gateway.pipeline import LOGPROB_BYTES
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.request import Begun, Delta, Event, FinishReason, Request
@@ -277,6 +278,7 @@ async def test_tools_are_a_part_of_what_prompts_begin_with(
     def asked(i: int, *more: chat_pb2.Message) -> Request:
         tools = read_tools(chat_pb2.Chat(tools=[chat_pb2.Tool(name=f"tool{i}")]))
         first = ask(user(text("Hello?")), *more)
+        assert isinstance(first.conversation, Conversation)
         return replace(first, conversation=replace(first.conversation, tools=tools))
 
     owners: list[list[int]] = []
@@ -602,6 +604,7 @@ async def test_beyond_the_permits_is_refused_at_once(
     with pytest.raises(Overloaded) as refused:
         await gateway.answer(user(text("Hello?")))
     asked = ask(user(text("Hello?")))
+    assert isinstance(asked.conversation, Conversation)
     with pytest.raises(Overloaded):
         await gateway.pipeline.count(asked.conversation, asked.tenant)
 

@@ -114,6 +114,22 @@ def test_name_is_the_directorys_unless_given(model_dir: Path) -> None:
     assert named(model="pixtral") == "pixtral"
 
 
+def test_a_snapshot_of_a_repository_goes_by_the_repositorys_id(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--mistralai--Pixtral-12B-2409" / "snapshots" / "c2756cbb"
+    snapshot.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(snapshot)
+
+    for directory in (snapshot, link):
+        settings = GatewaySettings(model_dir=directory, decoders=("127.0.0.1:1",))
+        assert settings.model_names == ("mistralai/Pixtral-12B-2409",)
+
+
+def test_a_model_may_have_several_names(model_dir: Path) -> None:
+    flags = ["--served-model-name=a/b,c", "--decoders=127.0.0.1:1", f"--model-dir={model_dir}"]
+    assert load(GatewaySettings, flags, prog="gateway").model_names == ("a/b", "c")
+
+
 def test_needs_neither_torch_nor_vllm() -> None:
     script = (
         "import sys, pixtral_gateway.process; sys.exit(bool({'torch', 'vllm'} & set(sys.modules)))"

@@ -47,7 +47,7 @@ def said(text: str, choice: int) -> str:
 class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
     """`requests` holds what came; `failure` is what every call then ends with; with `stuck` a call
     sends its first delta and waits until it is cancelled, which sets `cancelled`; with `calls` the
-    answers are these.
+    answers are these. `ending` is the `stop_reason` of answers in text, as a field of Choice.
 
     `images` are the digests of files that came; a name among them stands for its file, unless the
     gateway `is_old` and knows no names."""
@@ -58,6 +58,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         self.failure: status_pb2.Status | None = None
         self.stuck = False
         self.choices = 1
+        self.ending: dict[str, Any] = {}
         self.images: set[str] = set()
         self.is_old = False
         self.calls: list[chat_pb2.ToolCall] = []
@@ -80,6 +81,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
                     token_ids=range(len(WORDS)),
                     finish_reason=chat_pb2.FINISH_REASON_STOP,
                     logprobs=map(likely, range(len(WORDS))),
+                    **self.ending,
                 )
                 if not self.calls
                 else chat_pb2.Choice(index=choice, tool_calls=self.calls, finish_reason=CALLED)
@@ -113,6 +115,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
                 )
                 if index == len(WORDS) - 1:
                     delta.finish_reason = chat_pb2.FINISH_REASON_STOP
+                    delta.MergeFrom(chat_pb2.Choice(**self.ending))
                 yield chat_pb2.StreamCompleteResponse(id="call-1", model="pixtral", delta=delta)
             if self.stuck:
                 self._wait_for_cancel(context)

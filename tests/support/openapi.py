@@ -1,5 +1,6 @@
 """What a gateway's /openapi.json says, for tests to hold it to."""
 
+import json
 from functools import cache
 from typing import Any
 
@@ -10,7 +11,6 @@ import jsonschema
 PATH = "/openapi.json"
 JSON = "application/json"
 EVENTS = "text/event-stream"
-CHUNK, ERROR = "ChatCompletionChunk", "ErrorAnswer"
 
 
 class Described:
@@ -21,7 +21,7 @@ class Described:
     def body_problem(self, path: str, body: Any) -> str | None:
         """What is wrong with a body that is sent there."""
         content = self.document["paths"][path]["post"]["requestBody"]["content"]
-        return self._problem(content[JSON]["schema"]["$ref"], body)
+        return self._problem(content[JSON]["schema"], body)
 
     def answer_problem(
         self, method: str, path: str, response: httpx.Response | httpx2.Response
@@ -38,17 +38,30 @@ class Described:
         if kind not in content:
             return f"{kind} is not among the content types" if content or kind else None
         if kind == JSON:
-            return self._problem(content[kind]["schema"]["$ref"], response.json())
+            return self._problem(content[kind]["schema"], response.json())
         return None
 
     def problem(self, name: str, value: Any) -> str | None:
         """What is wrong with a value that is to be of that schema."""
-        return self._problem(f"#/components/schemas/{name}", value)
+        return self._problem({"$ref": f"#/components/schemas/{name}"}, value)
 
-    def _problem(self, ref: str, value: Any) -> str | None:
-        error = jsonschema.exceptions.best_match(self._validator(ref).iter_errors(value))
+    def event_problem(self, path: str, event: Any) -> str | None:
+        """What is wrong with the data of an event of a stream from there."""
+        content = self.document["paths"][path]["post"]["responses"]["200"]["content"]
+        return self._problem(content[EVENTS]["schema"]["contentSchema"], event)
+
+    def _problem(self, schema: dict[str, Any], value: Any) -> str | None:
+        validator = self._validator(json.dumps(schema))
+        error = jsonschema.exceptions.best_match(validator.iter_errors(value))
         return None if error is None else f"{error.json_path}: {error.message}"
 
-    def _made(self, ref: str) -> Any:
-        schema = {"$ref": ref, "components": self.document["components"]}
-        return jsonschema.Draft202012Validator(schema)
+    def _made(self, schema: str) -> Any:
+        whole = {**json.loads(schema), "components": self.document["components"]}
+        return jsonschema.Draft202012Validator(whole)
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """The data of a stream's events, but for OpenAI's [DONE]."""
+    lines = (line for line in text.split("\n") if line.startswith("data: "))
+    data = (line.removeprefix("data: ") for line in lines)
+    return [json.loads(each) for each in data if each != "[DONE]"]

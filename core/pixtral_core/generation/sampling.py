@@ -64,6 +64,7 @@ class Sampling:
     allowed_token_ids: tuple[int, ...] = ()
     structured_output: StructuredOutput | None = None
     n: int = 1
+    include_stop_str_in_output: bool = False
 
 
 _TUPLES = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids")
@@ -109,7 +110,9 @@ def _structured_output(wanted: chat_pb2.StructuredOutput) -> StructuredOutput:
     name, path = wanted.WhichOneof("constraint"), "sampling.structured_output"
     match name:
         case None:
-            raise InvalidRequest(path, "must have one of its fields")
+            raise InvalidRequest(
+                path, "must have one of json_schema, regex, choice, grammar and json_object"
+            )
         case "choice":
             values = tuple(wanted.choice.values)
         case "json_object":

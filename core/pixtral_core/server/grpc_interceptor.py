@@ -251,7 +251,7 @@ def given_up_for(error: asyncio.CancelledError) -> ServingError | None:
 
 def _note_reason(call: Call | None, error: Exception) -> None:
     if call is not None and isinstance(error, ServingError):
-        call.facts["reason"] = error.reason
+        call.facts |= error.facts
 
 
 async def _abort(

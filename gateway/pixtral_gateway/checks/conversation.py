@@ -85,10 +85,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns that Mistral's template takes: see `pixtral_gateway.checks.validation`."""
+    """Turns, one at least, in any order: mistral_common knows what the model's template takes.
+
+    `goes_on`: the last turn is an assistant's, and the beginning of the answer.
+    """
 
     turns: tuple[Turn, ...]
     tools: Tools = NO_TOOLS
+    goes_on: bool = False
 
     @property
     def images(self) -> list[ImageSource]:

@@ -68,31 +68,15 @@ def check_call(call: ToolCall, path: str) -> None:
     _check_name(call.name, f"{path}.name")
 
 
-def check_exchanges(turns: Iterable[Turn]) -> None:
-    """Each call has an id of its own, and one result before anything else is said.
+def check_calls(turns: Iterable[Turn]) -> None:
+    """Raises InvalidRequest for too many calls in a message, and for a result that names none.
 
-    Raises InvalidRequest where a result answers nothing, or a call has none.
+    Which result belongs to which call, mistral_common checks.
     """
-    asked, waiting = "", set[str]()
     for i, turn in enumerate(turns):
+        limits.TOOL_CALLS.check(len(turn.calls), f"messages[{i}].tool_calls")
         if turn.role is Role.TOOL:
             _check_id(turn.call_id, f"messages[{i}].tool_call_id")
-            if turn.call_id not in waiting:
-                raise InvalidRequest(
-                    f"messages[{i}].tool_call_id", "no call before it waits for a result"
-                )
-            waiting.discard(turn.call_id)
-            continue
-        if waiting:
-            raise InvalidRequest(asked, "each needs a result in the messages that follow")
-        asked = f"messages[{i}].tool_calls"
-        limits.TOOL_CALLS.check(len(turn.calls), asked)
-        for k, call in enumerate(turn.calls):
-            if call.id in waiting:
-                raise InvalidRequest(f"{asked}[{k}].id", "another call has this id")
-            waiting.add(call.id)
-    if waiting:
-        raise InvalidRequest(asked, "each needs a result in the messages that follow")
 
 
 def _check_name(name: str, path: str) -> None:

@@ -1,6 +1,7 @@
 """Checks of messages and sampling; each error names its field."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest, NotFound
@@ -13,18 +14,19 @@ from pixtral_gateway.checks.conversation import (
     Turn,
 )
 from pixtral_gateway.checks.structured_output import check_structured_output
-from pixtral_gateway.checks.tools import check_exchanges
+from pixtral_gateway.checks.tools import check_calls
 
 
-def adapter_of(asked: str, served: str, adapters: Collection[str]) -> str:
+def adapter_of(asked: str, served: Sequence[str], adapters: Collection[str]) -> str:
     """The adapter that a request asks for; empty for the model itself, as is asking for none.
 
-    Raises NotFound for any other name.
+    `served` are the model's own names. Raises NotFound for any other name.
     """
-    if asked in ("", served):
+    if not asked or asked in served:
         return ""
     if asked not in adapters:
-        raise NotFound("this gateway does not serve that model", "MODEL_NOT_FOUND")
+        names = ", ".join([*served, *adapters])
+        raise NotFound(f"there is no such model here: use {names}", "MODEL_NOT_FOUND")
     return asked
 
 
@@ -37,27 +39,34 @@ def check_parts(parts: Sequence[int], context_length: int) -> None:
     if len(parts) > context_length or sum(parts) > context_length:
         raise InvalidRequest(
             "messages",
-            f"there are more parts than the context of {context_length} tokens holds",
+            f"there are more parts than the context of {context_length} tokens holds: leave out "
+            "messages",
             "PROMPT_TOO_LONG",
         )
 
 
 def conversation_of(
-    turns: tuple[Turn, ...], *, max_images: int, tools: Tools = NO_TOOLS
+    turns: tuple[Turn, ...], *, max_images: int, tools: Tools = NO_TOOLS, goes_on: bool = False
 ) -> Conversation:
-    """At first a system message or none, then user and assistant by turns, the user last.
+    """The conversation, whose last turn is the beginning of the answer where it `goes_on`.
 
-    Where an assistant calls tools, their results come next, and then either of the two; they may
-    be last. Raises InvalidRequest for any other order, and for more than `max_images` images.
+    Raises InvalidRequest for none, and for more than `max_images` images. Which order of roles the
+    model's template takes, `pixtral_gateway.prompt` knows.
     """
     if not turns:
         raise InvalidRequest("messages", "at least one message is needed")
-    check_exchanges(turns)
-    _check_order(turns)
-    conversation = Conversation(turns, tools)
-    if len(conversation.images) > max_images:
+    check_calls(turns)
+    if goes_on and turns[-1].role is not Role.ASSISTANT:
         raise InvalidRequest(
-            "messages", f"more than {max_images} images in a request", "TOO_MANY_IMAGES"
+            "continue_final_message", "needs the last message to be an assistant message"
+        )
+    conversation = Conversation(turns, tools, goes_on)
+    images = len(conversation.images)
+    if images > max_images:
+        raise InvalidRequest(
+            "messages",
+            f"there are {images} images, and a request may have {max_images}: leave some out",
+            "TOO_MANY_IMAGES",
         )
     return conversation
 
@@ -112,28 +121,28 @@ def check_characters(characters: int, field: str, longest_token: int, context_le
     if characters > longest_token * context_length:
         raise InvalidRequest(
             field,
-            f"the text is longer than the context of {context_length} tokens",
+            f"the text is longer than the context of {context_length} tokens: shorten it",
             "PROMPT_TOO_LONG",
         )
 
 
-def check_length(prompt_tokens: int, sampling: Sampling, context_length: int) -> None:
-    """Raises InvalidRequest where prompt and answer do not fit in `context_length` tokens."""
+def fitted(sampling: Sampling, prompt_tokens: int, context_length: int) -> Sampling:
+    """The parameters with no more `max_tokens` than the prompt leaves of the context, as in vLLM.
+
+    Raises InvalidRequest where prompt and answer do not fit in `context_length` tokens.
+    """
     if prompt_tokens >= context_length:
         raise InvalidRequest(
             "messages",
             f"the prompt has {prompt_tokens} tokens and the context holds {context_length}, "
-            "the answer among them",
+            "the answer among them: leave out messages",
             "PROMPT_TOO_LONG",
         )
     room = context_length - prompt_tokens
-    if sampling.max_tokens is not None and sampling.max_tokens > room:
-        raise InvalidRequest(
-            "sampling.max_tokens", f"beside the prompt the context holds {room} tokens"
-        )
     if (sampling.min_tokens or 0) > room:
         raise InvalidRequest(
-            "sampling.min_tokens", f"beside the prompt the context holds {room} tokens"
+            "sampling.min_tokens",
+            f"beside the prompt the context holds {room} tokens: ask for no more",
         )
     if sampling.prompt_logprobs is not None:
         in_all = prompt_tokens * (1 + sampling.prompt_logprobs)
@@ -143,6 +152,9 @@ def check_length(prompt_tokens: int, sampling: Sampling, context_length: int) ->
                 f"the prompt's {prompt_tokens} tokens have {in_all}, and must have "
                 f"{limits.PROMPT_LOGPROBS_IN_ALL}",
             )
+    if sampling.max_tokens is None or sampling.max_tokens <= room:
+        return sampling
+    return replace(sampling, max_tokens=room)
 
 
 def check_gathered(sampling: Sampling) -> None:
@@ -160,21 +172,3 @@ def check_gathered_logprobs(logprobs: int) -> None:
             f"an answer that is sent whole must have {limits.LOGPROBS_IN_ALL}: ask for fewer, or "
             "stream it",
         )
-
-
-def _check_order(turns: Sequence[Turn]) -> None:
-    first = 1 if turns[0].role is Role.SYSTEM else 0
-    expected: tuple[Role, ...] = (Role.USER,)
-    for i, turn in enumerate(turns[first:], start=first):
-        # `check_exchanges` has seen to it that tools speak when they are asked, and only then.
-        if turn.role is not Role.TOOL and turn.role not in expected:
-            raise InvalidRequest(f"messages[{i}].role", f"must be {' or '.join(expected)} here")
-        match turn.role:
-            case Role.TOOL:
-                expected = (Role.USER, Role.ASSISTANT)
-            case Role.USER:
-                expected = (Role.ASSISTANT,)
-            case _:
-                expected = (Role.USER,)
-    if turns[-1].role not in (Role.USER, Role.TOOL):
-        raise InvalidRequest(f"messages[{len(turns) - 1}].role", "the last must be user or tool")

@@ -1,45 +1,33 @@
 """Encodes a conversation to token ids by mistral_common, without looking into an image."""
 
 import asyncio
-import hashlib
-import json
 import logging
-import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mistral_common.exceptions import InvalidToolSchemaException
-from mistral_common.protocol.instruct.chunk import ContentChunk, TextChunk
-from mistral_common.protocol.instruct.messages import (
-    AssistantMessage,
-    ChatMessage,
-    SystemMessage,
-    ToolMessage,
-    UserMessage,
-)
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
-from mistral_common.protocol.instruct.tool_calls import Function, FunctionCall
+from mistral_common.protocol.instruct.tool_calls import Function
 from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
-from mistral_common.protocol.instruct.tool_calls import ToolCall as MistralToolCall
-from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy, TokenizerVersion
+from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.utils.json_utils import validate_json_schema_by_draft7
 
-from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest, log_place
 from pixtral_core.model.vision_spec import BadCheckpoint, Grid, VisionSpec
-from pixtral_gateway.checks.conversation import Conversation, Role, Tool, ToolCall, Tools, Turn
-from pixtral_gateway.checks.structured_output import check_depth
-from pixtral_gateway.prompt.image_placeholders import chunk_of, leave_out_pixels
+from pixtral_gateway.checks.conversation import Conversation, Tool, Tools
+from pixtral_gateway.prompt.image_placeholders import leave_out_pixels
+from pixtral_gateway.prompt.mistral_messages import messages_of
+from pixtral_gateway.prompt.refusals import MessageCheck
 from pixtral_gateway.prompt.tool_format import ToolFormat
 
 # Tokenizing this many characters takes about a millisecond.
 OFFLOAD_CHARACTERS = 1 << 13
-
-_MISTRAL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+# And so does making so many messages and parts of mistral_common's.
+OFFLOAD_PARTS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +70,7 @@ class PromptEncoder:
         self.longest_token = max(map(len, vocabulary))
         self.tools = ToolFormat(tokenizer.instruct_tokenizer)
         self._version = tokenizer.instruct_tokenizer.tokenizer.version
+        self._messages = MessageCheck(self._version)
         self._spec = spec
         leave_out_pixels(tokenizer.instruct_tokenizer, spec)
 
@@ -117,22 +106,29 @@ class PromptEncoder:
             return await asyncio.to_thread(decode, ids, policy)
         return decode(ids, policy)
 
+    async def check(self, conversation: Conversation) -> None:
+        """Raises InvalidRequest for messages that mistral_common does not take, and says why."""
+        if _is_long(conversation):
+            await asyncio.to_thread(self.check_now, conversation)
+        else:
+            self.check_now(conversation)
+
+    def check_now(self, conversation: Conversation) -> None:
+        """As `check`, on the calling thread."""
+        self._messages.check(messages_of(conversation, self._version))
+
     async def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
-        """As `encode_now`, off the event loop where the text is long."""
-        if conversation.characters > OFFLOAD_CHARACTERS:
+        """As `encode_now`, off the event loop where the conversation is long."""
+        if _is_long(conversation):
             return await asyncio.to_thread(self.encode_now, conversation, grids)
         return self.encode_now(conversation, grids)
 
     def encode_now(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
-        """Encodes a validated conversation whose images have these grids, in its order.
+        """Encodes a checked conversation whose images have these grids, in its order.
 
-        Raises InvalidRequest for tools and calls that mistral_common does not take.
+        Raises InvalidRequest for tools that mistral_common does not take.
         """
-        remaining = iter(grids)
-        messages = [
-            self._message(turn, remaining, f"messages[{i}]")
-            for i, turn in enumerate(conversation.turns)
-        ]
+        messages = messages_of(conversation, self._version, grids)
         tools = [_mistral_tool(tool) for tool in conversation.tools.offered]
         try:
             tokens = self._tokenizer.encode_chat_completion(
@@ -152,36 +148,10 @@ class PromptEncoder:
         # Four bytes each, and not forty: they stay until the last one of the answer.
         return Prompt(array("I", tokens), tuple(images), sum(image.length for image in images))
 
-    def _message(self, turn: Turn, grids: Iterator[Grid], path: str) -> ChatMessage:
-        content: list[ContentChunk] = []
-        for part in turn.parts:
-            if isinstance(part, str):
-                content.append(TextChunk(text=part))
-            else:
-                content.append(chunk_of(next(grids)))
-        match turn.role:
-            case Role.SYSTEM:
-                return SystemMessage(content=content)
-            case Role.USER:
-                return UserMessage(content=content)
-            case Role.ASSISTANT:
-                if content and turn.calls and self._version < TokenizerVersion.v7:
-                    raise InvalidRequest(
-                        f"{path}.content", "this model takes no text beside tool calls"
-                    )
-                return AssistantMessage(
-                    content=content,
-                    tool_calls=[
-                        _mistral_call(call, f"{path}.tool_calls[{i}]")
-                        for i, call in enumerate(turn.calls)
-                    ]
-                    or None,
-                )
-            case Role.TOOL:
-                for joint in ("", "\n\n"):
-                    said = joint.join(part for part in turn.parts if isinstance(part, str))
-                    _check_readable(said, f"{path}.content")
-                return ToolMessage(content=content, tool_call_id=_mistral_id(turn.call_id))
+
+def _is_long(conversation: Conversation) -> bool:
+    parts = sum(1 + len(turn.parts) for turn in conversation.turns)
+    return conversation.characters > OFFLOAD_CHARACTERS or parts > OFFLOAD_PARTS
 
 
 def _mistral_tool(tool: Tool) -> MistralTool:
@@ -189,33 +159,6 @@ def _mistral_tool(tool: Tool) -> MistralTool:
         name=tool.name, description=tool.description, parameters=dict(tool.parameters)
     )
     return MistralTool(function=function)
-
-
-def _mistral_call(call: ToolCall, path: str) -> MistralToolCall:
-    _check_readable(call.arguments, f"{path}.arguments")
-    function = FunctionCall(name=call.name, arguments=call.arguments)
-    return MistralToolCall(id=_mistral_id(call.id), function=function)
-
-
-def _mistral_id(call_id: str) -> str:
-    """The id of a call as Mistral's template has it; another's is stood for by one of its own."""
-    if _MISTRAL_ID.fullmatch(call_id):
-        return call_id
-    return hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).hexdigest()[:9]
-
-
-def _check_readable(text: str, path: str) -> None:
-    """What is JSON, mistral_common reads and writes anew. Raises InvalidRequest where it cannot."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return
-    except (ValueError, RecursionError):
-        pass
-    else:
-        check_depth(value, path, limits.ARGUMENTS_DEPTH)
-        return
-    raise InvalidRequest(path, f"JSON must have {limits.ARGUMENTS_DEPTH}, and short numbers")
 
 
 def _untokenizable(path: str, error: ValueError) -> InvalidRequest:

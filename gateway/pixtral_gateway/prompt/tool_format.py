@@ -203,7 +203,9 @@ class _Choice:
                 marked += self._marked.end()
         found = [each for part in marked for each in self._reader.add(part)]
         if delta.finish_reason:
-            found += self._reader.end()
+            # A forced call has no end of its own but its structure's.
+            is_cut = self._marked is None or delta.finish_reason is FinishReason.LENGTH
+            found += self._reader.end(is_cut=is_cut)
         calls = self._joined([each for each in found if isinstance(each, ToolCallDelta)])
         self._has_called |= bool(calls)
         reason = delta.finish_reason

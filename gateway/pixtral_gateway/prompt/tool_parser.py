@@ -81,8 +81,13 @@ class CallReader:
             self._marker = None
         return self._take_told()
 
-    def end(self) -> list[str | ToolCallDelta]:
-        """The rest, when nothing more is said."""
+    def end(self, *, is_cut: bool = False) -> list[str | ToolCallDelta]:
+        """The rest, when nothing more is said.
+
+        Where the answer `is_cut` at a limit, the beginning of a call is no text.
+        """
+        if is_cut and self._reading is not None:
+            self._held = self._rest = ""
         self._give_up()
         return self._take_told()
 

@@ -205,6 +205,8 @@ def _delta(response: decoder_pb2.GenerateResponse) -> Delta:
     delta = Delta(
         choice.index, choice.text, choice.token_ids, FINISH_REASONS.get(choice.finish_reason)
     )
+    if stopped := choice.WhichOneof("stop_reason"):
+        delta = replace(delta, stop_reason=getattr(choice, stopped))
     if choice.logprobs or response.prompt_logprobs or response.HasField("queue"):
         return replace(
             delta,

@@ -22,6 +22,7 @@ STATELESS: Final = frozenset(
         "ignore_eos",
         "logit_bias",
         "allowed_token_ids",
+        "include_stop_str_in_output",
     }
 )
 # The others, with values that change nothing.

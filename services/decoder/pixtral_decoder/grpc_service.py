@@ -114,6 +114,13 @@ def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
         )
     )
     # Few have them, and this is done for every token.
+    match delta.stop_reason:
+        case None:
+            pass
+        case str():
+            response.delta.stop_string = delta.stop_reason
+        case int():
+            response.delta.stop_token_id = delta.stop_reason
     if delta.index:
         response.delta.index = delta.index
     if delta.logprobs:

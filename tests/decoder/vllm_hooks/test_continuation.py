@@ -77,7 +77,7 @@ async def continued(
         piece = continuation.add(tokens[at : at + step], reason)
         text += piece.text
         kept += piece.token_ids
-        if piece.is_stopped:
+        if piece.stop_string is not None:
             break
     return text, kept
 

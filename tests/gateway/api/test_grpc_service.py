@@ -329,9 +329,9 @@ async def test_model_is_listed_under_its_directorys_name(client: Client) -> None
 CONTENT = "messages[0].content[0]"
 BAD_REQUESTS: dict[str, tuple[list[chat_pb2.Message], dict[str, Any], str]] = {
     "no messages": ([], {}, "messages"),
-    "empty text": ([user(text(""))], {}, f"{CONTENT}.text"),
     "unknown role": ([chat_pb2.Message(role=9, content=[text("x")])], {}, "messages[0].role"),  # type: ignore[arg-type]
-    "role order": ([HELLO, assistant(text("x")), assistant(text("x"))], {}, "messages[2].role"),
+    "an answer last": ([HELLO, assistant(text("x"))], {}, "messages[1].role"),
+    "role order": ([HELLO, assistant(text("x")), system(text("x"))], {}, "messages[2].role"),
     "not an image": ([user(image(b"GIF? no"))], {}, f"{CONTENT}.image.data"),
     "0 bytes": ([user(image(b""))], {}, f"{CONTENT}.image.data"),
     "50000x50000": ([user(image(png_of(50_000, 50_000)))], {}, f"{CONTENT}.image.data"),
@@ -339,12 +339,10 @@ BAD_REQUESTS: dict[str, tuple[list[chat_pb2.Message], dict[str, Any], str]] = {
     "a web URL": ([user(image_url("https://example.com/a.png"))], {}, f"{CONTENT}.image.url"),
     "too many images": ([user(*[image(PICTURE)] * 4)], {}, "messages"),
     "too long": ([user(text("word " * 40_000))], {}, "messages"),
-    # Told of all, and not of the first that is wrong: they are counted before they are read.
     "too many parts": ([user(*[text("")] * 40_000)], {}, "messages"),
     "too many messages": ([user(text(""))] * 40_000, {}, "messages"),
     "temperature -1": ([HELLO], {"temperature": -1}, "sampling.temperature"),
     "stop token": ([HELLO], {"stop_token_ids": [1 << 30]}, "sampling.stop_token_ids[0]"),
-    "max_tokens": ([HELLO], {"max_tokens": 40_000}, "sampling.max_tokens"),
     "no choices": ([HELLO], {"n": 0}, "sampling.n"),
     "no structure": ([HELLO], {"structured_output": {}}, "sampling.structured_output"),
     "no schema": (

@@ -6,10 +6,10 @@ import pytest
 from PIL import ImageFile
 
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.image.header import ImageHeader, read_header
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.checks.conversation import ImageSource
 from pixtral_gateway.images import image_reader
-from pixtral_gateway.images.image_header import ImageHeader, read_header
 from pixtral_gateway.images.image_reader import ImageReader
 from pixtral_gateway.images.named_images import ImageSize
 from tests.core.image.test_header import png_of
@@ -72,7 +72,7 @@ async def test_a_header_that_may_be_long_is_read_beside_the_event_loop(
         return read_header(data)
 
     monkeypatch.setattr(image_reader, "read_header", read)
-    for data in (picture(8, 8), picture(8, 8) + bytes(20_000)):
+    for data in (picture(8, 8), picture(8, 8) + bytes(40_000)):
         await reader.read(ImageSource(PATH, data=data))
     small, large = read_by
     assert small is threading.current_thread()

@@ -1,6 +1,7 @@
 import io
 import json
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from pixtral_core.errors import InvalidRequest
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
 from pixtral_gateway.api.grpc.from_proto import read_conversation, read_tools
 from pixtral_gateway.images.image_reader import ImageReader
+from pixtral_gateway.prompt.mistral_messages import messages_of
 from pixtral_gateway.prompt.prompt_encoder import Prompt, PromptEncoder
 from tests.support.gateway_pictures import (
     assistant,
@@ -108,6 +110,7 @@ async def encode(
     conversation = read_conversation(messages, max_images=6, tools=offered)
     reader = ImageReader(spec, max_bytes=1 << 24, max_pixels=1 << 26)
     grids = [(await reader.read(source)).grid for source in conversation.images]
+    await prompts.check(conversation)
     return await prompts.encode(conversation, grids)
 
 
@@ -242,11 +245,6 @@ DEEP = "[" * 20_000 + "]" * 20_000
     ("messages", "tools", "field"),
     [
         (
-            [user(text("u")), calls(("a", "look", "{}"), parts=[text("t")]), result("a")],
-            [],
-            "messages[1].content",
-        ),
-        (
             [user(text("u")), calls(("a", "look", DEEP)), result("a")],
             [],
             "messages[1].tool_calls[0].arguments",
@@ -348,13 +346,32 @@ async def test_text_that_spells_a_control_token_is_text(
     assert spelled.images == ()
 
 
-async def test_long_text_is_encoded_alike(prompts: PromptEncoder, spec: VisionSpec) -> None:
-    words = "one sentence after the other. " * 1000
-    messages = [user(text(words), image(picture(40, 40)))]
+@pytest.mark.parametrize(
+    "parts", [[text("one sentence after the other. " * 1000)], [text("")] * 1000], ids=len
+)
+async def test_a_long_conversation_is_encoded_alike_and_off_the_loop(
+    prompts: PromptEncoder,
+    spec: VisionSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: list[chat_pb2.ContentPart],
+) -> None:
+    on_loop = threading.get_ident()
+    threads = set()
+
+    def seen(conversation: Any, version: Any, grids: Any = None) -> Any:
+        threads.add(threading.get_ident())
+        return messages_of(conversation, version, grids)
+
+    messages = [user(*parts, image(picture(40, 40)))]
     conversation = read_conversation(messages, max_images=1)
     grids = [spec.grid(40, 40)]
 
-    assert await prompts.encode(conversation, grids) == prompts.encode_now(conversation, grids)
+    expected = prompts.encode_now(conversation, grids)
+    monkeypatch.setattr("pixtral_gateway.prompt.prompt_encoder.messages_of", seen)
+    await prompts.check(conversation)
+    assert await prompts.encode(conversation, grids) == expected
+    assert threads
+    assert on_loop not in threads
 
 
 @pytest.mark.parametrize(

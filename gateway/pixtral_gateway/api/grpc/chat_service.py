@@ -53,7 +53,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         self._incoming = incoming
         self._settings = settings
         self._tenants = tenants
-        self._model = settings.model_name
+        self._model = settings.model_names[0]
 
     def register(self, server: grpc.aio.Server) -> None:
         chat_pb2_grpc.add_ChatServiceServicer_to_server(self, server)
@@ -114,6 +114,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                             choice.token_ids.extend(event.token_ids)
                             choice.logprobs.extend(map(logprobs.to_proto, event.logprobs))
                             choice.finish_reason = to_proto.FINISH_REASONS[event.finish_reason]
+                            to_proto.set_stop_reason(choice, event)
                         case Finished():
                             response.completion.CopyFrom(await _completion(event))
         for choice, parts, pieces in zip(choices, texts, calls, strict=True):
@@ -136,6 +137,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     async def ListModels(
         self, request: chat_pb2.ListModelsRequest, context: Context
     ) -> chat_pb2.ListModelsResponse:
+        names = self._settings.model_names
         context_length = self.backend.tiers.context_length
         models = [
             chat_pb2.Model(
@@ -143,9 +145,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 context_length=context_length,
                 max_images=self._settings.max_images,
                 max_image_bytes=self._settings.max_image_bytes,
-                parent=self._model if name != self._model else "",
+                parent="" if name in names else self._model,
             )
-            for name in (self._model, *self.backend.tiers.adapters)
+            for name in (*names, *self.backend.tiers.adapters)
         ]
         return chat_pb2.ListModelsResponse(models=models)
 
@@ -186,7 +188,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         return reception
 
     def _adapter(self, model: str) -> str:
-        return adapter_of(model, self._model, self.backend.tiers.adapters)
+        return adapter_of(model, self._settings.model_names, self.backend.tiers.adapters)
 
     def _conversation(self, chat: chat_pb2.Chat) -> Conversation:
         context_length = self.backend.tiers.context_length
@@ -195,6 +197,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             chat.messages,
             max_images=self._settings.max_images,
             tools=from_proto.read_tools(chat),
+            goes_on=chat.continue_final_message,
         )
 
     def _request(

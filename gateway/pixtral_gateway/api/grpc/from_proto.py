@@ -33,14 +33,15 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def read_conversation(
-    messages: Sequence[chat_pb2.Message], *, max_images: int, tools: Tools = NO_TOOLS
+    messages: Sequence[chat_pb2.Message],
+    *,
+    max_images: int,
+    tools: Tools = NO_TOOLS,
+    goes_on: bool = False,
 ) -> Conversation:
-    """The conversation, if it is one that Mistral's template takes. Raises InvalidRequest.
-
-    Images are in user messages only, no text is empty, and the order is `conversation_of`'s.
-    """
+    """The conversation, with images in user messages only. Raises InvalidRequest."""
     turns = tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(messages))
-    return conversation_of(turns, max_images=max_images, tools=tools)
+    return conversation_of(turns, max_images=max_images, tools=tools, goes_on=goes_on)
 
 
 def read_tools(chat: chat_pb2.Chat) -> Tools:
@@ -70,8 +71,6 @@ def _turn(message: chat_pb2.Message, path: str) -> Turn:
     calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls)
     for i, call in enumerate(calls):
         check_call(call, f"{path}.tool_calls[{i}]")
-    if not message.content and not calls and role is not Role.TOOL:
-        raise InvalidRequest(f"{path}.content", "must not be empty")
     parts = tuple(
         _part(part, f"{path}.content[{i}]", message.role) for i, part in enumerate(message.content)
     )
@@ -81,9 +80,6 @@ def _turn(message: chat_pb2.Message, path: str) -> Turn:
 def _part(part: chat_pb2.ContentPart, path: str, role: int) -> str | ImageSource:
     match part.WhichOneof("part"):
         case "text":
-            # A tool may give nothing back.
-            if not part.text and role != chat_pb2.ROLE_TOOL:
-                raise InvalidRequest(f"{path}.text", "must not be empty")
             return part.text
         case "image":
             if role != chat_pb2.ROLE_USER:

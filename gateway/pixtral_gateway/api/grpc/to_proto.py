@@ -26,7 +26,18 @@ def choice(delta: Delta) -> chat_pb2.Choice:
         made.logprobs.extend(map(logprobs.to_proto, delta.logprobs))
     if delta.tool_calls:
         made.tool_calls.extend(map(tool_call, delta.tool_calls))
+    set_stop_reason(made, delta)
     return made
+
+
+def set_stop_reason(choice: chat_pb2.Choice, delta: Delta) -> None:
+    match delta.stop_reason:
+        case None:
+            pass
+        case str():
+            choice.stop_string = delta.stop_reason
+        case int():
+            choice.stop_token_id = delta.stop_reason
 
 
 def tool_call(call: ToolCallDelta) -> chat_pb2.ToolCall:

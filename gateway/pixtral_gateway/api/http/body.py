@@ -14,6 +14,7 @@ from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
 from pixtral_core.server.reception import Pace, Receiving, when_behind
+from pixtral_gateway.api.http.body_problem import said_of
 from pixtral_gateway.api.http.middleware import ClientGone
 from pixtral_gateway.api.openai.errors import Refused
 from pixtral_gateway.images.image_reader import OFFLOAD_BYTES
@@ -99,15 +100,12 @@ def _parse(model: type[M], body: bytearray) -> M:
     try:
         return model.model_validate_json(body)
     except ValidationError as failure:
-        # Neither the input nor what pydantic's context says of it.
-        problem = failure.errors(include_url=False, include_context=False, include_input=False)[0]
+        problem = failure.errors(include_url=False)[0]
     if problem["type"] == "json_invalid":
         raise Refused(400, "MALFORMED_JSON", "the body is not valid JSON")
     if not problem["loc"]:
         raise Refused(400, "MALFORMED_BODY", "the body is not a JSON object")
-    path = _path(model, problem["loc"])
-    message = problem["msg"]
-    raise InvalidRequest(path, message[:1].lower() + message[1:])
+    raise InvalidRequest(_path(model, problem["loc"]), said_of(problem))
 
 
 def _has_more_values(body: bytearray, most: int) -> bool:

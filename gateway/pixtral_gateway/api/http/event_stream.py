@@ -1,10 +1,12 @@
 """A response of server-sent events."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from starlette.types import Receive, Scope, Send
 
+from pixtral_core.errors import ServingError
+from pixtral_gateway.api.http.error_form import STREAM_ERROR
 from pixtral_gateway.api.http.middleware import EVENT_STREAM, while_client_waits
 
 _HEADERS = [
@@ -18,14 +20,22 @@ _HEADERS = [
 class EventStream:
     """Sends what `events` yields, and asks for more only when the client takes it.
 
-    It begins with the first event: what is refused before that has a status of its own.
+    It begins with the first event: what is refused before that has a status of its own. `error`
+    writes what ends it when the request fails after that, where the API's own form does not do.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes],
+        error: Callable[[ServingError], bytes] | None = None,
+    ) -> None:
         self._events = events
+        self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = False
+        if self._error is not None:
+            scope[STREAM_ERROR] = self._error
         async with while_client_waits(receive), aclosing(self._events):
             async for event in self._events:
                 if not has_begun:

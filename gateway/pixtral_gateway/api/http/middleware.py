@@ -6,8 +6,9 @@ The same for HTTP as `pixtral_core.server.grpc_interceptor` is for gRPC.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -19,7 +20,8 @@ from pixtral_core.errors import ServingError, Unavailable, client_error
 from pixtral_core.server.grpc_interceptor import GIVE_UP_SECONDS, Gate, given_up_for
 from pixtral_core.telemetry.request_log import REQUEST_ID, Call
 from pixtral_core.telemetry.tracing import Tracer
-from pixtral_gateway.api.openai.errors import Refused, body_of, headers_of, status_of
+from pixtral_gateway.api.http.error_form import OPENAI, STREAM_ERROR, ErrorForm
+from pixtral_gateway.api.openai.errors import Refused, headers_of, status_of
 from pixtral_gateway.metrics import HTTP_REQUESTS, HTTP_SECONDS
 
 # What a request is counted as whose client was gone before it was answered: nginx's own.
@@ -28,6 +30,7 @@ CLIENT_GONE = 499
 METHODS = frozenset({"GET", "POST"})
 NO_ROUTE = "none"
 EVENT_STREAM = b"text/event-stream"
+NO_FORMS: Mapping[str, ErrorForm] = MappingProxyType({})
 
 
 class ClientGone(Exception):
@@ -60,9 +63,17 @@ class RequestMiddleware:
     """
 
     def __init__(
-        self, router: Router, *, quiet: frozenset[str], gate: Gate, tracer: Tracer
+        self,
+        router: Router,
+        *,
+        quiet: frozenset[str],
+        gate: Gate,
+        tracer: Tracer,
+        forms: Mapping[str, ErrorForm] = NO_FORMS,
     ) -> None:
+        """`forms` has the routes whose errors are not in OpenAI's form."""
         self._router = router
+        self._forms = forms
         self._quiet = quiet | {NO_ROUTE}
         self._gate = gate
         self._tracer = tracer
@@ -97,10 +108,11 @@ class RequestMiddleware:
         call = None
         if route not in self._quiet:
             call = Call.begin(f"{method} {route}", _texts(scope), self._tracer)
-        reply = _Reply(send, self._gate, call)
+        scope = {**scope, "app": self}
+        reply = _Reply(send, self._gate, call, self._forms.get(route, OPENAI), scope)
         code = grpc.StatusCode.CANCELLED
         try:
-            code = await self._answer({**scope, "app": self}, receive, reply, call)
+            code = await self._answer(scope, receive, reply, call)
         finally:
             HTTP_REQUESTS.labels(method, route, str(reply.status)).inc()
             HTTP_SECONDS.labels(method, route).observe(time.perf_counter() - begun)
@@ -130,7 +142,7 @@ class RequestMiddleware:
             except Exception as unexpected:
                 error = client_error(unexpected)
             if call is not None:
-                call.facts["reason"] = error.reason
+                call.facts |= error.facts
             # Behind what the client has not read: told in time or not, the request is over here.
             with suppress(TimeoutError):
                 async with asyncio.timeout(GIVE_UP_SECONDS):
@@ -154,10 +166,14 @@ class RequestMiddleware:
 class _Reply:
     """The answer to one request, as far as it was sent."""
 
-    def __init__(self, send: Send, gate: Gate, call: Call | None) -> None:
+    def __init__(
+        self, send: Send, gate: Gate, call: Call | None, form: ErrorForm, scope: Scope
+    ) -> None:
         self._send = send
         self._gate = gate
         self._call = call
+        self._form = form
+        self._scope = scope
         self._is_stream = False
         self.status = CLIENT_GONE
 
@@ -165,7 +181,9 @@ class _Reply:
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
             if self._call is not None:
-                headers.append((REQUEST_ID.encode(), self._call.request_id.encode()))
+                names = (REQUEST_ID, self._form.request_id)
+                value = self._call.request_id.encode()
+                headers.extend((name.encode(), value) for name in names if name)
             if not self._gate.is_open:
                 # The next request is for a process that stays.
                 headers.append((b"connection", b"close"))
@@ -175,15 +193,15 @@ class _Reply:
         await self._send(message)
 
     async def fail(self, error: ServingError) -> None:
-        body = json.dumps(body_of(error)).encode()
         if self.status == CLIENT_GONE:
+            body = json.dumps(self._form.body(error)).encode()
             headers = {"content-type": "application/json", **headers_of(error)}
             headers["content-length"] = str(len(body))
             pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
             start = {"type": "http.response.start", "status": status_of(error), "headers": pairs}
             await self.send(start)
         elif self._is_stream:
-            body = b"data: " + body + b"\n\ndata: [DONE]\n\n"
+            body = self._scope.get(STREAM_ERROR, self._form.event)(error)
         else:
             return
         await self.send({"type": "http.response.body", "body": body})

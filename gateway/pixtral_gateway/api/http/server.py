@@ -8,6 +8,7 @@ import uvicorn
 from pixtral_core.errors import StartupError
 from pixtral_gateway.api.http import bounded_protocol
 from pixtral_gateway.api.http.bounded_protocol import BoundedProtocol
+from pixtral_gateway.api.http.cross_origin import allowing
 from pixtral_gateway.api.http.middleware import RequestMiddleware
 from pixtral_gateway.api.http.uvicorn_server import UvicornServer
 from pixtral_gateway.settings import GatewaySettings
@@ -62,7 +63,7 @@ class HttpServer:
     def _config(self) -> uvicorn.Config:
         settings = self._settings
         return uvicorn.Config(
-            self._app,
+            allowing(self._app, settings.allowed_origins),
             loop="none",
             http=BoundedProtocol,
             ws="none",

@@ -1,6 +1,5 @@
 """The routes of OpenAI's API, each thin over the pipeline."""
 
-import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,106 +9,116 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
-from pixtral_core.concurrency.deadline import Deadline
 from pixtral_core.concurrency.shared_limit import SharedLimit
-from pixtral_core.errors import InvalidRequest, Unavailable
+from pixtral_core.errors import InvalidRequest
 from pixtral_core.server.grpc_interceptor import Gate
-from pixtral_core.telemetry.request_log import note
 from pixtral_core.telemetry.tracing import Tracer
+from pixtral_gateway.api.anthropic import routes as anthropic
+from pixtral_gateway.api.anthropic.routes import AnthropicApi
 from pixtral_gateway.api.backend import Backend
-from pixtral_gateway.api.http.body import Bodies, M
 from pixtral_gateway.api.http.event_stream import EventStream
-from pixtral_gateway.api.http.host_check import check_host
+from pixtral_gateway.api.http.front import Front
 from pixtral_gateway.api.http.middleware import RequestMiddleware, while_client_waits
 from pixtral_gateway.api.openai import chat_response, openapi
+from pixtral_gateway.api.openai.completions.route import Completions
 from pixtral_gateway.api.openai.messages import to_conversation
-from pixtral_gateway.api.openai.request_schema import ChatRequest, Message, TokenizeRequest
-from pixtral_gateway.api.openai.response_schema import ModelCard, ModelList, Tokens, Version
+from pixtral_gateway.api.openai.request_schema import (
+    ChatRequest,
+    DetokenizeRequest,
+    Message,
+    TokenizeRequest,
+)
+from pixtral_gateway.api.openai.response_schema import ModelCard, ModelList, Text, Tokens, Version
+from pixtral_gateway.api.openai.responses import route as responses
+from pixtral_gateway.api.openai.responses.route import Responses
+from pixtral_gateway.api.operator import QUIET, OperatorApi
 from pixtral_gateway.api.playground.page import PATHS, Page
 from pixtral_gateway.checks.conversation import Conversation, Tools
-from pixtral_gateway.checks.validation import adapter_of, check_sampling
-from pixtral_gateway.request import Request as CompletionRequest
+from pixtral_gateway.checks.validation import check_sampling
 from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
 
-_QUIET = frozenset({"/health", "/version", openapi.PATH, *PATHS})
+_QUIET = frozenset({"/version", openapi.PATH, *QUIET, *PATHS})
+_FORMS = {"/v1/responses": responses.FORM, **anthropic.FORMS}
 _CAPABILITIES = {"completion_chat": True, "function_calling": True, "vision": True}
 
 
 class OpenAiApi:
     """`backend` is set once the checkpoint is loaded; the gate lets no request in before."""
 
-    backend: Backend
-
     def __init__(self, settings: GatewaySettings, tenants: Tenants, room: SharedLimit) -> None:
         """`room` has the bytes of bodies that are being received."""
         self._settings = settings
-        self._tenants = tenants
-        self._model = settings.model_name
-        self._created = int(time.time())
-        self._bodies = Bodies(room)
+        self._model = settings.model_names[0]
+        self._front = Front(settings, tenants, room)
+
+    @property
+    def backend(self) -> Backend:
+        return self._front.backend
+
+    @backend.setter
+    def backend(self, backend: Backend) -> None:
+        self._front.backend = backend
 
     def app(self, gate: Gate, tracer: Tracer) -> RequestMiddleware:
-        async def health(request: Request) -> Response:
-            if not gate.is_open:
-                raise Unavailable("the server is not ready")
-            return Response()
-
         settings = self._settings
         page = Page(settings.listen.rpartition(":")[2]).routes() if settings.has_page else []
         routes = [
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", Completions(self._front).complete, methods=["POST"]),
+            Route("/v1/responses", Responses(self._front).respond, methods=["POST"]),
+            *AnthropicApi(self._front).routes(),
             Route("/v1/models", self.models),
+            # Some clients end their base URL with a slash.
+            Route("/v1/models/", self.models, name="models_with_slash"),
             Route("/v1/models/{model:path}", self.model),
             Route("/tokenize", self.tokenize, methods=["POST"]),
-            Route("/health", health),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+            *OperatorApi(self._front, gate).routes(),
             Route("/version", version),
         ]
         described = openapi.document(routes, _version(), has_keys=settings.api_keys is not None)
         schema = openapi.route(described)
         router = Router([*routes, schema, *page], redirect_slashes=False)
-        return RequestMiddleware(router, quiet=_QUIET, gate=gate, tracer=tracer)
+        return RequestMiddleware(router, quiet=_QUIET, gate=gate, tracer=tracer, forms=_FORMS)
 
     async def chat(self, request: Request) -> Response | EventStream:
-        arrival = time.monotonic()
-        tenant = self._tenant(request)
-        # Before its body, which may be large, is read.
-        self.backend.admission.check(tenant)
-        seconds = self._settings.request_timeout_seconds
-        asked = await self._body(request, ChatRequest, Deadline(arrival + seconds), tenant)
+        arrival = self._front.arrive(request)
+        asked = await self._front.read(request, ChatRequest, arrival.at)
         asked.check_served()
-        adapter = self._adapter(asked.model)
-        conversation = self._conversation(asked.messages, asked.called_tools())
+        adapter = self._front.adapter(asked.model)
+        tools = asked.called_tools()
+        conversation = self._conversation(asked.messages, tools, goes_on=asked.goes_on())
         sampling = asked.sampling()
         with asked.own_names():
             check_sampling(sampling, vocabulary_size=self.backend.vocabulary_size)
         model = asked.model or self._model
-        begun = CompletionRequest.begin(
+        begun = self._front.begin(
             f"chatcmpl-{uuid.uuid4().hex}",
-            self._model,
-            tenant,
+            arrival,
             conversation,
             sampling,
-            arrival=arrival,
-            seconds=seconds,
             adapter=adapter,
-            priority=asked.priority or 0,
+            priority=asked.priority,
             is_gathered=not asked.stream,
         )
+        answer_id = asked.answer_id(begun.id)
+        if self._settings.force_include_usage:
+            asked.always_include_usage()
         asked.forget()
         events = self.backend.pipeline.stream(begun)
         if asked.stream:
-            return EventStream(chat_response.chunks(events, begun.id, model, asked))
+            return EventStream(chat_response.chunks(events, answer_id, model, asked))
         async with while_client_waits(request.receive):
             with asked.own_names():
-                answer = await chat_response.whole(events, begun.id, model, choices=sampling.n)
+                answer = await chat_response.whole(
+                    events, answer_id, model, asked, choices=sampling.n
+                )
             return Response(answer, media_type="application/json")
 
     async def tokenize(self, request: Request) -> JSONResponse:
-        tenant = self._tenant(request)
-        self.backend.admission.check(tenant, is_completion=False)
-        deadline = Deadline.after(self._settings.request_timeout_seconds)
-        asked = await self._body(request, TokenizeRequest, deadline, tenant)
+        tenant = self._front.tenant(request)
+        asked = await self._front.read(request, TokenizeRequest)
         asked.check_served()
         async with while_client_waits(request.receive):
             tokens = await self._tokens(asked, tenant)
@@ -122,37 +131,33 @@ class OpenAiApi:
         }
         return JSONResponse(answer)
 
+    async def detokenize(self, request: Request) -> JSONResponse:
+        tenant = self._front.tenant(request)
+        asked = await self._front.read(request, DetokenizeRequest)
+        asked.check_served()
+        self._front.adapter(asked.model)
+        async with while_client_waits(request.receive):
+            text = await self.backend.pipeline.detokenize(asked.tokens, tenant)
+        answer: Text = {"prompt": text}
+        return JSONResponse(answer)
+
     async def models(self, request: Request) -> JSONResponse:
-        self._tenant(request)
-        names = (self._model, *self.backend.tiers.adapters)
+        self._front.tenant(request)
+        names = (*self._settings.model_names, *self.backend.tiers.adapters)
         answer: ModelList = {"object": "list", "data": [self._card(name) for name in names]}
         return JSONResponse(answer)
 
     async def model(self, request: Request) -> JSONResponse:
-        self._tenant(request)
+        self._front.tenant(request)
         name = request.path_params["model"]
-        return JSONResponse(self._card(self._adapter(name) or self._model))
-
-    async def _body(
-        self, request: Request, model: type[M], deadline: Deadline, tenant: Tenant
-    ) -> M:
-        party = self._tenants.party(tenant, request.client.host if request.client else "")
-        return await self._bodies.read(request, model, deadline, party, tenant)
-
-    def _adapter(self, model: str | None) -> str:
-        return adapter_of(model or "", self._model, self.backend.tiers.adapters)
-
-    def _tenant(self, request: Request) -> Tenant:
-        if self._settings.is_for_this_machine:
-            check_host(request.headers.get("host"))
-        tenant = self._tenants.serve(*request.headers.getlist("authorization"))
-        note(tenant=tenant.name)
-        return tenant
+        self._front.adapter(name)
+        return JSONResponse(self._card(name or self._model))
 
     async def _tokens(self, asked: TokenizeRequest, tenant: Tenant) -> Sequence[int]:
-        self._adapter(asked.model)
+        self._front.adapter(asked.model)
         if asked.messages is not None:
-            conversation = self._conversation(asked.messages, asked.called_tools())
+            tools = asked.called_tools()
+            conversation = self._conversation(asked.messages, tools, goes_on=asked.goes_on())
             return (await self.backend.pipeline.count(conversation, tenant)).token_ids
         if asked.prompt is None:
             raise InvalidRequest("messages", "messages or a prompt is needed")
@@ -160,22 +165,26 @@ class OpenAiApi:
             asked.prompt, tenant, bos=asked.add_special_tokens is not False
         )
 
-    def _conversation(self, messages: Sequence[Message], tools: Tools) -> Conversation:
+    def _conversation(
+        self, messages: Sequence[Message], tools: Tools, *, goes_on: bool = False
+    ) -> Conversation:
         return to_conversation(
             messages,
             tools,
             max_images=self._settings.max_images,
             context_length=self.backend.tiers.context_length,
+            goes_on=goes_on,
         )
 
     def _card(self, name: str) -> ModelCard:
+        is_model = name in self._settings.model_names
         return {
             "id": name,
             "object": "model",
-            "created": self._created,
+            "created": self._front.created,
             "owned_by": "pixtral-serve",
-            "root": name,
-            "parent": self._model if name != self._model else None,
+            "root": self._model if is_model else name,
+            "parent": None if is_model else self._model,
             "max_model_len": self.backend.tiers.context_length,
             "pixtral": {
                 "max_images": self._settings.max_images,

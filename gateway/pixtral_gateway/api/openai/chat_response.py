@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from io import StringIO
 from typing import Any
@@ -34,7 +34,7 @@ Events = AsyncGenerator[Event]
 DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0
 
-_FINISH_REASONS: dict[request.FinishReason | None, FinishReason | None] = {
+FINISH_REASONS: dict[request.FinishReason | None, FinishReason | None] = {
     None: None,
     request.FinishReason.STOP: "stop",
     request.FinishReason.LENGTH: "length",
@@ -46,35 +46,49 @@ class _Gathered:
     """One choice as it grows. Log-probabilities, of which there may be a million, are JSON already:
     as objects they would take six times the memory, and seconds to write at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, beginning: str, *, has_token_ids: bool) -> None:
         self.text = StringIO()
+        self.text.write(beginning)
         self.calls: list[ToolCallDelta] = []
         self.logprobs: list[str] = []
-        self.finish_reason: FinishReason | None = None
+        self.token_ids: list[int] | None = [] if has_token_ids else None
+        self.last: request.Delta | None = None
 
     def add(self, delta: request.Delta) -> None:
         self.text.write(delta.text)
         self.calls.extend(delta.tool_calls)
-        self.logprobs += (_json(_token_logprobs(each)) for each in delta.logprobs)
-        self.finish_reason = _FINISH_REASONS[delta.finish_reason]
+        self.logprobs += (_json(token_logprobs_of(each)) for each in delta.logprobs)
+        if self.token_ids is not None:
+            self.token_ids.extend(delta.token_ids)
+        self.last = delta
 
     def choice(self, index: int) -> str:
+        last = self.last
         choice: Choice = {
             "index": index,
             "message": _message(self.text.getvalue(), self.calls),
-            "logprobs": _logprobs([]),
-            "finish_reason": self.finish_reason,
+            "logprobs": None,
+            "finish_reason": FINISH_REASONS[last.finish_reason if last else None],
+            "stop_reason": last.stop_reason if last else None,
         }
+        if self.token_ids is not None:
+            choice["token_ids"] = self.token_ids
         content = f'{{"content":[{",".join(self.logprobs)}],"refusal":null}}'
         return _with(choice, "logprobs", content if self.logprobs else None)
 
 
-async def whole(events: Events, completion_id: str, model: str, *, choices: int) -> bytes:
+async def whole(
+    events: Events, completion_id: str, model: str, asked: ChatRequest, *, choices: int
+) -> bytes:
     """A `chat.completion` in JSON, once the last token of the last of so many choices is there."""
-    gathered, written = [_Gathered() for _ in range(choices)], b""
+    has_token_ids = bool(asked.return_token_ids)
+    gathered = [_Gathered(asked.beginning(), has_token_ids=has_token_ids) for _ in range(choices)]
+    prompt: Sequence[int] = ()
+    written = b""
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Begun):
+                prompt = event.prompt_token_ids
                 continue
             if not isinstance(event, Finished):
                 gathered[event.index].add(event)
@@ -85,8 +99,10 @@ async def whole(events: Events, completion_id: str, model: str, *, choices: int)
                 "created": int(time.time()),
                 "model": model,
                 "choices": [],
-                **_ending(event),
+                **ending_of(event),
             }
+            if has_token_ids:
+                answer["prompt_token_ids"] = list(prompt)
             # Here the request still has its memory.
             if event.prompt_logprobs or any(each.logprobs for each in gathered):
                 written = await asyncio.to_thread(_written, answer, gathered, event)
@@ -100,7 +116,7 @@ def _written(answer: ChatCompletion, gathered: list[_Gathered], finished: Finish
     made = _with(answer, "choices", f"[{choices}]")
     if finished.prompt_logprobs:
         # One by one: what writes JSON holds up the event loop, too.
-        positions = ",".join(map(_json, map(_prompt_logprobs, finished.prompt_logprobs)))
+        positions = ",".join(map(_json, map(_prompt_logprob_of, finished.prompt_logprobs)))
         made = f'{made[:-1]},"prompt_logprobs":[{positions}]}}'
     return made.encode()
 
@@ -122,48 +138,105 @@ async def chunks(
     """Server-sent events, each a `chat.completion.chunk`.
 
     Where usage is asked for, one more chunk has it and no choices; where continuous usage is asked
-    for, each chunk has the usage of its choice until then.
+    for, each chunk has the usage of its choice until then. Where nothing is said of it, the chunk
+    that ends the last choice has it, as with Mistral's API: its clients have no way to ask.
     """
-    heading: ChatCompletionChunk = {
-        "id": completion_id,
-        "object": "chat.completion.chunk",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [],
-    }
-    # As OpenAI has it: where usage is asked for, each chunk has the field.
-    if asked.include_usage:
-        heading["usage"] = None
-    prompt_tokens, made = 0, dict[int, int]()
+    stream = _Chunks(completion_id, model, asked)
     with asked.own_names():
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, Begun):
-                    prompt_tokens = event.prompt_tokens
-                    continue
-                if isinstance(event, Finished):
-                    if asked.include_usage:
-                        end = _ending(event)
-                        yield _event({**heading, "usage": end["usage"], "pixtral": end["pixtral"]})
-                    continue
-                opening = b""
-                if event.index not in made:
-                    made[event.index] = 0
-                    if asked.continuous_usage:
-                        heading["usage"] = _running(prompt_tokens, 0)
-                    first = _delta(event.index, {"role": "assistant", "content": ""})
-                    opening = _event({**heading, "choices": [first]})
-                if asked.continuous_usage:
-                    made[event.index] += len(event.token_ids)
-                    heading["usage"] = _running(prompt_tokens, made[event.index])
-                choice = _delta(
-                    event.index,
-                    _content(event),
-                    _FINISH_REASONS[event.finish_reason],
-                    _logprobs([_token_logprobs(each) for each in event.logprobs]),
-                )
-                yield opening + _event({**heading, "choices": [choice]})
+                if chunk := stream.add(event):
+                    yield chunk
     yield DONE
+
+
+class _Chunks:
+    """The chunks of one stream."""
+
+    def __init__(self, completion_id: str, model: str, asked: ChatRequest) -> None:
+        self._asked = asked
+        self._heading: ChatCompletionChunk = {
+            "id": completion_id,
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model,
+            "choices": [],
+        }
+        # As OpenAI has it: where usage is asked for, each chunk has the field.
+        if asked.include_usage:
+            self._heading["usage"] = None
+        self._prompt: Sequence[int] = ()
+        self._made = dict[int, int]()
+        self._unfinished = asked.n or 1
+        # The chunk that ends the last choice, until the usage is there.
+        self._last: ChatCompletionChunk | None = None
+
+    def add(self, event: Event) -> bytes:
+        """What the event adds to the stream; may be nothing."""
+        match event:
+            case Begun():
+                self._prompt = event.prompt_token_ids
+                return b""
+            case Finished():
+                return self._end(event)
+            case _:
+                return self._opening(event.index) + self._delta(event)
+
+    def _opening(self, index: int) -> bytes:
+        """The first chunks of a choice."""
+        if index in self._made:
+            return b""
+        is_first = not self._made
+        self._made[index] = 0
+        self._count(index, 0)
+        chunk: ChatCompletionChunk = {
+            **self._heading,
+            "choices": [_delta(index, {"role": "assistant", "content": ""})],
+        }
+        if is_first and self._asked.return_token_ids:
+            chunk["prompt_token_ids"] = list(self._prompt)
+        opening = event_of(chunk)
+        if beginning := self._asked.beginning():
+            begun = _delta(index, {"content": beginning})
+            opening += event_of({**self._heading, "choices": [begun]})
+        return opening
+
+    def _delta(self, event: request.Delta) -> bytes:
+        self._count(event.index, len(event.token_ids))
+        choice = _delta(
+            event.index,
+            _content(event),
+            FINISH_REASONS[event.finish_reason],
+            _logprobs([token_logprobs_of(each) for each in event.logprobs]),
+            event.stop_reason,
+        )
+        if self._asked.return_token_ids:
+            choice["token_ids"] = list(event.token_ids)
+        elif _is_empty(event) and not self._asked.continuous_usage:
+            return b""
+        chunk: ChatCompletionChunk = {**self._heading, "choices": [choice]}
+        self._unfinished -= event.finish_reason is not None
+        if self._asked.stream_options is None and not self._unfinished:
+            self._last = chunk
+            return b""
+        return event_of(chunk)
+
+    def _count(self, index: int, tokens: int) -> None:
+        if self._asked.continuous_usage:
+            self._made[index] += tokens
+            self._heading["usage"] = running_usage(len(self._prompt), self._made[index])
+
+    def _end(self, event: Finished) -> bytes:
+        if self._last is None and not self._asked.include_usage:
+            return b""
+        ending = ending_of(event)
+        chunk = self._last or self._heading
+        return event_of({**chunk, "usage": ending["usage"], "pixtral": ending["pixtral"]})
+
+
+def _is_empty(delta: request.Delta) -> bool:
+    """Whether there is nothing in it to send, such as while a call's head is read."""
+    return not (delta.text or delta.tool_calls or delta.logprobs or delta.finish_reason)
 
 
 def _message(text: str, pieces: list[ToolCallDelta]) -> AssistantMessage:
@@ -187,15 +260,22 @@ def _delta(
     delta: Delta,
     finish_reason: FinishReason | None = None,
     logprobs: Logprobs | None = None,
+    stop_reason: str | int | None = None,
 ) -> ChunkChoice:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+    return {
+        "index": index,
+        "delta": delta,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason,
+        "stop_reason": stop_reason,
+    }
 
 
 def _logprobs(content: list[TokenLogprobs]) -> Logprobs | None:
     return {"content": content, "refusal": None} if content else None
 
 
-def _token_logprobs(token: logprobs.TokenLogprobs) -> TokenLogprobs:
+def token_logprobs_of(token: logprobs.TokenLogprobs) -> TokenLogprobs:
     assert token.chosen is not None  # noqa: S101 - for mypy: a completion's tokens were chosen
     return {**_logprob(token.chosen), "top_logprobs": [_logprob(each) for each in token.top]}
 
@@ -209,8 +289,14 @@ def _logprob(token: logprobs.Logprob) -> Logprob:
     }
 
 
-def _prompt_logprobs(position: logprobs.TokenLogprobs) -> dict[str, PromptLogprob] | None:
+def prompt_logprobs_of(
+    positions: Sequence[logprobs.TokenLogprobs],
+) -> list[dict[str, PromptLogprob] | None]:
     """In vLLM's form: tokens by their ids, the prompt's own first; None for its first token."""
+    return [_prompt_logprob_of(position) for position in positions]
+
+
+def _prompt_logprob_of(position: logprobs.TokenLogprobs) -> dict[str, PromptLogprob] | None:
     if position.chosen is None:
         return None
     return {
@@ -223,7 +309,7 @@ def _prompt_logprobs(position: logprobs.TokenLogprobs) -> dict[str, PromptLogpro
     }
 
 
-def _ending(finished: Finished) -> Ending:
+def ending_of(finished: Finished) -> Ending:
     timings = finished.timings
     return {
         "usage": _usage(finished.usage),
@@ -249,7 +335,7 @@ def _ending(finished: Finished) -> Ending:
     }
 
 
-def _running(prompt_tokens: int, completion_tokens: int) -> Usage:
+def running_usage(prompt_tokens: int, completion_tokens: int) -> Usage:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -269,7 +355,7 @@ def _usage(usage: request.Usage) -> Usage:
     }
 
 
-def _event(chunk: ChatCompletionChunk) -> bytes:
+def event_of(chunk: Mapping[str, Any]) -> bytes:
     return b"data: " + _json(chunk).encode() + b"\n\n"
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import grpc
 
@@ -73,13 +73,13 @@ def headers_of(error: ServingError) -> dict[str, str]:
     return headers
 
 
-def body_of(error: ServingError) -> ErrorAnswer:
-    """`param` is the field's path as OpenAI writes it."""
+def body_of(error: ServingError, name_of: Callable[[str], str] | None = None) -> ErrorAnswer:
+    """`param` is the field's path as OpenAI writes it: as `param_of`, unless `name_of` is given."""
     status = status_of(error)
     message, param = error.message, None
     if error.violations:
         field, description = error.violations[0]
-        param = param_of(field)
+        param = (name_of or param_of)(field)
         message = f"{param}: {description}"
     return {
         "error": {
@@ -94,5 +94,9 @@ def body_of(error: ServingError) -> ErrorAnswer:
 def param_of(field: str) -> str:
     """`messages[1].role` as `messages.1.role`, `sampling.top_p` as `top_p`; of tools and their
     calls, what OpenAI has in a `function`, in that."""
-    path = re.sub(r"\[(\d+)\]", r".\1", field.removeprefix("sampling."))
-    return _OF_FUNCTION.sub(r"\1.function.\2", path)
+    return _OF_FUNCTION.sub(r"\1.function.\2", flat_param_of(field))
+
+
+def flat_param_of(field: str) -> str:
+    """The same where tools have nothing in a `function`."""
+    return re.sub(r"\[(\d+)\]", r".\1", field.removeprefix("sampling."))

@@ -7,7 +7,7 @@ answers are checked against. As in vLLM, no key is needed to read it.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -16,16 +16,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pixtral_gateway.api.openai.request_schema import ChatRequest, TokenizeRequest
+from pixtral_gateway.api.anthropic import response_schema as anthropic_types
+from pixtral_gateway.api.anthropic.request import CountTokensRequest, MessagesRequest
+from pixtral_gateway.api.openai.completions.request import CompletionRequest
+from pixtral_gateway.api.openai.completions.response_schema import Completion, CompletionChunk
+from pixtral_gateway.api.openai.request_schema import (
+    ChatRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from pixtral_gateway.api.openai.response_schema import (
     ChatCompletion,
     ChatCompletionChunk,
     ErrorAnswer,
+    Load,
     ModelCard,
     ModelList,
+    Text,
     Tokens,
     Version,
 )
+from pixtral_gateway.api.openai.responses import response_schema as response_types
+from pixtral_gateway.api.openai.responses.request import ResponsesRequest
 
 PATH = "/openapi.json"
 _REF = "#/components/schemas/{model}"
@@ -57,25 +69,68 @@ _HEADER_SCHEMAS = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a route takes and answers. `chunk` is one event of its streams."""
+    """What a route takes and answers. `events` are those of its streams, and `error` of its
+    errors; `end` is what a stream ends with, where that is no event.
+    """
 
     summary: str
     answer: Any
     body: type[BaseModel] | None = None
-    chunk: Any = None
+    events: tuple[Any, ...] = ()
+    end: str = ""
     errors: tuple[int, ...] = ()
+    error: Any = ErrorAnswer
     is_for_tenants: bool = True
 
+    @property
+    def types(self) -> set[Any]:
+        of_json = (self.body, self.answer, *self.events, self.error)
+        return {each for each in of_json if each not in (None, str)}
 
-_OPERATIONS = {
+
+DONE = "That of the last is [DONE]."
+
+OPERATIONS = {
     "/v1/chat/completions": Operation(
         "An answer to a conversation, whole or as a stream",
         answer=ChatCompletion,
         body=ChatRequest,
-        chunk=ChatCompletionChunk,
+        events=(ChatCompletionChunk, ErrorAnswer),
+        end=DONE,
         errors=(*_OF_BODIES, 404, 504),
     ),
+    "/v1/completions": Operation(
+        "What follows a prompt, whole or as a stream",
+        answer=Completion,
+        body=CompletionRequest,
+        events=(CompletionChunk, ErrorAnswer),
+        end=DONE,
+        errors=(*_OF_BODIES, 404, 504),
+    ),
+    "/v1/responses": Operation(
+        "An answer to input items, whole or as a stream",
+        answer=response_types.Response,
+        body=ResponsesRequest,
+        events=get_args(response_types.StreamEvent),
+        errors=(*_OF_BODIES, 404, 504),
+    ),
+    "/v1/messages": Operation(
+        "An answer in Anthropic's form, whole or as a stream",
+        answer=anthropic_types.MessageAnswer,
+        body=MessagesRequest,
+        events=(*get_args(anthropic_types.MessageEvent), anthropic_types.MessageError),
+        errors=(*_OF_BODIES, 404, 504),
+        error=anthropic_types.MessageError,
+    ),
+    "/v1/messages/count_tokens": Operation(
+        "How many tokens such a request has",
+        answer=anthropic_types.TokenCount,
+        body=CountTokensRequest,
+        errors=(*_OF_BODIES, 404, 504),
+        error=anthropic_types.MessageError,
+    ),
     "/v1/models": Operation("The model and its adapters", answer=ModelList),
+    "/v1/models/": Operation("The same", answer=ModelList),
     "/v1/models/{model}": Operation("One of them", answer=ModelCard, errors=(404,)),
     "/tokenize": Operation(
         "The tokens of a conversation, or of a text",
@@ -83,6 +138,15 @@ _OPERATIONS = {
         body=TokenizeRequest,
         errors=(*_OF_BODIES, 404, 504),
     ),
+    "/detokenize": Operation(
+        "The text of tokens",
+        answer=Text,
+        body=DetokenizeRequest,
+        errors=(*_OF_BODIES, 404, 504),
+    ),
+    "/ping": Operation("Whether it is ready", answer=None, is_for_tenants=False),
+    "/load": Operation("How much runs", answer=Load),
+    "/metrics": Operation("Prometheus metrics", answer=str),
     "/health": Operation("Whether it is ready", answer=None, is_for_tenants=False),
     "/version": Operation("The gateway's version", answer=Version, is_for_tenants=False),
 }
@@ -100,12 +164,12 @@ class _Schemas(GenerateJsonSchema):
 
 def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[str, Any]:
     """Raises KeyError for a route of which it does not know what it answers."""
-    shown = [(route, _OPERATIONS[route.path_format]) for route in routes]
-    used = {type_ for _, each in shown for type_ in (each.body, each.answer, each.chunk) if type_}
+    shown = [(route, OPERATIONS[route.path_format]) for route in routes]
+    used = {type_ for _, each in shown for type_ in each.types}
     refs, components = TypeAdapter.json_schemas(
         [
             (type_.__name__, "validation", TypeAdapter(type_))
-            for type_ in sorted({*used, ErrorAnswer}, key=lambda type_: str(type_.__name__))
+            for type_ in sorted(used, key=lambda type_: str(type_.__name__))
         ],
         ref_template=_REF,
         schema_generator=_Schemas,
@@ -113,8 +177,11 @@ def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[s
     schemas = {name: schema for (name, _), schema in refs.items()}
     paths: dict[str, dict[str, Any]] = {}
     for route, operation in shown:
-        for method in (route.methods or set()) - {"HEAD"}:
+        methods = (route.methods or set()) - {"HEAD"}
+        for method in methods:
             told = _operation(route, operation, schemas, has_keys=has_keys)
+            if len(methods) > 1:
+                told["operationId"] += f"_{method.lower()}"
             paths.setdefault(route.path_format, {})[method.lower()] = told
     described: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -147,7 +214,10 @@ def _operation(
         "summary": operation.summary,
         "responses": {
             str(_OK): _answer(operation, schemas),
-            **{str(status): _error(status, schemas) for status in sorted(errors)},
+            **{
+                str(status): _error(status, schemas[operation.error.__name__])
+                for status in sorted(errors)
+            },
         },
     }
     if route.param_convertors:
@@ -165,23 +235,28 @@ def _operation(
 
 def _answer(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {"description": operation.summary}
-    if operation.answer is not None:
+    if operation.answer is str:
+        told["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    elif operation.answer is not None:
         told["content"] = {_JSON: {"schema": schemas[operation.answer.__name__]}}
-    if operation.chunk is not None:
+    if operation.events:
         told["content"]["text/event-stream"] = {
             "schema": {
                 "type": "string",
-                "description": f"The data of each event is a {operation.chunk.__name__}, or an "
-                f"{ErrorAnswer.__name__}; that of the last is [DONE].",
+                "description": f"The data of each event is one of these. {operation.end}".strip(),
+                "contentMediaType": _JSON,
+                "contentSchema": {
+                    "anyOf": [schemas[each.__name__] for each in operation.events],
+                },
             }
         }
     return told
 
 
-def _error(status: int, schemas: dict[str, Any]) -> dict[str, Any]:
+def _error(status: int, schema: dict[str, Any]) -> dict[str, Any]:
     told: dict[str, Any] = {
         "description": _ERRORS[status],
-        "content": {_JSON: {"schema": schemas[ErrorAnswer.__name__]}},
+        "content": {_JSON: {"schema": schema}},
     }
     if name := _HEADERS.get(status):
         told["headers"] = {name: {"required": True, "schema": _HEADER_SCHEMAS[name]}}

@@ -2,10 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    PrivateAttr,
     WithJsonSchema,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -21,6 +22,7 @@ from pydantic_core import CoreSchema
 from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
+from pixtral_gateway.api.field_names import renamed
 from pixtral_gateway.api.openai.response_schema import Content, ToolCall
 from pixtral_gateway.api.openai.schema_limits import Bounded, keywords
 from pixtral_gateway.api.openai.tools import CHOICE, ToolDefinition, to_tools
@@ -95,7 +97,8 @@ class Message(BaseModel):
     ] = None
     tool_call_id: str | None = None
     function_call: Annotated[Any, WithJsonSchema({"type": "null"})] = None
-    prefix: Annotated[Any, WithJsonSchema({"enum": [None, False]})] = None
+    # Mistral's: the answer goes on from this message, and begins with it.
+    prefix: bool | None = None
 
 
 class JsonSchema(BaseModel):
@@ -113,9 +116,15 @@ class ResponseFormat(BaseModel):
 
 
 class StructuredOutputs(BaseModel):
-    """vLLM's own field."""
+    """vLLM's own field. `unsupported` has what vLLM takes beside it, and this service cannot do."""
 
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    unsupported: ClassVar[tuple[str, ...]] = (
+        "disable_additional_properties",
+        "structural_tag",
+        "whitespace_pattern",
+    )
 
     json_: Annotated[str | dict[str, Any] | None, Bounded(limits.SCHEMA_CHARACTERS)] = Field(
         None, alias="json"
@@ -135,8 +144,15 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """`refused` has fields that this route alone cannot serve, and values that ask for nothing;
+    `reasons` says why, and what to do instead.
+    """
+
     model_config = ConfigDict(extra="allow")
+
+    refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    reasons: ClassVar[Mapping[str, str]] = {}
 
     model: str | None = None
 
@@ -148,9 +164,15 @@ class _Request(BaseModel):
         # What a request may have, if it asks for nothing by it.
         schema["properties"].update(
             (name, {"enum": [None, *nothing], "description": "Not supported."})
-            for name, nothing in _NOTHING.items()
+            for name, nothing in cls.all_refused().items()
+            if name not in schema["properties"]
         )
         return schema
+
+    @classmethod
+    def all_refused(cls) -> Mapping[str, tuple[Any, ...]]:
+        """Fields that this route cannot serve, and values beside null that ask for nothing."""
+        return {**NOTHING, **cls.refused}
 
     def check_served(self) -> None:
         """Raises InvalidRequest for a field that asks for what this service cannot do.
@@ -158,23 +180,24 @@ class _Request(BaseModel):
         Others that it does not know are passed over, as vLLM does.
         """
         unknown = 0
+        refused = self.all_refused()
         for name, value in (self.model_extra or {}).items():
-            if name in _NOTHING:
-                if not _asks_for_nothing(name, value):
-                    raise InvalidRequest(name, "is not supported", "UNSUPPORTED_PARAMETER")
-            elif name not in _HARMLESS:
+            if name in refused:
+                if value is not None and value not in refused[name]:
+                    instead = INSTEAD.get(name, "leave it out")
+                    reason = self.reasons.get(name, f"is not supported: {instead}")
+                    raise InvalidRequest(name, reason, "UNSUPPORTED_PARAMETER")
+            elif name not in HARMLESS:
                 unknown += 1
         if unknown:
             # Not their names: those are the client's own words.
             logger.debug("fields that are not known, and passed over: %d", unknown)
 
 
-class ChatRequest(_Request):
-    messages: list[Message]
+class SamplingBody(RequestBody):
+    """What every route for completions takes, by the names that vLLM has for it."""
+
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
-    max_completion_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
     min_tokens: Annotated[UInt32 | None, Bounded(limits.MIN_TOKENS)] = None
     temperature: Annotated[float | None, Bounded(limits.TEMPERATURE)] = None
     top_p: Annotated[float | None, Bounded(limits.TOP_P)] = None
@@ -187,8 +210,6 @@ class ChatRequest(_Request):
     presence_penalty: Annotated[float | None, Bounded(limits.PRESENCE_PENALTY)] = None
     frequency_penalty: Annotated[float | None, Bounded(limits.FREQUENCY_PENALTY)] = None
     seed: Int64 | None = None
-    # Mistral's name for it.
-    random_seed: Int64 | None = None
     stop: Annotated[
         list[StopString],
         BeforeValidator(_as_list, json_schema_input_type=list[StopString] | StopString | None),
@@ -200,51 +221,16 @@ class ChatRequest(_Request):
         Bounded(limits.STOP_TOKEN_IDS),
     ] = Field(default_factory=list)
     ignore_eos: bool | None = None
-    n: Annotated[UInt32 | None, Bounded(limits.N)] = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[UInt32 | None, Bounded(limits.LOGPROBS)] = None
-    prompt_logprobs: Annotated[
-        UInt32 | None,
-        BeforeValidator(_none_if_false, json_schema_input_type=UInt32 | Literal[False] | None),
-        Bounded(limits.PROMPT_LOGPROBS),
-    ] = None
     logit_bias: Annotated[dict[UInt32, float] | None, WithJsonSchema(_LOGIT_BIAS)] = None
     bad_words: Annotated[list[BadWord] | None, Bounded(limits.BAD_WORDS)] = None
     allowed_token_ids: Annotated[list[UInt32] | None, Bounded(limits.ALLOWED_TOKEN_IDS)] = None
-    response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    tools: ToolList = None
-    # Read by `pixtral_gateway.api.openai.tools`.
-    tool_choice: Annotated[Any, WithJsonSchema(CHOICE)] = None
-    parallel_tool_calls: bool | None = None
+    include_stop_str_in_output: bool | None = None
     priority: Int64 | None = None
-
-    @property
-    def include_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    @property
-    def continuous_usage(self) -> bool:
-        return self.include_usage and bool(
-            self.stream_options and self.stream_options.continuous_usage_stats
-        )
-
-    def called_tools(self) -> Tools:
-        return to_tools(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
 
     def sampling(self) -> Sampling:
         """A parameter that is absent or null takes the model's own default."""
-        values = {name: getattr(self, name) for name in _SAME}
-        if self.max_completion_tokens is not None:
-            values["max_tokens"] = self.max_completion_tokens
-        if self.seed is None:
-            values["seed"] = self.random_seed
-        if self.logprobs:
-            values["logprobs"] = self.top_logprobs or 0
-        elif self.top_logprobs:
-            raise InvalidRequest("top_logprobs", "needs logprobs to be true")
-        if self.stream and self.prompt_logprobs is not None:
-            raise InvalidRequest("prompt_logprobs", "not in a stream", "UNSUPPORTED_PARAMETER")
+        values = {name: getattr(self, name, None) for name in _SAME} | self.own_values()
         values["structured_output"] = self._structured_output()
         given = {name: value for name, value in values.items() if value is not None}
         for name, value in given.items():
@@ -252,57 +238,47 @@ class ChatRequest(_Request):
                 given[name] = tuple(value)
         return Sampling(**given)
 
-    def forget(self) -> None:
-        """Drops what has been taken over, and what is passed over: an answer takes minutes."""
-        self.messages = []
-        self.tools = self.tool_choice = self.response_format = None
-        (self.model_extra or {}).clear()
+    def own_values(self) -> dict[str, Any]:
+        """Parameters that the route has another name or form for. Raises InvalidRequest."""
+        return {}
 
-    @contextmanager
-    def own_names(self) -> Iterator[None]:
+    def own_names(self) -> AbstractContextManager[None]:
         """Errors of the block name a field as the client does, where it has several names."""
-        try:
-            yield
-        except InvalidRequest as error:
-            field, description = error.violations[0]
-            name = self.name_of(field)
-            if name == field:
-                raise
-            raise InvalidRequest(name, description, error.reason) from None
+        return renamed(self.name_of)
 
     def name_of(self, field: str) -> str:
         """What the client called a field of the sampling parameters."""
-        if field == "sampling.max_tokens" and self.max_completion_tokens is not None:
-            return "max_completion_tokens"
-        if field == "sampling.logprobs":
-            return "top_logprobs"
         if field.startswith(_STRUCTURED):
             if self.structured_outputs is None:
-                return "response_format"
+                return self.format_field()
             return field.replace(_STRUCTURED, "structured_outputs", 1)
         return field
 
-    def _structured_output(self) -> StructuredOutput | None:
-        found = [each for each in (self._of_format(), self._of_vllm()) if each is not None]
-        if len(found) > 1:
-            raise InvalidRequest("structured_outputs", "not together with response_format")
-        return found[0] if found else None
+    def format_field(self) -> str:
+        """The field beside `structured_outputs` that asks for a structure."""
+        return "response_format"
 
-    def _of_format(self) -> StructuredOutput | None:
-        wanted = self.response_format
-        if wanted is None or wanted.type == "text":
-            return None
-        if wanted.type == "json_object":
-            return StructuredOutput(Structure.JSON_OBJECT)
-        if wanted.json_schema is None:
-            raise InvalidRequest("response_format.json_schema", "is needed")
-        schema = json.dumps(wanted.json_schema.schema_)
-        return StructuredOutput(Structure.JSON_SCHEMA, (schema,))
+    def of_format(self) -> StructuredOutput | None:
+        """What that field asks for. Raises InvalidRequest."""
+        return None
+
+    def _structured_output(self) -> StructuredOutput | None:
+        found = [each for each in (self.of_format(), self._of_vllm()) if each is not None]
+        if len(found) > 1:
+            raise InvalidRequest("structured_outputs", f"not together with {self.format_field()}")
+        return found[0] if found else None
 
     def _of_vllm(self) -> StructuredOutput | None:
         wanted = self.structured_outputs
         if wanted is None:
             return None
+        for name in wanted.unsupported:
+            if (wanted.model_extra or {}).get(name):
+                raise InvalidRequest(
+                    f"structured_outputs.{name}",
+                    "is not supported: leave it out",
+                    "UNSUPPORTED_PARAMETER",
+                )
         schema = wanted.json_
         given: dict[Structure, tuple[str, ...]] = {}
         if schema is not None:
@@ -317,12 +293,143 @@ class ChatRequest(_Request):
         if wanted.json_object:
             given[Structure.JSON_OBJECT] = ()
         if len(given) != 1:
-            raise InvalidRequest("structured_outputs", "must have one of its fields")
+            raise InvalidRequest(
+                "structured_outputs",
+                "must have one of json, regex, choice, grammar and json_object, and no more",
+            )
         ((structure, texts),) = given.items()
         return StructuredOutput(structure, texts, bool(wanted.disable_any_whitespace))
 
 
-class TokenizeRequest(_Request):
+class CompletionBody(SamplingBody):
+    """What chat completions and completions of a prompt have in common."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
+    # Mistral's name for `seed`.
+    random_seed: Int64 | None = None
+    n: Annotated[UInt32 | None, Bounded(limits.N)] = None
+    prompt_logprobs: Annotated[
+        UInt32 | None,
+        BeforeValidator(_none_if_false, json_schema_input_type=UInt32 | Literal[False] | None),
+        Bounded(limits.PROMPT_LOGPROBS),
+    ] = None
+    response_format: ResponseFormat | None = None
+    return_token_ids: bool | None = None
+    # vLLM's: a part of the answer's id.
+    request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
+
+    def answer_id(self, own: str) -> str:
+        """The id that the answer has. Raises InvalidRequest."""
+        if not self.request_id:
+            return own
+        limits.REQUEST_ID.check(len(self.request_id), "request_id")
+        return f"{own.partition('-')[0]}-{self.request_id}"
+
+    def always_include_usage(self) -> None:
+        """As if the client had asked for the usage of a stream."""
+        options = self.stream_options or StreamOptions()
+        self.stream_options = options.model_copy(update={"include_usage": True})
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+    def own_values(self) -> dict[str, Any]:
+        if self.stream and self.prompt_logprobs is not None:
+            raise InvalidRequest("prompt_logprobs", "not in a stream", "UNSUPPORTED_PARAMETER")
+        return {"seed": self.random_seed} if self.seed is None else {}
+
+    def of_format(self) -> StructuredOutput | None:
+        wanted = self.response_format
+        if wanted is None or wanted.type == "text":
+            return None
+        if wanted.type == "json_object":
+            return StructuredOutput(Structure.JSON_OBJECT)
+        if wanted.json_schema is None:
+            raise InvalidRequest("response_format.json_schema", "is needed")
+        schema = json.dumps(wanted.json_schema.schema_)
+        return StructuredOutput(Structure.JSON_SCHEMA, (schema,))
+
+
+class ConversationBody(RequestBody):
+    """Where a prompt of messages ends."""
+
+    # Of no effect with Mistral's templates, but for what it contradicts.
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    def goes_on(self) -> bool:
+        """Whether the last message is the beginning of the answer. Raises InvalidRequest."""
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message",
+                "not together with add_generation_prompt: leave that out, or set it to false",
+            )
+        return bool(self.continue_final_message)
+
+
+class ChatRequest(CompletionBody, ConversationBody):
+    messages: list[Message]
+    max_completion_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[UInt32 | None, Bounded(limits.LOGPROBS)] = None
+    tools: ToolList = None
+    # Read by `pixtral_gateway.api.openai.tools`.
+    tool_choice: Annotated[Any, WithJsonSchema(CHOICE)] = None
+    parallel_tool_calls: bool | None = None
+    # vLLM's: an answer that goes on from a message begins with it.
+    echo: bool | None = None
+    _beginning: str | None = PrivateAttr(None)
+
+    def forget(self) -> None:
+        """Drops what has been taken over, and what is passed over: an answer takes minutes."""
+        self._beginning = self.beginning()
+        self.messages = []
+        self.tools = self.tool_choice = self.response_format = None
+        (self.model_extra or {}).clear()
+
+    def beginning(self) -> str:
+        """The text that the answer begins with, though the model does not make it."""
+        if self._beginning is not None:
+            return self._beginning
+        last = self.messages[-1] if self.messages else None
+        if last is None or not (last.prefix or (self.echo and self.goes_on())):
+            return ""
+        if isinstance(last.content, str):
+            return last.content
+        parts = last.content if isinstance(last.content, list) else ()
+        texts = (part.get("text") for part in parts if isinstance(part, dict))
+        return "\n\n".join(text for text in texts if text and isinstance(text, str))
+
+    def called_tools(self) -> Tools:
+        return to_tools(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls)
+
+    def own_values(self) -> dict[str, Any]:
+        values = super().own_values()
+        if self.max_completion_tokens is not None:
+            values["max_tokens"] = self.max_completion_tokens
+        if self.logprobs:
+            values["logprobs"] = self.top_logprobs or 0
+        elif self.top_logprobs:
+            raise InvalidRequest("top_logprobs", "needs logprobs to be true")
+        return values
+
+    def name_of(self, field: str) -> str:
+        if field == "sampling.max_tokens" and self.max_completion_tokens is not None:
+            return "max_completion_tokens"
+        if field == "sampling.logprobs":
+            return "top_logprobs"
+        return super().name_of(field)
+
+
+class TokenizeRequest(ConversationBody):
     """A text or a conversation. `add_special_tokens` is the text's alone."""
 
     prompt: str | None = None
@@ -334,6 +441,10 @@ class TokenizeRequest(_Request):
         return to_tools(self.tools, None, is_parallel=None)
 
 
+class DetokenizeRequest(RequestBody):
+    tokens: list[UInt32]
+
+
 _STRUCTURED = "sampling.structured_output"
 # Fields with the same name and meaning here and in Sampling.
 _SAME = tuple(
@@ -341,16 +452,15 @@ _SAME = tuple(
 )
 
 # What cannot be done yet, and the values beside null with which it is not asked for.
-_NOTHING: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
+NOTHING: dict[str, tuple[Any, ...]] = {
+    "add_special_tokens": (False,),
     "audio": (),
     "best_of": (1,),
     "cache_salt": ("",),
     "chat_template": ("",),
     "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
     "documents": ([],),
-    "echo": (False,),
+    "ec_transfer_params": ({},),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "guardrails": ([],),
@@ -358,42 +468,83 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": ({},),
+    "logprob_token_ids": ([],),
     "logits_processors": ([],),
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
     "prediction": (),
     "prompt_mode": (),
-    "return_token_ids": (False,),
+    "repetition_detection": (),
+    "return_prompt_text": (False,),
     "return_token_strs": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "routed_experts_prompt_start": (0,),
     "safe_prompt": (False,),
-    "skip_special_tokens": (True,),
+    "thinking_token_budget": (),
     "top_prompt_logprobs": (0,),
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
     "web_search_options": (),
 }
 
+# Why something cannot be done, or what to do instead.
+INSTEAD = {
+    "add_special_tokens": "the template has them all",
+    "best_of": "set n, and choose among the choices",
+    "cache_salt": "the prefix cache is apart for each tenant already",
+    "chat_template": "the template is the tokenizer's own",
+    "chat_template_kwargs": "the template is the tokenizer's own",
+    "documents": "put the texts into a message",
+    "ec_transfer_params": "the service itself hands embeddings from tier to tier",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "guided_choice": "use structured_outputs.choice",
+    "guided_grammar": "use structured_outputs.grammar",
+    "guided_json": "use structured_outputs.json or response_format",
+    "guided_regex": "use structured_outputs.regex",
+    "kv_transfer_params": "the service itself chooses where a request is computed",
+    "logprob_token_ids": "set top_logprobs",
+    "media_io_kwargs": "an image is read as the checkpoint says",
+    "mm_processor_kwargs": "an image is read as the checkpoint says",
+    "return_prompt_text": "set return_token_ids",
+    "return_tokens_as_token_ids": "set return_token_ids",
+    "routed_experts_prompt_start": "these models have no experts to route to",
+    "safe_prompt": "put the rules into a system message",
+    "truncate_prompt_tokens": "leave out messages; POST /tokenize counts the tokens",
+    "use_beam_search": "set n and a temperature",
+    "vllm_xargs": "no extension of the engine's reads them",
+}
+
 # What changes nothing of an answer here.
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     {
         "include_reasoning",
+        # Of beam search alone.
         "length_penalty",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",
         "reasoning_effort",
-        "request_id",
+        # vLLM spells the control tokens of calls and thoughts always, and Mistral's others never.
+        "skip_special_tokens",
+        # Of vLLM's render routes alone.
+        "mm_payload",
+        "return_mm_kwargs",
+        "return_token_offsets",
         "safety_identifier",
         "service_tier",
+        "session_id",
         "spaces_between_special_tokens",
         "store",
+        # How many tokens come in one chunk.
+        "stream_interval",
+        # Which end is cut off, where a prompt is cut.
+        "truncation_side",
         "user",
         "verbosity",
     }
 )
-
-
-def _asks_for_nothing(name: str, value: Any) -> bool:
-    return value is None or value in _NOTHING[name]

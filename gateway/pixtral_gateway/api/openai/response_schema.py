@@ -160,10 +160,14 @@ class Delta(TypedDict):
 
 
 class Choice(TypedDict):
+    """`stop_reason` is the stop string or the id of the stop token that ended it."""
+
     index: int
     message: AssistantMessage
     logprobs: Logprobs | None
     finish_reason: FinishReason | None
+    stop_reason: str | int | None
+    token_ids: NotRequired[list[int]]
 
 
 class ChunkChoice(TypedDict):
@@ -171,12 +175,15 @@ class ChunkChoice(TypedDict):
     delta: Delta
     logprobs: Logprobs | None
     finish_reason: FinishReason | None
+    stop_reason: str | int | None
+    token_ids: NotRequired[list[int]]
 
 
 class Ending(TypedDict):
     usage: Usage
     pixtral: Report
     prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class ChatCompletion(Ending):
@@ -188,7 +195,11 @@ class ChatCompletion(Ending):
 
 
 class ChatCompletionChunk(TypedDict):
-    """With `include_usage`, the last one has no choices, and `usage` and `pixtral`."""
+    """With `include_usage`, the last one has no choices, and `usage` and `pixtral`.
+
+    Without `stream_options`, the last one with a choice has them. With `return_token_ids`, the
+    first one has `prompt_token_ids`.
+    """
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -197,6 +208,7 @@ class ChatCompletionChunk(TypedDict):
     choices: list[ChunkChoice]
     usage: NotRequired[Usage | None]
     pixtral: NotRequired[Report]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class Limits(TypedDict):
@@ -228,6 +240,16 @@ class Tokens(TypedDict):
     max_model_len: int
     tokens: list[int]
     token_strs: None
+
+
+class Text(TypedDict):
+    prompt: str
+
+
+class Load(TypedDict):
+    """How many answers and token counts run."""
+
+    server_load: int
 
 
 class Version(TypedDict):

@@ -113,6 +113,7 @@ class Delta:
         index: of the request's answer that this belongs to.
         prompt_logprobs: the next ones of the prompt's, where they were asked for; such deltas come
             before all others, and have nothing else.
+        stop_reason: the stop string or the id of the stop token that ended the answer.
     """
 
     text: str
@@ -123,6 +124,7 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     index: int = 0
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,6 +423,7 @@ def _delta(output: "RequestOutput", completion: "CompletionOutput", sampling: Sa
         queue_seconds=_queue_seconds(output.metrics),
         logprobs=logprobs,
         index=completion.index,
+        stop_reason=completion.stop_reason,
     )
 
 
@@ -432,8 +435,10 @@ def _prompt_deltas(output: "RequestOutput", count: int) -> Iterator[Delta]:
 
 def _continued(delta: Delta, continuation: Continuation, finish_reason: str | None) -> Delta:
     piece = continuation.add(delta.token_ids, finish_reason)
-    reason = FinishReason.STOP if piece.is_stopped else delta.finish_reason
-    return replace(delta, text=piece.text, token_ids=tuple(piece.token_ids), finish_reason=reason)
+    delta = replace(delta, text=piece.text, token_ids=tuple(piece.token_ids))
+    if piece.stop_string is None:
+        return delta
+    return replace(delta, finish_reason=FinishReason.STOP, stop_reason=piece.stop_string)
 
 
 def _ended(

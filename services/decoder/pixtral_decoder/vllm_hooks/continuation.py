@@ -72,11 +72,11 @@ def check_upstream() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is new of the text and of the tokens; `is_stopped` where a stop string has come."""
+    """What is new of the text and of the tokens; `stop_string` is the one that ends it here."""
 
     text: str
     token_ids: Sequence[int]
-    is_stopped: bool
+    stop_string: str | None
 
 
 class Continuation:
@@ -111,11 +111,12 @@ class Continuation:
         """What comes of the engine's next tokens, with the reason why they are its last."""
         detokenizer = self._detokenizer
         before = detokenizer.num_output_tokens()
-        is_stopped = bool(detokenizer.update(list(token_ids), finish_reason == "stop"))
-        text = detokenizer.get_next_output_text(is_stopped or finish_reason is not None, True)
+        stop_string = detokenizer.update(list(token_ids), finish_reason == "stop")
+        is_last = stop_string is not None or finish_reason is not None
+        text = detokenizer.get_next_output_text(is_last, True)
         # None that the engine made behind a stop string.
         kept = token_ids[: detokenizer.num_output_tokens() - before]
-        return Piece(text, kept, is_stopped)
+        return Piece(text, kept, stop_string)
 
 
 def _at_the_cut(

@@ -314,6 +314,7 @@ async def test_a_refusal_has_an_id_and_its_reason_in_the_line(http: httpx.AsyncC
         (line,) = lines.calls
     assert response.headers["x-request-id"] == line["request_id"] != "no\tid of ours"
     assert (line["code"], line["reason"]) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert line["field"] == "messages"
     assert line["http_status"] == 400
 
 

@@ -42,7 +42,7 @@ async def test_an_answer_that_is_not_by_the_schema_is_found_out(
         return ""
 
     with monkeypatch.context() as patch:
-        patch.setattr("pixtral_gateway.api.openai.app.adapter_of", echoing)
+        patch.setattr("pixtral_gateway.api.http.front.adapter_of", echoing)
         found = await fuzz_by_schema(client.url, 3, rounds=1)
         problem, kept = found.bad[0]
         assert "repeats what was sent" in problem

@@ -54,14 +54,11 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "no role": ({"messages": [{"content": WORD}]}, "messages.0.role"),
     "another role": ({"messages": [{"role": WORD, "content": "a"}]}, "messages.0.role"),
     "no content": ({"messages": [{"role": "user"}]}, "messages.0.content"),
-    "empty content": ({"messages": [{"role": "user", "content": ""}]}, "messages.0.content"),
-    "no parts": ({"messages": user()}, "messages.0.content"),
     "content a number": ({"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
     "a part no object": (
         {"messages": [{"role": "user", "content": [WORD]}]},
         "messages.0.content.0",
     ),
-    "empty text": ({"messages": user({"type": "text", "text": ""})}, "messages.0.content.0.text"),
     "text no text": ({"messages": user({"type": "text", "text": 1})}, "messages.0.content.0.text"),
     "another part": ({"messages": user({"type": WORD})}, "messages.0.content.0.type"),
     "audio": ({"messages": user({"type": "input_audio"})}, "messages.0.content.0.type"),
@@ -94,7 +91,14 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
         },
         "messages.1.content.0.image_url",
     ),
-    "role order": ({"messages": [*HELLO, *HELLO]}, "messages.1.role"),
+    "an answer last": (
+        {"messages": [*HELLO, {"role": "assistant", "content": WORD}]},
+        "messages.1.role",
+    ),
+    "a result after a question": (
+        {"messages": [*HELLO, {"role": "tool", "tool_call_id": "a", "content": WORD}]},
+        "messages.1.role",
+    ),
     "too many parts": (
         {"messages": [{"role": "user", "content": ["a"] * 40_000}]},
         "messages",
@@ -105,9 +109,18 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "max_tokens below 0": ({"max_tokens": -1}, "max_tokens"),
     "max_tokens of many digits": ({"max_tokens": 10**30}, "max_tokens"),
     "min_tokens": ({"max_tokens": 1, "min_tokens": 2}, "min_tokens"),
-    "beyond the context": ({"max_tokens": 40_000}, "max_tokens"),
+    "a continuation of nothing": ({"continue_final_message": True}, "continue_final_message"),
+    "a continuation and a new message": (
+        {"continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+    ),
+    "an option of vLLM's alone": ({"logprob_token_ids": [1]}, "logprob_token_ids"),
+    "an option of a structure": (
+        {"structured_outputs": {"regex": "a", "whitespace_pattern": WORD}},
+        "structured_outputs.whitespace_pattern",
+    ),
+    "request_id": ({"request_id": WORD * 30}, "request_id"),
     "max_completion_tokens": ({"max_completion_tokens": 0}, "max_completion_tokens"),
-    "its tokens beyond": ({"max_completion_tokens": 40_000}, "max_completion_tokens"),
     "stop": ({"stop": ["a", ""]}, "stop.1"),
     "stop no text": ({"stop": [1]}, "stop.0"),
     "stop_token_ids": ({"stop_token_ids": [1 << 30]}, "stop_token_ids.0"),
@@ -138,7 +151,7 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a result of nothing": (
         {"messages": [{"role": "tool", "content": "a", "tool_call_id": "b"}]},
-        "messages.0.tool_call_id",
+        "messages.0.role",
     ),
     "a function's result": (
         {"messages": [{"role": "function", "content": "a", "name": "b"}]},

@@ -1,0 +1,86 @@
+"""Merges several asynchronous generators into one, so many of them at a time."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from contextlib import aclosing
+from typing import Generic, Protocol, TypeVar
+
+from pixtral_core.concurrency.gather import run_all
+
+T = TypeVar("T")
+C = TypeVar("C", covariant=True)
+
+
+class Merged(Protocol[C]):
+    """Items, each with the index of its source, until it is closed."""
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, C]]: ...
+
+    def __anext__(self) -> Awaitable[tuple[int, C]]: ...
+
+    def aclose(self) -> Awaitable[None]: ...
+
+
+def merged(sources: Sequence[AsyncGenerator[T]], *, at_once: int) -> Merged[T]:
+    """Yields what each source yields, with its index, as it comes.
+
+    No more than `at_once` of them have begun and not ended. None goes on while an item of its own
+    waits to be taken. The first that fails ends the others, and its error is raised as it is.
+    Closing it closes every source.
+    """
+    if len(sources) == 1:
+        return _Only(sources[0])
+    return _several(sources, at_once)
+
+
+class _Only(Generic[T]):
+    """One source, without a generator around it that each item would pass."""
+
+    def __init__(self, source: AsyncGenerator[T]) -> None:
+        self._source = source
+
+    def __aiter__(self) -> "_Only[T]":
+        return self
+
+    async def __anext__(self) -> tuple[int, T]:
+        return 0, await anext(self._source)
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+
+
+async def _several(
+    sources: Sequence[AsyncGenerator[T]], at_once: int
+) -> AsyncGenerator[tuple[int, T]]:
+    room = asyncio.Semaphore(at_once)
+    arrived: asyncio.Queue[tuple[int, T, asyncio.Event] | None] = asyncio.Queue()
+
+    async def drain(index: int, source: AsyncGenerator[T]) -> None:
+        try:
+            async with room, aclosing(source):
+                async for item in source:
+                    taken = asyncio.Event()
+                    arrived.put_nowait((index, item, taken))
+                    await taken.wait()
+        except asyncio.CancelledError as cancelled:
+            reason = next(iter(cancelled.args), None)
+            # A source that has itself cancelled with an error for the reason has failed with it.
+            raise reason if isinstance(reason, Exception) else cancelled from None
+
+    async def drain_all() -> None:
+        try:
+            await run_all([drain(index, source) for index, source in enumerate(sources)])
+        finally:
+            arrived.put_nowait(None)
+
+    draining = asyncio.create_task(drain_all())
+    try:
+        while (found := await arrived.get()) is not None:
+            index, item, taken = found
+            yield index, item
+            taken.set()
+        await draining
+    finally:
+        if not draining.done():
+            draining.cancel()
+            await asyncio.wait([draining])

@@ -1,0 +1,170 @@
+"""The bodies of answers in Anthropic's form, as /openapi.json describes them."""
+
+from typing import Any, Literal, NotRequired
+
+# Before Python 3.12, pydantic reads no other.
+from typing_extensions import TypedDict
+
+from pixtral_gateway.api.openai.response_schema import Report
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+MessageErrorType = Literal[
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "not_found_error",
+    "request_too_large",
+    "rate_limit_error",
+    "api_error",
+    "overloaded_error",
+    "timeout_error",
+]
+
+
+class MessageErrorDetail(TypedDict):
+    type: MessageErrorType
+    message: str
+
+
+class MessageError(TypedDict):
+    type: Literal["error"]
+    error: MessageErrorDetail
+
+
+class TextBlock(TypedDict):
+    type: Literal["text"]
+    text: str
+
+
+class ToolUseBlock(TypedDict):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class MessageUsage(TypedDict):
+    """What came from the prefix cache is apart from `input_tokens`."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class MessageAnswer(TypedDict):
+    """`pixtral` is in one that has ended."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[TextBlock | ToolUseBlock]
+    stop_reason: StopReason | None
+    stop_sequence: str | None
+    usage: MessageUsage
+    pixtral: NotRequired[Report]
+
+
+class MessageStart(TypedDict):
+    type: Literal["message_start"]
+    message: MessageAnswer
+
+
+class BlockStart(TypedDict):
+    type: Literal["content_block_start"]
+    index: int
+    content_block: TextBlock | ToolUseBlock
+
+
+class TextPiece(TypedDict):
+    type: Literal["text_delta"]
+    text: str
+
+
+class JsonPiece(TypedDict):
+    type: Literal["input_json_delta"]
+    partial_json: str
+
+
+class BlockDelta(TypedDict):
+    type: Literal["content_block_delta"]
+    index: int
+    delta: TextPiece | JsonPiece
+
+
+class BlockStop(TypedDict):
+    type: Literal["content_block_stop"]
+    index: int
+
+
+class Stop(TypedDict):
+    stop_reason: StopReason
+    stop_sequence: str | None
+
+
+class MessageDelta(TypedDict):
+    type: Literal["message_delta"]
+    delta: Stop
+    usage: MessageUsage
+    pixtral: Report
+
+
+class MessageStop(TypedDict):
+    type: Literal["message_stop"]
+
+
+MessageEvent = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop
+
+
+class TokenCount(TypedDict):
+    input_tokens: int
+
+
+class SentText(TypedDict):
+    type: Literal["text"]
+    text: str
+
+
+class Base64Source(TypedDict):
+    type: Literal["base64"]
+    media_type: str
+    data: str
+
+
+class UrlSource(TypedDict):
+    type: Literal["url"]
+    url: str
+
+
+class SentImage(TypedDict):
+    """In messages of role `user`, and in results of tools."""
+
+    type: Literal["image"]
+    source: Base64Source | UrlSource
+
+
+class SentToolUse(TypedDict):
+    """In messages of role `assistant`."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class SentToolResult(TypedDict):
+    """In messages of role `user`. `is_error` changes nothing: its text says it."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: NotRequired[str | list[SentText | SentImage] | None]
+
+
+class SentThinking(TypedDict):
+    """Passed over."""
+
+    type: Literal["thinking", "redacted_thinking"]
+
+
+SentContent = str | list[SentText | SentImage | SentToolUse | SentToolResult | SentThinking]

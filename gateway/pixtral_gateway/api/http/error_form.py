@@ -1,0 +1,31 @@
+"""The form that an API has for its errors, whole and at the end of a stream."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pixtral_core.errors import ServingError
+from pixtral_gateway.api.openai.errors import body_of
+
+# Where a stream that has begun puts its own writer of errors, in the scope of its request.
+STREAM_ERROR = "pixtral.stream_error"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorForm:
+    """`body` is the answer to a request, `event` the last bytes of a stream that has begun.
+
+    `request_id` is a header beside `x-request-id` in which the API's clients look for the id.
+    """
+
+    body: Callable[[ServingError], Mapping[str, Any]]
+    event: Callable[[ServingError], bytes]
+    request_id: str | None = None
+
+
+def _openai_event(error: ServingError) -> bytes:
+    return b"data: " + json.dumps(body_of(error)).encode() + b"\n\ndata: [DONE]\n\n"
+
+
+OPENAI = ErrorForm(body_of, _openai_event)

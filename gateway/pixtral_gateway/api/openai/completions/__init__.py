@@ -1,0 +1,1 @@
+"""OpenAI's completions: a model goes on from a prompt as it stands."""

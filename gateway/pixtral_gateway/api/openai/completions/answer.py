@@ -1,0 +1,232 @@
+"""Completions as OpenAI's clients expect them, whole and in chunks."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from pixtral_core.concurrency.merge import Merged
+from pixtral_core.generation.logprobs import Logprob, TokenLogprobs
+from pixtral_gateway.api.openai.chat_response import (
+    DONE,
+    FINISH_REASONS,
+    LEAST_LOGPROB,
+    ending_of,
+    event_of,
+    prompt_logprobs_of,
+    running_usage,
+)
+from pixtral_gateway.api.openai.completions.request import CompletionRequest
+from pixtral_gateway.api.openai.completions.response_schema import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionLogprobs,
+)
+from pixtral_gateway.api.openai.response_schema import FinishReason, Usage
+from pixtral_gateway.request import Begun, Delta, Event, Finished
+
+# Each with the index of its prompt.
+Events = Merged[Event]
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What has come of one choice. `offset` is where its next token stands in its text."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    offset: int = 0
+    has_begun: bool = False
+
+
+class CompletionWriter:
+    """Writes the answer to one request, of one or several prompts with `n` choices each.
+
+    `echoes` has for each prompt the text that stands before its choices, and `first_tokens` the
+    text of its first token; either may be empty.
+    """
+
+    def __init__(
+        self,
+        completion_id: str,
+        model: str,
+        asked: CompletionRequest,
+        echoes: Sequence[str],
+        first_tokens: Sequence[str],
+    ) -> None:
+        self._id = completion_id
+        self._model = model
+        self._asked = asked
+        self._echoes = echoes
+        self._first_tokens = first_tokens
+        self._n = asked.n or 1
+        self._prompts: dict[int, Sequence[int]] = {}
+        self._choices = [_Choice() for _ in range(self._n * len(echoes))]
+
+    async def whole(self, events: Events) -> Completion:
+        """A `text_completion`, once the last token of the last choice is there."""
+        finished: dict[int, Finished] = {}
+        async with aclosing(events):
+            async for index, event in events:
+                match event:
+                    case Begun():
+                        self._prompts[index] = event.prompt_token_ids
+                    case Finished():
+                        finished[index] = event
+                    case Delta():
+                        choice = self._choices[index * self._n + event.index]
+                        choice.texts.append(event.text)
+                        choice.token_ids.extend(event.token_ids)
+                        choice.logprobs.extend(event.logprobs)
+                        choice.finish_reason = FINISH_REASONS[event.finish_reason]
+                        choice.stop_reason = event.stop_reason
+        made = await asyncio.to_thread(self._made, finished)
+        answer: Completion = {
+            "id": self._id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": self._model,
+            "choices": made,
+            "usage": _summed(finished.values()),
+        }
+        if len(finished) == 1:
+            answer["pixtral"] = ending_of(finished[0])["pixtral"]
+        return answer
+
+    async def chunks(self, events: Events) -> AsyncGenerator[bytes]:
+        """Server-sent events, each a `text_completion` of what is new."""
+        heading: CompletionChunk = {
+            "id": self._id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": self._model,
+            "choices": [],
+        }
+        if self._asked.include_usage:
+            heading["usage"] = None
+        finished: dict[int, Finished] = {}
+        with self._asked.own_names():
+            async with aclosing(events):
+                async for index, event in events:
+                    match event:
+                        case Begun():
+                            self._prompts[index] = event.prompt_token_ids
+                        case Finished():
+                            finished[index] = event
+                        case Delta():
+                            at = index * self._n + event.index
+                            choice = self._choices[at]
+                            choice.token_ids.extend(event.token_ids)
+                            if self._asked.continuous_usage:
+                                heading["usage"] = running_usage(
+                                    len(self._prompts[index]), len(choice.token_ids)
+                                )
+                            yield event_of({**heading, "choices": [self._new(at, event)]})
+            if self._asked.include_usage:
+                heading["usage"] = _summed(finished.values())
+                if len(finished) == 1:
+                    heading["pixtral"] = ending_of(finished[0])["pixtral"]
+                yield event_of(heading)
+        yield DONE
+
+    def _new(self, at: int, delta: Delta) -> CompletionChoice:
+        choice, prompt = self._choices[at], at // self._n
+        text = "" if self._asked.is_echo_alone else delta.text
+        is_first, choice.has_begun = not choice.has_begun, True
+        if is_first:
+            text = self._echoes[prompt] + text
+        logprobs = None
+        if delta.logprobs:
+            logprobs = _logprobs(delta.logprobs, choice.offset)
+            choice.offset += sum(map(len, logprobs["tokens"]))
+        made: CompletionChoice = {
+            "index": at,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": FINISH_REASONS[delta.finish_reason],
+            "stop_reason": delta.stop_reason,
+        }
+        if self._asked.return_token_ids:
+            made["token_ids"] = list(delta.token_ids)
+            if is_first:
+                made["prompt_token_ids"] = list(self._prompts[prompt])
+        return made
+
+    def _made(self, finished: dict[int, Finished]) -> list[CompletionChoice]:
+        asked = self._asked
+        made: list[CompletionChoice] = []
+        for at, choice in enumerate(self._choices):
+            prompt = at // self._n
+            text, logprobs = "".join(choice.texts), choice.logprobs
+            if asked.is_echo_alone:
+                text, logprobs = "", []
+            if asked.echo:
+                text = self._echoes[prompt] + text
+                logprobs = [*finished[prompt].prompt_logprobs, *logprobs]
+            answered: CompletionChoice = {
+                "index": at,
+                "text": text,
+                "logprobs": None
+                if asked.logprobs is None
+                else _logprobs(logprobs, 0, self._first_tokens[prompt]),
+                "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
+            }
+            if asked.return_token_ids:
+                answered["prompt_token_ids"] = list(self._prompts[prompt])
+                answered["token_ids"] = choice.token_ids
+            if asked.prompt_logprobs is not None:
+                answered["prompt_logprobs"] = prompt_logprobs_of(finished[prompt].prompt_logprobs)
+            made.append(answered)
+        return made
+
+
+def _logprobs(
+    tokens: Iterable[TokenLogprobs], offset: int, first_token: str = ""
+) -> CompletionLogprobs:
+    """In OpenAI's form. The first token of a prompt, which nothing comes before, has none."""
+    made: CompletionLogprobs = {
+        "text_offset": [],
+        "token_logprobs": [],
+        "tokens": [],
+        "top_logprobs": [],
+    }
+    for token in tokens:
+        text = first_token if token.chosen is None else token.chosen.text
+        made["text_offset"].append(offset)
+        made["tokens"].append(text)
+        offset += len(text)
+        if token.chosen is None:
+            made["token_logprobs"].append(None)
+            made["top_logprobs"].append(None)
+            continue
+        made["token_logprobs"].append(_bounded(token.chosen))
+        # The chosen one is among them however unlikely it was; a text that two tokens have is the
+        # likelier one's.
+        top = {token.chosen.text: _bounded(token.chosen)}
+        for each in token.top:
+            top.setdefault(each.text, _bounded(each))
+        made["top_logprobs"].append(top)
+    return made
+
+
+def _bounded(logprob: Logprob) -> float:
+    return max(logprob.logprob, LEAST_LOGPROB)
+
+
+def _summed(finished: Iterable[Finished]) -> Usage:
+    each = [event.usage for event in finished]
+    prompt = sum(usage.prompt_tokens for usage in each)
+    completion = sum(usage.completion_tokens for usage in each)
+    return {
+        **running_usage(prompt, completion),
+        "prompt_tokens_details": {
+            "cached_tokens": sum(usage.cached_tokens for usage in each),
+            "image_tokens": 0,
+        },
+    }

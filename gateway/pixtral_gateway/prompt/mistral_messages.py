@@ -1,0 +1,159 @@
+"""A conversation's turns as the messages that mistral_common validates and encodes."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from mistral_common.protocol.instruct.chunk import ContentChunk, TextChunk
+from mistral_common.protocol.instruct.messages import (
+    AssistantMessage,
+    ChatMessage,
+    SystemMessage,
+    ToolMessage,
+    UserMessage,
+)
+from mistral_common.protocol.instruct.tool_calls import FunctionCall
+from mistral_common.protocol.instruct.tool_calls import ToolCall as MistralToolCall
+from mistral_common.tokens.tokenizers.base import TokenizerVersion
+
+from pixtral_core import limits
+from pixtral_core.errors import InvalidRequest
+from pixtral_core.model.vision_spec import Grid
+from pixtral_gateway.checks.conversation import Conversation, ImageSource, Role, ToolCall, Turn
+from pixtral_gateway.checks.structured_output import check_depth
+from pixtral_gateway.prompt.image_placeholders import chunk_of
+
+# mistral_common takes no assistant message without text, and strips spaces at the end of one: what
+# is left is the end-of-sequence token alone, as the model wrote it.
+NO_TEXT = " "
+
+_ID_LENGTH = 9
+_MISTRAL_ID = re.compile(f"[a-zA-Z0-9]{{{_ID_LENGTH}}}")
+_ANY_GRID = Grid(1, 1)
+
+
+def messages_of(
+    conversation: Conversation, version: TokenizerVersion, grids: Sequence[Grid] | None = None
+) -> list[ChatMessage]:
+    """A message for each turn. Images have these grids, or any while they are unknown.
+
+    An answer of the model can always be sent back. So where mistral_common takes no text beside
+    tool calls (before version 7), an assistant's text before its calls is left out, and an empty
+    answer stays as its end-of-sequence token. Raises InvalidRequest for JSON that mistral_common
+    cannot read.
+    """
+    maker = _Maker(conversation, version, grids)
+    made: list[ChatMessage] = []
+    for role, run in groupby(enumerate(conversation.turns), key=lambda each: each[1].role):
+        if role is Role.ASSISTANT:
+            made += maker.assistants(list(run))
+        else:
+            made += [maker.message(i, turn) for i, turn in run]
+    if conversation.goes_on and isinstance(made[-1], AssistantMessage):
+        made[-1].prefix = True
+    return made
+
+
+class _Maker:
+    def __init__(
+        self,
+        conversation: Conversation,
+        version: TokenizerVersion,
+        grids: Sequence[Grid] | None,
+    ) -> None:
+        self._is_before_v7 = version < TokenizerVersion.v7
+        self._grids: Iterator[Grid] | None = None if grids is None else iter(grids)
+        self._ids = _mistral_ids(conversation.turns)
+
+    def message(self, index: int, turn: Turn) -> ChatMessage:
+        content = [self._chunk(part) for part in turn.parts]
+        match turn.role:
+            case Role.SYSTEM:
+                return SystemMessage(content=content)
+            case Role.USER:
+                return UserMessage(content=content)
+            case Role.TOOL:
+                if self._is_before_v7:
+                    _check_readable(_joined(turn), f"messages[{index}].content")
+                return ToolMessage(content=content, tool_call_id=self._ids.get(turn.call_id))
+            case Role.ASSISTANT:
+                raise AssertionError("assistants come in runs")
+
+    def assistants(self, run: Sequence[tuple[int, Turn]]) -> list[ChatMessage]:
+        """The messages of assistant turns in a row, which mistral_common makes one of."""
+        parts = [turn.parts for _, turn in run]
+        calling = [i for i, (_, turn) in enumerate(run) if turn.calls]
+        if calling and self._is_before_v7:
+            for i in (*range(calling[0]), *calling):
+                parts[i] = ()
+        elif not calling and not any(map(any, parts)):
+            parts[0] = (NO_TEXT,)
+        return [
+            self._assistant(index, turn, said)
+            for (index, turn), said in zip(run, parts, strict=True)
+        ]
+
+    def _assistant(
+        self, index: int, turn: Turn, parts: Sequence[str | ImageSource]
+    ) -> AssistantMessage:
+        content = [self._chunk(part) for part in parts if part]
+        if not content and not turn.calls:
+            # Taken beside other text, as no content is not.
+            content = [TextChunk(text="")]
+        calls = [
+            self._call(call, f"messages[{index}].tool_calls[{k}]")
+            for k, call in enumerate(turn.calls)
+        ]
+        return AssistantMessage(content=content, tool_calls=calls or None)
+
+    def _call(self, call: ToolCall, path: str) -> MistralToolCall:
+        _check_readable(call.arguments, f"{path}.arguments")
+        function = FunctionCall(name=call.name, arguments=call.arguments)
+        return MistralToolCall(id=self._ids[call.id], function=function)
+
+    def _chunk(self, part: str | ImageSource) -> ContentChunk:
+        if isinstance(part, str):
+            return TextChunk(text=part)
+        return chunk_of(_ANY_GRID if self._grids is None else next(self._grids))
+
+
+def _mistral_ids(turns: Sequence[Turn]) -> dict[str, str]:
+    """What stands in the prompt for the id of each call.
+
+    Mistral's own form of id stands for itself. vLLM's prompts have the last nine characters of a
+    longer one; where these are not of the form, or another id's, a digest stands for it.
+    """
+    stands: dict[str, str] = {}
+    taken: set[str] = set()
+    given = [call.id for turn in turns for call in turn.calls]
+    given += [turn.call_id for turn in turns if turn.role is Role.TOOL]
+    # First those that stand for themselves: none other may.
+    for call_id in sorted(set(given), key=lambda each: (len(each) != _ID_LENGTH, each)):
+        end = call_id[-_ID_LENGTH:]
+        if not _MISTRAL_ID.fullmatch(end) or end in taken:
+            digest = hashlib.sha256(call_id.encode("utf-8", "surrogatepass"))
+            end = digest.hexdigest()[:_ID_LENGTH]
+        stands[call_id] = end
+        taken.add(end)
+    return stands
+
+
+def _joined(turn: Turn) -> str:
+    """A tool's result as mistral_common reads it."""
+    return "\n\n".join(part for part in turn.parts if part and isinstance(part, str))
+
+
+def _check_readable(text: str, path: str) -> None:
+    """What is JSON, mistral_common reads and writes anew. Raises InvalidRequest where it cannot."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return
+    except (ValueError, RecursionError):
+        pass
+    else:
+        check_depth(value, path, limits.ARGUMENTS_DEPTH)
+        return
+    raise InvalidRequest(path, f"JSON must have {limits.ARGUMENTS_DEPTH}, and short numbers")

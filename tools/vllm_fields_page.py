@@ -1,0 +1,270 @@
+"""Writes docs/vllm_fields.md: vLLM's routes and the fields of its requests, and their fate here.
+
+python -m tools.vllm_fields_page [--check]: with --check, tells whether it is up to date. It fails
+where the installed vLLM has a route or a field of which nothing here says what becomes of it, and
+where something is said of one that it has not.
+"""
+
+import ast
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from pixtral_gateway.api.anthropic.request import CountTokensRequest, MessagesRequest
+from pixtral_gateway.api.openai.completions.request import CompletionRequest
+from pixtral_gateway.api.openai.openapi import OPERATIONS
+from pixtral_gateway.api.openai.request_schema import (
+    INSTEAD,
+    ChatRequest,
+    DetokenizeRequest,
+    RequestBody,
+    ResponseFormat,
+    StreamOptions,
+    StructuredOutputs,
+    TokenizeRequest,
+)
+from pixtral_gateway.api.openai.responses.request import ResponsesRequest
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "vllm_fields.md"
+ENTRYPOINTS = "entrypoints"
+CHAT = "entrypoints/openai/chat_completion/protocol.py", "ChatCompletionRequest"
+_ANTHROPIC = "entrypoints/anthropic/protocol.py"
+_BASE = "entrypoints/generate/base/protocol.py"
+_TOKENIZE = "entrypoints/serve/tokenize/protocol.py"
+
+# By what takes the fields: where vLLM has them, and where the gateway has.
+REQUESTS: Mapping[str, tuple[tuple[tuple[str, str], ...], type[BaseModel]]] = {
+    "/v1/chat/completions": ((CHAT,), ChatRequest),
+    "/v1/completions": (
+        (("entrypoints/openai/completion/protocol.py", "CompletionRequest"),),
+        CompletionRequest,
+    ),
+    "/v1/responses": (
+        (("entrypoints/openai/responses/protocol.py", "ResponsesRequest"),),
+        ResponsesRequest,
+    ),
+    "/v1/messages": (((_ANTHROPIC, "AnthropicMessagesRequest"),), MessagesRequest),
+    "/v1/messages/count_tokens": (
+        ((_ANTHROPIC, "AnthropicCountTokensRequest"),),
+        CountTokensRequest,
+    ),
+    "/tokenize": (
+        ((_TOKENIZE, "TokenizeChatRequest"), (_TOKENIZE, "TokenizeCompletionRequest")),
+        TokenizeRequest,
+    ),
+    "/detokenize": (((_TOKENIZE, "DetokenizeRequest"),), DetokenizeRequest),
+    "stream_options": (((_BASE, "StreamOptions"),), StreamOptions),
+    "response_format": (((_BASE, "ResponseFormat"),), ResponseFormat),
+    "structured_outputs": ((("sampling_params.py", "StructuredOutputsParams"),), StructuredOutputs),
+}
+# How routers are told of a route.
+_METHODS = ("get", "post", "put", "delete", "head", "api_route", "add_api_route", "websocket")
+
+_RENDER = "not meant: vLLM's way to split a prompt's making from its answer; here the tiers do that"
+_ADMIN = "not meant: it changes the engine under all tenants; here an operator restarts a replica"
+_TRAINING = "not meant: for training by reinforcement, with weights that change while it serves"
+_OTHERS = "not meant: of models that embed, rank, classify or listen, which no Pixtral is"
+_COHERE = "not meant: Cohere's API, which vLLM has for Cohere's models"
+# Of routes that this service has not.
+ROUTES: Mapping[str, str] = {
+    "/docs": "not meant: `/openapi.json` and the page at `/` are here",
+    "/kv_event_sources": "not meant: the gateway learns from every answer what a decoder has",
+    "/tokenizer_info": "not meant: a Mistral tokenizer has no such configuration",
+    "/invocations": "not meant: SageMaker's one route for all; ask each route itself",
+    "/v1/systemone": "not meant: decisions among classes; `structured_outputs.choice` chooses",
+    "/generative_scoring": "not meant: `logprobs` and `allowed_token_ids` give the scores",
+    "/v1/chat/completions/batch": "refused (404): send each conversation as a request; the "
+    "engine batches them",
+    "/v1/responses/{response_id}": "refused (404): responses are not kept",
+    "/v1/responses/{response_id}/cancel": "refused (404): close the connection instead",
+    "/scale_elastic_ep": _ADMIN,
+    "/is_scaling_elastic_ep": _ADMIN,
+    "/v1/chat/completions/render": _RENDER,
+    "/v1/messages/render": _RENDER,
+    "/v1/completions/render": _RENDER,
+    "/v1/responses/render": _RENDER,
+    "/v1/chat/completions/derender": _RENDER,
+    "/v1/completions/derender": _RENDER,
+    "/inference/v1/generate": _RENDER,
+    "/inference/v1/abort_requests": _RENDER,
+    "/v1/load_lora_adapter": "not meant: adapters are named in the decoder's settings",
+    "/v1/unload_lora_adapter": "not meant: adapters are named in the decoder's settings",
+    "/server_info": _ADMIN,
+    "/reset_prefix_cache": _ADMIN,
+    "/reset_mm_cache": _ADMIN,
+    "/reset_encoder_cache": _ADMIN,
+    "/collective_rpc": _ADMIN,
+    "/sleep": _ADMIN,
+    "/release_kv_cache_memory": _ADMIN,
+    "/wake_up": _ADMIN,
+    "/is_sleeping": _ADMIN,
+    "/pause": _TRAINING,
+    "/resume": _TRAINING,
+    "/abort_requests": _TRAINING,
+    "/is_paused": _TRAINING,
+    "/init_weight_transfer_engine": _TRAINING,
+    "/shutdown_weight_transfer_engine": _TRAINING,
+    "/start_weight_update": _TRAINING,
+    "/start_draft_weight_update": _TRAINING,
+    "/update_weights": _TRAINING,
+    "/finish_weight_update": _TRAINING,
+    "/update_weight_version": _TRAINING,
+    "/weight_info": _TRAINING,
+    "/weight_checker": _TRAINING,
+    "/get_world_size": _TRAINING,
+    "/start_profile": _ADMIN,
+    "/stop_profile": _ADMIN,
+    "/fault_tolerance/apply": _ADMIN,
+    "/fault_tolerance/status": _ADMIN,
+    "/classify": _OTHERS,
+    "/pooling": _OTHERS,
+    "/rerank": _OTHERS,
+    "/v1/rerank": _OTHERS,
+    "/v2/rerank": _OTHERS,
+    "/score": _OTHERS,
+    "/v1/score": _OTHERS,
+    "/v1/embeddings": _OTHERS,
+    "/v2/embed": _OTHERS,
+    "/v1/audio/transcriptions": _OTHERS,
+    "/v1/audio/translations": _OTHERS,
+    "/v1/realtime": _OTHERS,
+    "/cohere/v2/chat": _COHERE,
+    "/cohere/v2/chat/render": _COHERE,
+    "/ready": "not meant: of vLLM's supervisor of several servers; `/health` is here",
+    "/readyz": "not meant: of vLLM's supervisor of several servers; `/health` is here",
+}
+
+_NO_THOUGHTS = "no Pixtral thinks"
+# Why a field that is passed over changes no answer; by its name, or by route and name.
+PASSED_OVER: Mapping[str, str] = {
+    "include_reasoning": _NO_THOUGHTS,
+    "reasoning_effort": _NO_THOUGHTS,
+    "thinking": _NO_THOUGHTS,
+    "length_penalty": "of beam search alone, which is refused",
+    "metadata": "a note of the client's own",
+    "mm_payload": "of vLLM's render routes alone",
+    "return_mm_kwargs": "of vLLM's render routes alone",
+    "return_token_offsets": "of vLLM's render routes alone",
+    "prompt_cache_key": "vLLM passes it over, too",
+    "service_tier": "there is one tier",
+    "session_id": "placement follows the prompt's beginning",
+    "skip_special_tokens": "vLLM changes nothing by it with a Mistral tokenizer",
+    "spaces_between_special_tokens": "vLLM changes nothing by it with a Mistral tokenizer",
+    "store": "nothing is kept",
+    "stream_interval": "tokens are sent as they come",
+    "truncation_side": "of a prompt that is cut, which is refused",
+    "user": "a note of the client's own",
+    "/v1/messages/count_tokens output_config": "its schema is not in the prompt",
+}
+
+
+HEAD = """\
+# vLLM's routes and fields
+
+Made by `python -m tools.vllm_fields_page` from the source of the vLLM that is installed and from
+the gateway's own routes and requests; a test fails where they are no longer as here. *Taken*: as
+vLLM has it, within the [limits](limits.md). *Refused*: with status 400 and the field named, unless
+its value asks for nothing. *Passed over*: it changes nothing of an answer here. *Not meant*: a
+route that this service does without, and answers with 404. [openai.md](openai.md) and
+[anthropic.md](anthropic.md) say what the fields do.
+
+## Routes
+
+| route | here |
+|---|---|
+"""
+
+
+def source(path: str) -> Path:
+    """A file or folder of the installed vLLM, which is read and not imported."""
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        sys.exit("vLLM is not installed")
+    return Path(found.origin).parent / path
+
+
+def routes() -> list[str]:
+    """Every route that some vLLM server has."""
+    found: set[str] = set()
+    for file in source(ENTRYPOINTS).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id=owner), attr=method),
+                    args=[ast.Constant(value=str(path)), *_],
+                ) if method in _METHODS and (owner.endswith("router") or owner == "app"):
+                    found.add(path)
+                case ast.Call(func=ast.Name(id="Mount"), args=[ast.Constant(value=str(path)), *_]):
+                    found.add(path)
+    return sorted(found)
+
+
+def fields_of(path: str, name: str) -> list[str]:
+    """The fields of a class of the installed vLLM."""
+    tree = ast.parse(source(path).read_text())
+    (defined,) = (
+        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name
+    )
+    names = [
+        node.target.id
+        for node in defined.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
+    return [each for each in names if not each.startswith("_")]
+
+
+def fate_of_route(route: str) -> str:
+    """What becomes of a route. Raises KeyError for one that nothing is said of."""
+    return "taken" if route in OPERATIONS else ROUTES[route]
+
+
+def fate_of(field: str, of: str = "/v1/chat/completions") -> tuple[str, str]:
+    """What becomes of a field, and why or what to do instead. Raises KeyError."""
+    body = REQUESTS[of][1]
+    if field in {info.alias or name for name, info in body.model_fields.items()}:
+        return "taken", ""
+    if issubclass(body, StructuredOutputs) and field in body.unsupported:
+        return "refused", "leave it out"
+    if issubclass(body, RequestBody) and field in body.all_refused():
+        nothing = body.all_refused()[field]
+        asks_for_nothing = ", ".join(f"`{json.dumps(value)}`" for value in nothing)
+        instead = body.reasons.get(field, INSTEAD.get(field, "leave it out"))
+        return "refused", instead + (f"; {asks_for_nothing} is taken" if nothing else "")
+    return "passed over", PASSED_OVER.get(f"{of} {field}") or PASSED_OVER[field]
+
+
+def page() -> str:
+    """Raises KeyError for what nothing is said of, ValueError for what vLLM has not."""
+    found = routes()
+    if gone := {*ROUTES} - {*found}:
+        raise ValueError(f"vLLM has no {', '.join(sorted(gone))}")
+    lines = [HEAD, *(f"| `{route}` | {fate_of_route(route)} |\n" for route in found)]
+    for of in REQUESTS:
+        lines.append(f"\n## Fields of `{of}`\n\n| field | here | |\n|---|---|---|\n")
+        lines += _rows(of)
+    return "".join(lines)
+
+
+def _rows(of: str) -> Iterator[str]:
+    names = (name for where in REQUESTS[of][0] for name in fields_of(*where))
+    for field in dict.fromkeys(names):
+        fate, more = fate_of(field, of)
+        yield f"| `{field}` | {fate} |{f' {more}' if more else ''} |\n"
+
+
+def main(arguments: list[str]) -> int:
+    if "--check" not in arguments:
+        PAGE.write_text(page(), "utf-8")
+        return 0
+    if PAGE.read_text("utf-8") != page():
+        print("docs/vllm_fields.md is not up to date: run python -m tools.vllm_fields_page")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
