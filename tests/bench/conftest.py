@@ -5,6 +5,7 @@ from tests.gateway.conftest import (  # noqa: F401
     encoders,
     max_concurrent_requests,
     model_dir,
+    more_settings,
     prompts,
     redis,
     redis_server,

@@ -180,7 +180,10 @@ def test_up_serves_a_model_by_other_names(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def write_weights(path: Path, *, missing: int = 0) -> None:
-    header = {"vision_encoder.x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
+    header = {
+        name: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+        for name in ("vision_encoder.x", "output.weight")
+    }
     encoded = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + bytes(16 - missing))
 

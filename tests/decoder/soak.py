@@ -76,7 +76,7 @@ def sample(tier: DecoderTier) -> Sample:
         or 0.0,
         decoder._source._cache.nbytes / MIB,
         len(asyncio.all_tasks()),
-        decoder.admitted,
+        decoder.queue.admitted,
     )
 
 

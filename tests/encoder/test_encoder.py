@@ -313,7 +313,7 @@ async def test_tenants_images_are_decoded_by_turns(
     pixels = Preprocessor.pixels
 
     async def noted(preprocessor: Preprocessor, opened: OpenedImage) -> object:
-        decoded.append(opened.image.size)
+        decoded.append(opened.header.stored_size)
         await go.wait()
         return await pixels(preprocessor, opened)
 

@@ -38,6 +38,10 @@ QUESTION = user(IMAGE, text("What is this?"))
 
 # Limits of what no message of this test reaches, and the tests that do.
 ELSEWHERE = {
+    "PROMPTS": (
+        "tests/gateway/api/openai/completions/test_completions.py",
+        "test_a_refusal_names_its_field",
+    ),
     "LOGPROBS_IN_ALL": (
         "tests/gateway/checks/test_validation.py",
         "test_more_logprobs_than_are_told_are_refused_where_an_answer_is_sent_whole",

@@ -25,6 +25,7 @@ from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.errors import ServingError, from_rpc_error
 from pixtral_core.generation.sampling import Sampling
+from pixtral_core.generation.sampling import to_proto as sampling_to_proto
 from pixtral_core.model.fingerprint import fingerprint
 from pixtral_core.model.vision_spec import Grid
 from pixtral_core.server.channel import open_channel
@@ -146,7 +147,6 @@ class Served:
 
 
 def request_of(prompt: Prompt) -> decoder_pb2.GenerateRequest:
-    sampling = prompt.sampling
     return decoder_pb2.GenerateRequest(
         request_id=prompt.request_id,
         prompt_token_ids=prompt.token_ids,
@@ -159,15 +159,7 @@ def request_of(prompt: Prompt) -> decoder_pb2.GenerateRequest:
             )
             for image in prompt.images
         ],
-        sampling=chat_pb2.SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            seed=sampling.seed,
-            n=sampling.n,
-            stop=sampling.stop,
-            ignore_eos=sampling.ignore_eos,
-            prompt_logprobs=sampling.prompt_logprobs,
-        ),
+        sampling=sampling_to_proto(prompt.sampling),
         cache_salt=prompt.cache_salt or "",
         generated_token_ids=prompt.generated,
         priority=prompt.priority,

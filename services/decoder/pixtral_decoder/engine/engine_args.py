@@ -182,6 +182,9 @@ def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
     names = {field.name for field in fields(AsyncEngineArgs)}
     if unknown := sorted(options.more.keys() - names):
         raise BadEngineArguments(f"this vLLM has no argument {unknown[0]}")
+    # vLLM compares it with its own number before it looks at its type.
+    if not isinstance(options.more.get("max_num_batched_tokens", 1), int):
+        raise BadEngineArguments("max_num_batched_tokens is not a whole number")
     return AsyncEngineArgs(**arguments | dict(options.more))
 
 

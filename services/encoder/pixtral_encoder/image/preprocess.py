@@ -34,6 +34,13 @@ _TEXTS = {
 }
 
 
+class BadImage(InvalidRequest):
+    """The image is not decoded, by one of the reasons that have a text here."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(FIELD, _TEXTS[reason], reason)
+
+
 @dataclass(frozen=True, slots=True)
 class OpenedImage:
     """A file whose header has been read and whose pixels have not."""
@@ -75,17 +82,17 @@ class Preprocessor:
 
     async def open(self, data: bytes, sha256: bytes) -> OpenedImage:
         """Reads the header. Raises InvalidRequest."""
-        if sha256 in self._refused:
+        if (reason := self._refused.get(sha256)) is not None:
             self._refused.move_to_end(sha256)
-            raise _refusal(self._refused[sha256])
+            raise BadImage(reason)
         try:
             header = await asyncio.to_thread(read_header, data)
         except TooManyBlocks:
-            raise _refusal("IMAGE_TOO_COMPLEX") from None
+            raise BadImage("IMAGE_TOO_COMPLEX") from None
         except BadHeader:
-            raise _refusal("IMAGE_MALFORMED") from None
+            raise BadImage("IMAGE_MALFORMED") from None
         if header is None:
-            raise _refusal("IMAGE_FORMAT_UNSUPPORTED")
+            raise BadImage("IMAGE_FORMAT_UNSUPPORTED")
         if header.width * header.height > self._max_pixels:
             raise InvalidRequest(
                 FIELD,
@@ -106,15 +113,15 @@ class Preprocessor:
         try:
             pixels = await self._processes.decode(job, opened.data)
         except Undecodable as error:
-            raise _refusal(error.reason) from None
+            raise BadImage(error.reason) from None
         except DecodeTimeout as late:
             # Where others took the processor, it is no fault of the image.
             if late.cpu_seconds > self._timeout_seconds / 2:
                 self._remember(opened.sha256, "IMAGE_DECODE_TIMEOUT")
-            raise _refusal("IMAGE_DECODE_TIMEOUT") from None
+            raise BadImage("IMAGE_DECODE_TIMEOUT") from None
         except ProcessLost:
             self._remember(opened.sha256, "IMAGE_TOO_COMPLEX")
-            raise _refusal("IMAGE_TOO_COMPLEX") from None
+            raise BadImage("IMAGE_TOO_COMPLEX") from None
         except NoProcess:
             logger.error("no process comes up that decodes images")
             raise Unavailable("the encoder cannot decode images now") from None
@@ -129,7 +136,3 @@ class Preprocessor:
         self._refused[sha256] = reason
         if len(self._refused) > REMEMBERED:
             self._refused.popitem(last=False)
-
-
-def _refusal(reason: str) -> InvalidRequest:
-    return InvalidRequest(FIELD, _TEXTS[reason], reason)

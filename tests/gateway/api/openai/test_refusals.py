@@ -312,7 +312,7 @@ async def test_a_body_is_read_up_to_a_limit(
     ("method", "path", "status", "code"),
     [
         ("GET", "/xylophone", 404, "not_found"),
-        ("POST", "/v1/completions", 404, "not_found"),
+        ("POST", "/v1/embeddings", 404, "not_found"),
         ("GET", CHAT, 405, "method_not_allowed"),
         ("DELETE", "/v1/models/pixtral-small", 405, "method_not_allowed"),
         ("GET", "/v1/models/xylophone", 404, "model_not_found"),
