@@ -73,7 +73,7 @@ def needs_escapes(pattern: str) -> bool:
         return False
     vocabulary = xgrammar.TokenizerInfo(_BYTES, vocab_size=len(_BYTES), stop_token_ids=[0])
     compiler = xgrammar.GrammarCompiler(vocabulary, max_threads=1, cache_enabled=False)
-    wanted = json.dumps({"type": "string", "pattern": pattern})
+    wanted = json.dumps({"type": "string", "pattern": _spelled(pattern)})
     compiled = compiler.compile_json_schema(wanted)
     return any(_leads_to_one(compiled) for _ in range(_WALKS))
 
