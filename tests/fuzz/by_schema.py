@@ -29,7 +29,7 @@ KIND = "content-type"
 # What is said of a field that may ask for nothing.
 NOTHING = "Not supported."
 # So many of a route's right ones, then of its wrong ones, and then those of the next.
-EXAMPLES = 15
+EXAMPLES = 6
 # What is answered, whatever else is asked for.
 ASKED = [{"role": "user", "content": "What is this?"}]
 PICTURE = f"data:image/png;base64,{base64.b64encode(originals()['png RGB']).decode()}"
