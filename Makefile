@@ -8,7 +8,7 @@ BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
 SCANNER := .cache/deploy-tools/bin/checkov
 AUDITOR := .cache/audit/bin/pip-audit
-TEST_PARTS := test-e2e test-decoder test-rest test-faults test-fuzz
+TEST_PARTS := test-e2e test-gateway test-decoder test-rest test-faults test-fuzz
 # TORCH=cpu takes PyTorch's CPU build, wherever pip would find the larger one for CUDA.
 export TORCH
 export PIP_NO_INPUT := 1
@@ -40,12 +40,12 @@ test: $(INSTALLED) ## Run all tests but those that need more than Python, and a 
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target \
 		$(TEST_PARTS)
 
-test-e2e test-decoder test-faults: test-%: $(INSTALLED)
+test-e2e test-gateway test-decoder test-faults: test-%: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/$*
 
 test-rest: $(INSTALLED)
 	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/wheel \
-		--ignore=tests/e2e --ignore=tests/decoder --ignore=tests/faults
+		$(patsubst test-%,--ignore=tests/%,$(filter-out test-rest test-fuzz,$(TEST_PARTS)))
 
 test-fuzz: $(INSTALLED)
 	@$(MAKE) --no-print-directory fuzz MINUTES=1
