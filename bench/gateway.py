@@ -74,7 +74,12 @@ def stack(model_dir: Path, permits: int, log_dir: Path) -> Iterator[Stack]:
             process("stand-in", "bench.stand_in", *model, *quiet),
             process("bare-relay", "bench.bare_relay", *quiet, decoder="stand-in"),
             process(
-                "gateway", "gateway", *model, *gateway, encoders="stand-in", decoders="stand-in"
+                "gateway",
+                "pixtral_gateway",
+                *model,
+                *gateway,
+                encoders="stand-in",
+                decoders="stand-in",
             ),
         ],
         redis=Redis(str(binary), "64mb"),
