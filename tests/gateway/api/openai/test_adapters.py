@@ -1,5 +1,6 @@
 """Adapters of the model, where one of two decoders has them, over gRPC and HTTP."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
@@ -22,6 +23,19 @@ async def decoders() -> AsyncIterator[list[FakeDecoder]]:
     yield servers
     for server in servers:
         await server.stop()
+
+
+@pytest.fixture(autouse=True)
+async def known(client: Client) -> None:
+    """The decoder that has adapters has shaken hands; a gateway is ready with any one of them."""
+    async with asyncio.timeout(60):
+        while "poet" not in await names(client):
+            await asyncio.sleep(0.01)
+
+
+async def names(client: Client) -> set[str]:
+    listed = await client.stub.ListModels(chat_pb2.ListModelsRequest())
+    return {model.name for model in listed.models}
 
 
 async def test_only_a_decoder_that_has_it_is_asked(
