@@ -21,7 +21,7 @@ from pixtral_core import limits
 from pixtral_core.concurrency.daemon_threads import in_daemon_thread
 from pixtral_core.errors import log_place
 from pixtral_decoder.grammar.cost_trial import is_slow
-from pixtral_decoder.grammar.patterns import mended, needs_escapes, patterns, with_caret
+from pixtral_decoder.grammar.patterns import mended, needs_escapes, patterns, subschemas, with_caret
 from pixtral_decoder.vllm_hooks.grammar_vocabulary import has_json, in_json
 from pixtral_decoder.vllm_hooks.one_line_json import is_on_one_line, on_one_line
 from pixtral_decoder.vllm_hooks.refusals import REFUSALS
@@ -151,26 +151,14 @@ def _schema(wanted: StructuredOutputsParams) -> str | None:
 
 # Passed over without a word, where an answer could then be something else than was asked for.
 _IGNORED = ("not", "if", "$dynamicRef", "$recursiveRef")
-# What lies in these are schemas by name, and what lies in those is none.
-_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_PLAIN = ("enum", "const", "default", "example", "examples")
 
 
 def _refuse_ignored(schema: Any) -> None:
-    if isinstance(schema, list):
-        for each in schema:
-            _refuse_ignored(each)
-    if not isinstance(schema, dict):
-        return
-    reference = schema.get("$ref", "#")
-    is_elsewhere = isinstance(reference, str) and not reference.startswith("#")
-    if is_elsewhere or any(keyword in schema for keyword in _IGNORED):
-        raise NotTaken
-    for keyword, value in schema.items():
-        if keyword in _NAMED and isinstance(value, dict):
-            _refuse_ignored(list(value.values()))
-        elif keyword not in _PLAIN:
-            _refuse_ignored(value)
+    for each in subschemas(schema):
+        reference = each.get("$ref", "#")
+        is_elsewhere = isinstance(reference, str) and not reference.startswith("#")
+        if is_elsewhere or any(keyword in each for keyword in _IGNORED):
+            raise NotTaken
 
 
 def _refuse_circular(schema: Any) -> None:
@@ -187,18 +175,9 @@ def _refuse_circular(schema: Any) -> None:
 
 
 def _references(schema: Any) -> Iterator[str]:
-    if isinstance(schema, list):
-        for each in schema:
-            yield from _references(each)
-    if not isinstance(schema, dict):
-        return
-    if isinstance(reference := schema.get("$ref"), str):
-        yield reference
-    for keyword, value in schema.items():
-        if keyword in _NAMED and isinstance(value, dict):
-            yield from _references(list(value.values()))
-        elif keyword not in _PLAIN:
-            yield from _references(value)
+    for each in subschemas(schema):
+        if isinstance(reference := each.get("$ref"), str):
+            yield reference
 
 
 def _resolved(schema: Any, reference: str) -> Any:

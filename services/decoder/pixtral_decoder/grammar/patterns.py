@@ -45,22 +45,28 @@ def mended(schema: Any) -> Any:
     return made
 
 
-def patterns(schema: Any) -> Iterator[str]:
-    """All patterns of strings and of names."""
+def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """A schema and all schemas in it, however deep; what only looks like one is left out."""
     if isinstance(schema, list):
         for each in schema:
-            yield from patterns(each)
+            yield from subschemas(each)
     if not isinstance(schema, dict):
         return
+    yield schema
     for keyword, value in schema.items():
-        if keyword == "pattern" and isinstance(value, str):
-            yield value
-        elif keyword in _NAMED and isinstance(value, dict):
-            if keyword == "patternProperties":
-                yield from value
-            yield from patterns(list(value.values()))
+        if keyword in _NAMED and isinstance(value, dict):
+            yield from subschemas(list(value.values()))
         elif keyword not in _PLAIN:
-            yield from patterns(value)
+            yield from subschemas(value)
+
+
+def patterns(schema: Any) -> Iterator[str]:
+    """All patterns of strings and of names."""
+    for each in subschemas(schema):
+        if isinstance(pattern := each.get("pattern"), str):
+            yield pattern
+        if isinstance(names := each.get("patternProperties"), dict):
+            yield from names
 
 
 def needs_escapes(pattern: str) -> bool:
