@@ -77,8 +77,8 @@ class OpenAiApi:
             *OperatorApi(self._front, gate).routes(),
             Route("/version", version),
         ]
-        described = openapi.document(routes, _version(), has_keys=settings.api_keys is not None)
-        schema = openapi.route(described)
+        has_keys = settings.api_keys is not None
+        schema = openapi.route(lambda: openapi.document(routes, _version(), has_keys=has_keys))
         router = Router([*routes, schema, *page], redirect_slashes=False)
         return RequestMiddleware(router, quiet=_QUIET, gate=gate, tracer=tracer, forms=_FORMS)
 

@@ -4,8 +4,10 @@ It is made of the routes themselves, of the models that read the bodies, and of 
 answers are checked against. As in vLLM, no key is needed to read it.
 """
 
+import asyncio
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -194,11 +196,15 @@ def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[s
     return described
 
 
-def route(described: dict[str, Any]) -> Route:
-    body = json.dumps(described, separators=(",", ":")).encode()
+def route(describe: Callable[[], dict[str, Any]]) -> Route:
+    """Describes when it is first asked to: that takes a third of a second, and few ever ask."""
+
+    @functools.cache
+    def body() -> bytes:
+        return json.dumps(describe(), separators=(",", ":")).encode()
 
     async def schema(request: Request) -> Response:
-        return Response(body, media_type=_JSON)
+        return Response(await asyncio.to_thread(body), media_type=_JSON)
 
     return Route(PATH, schema)
 
