@@ -43,7 +43,7 @@ async def test_an_answer_that_is_not_by_the_schema_is_found_out(
 
     with monkeypatch.context() as patch:
         patch.setattr("pixtral_gateway.api.http.front.adapter_of", echoing)
-        found = await fuzz_by_schema(client.url, 3, rounds=1)
+        found = await fuzz_by_schema(client.url, 3, rounds=1, path="/v1/models/{model}")
         problem, kept = found.bad[0]
         assert "repeats what was sent" in problem
         assert await Sent.read(kept).problem_again(http) == problem
