@@ -128,6 +128,7 @@ lint-style: $(INSTALLED) $(BUF)
 	@$(BIN)/ruff format --check .
 	@! git grep -nE '^(<{7}|>{7})( |$$)' || (echo "a merge was committed with its conflicts" && false)
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tools.check_test_imports
 	@$(BUF) lint
 	@$(BUF) format --diff --exit-code
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py --check

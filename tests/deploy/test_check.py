@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.conftest import build_once
+from tests.support.overlays import build_once
 from tools.deploy.check import RULES
 from tools.deploy.manifests import OVERLAYS, build, kubernetes_versions, schema_violations
 from tools.deploy.objects import Object, containers_of, name_of, pod_of

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pixtral_client import Client
-from tests.e2e.fleet import Load, Names, Streams, Tier
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service, wait_until
 from tests.support.redis_server import RedisServer
+from tests.support.stack.fleet import Load, Names, Streams, Tier
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service, wait_until
 
 # An answer this long takes seconds, and so is not over when a process is told to end.
 TOKENS = 300

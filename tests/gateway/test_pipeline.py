@@ -28,7 +28,6 @@ from pixtral_gateway.request import Begun, Delta, Event, FinishReason, Request
 from pixtral_gateway.tenancy.admission import MAX_IMAGE_BYTES
 from pixtral_gateway.tenancy.tenants import Tenant
 from pixtral_gateway.upstream.placement import rendezvous
-from tests.core.image.test_header import png_of
 from tests.support.fake_tiers import (
     FINGERPRINT,
     FakeDecoder,
@@ -49,7 +48,16 @@ from tests.support.gateway_harness import (
     ever_longer,
     key_of,
 )
-from tests.support.gateway_pictures import assistant, image, image_url, picture, system, text, user
+from tests.support.gateway_pictures import (
+    assistant,
+    image,
+    image_url,
+    picture,
+    png_of,
+    system,
+    text,
+    user,
+)
 from tests.support.redis_server import RedisServer
 
 CAT, DOG = picture(40, 30, seed=1), picture(16, 50, seed=2)

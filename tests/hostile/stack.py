@@ -19,10 +19,10 @@ from pixtral_cli import pixtral_stack
 from pixtral_cli.stack.process_stack import Addresses
 from pixtral_encoder.settings import EncoderSettings
 from pixtral_gateway.tenancy.tenants import digest_of
-from tests.e2e.fleet import Tier
 from tests.faults.questions import MODEL_DIR
 from tests.hostile.verdict import Answer
 from tests.support.redis_server import RedisServer
+from tests.support.stack.fleet import Tier
 
 MIB = 1 << 20
 START_SECONDS = 240.0

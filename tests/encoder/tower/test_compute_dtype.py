@@ -14,8 +14,8 @@ from models.random_checkpoint import RandomSpec
 from pixtral_core.model.vision_spec import VisionSpec, read_params
 from pixtral_encoder.tower import compute_dtype
 from pixtral_encoder.tower.weights import load_tower
-from tests.encoder.conftest import Checkpoints
-from tests.encoder.tower.test_tower import embed, picture, relative_error
+from tests.encoder.tower.embedding import embed, picture, relative_error
+from tests.support.fixture_types import Checkpoints
 
 CPU = torch.device("cpu")
 IMITATED = {torch.bfloat16: 1e9, torch.float32: 1e11}

@@ -2,11 +2,15 @@ import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
 
 from pixtral_gateway.api.openai.openapi import PATH
+from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
+from pixtral_gateway.settings import GatewaySettings
+from tests.support.fake_tiers import FakeDecoder
 from tests.support.gateway_harness import Client
 from tests.support.openapi import Described
 
@@ -45,3 +49,20 @@ async def http(client: Client, documents: list[Described]) -> AsyncIterator[http
 
         session.event_hooks["response"].append(check)
         yield session
+
+
+@pytest.fixture
+def settings(
+    model_dir: Path,
+    prompts: PromptEncoder,
+    decoders: list[FakeDecoder],
+    monkeypatch: pytest.MonkeyPatch,
+) -> GatewaySettings:
+    monkeypatch.setattr(PromptEncoder, "load", lambda *_: prompts)
+    return GatewaySettings(
+        listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0",
+        model_dir=model_dir,
+        decoders=[decoder.address for decoder in decoders],
+        drain_seconds=60,
+    )

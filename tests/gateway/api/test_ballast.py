@@ -13,7 +13,7 @@ from pixtral.v1 import chat_pb2
 from tests.support.fake_tiers import FakeDecoder, never_ends
 from tests.support.gateway_harness import Client, eventually
 from tests.support.gateway_pictures import text, user
-from tests.support.http2_sender import Http2Sender
+from tests.support.http2 import Http2Sender
 
 BALLAST = 6 << 20
 AT_ONCE = 9

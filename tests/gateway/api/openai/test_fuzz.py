@@ -14,9 +14,8 @@ from tests.fuzz.calls import (
     problem_of,
     replayed,
 )
-from tests.gateway.api.openai.test_chat import CHAT
-from tests.gateway.api.openai.test_refusals import permits
-from tests.support.gateway_harness import Client
+from tests.support.gateway_harness import Client, permits
+from tests.support.http_chat import CHAT
 
 
 async def test_whatever_the_body_openais_error_or_an_answer_comes_back(client: Client) -> None:
