@@ -49,7 +49,7 @@ class ImageFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What the header says; of a GIF, its first frame.
+    """The header's size and format; those of the first frame of a GIF.
 
     Attributes:
         width, height: pixels of the upright image, both at least 1.

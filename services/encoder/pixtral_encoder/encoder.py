@@ -44,7 +44,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EncodedResult:
-    """What became of one request; `stored` says that Redis holds the embedding."""
+    """The outcome of one request; `stored` says that Redis holds the embedding."""
 
     grid: Grid
     source: Source
@@ -95,7 +95,7 @@ class Encoder:
         self._flights: SingleFlight[EmbeddingKey, EncodedResult] = SingleFlight()
         self._latest_deadlines: dict[EmbeddingKey, WaitingDeadline] = {}
         self._images = QueueShares(queue_images, "too many images are waiting to be encoded")
-        # Of the files of all calls: more than one may bring the same image.
+        # The bytes of the files of all calls: more than one may bring the same image.
         self._files = QueueShares(queue_bytes, "too many bytes of images are waiting to be encoded")
         # As many as decode at once, so that none waits there, where there are no turns.
         self._decoding = Turns(images_decoding)
@@ -182,7 +182,7 @@ class Encoder:
     async def _admitted(
         self, key: EmbeddingKey, image: bytes, latest_deadline: WaitingDeadline
     ) -> EncodedResult:
-        # Once for all who wait for the image.
+        # Once for all calls that wait for the image.
         with self._images.room(key.scope, 1):
             return await self._find_or_encode(key, image, latest_deadline)
 

@@ -29,7 +29,8 @@ class EncoderSettings(ModelSettings, RedisSettings):
         "auto", description="Where the vision tower runs; auto: on a GPU where there is one."
     )
     dtype: Literal[DType.BF16, DType.F32] = Field(
-        DType.BF16, description="Of weights and embeddings; the decoders must have the same."
+        DType.BF16,
+        description="The dtype of weights and embeddings; the decoders must have the same.",
     )
     vision_fp8: bool = Field(
         False,
@@ -72,7 +73,9 @@ class EncoderSettings(ModelSettings, RedisSettings):
         1024, ge=1, description="Images of any size being looked up or encoded, before refusal."
     )
     queue_bytes: int = Field(
-        1024 * MIB, ge=1, description="Of image files being looked up or encoded, before refusal."
+        1024 * MIB,
+        ge=1,
+        description="The size of image files being looked up or encoded; more is refused.",
     )
     max_image_bytes: int = Field(
         20 * MIB,

@@ -117,7 +117,7 @@ class MessageWriter:
         self._is_open, self._pieces = True, []
         self._blocks.append(block)
         index = len(self._blocks) - 1
-        # Of the block as it is now: it gains what follows.
+        # A copy of the block as it is now: the block itself gains what follows.
         yield {"type": "content_block_start", "index": index, "content_block": block.copy()}
 
     def _close(self) -> Iterable[MessageEvent]:

@@ -1,4 +1,4 @@
-"""What every HTTP route does first: it finds the tenant and the model, and begins a request."""
+"""The first steps of every HTTP route: it finds the tenant and the model, and begins a request."""
 
 import time
 from dataclasses import dataclass

@@ -71,8 +71,8 @@ _HEADER_SCHEMAS = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a route takes and answers. `events` are those of its streams, and `error` of its
-    errors; `end` is what a stream ends with, where that is no event.
+    """The body and the answers of a route. `events` are those of its streams, and `error` of its
+    errors; `end` is the last line of a stream, where that is no event.
     """
 
     summary: str
@@ -102,7 +102,7 @@ OPERATIONS = {
         errors=(*_OF_BODIES, 404, 504),
     ),
     "/v1/completions": Operation(
-        "What follows a prompt, whole or as a stream",
+        "The continuation of a prompt, whole or as a stream",
         answer=Completion,
         body=CompletionRequest,
         events=(CompletionChunk, ErrorAnswer),

@@ -31,7 +31,7 @@ from pixtral_decoder.vllm_hooks.structure_check import is_lark, validate
 MAX_CPU_SECONDS = limits.STRUCTURE_READ_SECONDS.high
 MAX_SECONDS = limits.STRUCTURE_WAIT_SECONDS.high
 
-# What parsers raise about a structure; another type may be a fault of ours.
+# The errors that parsers raise about a structure; another type may be a fault of ours.
 MISTAKES = (*REFUSALS, RuntimeError)
 
 
@@ -181,7 +181,7 @@ def _references(schema: Any) -> Iterator[str]:
 
 
 def _resolved(schema: Any, reference: str) -> Any:
-    """What a JSON pointer names, or None."""
+    """The part that a JSON pointer names, or None."""
     for part in reference.removeprefix("#").split("/")[1:]:
         name = unquote(part).replace("~1", "/").replace("~0", "~")
         if not isinstance(schema, dict) or name not in schema:

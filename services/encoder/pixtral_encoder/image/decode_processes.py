@@ -29,16 +29,16 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 60.0
 # One that was killed from outside is no fault of the image: it is decoded once more.
 ATTEMPTS = 2
-# An image has its time of a processor, whoever else is at work on it. By the clock, where it takes
-# none, it has so many times as much.
+# An image has its time of a processor, whoever else is at work on it. An image may take so many
+# times as long on the clock, for the time in which it has no processor.
 CLOCK_FACTOR = 6
 LEAST_WAIT_SECONDS = 0.02
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-# The first keeps libraries from threads that nobody uses. By the others, a process keeps the memory
-# of an image of usual size for the next one, and gives that of a large one back to the system.
+# The first keeps libraries from threads that nobody uses. The others let a process keep the memory
+# of an image of usual size for the next one, and give that of a large one back to the system.
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),

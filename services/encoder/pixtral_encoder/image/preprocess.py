@@ -54,7 +54,7 @@ class OpenedImage:
 class Preprocessor:
     """Decodes and resizes, each image within `timeout_seconds` of a processor.
 
-    What passes its time is ended and remembered: the same file is then refused at once.
+    A decode that passes its time is ended, and its file is then refused at once.
     """
 
     def __init__(

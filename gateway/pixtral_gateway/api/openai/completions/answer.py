@@ -33,7 +33,7 @@ Events = Merged[Event]
 
 @dataclass(slots=True)
 class _Choice:
-    """What has come of one choice. `offset` is where its next token stands in its text."""
+    """The tokens of one choice so far. `offset` is where its next token stands in its text."""
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)

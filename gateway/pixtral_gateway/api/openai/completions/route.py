@@ -17,7 +17,7 @@ from pixtral_gateway.checks.validation import check_sampling
 from pixtral_gateway.request import RawPrompt
 from pixtral_gateway.tenancy.tenants import Tenant
 
-# Of one request; the others wait, and leave permits to other requests.
+# Prompts of one request that run at once. The others wait, and leave permits to other requests.
 PROMPTS_AT_ONCE = 16
 
 
@@ -69,7 +69,8 @@ class Completions:
     async def _texts(
         self, asked: CompletionRequest, prompts: Sequence[RawPrompt], tenant: Tenant
     ) -> tuple[list[str], list[str]]:
-        """What an echo puts before the choices of each prompt, and each prompt's first token."""
+        """The text that an echo puts before the choices of each prompt, and each prompt's first
+        token."""
         if not asked.echo:
             return [""] * len(prompts), [""] * len(prompts)
         pipeline, echoes, first_tokens = self._front.backend.pipeline, [], []

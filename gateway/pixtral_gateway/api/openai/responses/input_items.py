@@ -49,7 +49,7 @@ class InputItems(Turns):
             case "function_call_output":
                 self._result(item, path)
             case "reasoning":
-                # What the model thought is for no later turn of Mistral's templates.
+                # Mistral's templates show the model's reasoning to no later turn.
                 pass
             case "item_reference":
                 raise InvalidRequest(

@@ -25,7 +25,7 @@ def _body(error: ServingError) -> ErrorAnswer:
 
 
 def _event(error: ServingError) -> bytes:
-    # Of a stream that has not begun: one that has ends with its own writer's event.
+    # Errors before a stream begins. A stream that has begun ends with an event of its own writer.
     return b"event: error\ndata: " + json.dumps(_body(error)).encode() + b"\n\n"
 
 
