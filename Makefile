@@ -8,6 +8,7 @@ BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
 SCANNER := .cache/deploy-tools/bin/checkov
 AUDITOR := .cache/audit/bin/pip-audit
+PROSE := *.md Makefile pyproject.toml cli client core deploy docs gateway protos services tools
 TEST_PARTS := test-e2e test-decoder test-gateway test-rest test-faults
 # TORCH=cpu takes PyTorch's CPU build, wherever pip would find the larger one for CUDA.
 export TORCH
@@ -115,7 +116,7 @@ bench-refusals: $(MODEL)/params.json ## Measure what a refusal costs the gateway
 bench-isolation: $(MODEL)/params.json ## Measure what one tenant feels of another that floods
 	@$(BIN)/python -m bench.isolation --model-dir $(MODEL)
 
-# What takes longest first, beside all the rest.
+# The longest checks come first, beside all the rest.
 lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos, stubs and manifests (needs npm)
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target \
 		lint-types deploy-check lint-style watch-check targets-check
@@ -129,6 +130,7 @@ lint-style: $(INSTALLED) $(BUF)
 	@! git grep -nE '^(<{7}|>{7})( |$$)' || (echo "a merge was committed with its conflicts" && false)
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m tools.check_test_imports
+	@$(BIN)/python -m tools.check_prose $(PROSE)
 	@$(BUF) lint
 	@$(BUF) format --diff --exit-code
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py --check

@@ -28,7 +28,7 @@ FORMS = {
     "'who' without a person": r"\b(?:all|for|to) who\b",
     "a verb without its object": r"\bmade nothing\b|\btells that\b",
     "a negated noun": r"\bis no (?:permit|promise)\b",
-    "an inverted clause": r"\bso it is\b|\bfrom the first that\b",
+    "an inverted clause": r"\b[Ss]o it is (?:at|in|with)\b|\b[Ff]rom the first that\b",
     "'named by'": r"\bcan be named by\b",
 }
 HISTORY = {"history": r"\bearlier build\b|\bwas then\b|\bbuilds? before\b"}

@@ -1,6 +1,6 @@
 """Checks that no file of the tests imports a test module, a conftest, or `bench`.
 
-What tests share lies in `tests/support`, or beside them in a module without tests. The tests of
+Shared code lies in `tests/support`, or beside the tests in a module without tests. The tests of
 `bench` import what they test.
 """
 

@@ -1,7 +1,7 @@
 """Checks the Kubernetes manifests without a cluster: `python -m tools.deploy.check [DIR]`.
 
 Every overlay must build, every object pass the strict schemas of every Kubernetes version from 1.30
-on, and the objects of an overlay fit together. What was built is written to DIR, for a scanner.
+on, and the objects of an overlay fit together. The built objects are written to DIR, for a scanner.
 """
 
 import json

@@ -65,7 +65,8 @@ def kubernetes_versions() -> tuple[str, ...]:
 
 
 def schema_violations(obj: Object, version: str) -> Iterator[str]:
-    """What strict schemas find: Kubernetes' own, and deploy/k8s/schemas for custom resources."""
+    """The faults that strict schemas find: Kubernetes' own, and deploy/k8s/schemas for custom
+    resources."""
     where = f"{obj.get('kind')}/{obj.get('metadata', {}).get('name')}"
     own = K8S / "schemas" / f"{obj.get('kind')}.json"
     if own.is_file():
