@@ -83,10 +83,7 @@ class OpenAiApi:
         return RequestMiddleware(router, quiet=_QUIET, gate=gate, tracer=tracer, forms=_FORMS)
 
     async def chat(self, request: Request) -> Response | EventStream:
-        arrival = self._front.arrive(request)
-        asked = await self._front.read(request, ChatRequest, arrival.at)
-        asked.check_served()
-        adapter = self._front.adapter(asked.model)
+        arrival, asked, adapter = await self._front.asked(request, ChatRequest)
         tools = asked.called_tools()
         conversation = self._conversation(asked.messages, tools, goes_on=asked.goes_on())
         sampling = asked.sampling()

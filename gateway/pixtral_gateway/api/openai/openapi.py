@@ -60,6 +60,7 @@ _ERRORS = {
     504: "The time for a request has passed.",
 }
 _OF_BODIES = (400, 408, 413, 415, 429)
+_OF_REQUESTS = (*_OF_BODIES, 404, 504)
 _OF_ANY = (500, 503)
 _HEADERS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 _HEADER_SCHEMAS = {
@@ -99,7 +100,7 @@ OPERATIONS = {
         body=ChatRequest,
         events=(ChatCompletionChunk, ErrorAnswer),
         end=DONE,
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
     ),
     "/v1/completions": Operation(
         "The continuation of a prompt, whole or as a stream",
@@ -107,28 +108,28 @@ OPERATIONS = {
         body=CompletionRequest,
         events=(CompletionChunk, ErrorAnswer),
         end=DONE,
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
     ),
     "/v1/responses": Operation(
         "An answer to input items, whole or as a stream",
         answer=response_types.Response,
         body=ResponsesRequest,
         events=get_args(response_types.StreamEvent),
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
     ),
     "/v1/messages": Operation(
         "An answer in Anthropic's form, whole or as a stream",
         answer=anthropic_types.MessageAnswer,
         body=MessagesRequest,
         events=(*get_args(anthropic_types.MessageEvent), anthropic_types.MessageError),
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
         error=anthropic_types.MessageError,
     ),
     "/v1/messages/count_tokens": Operation(
         "How many tokens such a request has",
         answer=anthropic_types.TokenCount,
         body=CountTokensRequest,
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
         error=anthropic_types.MessageError,
     ),
     "/v1/models": Operation("The model and its adapters", answer=ModelList),
@@ -138,13 +139,13 @@ OPERATIONS = {
         "The tokens of a conversation, or of a text",
         answer=Tokens,
         body=TokenizeRequest,
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
     ),
     "/detokenize": Operation(
         "The text of tokens",
         answer=Text,
         body=DetokenizeRequest,
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
     ),
     "/ping": Operation("Whether it is ready", answer=None, is_for_tenants=False),
     "/load": Operation("How much runs", answer=Load),

@@ -26,10 +26,7 @@ class Completions:
         self._front = front
 
     async def complete(self, request: Request) -> JSONResponse | EventStream:
-        arrival = self._front.arrive(request)
-        asked = await self._front.read(request, CompletionRequest, arrival.at)
-        asked.check_served()
-        adapter = self._front.adapter(asked.model)
+        arrival, asked, adapter = await self._front.asked(request, CompletionRequest)
         backend = self._front.backend
         with asked.own_names():
             prompts = asked.prompts(backend.vocabulary_size)
