@@ -44,7 +44,7 @@ FILL: dict[str, float | str] = {
     "output_tokens": 1,
 }
 FILL_SECONDS = 20.0
-# Of 384 KiB each, with the small model: more than any cache holds.
+# They have 384 KiB each, with the small model: more than any cache holds.
 FILL_PICTURES = 200
 
 
@@ -81,7 +81,8 @@ async def soak(stack: Watched, args: argparse.Namespace) -> dict[str, Any]:
         if name != REDIS_VALUES
     ]
     most_redis = max(each[REDIS_VALUES] for each in samples)
-    # By a write that it has not yet made room for, and what it holds for its clients.
+    # Redis may exceed its bound by a write that it has not yet made room for, and by its clients'
+    # buffers.
     bound = REDIS_MIB + 2.0
     amiss = [f"{each.name} grows" for each in trends if each.grows]
     amiss += [f"{name} is {value:g} {idle_after:.0f} s after" for name, value in left.items()]
@@ -132,7 +133,9 @@ def main() -> None:
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--rate", type=float, help="requests a second; else 70%% of the capacity")
-    parser.add_argument("--step-seconds", type=float, default=30.0, help="of the search for it")
+    parser.add_argument(
+        "--step-seconds", type=float, default=30.0, help="seconds of a step of the search for it"
+    )
     args = parser.parse_args()
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
