@@ -246,7 +246,9 @@ def main() -> None:
     parser.add_argument(
         "--requests", type=int, default=500, help="requests of each kind, one at a time"
     )
-    parser.add_argument("--seconds", type=float, default=PACE_SECONDS, help="tokens of each stream")
+    parser.add_argument(
+        "--seconds", type=float, default=PACE_SECONDS, help="seconds of each stream"
+    )
     parser.add_argument("--idle", type=int, default=5000, help="streams held open")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()
