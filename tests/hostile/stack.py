@@ -35,7 +35,7 @@ MOST_MIB = 6144
 
 HAS_DECODE_BYTES = "decode_bytes" in EncoderSettings.model_fields
 # What each tier may take, in MiB: docs/security.md adds it up from these settings.
-BOUNDS_MIB = {"gateway": 2048, "encoder": 3072, "decoder": 4096}
+BOUNDS_MIB = {"gateway": 2048, "encoder": 3328, "decoder": 4096}
 SETTINGS = {
     "gateway": (f"--max-concurrent-image-bytes={512 * MIB}",),
     "encoder": (

@@ -4,12 +4,14 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 import grpc
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pixtral_core.cache import wire_format
@@ -99,6 +101,9 @@ class Encoder:
         self._files = QueueShares(queue_bytes, "too many bytes of images are waiting to be encoded")
         # As many as decode at once, so that none waits there, where there are no turns.
         self._decoding = Turns(images_decoding)
+        # Large images leave a process to the others, where there are two: nobody's ordinary image
+        # waits for seconds while somebody's large ones are decoded.
+        self._large = Turns(max(1, images_decoding - 1))
         self._max_image_bytes = max_image_bytes
 
     async def encode(
@@ -219,13 +224,20 @@ class Encoder:
         patches = self._patches(grid)
         with self._batcher.admit(patches, latest_deadline, key.scope) as slot:
             with current_span().child("preprocess", patches=patches):
-                async with self._decoding.turn(key.scope, patches):
-                    pixels = await self._preprocessor.pixels(opened)
+                pixels = await self._pixels(opened, key.scope)
             with current_span().child("stage"):
                 staged = await asyncio.to_thread(self._tower.stage, pixels)
             embedding = await self._batcher.embed(staged, slot)
         with current_span().child("pack"):
             return await asyncio.to_thread(self._to_wire, key, grid, embedding)
+
+    async def _pixels(self, opened: OpenedImage, tenant: str) -> NDArray[np.float32]:
+        amount = opened.decode_bytes
+        async with AsyncExitStack() as turns:
+            if self._preprocessor.is_large(opened):
+                await turns.enter_async_context(self._large.turn(tenant, amount))
+            await turns.enter_async_context(self._decoding.turn(tenant, amount))
+            return await self._preprocessor.pixels(opened)
 
     def _patches(self, grid: Grid) -> int:
         return grid.tokens * self._spec.merge_size**2

@@ -55,7 +55,7 @@ class EncoderSettings(ModelSettings, RedisSettings):
         container.memory_bytes() // 4,
         ge=1,
         description="Memory for images that are being decoded, all together: 64 million pixels "
-        "need 1.1 GiB, and 1.8 as a WebP. An image that is alone is decoded in any case.",
+        "need 1.1 GiB, and 1.8 as a WebP. A large image that is alone is decoded in any case.",
     )
     decode_seconds: float = Field(
         10.0,
