@@ -6,6 +6,7 @@ import binascii
 import hashlib
 from dataclasses import dataclass
 
+from pixtral_core.concurrency.turns import Turns
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.image.header import BadHeader, ImageHeader, read_header
 from pixtral_core.model.vision_spec import Grid, VisionSpec
@@ -49,15 +50,18 @@ class ImageReader:
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._fetcher = fetcher
+        # Threads that run Python at once only hold up each other, and the loop.
+        self._headers = Turns(1)
 
-    async def read(self, source: ImageSource) -> ImageInput:
-        """Raises InvalidRequest naming the source's field."""
+    async def read(self, source: ImageSource, tenant: str = "") -> ImageInput:
+        """Takes turns among tenants. Raises InvalidRequest naming the source's field."""
         data = source.data if source.url is None else await self._from_url(source.url, source.path)
         if not data:
             raise InvalidRequest(source.path, "the image is empty", "IMAGE_EMPTY")
         self.check_size(len(data), source.path)
         if len(data) > OFFLOAD_HEADER_BYTES:
-            header = await asyncio.to_thread(self._header, data, source.path)
+            async with self._headers.turn(tenant):
+                header = await asyncio.to_thread(self._header, data, source.path)
         else:
             header = self._header(data, source.path)
         if len(data) > OFFLOAD_BYTES:
