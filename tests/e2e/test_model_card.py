@@ -131,3 +131,30 @@ def test_a_name_that_is_not_served_is_told_those_that_are(gateway: Tier) -> None
     assert [card["id"] for card in listed] == [NAME, "pixtral"]
     assert lost.status_code == 404
     assert f"use {NAME}, pixtral" in lost.json()["error"]["message"]
+
+
+def test_mistral_evals_is_answered_as_its_readme_has_it(gateway: Tier) -> None:
+    """The requests of mistral-evals, which is in no registry: `eval/models.py` and `eval/utils.py`.
+
+    It waits for an empty answer of /health, and names every image JPEG, whatever it is.
+    """
+    port = gateway.http_target.rpartition(":")[2]
+    first, second = (
+        {"type": "image_url", "image_url": {"url": url.replace("image/png", "image/jpeg")}}
+        for url in URLS[:2]
+    )
+    turns = [
+        {"role": "user", "content": [first, {"type": "text", "text": "What is this?"}]},
+        {"role": "assistant", "content": "It is nature."},
+        {"role": "user", "content": [{"type": "text", "text": "And this?"}, second]},
+    ]
+    body = {"temperature": 0.0, "max_tokens": 4, "messages": turns, "model": NAME}
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    with httpx2.Client(base_url=f"http://0.0.0.0:{port}", timeout=60) as http:
+        health = http.get("/health")
+        answer = http.post("/v1/chat/completions", headers=headers, content=json.dumps(body))
+    assert (health.status_code, health.content) == (200, b"")
+    assert answer.status_code == 200
+    message = answer.json()["choices"][0]["message"]
+    assert message["role"] == "assistant"
+    assert isinstance(message["content"], str)
