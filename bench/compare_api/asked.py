@@ -1,4 +1,4 @@
-"""What both servers are asked: every form that clients of `vllm serve` send.
+"""Requests for both servers: every form that clients of `vllm serve` send.
 
 A request whose answers differ names in `why` the argument for it, in `differences`.
 """

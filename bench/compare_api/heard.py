@@ -1,4 +1,4 @@
-"""What a server answers, without what may differ from one try to the next."""
+"""Answers of a server, without what may differ from one try to the next."""
 
 import json
 from collections.abc import Iterable

@@ -27,7 +27,7 @@ FOLDERS = {
     "older_openai": CACHE / "clients-llama-index" / "bin" / "python",
     "commands": Path(sys.executable),
 }
-# What a client would otherwise send or fetch: tests talk to this machine alone.
+# Tests talk to this machine alone: clients would send or fetch more by themselves.
 QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",

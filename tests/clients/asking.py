@@ -1,4 +1,4 @@
-"""What all clients ask, and what the small model answers."""
+"""The question of all clients, and the small model's answer."""
 
 import base64
 import os
@@ -20,7 +20,7 @@ V1 = f"{URL}/v1"
 
 
 class Seen(BaseModel):
-    """What is to be seen. Every value ends: the small model writes no JSON by itself."""
+    """A thing in an image. Every value ends: the small model writes no JSON by itself."""
 
     kind: Literal["square", "circle", "diamond"]
     is_large: bool

@@ -12,5 +12,5 @@ collect_ignore_glob = [] if URL_VARIABLE in os.environ else ["*"]
 
 @pytest.fixture(scope="session")
 def url() -> str:
-    """Of the gateway's HTTP server, without a path."""
+    """The gateway's HTTP server, without a path."""
     return os.environ[URL_VARIABLE]

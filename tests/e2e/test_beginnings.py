@@ -42,7 +42,7 @@ def test_continued_messages_and_prefixes_have_one_prompt(
     assert texts == [ours.text, BEGINNING + ours.text, BEGINNING + ours.text]
     counts = {answer.usage.prompt_tokens for answer in told}
     assert counts == {ours.usage.prompt_tokens, prefixed.usage.prompt_tokens}
-    # What it says is what a model says that has said the beginning itself.
+    # The beginning is in the prompt.
     assert ours.usage.prompt_tokens > service.client.count_tokens(asked).prompt_tokens
     stream = create(
         messages=[*asked, begun], stream=True, extra_body={**body, **continued}, **GREEDY

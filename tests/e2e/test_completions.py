@@ -1,4 +1,4 @@
-"""What follows a prompt as it stands, through every process, by OpenAI's own client."""
+"""Completions of a prompt as it stands, through every process, by OpenAI's own client."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def ids(tokenizer: Tokenizer) -> list[int]:
 
 @pytest.fixture(scope="module")
 def following(reference: Reference, ids: list[int]) -> list[int]:
-    """What the plain model says after it."""
+    """The tokens that the plain model makes after it."""
     return reference.generate(ids, [], TOKENS, ignore_eos=True)
 
 

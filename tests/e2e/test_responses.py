@@ -21,7 +21,7 @@ LOOK: dict[str, Any] = {
     "parameters": SCHEMA,
     "strict": True,
 }
-# Of both APIs, the same.
+# The same tool in the form of chat.
 CHAT_LOOK = {"name": "look", "description": "Looks at an animal.", "parameters": SCHEMA}
 GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "store": False}
 

@@ -15,7 +15,7 @@ from tests.clients.asking import ANSWER, MODEL, PICTURE, QUESTION, ROOT, URL
 EXAMPLES = ROOT / "examples"
 NPM = ROOT / ".cache" / "clients" / "examples"
 CLIENTS = ROOT / ".cache" / "clients" / "bin" / "python"
-# What `npm run` puts there.
+# `npm run` puts it so.
 PATH = f"{NPM / 'node_modules' / '.bin'}:{os.environ['PATH']}"
 TARGET = os.environ.get("PIXTRAL_CLIENTS_GRPC", "")
 

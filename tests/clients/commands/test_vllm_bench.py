@@ -10,7 +10,6 @@ import pytest
 from tests.clients.asking import MODEL, ROOT
 from tests.support.vllm_bench import BENCH, PICTURES
 
-# Of tokens that no prompt may hold: the small model's tokenizer has names for images alone.
 RANDOM = {"dataset-name": "random", "random-input-len": "16", "random-output-len": "6"}
 BACKENDS = {
     "openai-chat": ("/v1/chat/completions", {**RANDOM, "dataset-name": "random-mm", **PICTURES}),

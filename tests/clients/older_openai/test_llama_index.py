@@ -1,4 +1,4 @@
-"""LlamaIndex's OpenAILike, of chat and of completions, which it takes unless it is told."""
+"""LlamaIndex's OpenAILike: chat, and completions, which are its default."""
 
 from typing import Any
 
