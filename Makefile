@@ -67,7 +67,7 @@ test-clients: $(INSTALLED) $(CLIENTS) $(CLIENTS_NPM) ## Try the clients that peo
 
 $(CLIENTS): .cache/%/bin/pytest: requirements/%.txt $(INSTALLED)
 	@echo "installing the packages of $<: half a minute"
-	@$(BIN)/python -m venv --without-pip .cache/$*
+	@$(BIN)/python -m venv .cache/$* --without-pip
 	@$(BIN)/python -m uv pip install --quiet --no-deps --require-hashes \
 		--python .cache/$*/bin/python --requirement $<
 	@touch $@
