@@ -1,0 +1,3 @@
+"""Why the gateway answers some requests otherwise than stock vLLM."""
+
+ARGUMENTS: dict[str, str] = {}
