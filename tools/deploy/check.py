@@ -137,8 +137,9 @@ OPTIONAL: dict[str, tuple[Rule, ...]] = {
 def faults_of_overlays() -> Iterator[str]:
     """Those of each overlay alone, of it with its weights, and of it with each component."""
     for overlay in OVERLAYS:
+        objects = applied(overlay)
         for rule in RULES[overlay]:
-            yield from (f"{overlay}: {fault}" for fault in rule(applied(overlay)))
+            yield from (f"{overlay}: {fault}" for fault in rule(objects))
         yield from (f"{overlay}: {fault}" for fault in jobs_let_releases_through(build(overlay)))
     for component, rules in OPTIONAL.items():
         objects = with_component("production", component)
