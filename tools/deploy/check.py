@@ -33,6 +33,7 @@ from tools.deploy.fit import (
     tiers_scale,
 )
 from tools.deploy.guide import PAGE, commands_can_be_typed
+from tools.deploy.helm import CHART, render
 from tools.deploy.images import (
     bytecode_is_kept,
     command_line_needs_no_extra,
@@ -147,6 +148,16 @@ def faults_of_overlays() -> Iterator[str]:
             yield from (f"production with {component}: {fault}" for fault in rule(objects))
 
 
+def faults_of_chart() -> Iterator[str]:
+    """Those of the Helm chart for each of its files of values."""
+    volume: Object = {"kind": "PersistentVolumeClaim", "metadata": {"name": "models"}}
+    for path in sorted((CHART / "ci").glob("*.yaml")):
+        values = yaml.safe_load(path.read_text("utf-8"))
+        objects = render(values, release="pixtral", namespace="pixtral")
+        for rule in EVERYWHERE if path.stem == "laptop-values" else (*EVERYWHERE, *SAFE):
+            yield from (f"{path.name}: {fault}" for fault in rule([*objects, volume]))
+
+
 def faults_beside_overlays() -> Iterator[str]:
     """Those of images, compose file, locks, alerts and the page that says how to deploy."""
     files = dockerfiles()
@@ -172,8 +183,15 @@ def main(directory: Path | None) -> int:
             (directory / f"{overlay}.yaml").write_text(yaml.safe_dump_all(objects), "utf-8")
         seen |= {json.dumps(obj, sort_keys=True): obj for obj in objects}
         print(f"{overlay}: {len(objects)} objects, {len(RULES[overlay]) + 1} rules")
+    for path in sorted((CHART / "ci").glob("*.yaml")):
+        values = yaml.safe_load(path.read_text("utf-8"))
+        objects = render(values, release="pixtral", namespace="pixtral")
+        if directory is not None:
+            (directory / f"helm-{path.stem}.yaml").write_text(yaml.safe_dump_all(objects), "utf-8")
+        seen |= {json.dumps(obj, sort_keys=True): obj for obj in objects}
     faults = [
         *faults_of_overlays(),
+        *faults_of_chart(),
         *faults_beside_overlays(),
         *(
             f
