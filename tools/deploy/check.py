@@ -56,6 +56,7 @@ from tools.deploy.manifests import (
 )
 from tools.deploy.objects import Object, Rule
 from tools.deploy.rollout import (
+    certificates_can_change,
     gpus_have_memory,
     jobs_let_releases_through,
     nodes_hold_the_pods,
@@ -101,6 +102,7 @@ EVERYWHERE: tuple[Rule, ...] = (
     nodes_hold_the_pods,
     weights_are_chosen,
     probes_prove_an_answer,
+    certificates_can_change,
     names_resolve,
     names_are_fixed,
     ports_say_their_protocol,
