@@ -25,7 +25,8 @@ def rendered(name: str, **more: Any) -> list[Object]:
 
 
 def named(objects: list[Object]) -> dict[tuple[str, str], Object]:
-    """By kind and name, without hashes, and with lists of named things in the names' order."""
+    """Objects by kind and name, without hashes, and with lists of named things in the names'
+    order."""
     return {
         (each["kind"], HASH.sub(r"\1", name_of(each))): plain(copy.deepcopy(each))
         for each in objects

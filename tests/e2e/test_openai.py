@@ -32,7 +32,7 @@ TOOLS: Any = [
     {"type": "function", "function": {"name": "rest", "parameters": {}}},
 ]
 NAMED = {"type": "function", "function": {"name": "look"}}
-# Greedy, and as long as it is told to be.
+# Greedy, and exactly as long as max_tokens.
 OPTIONS: Sampling = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
 
 # `vllm bench serve` itself; the `vllm` command asks for a distribution of that name, which the
@@ -53,7 +53,7 @@ def url(service: Service) -> str:
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[openai.OpenAI]:
-    """What it sends, and what it gets, is as /openapi.json says."""
+    """Its requests and answers are as /openapi.json says."""
     described = Described(httpx2.get(f"{url}{PATH}").raise_for_status().json())
 
     def got(response: httpx2.Response) -> None:
