@@ -10,7 +10,7 @@ SCANNER := .cache/deploy-tools/bin/checkov
 AUDITOR := .cache/audit/bin/pip-audit
 CLIENTS := .cache/clients/bin/pytest .cache/clients-llama-index/bin/pytest
 CLIENTS_NPM := .cache/clients/npm/.installed .cache/clients/examples/.installed
-PROSE := *.md Makefile pyproject.toml bench cli client core deploy docs gateway models protos services tools training
+PROSE := *.md Makefile pyproject.toml bench cli client core deploy docs gateway models protos services tests tools training
 TEST_PARTS := test-e2e test-decoder test-gateway test-rest test-faults
 # TORCH=cpu takes PyTorch's CPU build, wherever pip would find the larger one for CUDA.
 export TORCH

@@ -31,7 +31,7 @@ FOLDERS = {
     "models": "The small checkpoints that demo, tests and benchmarks run on.",
     "training": "How the small checkpoint `models/pixtral-mini` is made.",
     "bench": "Measurements; each module's first lines say of what.",
-    "deploy": "Compose, Kubernetes, Prometheus and Grafana.",
+    "deploy": "Compose, Kubernetes, a Helm chart, Prometheus and Grafana.",
     "docs": "This documentation.",
     "requirements": "Locks, one an installation.",
     "tests": "Tests; the tree is that of the packages. `tests/support` has what they share.",

@@ -35,6 +35,7 @@ from redis.asyncio.connection import parse_url
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+from pixtral_core.server.certificates import ServerCertificate
 from pixtral_core.server.channel import ClientTls
 
 S = TypeVar("S", bound="ProcessSettings")
@@ -145,6 +146,13 @@ class ProcessSettings(BaseSettings):
     allow_insecure: bool = Field(
         False, description="Do without TLS, and Redis without a password, off this machine."
     )
+
+    @property
+    def server_certificate(self) -> ServerCertificate | None:
+        """The files that this process serves TLS with; None: it serves without."""
+        if self.tls_certificate is None or self.tls_private_key is None:
+            return None
+        return ServerCertificate(self.tls_certificate, self.tls_private_key, self.tls_client_ca)
 
     @classmethod
     def settings_customise_sources(

@@ -4,6 +4,7 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 from deploy.grafana.panels import (
     NS,
+    gpus,
     graph,
     mean,
     new_dashboard,
@@ -132,6 +133,6 @@ def dashboard() -> Dashboard:
             stacked=True,
         )
     )
-    for panel in processes(MARK):
+    for panel in (*processes(MARK), *gpus()):
         board = board.with_panel(panel)
     return board

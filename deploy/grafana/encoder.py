@@ -2,7 +2,7 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from deploy.grafana.panels import NS, graph, new_dashboard, processes, quantiles, rate, row
+from deploy.grafana.panels import NS, gpus, graph, new_dashboard, processes, quantiles, rate, row
 
 ENCODER = 'grpc_service="pixtral.internal.v1.EncoderService"'
 
@@ -67,6 +67,18 @@ def dashboard() -> Dashboard:
             {"{{instance}}": rate("pixtral_encoder_images_encoded_total", "instance")},
         ),
         graph(
+            "Images dropped",
+            "late: no caller could be in time any more; left: no caller waited any more.",
+            {"{{reason}}": rate("pixtral_encoder_images_dropped_total", "reason")},
+            stacked=True,
+        ),
+        graph(
+            "Decoding processes ended",
+            "timeout: an image took too long to decode; lost: a process ended by itself.",
+            {"{{reason}}": rate("pixtral_encoder_decoders_ended_total", "reason")},
+            stacked=True,
+        ),
+        graph(
             "Calls by code",
             "Without the gateways' handshakes.",
             {
@@ -82,7 +94,7 @@ def dashboard() -> Dashboard:
     ):
         board = board.with_panel(panel)
     board = board.with_row(row("Processes"))
-    for panel in processes("pixtral_encoder_queue_patches_limit"):
+    for panel in (*processes("pixtral_encoder_queue_patches_limit"), *gpus()):
         board = board.with_panel(panel)
     return board.with_panel(
         graph(

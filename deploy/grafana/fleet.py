@@ -2,10 +2,11 @@
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
-from deploy.grafana.panels import NS, graph, new_dashboard, number, quantile, rate, row
+from deploy.grafana.panels import NS, graph, new_dashboard, number, quantile, quantiles, rate, row
 
 FIRST_TOKEN = "pixtral_gateway_time_to_first_token_seconds"  # noqa: S105
 ERRORS = "namespace:pixtral_gateway_errors:ratio"
+FIRING = 'alertstate="firing", service="pixtral-serve"'
 LATE = "namespace:pixtral_gateway_slow_first_token:ratio"
 
 
@@ -25,14 +26,22 @@ def dashboard() -> Dashboard:
             f"{ERRORS}_rate5m{{{NS}}}",
             unit="percentunit",
             decimals=2,
+            objective=0.005,
         ),
-        number("First token, p95", "From arrival.", quantile(0.95, FIRST_TOKEN), unit="s"),
+        number(
+            "First token, p95",
+            "From arrival.",
+            quantile(0.95, FIRST_TOKEN),
+            unit="s",
+            objective=2.5,
+        ),
         number(
             "Late answers",
             "Share, over 5 minutes, that begin after more than 2.5 s.",
             f"{LATE}_rate5m{{{NS}}}",
             unit="percentunit",
             decimals=2,
+            objective=0.05,
         ),
         number(
             "Images from the cache",
@@ -61,6 +70,23 @@ def dashboard() -> Dashboard:
             "By what became of the request's images.",
             {"images: {{images}}": quantile(0.95, FIRST_TOKEN, "images")},
             unit="s",
+        ),
+        graph(
+            "Tokens generated",
+            "In a second, by all decoders.",
+            {"tokens": rate("vllm:generation_tokens_total")},
+        ),
+        graph(
+            "Time per output token",
+            "Between two tokens of an answer.",
+            quantiles("vllm:inter_token_latency_seconds"),
+            unit="s",
+        ),
+        graph(
+            "Alerts that fire",
+            "docs/runbook.md has a section for each.",
+            {"{{alertname}}": f"sum by (alertname) (ALERTS{{{NS}, {FIRING}}})"},
+            stacked=True,
         ),
         graph(
             "Burn of the month's budgets",

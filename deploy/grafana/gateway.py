@@ -99,6 +99,80 @@ def dashboard() -> Dashboard:
         ),
     ):
         board = board.with_panel(panel)
+    board = board.with_row(row("HTTP"))
+    for panel in (
+        graph(
+            "Requests by route",
+            "Ended in a second.",
+            {"{{method}} {{handler}}": rate("http_requests_total", "method", "handler")},
+            unit="reqps",
+            stacked=True,
+        ),
+        graph(
+            "Requests by status",
+            "499: the client went away. A stream that fails midway counts as 200 here.",
+            {"{{status}}": rate("http_requests_total", "status")},
+            unit="reqps",
+            stacked=True,
+        ),
+        graph(
+            "Time of a request, p95",
+            "A stream's request lasts until its last event.",
+            {"{{handler}}": quantile(0.95, "http_request_duration_seconds", "handler")},
+            unit="s",
+        ),
+    ):
+        board = board.with_panel(panel)
+    board = board.with_row(row("Replicas, images and tenants"))
+    for panel in (
+        graph(
+            "Calls whose replica failed",
+            "retried or continued at another; refused: the budget of retries was spent.",
+            {"{{tier}}: {{result}}": rate("pixtral_gateway_retries_total", "tier", "result")},
+            stacked=True,
+        ),
+        graph(
+            "Replicas left out",
+            "For failures of calls, or for their silence.",
+            {"{{tier}}: {{reason}}": rate("pixtral_gateway_ejections_total", "tier", "reason")},
+            stacked=True,
+        ),
+        graph(
+            "Images by name",
+            "missing: the client sends the file.",
+            {"{{result}}": rate("pixtral_gateway_named_images_total", "result")},
+            stacked=True,
+        ),
+        graph(
+            "Images by URL",
+            "refused: the URL is not allowed, or the file too large.",
+            {"{{result}}": rate("pixtral_gateway_image_fetches_total", "result")},
+            stacked=True,
+        ),
+        graph(
+            "Time of a fetch",
+            "From the look-up to the last byte.",
+            quantiles("pixtral_gateway_image_fetch_seconds"),
+            unit="s",
+        ),
+        graph(
+            "Tokens by tenant",
+            "In a second: of prompts and of completions.",
+            {"{{tenant}}: {{kind}}": rate("pixtral_gateway_tenant_tokens_total", "tenant", "kind")},
+            stacked=True,
+        ),
+        graph(
+            "Refused for a tenant's limit",
+            "requests at once; tokens or images a minute.",
+            {
+                "{{tenant}}: {{limit}}": rate(
+                    "pixtral_gateway_tenant_refusals_total", "tenant", "limit"
+                )
+            },
+            stacked=True,
+        ),
+    ):
+        board = board.with_panel(panel)
     board = board.with_row(row("Processes"))
     for panel in processes("pixtral_gateway_permits_limit"):
         board = board.with_panel(panel)

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 
 from grafana_foundation_sdk.builders import common, stat, timeseries
 from grafana_foundation_sdk.builders.dashboard import (
+    AnnotationQuery,
     Dashboard,
     DashboardLink,
     DatasourceVariable,
     QueryVariable,
     Row,
+    ThresholdsConfig,
 )
 from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.models.common import (
@@ -28,6 +30,8 @@ from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DashboardLinkType,
     DataSourceRef,
+    Threshold,
+    ThresholdsMode,
     VariableRefresh,
 )
 
@@ -110,9 +114,15 @@ def graph(
 
 
 def number(
-    title: str, meaning: str, expression: str, *, unit: str = "short", decimals: int | None = None
+    title: str,
+    meaning: str,
+    expression: str,
+    *,
+    unit: str = "short",
+    decimals: int | None = None,
+    objective: float | None = None,
 ) -> stat.Panel:
-    """One number, as it is now."""
+    """One number, as it is now; red beyond `objective`."""
     panel = (
         stat.Panel()
         .title(title)
@@ -125,6 +135,11 @@ def number(
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .with_target(Dataquery().ref_id("A").expr(expression).range())
     )
+    if objective is not None:
+        steps = [Threshold(color="green"), Threshold(value=objective, color="red")]
+        panel = panel.color_mode(BigValueColorMode.VALUE).thresholds(
+            ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps)
+        )
     return panel if decimals is None else panel.decimals(decimals)
 
 
@@ -132,13 +147,45 @@ def row(title: str) -> Row:
     return Row(title)
 
 
-def processes(mark: str) -> tuple[timeseries.Panel, timeseries.Panel]:
-    """Processor and memory of the processes that have the metric `mark`."""
+def processes(mark: str) -> tuple[timeseries.Panel, ...]:
+    """Processor, memory and tasks of the processes that have the metric `mark`."""
     cpu = of_tier(f"rate(process_cpu_seconds_total{{{NS}}}[$__rate_interval])", mark)
     memory = of_tier(f"process_resident_memory_bytes{{{NS}}}", mark)
     return (
         graph("Processor", "Cores in use by each process.", {"{{instance}}": cpu}),
         graph("Memory", "Resident memory.", {"{{instance}}": memory}, unit="bytes"),
+        graph(
+            "Tasks of the event loop",
+            "Some for each call in flight; a number that only grows is a leak.",
+            {"{{instance}}": of_tier(f"pixtral_asyncio_tasks{{{NS}}}", mark)},
+        ),
+    )
+
+
+def gpus() -> tuple[timeseries.Panel, timeseries.Panel]:
+    """The GPUs of the chosen namespace, where NVIDIA's dcgm-exporter runs.
+
+    It has the namespace of the pod that uses the GPU as `exported_namespace`, or as `namespace`
+    where Prometheus honours its labels.
+    """
+
+    def used(metric: str) -> str:
+        return f'{metric}{{exported_namespace=~"$namespace"}} or {metric}{{{NS}}}'
+
+    return (
+        graph(
+            "GPU: share of time in use",
+            "By dcgm-exporter, where it runs.",
+            {"{{Hostname}} {{gpu}}": used("DCGM_FI_DEV_GPU_UTIL")},
+            unit="percent",
+            ceiling=100,
+        ),
+        graph(
+            "GPU: memory in use",
+            "By dcgm-exporter, where it runs.",
+            {"{{Hostname}} {{gpu}}": used("DCGM_FI_DEV_FB_USED")},
+            unit="decmbytes",
+        ),
     )
 
 
@@ -159,6 +206,17 @@ def new_dashboard(name: str, title: str, description: str) -> Dashboard:
             .tags(["pixtral"])
             .include_vars(True)
             .keep_time(True)
+        )
+        .annotation(
+            AnnotationQuery()
+            .name("Releases")
+            .datasource(SOURCE)
+            .enable(True)
+            .icon_color("blue")
+            .expr(
+                f"count by (version) (pixtral_build_info{{{NS}}}) "
+                f"unless count by (version) (pixtral_build_info{{{NS}}} offset 5m)"
+            )
         )
         .with_variable(DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
         .with_variable(

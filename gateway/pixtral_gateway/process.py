@@ -12,6 +12,7 @@ from pixtral_core.concurrency.shared_counts import ALONE, SharedCounts
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import StartupError
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
+from pixtral_core.server.certificates import WatchedFiles
 from pixtral_core.server.channel import ClientTls, open_channel
 from pixtral_core.server.grpc_interceptor import EarlyCheck, Gate
 from pixtral_core.server.reception import Incoming
@@ -96,11 +97,13 @@ class GatewayTier:
                 settings.encoders,
                 lambda address, name: EncoderReplica(address, _open(address, name, tls)),
                 linger_seconds=settings.request_timeout_seconds,
+                files=None if tls is None else WatchedFiles(tls.paths),
             ),
             decoders=Group(
                 settings.decoders,
                 lambda address, name: DecoderReplica(address, _open(address, name, tls)),
                 linger_seconds=settings.request_timeout_seconds,
+                files=None if tls is None else WatchedFiles(tls.paths),
             ),
             width=spec.width,
             stall_seconds=settings.stall_seconds,

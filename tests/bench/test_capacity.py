@@ -25,7 +25,7 @@ def test_beyond_capacity_any_number_may_be_refused() -> None:
 
 
 def test_what_random_arrivals_leave_unrefused_is_erlangs() -> None:
-    # Of 8 places and one of them busy in the mean, one arrival in 109,601 finds all taken.
+    # With 8 places and one of them busy in the mean, one arrival in 109,601 finds all taken.
     rate = unrefused(8, answer=1.0, seconds=0.05 * 109_601)
     assert rate == pytest.approx(1.0, rel=0.02)
     assert unrefused(64, 0.5, 600) < 64 / 0.5

@@ -1,4 +1,4 @@
-"""What `doctor` says of a model's directory."""
+"""The report of `doctor` about a model's directory."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""What doctor says of an installation's vLLM."""
+"""The report of doctor about an installation's vLLM."""
 
 import importlib.metadata
 import importlib.util
@@ -16,7 +16,7 @@ BROKEN = "vLLM has no vllm.v1.engine.core.EngineCoreProc, which the hook x needs
 
 @pytest.fixture
 def findings(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Of a vLLM of which the probe says that."""
+    """The report about a vLLM with these results of the probe."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ["pixtral"])
 

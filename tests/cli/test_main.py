@@ -289,7 +289,7 @@ def test_doctor_sees_a_taken_port(gateway: FakeGateway) -> None:
 def test_doctor_fails_on_a_broken_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # What takes seconds to import has its own check, and is not the point here.
+    # Slow imports have a check of their own, and are not the point here.
     monkeypatch.setattr(doctor, "_probe", lambda code: (None, "skipped"))
     assert main.main(["doctor", "--model-dir", str(tmp_path)]) == 1
     printed = capsys.readouterr().out

@@ -85,7 +85,7 @@ def about(*content: Any) -> list[Any]:
 
 
 def sent(gateway: FakeGateway) -> list[list[bytes | str]]:
-    """Of each request, the images as they came: a file, or the name of one."""
+    """The images of each request as they came: a file, or the name of one."""
     requests, gateway.requests = gateway.requests, []
     return [
         [

@@ -29,7 +29,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
 def received(status: Any) -> grpc.aio.AioRpcError:
-    """What a client sees of a status."""
+    """The part of a status that a client sees."""
     trailing = grpc.aio.Metadata(*status.trailing_metadata)
     return grpc.aio.AioRpcError(status.code, grpc.aio.Metadata(), trailing, status.details)
 

@@ -1,4 +1,4 @@
-"""What a hook's check says of a library that has moved."""
+"""The message of a hook's check about a library that has moved."""
 
 import sys
 from types import ModuleType

@@ -116,7 +116,7 @@ async def ended(call: Any, payload: bytes, responses: int) -> grpc.StatusCode:
     except grpc.aio.AioRpcError as error:
         return error.code()
     except asyncio.CancelledError:
-        # What a call that was cancelled here raises. A cancelled task cancels its call, too.
+        # The error of a call that was cancelled here. A cancelled task cancels its call, too.
         if _is_cancelled() or not stream.cancelled():
             raise
     code: grpc.StatusCode = await stream.code()

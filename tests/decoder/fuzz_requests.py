@@ -93,7 +93,7 @@ class Fuzzer:
         self._vocab_size = vocab_size
         self._context_length = context_length
         self._number = 0
-        # Of those stored well: names come back with other sizes, and in other requests.
+        # One that is stored well: names come back with other sizes, and in other requests.
         self._known: list[tuple[EmbeddingKey, Grid]] = []
 
     def next(self) -> Fuzzed:
@@ -147,7 +147,7 @@ class Fuzzer:
             noisy[rng.randrange(len(noisy))] = rng.getrandbits(8)
         return bytes(noisy[: rng.randrange(len(noisy))] if rng.random() < 0.5 else noisy)
 
-    # What each does to a request, or to what is stored for it.
+    # The change that each makes to a request, or to what is stored for it.
 
     def _prompt(
         self, request: decoder_pb2.GenerateRequest, values: list[tuple[str, bytes | None]]

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tests.support.reference import Reference
 
 RANK, ALPHA = 4, 8
-# What PEFT calls a module, and Mistral's own checkpoint.
+# PEFT's name for a module, and that of Mistral's own checkpoint.
 TARGETS = {
     "self_attn.v_proj": "attention.wv",
     "self_attn.o_proj": "attention.wo",

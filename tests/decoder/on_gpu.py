@@ -1,4 +1,4 @@
-"""What a real engine says on a GPU, held against the plain model: quickly, and with little.
+"""A real engine on a GPU, held against the plain model: quickly, and with little.
 
     python -m tests.decoder.on_gpu
 
@@ -41,9 +41,9 @@ from tests.support.reference import Reference
 TOKENS = 24
 SPELT = "é🙂"
 LONG = 4000
-# What most of a prompt's log-probabilities may differ by in float32. On a GPU, where Triton's
-# attention multiplies it in TF32, by more, and a random model's tokens may then change places. In
-# bfloat16 they move by more again, and another model's by much more.
+# The difference that most of a prompt's log-probabilities may have in float32. On a GPU, where
+# Triton's attention multiplies it in TF32, by more, and a random model's tokens may then change
+# places. In bfloat16 they move by more again, and another model's by much more.
 CLOSE = 0.01
 CLOSE_IN_TF32 = 0.05
 SHARE_OF_ANOTHERS = 0.2

@@ -2,10 +2,10 @@
 
     python -m tests.decoder.soak [--minutes 20]
 
-The decoder runs in this process and its engine in another; the load comes from a third. What they
-hold is sampled: memory of both, keys and values of running requests, embeddings, asyncio tasks.
-Nothing of it may grow over the second half, by the trend that `bench.soak` takes, and with the load
-gone nothing of it may be in use.
+The decoder runs in this process and its engine in another; the load comes from a third. The test
+samples what they hold: memory of both, keys and values of running requests, embeddings, asyncio
+tasks. Nothing of it may grow over the second half, by the trend that `bench.soak` takes, and with
+the load gone nothing of it may be in use.
 """
 
 import argparse
@@ -46,7 +46,8 @@ CACHE_BYTES = 64 * MIB
 # vLLM's, of grammars that were compiled, 512 MiB unless told; and oneDNN's on a CPU, of code for
 # each of 1,024 shapes of a product.
 ENGINE_CACHES = {"VLLM_XGRAMMAR_CACHE_MB": "32", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
-# What the second half may add to the median: allocators and Prometheus still move by this.
+# The share that the second half may add to the median: allocators and Prometheus still move by
+# this.
 MAX_GROWTH = 0.04
 
 
@@ -200,7 +201,7 @@ def main() -> None:
         statuses = asyncio.run(load(address, int(port), Path(model_dir), float(seconds)))
         print(f"{statuses.total()} calls: {dict(statuses.most_common())}")
         return
-    # What the calls get wrong is no news.
+    # The mistakes of the calls are no news.
     logging.disable(logging.ERROR)
     os.environ.update(ENGINE_CACHES)
     # All cross to the engine as large ones do.

@@ -98,7 +98,7 @@ def text(rng: random.Random, most: int = 8) -> str:
             case 1:
                 return rng.choice(JOINED)
             case 2:
-                # What a printed grammar spells by its code and reads with what follows.
+                # A character that a printed grammar spells by its code and reads with what follows.
                 return chr(rng.randrange(0x80, 0x100)) + rng.choice(HEXADECIMAL)
             case 3:
                 return character(rng)
@@ -196,7 +196,7 @@ def with_definitions(rng: random.Random) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks for, and what is wrong with an answer's text; nothing if it is None."""
+    """The structure of a request, and the fault of an answer's text; None where there is none."""
 
     form: str
     sampling: Sampling
@@ -332,7 +332,7 @@ class Backend:
         self._space = np.array([bool(piece) and not piece.strip() for piece in self._pieces])
 
     def answers(self, rng: random.Random, sampling: Sampling, count: int) -> Iterator[bytes | None]:
-        """What random allowed tokens make; None where that does not end."""
+        """The text of random allowed tokens; None where it does not end."""
         wanted = vllm_sampling(sampling, {})
         asyncio.run(StructureCheck().check(wanted))
         if wanted.structured_outputs is None:
@@ -376,7 +376,7 @@ class Backend:
 
 @dataclass(slots=True)
 class Found:
-    """What a run has seen: answers by form, structures that were refused, and what was wrong."""
+    """The results of a run: answers by form, structures that were refused, and what was wrong."""
 
     answers: Counter[str]
     unfinished: int

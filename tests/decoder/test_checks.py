@@ -1,4 +1,4 @@
-"""What must not reach the engine, and what must."""
+"""Prompts that must not reach the engine, and prompts that must."""
 
 from dataclasses import replace
 from typing import Any

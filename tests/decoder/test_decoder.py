@@ -217,7 +217,7 @@ async def test_images_that_wait_have_so_much_memory_and_those_that_run_have_none
     with pytest.raises(Overloaded):
         await drain(decoder, prompt)
     assert (engine.calls, decoder.queue.admitted) == ([], 0)
-    # What the engine holds is in none of this process's memory.
+    # An image that the engine holds is in none of this process's memory.
     engine.held = {prompt.images[0].identity}
     engine.gate.clear()
     stream = decoder.generate(prompt)

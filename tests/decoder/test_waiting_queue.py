@@ -158,7 +158,7 @@ def test_a_queue_that_one_tenant_fills_has_room_for_others(queue: WaitingQueue) 
     queue.enter(1, "ann")
     with pytest.raises(Overloaded):
         queue.enter(1, "joe")
-    # What goes makes room to those who have less than others.
+    # A request that goes makes room for tenants that have less than others.
     queue.leave(1, None, "bob")
     with pytest.raises(Overloaded):
         queue.enter(1, "eve")

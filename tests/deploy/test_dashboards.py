@@ -8,6 +8,8 @@ from tests.support.metrics_page import base_name, read_page
 from tools.expressions import panels, rules
 
 RENDERED = render()
+# Prometheus' own, and those of NVIDIA's dcgm-exporter.
+OF_OTHERS = {"up", "ALERTS", "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED"}
 
 
 @pytest.fixture(params=RENDERED, ids=lambda path: path.stem)
@@ -41,8 +43,7 @@ def test_every_panel_says_what_it_shows_and_has_its_own_place(path: Path) -> Non
 def test_panels_and_rules_read_only_what_is_described_or_recorded() -> None:
     page = read_page()
     recorded = {rule.record for rule in rules() if rule.record}
-    # The last one is Prometheus' own.
-    known = {*page, *recorded, "up"}
+    known = {*page, *recorded, *OF_OTHERS}
     expressions = [*panels(), *rules()]
     assert len(expressions) > 100
     unknown = {
@@ -54,9 +55,27 @@ def test_panels_and_rules_read_only_what_is_described_or_recorded() -> None:
     assert not unknown
 
 
+def test_every_metric_is_shown() -> None:
+    page = read_page()
+    shown = {base_name(name, page) for panel in panels() for name in panel.metrics()}
+    recorded = {rule.record: rule.metrics() for rule in rules() if rule.record}
+    of_rules = {base_name(each, page) for name in shown & {*recorded} for each in recorded[name]}
+    assert {*page} - shown - of_rules == set()
+
+
 def test_all_that_is_recorded_is_read() -> None:
     read = {name for expression in (*panels(), *rules()) for name in expression.metrics()}
     assert {rule.record for rule in rules() if rule.record} <= read
+
+
+def test_numbers_with_an_objective_turn_red_at_it() -> None:
+    board = json.loads(next(text for path, text in RENDERED.items() if path.stem == "fleet"))
+    red = {
+        panel["title"]: panel["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"]
+        for panel in board["panels"]
+        if panel["title"] in {"Errors", "Late answers", "First token, p95"}
+    }
+    assert red == {"Errors": 0.005, "Late answers": 0.05, "First token, p95": 2.5}
 
 
 def test_vllm_names_on_the_page_are_those_that_are_used() -> None:

@@ -85,6 +85,16 @@ Plant = Callable[[dict[str, Any]], object]
         ),
         pytest.param(
             "production",
+            "Deployment",
+            "encoder",
+            lambda o: next(
+                m for m in container(o)["volumeMounts"] if m["mountPath"] == "/tls"
+            ).update(subPath="tls.crt"),
+            "Deployment encoder: /tls stays as it was when its Secret changes",
+            id="13 a certificate that is replaced never reaches the pod",
+        ),
+        pytest.param(
+            "production",
             "PodMonitor",
             "encoder",
             lambda o: o["metadata"]["labels"].pop("release"),

@@ -19,7 +19,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def locked(name: str, python: str = "3.12.1") -> dict[str, Requirement]:
-    """What the lock installs on Linux with that Python."""
+    """The packages that the lock installs on Linux with that Python."""
     environment = {
         "python_version": python.rpartition(".")[0],
         "python_full_version": python,
@@ -67,7 +67,7 @@ def test_lock_holds_what_the_project_asks_for(name: str, python: str) -> None:
 
 
 def asked_for(flags: Sequence[str]) -> Iterator[Requirement]:
-    """What pyproject.toml names, itself or by extras and groups that these include."""
+    """The packages that pyproject.toml names, itself or by extras and groups that these include."""
     extras = PROJECT["project"]["optional-dependencies"]
     groups = PROJECT["dependency-groups"]
     pending = list(PROJECT["project"]["dependencies"] if "pyproject.toml" in flags else ())

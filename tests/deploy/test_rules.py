@@ -36,3 +36,4 @@ def test_every_alert_has_its_section_in_the_runbook_and_no_section_is_left_over(
     for name, rule in alerts().items():
         assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}"
         assert rule["labels"]["severity"] in {"critical", "warning"}
+        assert rule["labels"]["service"] == "pixtral-serve"

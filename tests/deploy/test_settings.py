@@ -1,4 +1,4 @@
-"""What manifests and compose file tell the processes, read by the processes' own settings."""
+"""The settings in manifests and compose file, read by the processes themselves."""
 
 import re
 import tomllib

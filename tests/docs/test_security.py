@@ -8,7 +8,7 @@ import pytest
 from tests.support.named_tests import ROOT, functions_of, named_by
 
 PACKAGES = ("cli", "client", "core", "gateway", "services")
-# What makes objects or code of bytes.
+# Functions that make objects or code of bytes.
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 UNSAFE_METHODS = {("torch", "load"), ("yaml", "load"), ("np", "load"), ("os", "system")}

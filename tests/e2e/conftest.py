@@ -32,7 +32,7 @@ def redis() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def spans() -> Iterator[Collector]:
-    """What `service` tells of the requests that it serves."""
+    """The spans that `service` sends of the requests that it serves."""
     with collector() as receiver:
         yield receiver
 
@@ -45,7 +45,7 @@ def service(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
     with ExitStack() as stack:
-        # Of these processes alone, not of those that a test starts beside them.
+        # For these processes alone, not for those that a test starts beside them.
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", spans.endpoint)
             environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")

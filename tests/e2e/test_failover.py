@@ -17,7 +17,7 @@ from tests.support.stack.fleet import Tier
 from tests.support.stack.new_picture import new_picture
 from tests.support.stack.service import Service, wait_until
 
-# Long enough that it is not over when its decoder is told to end.
+# Long enough that it is not over when its decoder gets its signal to end.
 LONG: Sampling = {"max_tokens": 500, "temperature": 0, "ignore_eos": True}
 BEGUN = 24
 # Handshakes that are not answered, at their slowest, and then some.
@@ -42,7 +42,7 @@ class Trio:
         return [mortal for mortal in self.mortals if mortal.process.poll() is None]
 
     def values(self, sample: str, **labels: str) -> list[float]:
-        """Of each decoder, that of `service` last."""
+        """The value of each decoder, that of `service` last."""
         found = [mortal.value(sample, **labels) for mortal in self.alive]
         return [*found, self.service.value("decoder", sample, **labels)]
 

@@ -12,7 +12,7 @@ from tests.support.stack.fleet import Load, Names, Streams, Tier
 from tests.support.stack.new_picture import new_picture
 from tests.support.stack.service import Service, wait_until
 
-# An answer this long takes seconds, and so is not over when a process is told to end.
+# An answer this long takes seconds, and so is not over when a process gets its signal to end.
 TOKENS = 300
 ELSEWHERE = "127.0.0.2"
 SHARE_SECONDS = 60.0

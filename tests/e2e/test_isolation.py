@@ -68,7 +68,7 @@ def test_a_picture_that_another_tenant_has_shown_is_as_new(service: Service, gat
         other = ask(quiet)
         assert not other.images[0].cached
         assert service.encoded() == before + 2
-        # What would make the answer faster is not taken from the other's: neither is seen in time.
+        # Nothing that would make the answer faster comes from the other's: neither is seen in time.
         assert other.timings.encode > 0
         assert other.usage.cached_tokens == 0
         assert other.token_ids == first.token_ids

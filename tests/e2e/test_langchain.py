@@ -34,7 +34,7 @@ def rest() -> str:
 
 
 class Animal(BaseModel):
-    """What is to be seen."""
+    """The answer that must come."""
 
     kind: Literal["cat", "dog"]
     mood: Literal["awake", "asleep"]
@@ -42,7 +42,7 @@ class Animal(BaseModel):
 
 @pytest.fixture(scope="module")
 def model(service: Service) -> Iterator[ChatOpenAI]:
-    # What tests set in the environment is not asked: no traces, no proxy.
+    # The environment of the tests is left out: no traces, no proxy.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LANGSMITH_TRACING", "false")
         yield chat(service)

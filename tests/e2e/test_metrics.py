@@ -15,7 +15,7 @@ OURS = ("pixtral_", "grpc_server_", "http_request")
 
 @pytest.fixture(scope="module")
 def scrapes(service: Service) -> dict[str, str]:
-    """Of every tier, after a text, a new picture and the same again."""
+    """The metrics of every tier, after a text, a new picture and the same again."""
     picture = new_picture()
     for content in (["Hello."], [picture, "What is this?"], [picture, "And why?"]):
         service.client.chat([{"role": "user", "content": content}], max_tokens=2)

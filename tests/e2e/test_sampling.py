@@ -125,7 +125,7 @@ def test_prompt_logprobs_are_the_plain_models(
 ) -> None:
     messages = conversation(random.Random(images), images)
     prompt = model.prompt(messages)
-    # What is held of the prompt by now has none.
+    # The part of the prompt that is held by now has none.
     service.client.chat(messages, max_tokens=1)
     answer = service.client.chat(messages, max_tokens=1, prompt_logprobs=3)
 
@@ -313,7 +313,7 @@ def test_choices_of_a_seed_are_those_of_the_seeds_that_follow(
     assert len(answer.images) == 1
     assert len({choice.token_ids for choice in answer.choices}) == 4
     assert answer.usage.completion_tokens == sum(len(c.token_ids) for c in answer.choices)
-    # By turns, and not one after the other.
+    # They take turns, and not one after the other.
     assert indexes[: len(indexes) // 2].count(0) < indexes.count(0)
     for choice in answer.choices:
         alone = service.client.chat(
@@ -343,7 +343,7 @@ SCHEMA = {
     "properties": {
         "shape": {"enum": ["square", "cross"]},
         "sides": {"type": "integer", "minimum": 3, "maximum": 12},
-        # Of `maxLength`, an answer may have control characters, which are not JSON.
+        # With `maxLength`, an answer may have control characters, which are not JSON.
         "label": {"type": "string", "pattern": "^[^\\u0000-\\u001f]{0,8}$"},
         "not": {"type": "boolean"},
     },

@@ -18,7 +18,7 @@ LOOK: dict[str, Any] = {
     "parameters": {
         "type": "object",
         "properties": {
-            # Of `maxLength`, a call may have control characters, which are not JSON.
+            # With `maxLength`, a call may have control characters, which are not JSON.
             "at": {"type": "string", "pattern": "^[^\\u0000-\\u001f]{0,8}$"},
             "how": {"$ref": "#/$defs/how"},
         },

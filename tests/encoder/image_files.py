@@ -53,7 +53,7 @@ def photograph(form: str, orientation: int, **options: Any) -> bytes:
 
 GREY_16 = Image.fromarray(np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 20)
 
-# What mistral_common reads as a viewer does.
+# The files that mistral_common reads as a viewer does.
 FILES = {
     "rgb": png(333, 777),
     "one pixel": png(1, 1),

@@ -40,5 +40,5 @@ def large_png(width: int, height: int) -> bytes:
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
-    """Of a PNG."""
+    """A chunk of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -20,8 +20,8 @@ DEADLINE = 30.0
 
 
 class Device:
-    """Stands still until it is told to go on, and notes what it was given: as it is told to begin
-    or, where it `is_asynchronous` as a GPU is, as its work is waited for."""
+    """Stands still until the test lets it go on, and notes what it gets: as it begins or, where it
+    `is_asynchronous` as a GPU is, as its work is waited for."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -380,7 +380,7 @@ async def test_tenants_take_turns(batcher: Batcher[Tensor], device: Device) -> N
     order = [image for batch in device.batches for image in batch]
     assert [image for image in order if image < 10] == [1, 2, 3, 4, 5]
     assert [image for image in order if image > 10] == [11, 12, 13]
-    # The device may have been told of the next when bob came.
+    # The device may have had the next one when bob came.
     assert order.index(12) <= order.index(3)
     assert order.index(13) <= order.index(4)
 

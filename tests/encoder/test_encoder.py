@@ -248,7 +248,7 @@ async def test_more_bytes_of_images_than_wait_are_refused_also_of_the_same_image
     waiting.pop().cancel()
     await asyncio.gather(*waiting)
     assert (await encoder.encode(key_of(other), other)).source == Source.ENCODED
-    # What is alone has room, whatever its size.
+    # An image that is alone has room, whatever its size.
     larger = png(1024, 1024, 1)
     assert len(larger) > 2 * len(image)
     assert (await encoder.encode(key_of(larger), larger)).source == Source.ENCODED

@@ -30,7 +30,7 @@ from tests.encoder.pictures import png, png_that_claims
 from tests.encoder.served import DEADLINE, Client, serving
 from tests.support.redis_server import RedisServer
 
-# Of a process that imports torch.
+# Seconds for a process that imports torch.
 START_SECONDS = 240.0
 
 

@@ -46,7 +46,7 @@ def model(original: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def written(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By transformers itself, in several files with an index."""
+    """transformers itself writes it, in several files with an index."""
     directory = tmp_path_factory.mktemp("hf")
     model.save_pretrained(directory, max_shard_size="300KB")
     assert len(list(directory.glob("model-*.safetensors"))) > 3
@@ -55,7 +55,7 @@ def written(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(written: Path, tmp_path: Path) -> Path:
-    """Of the files with vision tensors in them, and the index of all."""
+    """The files with vision tensors in them, and the index of all."""
     directory = tmp_path / "copy"
     directory.mkdir()
     for name in ("config.json", "model.safetensors.index.json", *vision_files(written)):
@@ -83,7 +83,7 @@ def picture(spec: VisionSpec, width: int, height: int) -> NDArray[np.float32]:
 
 @torch.inference_mode()
 def transformers_embedding(model: Any, image: NDArray[np.float32]) -> Tensor:
-    """What its projector is given, up to its first linear layer."""
+    """The input of its projector, up to its first linear layer."""
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None]
     embedding: Tensor = model.model.vision_tower(pixels).last_hidden_state
     projector = model.model.multi_modal_projector

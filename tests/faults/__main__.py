@@ -2,9 +2,9 @@
 
     python -m tests.faults [--seed N] [--minutes 30] [--only REGEX] [--keep DIRECTORY] [--plant BUG]
 
-Two gateways, encoders and decoders, a Redis, and a proxy on every way between them. Users of
-three tenants ask without a pause; what each must be told is known in advance. The exit code is 1
-where a promise was broken, and the seed is told, with which to try again.
+Two gateways, encoders and decoders, a Redis, and a proxy on every way between them. Users of three
+tenants ask without a pause; the right answer to each is known in advance. The exit code is 1 where
+a promise was broken, and the output has the seed, with which to try again.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"seed {given.seed}", flush=True)
-    # What the faults do to connections is no news.
+    # The effects of the faults on connections are no news.
     logging.disable(logging.ERROR)
     with ExitStack() as stack:
         directory = given.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -19,7 +19,7 @@ from tests.faults.questions import Question
 
 # A deadline of less is one that the workload means to miss.
 SHORT_SECONDS = 10.0
-# What a clock and a rounding may take off a deadline.
+# The seconds that a clock and a rounding may take off a deadline.
 EARLY_SECONDS = 0.05
 # Between a log-probability of the plain model's and one of the service's.
 LOGPROB = 1e-2
@@ -138,7 +138,7 @@ def _time(record: Record, history: History) -> Iterable[Violation]:
 
 
 def _tenant(record: Record, shown: set[tuple[str, str]], history: History) -> Iterable[Violation]:
-    """What another has shown or asked is unknown by its name, and new to the caches."""
+    """A picture or question of another tenant is unknown by its name, and new to the caches."""
     if record.outcome != FINISHED:
         return
     if record.is_foreign:
@@ -161,7 +161,8 @@ def _tenant(record: Record, shown: set[tuple[str, str]], history: History) -> It
 
 
 def _first(record: Record) -> str:
-    """What a prompt's first block has: the tool, its first picture, or a text that no other has."""
+    """The content of a prompt's first block: the tool, its first picture, or a text that no other
+    has."""
     if record.form == "tool":
         return str(TOOL["name"])
     return record.digests[0] if record.digests else record.question

@@ -43,7 +43,7 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-# What a stream that has begun is ended with: the error's own word.
+# The end of a stream that has begun: the error's own word.
 _ENDINGS = {
     "deadline_exceeded": "DEADLINE_EXCEEDED",
     "rate_limit_exceeded": "RESOURCE_EXHAUSTED",
@@ -119,7 +119,7 @@ def options(ask: Ask) -> Options:
         "temperature": 0,
         "ignore_eos": ask.question.is_long,
     }
-    # What is to follow a structure needs room for it.
+    # An answer with a structure needs room for it.
     structured: Options = {"max_tokens": STRUCTURE_TOKENS, "temperature": 0}
     match ask.form:
         case "choices":

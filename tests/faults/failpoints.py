@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = "PIXTRAL_TEST_FAILPOINT"
-# By tier: what the moment is.
+# The moment, for each tier.
 MOMENTS = {
     "gateway": "as it streams an answer",
     "encoder": "with an image stored and not told",

@@ -1,4 +1,4 @@
-"""What is done to the stack, one after the other."""
+"""The faults of the stack, one after the other."""
 
 import asyncio
 import random
@@ -19,19 +19,19 @@ UNAVAILABLE = frozenset({"UNAVAILABLE"})
 OVERLOADED = frozenset({"RESOURCE_EXHAUSTED"})
 CLOCK_SECONDS = 2 * 3600
 TOUCHED = frozenset({*TIERS, "redis"})
-# What is named is in Redis, which may be away, or have lost it.
+# Named images are in Redis, which may be away, or have lost them.
 UPLOAD = UNAVAILABLE | {"NOT_FOUND"}
 # While an engine, an encoder or a connection says nothing, until it is left out.
 HUNG_SECONDS = 60.0
 # Redis is waited for by fractions of a second, and then not at all for a while.
 REDIS_SECONDS = 10.0
-# Of a second; what a starved process has of it.
+# The part of a second that a starved process has.
 STARVED, RUNS = 0.18, 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What faults are done to, and with what."""
+    """The stack under the faults, and the tools for them."""
 
     stack: Stack
     random: random.Random
@@ -356,7 +356,7 @@ def of_guests(
 
 
 def _weathers(is_redis: bool) -> dict[str, tuple[Weather, tuple[float, float]]]:
-    """By their names; how long each lasts."""
+    """Faults by their names, and how long each lasts."""
     return {
         "slow": (Weather(latency=5.0 if is_redis else 0.4), (5.0, 8.0)),
         "narrow": (Weather(bandwidth=20_000), (5.0, 8.0)),
@@ -402,7 +402,7 @@ def catalogue(rng: random.Random) -> list[Fault]:
         *(of_redis(*each) for each in redis_faults.FAULTS),
         *(full_disk(one(tier), tier) for tier in TIERS),
         *(
-            # Of the processes that have clocks of their own.
+            # The processes that have clocks of their own.
             wrong_clock(f"{tier}-1", tier, ahead, word)
             for tier in TIERS
             for ahead, word in ((CLOCK_SECONDS, "ahead"), (-CLOCK_SECONDS, "back"))

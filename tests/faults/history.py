@@ -1,4 +1,4 @@
-"""What was asked, what came of it and when; and which fault there was at the time."""
+"""The requests, their outcomes and times, and the fault that there was at the time."""
 
 import hashlib
 import json
@@ -11,18 +11,18 @@ from tests.faults.questions import Question
 
 # Outcomes besides the names of gRPC's codes.
 FINISHED = "FINISHED"
-# By us, on purpose.
+# We do so on purpose.
 LEFT = "LEFT"
 # No end came long after the deadline.
 HUNG = "HUNG"
 # A stream ended as if it were whole, and was not.
 TRUNCATED = "TRUNCATED"
-# What an answer may take with nothing amiss.
+# The seconds that an answer may take with nothing amiss.
 CALM_SECONDS = 10.0
 
 
-# What else than a plain answer is asked for: two choices, log-probabilities, a text of a structure
-# or a call of a tool that leave no choice, and pictures that are uploaded first.
+# The other kinds of answers: two choices, log-probabilities, a text of a structure or a call of a
+# tool that leave no choice, and pictures that are uploaded first.
 Form = Literal["plain", "choices", "logprobs", "structure", "tool", "upload"]
 CHOICES = 2
 
@@ -132,7 +132,7 @@ class Window:
         allows_images: codes that one with images may end with besides.
         most_seconds: that a request may take which was under way at some time of it.
         encodes_twice: an embedding may be made whose reply is lost, so that a picture is cached
-            that nobody was told of.
+            that nobody knows of.
         lingers: seconds beyond that in which it still allows: a client's own connection waits
             before it tries again.
         recovered: when every part had again done what it is there for; None: not in time.

@@ -1,4 +1,4 @@
-"""What the machine under a process can do wrong: its clock, and its disk."""
+"""The faults of the machine under a process: its clock, and its disk."""
 
 import resource
 from contextlib import suppress
@@ -11,8 +11,8 @@ import psutil
 class Clock:
     """The wall clock of whoever is started with its `environment`, children and all.
 
-    By libfaketime, which stands between a process and the time. The monotonic clock goes on as it
-    is, as it does where an operator or NTP sets the time.
+    libfaketime does it, which stands between a process and the time. The monotonic clock goes on as
+    it is, as it does where an operator or NTP sets the time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class Clock:
 
     def set(self, ahead: int) -> None:
         """So many seconds ahead of the true time; less than 0 is behind it."""
-        # At once, for who reads meanwhile.
+        # At once, for another reader meanwhile.
         written = self._path.with_suffix(".new")
         written.write_text(f"{ahead:+d}\n", "ascii")
         written.replace(self._path)

@@ -42,7 +42,7 @@ def embeddings_swapped() -> None:
 
 @of("decoder")
 def checksum_skipped() -> None:
-    """What the checksum should be is made of what was read."""
+    """The expected checksum is made of the bytes that were read."""
     from pixtral_core.cache.wire_format import CHECKSUM, HEADER, PAYLOAD_OFFSET, Decoding, Embedding
 
     end = Decoding.end
@@ -121,7 +121,7 @@ def something_kept() -> None:
 
 @of("gateway")
 def questions_logged() -> None:
-    """What is asked is printed."""
+    """The question is printed."""
     from pixtral_gateway.pipeline import Pipeline
 
     stream = Pipeline.stream

@@ -41,7 +41,7 @@ Tokenizer = MistralTokenizer[Any, Any, Any, Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`text` is asked of `pictures`, PNG files, which come first.
+    """`text` is the question about `pictures`, PNG files, which come first.
 
     `tokens` and `answer` are what the plain model says to it, greedily, in `max_tokens`; a long
     one is asked to go on behind its end. `turns` are what was asked and answered before, of the
@@ -60,7 +60,7 @@ class Question:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What must be in no log."""
+        """The texts that no log may have."""
         return (self.text, self.answer, *(text for turn in self.turns for text in turn))
 
 
@@ -129,7 +129,7 @@ class Asker:
         )
 
     def questions(self, seed: int, counts: Mapping[str, int] = COUNTS) -> list[Question]:
-        """Of each kind so many; no two about a single picture have the same answer."""
+        """So many of each kind; no two about a single picture have the same answer."""
         rng = np.random.default_rng(seed)
         return [
             question for kind, count in counts.items() for question in self._some(rng, kind, count)

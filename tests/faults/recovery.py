@@ -15,7 +15,7 @@ LOOK_SECONDS = 0.2
 
 HANDLED = "grpc_server_handled_total"
 _METHODS = {"encoder": "Encode", "decoder": "Generate"}
-# What each tier does with Redis in almost every request with a picture.
+# The operation of each tier with Redis in almost every request with a picture.
 _OPERATIONS = {"gateway": "exist", "encoder": "put", "decoder": "get"}
 
 Counts = Mapping[str, float]
@@ -41,7 +41,7 @@ async def until_recovered(
 async def work_done(
     stack: Stack, history: History, parts: Sequence[str], since: float
 ) -> dict[str, float]:
-    """By process: answers given, or successes with Redis; 0 where it does not answer."""
+    """The answers of each process, or its successes with Redis; 0 where it does not answer."""
     found: dict[str, float] = {}
     for name in parts:
         if name.endswith("-redis"):
@@ -82,7 +82,7 @@ def _value(part: Part, sample: str, **labels: str) -> float:
 
 
 async def until_idle(stack: Stack, seconds: float = IDLE_SECONDS) -> list[str]:
-    """What is still held by anything, long enough after the last request; empty is at rest."""
+    """The resources that are still held, long enough after the last request; empty is at rest."""
     deadline = time.monotonic() + seconds
     while True:
         held = [

@@ -1,4 +1,4 @@
-"""What a Redis can do wrong by itself, or somebody can do to it."""
+"""The faults of a Redis, its own or those of others."""
 
 import asyncio
 import os
@@ -68,7 +68,7 @@ def make_room(client: redis.Redis, server: RedisServer, rng: random.Random) -> N
 
 @_with_client
 def forbid_writes(client: redis.Redis, server: RedisServer, rng: random.Random) -> None:
-    # Of a primary that does not exist: what is there can be read still.
+    # A replica of a primary that does not exist: clients can still read what is there.
     client.replicaof("127.0.0.1", 1)
 
 
@@ -121,7 +121,7 @@ def flip_values(client: redis.Redis, server: RedisServer, rng: random.Random) ->
 
 
 def flip_signs(data: bytearray) -> None:
-    """Of float32 numbers from the end: finite as before, and of another picture."""
+    """The last float32 numbers change: finite as before, and of another picture."""
     for at in range(len(data) - 1, len(data) // 4, -8):
         data[at] ^= 0x80
 

@@ -1,4 +1,4 @@
-"""What a run comes to, as a table."""
+"""The result of a run, as a table."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence

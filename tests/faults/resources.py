@@ -1,4 +1,4 @@
-"""What the processes take and leave: memory, descriptors, threads, files and logs."""
+"""The resources that processes take and leave: memory, descriptors, threads, files and logs."""
 
 import asyncio
 import re
@@ -19,11 +19,11 @@ SAMPLE_SECONDS = 2.0
 WARM_SECONDS = 20.0
 # A shorter one may stand in any line.
 LEAST_CHARACTERS = 12
-# Of the log, for a request: a line in each tier, and more where something breaks.
+# Bytes of the log for a request: a line in each tier, and more where something breaks.
 LOG_BYTES, LOG_BYTES_A_REQUEST = 1 << 20, 4096
-# Of processes that run; and a kill leaves what one made and could not clear up.
+# Files of processes that run; and a kill leaves those that a process could not clear up.
 FILES, FILES_A_KILL = 32, 8
-# Of Python's own words for a coroutine or a task whose error nobody saw.
+# Python's own words for a coroutine or a task whose error nobody saw.
 UNSEEN = re.compile(r"never retrieved|was never awaited")
 
 
@@ -150,7 +150,7 @@ def _by_process(samples: Iterable[Sample]) -> Iterable[list[Sample]]:
 
 
 def secrets_of(questions: Iterable[Question], tenants: Iterable[str]) -> set[str]:
-    """What no log may hold."""
+    """The texts that no log may hold."""
     texts = {text for question in questions for text in question.texts}
     return {text for text in texts if len(text) >= LEAST_CHARACTERS} | set(map(key_of, tenants))
 
@@ -173,7 +173,7 @@ def check_logs(directory: Path, secrets: Collection[str], requests: int) -> list
 
 
 def check_files(directory: Path, kills: int) -> list[Violation]:
-    """What is left in the folder for temporary files."""
+    """The files that are left in the folder for temporary ones."""
     left = [path for path in directory.rglob("*") if not path.is_dir()]
     most = FILES + FILES_A_KILL * kills
     if len(left) > most:

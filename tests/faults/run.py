@@ -25,9 +25,9 @@ CALM_SECONDS = 2.0
 # gRPC's wait between two tries to connect, as long as it gets in the longest of the faults.
 LINGER_SECONDS = 20.0
 AT_ONCE = 8
-# On a machine of its own, the slowest of so many. What takes longer is the machine.
+# On a machine of its own, the slowest of so many. A longer time is the machine's.
 ORDINARY_SECONDS = 5.0
-# Of the schedule's steps, those with two faults.
+# The share of the schedule's steps that have two faults.
 AT_ONCE_SHARE, RECOVERING_SHARE = 0.12, 0.12
 
 
@@ -196,7 +196,7 @@ async def do(
     try:
         await asyncio.sleep(ground.random.uniform(*fault.hold))
     finally:
-        # Whatever ends this run: nothing stays stopped.
+        # Nothing stays stopped, however this run ends.
         await fault.end(ground)
         if ended is not None:
             ended.set()

@@ -46,7 +46,7 @@ def key_of(tenant: str) -> str:
 
 
 def next_key_of(tenant: str) -> str:
-    """What replaces it for a while."""
+    """The process that replaces it for a while."""
     return f"next-key-of-{tenant}"
 
 

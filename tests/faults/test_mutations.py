@@ -31,7 +31,7 @@ KEPT_SECONDS = 5.0
 MISSED_SECONDS = 120.0
 # More than the descriptors that a gateway may gain.
 GROWING_REQUESTS = 80
-# What is found is shown where a test fails.
+# The findings are shown where a test fails.
 logger = logging.getLogger(__name__)
 logger.setLevel(logging.INFO)
 
@@ -65,7 +65,7 @@ class Bench:
         await self.stack.until_ready()
 
     async def grown(self) -> set[str]:
-        """What is found of a gateway that counts tokens for a while."""
+        """The faults of a gateway that counts tokens for a while."""
         part = self.stack.parts["gateway-0"]
         before = await asyncio.to_thread(look, part)
         async with AsyncClient(
@@ -111,7 +111,7 @@ def shows(
 
 
 def all_sorts(bench: Bench) -> list[Ask]:
-    """What is enough to find any of the bugs, but for the checksum."""
+    """A load that is enough to find any of the bugs, but for the checksum."""
     singles, (long,) = bench.some("single"), bench.some("long")
     tag = str(time.monotonic_ns())
     asks = [shows(question, tag) for question in singles]

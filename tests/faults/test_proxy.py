@@ -1,4 +1,4 @@
-"""The proxy does to connections what it is told to, and else nothing."""
+"""The proxy does to connections what its weather says, and else nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -53,7 +53,7 @@ async def connect(proxy: Proxy) -> Pair:
 
 
 async def said(pair: Pair, message: bytes = MESSAGE) -> bytes:
-    """What comes back of a message."""
+    """The part of a message that comes back."""
     reader, writer = pair
     writer.write(message)
     async with asyncio.timeout(PATIENCE):
@@ -113,7 +113,7 @@ async def test_what_is_lost_one_way_arrives_the_other(
         while not connection.is_holed:
             await asyncio.sleep(0.01)
     assert connection.holes == {way}
-    # What was lost stays lost: the connection does not outlive it.
+    # Lost bytes stay lost: the connection does not outlive it.
     link[0].change(Weather())
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await said(pair)

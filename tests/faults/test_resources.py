@@ -1,4 +1,4 @@
-"""What counts as growing and as leaking, by samples and logs that are made up."""
+"""The rules for growth and leaks, tried on samples and logs that are made up."""
 
 from collections.abc import Callable
 from dataclasses import replace

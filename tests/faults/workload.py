@@ -35,7 +35,7 @@ _KINDS = {
 
 
 class Workload:
-    """What one user asks, one after the other: the same for the same seed."""
+    """The questions of one user, one after the other: the same for the same seed."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Workload:
                 return [self._ask(kind, is_new=kind == "talk" and rng.random() < 0.3)]
             case "choices" | "logprobs" | "structure" | "tool" | "upload":
                 made = self._ask("single", is_new=rng.random() < 0.5)
-                # The door at which an image can be uploaded, and a token is told.
+                # The API that takes uploads of images, and gives tokens.
                 return [replace(made, protocol="grpc", form=cast("Form", kind))]
             case "long":
                 return [self._ask(rng.choice(("long", "text")), is_new=False)]

@@ -2,9 +2,10 @@
 
     python -m tests.fuzz [--seconds 600] [--seed 0]
 
-Images go through the readers of gateway and encoder in this process, first with a seed and then
-led by atheris, while a whole stack of real processes starts, to which all else goes. What breaks is
-kept under tests/fuzz/regressions, where a test replays it, and ends the run with exit code 1.
+Images go through the readers of gateway and encoder in this process, first with a seed and then led
+by atheris, while a whole stack of real processes starts, to which all else goes. Inputs that break
+something are kept under tests/fuzz/regressions, where a test replays it, and ends the run with exit
+code 1.
 """
 
 import argparse
@@ -39,11 +40,11 @@ from tests.support.stack.service import Service, serve
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / ".cache" / "fuzz" / "images"
-# Of the time, in tenths.
+# Shares of the time, in tenths.
 SEEDED, GUIDED, OPENAI, SCHEMA, HTTP, CHAT, ENCODER, DECODER = 1, 2, 1, 2, 1, 1, 1, 1
 TENTHS = 10
 CONTEXT_LENGTH = 512
-# Of a process that has answered thousands of requests.
+# The time of a process that has answered thousands of requests.
 MAX_GROWTH_BYTES = 1 << 30
 
 
@@ -52,7 +53,7 @@ def fuzz(seconds: float, seed: int) -> bool:
     tenth = seconds / TENTHS
     began = time.monotonic()
     pool = ThreadPoolExecutor(1)
-    # Of both, each waits for a process of its own most of the time.
+    # Each of both waits for a process of its own most of the time.
     looking = pool.submit(images, tenth, seed)
     with (
         pool,

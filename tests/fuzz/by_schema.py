@@ -26,11 +26,11 @@ from tests.fuzz.pictures import originals
 from tests.support.openapi import EVENTS, PATH, Described, events_of
 
 KIND = "content-type"
-# What is said of a field that may ask for nothing.
+# The description of a field that may ask for nothing.
 NOTHING = "Not supported."
 # So many of a route's right ones, then of its wrong ones, and then those of the next.
 EXAMPLES = 6
-# What is answered, whatever else is asked for.
+# The fields that every answered body has.
 ASKED = [{"role": "user", "content": "What is this?"}]
 PICTURE = f"data:image/png;base64,{base64.b64encode(originals()['png RGB']).decode()}"
 SHOWN = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}]}]
@@ -42,7 +42,7 @@ MOST = {
     "min_tokens": 1,
     "n": 2,
 }
-# What bounds the answers of a route.
+# The field that bounds the answers of a route.
 SHORT = {
     CHAT: "max_tokens",
     "/v1/completions": "max_tokens",
@@ -77,7 +77,7 @@ async def fuzz_by_schema(
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request to a route, as a regression file has it. Of the body, surrogates are bytes."""
+    """A request to a route, as a regression file has it. Surrogates of the body are bytes."""
 
     method: str
     route: str

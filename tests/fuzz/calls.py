@@ -49,13 +49,13 @@ CLEAN = frozenset(
 )
 
 
-# What this client says of a call that was answered, and over, before its second message was sent.
+# This client's words for a call that was answered, and over, before its second message was sent.
 UNSENT = "Internal error from Core"
 REGRESSIONS = Path(__file__).parent / "regressions"
 
 
 def replayed(name: str) -> list[bytes]:
-    """What has shown a mistake once."""
+    """Inputs that have shown a mistake once."""
     return [path.read_bytes() for path in sorted((REGRESSIONS / name).glob("*"))]
 
 
@@ -130,7 +130,8 @@ async def good_answer(http: httpx.AsyncClient) -> str:
     return str(choices[0]["message"]["content"])
 
 
-# What the last event of a stream has: OpenAI's, that of a response, that of Anthropic's messages.
+# The text in the last event of a stream: OpenAI's, that of a response, that of Anthropic's
+# messages.
 ENDS = (
     "data: [DONE]",
     "event: response.completed",
@@ -151,7 +152,7 @@ ANTHROPIC_KINDS = {
 
 
 def problem_of(response: httpx.Response) -> str | None:
-    """What an answer has that none must have."""
+    """The parts of an answer that none may have."""
     status = response.status_code
     if status == 200 and response.headers["content-type"].startswith("text/event-stream"):
         if not any(end in response.text for end in ENDS):
@@ -380,7 +381,7 @@ async def _ended(
         for payload in payloads:
             yield payload
 
-    # Whatever the method takes and gives, here it is bytes both ways.
+    # Every method takes and gives bytes here.
     method: Any = channel.stream_stream(path)
     call = method(requests(), timeout=DEADLINE)
     left = MAX_RESPONSES

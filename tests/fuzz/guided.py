@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.guided DIRECTORY -max_total_time=60
 
-What is found on the way is kept in the directory and begun with the next time; what breaks is put
-among the regressions. Other arguments are libFuzzer's.
+Findings on the way are kept in the directory and begun with the next time; inputs that break
+something are put among the regressions. Other arguments are libFuzzer's.
 """
 
 import random

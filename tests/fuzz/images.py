@@ -1,8 +1,9 @@
-"""What must hold of any bytes that are shown as an image.
+"""The rules for any bytes that are shown as an image.
 
     python -m tests.fuzz.images [--count 100000] [--seed 0]
 
-What breaks is kept under tests/fuzz/regressions, and ends the run with exit code 1.
+Inputs that break something are kept under tests/fuzz/regressions, and ends the run with exit code
+1.
 """
 
 import argparse
@@ -71,7 +72,7 @@ class Images:
         self._spec = spec
 
     def check(self, data: bytes) -> str:
-        """What became of it. Raises Broken, or whatever else should not be raised."""
+        """Its outcome. Raises Broken, or whatever else should not be raised."""
         try:
             header = read_header(data)
         except BadHeader:
@@ -166,7 +167,8 @@ def replayed() -> list[Path]:
 def fuzz_images(
     spec: VisionSpec, seed: int, *, count: int | None = None, seconds: float | None = None
 ) -> Counter[str]:
-    """So many files, or for so long. What breaks is kept among the regressions, and raised."""
+    """So many files, or for so long. Inputs that break something are kept among the regressions,
+    and raised."""
     mutator, ended = Mutator(seed, list(originals().values())), Counter[str]()
     until = None if seconds is None else time.monotonic() + seconds
     under = Images(spec)

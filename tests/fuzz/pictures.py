@@ -68,7 +68,7 @@ def behind(data: bytes) -> bytes:
 
 
 def originals() -> dict[str, bytes]:
-    """By what they are; each of them whole, and cut short."""
+    """Files by their kind; each of them whole, and cut short."""
     frames = [picture(seed) for seed in range(3)]
     deep = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30))
     more: dict[str, Any] = {"save_all": True, "append_images": frames[1:]}

@@ -181,7 +181,7 @@ COUNTED: dict[str, Callable[[int], chat_pb2.Chat]] = {
     "CHOICES": lambda count: chosen(*["a"] * count),
     "CHOICE_LENGTH": lambda count: chosen("a" * count),
 }
-# What the decoder bounds, too.
+# The values that the decoder bounds, too.
 IN_BOTH = {
     "STOP",
     "STOP_LENGTH",

@@ -1,4 +1,4 @@
-"""What the gateway tells of a request: its line in the log, its spans."""
+"""The traces of a request at the gateway: its line in the log, its spans."""
 
 import asyncio
 from collections.abc import Iterator

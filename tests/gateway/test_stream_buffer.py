@@ -45,7 +45,7 @@ class Source:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has read one event was slow over it."""
+    """A reader that has read one event was slow over it."""
     monkeypatch.setattr(stream_buffer, "SLOW_SECONDS", -1.0)
 
 

@@ -131,7 +131,7 @@ async def test_both_serve_and_one_that_is_killed_is_replaced(
         os.kill(min(first), signal.SIGKILL)
         await eventually(lambda: len(running.workers() - first) == 1, 120)
         async with running.stubs(CONNECTIONS) as stubs:
-            # Whoever accepts answers: there is no moment at which one that loads is called.
+            # The worker that accepts answers: there is no moment at which one that loads is called.
             await asyncio.gather(*(stub.Complete(REQUEST) for stub in stubs))
 
         async def both() -> bool:
@@ -142,7 +142,7 @@ async def test_both_serve_and_one_that_is_killed_is_replaced(
         async with asyncio.timeout(120):
             while not await both():
                 await asyncio.sleep(0.1)
-        # What the dead one had counted still counts, and its permits do not.
+        # The counts of the dead one still count, and its permits do not.
         assert await running.value("pixtral_gateway_requests_total", code="OK") > completed
         assert await running.value("pixtral_gateway_permits_limit") == 65
 
@@ -222,7 +222,7 @@ async def test_ready_once_all_serve(model_dir: Path, tmp_path: Path, unused_tcp_
 
 
 async def _health(address: str) -> int:
-    """What it says as soon as it says anything."""
+    """Its first answer."""
     async with asyncio.timeout(180):
         while True:
             async with grpc.aio.insecure_channel(address) as channel:

@@ -40,7 +40,7 @@ from tests.hostile.verdict import (
 )
 
 CALM_SECONDS = 8.0
-# Of an attack that needs no longer.
+# Seconds of an attack that needs no longer.
 SECONDS = 2.5
 # Within which the innocent tenant must be served as before.
 RECOVERY_SECONDS = 15.0
@@ -118,7 +118,7 @@ class Run:
         began = time.monotonic()
         task = asyncio.ensure_future(attack.run(ground))
         while not task.done() and time.monotonic() < began + seconds:
-            # What is broken need not be broken further.
+            # A service that is broken need not be broken further.
             if self._stack.ended() or any(
                 memory.peak[tier] > most for tier, most in BOUNDS_MIB.items()
             ):
@@ -193,12 +193,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.hostile", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--minutes", type=float, help="of attacks; default: seconds each")
+    parser.add_argument("--minutes", type=float, help="minutes of attacks; default: seconds each")
     parser.add_argument("--only", default="", help="attacks with this in their names")
     parser.add_argument("--keep", type=Path, help="where the logs stay")
     given = parser.parse_args()
     logging.disable(logging.ERROR)
-    # What is started ends in order, Redis too.
+    # All that was started ends in order, Redis too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     attacks = [each for each in ATTACKS if given.only in each.name]
     if not attacks:

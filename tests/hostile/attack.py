@@ -1,4 +1,4 @@
-"""What an attack is, and what it has to work with."""
+"""An attack, and the means that it has."""
 
 import asyncio
 import time

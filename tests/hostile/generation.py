@@ -1,4 +1,4 @@
-"""Attacks by what is asked of the model."""
+"""Attacks through requests to the model."""
 
 import asyncio
 import json

@@ -17,13 +17,14 @@ LARGEST_MESSAGE = 64 * MIB
 SIDE = 8000
 # A field that no message of ours has.
 UNKNOWN_FIELD = 1999
-# Of a megabyte each, once they are inflated. As many as fit into a file take five times as long.
+# They have a megabyte each, once they are inflated. As many as fit into a file take five times as
+# long.
 PROFILES = 4000
 
 
 @dataclass(frozen=True, slots=True)
 class Payloads:
-    """What the attacks send, made once.
+    """The payloads of the attacks, made once.
 
     Attributes:
         names: a health check's request whose name takes all of a message, packed.

@@ -34,7 +34,7 @@ TIERS = ("gateway", "encoder", "decoder")
 MOST_MIB = 6144
 
 HAS_DECODE_BYTES = "decode_bytes" in EncoderSettings.model_fields
-# What each tier may take, in MiB: docs/security.md adds it up from these settings.
+# The memory that each tier may take, in MiB: docs/security.md adds it up from these settings.
 BOUNDS_MIB = {"gateway": 2048, "encoder": 3328, "decoder": 4096}
 SETTINGS = {
     "gateway": (f"--max-concurrent-image-bytes={512 * MIB}",),
@@ -216,7 +216,7 @@ class Stack:
             self.left_over += [
                 path.name
                 for path in self._temporary.iterdir()
-                # What torch has compiled, for the next start.
+                # The results of torch's compiler, for the next start.
                 if not path.name.startswith("torchinductor_")
             ]
         shutil.rmtree(self._temporary, ignore_errors=True)

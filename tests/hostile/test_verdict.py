@@ -1,4 +1,4 @@
-"""What counts as harm, by observations that are made up."""
+"""The rules for harm, tried on observations that are made up."""
 
 from dataclasses import replace
 

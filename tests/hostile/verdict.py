@@ -13,7 +13,7 @@ ANSWERED = "OK"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one request of the innocent tenant, on the monotonic clock."""
+    """The outcome of one request of the innocent tenant, on the monotonic clock."""
 
     kind: str
     began: float
@@ -23,7 +23,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Observed:
-    """What was seen while an attack ran.
+    """The observations while an attack ran.
 
     Attributes:
         answers: those that were under way at some time of it.
@@ -65,7 +65,7 @@ def by_kind(answers: Iterable[Answer]) -> dict[str, list[float]]:
 
 
 def allowed(calm: Mapping[str, float]) -> dict[str, float]:
-    """Of each kind of request, the seconds within which 99 in 100 must be answered."""
+    """The seconds within which 99 in 100 of each kind of request must be answered."""
     return {kind: max(LEAST_SECONDS, MOST_TIMES_SLOWER * seconds) for kind, seconds in calm.items()}
 
 

@@ -37,7 +37,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def another_gateway(service: Service, tmp_path: Path) -> Callable[..., Tier]:
-    """One more before the same tiers, to be told more flags, and entered."""
+    """One more before the same tiers, to get more flags, and to be entered."""
     flags = {
         "model-dir": str(MODEL),
         "listen": "127.0.0.1:0",

@@ -15,7 +15,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "pixtral-mini"
 MAX_IMAGE_BYTES = 1_000_000
-# What the browser itself writes to its console of an answer that is an error, or none.
+# The browser's own lines in its console about an answer that is an error, or none.
 FAILED = "Failed to load resource: "
 
 _numbers = itertools.count(time.time_ns())
@@ -87,7 +87,7 @@ def answer_of(turn: Locator) -> Locator:
 
 
 def told_of(turn: Locator, name: str) -> Locator:
-    """What a turn's timeline says of that."""
+    """The text of a turn's timeline about that."""
     entry = turn.get_by_role("figure").locator("dl > div")
     return entry.filter(has=turn.page.locator("dt", has_text=name)).locator("dd")
 

@@ -122,7 +122,7 @@ async def test_a_file_that_is_refused_wears_the_reason(tab: Tab) -> None:
     await expect(worn).to_contain_text("bad.png")
     await expect(tab.problem).to_contain_text("bad.png was refused")
     await expect(tab.turns).to_have_count(0)
-    # What was asked is not lost, and goes without it.
+    # The question is not lost, and goes without it.
     await expect(tab.question).to_have_value("What word is printed?")
     await worn.get_by_role("button", name="Remove bad.png").click()
     await tab.question.press("Enter")

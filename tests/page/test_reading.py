@@ -1,4 +1,4 @@
-"""What is told beside the answer: code, the exported file, a screen reader's words, the key."""
+"""The page's texts beside the answer: code, the exported file, a screen reader's words, the key."""
 
 import asyncio
 import hashlib
@@ -23,7 +23,7 @@ NAME = "it's a $(street).png"
 
 
 async def _code(tab: Tab, way: str) -> str:
-    """What the button copies."""
+    """The text that the button copies."""
     await tab.page.get_by_role("tab", name=way).click()
     await tab.page.get_by_role("button", name="Copy").click()
     copied: str = await tab.page.evaluate("navigator.clipboard.readText()")

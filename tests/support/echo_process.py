@@ -18,7 +18,7 @@ from tests.support.echo_tier import Context, EchoTier
 
 class Settings(ProcessSettings):
     start: Literal["ready", "awaits", "blocks", "refuses", "breaks"] = Field(
-        "ready", description="What the tier's start does."
+        "ready", description="The work of the tier's start."
     )
     failure: Path | None = Field(None, description="The tier fails once this file exists.")
     stopped: Path | None = Field(None, description="File that the tier's stop makes.")

@@ -197,7 +197,7 @@ def permits() -> float:
 
 
 def closed(model_dir: Path, **more: Any) -> GatewaySettings:
-    """Of a gateway that nothing is behind."""
+    """Settings of a gateway that has nothing behind it."""
     return GatewaySettings(
         listen="127.0.0.1:0",
         http_listen="127.0.0.1:0",

@@ -68,7 +68,7 @@ def assistant(*parts: chat_pb2.ContentPart) -> chat_pb2.Message:
 def calls(
     *made: tuple[str, str, str], parts: Iterable[chat_pb2.ContentPart] = ()
 ) -> chat_pb2.Message:
-    """What an assistant calls: ids, names and arguments."""
+    """The calls of an assistant: ids, names and arguments."""
     return chat_pb2.Message(
         role=chat_pb2.ROLE_ASSISTANT,
         content=parts,

@@ -163,7 +163,7 @@ class Http2Sender:
         self._socket.sendall(frame(DATA, END_STREAM, 1))
 
     def wait(self, seconds: float = 20) -> bytes:
-        """What the server says at the call's end, headers and trailers as they are."""
+        """The server's answer at the call's end, headers and trailers as they are."""
         deadline = time.monotonic() + seconds
         while not self.has_ended and time.monotonic() < deadline:
             self.read(0.05)

@@ -31,7 +31,7 @@ async def ask(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
 
 
 async def stream(http: httpx.AsyncClient, **fields: Any) -> list[str]:
-    """What stands behind each `data:`."""
+    """The text behind each `data:`."""
     body = {"messages": HELLO, "stream": True} | fields
     async with http.stream("POST", CHAT, json=body) as response:
         assert response.status_code == 200

@@ -1,4 +1,4 @@
-"""What a process in the test's own would have written to its log."""
+"""The lines that a process within the test's own would have written to its log."""
 
 import asyncio
 import json

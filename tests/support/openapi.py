@@ -1,4 +1,4 @@
-"""What a gateway's /openapi.json says, for tests to hold it to."""
+"""A gateway's /openapi.json, for tests to hold it to."""
 
 import json
 from functools import cache
@@ -19,14 +19,14 @@ class Described:
         self._validator = cache(self._made)
 
     def body_problem(self, path: str, body: Any) -> str | None:
-        """What is wrong with a body that is sent there."""
+        """The fault of a body that is sent there."""
         content = self.document["paths"][path]["post"]["requestBody"]["content"]
         return self._problem(content[JSON]["schema"], body)
 
     def answer_problem(
         self, method: str, path: str, response: httpx.Response | httpx2.Response
     ) -> str | None:
-        """What is wrong with an answer, but for the events of a stream. It has been read."""
+        """The fault of an answer, but for the events of a stream. It has been read."""
         told = self.document["paths"][path][method]["responses"].get(str(response.status_code))
         if told is None:
             return f"{response.status_code} is not among the statuses"
@@ -42,11 +42,11 @@ class Described:
         return None
 
     def problem(self, name: str, value: Any) -> str | None:
-        """What is wrong with a value that is to be of that schema."""
+        """The fault of a value that must follow that schema."""
         return self._problem({"$ref": f"#/components/schemas/{name}"}, value)
 
     def event_problem(self, path: str, event: Any) -> str | None:
-        """What is wrong with the data of an event of a stream from there."""
+        """The fault of the data of an event of a stream from there."""
         content = self.document["paths"][path]["post"]["responses"]["200"]["content"]
         return self._problem(content[EVENTS]["schema"]["contentSchema"], event)
 

@@ -34,7 +34,7 @@ class RedisServer:
         return self.url_at(f"127.0.0.1:{self.port}")
 
     def url_at(self, address: str) -> str:
-        """Of what forwards to it."""
+        """The port of what forwards to it."""
         return f"redis://{f':{self.password}@' if self.password else ''}{address}/0"
 
     @property

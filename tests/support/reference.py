@@ -199,7 +199,8 @@ class Reference:
     def logprobs(
         self, token_ids: list[int], images: list[NDArray[np.float32]], answer: list[int]
     ) -> Tensor:
-        """What each token of `answer` was picked from: log-probabilities (tokens, vocabulary)."""
+        """The log-probabilities that each token of `answer` was picked from, (tokens,
+        vocabulary)."""
         caches = [KVCache() for _ in range(self.params["n_layers"])]
         inputs, start = self._inputs(token_ids, images), 0
         rows = []

@@ -26,7 +26,7 @@ class Trend:
 
 
 def trend(name: str, times: list[float], values: list[float]) -> Trend:
-    """What the Theil-Sen slope adds from the first of these times to the last."""
+    """The growth of the Theil-Sen slope from the first of these times to the last."""
     slopes = [
         (b - a) / (later - earlier)
         for (earlier, a), (later, b) in combinations(zip(times, values, strict=True), 2)

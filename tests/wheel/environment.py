@@ -14,7 +14,7 @@ from tools.install import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# What an environment is for, and the lock that it is made from. No environment is made for the
+# The purpose of an environment, and the lock that it is made from. No environment is made for the
 # decoder: vLLM is too large to install for each run.
 LOCKS = {"encoder": "encoder", "gateway": "gateway", "cli": "cli", "base": "client"}
 

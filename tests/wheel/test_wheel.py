@@ -19,7 +19,7 @@ PACKAGES = {
     *("pixtral", "pixtral_cli", "pixtral_client", "pixtral_core"),
     *(f"pixtral_{tier}" for tier in TIERS),
 }
-# What each environment must be able to import, whole.
+# The packages that each environment must be able to import, whole.
 IMPORTABLE = {
     "base": ("pixtral", "pixtral_client", "pixtral_cli"),
     "cli": ("pixtral", "pixtral_client", "pixtral_cli"),

@@ -33,6 +33,7 @@ from tools.deploy.fit import (
     tiers_scale,
 )
 from tools.deploy.guide import PAGE, commands_can_be_typed
+from tools.deploy.helm import CHART, render
 from tools.deploy.images import (
     bytecode_is_kept,
     command_line_needs_no_extra,
@@ -55,6 +56,7 @@ from tools.deploy.manifests import (
 )
 from tools.deploy.objects import Object, Rule
 from tools.deploy.rollout import (
+    certificates_can_change,
     gpus_have_memory,
     host_memory_fits,
     jobs_let_releases_through,
@@ -101,6 +103,7 @@ EVERYWHERE: tuple[Rule, ...] = (
     nodes_hold_the_pods,
     weights_are_chosen,
     probes_prove_an_answer,
+    certificates_can_change,
     names_resolve,
     names_are_fixed,
     ports_say_their_protocol,
@@ -139,13 +142,24 @@ OPTIONAL: dict[str, tuple[Rule, ...]] = {
 def faults_of_overlays() -> Iterator[str]:
     """Those of each overlay alone, of it with its weights, and of it with each component."""
     for overlay in OVERLAYS:
+        objects = applied(overlay)
         for rule in RULES[overlay]:
-            yield from (f"{overlay}: {fault}" for fault in rule(applied(overlay)))
+            yield from (f"{overlay}: {fault}" for fault in rule(objects))
         yield from (f"{overlay}: {fault}" for fault in jobs_let_releases_through(build(overlay)))
     for component, rules in OPTIONAL.items():
         objects = with_component("production", component)
         for rule in rules:
             yield from (f"production with {component}: {fault}" for fault in rule(objects))
+
+
+def faults_of_chart() -> Iterator[str]:
+    """Those of the Helm chart for each of its files of values."""
+    volume: Object = {"kind": "PersistentVolumeClaim", "metadata": {"name": "models"}}
+    for path in sorted((CHART / "ci").glob("*.yaml")):
+        values = yaml.safe_load(path.read_text("utf-8"))
+        objects = render(values, release="pixtral", namespace="pixtral")
+        for rule in EVERYWHERE if path.stem == "laptop-values" else (*EVERYWHERE, *SAFE):
+            yield from (f"{path.name}: {fault}" for fault in rule([*objects, volume]))
 
 
 def faults_beside_overlays() -> Iterator[str]:
@@ -173,8 +187,15 @@ def main(directory: Path | None) -> int:
             (directory / f"{overlay}.yaml").write_text(yaml.safe_dump_all(objects), "utf-8")
         seen |= {json.dumps(obj, sort_keys=True): obj for obj in objects}
         print(f"{overlay}: {len(objects)} objects, {len(RULES[overlay]) + 1} rules")
+    for path in sorted((CHART / "ci").glob("*.yaml")):
+        values = yaml.safe_load(path.read_text("utf-8"))
+        objects = render(values, release="pixtral", namespace="pixtral")
+        if directory is not None:
+            (directory / f"helm-{path.stem}.yaml").write_text(yaml.safe_dump_all(objects), "utf-8")
+        seen |= {json.dumps(obj, sort_keys=True): obj for obj in objects}
     faults = [
         *faults_of_overlays(),
+        *faults_of_chart(),
         *faults_beside_overlays(),
         *(
             f

@@ -1,5 +1,5 @@
-// Checks custom resources against their own types: KEDA's and the Prometheus operator's, as
-// @kubernetes-models has generated them from these projects' Go.
+// Checks custom resources against their own types, those of KEDA, the Prometheus operator, the Gateway
+// API and cert-manager, as @kubernetes-models has generated them from these projects' Go.
 //
 //     node tools/deploy/custom_resources.mjs < objects.json
 //
@@ -8,10 +8,14 @@
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 
+import { Certificate } from "@kubernetes-models/cert-manager/cert-manager.io/v1/Certificate";
+import { GRPCRoute } from "@kubernetes-models/gateway-api/gateway.networking.k8s.io/v1/GRPCRoute";
+import { HTTPRoute } from "@kubernetes-models/gateway-api/gateway.networking.k8s.io/v1/HTTPRoute";
 import { ScaledObject } from "@kubernetes-models/keda/keda.sh/v1alpha1/ScaledObject";
 import { PodMonitor } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/PodMonitor";
+import { PrometheusRule } from "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/PrometheusRule";
 
-const TYPES = { ScaledObject, PodMonitor };
+const TYPES = { Certificate, GRPCRoute, HTTPRoute, PodMonitor, PrometheusRule, ScaledObject };
 
 /** The fault of an object, or null; undefined where its type is unknown here. */
 export function violation(object) {

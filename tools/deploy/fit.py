@@ -101,6 +101,9 @@ def _least_replicas(objects: Objects, deployment: Object) -> int:
     for scaled in of_kind(objects, "ScaledObject"):
         if scaled["spec"]["scaleTargetRef"]["name"] == name_of(deployment):
             return int(scaled["spec"]["minReplicaCount"])
+    for scaler in of_kind(objects, "HorizontalPodAutoscaler"):
+        if scaler["spec"]["scaleTargetRef"]["name"] == name_of(deployment):
+            return int(scaler["spec"]["minReplicas"])
     return int(deployment["spec"].get("replicas", 1))
 
 

@@ -52,10 +52,14 @@ def with_component(overlay: str, component: str) -> list[Object]:
         return [*_built(Path(made)), *_built(K8S / "weights")]
 
 
-def _built(directory: Path) -> list[Object]:
+@functools.cache
+def _text(directory: Path) -> str:
     command = [*builder(), str(directory)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return list(yaml.safe_load_all(text))
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _built(directory: Path) -> list[Object]:
+    return list(yaml.safe_load_all(_text(directory)))
 
 
 @functools.cache

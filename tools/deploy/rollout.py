@@ -156,6 +156,17 @@ def weights_are_chosen(objects: Objects) -> Iterator[str]:
             yield f"Job {name_of(job)} stays when it has ended, and cannot be applied again"
 
 
+def certificates_can_change(objects: Objects) -> Iterator[str]:
+    """Kubernetes brings a changed Secret into a pod only where the whole volume is mounted."""
+    for workload in workloads(objects):
+        secrets = {v["name"] for v in pod_of(workload).get("volumes", ()) if "secret" in v}
+        for container in containers_of(workload):
+            for mount in container.get("volumeMounts", ()):
+                if mount["name"] in secrets and "subPath" in mount:
+                    where = f"{workload['kind']} {name_of(workload)}"
+                    yield f"{where}: {mount['mountPath']} stays as it was when its Secret changes"
+
+
 def probes_prove_an_answer(objects: Objects) -> Iterator[str]:
     """`redis-cli ping` ends with 0 where the password is wrong, but for -e."""
     for deployment in of_kind(objects, "Deployment"):

@@ -99,7 +99,10 @@ def network_is_closed(objects: Objects) -> Iterator[str]:
     policies = of_kind(objects, "NetworkPolicy")
     if not any(p["spec"]["podSelector"] == {} and _is_closed(p["spec"]) for p in policies):
         yield "no NetworkPolicy closes everything first"
-    pods = {name_of(workload): labels_of(workload) for workload in workloads(objects)}
+    pods = {
+        labels_of(workload).get("app.kubernetes.io/name", name_of(workload)): labels_of(workload)
+        for workload in workloads(objects)
+    }
     for callee, port in ((callee, port) for callee, ports in PORTS.items() for port in ports):
         if callee not in pods:
             continue

@@ -36,6 +36,11 @@ class ClientTls:
     private_key: Path | None = None
     server_name: str | None = None
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that a channel reads when it is opened."""
+        return tuple(filter(None, (self.ca, self.certificate, self.private_key)))
+
 
 def open_channel(address: str, tls: ClientTls | None) -> grpc.aio.Channel:
     """A channel to host:port, which connects when first used. `tls` None is plaintext.

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -22,7 +21,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from pixtral_core.errors import StartupError
 from pixtral_core.server import health
-from pixtral_core.server.channel import MAX_MESSAGE_BYTES, read_pem
+from pixtral_core.server.channel import MAX_MESSAGE_BYTES
 from pixtral_core.server.grpc_interceptor import CallInterceptor, EarlyCheck, Gate
 from pixtral_core.server.grpc_options import SERVER
 from pixtral_core.server.health import NOT_SERVING, SERVING, Health, health_server
@@ -296,6 +295,8 @@ class _Chassis:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._health_server = health_server(self._health)
         serve_reflection((*tier.services, health.SERVICE), self._server)
+        # gRPC calls it back for each handshake, and keeps no reference.
+        self._credentials: grpc.ServerCredentials | None = None
         self._http: SideServer | None = None
         if isinstance(tier, ServesHttp):
             self._http = tier.http_server(self._gate, self._tracer)
@@ -307,8 +308,10 @@ class _Chassis:
         """
         if not self._shares_ports:
             self._metrics = start_metrics_server(self._settings.metrics_listen)
+        certificate = self._settings.server_certificate
+        self._credentials = certificate.credentials() if certificate else None
         addresses = Addresses(
-            bind(self._server, self._settings.listen, _credentials(self._settings)),
+            bind(self._server, self._settings.listen, self._credentials),
             self._metrics.address if self._metrics is not None else "",
             await self._http.open() if self._http is not None else None,
         )
@@ -371,28 +374,6 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
     except RuntimeError:
         raise StartupError(f"cannot listen on {listen}") from None
     return f"{listen.rpartition(':')[0]}:{port}"
-
-
-def _credentials(settings: ProcessSettings) -> grpc.ServerCredentials | None:
-    certificate, private_key = settings.tls_certificate, settings.tls_private_key
-    if certificate is None or private_key is None:
-        return None
-    pair = (read_pem(private_key), read_pem(certificate))
-    try:
-        # gRPC itself would only fail every handshake.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            certificate, private_key, password=b""
-        )
-    except (ssl.SSLError, ValueError):
-        raise StartupError(
-            f"{private_key} is not the private key, without a password, of {certificate}"
-        ) from None
-    client_ca = settings.tls_client_ca
-    return grpc.ssl_server_credentials(
-        [pair],
-        root_certificates=None if client_ca is None else read_pem(client_ca),
-        require_client_auth=client_ca is not None,
-    )
 
 
 def write_addresses(path: Path, addresses: Addresses) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from pixtral_core.errors import StartupError
+from pixtral_core.server.certificates import WatchedFiles
 from pixtral_core.settings import DNS_SCHEME
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ class Group(Generic[M]):
 
     A target host:port is one member. dns:///name:port stands for one at each address of the name,
     which is looked up every few seconds. A new address joins. One that is gone gets no new work,
-    and is closed `linger_seconds` later. A lookup that fails changes nothing.
+    and is closed `linger_seconds` later. A lookup that fails changes nothing. When `files` change,
+    which a member reads as it is made, each of these members gets a successor.
 
     `make` takes host:port and, for one found behind a name, the name.
     """
@@ -59,12 +61,14 @@ class Group(Generic[M]):
         *,
         linger_seconds: float = 0.0,
         resolve: Resolve = resolve,
+        files: WatchedFiles | None = None,
     ) -> None:
         targets = tuple(targets)
         self._names = [t.removeprefix(DNS_SCHEME) for t in targets if t.startswith(DNS_SCHEME)]
         self._make = make
         self._linger_seconds = linger_seconds
         self._resolve = resolve
+        self._files = files
         self._members = [make(t, None) for t in targets if not t.startswith(DNS_SCHEME)]
         self._tasks: dict[M, asyncio.Task[None]] = {}
         self._lookups: list[asyncio.Task[None]] = []
@@ -95,8 +99,16 @@ class Group(Generic[M]):
     async def _follow(self, name: str, watch: Watch[M]) -> None:
         host, _, port = name.rpartition(":")
         members: dict[str, M] = {}
+        replaced: list[M] = []
         has_failed = False
         while True:
+            if members:
+                for member in replaced:
+                    self._leave(member)
+                replaced = []
+            if self._files is not None and self._files.changed():
+                # They go at a later lookup, when their successors have answered a handshake.
+                replaced, members = [*replaced, *members.values()], {}
             try:
                 found = await self._resolve(host.strip("[]"), int(port))
             except (OSError, UnicodeError) as error:

@@ -37,7 +37,7 @@ async def reading(url: str, max_connections: int = 4) -> AsyncIterator[ValueRead
 
 
 class Received:
-    """Keeps what it is told."""
+    """Keeps what it gets."""
 
     def __init__(self) -> None:
         self.memories: list[memoryview] = []

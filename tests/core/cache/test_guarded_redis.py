@@ -61,7 +61,7 @@ async def test_mistake_in_a_call_is_raised(redis: GuardedRedis) -> None:
 
 
 def test_connections_that_were_reset_cost_no_more_than_the_time_of_it() -> None:
-    # On the loop that the tiers run on: what a reset is told by differs from asyncio's own.
+    # On the loop that the tiers run on: its error for a reset differs from asyncio's own.
     uvloop.run(resets())
 
 

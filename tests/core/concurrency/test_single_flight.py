@@ -6,7 +6,7 @@ from pixtral_core.concurrency.single_flight import SingleFlight
 
 
 class Work:
-    """Counts its runs; each waits to be told how to end."""
+    """Counts its runs; each waits for its end."""
 
     def __init__(self) -> None:
         self.runs = 0

@@ -8,7 +8,7 @@ from pixtral_core.concurrency.turns import Turns
 
 
 class Work:
-    """Pieces of work, each of which goes on until it is told to end."""
+    """Pieces of work, each of which goes on until the test ends it."""
 
     def __init__(self, most: int) -> None:
         self.turns = Turns(most)
@@ -80,7 +80,7 @@ async def test_one_that_is_cancelled_takes_no_turn(is_next: bool) -> None:
     waiting = await work.start("a2")
     await work.start("b1")
     if is_next:
-        # Its turn has come, and it has not been told yet.
+        # Its turn has come, and it does not know yet.
         work._ends["a1"].set()
         await asyncio.sleep(0)
     waiting.cancel()

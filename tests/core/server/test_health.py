@@ -12,7 +12,7 @@ from tests.support.echo_tier import SERVICE, EchoTier, health_stub
 
 
 async def first_of(channel: grpc.aio.Channel, name: str = "") -> int:
-    """The first status that a watcher is told, who goes on watching."""
+    """The first status that a watcher gets, which goes on watching."""
     watch = health_stub(channel).Watch(health_pb2.HealthCheckRequest(service=name))
     status: int = (await watch.read()).status
     return status

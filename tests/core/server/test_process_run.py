@@ -85,7 +85,7 @@ async def test_what_was_loaded_is_not_looked_through_for_garbage(tmp_path: Path)
         async with open_channel(addresses["grpc"], None) as channel:
             await becomes(health_stub(channel), SERVING, SERVICE)
             stream = EchoStub(channel).stream(StringValue(value="frozen"))
-            # What is imported by itself is more.
+            # An import of the whole is more.
             assert int((await read_message(stream)).value) > 10_000
 
 

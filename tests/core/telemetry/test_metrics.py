@@ -12,7 +12,7 @@ from pixtral_core.telemetry.metrics import start_metrics_server
 
 
 def test_scrape_names_the_release_and_holds_no_times_of_creation() -> None:
-    Counter("test_scrapes_total", "of this test").inc()
+    Counter("test_scrapes_total", "counts for this test").inc()
     server = start_metrics_server("127.0.0.1:0")
     try:
         with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=60) as response:

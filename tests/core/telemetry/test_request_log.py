@@ -85,7 +85,7 @@ async def test_a_call_that_fails_is_told_by_its_code_and_its_id_comes_with_the_s
     assert (line["code"], line["request_id"]) == (code, "mine")
     assert line.get("reason") == ("INVALID_FIELD" if value == "!" else None)
     assert "secret" not in "".join(lines.text) + json.dumps(lines.json)
-    # Whatever else was logged on the way can be found by the same id.
+    # The same id finds all other lines that were logged on the way.
     assert {entry["request_id"] for entry in lines.json if entry["level"] == "error"} <= {"mine"}
 
 

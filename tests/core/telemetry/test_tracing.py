@@ -166,7 +166,7 @@ async def test_work_that_calls_share_is_in_the_first_ones_trace_and_the_others_l
         second = asyncio.ensure_future(stub.unary(StringValue(value="second")))
         (flight,) = flights._flights.values()
         await waiters(flight, 2)
-        # Whoever began it leaves: the work goes on for the other, and still is not its own.
+        # The caller that began it leaves: the work goes on for the other, and still is not its own.
         first.cancel()
         await waiters(flight, 1)
         release.set()
@@ -214,7 +214,7 @@ async def test_the_sampler_is_the_standard_ones(
         )
     # The server is closed, and has sent what it had to.
     assert bool(received.spans) is is_sent
-    # Other tiers are told of the decision, and do not begin a trace of their own.
+    # Other tiers learn of the decision, and do not begin a trace of their own.
     (headers,) = handed_on
     assert dict(headers)["traceparent"].startswith(f"00-{TRACE_ID}-")
     assert dict(headers)["traceparent"].endswith("-01" if is_sent else "-00")

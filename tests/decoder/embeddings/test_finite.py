@@ -27,7 +27,7 @@ def test_every_kind_of_value_is_told_as_torch_tells_it(
     finite = torch.isfinite(torch.frombuffer(bytearray(bits), dtype=torch_dtype)).numpy()
     assert 0 < np.count_nonzero(~finite) < np.count_nonzero(finite)
     assert is_finite(memoryview(bits[finite].tobytes()), dtype)
-    # Of both signs.
+    # They have both signs.
     among = np.concatenate([bits[finite][:500], bits[finite][-500:]])
     assert is_finite(memoryview(among.tobytes()), dtype)
     for pattern in bits[~finite]:

@@ -82,7 +82,7 @@ async def test_where_none_can_be_had_there_is_none(
 
     monkeypatch.setattr("os.memfd_create", full)
     assert made.take(SIZE) is None
-    # Neither is there a spare, of which nobody is told.
+    # Neither is there a spare, which no caller learns of.
     made.refill_soon(SIZE)
     async with asyncio.timeout(SECONDS):
         while len(asked) < 2:

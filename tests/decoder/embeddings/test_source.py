@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +16,8 @@ from pixtral_core.cache.embedding_key import EmbeddingKey, from_proto
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.model.vision_spec import Grid
+from pixtral_core.server.certificates import ServerCertificate
+from pixtral_core.server.channel import ClientTls
 from pixtral_core.telemetry.request_log import Call
 from pixtral_core.telemetry.tracing import start_tracing
 from pixtral_decoder.embeddings.memory_files import SPARES
@@ -22,6 +25,7 @@ from pixtral_decoder.embeddings.source import EmbeddingMissing, EmbeddingSource,
 from pixtral_decoder.request import ImagePlace
 from tests.decoder.memory import until
 from tests.decoder.prompts import WIDTH, eventually, key_of, store, values, wire
+from tests.support.certificate_authority import Authority
 from tests.support.redis_server import RedisServer
 from tests.support.stack.span_collector import collector
 
@@ -79,7 +83,11 @@ async def peer() -> AsyncIterator[Peer]:
 
 @asynccontextmanager
 async def source_of(
-    url: str, cache_bytes: int = 1 << 20, seconds: float = 60.0, allow_insecure: bool = False
+    url: str,
+    cache_bytes: int = 1 << 20,
+    seconds: float = 60.0,
+    allow_insecure: bool = False,
+    tls: ClientTls | None = None,
 ) -> AsyncIterator[EmbeddingSource]:
     source = EmbeddingSource(
         store=EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.F32),
@@ -87,7 +95,7 @@ async def source_of(
             width=WIDTH,
             dtype=DType.F32,
             seconds=seconds,
-            tls=None,
+            tls=tls,
             allow_insecure=allow_insecure,
         ),
         dtype=DType.F32,
@@ -228,6 +236,29 @@ async def test_an_encoder_off_this_machine_is_asked_over_tls_alone(
     assert peer.servicer.calls == 0
     async with source_of(redis.url, allow_insecure=True) as source:
         assert torch.equal((await source.get(image)).tensor, tensor)
+
+
+async def test_an_encoder_is_shown_the_certificate_that_is_on_disk_now(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    ours, others = Authority(tmp_path, "ours"), Authority(tmp_path, "others")
+    servicer = EncoderWithValues()  # type: ignore[abstract]
+    server = grpc.aio.server()
+    encoder_pb2_grpc.add_EncoderServiceServicer_to_server(servicer, server)
+    mutual = ServerCertificate(*ours.issue("encoder"), ours.ca).credentials()
+    peer = Peer(f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', mutual)}", servicer)
+    await server.start()
+    key, tensor = key_of("a"), values(GRID)
+    servicer.values[key] = wire(key, tensor, GRID)
+    tls = ClientTls(ours.ca, *others.issue("decoder"))
+    async with source_of(redis.url, tls=tls) as source:
+        with pytest.raises(EmbeddingMissing):
+            await source.get(peer.image(key))
+
+        ours.issue("decoder")
+
+        assert torch.equal((await source.get(peer.image(key))).tensor, tensor)
+    await server.stop(None)
 
 
 async def test_an_encoder_that_hangs_is_given_up(redis: RedisServer, peer: Peer) -> None:

@@ -87,7 +87,7 @@ async def test_prompt_logprobs_are_an_adapters_own(served: Served, poet: Referen
         for token, row, each in zip(prompt.token_ids[1:], expected, told, strict=True):
             assert each.chosen.token_id == token
             assert each.chosen.logprob == pytest.approx(float(row[token]), abs=2e-3)
-            # Of a random model's many tokens some are nearly as likely as this one.
+            # Some of a random model's many tokens are nearly as likely as this one.
             surer, as_sure = (int((row > row[token] + by).sum()) + 1 for by in (2e-3, -2e-3))
             assert surer <= each.chosen.rank <= as_sure
             assert each.top[0].logprob == pytest.approx(float(row.max()), abs=2e-3)

@@ -46,7 +46,7 @@ async def served(checkpoint: Path, redis_server: RedisServer) -> AsyncIterator[S
 
 
 async def test_vllms_sockets_are_where_they_are_removed(served: Served) -> None:
-    # By `serving`, which sees to it that they are.
+    # `serving` sees to it that they are removed.
     assert any(each.is_socket() for each in sockets_of(served.engine).iterdir())
 
 
@@ -214,7 +214,7 @@ async def test_a_cancelled_call_stops_the_engine(served: Served) -> None:
     async with asyncio.timeout(30):
         while await served.admitted():
             await asyncio.sleep(0.01)
-    # The engine answers the next one, and has made nothing like what it was asked for.
+    # The engine answers the next one, and has made far fewer tokens than were asked for.
     await served.answer(served.prompt(BOS, INST, 1020, END_INST))
     assert await served.generated() - before < 8000
     assert "vllm:num_requests_running{" in await served.metrics()
@@ -290,7 +290,7 @@ async def test_an_embedding_that_is_nowhere_is_named(served: Served) -> None:
 
 
 async def test_the_engine_tells_when_it_has_dropped_an_image(served: Served) -> None:
-    """What this side's record says is held, and the engine's process does not hold."""
+    """This side's record says that the engine's process holds it, and it does not."""
     from pixtral_decoder.engine.inputs import embedding_item
 
     images = served.engine._parts.images

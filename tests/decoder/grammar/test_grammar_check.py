@@ -1,4 +1,5 @@
-"""What an answer cannot be held to, or only at everybody's cost, does not get to vLLM's loop."""
+"""A structure that no answer can be held to, or only at everybody's cost, stays out of vLLM's
+loop."""
 
 import json
 import warnings

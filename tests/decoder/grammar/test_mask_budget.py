@@ -1,4 +1,4 @@
-"""What tenants' structured outputs may take of the engine's time."""
+"""The engine's time that tenants' structured outputs may take."""
 
 import pytest
 

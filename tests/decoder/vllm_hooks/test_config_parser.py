@@ -63,7 +63,7 @@ def test_a_decoder_takes_vllms_own_format_without_a_warning(
         config_parser.register("pixtral-params", is_decoders=True)
         assert not [record for record in records if record.levelno > logging.INFO]
         assert config.get_config_parser("mistral").__class__ is config_parser.ParamsParser
-        # Of any other format, vLLM still warns.
+        # vLLM still warns about any other format.
         config_parser.register("pixtral-params", is_decoders=False)
         assert [record for record in records if record.levelno > logging.INFO]
     finally:

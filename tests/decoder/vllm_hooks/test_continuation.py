@@ -46,7 +46,7 @@ def spoken(tokenizer: Any) -> list[int]:
 def undisturbed(
     tokenizer: Any, sampling: Sampling, tokens: Sequence[int], prompt: Sequence[int] = PROMPT
 ) -> list[str]:
-    """What vLLM streams after each token."""
+    """The text that vLLM streams after each token."""
     request: Any = SimpleNamespace(
         request_id="whole",
         prompt_token_ids=list(prompt),

@@ -29,7 +29,7 @@ class Core:
 
 @pytest.fixture
 def llm(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Of vLLM's frontend what its end needs."""
+    """The part of vLLM's frontend that its end needs."""
     # It takes vLLM's metrics off the process's page.
     monkeypatch.setattr(async_llm, "shutdown_prometheus", lambda: None)
     llm: Any = object.__new__(type("Frontend", (AsyncLLM,), {"__del__": lambda _: None}))

@@ -40,7 +40,7 @@ if __name__ == "__main__":
 """
 
 
-# By any of these a process learns of its parent's end.
+# Each of these tells a process of its parent's end.
 WATCHES = re.compile("parent_death|death_pipe|PDEATHSIG|getppid|parent_process|pidfd_open")
 
 

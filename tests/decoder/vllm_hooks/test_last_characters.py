@@ -54,7 +54,7 @@ def within(tokenizer: Any) -> list[int]:
 
 
 def streamed(tokenizer: Any, tokens: Sequence[int], stop: tuple[str, ...] = ()) -> list[str]:
-    """What vLLM streams after each token."""
+    """The text that vLLM streams after each token."""
     request: Any = SimpleNamespace(
         request_id="one",
         prompt_token_ids=PROMPT,

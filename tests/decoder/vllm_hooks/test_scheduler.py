@@ -144,7 +144,7 @@ class Ahead:
         return steps
 
     def step(self) -> dict[str, int]:
-        """What the next step takes, by request; then the one before it ends."""
+        """The tokens that the next step takes, by request; then the one before it ends."""
         ended, output = self._under_way, self.scheduler.schedule()
         requests = self.scheduler.requests
         # Whose prompt the step completes is known as it begins.
@@ -291,7 +291,7 @@ class Watched:
     reference: Reference
 
     def steps(self) -> list[dict[str, int]]:
-        """What each step since the last call took, by request."""
+        """The tokens that each step since the last call took, by request."""
         lines = self.seen.read_text().splitlines()
         self.seen.write_text("")
         return [json.loads(line) for line in lines]
@@ -354,7 +354,7 @@ async def test_a_long_prompt_is_one_step_and_small_ones_where_an_answer_waits(
     assert all(step["stream"] == 1 for step in pieces)
     assert max(sum(step.values()) for step in by_name) == AWAITED_TOKENS
 
-    # What is taken together makes no difference to the answer.
+    # The requests of a step make no difference to the answer.
     assert beside == whole == watched.reference.generate(prompt.token_ids, [], 8)
 
 

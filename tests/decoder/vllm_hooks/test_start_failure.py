@@ -51,7 +51,7 @@ def test_the_first_exception_is_the_cause(vllm_logger: logging.Logger) -> None:
                 vllm_logger.exception("EngineCore failed to start.")
         assert cause() == "ValueError: the kernel lacks"
     assert start_failure.CAUSE not in os.environ
-    # What fails once the engine has started is nobody's to read.
+    # Nobody reads a failure once the engine has started.
     vllm_logger.error("later", exc_info=RuntimeError("later"))
 
 

@@ -15,7 +15,7 @@ from pixtral_core.hooks import HookBroken, header
 from pixtral_decoder.vllm_hooks import supported
 
 PACKAGE = Path(pixtral_decoder.__file__).parent
-# What vLLM offers to others; the rest is for hooks.
+# The modules that vLLM offers to others; the rest is for hooks.
 PUBLIC = {
     "vllm",
     "vllm.config",

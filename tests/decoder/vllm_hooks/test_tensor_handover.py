@@ -23,7 +23,7 @@ from tests.support.upstream import assert_still_there
 
 
 class Encoder:
-    """Of vLLM's encoder of messages what is touched."""
+    """The part of vLLM's encoder of messages that the hook touches."""
 
     oob_tensor_consumer: Any = None
 
@@ -124,7 +124,7 @@ def _mapping(address: int) -> str:
 async def test_a_large_tensor_crosses_vllms_messages_as_a_number(
     pair: Pair, serial_utils: Any
 ) -> None:
-    """By vLLM's own encoder and decoder, and not by what the tests take these for."""
+    """vLLM's own encoder and decoder do it, and not a test's idea of them."""
     one = embedding(8)
     encoder = serial_utils.MsgpackEncoder(oob_tensor_consumer=pair.handover)
     with pair.handover.offering([one]):

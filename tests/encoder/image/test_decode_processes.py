@@ -99,7 +99,7 @@ def test_one_that_only_waits_is_ended_by_the_clock(process: DecodeProcess) -> No
 
 
 def test_the_time_is_each_images_own(process: DecodeProcess) -> None:
-    """What a process has taken for others is not counted for the last one."""
+    """The memory that a process took for others does not count for the last one."""
     for _ in range(3):
         process.decode(job_of(LARGE), LARGE)
     with pytest.raises(DecodeTimeout) as late:

@@ -53,7 +53,7 @@ def test_a_file_that_is_all_parts_is_too_much_work(name: str) -> None:
     ("data", "scans"),
     [
         (scanned(100 - SCANS), 100),
-        # What a telephone has behind a picture, or in it, is no scan.
+        # The data that a telephone puts behind a picture, or in it, is no scan.
         (JPEG + b"\xff\xda" * 1000, 1),
         (JPEG[:2] + segment(0xE2, b"\xff\xda" * 1000) + JPEG[2:], 1),
         (BEGIN + chunk(b"teSt") * 10_000 + REST, 1),
@@ -73,7 +73,7 @@ INFLATING = {
     "colour profiles": chunk(b"iCCP", b"icc\0\0" + BOMB),
     "compressed text": chunk(b"zTXt", TEXT),
     "compressed international text": chunk(b"iTXt", b"key\0\1\0\0\0" + BOMB),
-    # Of these Pillow forgets to count what they inflate to.
+    # Pillow forgets to count what these inflate to.
     "compressed text with a wrong checksum": chunk(b"zTXt", TEXT[:-4] + b"\0\0\0\0"),
 }
 

@@ -75,7 +75,7 @@ BAD_FILES = {
 @pytest.mark.parametrize("name", BAD_FILES)
 async def test_a_bad_file_is_the_requests_fault(preprocessor: Preprocessor, name: str) -> None:
     data, reason = BAD_FILES[name]
-    # What is bad and quickly found is not remembered.
+    # A bad file that is quickly found is not remembered.
     for _ in range(2):
         with pytest.raises(InvalidRequest) as refused:
             await preprocessor.pixels(await opened_by(preprocessor, data))

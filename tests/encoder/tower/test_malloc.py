@@ -9,7 +9,7 @@ import pytest
 
 MODEL = Path(__file__).parents[3] / "models" / "pixtral-mini"
 
-# Of its own: what malloc was told is the whole process's.
+# A process of its own: malloc's settings are the whole process's.
 PROGRAM = """
 import resource, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -39,5 +39,5 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 4)
 def test_a_batch_hardly_asks_the_system_for_memory() -> None:
     command = [sys.executable, "-c", PROGRAM, str(MODEL)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True)
-    # Pages. By itself glibc has it ask for 1,500 to 16,000.
+    # Pages. glibc's default has it ask for 1,500 to 16,000.
     assert int(ran.stdout) < 1000

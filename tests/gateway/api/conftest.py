@@ -37,7 +37,7 @@ async def http(client: Client, documents: list[Described]) -> AsyncIterator[http
         async def check(response: httpx.Response) -> None:
             request, path = response.request, response.request.url.path
             if response.status_code == 200 and path in described.document["paths"]:
-                # What is sent piece by piece is gone.
+                # A body that is sent piece by piece is gone.
                 with suppress(httpx.RequestNotRead):
                     told = described.document["paths"][path].get(request.method.lower(), {})
                     if "requestBody" in told:

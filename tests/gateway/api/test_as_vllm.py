@@ -1,4 +1,4 @@
-"""What vLLM's own request models take is answered, in the form of vLLM's own answers."""
+"""Requests that vLLM's own models take are answered, in the form of vLLM's own answers."""
 
 import warnings
 from typing import Any
@@ -16,7 +16,7 @@ from tests.support.http_chat import (
 )
 
 Model = type[pydantic.BaseModel]
-# By route, what is asked.
+# The request of each route.
 ASKED: dict[str, dict[str, Any]] = {
     "/v1/completions": {
         "prompt": ["Hi", "Ho"],

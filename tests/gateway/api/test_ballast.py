@@ -1,4 +1,4 @@
-"""What a request carries that nobody needs is dropped before its answer begins."""
+"""Parts of a request that nobody needs are dropped before its answer begins."""
 
 import asyncio
 import ctypes
@@ -22,7 +22,7 @@ UNKNOWN = b"\xc2\x3e" + b"\x80\x80\x80\x03"
 
 
 def resident() -> int:
-    # What was freed is not the process's any more.
+    # Freed memory is not the process's any more.
     ctypes.CDLL(None).malloc_trim(0)
     memory: int = psutil.Process().memory_info().rss
     return memory

@@ -197,7 +197,7 @@ async def test_a_call_is_streamed_and_told_whole(
     assert last.completion.usage == whole.completion.usage
     assert list(choice.token_ids) == [TOOL_CALLS, 1001, 1001, 1001, 2]
 
-    # What was called is answered with what it was told.
+    # The function that was called is answered with its arguments.
     answered = [
         HELLO,
         chat_pb2.Message(role=chat_pb2.ROLE_ASSISTANT, tool_calls=choice.tool_calls),
@@ -416,7 +416,7 @@ async def test_a_full_gateway_refuses_before_it_parses(
     held = [client.stub.StreamComplete(request) for _ in range(16)]
     for call in held:
         await call.read()
-    # What it cannot read it would refuse otherwise.
+    # It would refuse otherwise what it cannot read.
     for method, malformed in (("Complete", b"\xff"), ("StreamComplete", b"\xff")):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await client.raw(method, malformed)

@@ -92,7 +92,7 @@ async def test_a_page_of_another_origin_may_ask_where_a_setting_names_it(
         base_url="http://localhost", transport=httpx.ASGITransport(app)
     ) as http:
         preflight = await http.options(CHAT, headers=asked)
-        # What is refused can be read, too.
+        # Refusals can be read, too.
         refused = await http.get("/health", headers={"origin": PAGE})
     allow = "access-control-allow-origin"
     assert (preflight.status_code == 200) is is_let_in

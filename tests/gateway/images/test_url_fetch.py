@@ -47,7 +47,7 @@ class Origin:
 
 
 class Names:
-    """What a name is looked up as: the next of the answers each time, the last for ever."""
+    """The addresses of a name: the next of the answers each time, the last for ever."""
 
     def __init__(self, *answers: Sequence[str]) -> None:
         self.answers = list(answers)

@@ -1,4 +1,4 @@
-"""Whatever mistral_common takes is taken and encoded to the same tokens; what it refuses is not."""
+"""Every list that mistral_common takes is taken and encoded to the same tokens; others are not."""
 
 import base64
 import random

@@ -98,7 +98,7 @@ def test_who_is_alone_may_have_all() -> None:
 def test_images_of_running_requests_are_held_up_to_a_limit() -> None:
     admission = Admission(8, Tenants(None), max_image_bytes=100)
     with admission.permit(Tenant("a"), 1) as first:
-        # What is alone has room, whatever its size.
+        # A request that is alone has room, whatever its size.
         first.reserve(300)
         with admission.permit(Tenant("a"), 1) as second:
             second.reserve(0)

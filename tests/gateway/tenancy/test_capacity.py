@@ -60,7 +60,7 @@ async def test_the_limit_follows_the_decoders_and_takes_no_permit_away(
         assert admission.in_use == 20
         with pytest.raises(Overloaded), admission.permit(tenant, 0):
             pass
-        # What was possible a moment ago is not a mistake of the client's now.
+        # A request that was possible a moment ago is not a mistake of the client's now.
         with pytest.raises(Overloaded), admission.permit(tenant, 0, 20):
             pass
         await decoders[1].start()
@@ -75,6 +75,6 @@ async def test_without_a_decoder_the_limit_stays_as_it_was() -> None:
     sizing = asyncio.create_task(follow_capacity(admission, []))
     await asyncio.sleep(0)
 
-    # So that what is not there is told of as that, and not as overload.
+    # The error then says that a decoder is missing, and not that there is overload.
     assert admission.limit == 8
     sizing.cancel()

@@ -434,6 +434,7 @@ def test_workers_have_one_limit_of_each_kind(tmp_path: Path) -> None:
     for each in (first, second):
         with pytest.raises(Overloaded, match="tokens"):
             each.check_room()
-    # What another worker took before the limit changed is not taken from the new one.
+    # The amount that another worker took before the limit changed does not count against the new
+    # one.
     second.limit(read.model_copy(update={"tokens_per_minute": 200}))
     second.check_room()

@@ -1,9 +1,11 @@
 import asyncio
 import socket
+from pathlib import Path
 
 import pytest
 
 from pixtral_core.errors import StartupError
+from pixtral_core.server.certificates import WatchedFiles
 from pixtral_core.server.channel import open_channel
 from pixtral_gateway.upstream import discovery
 from pixtral_gateway.upstream.discovery import Group, resolve
@@ -92,6 +94,28 @@ async def test_name_that_cannot_be_looked_up_changes_nothing() -> None:
 
     assert list(group) == [member]
     assert not member.retired
+    await group.stop()
+
+
+async def test_members_get_successors_when_the_files_that_they_read_change(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "tls.crt"
+    file.write_text("old")
+    group = Group(
+        ["dns:///encoder:2"], Member, resolve=Names("10.0.0.1"), files=WatchedFiles((file,))
+    )
+    group.start(Member.watch, asyncio.Event())
+    await eventually(lambda: addresses(group))
+    (old,) = group
+
+    file.write_text("another")
+
+    await eventually(lambda: old.retired and old.closed)
+    (new,) = group
+    assert new is not old
+    assert new.address == old.address
+    assert new.watched
     await group.stop()
 
 

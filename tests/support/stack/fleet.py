@@ -44,7 +44,7 @@ class Tier:
         **environment: str,
     ) -> None:
         """`file_name` is what its log and address are called by, if not the module."""
-        # Of its own: one that was started before may have left its address.
+        # A file of its own: an earlier process may have left its address.
         name = f"{file_name or module}.{next(_numbers)}"
         self._log = directory / f"{name}.log"
         self._address_file = directory / f"{name}.json"
@@ -121,7 +121,7 @@ def _connects(target: str) -> bool:
 
 
 class Names:
-    """What a gateway of `gateway_by_names` finds behind the names of the tiers."""
+    """The addresses that a gateway of `gateway_by_names` finds behind the names of the tiers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

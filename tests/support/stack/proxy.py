@@ -23,13 +23,13 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 @dataclass(slots=True)
 class Weather:
-    """What a link does to all that passes; the default is nothing.
+    """The effect of a link on all that passes; the default is none.
 
     Attributes:
         latency: seconds that each byte takes more.
         bandwidth: bytes a second, each way.
         is_cut: connections are reset, and new ones too.
-        is_lost: what is sent arrives nowhere, and nobody is told: no FIN, no RST.
+        is_lost: what is sent arrives nowhere, and nobody learns of it: no FIN, no RST.
         lost_way: which way alone that is so: "there", from who has connected, or "back".
         reset_after: bytes, both ways together, after which a connection is reset.
         flip_every: one bit in about so many bytes is another.
@@ -76,15 +76,15 @@ class Link:
     connections: set[Connection] = field(default_factory=set)
 
     def change(self, weather: Weather) -> None:
-        """From now on. What is connected now stays, but for a cut; a connection whose bytes were
-        lost does not outlive the loss: its other end no longer knows it."""
+        """From now on. Connections of now stay, but for a cut; a connection whose bytes were lost
+        does not outlive the loss: its other end no longer knows it."""
         self.weather = weather
         for connection in tuple(self.connections):
             if weather.is_cut or any(not weather.loses(way) for way in connection.holes):
                 connection.reset()
 
 
-# Of a connection, by the port that it comes from: the link that it takes.
+# The link of each connection, by the port that it comes from.
 Classify = Callable[[int], Awaitable[Link]]
 
 

@@ -95,7 +95,7 @@ def tree(spans: list[SpanSeen]) -> str:
     return "\n".join(lines("", ""))
 
 
-# What tells of the request and not of the call.
+# Attributes about the request and not about the call.
 _SHOWN = re.compile(r"(?:pixtral|gen_ai\.usage)\.(.*)")
 
 

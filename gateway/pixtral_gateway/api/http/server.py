@@ -1,11 +1,14 @@
 """The HTTP server, on the event loop of the gateway's gRPC server."""
 
+import asyncio
+import logging
 import socket
 import ssl
 
 import uvicorn
 
 from pixtral_core.errors import StartupError
+from pixtral_core.server.certificates import ServerCertificate
 from pixtral_gateway.api.http import bounded_protocol
 from pixtral_gateway.api.http.bounded_protocol import BoundedProtocol
 from pixtral_gateway.api.http.cross_origin import allowing
@@ -15,8 +18,13 @@ from pixtral_gateway.settings import GatewaySettings
 
 # A client's pool of connections keeps one that is idle for less than that.
 KEEP_ALIVE_SECONDS = 75
+# Between two looks whether the certificate on disk has changed.
+CERTIFICATE_SECONDS = 10.0
 # The time that it may take to send what is written to clients that read.
 FLUSH_SECONDS = 1
+
+
+logger = logging.getLogger(__name__)
 
 
 class HttpServer:
@@ -27,6 +35,7 @@ class HttpServer:
         self._listen = listen
         self._settings = settings
         self._server: UvicornServer | None = None
+        self._following: asyncio.Task[None] | None = None
 
     async def open(self) -> str:
         """Binds and serves; returns host:port. Raises StartupError."""
@@ -51,12 +60,17 @@ class HttpServer:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server = UvicornServer(config)
         await self._server.start(listener)
+        certificate = self._settings.server_certificate
+        if certificate is not None and config.ssl is not None:
+            self._following = asyncio.create_task(_follow(certificate, config.ssl))
         return f"{host}:{listener.getsockname()[1]}"
 
     async def close(self) -> None:
         """Requests in flight end with an error that says so, and are cut off."""
         if self._server is None:
             return
+        if self._following is not None:
+            self._following.cancel()
         await self._app.end()
         await self._server.stop()
 
@@ -86,3 +100,16 @@ class HttpServer:
             # with its ids.
             reset_contextvars=True,
         )
+
+
+async def _follow(certificate: ServerCertificate, context: ssl.SSLContext) -> None:
+    """Gives new connections the certificate as it is on disk. One that cannot serve is logged."""
+    files = certificate.files()
+    while True:
+        await asyncio.sleep(CERTIFICATE_SECONDS)
+        if not files.changed():
+            continue
+        try:
+            certificate.reload(context)
+        except StartupError as error:
+            logger.warning("the certificate in use stays: %s", error)

@@ -19,6 +19,7 @@ from pixtral_core.cache.receiving import Arrival, Receiving, in_pieces, new_memo
 from pixtral_core.cache.wire_format import DamagedValue, DType, Embedding
 from pixtral_core.concurrency.single_flight import SingleFlight
 from pixtral_core.model.vision_spec import Grid
+from pixtral_core.server.certificates import WatchedFiles
 from pixtral_core.server.channel import ClientTls, open_channel
 from pixtral_core.settings import is_loopback
 from pixtral_core.telemetry.request_log import count, current_span, outgoing
@@ -44,7 +45,8 @@ class PeerEncoders:
     """Reads embeddings from the encoders that made them.
 
     Addresses come with requests: without `tls` one off this machine is dialled only where
-    `allow_insecure` is set. Channels are kept, at most 64, the least recently used closed.
+    `allow_insecure` is set. Channels are kept, at most 64, the least recently used closed. New
+    ones come when the files of `tls` change.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class PeerEncoders:
         self._tls = tls
         self._allow_insecure = allow_insecure
         self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+        self._files = WatchedFiles(() if tls is None else tls.paths)
+        self._closing: list[asyncio.Task[None]] = []
 
     async def fetch(
         self, key: EmbeddingKey, address: str, grid: Grid, arrival: Arrival[T]
@@ -106,8 +110,17 @@ class PeerEncoders:
         while self._channels:
             _, channel = self._channels.popitem()
             await channel.close()
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def _channel(self, address: str) -> grpc.aio.Channel:
+        if self._files.changed():
+            # Calls under way go on to their end, for at most as long as a call may take.
+            old, self._channels = self._channels, OrderedDict()
+            for each in old.values():
+                self._closing.append(asyncio.create_task(each.close(self._seconds)))
+            self._closing = [task for task in self._closing if not task.done()]
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = open_channel(address, self._tls)

@@ -468,7 +468,7 @@ async def test_the_key_comes_in_anthropics_header_or_in_openais(tmp_path: Path) 
 
 @pytest.fixture
 async def client_of_anthropic(client: Client) -> AsyncIterator[anthropic.AsyncAnthropic]:
-    """What it sends is as /openapi.json says."""
+    """Its requests are as /openapi.json says."""
     async with httpx.AsyncClient(base_url=client.url, trust_env=False) as http:
         described = Described((await http.get(PATH)).json())
 

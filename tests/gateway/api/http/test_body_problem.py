@@ -1,4 +1,4 @@
-"""What a field of a body must be, in plain words, and nothing of what it was."""
+"""Errors say in plain words what a field of a body must be, and nothing of what it was."""
 
 import json
 from typing import Any

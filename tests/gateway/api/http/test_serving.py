@@ -17,7 +17,7 @@ from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
 from pixtral_core.errors import StartupError
 from pixtral_core.server.process import running
-from pixtral_gateway.api.http import bounded_protocol
+from pixtral_gateway.api.http import bounded_protocol, server
 from pixtral_gateway.process import GatewayTier
 from pixtral_gateway.settings import GatewaySettings
 from tests.support.certificate_authority import Authority
@@ -343,6 +343,33 @@ async def test_grpc_goes_on_beside_it(http: httpx.AsyncClient, client: Client) -
         ),
     )
     assert whole.json()["choices"][0]["message"]["content"] == over_grpc.choices[0].text
+
+
+async def test_a_certificate_that_is_replaced_is_served_and_the_service_goes_on(
+    settings: GatewaySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CERTIFICATE_SECONDS", 0.02)
+    old, new = Authority(tmp_path, "old"), Authority(tmp_path, "new")
+    certificate, key = old.issue("server")
+    with_tls = settings.model_copy(update={"tls_certificate": certificate, "tls_private_key": key})
+
+    async def is_trusted(authority: Authority, address: str) -> bool:
+        context = ssl.create_default_context(cafile=str(authority.ca))
+        async with httpx.AsyncClient(verify=context, trust_env=False) as client:
+            try:
+                return (await client.get(f"https://{address}/version")).status_code == 200
+            except httpx.ConnectError:
+                return False
+
+    async with gateway(with_tls) as address:
+        assert await is_trusted(old, address)
+
+        new.issue("server")
+
+        async with asyncio.timeout(60):
+            while not await is_trusted(new, address):
+                await asyncio.sleep(0.02)
+        assert not await is_trusted(old, address)
 
 
 async def test_tls_is_that_of_grpc(settings: GatewaySettings, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What answers hold beside their text, and what a client can ask for of their form."""
+"""The parts of answers beside their text, and the forms that a client can ask for."""
 
 import json
 from typing import Any
@@ -245,7 +245,8 @@ async def test_a_client_can_send_back_whatever_it_got(
 
 @pytest.mark.parametrize("path", [CHAT, "/tokenize"])
 async def test_the_models_own_template_may_begin_anyhow(http: httpx.AsyncClient, path: str) -> None:
-    """What frameworks send: see `tests/gateway/prompt/test_message_lists.py` for all of it."""
+    """The messages of frameworks: see `tests/gateway/prompt/test_message_lists.py` for all of
+    it."""
     rule = {"role": "system", "content": "Be brief."}
     for messages in ([rule, rule, *HELLO], [*HELLO, *HELLO], [BEGUN[1], *HELLO], [*HELLO, rule]):
         response = await http.post(path, json={"messages": messages})

@@ -1,4 +1,4 @@
-"""What is refused over HTTP: in OpenAI's shape, by the field, with nothing of it repeated."""
+"""Refusals over HTTP: in OpenAI's shape, by the field, with nothing of it repeated."""
 
 import asyncio
 import base64

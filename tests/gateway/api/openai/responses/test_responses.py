@@ -498,7 +498,7 @@ async def test_no_more_images_than_may_be(http: httpx.AsyncClient) -> None:
 
 @pytest.fixture
 async def client_of_openai(client: Client) -> AsyncIterator[openai.AsyncOpenAI]:
-    """What it sends is as /openapi.json says."""
+    """Its requests are as /openapi.json says."""
     async with httpx.AsyncClient(base_url=client.url, trust_env=False) as http:
         described = Described((await http.get(PATH)).json())
 
