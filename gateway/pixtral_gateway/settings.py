@@ -5,9 +5,12 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, DirectoryPath, Field, FilePath, model_validator
 
+from pixtral_core.image.formats import DEFAULT_FORMATS
 from pixtral_core.limits import MESSAGE_BYTES
 from pixtral_core.settings import (
+    IMAGE_FORMATS_DESCRIPTION,
     Address,
+    ImageFormats,
     ModelSettings,
     PeerTlsSettings,
     RedisSettings,
@@ -136,11 +139,20 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         description="Hosts whose images are fetched by https URL: names, .example.org for all "
         "below it, name:port, or * for every public host; empty: no URL but data:.",
     )
+    image_url_http: bool = Field(
+        False,
+        description="Fetch images from those hosts by http URL, too, which anyone on the way can "
+        "read and change.",
+    )
     image_url_timeout_seconds: float = Field(
         5.0, gt=0, description="The longest that an image may take to be fetched."
     )
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="The largest image that is taken, as width times height."
+    )
+    image_formats: ImageFormats = Field(
+        DEFAULT_FORMATS,
+        description=IMAGE_FORMATS_DESCRIPTION,
     )
 
     @property

@@ -2,12 +2,20 @@
 
 import asyncio
 import base64
-import binascii
 import hashlib
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 from pixtral_core.errors import InvalidRequest
-from pixtral_core.image.header import BadHeader, ImageHeader, read_header
+from pixtral_core.image.formats import (
+    DEFAULT_FORMATS,
+    BadHeader,
+    ImageFormat,
+    why_unsupported,
+)
+from pixtral_core.image.header import ImageHeader, read_header
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_gateway.checks.conversation import ImageSource
 from pixtral_gateway.images.named_images import ImageSize
@@ -17,6 +25,11 @@ from pixtral_gateway.images.url_fetch import Fetcher
 OFFLOAD_BYTES = 256 << 10
 # So much can be thousands of segments, which take milliseconds.
 OFFLOAD_HEADER_BYTES = 32 << 10
+# A media type with its parameters has no more.
+MAX_HEAD = 1024
+
+_BASE64_HEAD = re.compile(r";[ ]*base64[ \t\n\f\r]*\Z", re.IGNORECASE)
+_WHITE_SPACE = {ord(each): None for each in " \t\n\f\r"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +50,25 @@ class ImageInput:
 
 
 class ImageReader:
-    """Reads images up to `max_bytes` of file and `max_pixels` of width times height.
+    """Reads images of `formats`, up to `max_bytes` of file and `max_pixels` of width times height.
 
     Without a fetcher, data: is the only kind of URL that is taken.
     """
 
     def __init__(
-        self, spec: VisionSpec, *, max_bytes: int, max_pixels: int, fetcher: Fetcher | None = None
+        self,
+        spec: VisionSpec,
+        *,
+        max_bytes: int,
+        max_pixels: int,
+        fetcher: Fetcher | None = None,
+        formats: Collection[ImageFormat] = DEFAULT_FORMATS,
     ) -> None:
         self._spec = spec
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._fetcher = fetcher
+        self._formats = formats
 
     async def read(self, source: ImageSource) -> ImageInput:
         """Raises InvalidRequest naming the source's field."""
@@ -68,21 +88,40 @@ class ImageReader:
         return ImageInput(data, sha256, header.width, header.height, grid, source.path)
 
     async def _from_url(self, url: str, path: str) -> bytes:
-        comma = url.find(",")
-        head, length = url[: max(comma, 0)], len(url) - comma - 1
-        if url[:5].lower() != "data:" and self._fetcher is not None:
-            return await self._fetcher.fetch(url, path)
-        if head[:5].lower() != "data:":
-            raise InvalidRequest(path, "only data: URLs are taken", "IMAGE_URL_NOT_ALLOWED")
-        if not head.lower().endswith(";base64"):
-            raise InvalidRequest(path, "the data: URL is not base64", "IMAGE_URL_NOT_ALLOWED")
-        self.check_size(length // 4 * 3 - url[-2:].count("="), path)
+        if url[:5].lower() != "data:":
+            if self._fetcher is not None:
+                return await self._fetcher.fetch(url, path)
+            raise InvalidRequest(
+                path,
+                "only data: URLs are taken: send the image in one, or have the operator name hosts "
+                "to fetch from by PIXTRAL_IMAGE_URL_HOSTS",
+                "IMAGE_URL_NOT_ALLOWED",
+            )
+        head, comma, _ = url[:MAX_HEAD].partition(",")
+        if not comma or _BASE64_HEAD.search(head) is None:
+            raise InvalidRequest(
+                path,
+                "the data: URL is not base64: it must begin as data:image/png;base64,",
+                "IMAGE_URL_NOT_ALLOWED",
+            )
         try:
-            if length > OFFLOAD_BYTES:
-                return await asyncio.to_thread(_decoded, url, comma + 1)
-            return _decoded(url, comma + 1)
-        except (binascii.Error, ValueError):
+            if len(url) > OFFLOAD_BYTES:
+                return await asyncio.to_thread(self._decoded, url, len(head) + 1, path)
+            return self._decoded(url, len(head) + 1, path)
+        except ValueError:
             raise InvalidRequest(path, "the base64 is malformed", "IMAGE_MALFORMED") from None
+
+    def _decoded(self, url: str, start: int, path: str) -> bytes:
+        """As WHATWG's data: URLs are read (https://fetch.spec.whatwg.org/#data-url-processor): with
+        white space anywhere, with or without padding, and with %3D for =. Raises ValueError."""
+        text = url[start:]
+        if "%" in text:
+            text = unquote_to_bytes(text).decode("ascii")
+        text = text.translate(_WHITE_SPACE)
+        if len(text) % 4 == 0:
+            text = text.removesuffix("=").removesuffix("=")
+        self.check_size(len(text) * 3 // 4, path)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
     def named(self, sha256: bytes, size: ImageSize, path: str) -> ImageInput:
         """An image of which only this is known. Raises InvalidRequest as `read` does."""
@@ -100,14 +139,14 @@ class ImageReader:
 
     def _header(self, data: bytes, path: str) -> ImageHeader:
         try:
-            header = read_header(data)
+            header = read_header(data, self._formats)
         except BadHeader as error:
             raise InvalidRequest(
                 path, f"the image is malformed: {error}", "IMAGE_MALFORMED"
             ) from None
         if header is None:
             raise InvalidRequest(
-                path, "not a PNG, JPEG, WebP or GIF image", "IMAGE_FORMAT_UNSUPPORTED"
+                path, why_unsupported(data, self._formats), "IMAGE_FORMAT_UNSUPPORTED"
             )
         self._check_pixels(header.width, header.height, path)
         return header
@@ -119,10 +158,6 @@ class ImageReader:
                 f"the image has {width}x{height} pixels, more than {self._max_pixels} in all",
                 "IMAGE_TOO_MANY_PIXELS",
             )
-
-
-def _decoded(url: str, start: int) -> bytes:
-    return base64.b64decode(url[start:], validate=True)
 
 
 def _sha256(data: bytes) -> bytes:

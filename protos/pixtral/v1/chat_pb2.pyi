@@ -134,7 +134,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_IMAGE_EMPTY: _ErrorReason.ValueType  # 20
     """INVALID_ARGUMENT. The image has no bytes. Send its file."""
     ERROR_REASON_IMAGE_FORMAT_UNSUPPORTED: _ErrorReason.ValueType  # 21
-    """INVALID_ARGUMENT. The file is no PNG, JPEG, WebP or GIF. Convert it."""
+    """INVALID_ARGUMENT. The file is of no format that the server takes. Convert it."""
     ERROR_REASON_IMAGE_MALFORMED: _ErrorReason.ValueType  # 22
     """INVALID_ARGUMENT. The file is truncated or damaged, or the `data:` URL is no base64. Send the
     whole file.
@@ -251,7 +251,7 @@ read in one way only.
 ERROR_REASON_IMAGE_EMPTY: ErrorReason.ValueType  # 20
 """INVALID_ARGUMENT. The image has no bytes. Send its file."""
 ERROR_REASON_IMAGE_FORMAT_UNSUPPORTED: ErrorReason.ValueType  # 21
-"""INVALID_ARGUMENT. The file is no PNG, JPEG, WebP or GIF. Convert it."""
+"""INVALID_ARGUMENT. The file is of no format that the server takes. Convert it."""
 ERROR_REASON_IMAGE_MALFORMED: ErrorReason.ValueType  # 22
 """INVALID_ARGUMENT. The file is truncated or damaged, or the `data:` URL is no base64. Send the
 whole file.
@@ -330,7 +330,9 @@ Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """An image: PNG, JPEG, WebP or GIF (its first frame)."""
+    """An image: PNG, JPEG, WebP, GIF, BMP, ICO or AVIF, and the formats that the operator adds; of a
+    file with several, the first frame, or the largest icon.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -341,7 +343,7 @@ class Image(_message.Message):
     """The encoded file."""
     url: _builtins.str
     """A `data:` URL with the encoded file in base64, or an `https://` URL of a host that the
-    gateway may fetch from.
+    gateway may fetch from. The base64 may have white space and no padding.
     """
     sha256: _builtins.str
     """The lower-case hexadecimal SHA-256 of an encoded file that the caller has sent as `data` or
