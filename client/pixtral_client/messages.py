@@ -7,6 +7,8 @@ string or a list of parts:
     {"type": "image_url", "image_url": {"url": URL}}    or "image_url": URL
     {"type": "image", "image": IMAGE}                   or IMAGE ("image_pil" names it too)
 
+An image may have OpenAI's "detail" beside its type or its URL: "low" shows it smaller to the model.
+
 URL is a `data:` or http(s) URL. IMAGE is a `pathlib.Path`, the bytes of an image file, a PIL image,
 what `put_image` gave back, or a URL. A file is read only where a `Path` says so, never for a
 string: a message list that came as JSON from elsewhere cannot name the files of this machine. It
@@ -34,6 +36,13 @@ _ROLES = {
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
     "tool": chat_pb2.ROLE_TOOL,
+}
+_DETAILS: dict[Any, chat_pb2.ImageDetail] = {
+    None: chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
+    "auto": chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
+    "low": chat_pb2.IMAGE_DETAIL_LOW,
+    "high": chat_pb2.IMAGE_DETAIL_HIGH,
+    "original": chat_pb2.IMAGE_DETAIL_HIGH,
 }
 _TEXT_TYPES = ("text", "input_text")
 _IMAGE_TYPES = ("image_url", "input_image", "image", "image_pil")
@@ -127,9 +136,15 @@ def _part(part: Any, where: str) -> chat_pb2.ContentPart:
     if kind in _IMAGE_TYPES:
         key = "image_url" if kind == "input_image" else kind
         source = part.get(key)
+        detail = part.get("detail")
         if isinstance(source, Mapping):
+            detail = source.get("detail", detail)
             source, key = source.get("url"), f"{key}.url"
-        return chat_pb2.ContentPart(image=to_image(source, f"{where}.{key}"))
+        if detail not in _DETAILS:
+            raise ValueError(f"{where}.detail must be auto, low or high, not {detail!r}")
+        image = to_image(source, f"{where}.{key}")
+        image.detail = _DETAILS[detail]
+        return chat_pb2.ContentPart(image=image)
     known = ", ".join(("text", *_IMAGE_TYPES))
     raise ValueError(f"{where}.type must be one of {known}, not {kind!r}")
 

@@ -232,7 +232,10 @@ class _Completion:
         self, request: Request, prompt: Prompt, images: Sequence[ImageInput], contract: Contract
     ) -> None:
         scope = request.tenant.name
-        self.keys = [EmbeddingKey(image.sha256, contract.fingerprint, scope) for image in images]
+        self.keys = [
+            EmbeddingKey(image.sha256, contract.fingerprint, scope, image.low_detail)
+            for image in images
+        ]
         self.wanted = dict(zip(self.keys, images, strict=True))
         self.located: dict[EmbeddingKey, Encoded] = {}
         self.has_begun = False

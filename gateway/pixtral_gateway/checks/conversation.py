@@ -18,13 +18,15 @@ class Role(StrEnum):
 class ImageSource:
     """An image as the client gave it: the file itself, a URL that holds it, or its 32-byte SHA-256.
 
-    `path` is the field that it came in, such as `messages[1].content[0].image.data`.
+    `path` is the field that it came in, such as `messages[1].content[0].image.data`. In low detail
+    it is shown smaller to the model.
     """
 
     path: str
     data: bytes = b""
     url: str | None = None
     sha256: bytes | None = None
+    low_detail: bool = False
 
 
 @dataclass(frozen=True, slots=True)

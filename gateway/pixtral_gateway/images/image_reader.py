@@ -38,6 +38,7 @@ class ImageInput:
 
     `width` and `height` are pixels of the upright image, `grid` the tokens that stand for
     it, `sha256` the 32-byte digest of the file; `path` is the request's field that it came in.
+    `low_detail` is False where low detail was asked for and leaves the image as large as it is.
     `data` is empty where the request named the image: `request_images` loads it where it is needed.
     """
 
@@ -47,6 +48,7 @@ class ImageInput:
     height: int
     grid: Grid
     path: str
+    low_detail: bool = False
 
 
 class ImageReader:
@@ -84,8 +86,8 @@ class ImageReader:
             sha256 = await asyncio.to_thread(_sha256, data)
         else:
             sha256 = _sha256(data)
-        grid = self._spec.grid(header.width, header.height)
-        return ImageInput(data, sha256, header.width, header.height, grid, source.path)
+        size = ImageSize(header.width, header.height, len(data))
+        return self._input(data, sha256, size, source)
 
     async def _from_url(self, url: str, path: str) -> bytes:
         if url[:5].lower() != "data:":
@@ -123,12 +125,25 @@ class ImageReader:
         self.check_size(len(text) * 3 // 4, path)
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
-    def named(self, sha256: bytes, size: ImageSize, path: str) -> ImageInput:
+    def named(self, sha256: bytes, size: ImageSize, source: ImageSource) -> ImageInput:
         """An image of which only this is known. Raises InvalidRequest as `read` does."""
-        self.check_size(size.nbytes, path)
-        self._check_pixels(size.width, size.height, path)
+        self.check_size(size.nbytes, source.path)
+        self._check_pixels(size.width, size.height, source.path)
+        return self._input(b"", sha256, size, source)
+
+    def again(self, image: ImageInput, source: ImageSource) -> ImageInput:
+        """The image as another field of the request names it, perhaps in another detail."""
+        size = ImageSize(image.width, image.height, len(image.data))
+        return self._input(image.data, image.sha256, size, source)
+
+    def _input(
+        self, data: bytes, sha256: bytes, size: ImageSize, source: ImageSource
+    ) -> ImageInput:
         grid = self._spec.grid(size.width, size.height)
-        return ImageInput(b"", sha256, size.width, size.height, grid, path)
+        low = self._spec.grid(size.width, size.height, low_detail=source.low_detail)
+        return ImageInput(
+            data, sha256, size.width, size.height, low, source.path, low_detail=low != grid
+        )
 
     def check_size(self, nbytes: int, path: str) -> None:
         """Raises InvalidRequest for more bytes than an image may have."""

@@ -43,6 +43,34 @@ ROLE_TOOL: Role.ValueType  # 4
 """The result of one of the tool calls in the assistant's message before it."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _ImageDetail:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImageDetailEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageDetail.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMAGE_DETAIL_UNSPECIFIED: _ImageDetail.ValueType  # 0
+    """As IMAGE_DETAIL_HIGH."""
+    IMAGE_DETAIL_LOW: _ImageDetail.ValueType  # 1
+    """At most half as wide and high as the model takes: a quarter of the tokens of a large image, and
+    small things in it are lost.
+    """
+    IMAGE_DETAIL_HIGH: _ImageDetail.ValueType  # 2
+    """As large as it is, or as the model takes."""
+
+class ImageDetail(_ImageDetail, metaclass=_ImageDetailEnumTypeWrapper):
+    """How large an image is shown to the model."""
+
+IMAGE_DETAIL_UNSPECIFIED: ImageDetail.ValueType  # 0
+"""As IMAGE_DETAIL_HIGH."""
+IMAGE_DETAIL_LOW: ImageDetail.ValueType  # 1
+"""At most half as wide and high as the model takes: a quarter of the tokens of a large image, and
+small things in it are lost.
+"""
+IMAGE_DETAIL_HIGH: ImageDetail.ValueType  # 2
+"""As large as it is, or as the model takes."""
+Global___ImageDetail: _TypeAlias = ImageDetail  # noqa: Y015
+
 class _ToolChoiceMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -339,6 +367,7 @@ class Image(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """The encoded file."""
     url: _builtins.str
@@ -350,16 +379,18 @@ class Image(_message.Message):
     by PutImage within the hour, or sends as `data` in the same request. NOT_FOUND with the
     reason IMAGE_NOT_FOUND and a field violation for each missing image asks for their files.
     """
+    detail: Global___ImageDetail.ValueType
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
         url: _builtins.str = ...,
         sha256: _builtins.str = ...,
+        detail: Global___ImageDetail.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "source", b"source", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "source", b"source", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "detail", b"detail", "sha256", b"sha256", "source", b"source", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["data", "url", "sha256"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015

@@ -129,6 +129,23 @@ async def test_the_formats_are_those_of_the_setting(spec: VisionSpec, form: Imag
     assert "PIXTRAL_IMAGE_FORMATS" in refused.message
 
 
+async def test_low_detail_has_a_grid_of_its_own_where_it_makes_the_image_smaller(
+    reader: ImageReader, spec: VisionSpec
+) -> None:
+    half = spec.max_image_size // 2
+    large, small = picture(spec.max_image_size, half), picture(half, 40)
+
+    shrunk = await reader.read(ImageSource(PATH, data=large, low_detail=True))
+    assert shrunk.grid == spec.grid(half, half // 2)
+    assert shrunk.low_detail
+    assert (shrunk.width, shrunk.height) == (spec.max_image_size, half)
+
+    for data, low in ((large, False), (small, True)):
+        image = await reader.read(ImageSource(PATH, data=data, low_detail=low))
+        assert image.grid == spec.grid(image.width, image.height)
+        assert not image.low_detail
+
+
 async def test_a_header_that_may_be_long_is_read_beside_the_event_loop(
     reader: ImageReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,10 +202,10 @@ def test_named_images_keep_to_the_same_limits(
     reader: ImageReader, spec: VisionSpec, size: ImageSize, reason: str
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        reader.named(bytes(32), size, PATH)
+        reader.named(bytes(32), size, ImageSource(PATH))
     assert refused.value.reason == reason
 
-    image = reader.named(bytes(32), ImageSize(333, 777, 100), PATH)
+    image = reader.named(bytes(32), ImageSize(333, 777, 100), ImageSource(PATH))
     assert image.grid == spec.grid(333, 777)
     assert (image.data, image.sha256, image.path) == (b"", bytes(32), PATH)
 

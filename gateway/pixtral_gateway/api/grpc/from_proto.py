@@ -29,6 +29,12 @@ TOOL_CHOICES: dict[int, ToolChoice] = {
     chat_pb2.TOOL_CHOICE_MODE_NONE: ToolChoice.NONE,
     chat_pb2.TOOL_CHOICE_MODE_REQUIRED: ToolChoice.REQUIRED,
 }
+# Whether an image is shown in low detail.
+DETAILS: dict[int, bool] = {
+    chat_pb2.IMAGE_DETAIL_UNSPECIFIED: False,
+    chat_pb2.IMAGE_DETAIL_LOW: True,
+    chat_pb2.IMAGE_DETAIL_HIGH: False,
+}
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -90,14 +96,18 @@ def _part(part: chat_pb2.ContentPart, path: str, role: int) -> str | ImageSource
 
 
 def _image(image: chat_pb2.Image, path: str) -> ImageSource:
+    if image.detail not in DETAILS:
+        raise InvalidRequest(f"{path}.detail", "must be low or high")
+    low = DETAILS[image.detail]
     match image.WhichOneof("source"):
         case "data":
-            return ImageSource(f"{path}.data", data=image.data)
+            return ImageSource(f"{path}.data", data=image.data, low_detail=low)
         case "url":
-            return ImageSource(f"{path}.url", url=image.url)
+            return ImageSource(f"{path}.url", url=image.url, low_detail=low)
         case "sha256":
             if not _SHA256.fullmatch(image.sha256):
                 raise InvalidRequest(f"{path}.sha256", "must be 64 of 0-9 and a-f")
-            return ImageSource(f"{path}.sha256", sha256=bytes.fromhex(image.sha256))
+            sha256 = bytes.fromhex(image.sha256)
+            return ImageSource(f"{path}.sha256", sha256=sha256, low_detail=low)
         case _:
             raise InvalidRequest(path, "must have data, a URL or a SHA-256")

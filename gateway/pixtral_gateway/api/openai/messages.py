@@ -1,6 +1,6 @@
 """OpenAI's message list as a conversation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixtral_core.errors import InvalidRequest
@@ -72,10 +72,11 @@ def _part(part: Any, path: str, role: Role) -> str | ImageSource:
     match part:
         case {"type": "text", "text": str(text)}:
             return text
-        case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
+        case {"type": "image_url", "image_url": {"url": str(url)} | str(url) as given}:
             if role is not Role.USER:
                 raise InvalidRequest(f"{path}.image_url", "only user messages may hold images")
-            return ImageSource(f"{path}.image_url", url=url)
+            low = isinstance(given, dict) and is_low_detail(given, f"{path}.image_url")
+            return ImageSource(f"{path}.image_url", url=url, low_detail=low)
         case {"type": "text", **rest}:
             raise InvalidRequest(f"{path}.text", f"must be a text, not {kind_of(rest.get('text'))}")
         case {"type": "image_url", **rest}:
@@ -91,6 +92,20 @@ def _part(part: Any, path: str, role: Role) -> str | ImageSource:
             raise InvalidRequest(f"{path}.type", "is needed: text or image_url")
         case _:
             raise InvalidRequest(path, f"must be an object with a type, not {kind_of(part)}")
+
+
+def is_low_detail(image: Mapping[str, Any], path: str) -> bool:
+    """Whether an image asks for OpenAI's low detail; the others are what the model takes at most.
+
+    Raises InvalidRequest.
+    """
+    match image.get("detail"):
+        case None | "auto" | "high" | "original":
+            return False
+        case "low":
+            return True
+        case _:
+            raise InvalidRequest(f"{path}.detail", "must be auto, low or high")
 
 
 def _unsupported(path: str) -> InvalidRequest:

@@ -21,10 +21,17 @@ ErrorType = Literal[
 ]
 
 
+Detail = Literal["auto", "low", "high", "original"]
+
+
 class ImageUrl(TypedDict):
-    """A `data:` URL in base64, or an `https:` one of a host that is allowed."""
+    """A `data:` URL in base64, or an `https:` one of a host that is allowed.
+
+    In low detail the image has at most half the model's largest width and height.
+    """
 
     url: str
+    detail: NotRequired[Detail | None]
 
 
 class TextPart(TypedDict):

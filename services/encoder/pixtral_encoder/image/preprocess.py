@@ -90,7 +90,7 @@ class Preprocessor:
         """Starts the processes. Raises NoProcess where one does not come up."""
         await self._processes.start()
 
-    async def open(self, data: bytes, sha256: bytes) -> OpenedImage:
+    async def open(self, data: bytes, sha256: bytes, *, low_detail: bool = False) -> OpenedImage:
         """Reads the header. Raises InvalidRequest."""
         if (reason := self._refused.get(sha256)) is not None:
             self._refused.move_to_end(sha256)
@@ -111,7 +111,8 @@ class Preprocessor:
                 f"the image has more than {self._max_pixels} pixels in all",
                 "IMAGE_TOO_MANY_PIXELS",
             )
-        return OpenedImage(data, sha256, header, self._spec.grid(header.width, header.height))
+        grid = self._spec.grid(header.width, header.height, low_detail=low_detail)
+        return OpenedImage(data, sha256, header, grid)
 
     async def pixels(self, opened: OpenedImage) -> NDArray[np.float32]:
         """(3, height, width), normalised, of the size that the grid asks for.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pixtral_core.errors import InvalidRequest
+from pixtral_gateway.api.openai.messages import is_low_detail
 from pixtral_gateway.api.openai.request_schema import ROLES
 from pixtral_gateway.api.turns import Turns
 from pixtral_gateway.checks.conversation import ImageSource, Role, ToolCall
@@ -127,7 +128,8 @@ def _part(part: Any, path: str, role: Role) -> str | ImageSource:
                 raise InvalidRequest(
                     path, "only user messages and results of calls may hold images"
                 )
-            return ImageSource(f"{path}.image_url", url=url)
+            low = is_low_detail(part, path)
+            return ImageSource(f"{path}.image_url", url=url, low_detail=low)
         case {"type": "input_image"}:
             raise InvalidRequest(
                 f"{path}.image_url", "is needed: this gateway keeps no files to name by file_id"

@@ -5,7 +5,7 @@ from typing import Any, Literal, NotRequired
 # Before Python 3.12, pydantic reads no other.
 from typing_extensions import TypedDict
 
-from pixtral_gateway.api.openai.response_schema import Report, TokenLogprobs
+from pixtral_gateway.api.openai.response_schema import Detail, Report, TokenLogprobs
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -186,6 +186,7 @@ class InputImage(TypedDict):
 
     type: Literal["input_image"]
     image_url: str
+    detail: NotRequired[Detail | None]
 
 
 InputContent = str | list[InputText | InputImage | InputRefusal]

@@ -56,7 +56,9 @@ class Responses:
                 tools=asked.called_tools(),
                 goes_on=items.goes_on,
             )
-            sampling = asked.sampling()
+            sampling = asked.sampling(
+                disable_any_whitespace=self._front.settings.disable_any_whitespace
+            )
             check_sampling(sampling, vocabulary_size=backend.vocabulary_size)
         begun = self._front.begin(
             f"resp_{uuid.uuid4().hex}",
