@@ -62,6 +62,11 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         description="End each stream over HTTP with a chunk of its usage, as if the client had set "
         "stream_options.include_usage.",
     )
+    disable_any_whitespace: bool = Field(
+        True,
+        description="Have the JSON that response_format and text.format ask for come on one line, "
+        "which ends the answers of small models; false: with any white space, as vLLM has it.",
+    )
     allowed_origins: Origins = Field(
         (),
         description="Origins whose pages may ask from within a browser (CORS), such as "

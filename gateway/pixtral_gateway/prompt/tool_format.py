@@ -6,6 +6,7 @@ request's tools, and an answer goes on through here whichever decoder continues 
 
 import codecs
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,8 @@ from pixtral_gateway.checks.tools import check_forced
 from pixtral_gateway.prompt.tool_parser import CallReader, Marker
 from pixtral_gateway.request import Delta, FinishReason, ToolCallDelta
 
+# How a decoder tells of one of several schemas.
+_SCHEMA_OF_A_GRAMMAR = re.compile(r"^schema ([0-9]+) of the grammar: ")
 _THINKING = (SpecialTokens.begin_think.value, SpecialTokens.end_think.value)
 
 # What a schema without any says of a function's arguments.
@@ -181,11 +184,13 @@ class ToolCallsReader:
     def error(self, error: InvalidRequest) -> InvalidRequest:
         """The error in terms of the request's tools, where their schemas caused it."""
         if self._tools.forced and error.violations[0][0].startswith("sampling.structured_output"):
-            description = "no completion can follow the schemas of these tools"
-            if error.reason != "INVALID_FIELD":
-                description = f"the schemas of these tools: {error.violations[0][1]}"
-            return InvalidRequest("tools", description, error.reason)
+            why = _SCHEMA_OF_A_GRAMMAR.sub(self._name_of, error.violations[0][1], count=1)
+            return InvalidRequest("tools", f"their parameters: {why}", error.reason)
         return error
+
+    def _name_of(self, found: re.Match[str]) -> str:
+        """Whose parameters are that schema of the grammar; `_grammar` has one a tool."""
+        return f"of {self._tools.forced[int(found[1]) - 1].name}, "
 
 
 class _Choice:

@@ -89,7 +89,7 @@ class OpenAiApi:
         adapter = self._front.adapter(asked.model)
         tools = asked.called_tools()
         conversation = self._conversation(asked.messages, tools, goes_on=asked.goes_on())
-        sampling = asked.sampling()
+        sampling = asked.sampling(disable_any_whitespace=self._settings.disable_any_whitespace)
         with asked.own_names():
             check_sampling(sampling, vocabulary_size=self.backend.vocabulary_size)
         model = asked.model or self._model

@@ -101,6 +101,10 @@ class Message(BaseModel):
     prefix: bool | None = None
 
 
+# The schema of what `json_object` asks for.
+ANY_OBJECT = '{"type": "object"}'
+
+
 class JsonSchema(BaseModel):
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
@@ -228,10 +232,13 @@ class SamplingBody(RequestBody):
     include_stop_str_in_output: bool | None = None
     priority: Int64 | None = None
 
-    def sampling(self) -> Sampling:
-        """A parameter that is absent or null takes the model's own default."""
+    def sampling(self, *, disable_any_whitespace: bool = True) -> Sampling:
+        """A parameter that is absent or null takes the model's own default.
+
+        `disable_any_whitespace` has the JSON that a format asks for come on one line.
+        """
         values = {name: getattr(self, name, None) for name in _SAME} | self.own_values()
-        values["structured_output"] = self._structured_output()
+        values["structured_output"] = self._structured_output(disable_any_whitespace)
         given = {name: value for name, value in values.items() if value is not None}
         for name, value in given.items():
             if isinstance(value, list):
@@ -262,8 +269,12 @@ class SamplingBody(RequestBody):
         """What that field asks for. Raises InvalidRequest."""
         return None
 
-    def _structured_output(self) -> StructuredOutput | None:
-        found = [each for each in (self.of_format(), self._of_vllm()) if each is not None]
+    def _structured_output(self, is_on_one_line: bool) -> StructuredOutput | None:
+        wanted = self.of_format()
+        if wanted is not None and is_on_one_line:
+            values = wanted.values or (ANY_OBJECT,)
+            wanted = StructuredOutput(Structure.JSON_SCHEMA, values, disable_any_whitespace=True)
+        found = [each for each in (wanted, self._of_vllm()) if each is not None]
         if len(found) > 1:
             raise InvalidRequest("structured_outputs", f"not together with {self.format_field()}")
         return found[0] if found else None
