@@ -14,7 +14,8 @@ what `put_image` gave back, or a URL. A file is read only where a `Path` says so
 string: a message list that came as JSON from elsewhere cannot name the files of this machine. It
 can name URLs, and they are fetched from here.
 
-An assistant's message may have `tool_calls` instead of content or beside it (see
+An assistant's message may have `reasoning`, what it thought before it answered, and a part may be
+{"type": "thinking", "thinking": TEXT}. It may have `tool_calls` instead of or beside content (see
 `pixtral_client.tools`); what a tool gave back is a message of role "tool" with the `tool_call_id`.
 The last message may be an assistant's with `"prefix": True`: the answer goes on from it.
 """
@@ -37,7 +38,7 @@ _ROLES = {
     "assistant": chat_pb2.ROLE_ASSISTANT,
     "tool": chat_pb2.ROLE_TOOL,
 }
-_DETAILS: dict[Any, chat_pb2.ImageDetail] = {
+_DETAILS: dict[Any, chat_pb2.ImageDetail.ValueType] = {
     None: chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
     "auto": chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
     "low": chat_pb2.IMAGE_DETAIL_LOW,
@@ -104,9 +105,11 @@ def _message(message: Any, where: str) -> chat_pb2.Message:
     # An empty text is no part; an assistant or a tool may give none at all.
     if content == "" or (content is None and role in ("assistant", "tool")):
         content = []
+    reasoning = message.get("reasoning") or message.get("reasoning_content")
+    thought = [chat_pb2.ContentPart(thinking=reasoning)] if reasoning else []
     return chat_pb2.Message(
         role=_ROLES[role],
-        content=_content(content, f"{where}.content"),
+        content=[*thought, *_content(content, f"{where}.content")],
         tool_calls=calls,
         tool_call_id=message.get("tool_call_id") or "",
     )
@@ -145,7 +148,12 @@ def _part(part: Any, where: str) -> chat_pb2.ContentPart:
         image = to_image(source, f"{where}.{key}")
         image.detail = _DETAILS[detail]
         return chat_pb2.ContentPart(image=image)
-    known = ", ".join(("text", *_IMAGE_TYPES))
+    if kind == "thinking":
+        thinking = part.get("thinking")
+        if not isinstance(thinking, str):
+            raise TypeError(f"{where}.thinking must be a string, not {_kind(thinking)}")
+        return chat_pb2.ContentPart(thinking=thinking)
+    known = ", ".join(("text", *_IMAGE_TYPES, "thinking"))
     raise ValueError(f"{where}.type must be one of {known}, not {kind!r}")
 
 

@@ -1,6 +1,6 @@
 """A conversation inside the gateway: messages, images, tools and tool calls."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from sys import getsizeof
@@ -27,6 +27,20 @@ class ImageSource:
     url: str | None = None
     sha256: bytes | None = None
     low_detail: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """What an assistant thought before its answer, or what a system message shows of thinking.
+
+    `is_closed`: the thought has come to its end; else an answer may go on from within it.
+    """
+
+    text: str
+    is_closed: bool = True
+
+
+Part = str | ImageSource | Thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +94,7 @@ class Turn:
     """`calls` are an assistant's, `call_id` is what a tool's result answers."""
 
     role: Role
-    parts: tuple[str | ImageSource, ...]
+    parts: tuple[Part, ...]
     calls: tuple[ToolCall, ...] = ()
     call_id: str = ""
 
@@ -89,12 +103,14 @@ class Turn:
 class Conversation:
     """Turns, one at least, in any order: mistral_common knows what the model's template takes.
 
-    `goes_on`: the last turn is an assistant's, and the beginning of the answer.
+    `goes_on`: the last turn is an assistant's, and the beginning of the answer. `reasoning_effort`
+    is for templates that have a place for it; empty: as the model has it by itself.
     """
 
     turns: tuple[Turn, ...]
     tools: Tools = NO_TOOLS
     goes_on: bool = False
+    reasoning_effort: str = ""
 
     @property
     def images(self) -> list[ImageSource]:
@@ -109,15 +125,22 @@ class Conversation:
     @property
     def text_bytes(self) -> int:
         """What its texts take in memory."""
-        said = sum(
-            getsizeof(part) for turn in self.turns for part in turn.parts if isinstance(part, str)
-        )
+        said = sum(map(getsizeof, self._texts()))
         calls = (call for turn in self.turns for call in turn.calls)
         return said + sum(getsizeof(call.name) + getsizeof(call.arguments) for call in calls)
 
     @property
     def characters(self) -> int:
         """Of text, tools and their calls among it."""
-        said = sum(len(part) for turn in self.turns for part in turn.parts if isinstance(part, str))
+        said = sum(map(len, self._texts()))
         called = sum(len(c.name) + len(c.arguments) for turn in self.turns for c in turn.calls)
         return said + called + self.tools.characters
+
+    def _texts(self) -> Iterator[str]:
+        for turn in self.turns:
+            for part in turn.parts:
+                match part:
+                    case str():
+                        yield part
+                    case Thinking():
+                        yield part.text

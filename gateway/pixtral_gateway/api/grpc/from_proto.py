@@ -9,7 +9,9 @@ from pixtral_gateway.checks.conversation import (
     NO_TOOLS,
     Conversation,
     ImageSource,
+    Part,
     Role,
+    Thinking,
     ToolCall,
     ToolChoice,
     Tools,
@@ -44,10 +46,17 @@ def read_conversation(
     max_images: int,
     tools: Tools = NO_TOOLS,
     goes_on: bool = False,
+    reasoning_effort: str = "",
 ) -> Conversation:
     """The conversation, with images in user messages only. Raises InvalidRequest."""
     turns = tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(messages))
-    return conversation_of(turns, max_images=max_images, tools=tools, goes_on=goes_on)
+    return conversation_of(
+        turns,
+        max_images=max_images,
+        tools=tools,
+        goes_on=goes_on,
+        reasoning_effort=reasoning_effort,
+    )
 
 
 def read_tools(chat: chat_pb2.Chat) -> Tools:
@@ -83,16 +92,22 @@ def _turn(message: chat_pb2.Message, path: str) -> Turn:
     return Turn(role, parts, calls, message.tool_call_id)
 
 
-def _part(part: chat_pb2.ContentPart, path: str, role: int) -> str | ImageSource:
+def _part(part: chat_pb2.ContentPart, path: str, role: int) -> Part:
     match part.WhichOneof("part"):
         case "text":
             return part.text
+        case "thinking":
+            if role not in (chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_ASSISTANT):
+                raise InvalidRequest(
+                    f"{path}.thinking", "only system and assistant messages may hold thinking"
+                )
+            return Thinking(part.thinking)
         case "image":
             if role != chat_pb2.ROLE_USER:
                 raise InvalidRequest(f"{path}.image", "only user messages may hold images")
             return _image(part.image, f"{path}.image")
         case _:
-            raise InvalidRequest(path, "must be text or an image")
+            raise InvalidRequest(path, "must be text, an image or thinking")
 
 
 def _image(image: chat_pb2.Image, path: str) -> ImageSource:

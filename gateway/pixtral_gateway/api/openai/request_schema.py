@@ -99,6 +99,13 @@ class Message(BaseModel):
     function_call: Annotated[Any, WithJsonSchema({"type": "null"})] = None
     # Mistral's: the answer goes on from this message, and begins with it.
     prefix: bool | None = None
+    # What an assistant thought before it answered: vLLM's name, and the older one.
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+    @property
+    def has_reasoning(self) -> bool:
+        return bool(self.reasoning or self.reasoning_content)
 
 
 # The schema of what `json_object` asks for.
@@ -397,6 +404,10 @@ class ChatRequest(CompletionBody, ConversationBody):
     parallel_tool_calls: bool | None = None
     # vLLM's: an answer that goes on from a message begins with it.
     echo: bool | None = None
+    # For templates that have a place for it, and passed over by the others.
+    reasoning_effort: str | None = None
+    # vLLM's: false leaves out of the answer what the model thinks.
+    include_reasoning: bool | None = None
     _beginning: str | None = PrivateAttr(None)
 
     def forget(self) -> None:
@@ -533,13 +544,13 @@ INSTEAD = {
 # What changes nothing of an answer here.
 HARMLESS = frozenset(
     {
+        # Of routes whose reasoning is an item of its own.
         "include_reasoning",
         # Of beam search alone.
         "length_penalty",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "reasoning_effort",
         # vLLM spells the control tokens of calls and thoughts always, and Mistral's others never.
         "skip_special_tokens",
         # Of vLLM's render routes alone.

@@ -39,6 +39,14 @@ class TextPart(TypedDict):
     text: str
 
 
+class ThinkingPart(TypedDict):
+    """In messages of role `system` and `assistant`, where the model thinks."""
+
+    type: Literal["thinking"]
+    thinking: str | list[TextPart]
+    closed: NotRequired[bool]
+
+
 class ImagePart(TypedDict):
     """In messages of role `user`."""
 
@@ -46,7 +54,7 @@ class ImagePart(TypedDict):
     image_url: ImageUrl | str
 
 
-Content = str | list[TextPart | ImagePart] | None
+Content = str | list[TextPart | ImagePart | ThinkingPart] | None
 
 
 class CalledBefore(TypedDict):
@@ -80,6 +88,10 @@ class CachedTokens(TypedDict):
     image_tokens: int
 
 
+class ReasoningTokens(TypedDict):
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
     """While an answer still comes, without the details."""
 
@@ -87,6 +99,8 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: NotRequired[CachedTokens]
+    # Where the model has thought.
+    completion_tokens_details: NotRequired[ReasoningTokens]
 
 
 class Timings(TypedDict):
@@ -157,12 +171,17 @@ class AssistantMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    # What the model thought before its answer, under vLLM's name for it and under the older one.
+    reasoning: NotRequired[str]
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[Call]]
 
 
 class Delta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    reasoning: NotRequired[str]
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[CallDelta]]
 
 

@@ -35,7 +35,22 @@ class OutputCall(TypedDict):
     status: ItemStatus
 
 
-OutputItem = OutputMessage | OutputCall
+class ReasoningText(TypedDict):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class OutputReasoning(TypedDict):
+    """What the model thought before what follows."""
+
+    type: Literal["reasoning"]
+    id: str
+    summary: list[Any]
+    content: list[ReasoningText]
+    status: ItemStatus
+
+
+OutputItem = OutputMessage | OutputCall | OutputReasoning
 
 
 class InputTokensDetails(TypedDict):
@@ -130,7 +145,7 @@ class _ItemEvent(_Event):
 class ContentPartEvent(_ItemEvent):
     type: Literal["response.content_part.added", "response.content_part.done"]
     content_index: int
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class TextDeltaEvent(_ItemEvent):
@@ -158,6 +173,18 @@ class ArgumentsDoneEvent(_ItemEvent):
     arguments: str
 
 
+class ReasoningDeltaEvent(_ItemEvent):
+    type: Literal["response.reasoning_text.delta"]
+    content_index: int
+    delta: str
+
+
+class ReasoningDoneEvent(_ItemEvent):
+    type: Literal["response.reasoning_text.done"]
+    content_index: int
+    text: str
+
+
 StreamEvent = (
     ResponseEvent
     | OutputItemEvent
@@ -166,6 +193,8 @@ StreamEvent = (
     | TextDoneEvent
     | ArgumentsDeltaEvent
     | ArgumentsDoneEvent
+    | ReasoningDeltaEvent
+    | ReasoningDoneEvent
 )
 
 
@@ -212,9 +241,10 @@ class InputCallOutput(TypedDict):
 
 
 class InputReasoning(TypedDict):
-    """Passed over."""
+    """Shown to a model that thinks; without `content`, passed over."""
 
     type: Literal["reasoning"]
+    content: NotRequired[list[ReasoningText] | None]
 
 
 InputItem = InputMessage | InputCall | InputCallOutput | InputReasoning

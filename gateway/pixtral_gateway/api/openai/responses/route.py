@@ -55,6 +55,7 @@ class Responses:
                 max_images=self._front.settings.max_images,
                 tools=asked.called_tools(),
                 goes_on=items.goes_on,
+                reasoning_effort=asked.reasoning_effort(),
             )
             sampling = asked.sampling(
                 disable_any_whitespace=self._front.settings.disable_any_whitespace
