@@ -8,7 +8,8 @@ BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
 SCANNER := .cache/deploy-tools/bin/checkov
 AUDITOR := .cache/audit/bin/pip-audit
-TEST_PARTS := test-e2e test-gateway test-decoder test-rest test-faults test-fuzz
+PROSE := *.md Makefile pyproject.toml bench cli client core deploy docs gateway models protos services tools training
+TEST_PARTS := test-e2e test-decoder test-gateway test-rest test-faults
 # TORCH=cpu takes PyTorch's CPU build, wherever pip would find the larger one for CUDA.
 export TORCH
 export PIP_NO_INPUT := 1
@@ -34,10 +35,11 @@ $(MODEL)/params.json: $(INSTALLED) models/random_checkpoint.py
 demo: $(INSTALLED) ## Start the whole stack, ask it about pictures, stop it
 	@$(BIN)/pixtral-serve demo --model-dir models/pixtral-mini docs/demo/questions.toml
 
-# Two at a time, the longest first; each is shown when it is over. Threads of torch that wait for
-# each other by spinning would stall where more than one process computes.
-test: $(INSTALLED) ## Run all tests but those that need more than Python, and a minute of fuzz
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target \
+# Three at a time, the longest first, since each waits now and then; each is shown when it is over.
+# Threads of torch that wait for each other by spinning would stall where more than one process
+# computes.
+test: $(INSTALLED) ## Run all tests but those that need more than Python
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory --keep-going --jobs 3 --output-sync=target \
 		$(TEST_PARTS)
 
 test-e2e test-gateway test-decoder test-faults: test-%: $(INSTALLED)
@@ -45,10 +47,7 @@ test-e2e test-gateway test-decoder test-faults: test-%: $(INSTALLED)
 
 test-rest: $(INSTALLED)
 	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/wheel \
-		$(patsubst test-%,--ignore=tests/%,$(filter-out test-rest test-fuzz,$(TEST_PARTS)))
-
-test-fuzz: $(INSTALLED)
-	@$(MAKE) --no-print-directory fuzz MINUTES=1
+		$(patsubst test-%,--ignore=tests/%,$(filter-out test-rest,$(TEST_PARTS)))
 
 test-buf: $(INSTALLED) $(BUF) ## Call a running service as the README does with `buf curl` (needs npm)
 	@$(BIN)/python -m pytest -m npm tests/e2e
@@ -117,7 +116,7 @@ bench-refusals: $(MODEL)/params.json ## Measure what a refusal costs the gateway
 bench-isolation: $(MODEL)/params.json ## Measure what one tenant feels of another that floods
 	@$(BIN)/python -m bench.isolation --model-dir $(MODEL)
 
-# What takes longest first, beside all the rest.
+# The longest checks come first, beside all the rest.
 lint: $(INSTALLED) $(BUF) ## Check style, types, imports, protos, stubs and manifests (needs npm)
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target \
 		lint-types deploy-check lint-style watch-check targets-check
@@ -130,6 +129,8 @@ lint-style: $(INSTALLED) $(BUF)
 	@$(BIN)/ruff format --check .
 	@! git grep -nE '^(<{7}|>{7})( |$$)' || (echo "a merge was committed with its conflicts" && false)
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tools.check_test_imports
+	@$(BIN)/python -m tools.check_prose $(PROSE)
 	@$(BUF) lint
 	@$(BUF) format --diff --exit-code
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/generate_stubs.py --check

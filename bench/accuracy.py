@@ -43,7 +43,7 @@ def ask_all(ask: Ask, items: Sequence[Item], at_once: int) -> list[str]:
 
 
 def score(items: Sequence[Item], answers: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Of each category: right answers, and questions."""
+    """Right answers, and questions, of each category."""
     asked = Counter(item.question.category for item in items)
     right = Counter(
         item.question.category

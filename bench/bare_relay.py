@@ -3,7 +3,7 @@ And the least that it takes to refuse a call.
 
     python -m bench.bare_relay --decoder HOST:PORT
 
-What the gateway itself costs is told against it, in one run.
+It is the base line for the cost of the gateway, in one run.
 """
 
 import asyncio

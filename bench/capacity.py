@@ -1,5 +1,6 @@
-"""What a stack can take: the highest open-loop rate at which nothing is refused, nothing fails and
-the p99 of the time to the first token is below twice that of the same requests one at a time."""
+"""The capacity of a stack: the highest open-loop rate at which nothing is refused, nothing fails
+and the p99 of the time to the first token is below twice that of the same requests one at a
+time."""
 
 import math
 from collections.abc import Mapping
@@ -8,9 +9,9 @@ from typing import Any
 
 from bench.load import loaded
 
-# Of refusals that may be expected, where none is to come: one run in twenty sees one.
+# Refusals that may be expected where none is to come: one run in twenty sees one.
 FEW = 0.05
-# By which first tokens may be later than those of an idle stack.
+# The factor by which first tokens may be later than those of an idle stack.
 TIMES_IDLE = 2.0
 IDLE_SECONDS = 40.0
 STEPS = 5
@@ -33,7 +34,7 @@ class Capacity:
         return TIMES_IDLE * self.idle
 
     def why_not_held(self, seen: Mapping[str, Any]) -> list[str]:
-        """What is not as it should be at this rate or below; empty where all is."""
+        """The faults at this rate or below; empty where there is none."""
         found = [] if not seen["refused"] else [f"{seen['refused']} refused"]
         return found + self.why_late(seen)
 
@@ -60,8 +61,9 @@ def unrefused(permits: int, answer: float, seconds: float) -> float:
 
 
 async def find(url: str, seconds: float, **mix: float | str) -> Capacity:
-    """By halving, in steps of so many seconds, from what AT_ONCE at once are answered with; then
-    four times as long, at a tenth less each time, until it holds.
+    """It halves the rate, in steps of so many seconds, from the rate at which AT_ONCE requests at
+    once are answered. Then it takes four times as long, at a tenth less each time, until the rate
+    holds.
 
     Raises RuntimeError where it never does.
     """

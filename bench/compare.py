@@ -43,7 +43,7 @@ from bench.stock_vllm import prepare, stock_server
 
 SAME = 1_000_000
 KV_CACHE_BYTES = 20 * 10**9
-# Of the gateway, which is else one; stock vLLM's server has its own event loop and threads.
+# The gateway's processes, else one; stock vLLM's server has its own event loop and threads.
 WORKERS = 4
 STOCK = ["--dtype", "bfloat16", "--max-model-len", "16384", "--no-enable-log-requests"]
 STOCK += ["--limit-mm-per-prompt", '{"image": 8}']
@@ -210,7 +210,7 @@ def main() -> None:
 def pixtral_12b(directory: Path) -> Path:
     """Its numbers, a random tower, and a language model that vLLM fills with random weights.
 
-    What this process starts from then on finds the plug-in.
+    Processes that this one starts from then on find the plug-in.
     """
     model_dir = model("pixtral-12b", directory / "model")
     weights = random_weights(torch.device("cpu"), torch.bfloat16)

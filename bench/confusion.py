@@ -1,4 +1,4 @@
-"""What was taken for what, as a picture."""
+"""The mistakes of the small model, as a picture."""
 
 from collections import Counter
 from collections.abc import Sequence

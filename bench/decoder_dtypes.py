@@ -1,4 +1,4 @@
-"""What bfloat16 and float32 cost the language model on this CPU, in the decoder's own engine.
+"""The cost of bfloat16 and float32 for the language model on this CPU, in the decoder's own engine.
 
     python -m bench.decoder_dtypes MODEL_DIR
     ONEDNN_MAX_CPU_ISA=AVX2 python -m bench.decoder_dtypes MODEL_DIR
@@ -33,7 +33,7 @@ DTYPES = ("bfloat16", "float32")
 RUNS = 3
 # Tokens below are control tokens.
 FIRST_WORD = 1000
-# What it measures, answers at once, prompt tokens and answer tokens.
+# The measured thing, answers at once, prompt tokens and answer tokens.
 WORK = (
     ("a token of one answer", 1, 16, 64),
     ("a token of four answers", 4, 16, 64),

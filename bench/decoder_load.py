@@ -1,4 +1,4 @@
-"""What `bench.decoder` asks an engine, and what it sees of the answers."""
+"""The requests of `bench.decoder` to an engine, and the timings of the answers."""
 
 import asyncio
 import itertools
@@ -93,7 +93,7 @@ class Asker:
 
 
 class Load:
-    """What is asked of one engine. Pictures are numbered on, so that each phase has new ones."""
+    """The work for one engine. Pictures are numbered on, so that each phase has new ones."""
 
     def __init__(self, side: Side, spec: VisionSpec, plan: Plan) -> None:
         self._asker = Asker.of(side, spec)
@@ -132,7 +132,7 @@ async def _alone(asker: Asker, pictures: Sequence[int], length: int) -> dict[str
         times["text"].append(await asker.first_token(asker.text(length)))
         times["image"].append(await asker.first_token(asker.with_image(), picture))
         times["next"].append(await asker.first_token(asker.with_image(), picture))
-        # By the salt the prefix is another, and the image the same.
+        # The salt makes the prefix another, and leaves the image the same.
         salted = await asker.first_token(asker.with_image(), picture, f"salt-{picture}")
         times["held"].append(salted)
         began = time.perf_counter()

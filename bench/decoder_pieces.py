@@ -1,4 +1,4 @@
-"""What handing one embedding from the decoder's process to its engine is made of."""
+"""The steps of handing one embedding from the decoder's process to its engine."""
 
 import asyncio
 import multiprocessing

@@ -171,7 +171,7 @@ class Stock:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # By the context vLLM chooses the tokens of a step.
+        # vLLM chooses the tokens of a step from the context.
         self.engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**self._arguments), usage_context=UsageContext.OPENAI_API_SERVER
         )

@@ -1,4 +1,4 @@
-"""What `bench.decoder` has seen, as a table."""
+"""The results of `bench.decoder`, as a table."""
 
 from collections.abc import Mapping
 from typing import Any

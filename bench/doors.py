@@ -27,9 +27,10 @@ _ROLES = {"user": chat_pb2.ROLE_USER, "assistant": chat_pb2.ROLE_ASSISTANT}
 
 @dataclass(slots=True)
 class Answer:
-    """What is seen of one answer; times are on `time.perf_counter`'s clock.
+    """The timings of one answer; times are on `time.perf_counter`'s clock.
 
-    `came` is when each message with tokens came; `images_cached` is None where none was told of.
+    `came` is when each message with tokens came; `images_cached` is None where the answer reports
+    none.
     """
 
     came: list[float] = field(default_factory=list)

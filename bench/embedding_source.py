@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.embedding_source", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--tokens", type=int, default=4096, help="of the embedding")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of the embedding")
     given = parser.parse_args()
     with redis() as server:
         seen = uvloop.run(measure(server.url, given.tokens))

@@ -72,7 +72,7 @@ def operations(spec: VisionSpec, size: Size) -> float:
 
 
 def median_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Of a call, in SECONDS of calls after those that warm up."""
+    """Seconds of a call, in SECONDS of calls after those that warm up."""
 
     def once() -> float:
         began = time.perf_counter()
@@ -91,7 +91,7 @@ def median_seconds_by_turns(
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Of each call. Whatever else the machine does meanwhile, it does to all of them."""
+    """Seconds of each call. Other work of the machine slows all of them alike."""
     if device.type == "cuda":
         return {name: median_seconds(call, device) for name, call in calls.items()}
     took: dict[str, list[float]] = {name: [] for name in calls}
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument(
         "--model-dir", type=Path, help="another model's numbers and weights than Pixtral-12B's"
     )
-    parser.add_argument("--layers", type=int, help="of the random tower, fewer than its 24")
+    parser.add_argument("--layers", type=int, help="layers of the random tower, fewer than its 24")
     parser.add_argument("--enforce-eager", action="store_true", help="do not compile the tower")
     given = parser.parse_args()
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
@@ -254,7 +254,7 @@ def main() -> None:
     with ExitStack() as stack:
         peers: dict[str, Embed] = {}
         if "transformers" in given.peers:
-            # Whoever runs it on a CPU may take either; a GPU has no reason for float32.
+            # A CPU may take either; a GPU has no reason for float32.
             for each in (dtype,) if is_gpu else (torch.bfloat16, torch.float32):
                 peers[f"transformers {_name(each)}"] = transformers_tower(spec, _as(each, weights))
         if "vllm" in given.peers:

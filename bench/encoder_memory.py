@@ -1,4 +1,4 @@
-"""What one batch takes of the memory, beside what docs/performance.md says that it takes.
+"""The memory of one batch, beside the figure in docs/performance.md.
 
     python -m bench.encoder_memory [--device cuda] [--patches 2048 4096 8192 16384]
 
@@ -31,7 +31,7 @@ def formula(spec: VisionSpec, dtype: torch.dtype) -> int:
 
 
 def peak_bytes(tower: VisionTower, images: Sequence[Staged]) -> int:
-    """By how much a run exceeds what was there before it."""
+    """The bytes by which a run exceeds the memory before it."""
     gc.collect()
     if tower.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -41,12 +41,12 @@ class Pictures:
 
     def __next__(self) -> bytes:
         number = next(self._numbers)
-        # What is behind a JPEG's end is not looked at, and makes it another file.
+        # Bytes behind a JPEG's end change no pixel, and make it another file.
         return self._kinds[number % KINDS] + number.to_bytes(8, "little")
 
 
 def queue_seconds(lines: list[str]) -> list[float]:
-    """What the log tells of each call whose image was in a batch."""
+    """The log's facts of each call whose image was in a batch."""
     told = []
     for line in lines:
         facts = json.loads(line)
@@ -124,10 +124,12 @@ def main() -> None:
         prog="python -m bench.encoder_queue", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--load", type=float, default=0.8, help="share of saturation")
-    parser.add_argument("--seconds", type=float, default=60, help="of each of the two loads")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="seconds of each of the two loads"
+    )
     parser.add_argument("--warm-up", type=float, default=10)
     parser.add_argument("--at-once", type=int, default=32, help="requests that saturate it")
-    parser.add_argument("--side", type=int, default=1024, help="of the pictures, in pixels")
+    parser.add_argument("--side", type=int, default=1024, help="side of the pictures, in pixels")
     parser.add_argument("--model-dir", type=Path, help="else random, of Pixtral-12B's numbers")
     parser.add_argument("encoder_args", nargs="*", help="behind --: flags of the encoder")
     given = parser.parse_args()

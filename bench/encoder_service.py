@@ -85,7 +85,7 @@ def encoder(
 
 
 async def ready(stub: Any) -> Any:
-    """What the encoder says of itself, once it has loaded its model."""
+    """The encoder's info, once it has loaded its model."""
     async with asyncio.timeout(START_SECONDS):
         while True:
             try:
@@ -139,7 +139,7 @@ async def load(given: argparse.Namespace, model_dir: Path) -> None:
             async def ask() -> None:
                 while time.monotonic() < ends:
                     number = next(numbers)
-                    # What is behind a JPEG's end is not looked at, and makes it another file.
+                    # Bytes behind a JPEG's end change no pixel, and make it another file.
                     image = pictures[number % KINDS] + number.to_bytes(8, "little")
                     digest = hashlib.sha256(image).digest()
                     key = EmbeddingKey(digest, info.fingerprint, "bench")

@@ -1,4 +1,4 @@
-"""What products in 8 bits in the vision tower do to the small Pixtral's answers.
+"""The effect of products in 8 bits in the vision tower on the small Pixtral's answers.
 
     python -m bench.fp8 [--questions 2000] [--device cuda]
 

@@ -21,7 +21,7 @@ CALLS = 50
 
 
 def microseconds(call: Callable[[], object]) -> float:
-    """Of a call among many: what it is to start one is not seen."""
+    """Seconds of a call among many, so that the cost of a start is not in them."""
     seen: list[float] = []
     for _ in range(5):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What the gateway costs: the real process and a real Redis before a stand-in for the other tiers.
+"""The cost of the gateway: the real process and a real Redis before a stand-in for the other tiers.
 
     make bench-gateway
 
@@ -138,7 +138,7 @@ async def relaying(
 
 
 async def holding(running: Stack, door: str, streams: int) -> dict[str, float]:
-    """Of a gateway that has done nothing before: what it holds of memory it does not give back."""
+    """A fresh gateway is measured, because one does not give back the memory that it holds."""
     metrics = running.addresses["gateway"].metrics
     async with clients_of(running) as clients:
         opens = {"gRPC": clients.grpc_tokens, "HTTP": clients.http_tokens}
@@ -243,8 +243,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model-dir", type=Path, required=True)
-    parser.add_argument("--requests", type=int, default=500, help="of each kind, one at a time")
-    parser.add_argument("--seconds", type=float, default=PACE_SECONDS, help="of each stream")
+    parser.add_argument(
+        "--requests", type=int, default=500, help="requests of each kind, one at a time"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=PACE_SECONDS, help="seconds of each stream"
+    )
     parser.add_argument("--idle", type=int, default=5000, help="streams held open")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What `bench.gateway` sends: requests one at a time, many streams at once, streams that wait."""
+"""The load of `bench.gateway`: requests one at a time, many streams at once, streams that wait."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from pixtral.v1 import chat_pb2, chat_pb2_grpc
 
 # So that what they send does not share one connection's flow control.
 CONNECTIONS = 8
-# Of streams that are opened at the same time.
+# The number of streams that are opened at the same time.
 OPENING = 64
 # A channel of its own each, or gRPC would give them all the same connection.
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 << 20))
@@ -25,7 +25,7 @@ _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_le
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a process has taken so far: seconds of CPU, bytes of memory now."""
+    """The resources of a process so far: seconds of CPU, bytes of memory now."""
 
     cpu_seconds: float
     memory_bytes: float
@@ -138,7 +138,7 @@ def _one_token(prompt_token_ids: Sequence[int]) -> decoder_pb2.GenerateRequest:
 async def sse(address: str, body: dict[str, Any]) -> Any:
     """Yields the text of each event of a chat completion, over a connection of its own.
 
-    By hand: a client library would take more of the machine than the server that is measured.
+    No client library: it would take more of the machine than the server that is measured.
     """
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))

@@ -1,4 +1,4 @@
-"""What stock vLLM's OpenAI server takes to put its tokens on the wire, beside the gateway.
+"""The cost of stock vLLM's OpenAI server for putting its tokens on the wire, beside the gateway.
 
 Its front is a process of its own, and the engine another: the front's CPU alone is counted. It does
 more than the gateway, which gets text: it makes text of tokens too, what here a decoder does.

@@ -2,12 +2,12 @@
 
     make bench-held
 
-Finds the capacity (see `bench.capacity`), offers it for ten minutes and ten times it for two. Of
-what the permits are for, no more is offered than lets hardly one request in ten minutes find all of
-them taken, since arrivals are random. At capacity nothing may be refused, at either the p99 of
-accepted requests' first tokens must stay below twice an idle stack's, and after it nothing may be
-in use within ten seconds. Load generator and tiers share the machine. Prints what held and what
-not, and writes it to bench/results/.
+Finds the capacity (see `bench.capacity`), offers it for ten minutes and ten times it for two.
+Arrivals are random, so the rate stays low enough that hardly one request in ten minutes finds all
+permits taken. At capacity nothing may be refused, at either the p99 of accepted requests' first
+tokens must stay below twice an idle stack's, and after it nothing may be in use within ten seconds.
+Load generator and tiers share the machine. Prints what held and what not, and writes it to
+bench/results/.
 """
 
 import argparse
@@ -87,8 +87,10 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=10.0, help="at capacity; a fifth of it at ten times that"
     )
-    parser.add_argument("--permits", type=int, default=8, help="of the gateway")
-    parser.add_argument("--step-seconds", type=float, default=30.0, help="of the search")
+    parser.add_argument("--permits", type=int, default=8, help="permits of the gateway")
+    parser.add_argument(
+        "--step-seconds", type=float, default=30.0, help="seconds of a step of the search"
+    )
     parser.add_argument("--rate", type=float, help="the capacity, where it is known")
     parser.add_argument("--idle-ms", type=float, help="with --rate: an idle first token's p99")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What one tenant feels of another that floods the gateway.
+"""The effect on one tenant of another that floods the gateway.
 
     make bench-isolation
 
@@ -23,10 +23,10 @@ from pixtral_cli import pixtral_stack
 from pixtral_gateway.tenancy.tenants import digest_of
 
 TOKENS = 8
-# Of the loud one: requests a second that its limit allows, each of so many tokens, all told.
+# The loud tenant: requests a second that its limit allows, each of so many tokens in all.
 ALLOWED = 2.0
 TOKENS_A_REQUEST = 30
-# By how much it exceeds what it is allowed, in each turn.
+# The factor by which it exceeds its limit, in each turn.
 TIMES = (0, 1, 10)
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     )
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each turn")
+    parser.add_argument("--seconds", type=float, default=20.0, help="seconds of each turn")
     args = parser.parse_args()
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)

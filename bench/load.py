@@ -5,11 +5,11 @@
     python -m bench.load --base-url grpc://127.0.0.1:50051 --request-rate 5 --burst 4 --cancels 0.1
     python -m bench.load --model-dir DIR --request-rate 5    # starts the stack itself
 
-Requests are due at the times of a Poisson process and sent whatever has become of those before;
-all latencies count from when a request was due, so that neither a server nor a generator that falls
-behind hides anything. What they are like is the mix: its defaults are below, a TOML file of the
-same names (--mix) changes them, and flags change that. Prints what `vllm bench serve` prints, and
-writes an HTML page and JSON to --result-dir. Over HTTP it loads any server of OpenAI's API.
+Requests are due at the times of a Poisson process and sent whatever has become of those before; all
+latencies count from when a request was due, so that neither a server nor a generator that falls
+behind hides anything. The mix describes them: its defaults are below, a TOML file of the same names
+(--mix) changes them, and flags change that. Prints what `vllm bench serve` prints, and writes an
+HTML page and JSON to --result-dir. Over HTTP it loads any server of OpenAI's API.
 """
 
 import argparse
@@ -171,9 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-prompts", type=int, help="no more requests than that")
     parser.add_argument("--max-concurrency", type=int, help="more wait, and their wait counts")
     parser.add_argument("--burst", type=float, default=1.0, help="times the rate, in bursts")
-    parser.add_argument("--burst-seconds", type=float, default=5.0, help="of a burst")
+    parser.add_argument("--burst-seconds", type=float, default=5.0, help="seconds of a burst")
     parser.add_argument("--burst-every", type=float, default=30.0, help="seconds")
-    parser.add_argument("--seed", type=int, default=0, help="of arrivals and mix")
+    parser.add_argument("--seed", type=int, default=0, help="seed of arrivals and mix")
     parser.add_argument("--result-dir", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument("--json", action="store_true", help="print the summary alone, as JSON")
     add_mix(parser)

@@ -196,7 +196,7 @@ def _late(axis: Axes, records: Sequence[Record], seconds: float) -> None:
 
 
 def _windows(records: Sequence[Record], seconds: float) -> list[tuple[float, list[Record]]]:
-    """By when they were due: the middle of each window, and what fell into it."""
+    """The middle of each window, and the requests that were due in it."""
     width = seconds / WINDOWS
     windows: list[list[Record]] = [[] for _ in range(WINDOWS)]
     for each in records:

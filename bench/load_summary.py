@@ -1,4 +1,4 @@
-"""What became of a load's requests, one by one and together."""
+"""The outcomes of a load's requests, one by one and together."""
 
 import statistics
 from collections import Counter
@@ -12,7 +12,7 @@ from bench.loops import Arrival, percentile
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 REFUSED = "RESOURCE_EXHAUSTED"
-# By the load itself.
+# The load itself measures it.
 GIVEN_UP = "GIVEN_UP"
 
 
@@ -49,11 +49,12 @@ class Record:
 
 
 def summary(records: Sequence[Record], seconds: float) -> dict[str, Any]:
-    """Of requests that were due within so many seconds. Times in seconds, None of nothing."""
+    """The summary of requests that were due within so many seconds. Times in seconds, None of
+    nothing."""
     answered = [each for each in records if each.code == "OK"]
     codes = Counter(each.code for each in records)
     failed = {code: n for code, n in codes.items() if code not in ("OK", REFUSED, GIVEN_UP)}
-    # What is left when the last request was due takes longer than that.
+    # The rest of the load takes longer than that when the last request was due.
     over = max([seconds, *(each.due + each.ended for each in answered)])
     prompt = sum(each.prompt_tokens for each in answered)
     return {

@@ -20,7 +20,7 @@ Ask = Callable[[int], Awaitable[float]]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Of one load: requests a second, and the time to the first token in seconds."""
+    """One load's requests a second, and its times to the first token in seconds."""
 
     requests: int
     per_second: float

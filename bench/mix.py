@@ -1,4 +1,4 @@
-"""What a load is made of: conversations of some turns, with pictures of some sizes, some again."""
+"""The content of a load: conversations of some turns, with pictures of some sizes, some again."""
 
 import random
 import time
@@ -15,7 +15,7 @@ from bench.simulation.arrivals import Pictures, Request, Traffic
 # looks, which makes them other files.
 KINDS = 4
 WORDS = ("what", "is", "this", "that", "how", "many", "of", "it", "in", "which", "colour", "place")
-# What a conversation's earlier answers are told to have been.
+# The text that stands for a conversation's earlier answers.
 ANSWER = "It is a small thing of no great use, and there are several of it."
 
 
@@ -68,7 +68,7 @@ class Mix:
 
     @property
     def traffic(self) -> Traffic:
-        """Of this, what says how long answers are and which pictures come again."""
+        """The part of this that says how long answers are and which pictures come again."""
         return Traffic(
             reuse=self.reuse, images=0.0, window=self.window, output_tokens=self.output_tokens
         )

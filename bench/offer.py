@@ -152,9 +152,9 @@ def main() -> None:
     how.add_argument("--rate", type=float, help="requests a second, as they are due")
     how.add_argument("--at-once", type=int, help="requests under way at any time")
     parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--tokens", type=int, default=16, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens of each answer")
     parser.add_argument("--key", default="", help="an API key")
-    parser.add_argument("--name", default="Question", help="what each request begins with")
+    parser.add_argument("--name", default="Question", help="the beginning of each request")
     parser.add_argument("--seed", type=int, default=0)
     print(json.dumps(asdict(uvloop.run(offer(parser.parse_args())))))
 

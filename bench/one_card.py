@@ -46,7 +46,7 @@ STOCK_VLLM = "stock vLLM"
 KV_CACHE_BYTES = 6 * 10**9
 KV_CACHE_BYTES_OF_MANY = 30 * 10**9
 WARM_UP_PICTURES = 2
-# vLLM wants that much of the GPU to be free as it starts, whatever it is told to take.
+# vLLM wants that much of the GPU to be free as it starts, whatever it may take.
 SHARE = 0.3
 SHARE_OF_MANY = 0.42
 
@@ -61,7 +61,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Of a turn: how many requests, at how many at once."""
+    """The requests of a turn, and how many run at once."""
 
     name: str
     at_once: int

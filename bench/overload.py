@@ -95,7 +95,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model-dir", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=120.0, help="of the overload")
+    parser.add_argument("--seconds", type=float, default=120.0, help="seconds of the overload")
     parser.add_argument("--workers", type=int, default=1, help="processes of the gateway")
     args = parser.parse_args()
     results = ROOT / "bench" / "results"

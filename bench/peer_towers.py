@@ -63,7 +63,7 @@ def transformers_tower(spec: VisionSpec, weights: Mapping[str, Tensor]) -> Embed
 def vllm_tower(spec: VisionSpec, weights: Mapping[str, Tensor], stack: ExitStack) -> Embed:
     """The `VisionTransformer` that vLLM runs for checkpoints in Mistral's format.
 
-    What it needs of vLLM lives until `stack` is closed.
+    The parts of vLLM that it needs live until `stack` is closed.
     """
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel

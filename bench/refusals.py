@@ -1,4 +1,4 @@
-"""What the gateway pays for a request that it refuses, in its CPU, over gRPC and over HTTP.
+"""The gateway's CPU time for a request that it refuses, over gRPC and over HTTP.
 
     make bench-refusals
 
@@ -136,7 +136,7 @@ async def measure(running: Stack, count: int) -> dict[str, float]:
                 found[kind].append(await cost(metrics, send, requests))
         for door in doors:
             door.close()
-    # What the machine does besides makes it dearer, and never cheaper.
+    # Other work of the machine makes it dearer, and never cheaper.
     return {kind: min(costs) for kind, costs in found.items()}
 
 
@@ -151,7 +151,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model-dir", type=Path, required=True)
-    parser.add_argument("--requests", type=int, default=1500, help="of each kind, in each round")
+    parser.add_argument(
+        "--requests", type=int, default=1500, help="requests of each kind, in each round"
+    )
     args = parser.parse_args()
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)

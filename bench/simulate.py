@@ -74,7 +74,7 @@ def main() -> None:
             name, help=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
         added.set_defaults(run=run)
-        added.add_argument("--seed", type=int, default=1, help="of the arrivals")
+        added.add_argument("--seed", type=int, default=1, help="seed of the arrivals")
         return added
 
     real = [
@@ -87,7 +87,9 @@ def main() -> None:
     measured = times.DIRECTORY / "cpu-small.json"
     real[0].add_argument("--output", type=Path, default=measured, help="where to write them")
     real[1].add_argument("--rates", type=float, nargs="+", default=[0.5, 1.5, 2.5, 6.0])
-    real[1].add_argument("--seconds", type=float, default=60.0, help="of arrivals at each rate")
+    real[1].add_argument(
+        "--seconds", type=float, default=60.0, help="seconds of arrivals at each rate"
+    )
 
     scaled = [
         command("scale", scale, "the autoscaler at work, drawn"),
@@ -98,8 +100,12 @@ def main() -> None:
         command("plan", plan, "replicas for a load, and the cost of a million images"),
     ]
     for each in imagined:
-        each.add_argument("--times", default="h200-pixtral-12b", help="of bench/service_times")
-        each.add_argument("--output-tokens", type=int, default=100, help="of an answer, mean")
+        each.add_argument(
+            "--times", default="h200-pixtral-12b", help="a file of bench/service_times"
+        )
+        each.add_argument(
+            "--output-tokens", type=int, default=100, help="tokens of an answer, mean"
+        )
     for each in scaled:
         each.add_argument("--reuse", type=float, default=0.5, help="share of images seen before")
         for tier, seconds in (("gateway", 30.0), ("encoder", 90.0), ("decoder", 300.0)):
@@ -113,7 +119,7 @@ def main() -> None:
     planned.add_argument("--reuse", type=float, required=True, help="share seen before")
     planned.add_argument("--slo", type=float, required=True, help="TTFT p95 in seconds")
     planned.add_argument("--window", type=int, default=1000, help="images that come again")
-    planned.add_argument("--price", type=float, default=1.0, help="of a GPU hour")
+    planned.add_argument("--price", type=float, default=1.0, help="price of a GPU hour")
     given = parser.parse_args()
     given.run(given)
 

@@ -14,11 +14,8 @@ import argparse
 import asyncio
 import json
 import math
-import statistics
 import sys
 import time
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from bench.capacity import find
 from bench.load import loaded
 from bench.module_path import ROOT
 from bench.stack_state import MIB, Watched, watched
+from tests.support.trend import trend
 
 SHARE = 0.7
 # Enough that a burst waits and is not refused: it is not the limit that is looked at.
@@ -46,38 +44,8 @@ FILL: dict[str, float | str] = {
     "output_tokens": 1,
 }
 FILL_SECONDS = 20.0
-# Of 384 KiB each, with the small model: more than any cache holds.
+# They have 384 KiB each, with the small model: more than any cache holds.
 FILL_PICTURES = 200
-# Growth over the part that is looked at: a share of the median, and so much in any case. Allocators
-# and Prometheus still move by the first; of what is counted, a call more or less by the second.
-ALLOWED = {"memory MiB": (0.04, 8.0), "": (0.05, 3.0)}
-
-
-@dataclass(frozen=True, slots=True)
-class Trend:
-    name: str
-    median: float
-    growth: float
-
-    @property
-    def allowed(self) -> float:
-        share, least = next(a for end, a in ALLOWED.items() if self.name.endswith(end))
-        return max(share * self.median, least)
-
-    @property
-    def grows(self) -> bool:
-        return self.growth > self.allowed
-
-
-def trend(name: str, times: list[float], values: list[float]) -> Trend:
-    """What the Theil-Sen slope adds from the first of these times to the last."""
-    slopes = [
-        (b - a) / (later - earlier)
-        for (earlier, a), (later, b) in combinations(zip(times, values, strict=True), 2)
-    ]
-    return Trend(
-        name, statistics.median(values), statistics.median(slopes) * (times[-1] - times[0])
-    )
 
 
 async def soak(stack: Watched, args: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +81,8 @@ async def soak(stack: Watched, args: argparse.Namespace) -> dict[str, Any]:
         if name != REDIS_VALUES
     ]
     most_redis = max(each[REDIS_VALUES] for each in samples)
-    # By a write that it has not yet made room for, and what it holds for its clients.
+    # Redis may exceed its bound by a write that it has not yet made room for, and by its clients'
+    # buffers.
     bound = REDIS_MIB + 2.0
     amiss = [f"{each.name} grows" for each in trends if each.grows]
     amiss += [f"{name} is {value:g} {idle_after:.0f} s after" for name, value in left.items()]
@@ -164,7 +133,9 @@ def main() -> None:
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--rate", type=float, help="requests a second; else 70%% of the capacity")
-    parser.add_argument("--step-seconds", type=float, default=30.0, help="of the search for it")
+    parser.add_argument(
+        "--step-seconds", type=float, default=30.0, help="seconds of a step of the search for it"
+    )
     args = parser.parse_args()
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the processes of a stack hold, and whether they are idle."""
+"""The resources of the processes of a stack, and whether they are idle."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from pixtral_cli.stack.redis_server import RedisServer
 
 MIB = 1 << 20
 TIERS = ("gateway", "encoder", "decoder")
-# What tells them apart on their command lines.
+# The words that distinguish them on their command lines.
 PROCESSES = {
     "gateway": "-m pixtral_gateway",
     "encoder": "-m pixtral_encoder",
@@ -28,7 +28,7 @@ PROCESSES = {
     "engine": "EngineCore",
     "redis": "redis-server",
 }
-# By tier, what is 0 while nothing is asked.
+# The samples of each tier that are 0 while no request runs.
 IN_USE = {
     "gateway": ("pixtral_gateway_permits_in_use",),
     "encoder": ("pixtral_encoder_queued_patches",),
@@ -39,7 +39,7 @@ IN_USE = {
         "vllm:kv_cache_usage_perc",
     ),
 }
-# Of calls that end within a moment; these are long, or the tiers' own.
+# Calls that end within a moment count; these are long, or the tiers' own.
 OUR_SERVICE = "pixtral."
 HANDSHAKES = ("GetEncoderInfo", "GetDecoderInfo")
 
@@ -70,7 +70,8 @@ class Watched:
         return found
 
     def in_use(self) -> dict[str, float]:
-        """What the tiers say that they hold for requests; empty where they are idle."""
+        """The resources that the tiers hold for requests, as their metrics say; empty where they
+        are idle."""
         found: dict[str, float] = {}
         for tier, names in IN_USE.items():
             page = self._page(tier)

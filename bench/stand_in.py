@@ -40,7 +40,7 @@ class Settings(ModelSettings, RedisSettings):
 
 
 class Steps:
-    """Wakes all who wait for a step of one length at once."""
+    """Wakes all tasks that wait for a step of one length at once."""
 
     def __init__(self) -> None:
         self._waiting: dict[float, asyncio.Future[None]] = {}

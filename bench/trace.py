@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bench.collector import SpanSeen, collector, tree
 from pixtral_cli import pixtral_stack
 from pixtral_client import Client
+from tests.support.stack.span_collector import SpanSeen, collector, tree
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "cat.jpg"
 QUESTIONS: dict[str, list[Any]] = {

@@ -54,13 +54,13 @@ def load(client: Client, seconds: float, at_once: int) -> int:
 
 
 def plain(expression: Expression) -> str:
-    """What is to return data: an alert's expression without its filters."""
+    """The expression that must return data: an alert's without its filters."""
     text = filled(expression.text)
     return COMPARISON.sub(r" \1 bool ", text) if expression.is_alert else text
 
 
 def check(server: Prometheus, at: float) -> list[str]:
-    """What is amiss, a line each."""
+    """The faults, a line each."""
     amiss = []
     for expression in (*panels(), *rules()):
         try:

@@ -22,7 +22,7 @@ PACKAGES = (
     ("gateway/pixtral_gateway", "The gateway."),
     ("services/encoder/pixtral_encoder", "The encoder."),
     ("services/decoder/pixtral_decoder", "The decoder."),
-    ("core/pixtral_core", "What the tiers share."),
+    ("core/pixtral_core", "The parts that the tiers share."),
     ("client/pixtral_client", "The Python SDK."),
     ("cli/pixtral_cli", "The command line."),
 )

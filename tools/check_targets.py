@@ -125,7 +125,8 @@ def sources(command: str, tree: Path) -> list[Path]:
 
 
 def of_python(command: str) -> list[str]:
-    """What a command hands the environment's Python; nothing where it runs something else."""
+    """The arguments that a command hands the environment's Python; none where it runs something
+    else."""
     _, python, rest = command.partition(".venv/bin/python ")
     return shlex.split(rest.split(" && ")[0].split(" || ")[0]) if python else []
 

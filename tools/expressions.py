@@ -48,7 +48,8 @@ def rules() -> Iterator[Expression]:
 
 
 def panels() -> Iterator[Expression]:
-    """Of the dashboards' JSON, with `$namespace` and the like as they stand there."""
+    """The expressions of the dashboards' JSON, with `$namespace` and the like as they stand
+    there."""
     for path in sorted((DEPLOY / "grafana").glob("*.json")):
         for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]:
             for target in panel.get("targets", ()):

@@ -33,8 +33,8 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "cli": (*AS_TESTED, "--extra=cli"),
     "gateway": (*AS_TESTED, "--extra=gateway"),
     "encoder": (*AS_TESTED, "--extra=encoder"),
-    # What goes onto vLLM's own image, which holds vLLM, torch and all of OpenTelemetry, whose
-    # packages must be of one release.
+    # The packages that go onto vLLM's own image, which holds vLLM, torch and all of OpenTelemetry,
+    # whose packages must be of one release.
     "decoder": (*AS_TESTED, "--extra=core", "--excludes", "/dev/stdin"),
     "build": ("--group=build",),
     "deploy-tools": ("--group=deploy-tools",),

@@ -32,7 +32,7 @@ HEAD = """\
 Made by `python -m tools.settings_page` from the settings classes. Each can be given as a flag
 (`--drain-seconds`), as a variable (`PIXTRAL_DRAIN_SECONDS`) or in the TOML file that `--config` or
 `PIXTRAL_CONFIG` names (`drain_seconds`); a flag goes over a variable, a variable over the file.
-They are read once, at start. Traces are told by OpenTelemetry's own variables:
+They are read once, at start. OpenTelemetry's own variables configure traces:
 [observing.md](observing.md).
 """
 

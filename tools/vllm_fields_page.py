@@ -36,7 +36,7 @@ _ANTHROPIC = "entrypoints/anthropic/protocol.py"
 _BASE = "entrypoints/generate/base/protocol.py"
 _TOKENIZE = "entrypoints/serve/tokenize/protocol.py"
 
-# By what takes the fields: where vLLM has them, and where the gateway has.
+# The places of the fields: where vLLM has them, and where the gateway has.
 REQUESTS: Mapping[str, tuple[tuple[tuple[str, str], ...], type[BaseModel]]] = {
     "/v1/chat/completions": ((CHAT,), ChatRequest),
     "/v1/completions": (
@@ -61,7 +61,7 @@ REQUESTS: Mapping[str, tuple[tuple[tuple[str, str], ...], type[BaseModel]]] = {
     "response_format": (((_BASE, "ResponseFormat"),), ResponseFormat),
     "structured_outputs": ((("sampling_params.py", "StructuredOutputsParams"),), StructuredOutputs),
 }
-# How routers are told of a route.
+# The decorators that add a route to a router.
 _METHODS = ("get", "post", "put", "delete", "head", "api_route", "add_api_route", "websocket")
 
 _RENDER = "not meant: vLLM's way to split a prompt's making from its answer; here the tiers do that"
@@ -69,7 +69,7 @@ _ADMIN = "not meant: it changes the engine under all tenants; here an operator r
 _TRAINING = "not meant: for training by reinforcement, with weights that change while it serves"
 _OTHERS = "not meant: of models that embed, rank, classify or listen, which no Pixtral is"
 _COHERE = "not meant: Cohere's API, which vLLM has for Cohere's models"
-# Of routes that this service has not.
+# Routes that this service lacks.
 ROUTES: Mapping[str, str] = {
     "/docs": "not meant: `/openapi.json` and the page at `/` are here",
     "/kv_event_sources": "not meant: the gateway learns from every answer what a decoder has",
@@ -143,11 +143,11 @@ PASSED_OVER: Mapping[str, str] = {
     "include_reasoning": "the reasoning is an item of its own, which a client may leave unread",
     "reasoning_effort": "a raw prompt has its effort in it already",
     "thinking": "a model thinks as it has learnt to",
-    "length_penalty": "of beam search alone, which is refused",
+    "length_penalty": "beam search alone has it, which is refused",
     "metadata": "a note of the client's own",
-    "mm_payload": "of vLLM's render routes alone",
-    "return_mm_kwargs": "of vLLM's render routes alone",
-    "return_token_offsets": "of vLLM's render routes alone",
+    "mm_payload": "vLLM's render routes alone have it",
+    "return_mm_kwargs": "vLLM's render routes alone have it",
+    "return_token_offsets": "vLLM's render routes alone have it",
     "prompt_cache_key": "vLLM passes it over, too",
     "service_tier": "there is one tier",
     "session_id": "placement follows the prompt's beginning",
@@ -155,7 +155,7 @@ PASSED_OVER: Mapping[str, str] = {
     "spaces_between_special_tokens": "vLLM changes nothing by it with a Mistral tokenizer",
     "store": "nothing is kept",
     "stream_interval": "tokens are sent as they come",
-    "truncation_side": "of a prompt that is cut, which is refused",
+    "truncation_side": "it needs a prompt that is cut, which is refused",
     "user": "a note of the client's own",
     "/v1/messages/count_tokens output_config": "its schema is not in the prompt",
 }
@@ -217,12 +217,12 @@ def fields_of(path: str, name: str) -> list[str]:
 
 
 def fate_of_route(route: str) -> str:
-    """What becomes of a route. Raises KeyError for one that nothing is said of."""
+    """The fate of a route. Raises KeyError for one that nothing is said of."""
     return "taken" if route in OPERATIONS else ROUTES[route]
 
 
 def fate_of(field: str, of: str = "/v1/chat/completions") -> tuple[str, str]:
-    """What becomes of a field, and why or what to do instead. Raises KeyError."""
+    """The fate of a field, and why or what to do instead. Raises KeyError."""
     body = REQUESTS[of][1]
     if field in {info.alias or name for name, info in body.model_fields.items()}:
         return "taken", ""

@@ -1,6 +1,6 @@
 """A canvas that remembers what was drawn where, patch by patch.
 
-The memory is the tower's first teacher: what a patch shows is told to it directly, which is much
+The memory is the tower's first teacher: it learns directly what a patch shows, which is much
 quicker to learn from than the one answer a question gives.
 """
 
@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "ring")
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-# What a patch can show, numbered; 0 is the background.
+# The things that a patch can show, numbered; 0 is the background.
 KINDS = {name: 1 + at for at, name in enumerate((*SHAPES, "bar", *CHARACTERS))}
 
 COLOURS: dict[str, Rgb] = {

@@ -61,8 +61,7 @@ def _rarest(
     room: Mapping[str, int],
     answered: Mapping[tuple[str, str], int],
 ) -> Question:
-    """Of the questions of the category that most are still needed of, the one whose answer came
-    up least."""
+    """The category that still needs most questions gives the one whose answer came up least."""
     most = max(room[question.category] for question in questions)
     best = [question for question in questions if room[question.category] == most]
     order = [int(at) for at in rng.permutation(len(best))]
@@ -74,7 +73,7 @@ def _kind(question: Question) -> tuple[str, str]:
 
 
 def value(category: str, answer: str) -> str:
-    """What an answer comes to: the name, place, number or word in it."""
+    """The content of an answer: the name, place, number or word in it."""
     answer = answer.removesuffix(".")
     if category == "count" or answer.startswith("There "):
         return next((word for word in answer.split() if word.isdigit()), "0")

@@ -264,15 +264,15 @@ class Pixtral(nn.Module):
             patch_conv.copy_(cosines(len(patch_conv), self.spec.patch_size))
 
     def embed_images(self, patches: list[Tensor], grids: list[Grid]) -> list[Tensor]:
-        """What goes into the adapter: for each place of a picture in the sequences, the
-        embeddings (sequences, tokens, width) of all of them."""
+        """The input of the adapter: for each place of a picture in the sequences, the embeddings
+        (sequences, tokens, width) of all of them."""
         return [self.vision_encoder(p, grid) for p, grid in zip(patches, grids, strict=True)]
 
     def hidden(self, token_ids: Tensor, embeddings: list[Tensor]) -> Tensor:
         """The normed state after the last layer, (sequences, tokens, dim)."""
         x = self.tok_embeddings(token_ids)
         if embeddings:
-            # Of each sequence the first picture, then the second: the order of its [IMG]s.
+            # The first picture of each sequence, then the second: the order of its [IMG]s.
             features = self.vision_language_adapter(torch.cat(embeddings, dim=1)).to(x.dtype)
             is_image = (token_ids == IMAGE_TOKEN_ID)[..., None].expand_as(x)
             x = x.masked_scatter(is_image, features)

@@ -1,4 +1,4 @@
-"""What is drawn, and what is asked about it."""
+"""The drawn scenes, and the questions about them."""
 
 from collections import Counter
 from collections.abc import Sequence

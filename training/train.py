@@ -38,11 +38,11 @@ from training.tokenizer import write_tokenizer
 
 WARM_UP_STEPS = 40
 FALLING_SHARE = 0.35
-# Of the teacher's losses beside each other, and of all of them beside the answers'. What a patch
-# shows is the hardest to learn, and all the rest stands on it.
+# The weights of the teacher's losses beside each other, and of all of them beside the answers'. The
+# content of a patch is the hardest to learn, and all the rest stands on it.
 ATTRIBUTE_WEIGHTS = {"kind": 3.0, "same_kind": 0.5, "same_colour": 0.5, "total": 0.5}
 TEACHER_WEIGHT = 0.3
-# Of the questions asked on the way. What is told of the model at the end is of seed 0.
+# The seed of the questions on the way. The final figures use seed 0.
 PROGRESS_SEED = 1
 
 

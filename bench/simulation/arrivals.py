@@ -1,4 +1,4 @@
-"""What arrives when: seeded traces of requests, with images that come again."""
+"""Arrivals over time: seeded traces of requests, with images that come again."""
 
 import math
 import random
@@ -32,7 +32,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What requests are like.
+    """The properties of requests.
 
     Attributes:
         reuse: share of images that were sent before, drawn evenly from the last `window` ones.

@@ -41,7 +41,7 @@ class Behavior:
 
 
 def proposed(replicas: int, metrics: Sequence[Metric]) -> int:
-    """What the metrics ask for: the most that one of them does."""
+    """The replicas that the metrics ask for: the most that one of them does."""
     return max(_by_metric(replicas, metric) for metric in metrics)
 
 
@@ -54,7 +54,7 @@ def _by_metric(replicas: int, metric: Metric) -> int:
 
 @dataclass(slots=True)
 class Autoscaler:
-    """`scale` is told whenever there are to be more or fewer replicas."""
+    """`scale` is called whenever there shall be more or fewer replicas."""
 
     env: simpy.Environment
     metrics: Sequence[Metric]
@@ -74,7 +74,7 @@ class Autoscaler:
                 self.scale(wanted)
 
     def decide(self, recommendation: int) -> int:
-        """What becomes of a recommendation now."""
+        """The replicas that follow from a recommendation now."""
         behavior = self.behavior
         bounded = min(max(self._stable(recommendation), behavior.lowest), behavior.highest)
         if bounded > self.replicas:

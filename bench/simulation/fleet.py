@@ -75,7 +75,8 @@ class Pool(Generic[R]):
 
 @dataclass(slots=True)
 class Outcome:
-    """Of one request, in seconds since its arrival; refused where `first` and `last` are None."""
+    """The times of one request, in seconds since its arrival; refused where `first` and `last` are
+    None."""
 
     request: Request
     first: float | None = None

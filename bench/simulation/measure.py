@@ -85,10 +85,10 @@ async def repeat(times: int, ask: Callable[[], Awaitable[Seen]]) -> list[Seen]:
 
 
 async def measure(stack: Stack, rounds: int) -> tuple[ServiceTimes, dict[str, str]]:
-    """Of `rounds` requests a kind, one at a time, on an otherwise idle stack.
+    """The times of `rounds` requests a kind, one at a time, on an otherwise idle stack.
 
-    Of each, the time that a quarter of the requests stayed below: what the machine does besides
-    makes some of them slower, and none faster.
+    Each is the first quartile: other work of the machine makes some requests slower, and none
+    faster.
     """
     async with AsyncClient(stack.target, timeout=300) as client:
         asker = Asker(client)

@@ -59,7 +59,7 @@ class Planner:
         return Fleet(0, 0, decoders, self._seen(self._try(0, decoders, stock=True)))
 
     def _gateways(self, outcomes: Sequence[Outcome]) -> int:
-        """By processor time and by permits, 60 % of either."""
+        """The target is 60 % of processor time and of permits."""
         seconds = self.times.gateway_seconds + self.times.gateway_image_seconds
         by_time = self.rate * seconds / GATEWAY_USE
         by_permits = _most_at_once(outcomes) / LIMITS.permits / GATEWAY_USE

@@ -82,7 +82,7 @@ class Encoder(Replica):
         return is_alone or self.queued_patches + patches <= self._limits.queue_patches
 
     def encode(self, image: int, patches: int) -> Work:
-        """Whoever asks for an image that is being encoded waits for that."""
+        """A request for an image that is being encoded waits for that."""
         if image in self._flights:
             yield self._flights[image]
             return

@@ -16,7 +16,8 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Of a run's requests: `per_second` counts those that ended while requests still came."""
+    """The figures of a run's requests: `per_second` counts those that ended while requests still
+    came."""
 
     requests: int
     refused: int
@@ -26,7 +27,7 @@ class Summary:
 
 
 def summary(outcomes: Iterable[Outcome], seconds: float) -> Summary:
-    """Of requests that arrived within so many seconds."""
+    """The summary of requests that arrived within so many seconds."""
     listed = list(outcomes)
     ended = [each for each in listed if each.last is not None]
     ttft = sorted(each.first for each in listed if each.first is not None)
@@ -51,7 +52,7 @@ def simulate(
     taken: float = 0.0,
     limits: Limits = LIMITS,
 ) -> list[Outcome]:
-    """Of a fleet that stays as it is."""
+    """The summary of a fleet that stays as it is."""
     env = simpy.Environment()
     fleet = Fleet(env, times, limits, stock=stock, taken=taken)
     fleet.gateways.begin(gateways)

@@ -128,7 +128,7 @@ def draw(
 
 def _line(name: str, scene: Scene, run: Run) -> str:
     seen = summary(run.outcomes, scene.seconds)
-    # What came in the last minute may be under way still, and is left out.
+    # Requests of the last minute may be under way still, and are left out.
     settled = [each for each in run.outcomes if each.request.at < scene.seconds - 60]
     refused = sum(each.first is None for each in settled)
     late = sum(each.first is not None and each.first > LATE_SECONDS for each in settled)

@@ -1,4 +1,4 @@
-"""What each tier is scaled by: the project's own signals, and processor time.
+"""The signals that scale each tier: the project's own, and processor time.
 
 A scrape every 15 seconds, and rates over it as the queries in `deploy/k8s/components/scaling`
 take them. The numbers to scale at are read from those manifests.
@@ -112,7 +112,7 @@ Signals = dict[str, Sequence[Metric]]
 
 
 def own(scrapes: Scrapes, tiers: dict[str, Tier]) -> Signals:
-    """What `deploy/k8s/components/scaling` asks Prometheus."""
+    """The queries of `deploy/k8s/components/scaling`."""
 
     def backlog() -> float:
         speed = scrapes.rate("encoded_patches", 300) / (scrapes.rate("tower_seconds", 300) or 1)

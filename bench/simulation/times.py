@@ -9,7 +9,8 @@ DIRECTORY = Path(__file__).resolve().parent.parent / "service_times"
 
 @dataclass(frozen=True, slots=True)
 class ServiceTimes:
-    """Of one model on one machine. Seconds are those of the work alone on an idle machine.
+    """The service times of one model on one machine. Seconds are those of the work alone on an idle
+    machine.
 
     Attributes:
         gateway_seconds: a request in the gateway, and all of its way but encoder and engine.
@@ -67,7 +68,7 @@ def load(name: str) -> ServiceTimes:
 
 
 def read(path: Path) -> ServiceTimes:
-    """Of a file that holds, for each field, its `value` and where it is `from`."""
+    """Reads a file that holds, for each field, its `value` and where it is `from`."""
     found = json.loads(path.read_text(encoding="utf-8"))
     return ServiceTimes(
         **{field.name: found[field.name]["value"] for field in fields(ServiceTimes)}

@@ -43,7 +43,7 @@ def load_picture(name: str) -> bytes:
     """The file at a path or an http(s) URL.
 
     Raises:
-        OSError, ValueError: it cannot be had.
+        OSError, ValueError: the picture cannot be read.
     """
     if name.startswith(("http://", "https://")):
         return fetch(name)
@@ -80,11 +80,11 @@ class Conversation:
         self._pictures.append(load_picture(name))
 
     def ask(self, question: str) -> None:
-        """Prints the answer. Whatever goes wrong, the conversation stays as it was before; what an
-        interrupted answer has said is kept.
+        """Prints the answer. The conversation stays as it was where something goes wrong. The text
+        of an interrupted answer is kept.
 
         Raises:
-            OSError, ValueError: a picture of the question cannot be had.
+            OSError, ValueError: a picture of the question cannot be read.
             PixtralError: the call has failed.
         """
         content = [*self._pictures, *parse(question)]

@@ -119,7 +119,7 @@ def check_torch() -> Findings:
 
 
 def check_compiler() -> Findings:
-    """What Triton calls, for the vision tower and for vLLM, on a GPU."""
+    """The compiler that Triton calls, for the vision tower and for vLLM, on a GPU."""
     named = os.environ.get("CC")
     if found := next(filter(shutil.which, (named,) if named else ("gcc", "clang")), None):
         yield Finding("ok", f"{found} is there, to compile for the GPU")

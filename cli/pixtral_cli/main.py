@@ -120,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     chat.add_argument("--target", default=DEFAULT_TARGET, help="the gateway (%(default)s)")
     chat.add_argument("--model", help="a name that the gateway lists; its own by default")
-    chat.add_argument("--max-tokens", type=int, default=1024, help="of an answer (%(default)s)")
+    chat.add_argument(
+        "--max-tokens", type=int, default=1024, help="the most tokens of an answer (%(default)s)"
+    )
     chat.add_argument("--temperature", type=float, help="0 is greedy; the model's own by default")
     chat.add_argument("--tls", action="store_true", help="TLS with the system's authorities")
     chat.add_argument("--tls-ca", type=Path, metavar="PEM", help="TLS with this authority")
@@ -160,7 +162,7 @@ def _add_stack_arguments(parser: argparse.ArgumentParser) -> None:
         "--redis-max-memory",
         default="1gb",
         metavar="SIZE",
-        help="of the Redis that is started where PIXTRAL_REDIS_URL names none (%(default)s)",
+        help="memory of the Redis that is started where PIXTRAL_REDIS_URL names none (%(default)s)",
     )
     for name in TIERS:
         parser.add_argument(

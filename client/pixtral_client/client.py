@@ -148,7 +148,7 @@ class Client:
     def put_image(self, image: Any, *, timeout: float | None = None) -> UploadedImage:
         """Uploads a picture, in any form that a message may hold it in.
 
-        What comes back stands for the picture in messages of all the tenant's clients, until it was
+        The result stands for the picture in messages of all the tenant's clients, until it was
         not used for an hour: then `NotFound` asks for the picture. Without this call, too, a client
         names by itself what it has sent before.
         """
@@ -291,7 +291,7 @@ class AsyncClient:
     async def put_image(self, image: Any, *, timeout: float | None = None) -> UploadedImage:
         """Uploads a picture, in any form that a message may hold it in.
 
-        What comes back stands for the picture in messages of all the tenant's clients, until it was
+        The result stands for the picture in messages of all the tenant's clients, until it was
         not used for an hour: then `NotFound` asks for the picture. Without this call, too, a client
         names by itself what it has sent before.
         """

@@ -15,7 +15,7 @@ def fetch(url: str, *, timeout: float = TIMEOUT_SECONDS, max_bytes: int = MAX_BY
     """Reads what is at `url`: http and https only, redirects included.
 
     Raises:
-        OSError: it could not be had in `timeout` seconds.
+        OSError: it did not come in `timeout` seconds.
         ValueError: it is longer than `max_bytes`, or the URL is none of these.
     """
     if urlsplit(url).scheme not in ("http", "https"):

@@ -57,7 +57,7 @@ def to_protos(messages: Messages) -> list[chat_pb2.Message]:
 
     Raises:
         TypeError: something is of a kind that no conversation holds.
-        ValueError: an unknown role or part, an unusable URL, or an image that cannot be had.
+        ValueError: an unknown role or part, an unusable URL, or an image that cannot be read.
     Both name the place, as `messages[1].content[0]`.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
@@ -170,7 +170,8 @@ def to_image(source: Any, where: str) -> chat_pb2.Image:
             raise ValueError(f"{where}: cannot read {source}: {error.strerror}") from error
     if isinstance(source, UploadedImage):
         return chat_pb2.Image(sha256=source.sha256)
-    # Whoever holds a PIL image has imported PIL: it need not be imported, nor installed, for this.
+    # A caller with a PIL image has imported PIL: this module need not import it, and PIL need not
+    # be installed.
     pil = sys.modules.get("PIL.Image")
     if pil is not None and isinstance(source, pil.Image):
         return chat_pb2.Image(data=_png(source))

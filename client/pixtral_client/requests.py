@@ -24,7 +24,7 @@ from pixtral_client.sent_images import Request, data_of
 from pixtral_client.tools import OPTIONS, tool_fields
 
 DEFAULT_TARGET = "127.0.0.1:50051"
-# Where vLLM's server is, too, unless it is told otherwise.
+# The address of vLLM's server, too, unless it has another.
 DEFAULT_HTTP = "127.0.0.1:8000"
 DEFAULT_TIMEOUT = 600.0
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -92,7 +92,7 @@ def authorization(api_key: str | None, target: str, tls: Tls | None) -> tuple[tu
 
 
 class StructuredOutput(TypedDict, total=False):
-    """What an answer must be: exactly one of `pixtral.v1.StructuredOutput`'s constraints, and with
+    """The form of an answer: exactly one of `pixtral.v1.StructuredOutput`'s constraints, and with
     `json_schema` perhaps `disable_any_whitespace`."""
 
     json_schema: str | Mapping[str, Any]
@@ -104,8 +104,8 @@ class StructuredOutput(TypedDict, total=False):
 
 
 class Sampling(TypedDict, total=False):
-    """How to pick the next token: `pixtral.v1.SamplingParams`. What is absent or None takes the
-    model's own default; temperature 0 is greedy."""
+    """How to pick the next token: `pixtral.v1.SamplingParams`. A field that is absent or None takes
+    the model's own default; temperature 0 is greedy."""
 
     max_tokens: int | None
     min_tokens: int | None
@@ -213,7 +213,7 @@ class Answer:
 
     @property
     def so_far(self) -> Delta:
-        """Of the first choice."""
+        """The text of the first choice."""
         return self._joined(0)
 
     def _joined(self, index: int) -> Delta:

@@ -41,7 +41,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """What became of one image; `cached` means that nothing was encoded for this request.
+    """The outcome of one image; `cached` means that nothing was encoded for this request.
 
     `encode` is the wait for this image to be encoded, in seconds.
     """
@@ -102,7 +102,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What is new in a stream; `finish_reason` is None until the last.
+    """The new part of a stream; `finish_reason` is None until the last.
 
     `logprobs` has one for each token where they were asked for. `index` is the choice's. Tool
     calls are not in `text`. `stop_reason` is the stop string or the id of the stop token that ended

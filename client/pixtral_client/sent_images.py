@@ -99,7 +99,7 @@ class Outgoing(Generic[Request]):
                 if picture.is_repeated or sha256 in known or len(data) >= LARGE_BYTES:
                     picture.name()
                 elif image.WhichOneof("source") == "url":
-                    # By its bytes alone, and not by a URL that holds them, it can be named later.
+                    # Its bytes can be named later; a URL that holds them cannot.
                     picture.show()
 
     def answered(self) -> None:
@@ -136,7 +136,7 @@ class Outgoing(Generic[Request]):
 
 
 def data_of(url: str) -> bytes:
-    """What a data: URL in base64 holds. Raises ValueError for any other."""
+    """The file that a data: URL in base64 holds. Raises ValueError for any other."""
     head, comma, encoded = url.partition(",")
     if not comma or head[:5].lower() != "data:" or not head.lower().endswith(";base64"):
         raise ValueError("not a data: URL in base64")

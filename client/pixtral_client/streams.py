@@ -35,7 +35,7 @@ class Stream(Iterator[Delta]):
 
     @property
     def text(self) -> str:
-        """What has come so far."""
+        """The answer so far."""
         return self._answer.so_far.text
 
     @property
@@ -57,7 +57,7 @@ class Stream(Iterator[Delta]):
                     raise failed from None
                 self._call = self._begin()
                 if self._closed:
-                    # By another thread, meanwhile.
+                    # Another thread may do so meanwhile.
                     self._call.cancel()
         raise StopIteration
 
@@ -91,7 +91,7 @@ class AsyncStream(AsyncIterator[Delta]):
 
     @property
     def text(self) -> str:
-        """What has come so far."""
+        """The answer so far."""
         return self._answer.so_far.text
 
     @property

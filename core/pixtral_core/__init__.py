@@ -1,1 +1,1 @@
-"""What the tiers share. It knows no tier."""
+"""The parts that the tiers share. It knows no tier."""

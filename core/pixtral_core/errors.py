@@ -22,7 +22,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 # are sent in base64 and, the message, once more with three bytes for one.
 MAX_TEXT_BYTES = 512
 MAX_FIELD_BYTES = 256
-# Of all violations, each with what frames it.
+# The bytes of all violations, each with its frame.
 MAX_VIOLATION_BYTES = 3200
 VIOLATION_FRAME_BYTES = 10
 
@@ -31,7 +31,7 @@ _SCHEMA = re.compile(r".*?\b(?:parameters|json_schema|json)\b")
 
 
 class ServingError(Exception):
-    """A failure that a client is told of.
+    """A failure that a client learns of.
 
     `reason` is a name of pixtral.v1.ErrorReason without its prefix, `message` and `violations`
     (path of the field, what is wrong with it) are safe to show, `retry_after` is in seconds,
@@ -59,7 +59,7 @@ class ServingError(Exception):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a log line may have of the error: its reason, and the path of the wrong field."""
+        """The part of the error for a log line: its reason, and the path of the wrong field."""
         if not self.violations:
             return {"reason": self.reason}
         path = self.violations[0][0]
@@ -135,7 +135,7 @@ class Overloaded(ServingError):
 
 
 class Unavailable(ServingError):
-    """What the call needs is not there now; `retry_after` is in seconds."""
+    """Something that the call needs is not there now; `retry_after` is in seconds."""
 
     def __init__(self, message: str, retry_after: float = 1.0, reason: str = "UNAVAILABLE") -> None:
         super().__init__(grpc.StatusCode.UNAVAILABLE, reason, message, retry_after=retry_after)
@@ -175,7 +175,7 @@ _MESSAGES = {
 
 
 def client_error(error: BaseException) -> ServingError:
-    """What a client is told of an error.
+    """The part of an error that a client learns.
 
     Anything but a ServingError is a bug: its type and where it happened are logged, and the client
     reads "internal error" alone.

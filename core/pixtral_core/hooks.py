@@ -49,7 +49,7 @@ class Touch:
         return f"{self.module}.{self.path}"
 
     def missing(self) -> str | None:
-        """What the library lacks of it, as a sentence's end; None where all is there."""
+        """The parts that the library lacks, as the end of a sentence; None where all is there."""
         try:
             found: Any = importlib.import_module(self.module)
         except ImportError:

@@ -1,6 +1,6 @@
 """Every bound that a request can meet: all tiers, /openapi.json and docs/limits.md read it here.
 
-What an operator sets is in the settings, what the model sets in its checkpoint.
+The settings hold what an operator sets, the checkpoint what the model sets.
 """
 
 import math
@@ -103,11 +103,11 @@ IMAGE_URL_REDIRECTS = Count(
 # The largest file in chunks of 4 KiB has 5,120.
 IMAGE_BLOCKS = Count(
     "messages[].content[].image.data",
-    "what a format divides its file into",
+    "the parts into which a format divides its file",
     20_000,
     of="chunks or segments",
 )
-# What compresses best writes some twenty.
+# The encoders that compress best write some twenty.
 IMAGE_SCANS = Count(
     "messages[].content[].image.data", "passes over a progressive JPEG", 100, of="scans"
 )
@@ -121,14 +121,14 @@ IMAGE_SCANNED_PIXELS = Count(
 # Pillow goes through them byte by byte.
 IMAGE_JUNK_BYTES = Count(
     "messages[].content[].image.data",
-    "what belongs to none of a JPEG's segments",
+    "bytes that belong to none of a JPEG's segments",
     1 << 16,
     of="bytes between segments",
 )
 TOOL_CALLS = Count("messages[].tool_calls", "tool calls of one message", 128)
 TOOL_CALL_ID = Count(
     "messages[].tool_calls[].id",
-    "what a tool's result names its call by",
+    "the id with which a tool's result names its call",
     256,
     least=1,
     of="characters",
@@ -187,14 +187,14 @@ PROMPT_LOGPROBS = Range(
 # vLLM makes an object of each in the process that serves all streams.
 PROMPT_LOGPROBS_IN_ALL = Count(
     "sampling.prompt_logprobs",
-    "of all tokens of a prompt together, the tokens' own among them",
+    "the sum over all tokens of a prompt, the tokens' own among them",
     1 << 17,
     of="log-probabilities in all",
 )
-# They are gathered in the gateway. Of one choice, the whole context has no more.
+# They are gathered in the gateway. One choice has no more in the whole context.
 LOGPROBS_IN_ALL = Count(
     "sampling.logprobs",
-    "of all choices of an answer that is not streamed, the tokens' own among them",
+    "the sum over all choices of an answer that is not streamed, the tokens' own among them",
     1 << 20,
     of="log-probabilities in all",
 )
@@ -205,7 +205,9 @@ STOP = Count("sampling.stop", "strings that end an answer", 64)
 STOP_LENGTH = Count("sampling.stop[]", "one such string", 1024, least=1, of="characters")
 STOP_TOKEN_IDS = Count("sampling.stop_token_ids", "tokens that end an answer", 64)
 LOGIT_BIAS = Count("sampling.logit_bias", "tokens with a bias", 1024)
-LOGIT_BIAS_VALUE = Range("sampling.logit_bias[]", "what is added to one token's logit", -100, 100)
+LOGIT_BIAS_VALUE = Range(
+    "sampling.logit_bias[]", "the amount added to one token's logit", -100, 100
+)
 # Each becomes up to two of vLLM's 128 sequences of tokens.
 BAD_WORDS = Count("sampling.bad_words", "words that an answer must not have", 64)
 BAD_WORD_LENGTH = Count("sampling.bad_words[]", "one such word", 128, least=1, of="characters")
@@ -280,7 +282,7 @@ STRUCTURE_STEP_SECONDS = Range(
 # A twentieth of the time that passes comes back.
 STRUCTURE_BUDGET_SECONDS = Range(
     "sampling.structured_output",
-    "what a tenant's answers may take beyond that, before the one that takes it ends",
+    "the time that a tenant's answers may take beyond that, before the one that takes it ends",
     0,
     1,
     unit="seconds of a processor",
@@ -300,7 +302,7 @@ BODY_ESCAPES = Count("request", "over HTTP", 1 << 20, of="escaped characters in 
 PROMPTS = Count("prompt", "prompts of one request to `/v1/completions`", 1024, least=1)
 HEAD_BYTES = Count("request", "over HTTP", 64 << 10, of="bytes of a head")
 
-# What the gateway itself adds to a request for the decoder.
+# The bytes that the gateway itself adds to a request for the decoder.
 
 REQUEST_ID = Count(
     "request_id", "the gateway's own name for a request", 128, least=1, of="characters"

@@ -119,7 +119,7 @@ def is_loopback(address: str) -> bool:
 
 
 class ProcessSettings(BaseSettings):
-    """What every process is told. Each tier adds its own fields, all with descriptions.
+    """The settings of every process. Each tier adds its own fields, all with descriptions.
 
     Made directly, it reads nothing from outside; `load` reads file, environment and flags.
     """
@@ -220,7 +220,7 @@ class PeerTlsSettings(ProcessSettings):
 
     @property
     def peer_tls(self) -> ClientTls | None:
-        """What `open_channel` takes."""
+        """The credentials that `open_channel` takes."""
         if self.peer_tls_ca is None:
             return None
         return ClientTls(
@@ -268,7 +268,7 @@ class RedisSettings(ProcessSettings):
         return self
 
 
-# What the directory of a repository of models is called in a cache of Hugging Face's.
+# The name of a model's directory in a cache of Hugging Face's.
 _REPOSITORY = "models--"
 
 

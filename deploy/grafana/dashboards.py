@@ -22,7 +22,7 @@ DASHBOARDS = {
 
 
 def render() -> Mapping[Path, str]:
-    """What each file is to hold."""
+    """The content of each file."""
     return {
         HERE / f"{name}.json": json.dumps(make().build(), cls=JSONEncoder, indent=2, sort_keys=True)
         + "\n"

@@ -1,4 +1,4 @@
-"""What the dashboards are put together from.
+"""The parts of the dashboards.
 
 Every query is of one namespace, or of all: where Prometheus gives its targets no such label,
 "All" is the whole fleet.
@@ -57,7 +57,7 @@ def rate(metric: str, *labels: str, where: str = "") -> str:
 
 
 def mean(metric: str) -> str:
-    """Of a histogram whose buckets are too wide for what is usual."""
+    """The mean of a histogram whose buckets are too wide for usual values."""
     return f"{rate(f'{metric}_sum')} / {rate(f'{metric}_count')}"
 
 

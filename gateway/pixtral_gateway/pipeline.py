@@ -49,9 +49,9 @@ from pixtral_gateway.upstream.registry import Tiers
 from pixtral_gateway.upstream.replica import Contract
 from pixtral_gateway.upstream.retry_budget import RetryBudget
 
-# Of a token of the prompt: here, and in the message to the decoder.
+# The memory of a token of the prompt: here, and in the message to the decoder.
 TOKEN_BYTES = 8
-# Of a delta and of a log-probability, as the doors gather them.
+# The memory of a delta and of a log-probability, as the APIs gather them.
 DELTA_BYTES = 64
 LOGPROB_BYTES = 128
 
@@ -230,7 +230,7 @@ class Pipeline:
 
 
 class _Completion:
-    """What the gateway learns of one completion, for its report, metrics, log line and tenant.
+    """Facts of one completion, for its report, metrics, log line and tenant.
 
     Attributes:
         keys: of the images' embeddings, in the order of the conversation.
@@ -255,7 +255,7 @@ class _Completion:
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._queue = self._encode = self._time_to_first = 0.0
         self._cached_tokens = self._tokens = self._gathered_logprobs = 0
-        # Of each choice that is over, by its index.
+        # The finish of each choice that is over, by its index.
         self._finish_reasons: dict[int, FinishReason] = {}
 
     @contextmanager

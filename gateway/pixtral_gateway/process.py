@@ -49,7 +49,7 @@ class GatewayTier:
         self._settings = settings
         self._counts = counts
         self._tenants = Tenants(settings.api_keys, counts)
-        # What is being received is in this process alone.
+        # Messages that are being received count in this process alone.
         most = max(settings.max_incoming_bytes // settings.workers, LEAST_INCOMING_BYTES)
         refusal = "as much as this gateway receives at once is being sent: try again later"
         self._room = SharedLimit(most, refusal=refusal, show=MEMORY.labels("incoming").set)

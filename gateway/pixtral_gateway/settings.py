@@ -91,7 +91,7 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         "the name has at the time.",
     )
     decoders: Targets = Field(
-        min_length=1, description="Of each decoder: host:port or dns:///name:port."
+        min_length=1, description="The address of each decoder: host:port or dns:///name:port."
     )
     max_concurrent_requests: int | None = Field(
         None,
@@ -102,15 +102,15 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_concurrent_image_bytes: int = Field(
         MAX_IMAGE_BYTES,
         ge=1,
-        description="Of images of requests that run, as files and as URLs that hold one, of long "
-        "prompts and of answers that are sent whole; more is refused, but for a request that is "
+        description="Memory of the requests that run: images as files and as URLs that hold one, "
+        "long prompts, and answers that are sent whole. More is refused, but for a request that is "
         "alone.",
     )
     max_incoming_bytes: int = Field(
         MAX_INCOMING_BYTES,
         ge=LEAST_INCOMING_BYTES,
-        description="Of messages, bodies and uploads that are being received; more is refused. A "
-        "tenant has three quarters of it at most, and each worker an equal share.",
+        description="Memory of messages, bodies and uploads that are being received; more is "
+        "refused. A tenant has three quarters of it at most, and each worker an equal share.",
     )
     workers: int = Field(
         1,

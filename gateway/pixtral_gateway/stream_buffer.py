@@ -29,7 +29,7 @@ class StreamBuffer:
         self._source = source
         self._given: float | None = None
         self._filling: asyncio.Task[None] | None = None
-        # By choice, in the order of their first deltas.
+        # The deltas of each choice, in the order of the first ones.
         self._waiting: dict[int, _Joined] = {}
         self._joined_bytes = 0
         self._arrived = asyncio.Event()

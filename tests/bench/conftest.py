@@ -1,5 +1,5 @@
-# A gateway before tiers without a model: what a load generator is tried on.
-from tests.gateway.conftest import (  # noqa: F401
+# A gateway before tiers without a model, on which a load generator is tried.
+from tests.support.gateway_fixtures import (  # noqa: F401
     client,
     decoders,
     encoders,

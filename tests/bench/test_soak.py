@@ -1,6 +1,6 @@
 from random import Random
 
-from bench.soak import trend
+from tests.support.trend import trend
 
 TIMES = [10.0 * at for at in range(120)]
 

@@ -25,7 +25,6 @@ from typing import Any
 import psutil
 from prometheus_client import REGISTRY
 
-from bench.soak import trend
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.server.channel import open_channel
@@ -36,6 +35,7 @@ from pixtral_decoder.settings import DecoderSettings
 from tests.decoder.fuzz import CLEAN, METHOD, ended, fuzzer_of, store
 from tests.decoder.fuzz_requests import Fuzzed, Fuzzer
 from tests.support.redis_server import RedisServer
+from tests.support.trend import trend
 
 CONTEXT_LENGTH = 2048
 WORKERS = 12

@@ -1,12 +1,9 @@
 import copy
-import functools
 
 import pytest
 
-from tools.deploy.manifests import build
+from tests.support.overlays import build_once
 from tools.deploy.objects import Object
-
-build_once = functools.cache(build)
 
 
 @pytest.fixture

@@ -5,25 +5,16 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.conftest import build_once
+from tests.support.overlays import build_once, container, get
 from tools.deploy.check import RULES
-from tools.deploy.manifests import OVERLAYS, build, kubernetes_versions, schema_violations
+from tools.deploy.manifests import OVERLAYS, applied, kubernetes_versions, schema_violations
 from tools.deploy.objects import Object, containers_of, name_of, pod_of
 
 Spoil = Callable[[dict[str, Any]], object]
 
 
-def get(objects: list[Object], kind: str, name: str) -> Object:
-    return next(obj for obj in objects if (obj["kind"], name_of(obj)) == (kind, name))
-
-
 def problems(overlay: str, objects: list[Object]) -> list[str]:
     return [problem for rule in RULES[overlay] for problem in rule(objects)]
-
-
-def container(deployment: Object) -> Object:
-    found: Object = pod_of(deployment)["containers"][0]
-    return found
 
 
 def set_variable(deployment: Object, name: str, value: str) -> None:
@@ -86,7 +77,7 @@ def test_schema_finds_a_mistake(
 
     for version in (kubernetes_versions()[0], kubernetes_versions()[-1]):
         (violation,) = schema_violations(obj, version)
-        assert f"{kind}/{name}" in violation
+        assert f"{kind}/{name_of(obj)}" in violation
         assert said in violation
 
 
@@ -261,7 +252,7 @@ def without(key: str) -> Callable[[Object], object]:
             "ConfigMap",
             "settings",
             lambda o: o["metadata"].update(name="setting"),
-            "there is no ConfigMap settings",
+            "there is no ConfigMap settings-",
         ),
         (
             "Deployment",
@@ -400,4 +391,4 @@ def test_kind_without_a_schema_is_found() -> None:
 
 
 def test_build_is_the_same_each_time() -> None:
-    assert build("gpu") == build_once("gpu")
+    assert applied("gpu") == build_once("gpu")

@@ -1,6 +1,5 @@
 """The component that lets the gateway fetch images, added to an overlay as docs/deploy.md says."""
 
-import os
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -9,21 +8,13 @@ import pytest
 from pixtral_gateway.images.url_fetch import is_public
 from pixtral_gateway.settings import GatewaySettings
 from tools.deploy.check import RULES
-from tools.deploy.manifests import K8S, build, kubernetes_versions, schema_violations
+from tools.deploy.manifests import kubernetes_versions, schema_violations, with_component
 from tools.deploy.objects import Object, environment, labels_of, matches, name_of, of_kind, tiers
 
 
 @pytest.fixture
-def objects(tmp_path: Path) -> list[Object]:
-    root = os.path.relpath(K8S.resolve(), tmp_path.resolve())
-    (tmp_path / "kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\n"
-        "kind: Kustomization\n"
-        f"resources: [{root}/overlays/production]\n"
-        f"components: [{root}/components/image-urls]\n"
-        "namespace: pixtral\n"
-    )
-    return build(str(tmp_path))
+def objects() -> list[Object]:
+    return with_component("production", "image-urls")
 
 
 def test_it_fits_the_overlay(objects: list[Object]) -> None:

@@ -17,7 +17,7 @@ from pixtral_core.settings import ProcessSettings, load
 from pixtral_decoder.settings import DecoderSettings
 from pixtral_encoder.settings import EncoderSettings
 from pixtral_gateway.settings import GatewaySettings
-from tests.deploy.conftest import build_once
+from tests.support.overlays import build_once
 from tools.deploy.manifests import OVERLAYS, ROOT
 from tools.deploy.objects import Object, environment, name_of, of_kind, tiers
 

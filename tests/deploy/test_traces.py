@@ -1,28 +1,17 @@
 """The component that sends traces, added to an overlay as docs/deploy.md says."""
 
-import os
-from pathlib import Path
-
 import pytest
 
 from tools.deploy.check import RULES
-from tools.deploy.manifests import K8S, build, kubernetes_versions, schema_violations
+from tools.deploy.manifests import kubernetes_versions, schema_violations, with_component
 from tools.deploy.objects import Object, environment, labels_of, matches, name_of, of_kind, tiers
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 @pytest.fixture(params=["gpu", "production"])
-def traced(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, list[Object]]:
-    root = os.path.relpath(K8S.resolve(), tmp_path.resolve())
-    (tmp_path / "kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\n"
-        "kind: Kustomization\n"
-        f"resources: [{root}/overlays/{request.param}]\n"
-        f"components: [{root}/components/traces]\n"
-        "namespace: pixtral\n"
-    )
-    return request.param, build(str(tmp_path))
+def traced(request: pytest.FixtureRequest) -> tuple[str, list[Object]]:
+    return request.param, with_component(request.param, "traces")
 
 
 def test_it_fits_every_overlay(traced: tuple[str, list[Object]]) -> None:

@@ -1,18 +1,16 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from bench.collector import Collector, collector
 from models.random_checkpoint import write_random_checkpoint
-from tests.e2e.service import Service, serve
+from tests.support.fixture_types import Tokenizer
 from tests.support.redis_server import RedisServer
 from tests.support.reference import Reference
-
-Tokenizer = MistralTokenizer[Any, Any, Any, Any, Any]
+from tests.support.stack.service import Service, serve
+from tests.support.stack.span_collector import Collector, collector
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ from pixtral_client import Client
 from pixtral_core.cache import wire_format
 from pixtral_core.cache.embedding_key import EmbeddingKey, to_proto
 from pixtral_core.cache.wire_format import DType, Embedding
-from tests.e2e.fleet import Tier
-from tests.e2e.service import Service, serve, wait_until
 from tests.support.redis_server import RedisServer
+from tests.support.stack.fleet import Tier
+from tests.support.stack.service import Service, serve, wait_until
 from training import scenes
 from training.answer import MAX_TOKENS, OfflineModel
 from training.held_out import HELD_OUT_SEED, Item, held_out, png

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service
 
 pytestmark = pytest.mark.npm
 BUF = Path(__file__).parents[2] / "node_modules" / ".bin" / "buf"

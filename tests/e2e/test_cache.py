@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pixtral_client import Completion
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service, wait_until
 from tests.support.redis_server import RedisServer
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service, wait_until
 
 Message = dict[str, Any]
 

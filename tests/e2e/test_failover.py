@@ -12,10 +12,10 @@ import pytest
 
 from pixtral_client import Client, Sampling, Unavailable
 from pixtral_client.streams import Stream
-from tests.e2e.fleet import Tier
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service, wait_until
 from tests.support.redis_server import RedisServer
+from tests.support.stack.fleet import Tier
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service, wait_until
 
 # Long enough that it is not over when its decoder is told to end.
 LONG: Sampling = {"max_tokens": 500, "temperature": 0, "ignore_eos": True}

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pixtral_client import Client
-from tests.e2e.fleet import Load, Names, Streams, Tier
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service, wait_until
 from tests.support.redis_server import RedisServer
+from tests.support.stack.fleet import Load, Names, Streams, Tier
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service, wait_until
 
 # An answer this long takes seconds, and so is not over when a process is told to end.
 TOKENS = 300
@@ -86,39 +86,44 @@ def test_replicas_come_and_go_under_load(fleet: Fleet, names: Names) -> None:
     with (
         fleet.gateway() as gateway,
         Client(gateway.until_ready().target, timeout=120) as client,
-        Load().running(client) as load,
         fleet.another("encoder") as encoder,
         fleet.another("decoder") as decoder,
     ):
         encoder.until_ready()
         decoder.until_ready()
-        assert (encoded(encoder), begun(decoder)) == (0, 0)
-        names.add("encoder", ELSEWHERE)
-        names.add("decoder", ELSEWHERE)
-        wait_until(lambda: encoded(encoder) > 0 and begun(decoder) > 0, "a share", SHARE_SECONDS)
-        before = encoded(encoder), begun(decoder)
-        ask_about_new_pictures(client, 100)
-        # Half of a hundred, but for chance: for less than a quarter it is 1 in 10 million.
-        assert encoded(encoder) - before[0] >= 25
-        assert begun(decoder) - before[1] >= 25
+        with Load().running(client) as load:
+            come_and_go(names, client, load, encoder, decoder)
 
-        streams = Streams(client, TOKENS)
-        decoder.drain()
-        assert open_streams(decoder) > 0
-        load.until_more(10)
-        streams.read_to_the_end()
-        assert decoder.exit_code() == 0
-        names.remove("decoder", ELSEWHERE)
 
-        streams = Streams(client, TOKENS)
-        with ThreadPoolExecutor(1) as pool:
-            asking = pool.submit(ask_about_new_pictures, client, 40, side=512)
-            wait_until(lambda: encoder.value("pixtral_encoder_queued_patches") > 0, "work")
-            encoder.drain()
-            asking.result()
-        load.until_more(10)
-        streams.read_to_the_end()
-        assert encoder.exit_code() == 0
+def come_and_go(names: Names, client: Client, load: Load, encoder: Tier, decoder: Tier) -> None:
+    load.until_more(2)
+    assert (encoded(encoder), begun(decoder)) == (0, 0)
+    names.add("encoder", ELSEWHERE)
+    names.add("decoder", ELSEWHERE)
+    wait_until(lambda: encoded(encoder) > 0 and begun(decoder) > 0, "a share", SHARE_SECONDS)
+    before = encoded(encoder), begun(decoder)
+    ask_about_new_pictures(client, 100)
+    # Half of a hundred, but for chance: for less than a quarter it is 1 in 10 million.
+    assert encoded(encoder) - before[0] >= 25
+    assert begun(decoder) - before[1] >= 25
+
+    streams = Streams(client, TOKENS)
+    decoder.drain()
+    assert open_streams(decoder) > 0
+    load.until_more(10)
+    streams.read_to_the_end()
+    assert decoder.exit_code() == 0
+    names.remove("decoder", ELSEWHERE)
+
+    streams = Streams(client, TOKENS)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask_about_new_pictures, client, 40, side=512)
+        wait_until(lambda: encoder.value("pixtral_encoder_queued_patches") > 0, "work")
+        encoder.drain()
+        asking.result()
+    load.until_more(10)
+    streams.read_to_the_end()
+    assert encoder.exit_code() == 0
 
 
 def test_a_gateway_goes_while_another_stays(fleet: Fleet) -> None:

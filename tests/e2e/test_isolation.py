@@ -9,10 +9,10 @@ import pytest
 
 from pixtral_client import Client, Completion, Overloaded
 from pixtral_gateway.tenancy.tenants import digest_of
-from tests.e2e.fleet import Tier
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service
 from tests.support.redis_server import RedisServer
+from tests.support.stack.fleet import Tier
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service
 
 AT_ONCE = 2
 TENANTS = f"""

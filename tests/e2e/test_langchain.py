@@ -15,10 +15,10 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr
 
-from tests.e2e.conftest import Tokenizer
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service
-from tests.e2e.test_openai import MODEL, question, url_of
+from tests.support.fixture_types import Tokenizer
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.openai_question import MODEL, question, url_of
+from tests.support.stack.service import Service
 
 
 @tool

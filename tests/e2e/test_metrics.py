@@ -6,9 +6,9 @@ import urllib.request
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service
 from tests.support.metrics_page import TIERS, Described, base_name, read_page
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service
 
 OURS = ("pixtral_", "grpc_server_", "http_request")
 

@@ -17,10 +17,10 @@ from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_client import AsyncClient, Client, InvalidRequest, NotFound, Unavailable
 from pixtral_client.errors import from_rpc_error
 from tests.e2e.byte_counter import ByteCounter
-from tests.e2e.fleet import Tier
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service, wait_until
 from tests.support.redis_server import RedisServer
+from tests.support.stack.fleet import Tier
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service, wait_until
 
 KEYS = {"acme": "key-of-acme", "rival": "key-of-rival"}
 MAX_BYTES = 6_000_000

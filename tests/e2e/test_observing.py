@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.collector import Collector, SpanSeen
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service, wait_until
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service, wait_until
+from tests.support.stack.span_collector import Collector, SpanSeen
 
 ROOT = Path(__file__).resolve().parents[2]
 TIERS = ("gateway", "encoder", "decoder")

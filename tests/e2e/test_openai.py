@@ -1,6 +1,5 @@
 """The clients that people have, unmodified, against the running service."""
 
-import base64
 import json
 import subprocess
 import sys
@@ -17,11 +16,11 @@ from mistralai.client import Mistral
 from mistralai.client.errors import SDKError
 
 from pixtral_client import Sampling
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service, wait_until
 from tests.support.openapi import JSON, PATH, Described
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.openai_question import MODEL, question, url_of
+from tests.support.stack.service import Service, wait_until
 
-MODEL = "random-pixtral"
 SCHEMA = {
     "type": "object",
     "properties": {"at": {"enum": ["cat", "dog"]}},
@@ -45,18 +44,6 @@ parser = FlexibleArgumentParser()
 add_cli_args(parser)
 main(parser.parse_args())
 """
-
-
-def url_of(picture: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-
-
-def question(*pictures: bytes) -> list[Any]:
-    shown = [{"type": "image_url", "image_url": {"url": url_of(each)}} for each in pictures]
-    return [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [*shown, {"type": "text", "text": "What is this?"}]},
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Greedy answers of the whole service are those of the plain model, token for token."""
 
-import base64
 import io
 import random
 from typing import Any
@@ -9,35 +8,13 @@ import pytest
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from PIL import ExifTags, Image
 
-from tests.e2e.conftest import Tokenizer
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service
+from tests.support.fixture_types import Tokenizer
 from tests.support.reference import Reference
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.random_conversation import conversation
+from tests.support.stack.service import Service
 
 TOKENS = 64
-SIZES = [(16, 16), (64, 48), (33, 77), (200, 120), (480, 352), (1, 300)]
-
-
-def conversation(rng: random.Random, images: int) -> list[dict[str, Any]]:
-    """One to three turns with `images` pictures between them, before, between and after text."""
-    turns = rng.randint(1, 3)
-    messages: list[dict[str, Any]] = []
-    if rng.random() < 0.5:
-        messages.append({"role": "system", "content": f"Answer in {rng.randint(2, 9)} words."})
-    placed = [rng.randrange(turns) for _ in range(images)]
-    for turn in range(turns):
-        parts: list[dict[str, Any]] = [
-            {"type": "text", "text": f"Question {rng.randint(0, 999)}: what do you see?"}
-        ]
-        for _ in range(placed.count(turn)):
-            picture = new_picture(*rng.choice(SIZES), form=rng.choice(["PNG", "JPEG"]))
-            url = "data:image/png;base64," + base64.b64encode(picture).decode()
-            part = {"type": "image_url", "image_url": {"url": url}}
-            parts.insert(rng.randint(0, len(parts)), part)
-        messages.append({"role": "user", "content": parts})
-        if turn < turns - 1:
-            messages.append({"role": "assistant", "content": f"I see {rng.randint(2, 99)} things."})
-    return messages
 
 
 @pytest.mark.parametrize("number", range(20))

@@ -9,7 +9,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from tests.e2e.service import Service
+from tests.support.stack.service import Service
 
 NAME = "pixtral.v1.ChatService"
 SECONDS = 60

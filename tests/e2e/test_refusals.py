@@ -15,9 +15,9 @@ from PIL import Image
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_client import InvalidRequest, NotFound
 from pixtral_client.errors import from_rpc_error
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service
 from tests.support.redis_server import RedisServer
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service
 
 USER, ASSISTANT, TOOL = chat_pb2.ROLE_USER, chat_pb2.ROLE_ASSISTANT, chat_pb2.ROLE_TOOL
 

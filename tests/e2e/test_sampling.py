@@ -14,11 +14,11 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from torch import Tensor
 
 from pixtral_client import Completion, InvalidRequest
-from tests.e2e.conftest import Tokenizer
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service, wait_until
-from tests.e2e.test_reference import conversation
+from tests.support.fixture_types import Tokenizer
 from tests.support.reference import Reference
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.random_conversation import conversation
+from tests.support.stack.service import Service, wait_until
 
 TOKENS = 12
 ASK = [{"role": "user", "content": "What do you see?"}]

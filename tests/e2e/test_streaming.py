@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from pixtral_client import DeadlineExceeded, Sampling
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service, wait_until
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service, wait_until
 
 # More tokens than the engine makes before a test has done what it wants to.
 MANY = 20_000

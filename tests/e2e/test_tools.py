@@ -7,8 +7,8 @@ import jsonschema
 import pytest
 
 from pixtral_client import Completion, InvalidRequest
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import Service
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import Service
 
 TOOL_CALLS = 9
 # All that is in them ends: the random model would fill a text without end.

@@ -1,13 +1,12 @@
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
+from tests.support.fixture_types import Checkpoints
 from tests.support.redis_server import RedisServer
-
-Checkpoints = Callable[[RandomSpec], Path]
 
 
 @pytest.fixture(scope="session")

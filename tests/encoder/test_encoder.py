@@ -23,7 +23,7 @@ from pixtral_encoder.encoder import Encoder, Source
 from pixtral_encoder.image.preprocess import OpenedImage, Preprocessor
 from pixtral_encoder.tower.tower import Staged, VisionTower
 from pixtral_encoder.tower.weights import load_tower
-from tests.encoder.pictures import file_of, picture, png, png_that_claims
+from tests.encoder.pictures import file_of, large_png, picture, png, png_that_claims
 from tests.support.redis_server import RedisServer
 
 FINGERPRINT = "f00d"
@@ -357,3 +357,30 @@ async def test_tenants_images_are_decoded_by_turns(
     go.set()
     await asyncio.gather(*tasks)
     assert (96, 96) in decoded[:6]
+
+
+async def test_large_images_leave_a_process_to_other_images(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, go = make(), asyncio.Event()
+    decoding: list[bool] = []
+    pixels = Preprocessor.pixels
+
+    async def held(preprocessor: Preprocessor, opened: OpenedImage) -> object:
+        decoding.append(preprocessor.is_large(opened))
+        if decoding[-1]:
+            await go.wait()
+        return await pixels(preprocessor, opened)
+
+    monkeypatch.setattr(Preprocessor, "pixels", held)
+    files = [large_png(3000, 3000 + number) for number in range(3)]
+    tasks = [asyncio.create_task(encoder.encode(key_of(each, scope="eve"), each)) for each in files]
+    async with asyncio.timeout(60):
+        while len(encoder._large._waiting) < 2:
+            await asyncio.sleep(0.001)
+        assert decoding == [True]
+        one = png(96, 96)
+        assert (await encoder.encode(key_of(one, scope="bob"), one)).source is Source.ENCODED
+    assert decoding == [True, False]
+    go.set()
+    await asyncio.gather(*tasks)

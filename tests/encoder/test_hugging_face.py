@@ -23,7 +23,7 @@ from pixtral_core.model.fingerprint import fingerprint
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
 from pixtral_encoder.tower.tower import VisionTower
 from pixtral_encoder.tower.weights import load_tower
-from tests.encoder.conftest import Checkpoints
+from tests.support.fixture_types import Checkpoints
 from tests.support.hf_reference import load_hf
 
 # The language model is only carried along.

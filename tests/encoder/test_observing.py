@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.collector import collector
 from pixtral.internal.v1 import encoder_pb2
 from pixtral_core.cache.embedding_key import to_proto
 from tests.encoder.pictures import png
-from tests.encoder.test_grpc_service import DEADLINE, Client, serving
+from tests.encoder.served import DEADLINE, Client, serving
 from tests.support.log_lines import logged
 from tests.support.redis_server import RedisServer
+from tests.support.stack.span_collector import collector
 
 ENCODE = "pixtral.internal.v1.EncoderService/Encode"
 WORK = ("lookup", "open", "preprocess", "queue", "batch", "pack", "store")

@@ -12,8 +12,8 @@ import psutil
 from tests.faults import failpoints, redis_faults
 from tests.faults.guests import be_hostile, flood, read_slowly, replace_keys
 from tests.faults.machine_faults import fill_disk, free_disk
-from tests.faults.proxy import Weather
 from tests.faults.stack import SPARE, STALL_SECONDS, TIERS, Stack
+from tests.support.stack.proxy import Weather
 
 UNAVAILABLE = frozenset({"UNAVAILABLE"})
 OVERLOADED = frozenset({"RESOURCE_EXHAUSTED"})

@@ -14,8 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from pixtral.v1 import chat_pb2
 from pixtral_client import AsyncClient, PixtralError
 from pixtral_client.requests import chat_request
-from tests.faults.proxy import Link, Proxy, Weather
 from tests.faults.stack import HOSTILE, Stack, key_of, next_key_of
+from tests.support.stack.proxy import Link, Proxy, Weather
 
 STREAMS = 2000
 SLOW_SECONDS = 12.0

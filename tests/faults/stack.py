@@ -16,13 +16,13 @@ import psutil
 
 from pixtral_client import Tls
 from pixtral_gateway.tenancy.tenants import digest_of
-from tests.e2e.fleet import Tier
 from tests.faults import failpoints, mutated
 from tests.faults.machine_faults import Clock
-from tests.faults.proxy import Link, Proxy
 from tests.faults.questions import MODEL_DIR
 from tests.support.certificate_authority import Authority
 from tests.support.redis_server import RedisServer
+from tests.support.stack.fleet import Tier
+from tests.support.stack.proxy import Link, Proxy
 
 GATEWAYS, ENCODERS, DECODERS = 2, 2, 2
 TENANTS = ("ann", "bob", "cat")

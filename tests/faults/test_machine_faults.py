@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.e2e.service import wait_until
 from tests.faults.machine_faults import Clock, fill_disk, free_disk
+from tests.support.stack.service import wait_until
 
 HOUR = 3600
 

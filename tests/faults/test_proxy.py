@@ -8,8 +8,8 @@ from typing import Literal
 
 import pytest
 
-from tests.faults import proxy as proxy_module
-from tests.faults.proxy import Link, Proxy, Weather
+from tests.support.stack import proxy as proxy_module
+from tests.support.stack.proxy import Link, Proxy, Weather
 
 MESSAGE = bytes(range(256)) * 1024
 PATIENCE = 60.0

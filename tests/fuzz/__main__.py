@@ -21,7 +21,6 @@ from models.random_checkpoint import write_random_checkpoint
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.model.fingerprint import fingerprint
 from pixtral_core.server.channel import open_channel
-from tests.e2e.service import Service, serve
 from tests.fuzz.by_schema import fuzz_by_schema
 from tests.fuzz.calls import (
     REGRESSIONS,
@@ -36,6 +35,7 @@ from tests.fuzz.calls import (
 )
 from tests.fuzz.images import PIXTRAL, fuzz_images, keep
 from tests.support.redis_server import RedisServer
+from tests.support.stack.service import Service, serve
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / ".cache" / "fuzz" / "images"

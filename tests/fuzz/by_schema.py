@@ -52,16 +52,24 @@ SHORT = {
 
 
 async def fuzz_by_schema(
-    url: str, seed: int, *, rounds: int | None = None, seconds: float | None = None
+    url: str,
+    seed: int,
+    *,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    path: str | None = None,
 ) -> Found:
-    """Through all routes so many times, or for so long. A good answer stays as it was at first."""
+    """Goes through all routes, or that of `path`, so many times, or for so long.
+
+    A good answer stays as it was at first.
+    """
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE) as http:
         expected = await good_answer(http)
         described = Described((await http.get(PATH)).raise_for_status().json())
         model = (await http.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
         with requests.Session() as session:
             session.trust_env = False
-            caller = Caller(url, described, model, seed, session)
+            caller = Caller(url, described, model, seed, session, path)
             await asyncio.to_thread(caller.call_all, rounds, seconds)
         assert await good_answer(http) == expected, "a good answer changed"
     return caller.found
@@ -101,13 +109,21 @@ class Sent:
 
 class Caller:
     def __init__(
-        self, url: str, described: Described, model: str, seed: int, session: requests.Session
+        self,
+        url: str,
+        described: Described,
+        model: str,
+        seed: int,
+        session: requests.Session,
+        path: str | None,
     ) -> None:
         self.found = Found()
         self._url, self._session, self._seed = url, session, seed
         self._described, self._model = described, model
         self._words = frozenset({*_words(described.document), model})
         schema = schemathesis.openapi.from_dict(_without_what_asks_for_nothing(described.document))
+        if path is not None:
+            schema = schema.include(path=path)
         self._kinds = [
             each.ok().as_strategy(generation_mode=mode)
             for mode in GenerationMode

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-from bench.collector import Collector, collector
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
 from pixtral_core.errors import Overloaded
@@ -22,6 +21,7 @@ from tests.support.fake_tiers import (
 from tests.support.gateway_harness import Client
 from tests.support.gateway_pictures import image, picture, text, user
 from tests.support.log_lines import Lines, logged
+from tests.support.stack.span_collector import Collector, collector
 
 PICTURE = picture(40, 30)
 QUESTION = user(image(PICTURE), text("What is this?"))

@@ -28,7 +28,6 @@ from pixtral_gateway.request import Begun, Delta, Event, FinishReason, Request
 from pixtral_gateway.tenancy.admission import MAX_IMAGE_BYTES
 from pixtral_gateway.tenancy.tenants import Tenant
 from pixtral_gateway.upstream.placement import rendezvous
-from tests.core.image.test_header import png_of
 from tests.support.fake_tiers import (
     FINGERPRINT,
     FakeDecoder,
@@ -55,6 +54,7 @@ from tests.support.gateway_pictures import (
     image_named,
     image_url,
     picture,
+    png_of,
     system,
     text,
     user,

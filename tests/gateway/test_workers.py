@@ -17,10 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
-from tests.e2e.service import sample_value
 from tests.support.fake_tiers import FakeDecoder, Responses, delta
 from tests.support.gateway_harness import eventually
 from tests.support.gateway_pictures import text, user
+from tests.support.stack.service import sample_value
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = dict(os.environ)

@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import grpc
 
 from tests.hostile.attack import HOSTILE, Ground, attack
-from tests.hostile.http2 import (
+from tests.hostile.stack import key_of
+from tests.support.http2 import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -22,7 +23,6 @@ from tests.hostile.http2 import (
     frame,
     grpc_message,
 )
-from tests.hostile.stack import key_of
 
 HEALTH = "grpc.health.v1.Health"
 CANCEL = struct.pack(">I", 8)

@@ -18,9 +18,9 @@ from contextlib import AsyncExitStack
 import aiohttp
 
 from pixtral_client import AsyncClient, PixtralError
-from tests.e2e.pictures import new_picture
-from tests.faults.proxy import Link, Proxy
 from tests.hostile.verdict import ANSWERED
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.proxy import Link, Proxy
 
 MODEL = "pixtral-mini"
 SOURCE = "127.0.0.2"

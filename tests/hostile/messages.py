@@ -11,7 +11,8 @@ from pixtral.v1 import chat_pb2
 from pixtral_client import AsyncClient, PixtralError
 from tests.hostile.attack import HOSTILE, Ground, attack
 from tests.hostile.connections import open_at, sockets
-from tests.hostile.http2 import (
+from tests.hostile.stack import key_of, second_key_of, tenants_toml
+from tests.support.http2 import (
     DATA,
     END_HEADERS,
     HEADERS,
@@ -20,7 +21,6 @@ from tests.hostile.http2 import (
     frame,
     grpc_message,
 )
-from tests.hostile.stack import key_of, second_key_of, tenants_toml
 
 CHAT = "/pixtral.v1.ChatService"
 MIB = 1 << 20

@@ -11,10 +11,10 @@ from playwright.async_api import Browser, async_playwright, expect
 from pixtral_cli import pixtral_stack
 from pixtral_cli.stack.redis_server import free_port
 from pixtral_client import Client
-from tests.e2e.fleet import Tier
-from tests.e2e.service import Service
 from tests.page.tab import MAX_IMAGE_BYTES, MODEL, Tab, opened
 from tests.support.redis_server import RedisServer
+from tests.support.stack.fleet import Tier
+from tests.support.stack.service import Service
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Route, expect
 
-from tests.e2e.fleet import Tier
-from tests.e2e.service import Service, wait_until
 from tests.page.tab import Tab, answer_of, opened, told_of
+from tests.support.stack.fleet import Tier
+from tests.support.stack.service import Service, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, expect
 
-from tests.e2e.fleet import Tier
 from tests.page.tab import ROOT, Tab, answer_of, opened
+from tests.support.stack.fleet import Tier
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

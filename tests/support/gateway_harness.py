@@ -2,12 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import grpc
+from prometheus_client import REGISTRY
 
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_core.cache.embedding_key import EmbeddingKey
@@ -19,12 +21,14 @@ from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.generation.sampling import from_proto
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_core.server.channel import open_channel
+from pixtral_core.server.process import running
 from pixtral_gateway.api.grpc.from_proto import read_conversation
 from pixtral_gateway.images.image_reader import ImageReader
 from pixtral_gateway.images.named_images import NamedImages
 from pixtral_gateway.images.request_images import RequestImages
 from pixtral_gateway.images.uploads import Uploads
 from pixtral_gateway.pipeline import Pipeline
+from pixtral_gateway.process import GatewayTier
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.request import Begun, Delta, Finished, Request
 from pixtral_gateway.settings import GatewaySettings
@@ -33,7 +37,12 @@ from pixtral_gateway.tenancy.tenants import Tenant, Tenants
 from pixtral_gateway.upstream.discovery import Group
 from pixtral_gateway.upstream.registry import Tiers
 from pixtral_gateway.upstream.replica import DecoderReplica, EncoderReplica
-from tests.support.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder, FakeEncoder
+from tests.support.fake_tiers import (
+    FINGERPRINT,
+    WIDTH,
+    FakeDecoder,
+    FakeEncoder,
+)
 
 MAX_CONCURRENT = 4
 SCOPE = "public"
@@ -181,3 +190,35 @@ async def eventually(condition: Callable[[], object], seconds: float = 60) -> No
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def permits() -> float:
+    return REGISTRY.get_sample_value("pixtral_gateway_permits_in_use") or 0.0
+
+
+def closed(model_dir: Path, **more: Any) -> GatewaySettings:
+    """Of a gateway that nothing is behind."""
+    return GatewaySettings(
+        listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0",
+        model_dir=model_dir,
+        decoders=["127.0.0.1:1"],
+        **more,
+    )
+
+
+def watching(encoders: list[FakeEncoder], decoders: list[FakeDecoder]) -> Tiers:
+    return Tiers(
+        encoders=Group((e.address for e in encoders), encoder_at),
+        decoders=Group((d.address for d in decoders), decoder_at),
+        width=WIDTH,
+        stall_seconds=30,
+    )
+
+
+@asynccontextmanager
+async def gateway(settings: GatewaySettings) -> AsyncIterator[str]:
+    """Its host:port for HTTP."""
+    async with running(GatewayTier(settings), settings) as addresses:
+        assert addresses.http is not None
+        yield addresses.http

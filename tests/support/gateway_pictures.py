@@ -3,7 +3,9 @@
 import io
 import json
 import random
-from collections.abc import Iterable
+import struct
+import zlib
+from collections.abc import AsyncIterator, Iterable
 
 import numpy as np
 from PIL import Image
@@ -162,3 +164,14 @@ def with_calls(
                 words = rng.sample(RESULTS, rng.randint(0, 2))
                 made.append(result(each, *(text(word) for word in words)))
     return made
+
+
+def png_of(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk
+
+
+async def pieces(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), size):
+        yield data[at : at + size]

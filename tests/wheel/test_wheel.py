@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.wheel.conftest import ROOT, Environment, run
+from tests.wheel.environment import ROOT, Environment, run
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -1,17 +1,25 @@
 """Checks the Kubernetes manifests without a cluster: `python -m tools.deploy.check [DIR]`.
 
 Every overlay must build, every object pass the strict schemas of every Kubernetes version from 1.30
-on, and the objects of an overlay fit together. What was built is written to DIR, for a scanner.
+on, and the objects of an overlay fit together. The built objects are written to DIR, for a scanner.
 """
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import yaml
 
+from tools.deploy.door import (
+    balancers_are_internal,
+    names_are_fixed,
+    names_resolve,
+    ports_say_their_protocol,
+    selectors_name_the_instance,
+)
 from tools.deploy.fit import (
     budgets_protect,
     devices_are_given,
@@ -24,8 +32,40 @@ from tools.deploy.fit import (
     tiers_are_found_by_name,
     tiers_scale,
 )
-from tools.deploy.manifests import OVERLAYS, build, builder, kubernetes_versions, schema_violations
+from tools.deploy.guide import PAGE, commands_can_be_typed
+from tools.deploy.images import (
+    bytecode_is_kept,
+    command_line_needs_no_extra,
+    compose,
+    dockerfiles,
+    locks,
+    locks_fit_every_python,
+    nothing_writable_is_imported,
+    programs_are_the_environments,
+    temporary_folders_execute,
+)
+from tools.deploy.manifests import (
+    OVERLAYS,
+    applied,
+    build,
+    builder,
+    kubernetes_versions,
+    schema_violations,
+    with_component,
+)
 from tools.deploy.objects import Object, Rule
+from tools.deploy.rollout import (
+    gpus_have_memory,
+    jobs_let_releases_through,
+    nodes_hold_the_pods,
+    nothing_is_pulled,
+    probes_prove_an_answer,
+    rollouts_have_time,
+    roots_can_be_written,
+    settings_start_new_pods,
+    surges_need_no_gpu,
+    weights_are_chosen,
+)
 from tools.deploy.safety import (
     callers_are_known,
     network_is_closed,
@@ -34,6 +74,13 @@ from tools.deploy.safety import (
     secrets_are_references,
     traffic_is_encrypted,
 )
+from tools.deploy.watching import (
+    alerts_keep_the_namespace,
+    monitors_are_selected,
+    queries_name_their_namespace,
+    rules_and_dashboards_are_there,
+)
+from tools.expressions import RULES as ALERTS
 
 EVERYWHERE: tuple[Rule, ...] = (
     selectors_select,
@@ -47,6 +94,21 @@ EVERYWHERE: tuple[Rule, ...] = (
     network_is_closed,
     redis_is_a_bounded_cache,
     devices_are_given,
+    rollouts_have_time,
+    surges_need_no_gpu,
+    settings_start_new_pods,
+    nodes_hold_the_pods,
+    weights_are_chosen,
+    probes_prove_an_answer,
+    names_resolve,
+    names_are_fixed,
+    ports_say_their_protocol,
+    balancers_are_internal,
+    selectors_name_the_instance,
+    queries_name_their_namespace,
+    monitors_are_selected,
+    rules_and_dashboards_are_there,
+    partial(programs_are_the_environments, files=dockerfiles()),
 )
 SAFE: tuple[Rule, ...] = (
     secrets_are_references,
@@ -57,40 +119,74 @@ SAFE: tuple[Rule, ...] = (
 AT_SCALE: Rule = partial(tiers_scale, kinds=("ScaledObject", "PodDisruptionBudget", "PodMonitor"))
 
 RULES: dict[str, tuple[Rule, ...]] = {
-    "dev": EVERYWHERE,
+    "dev": (*EVERYWHERE, nothing_is_pulled),
     "gpu": (*EVERYWHERE, *SAFE),
     "production": (*EVERYWHERE, *SAFE, AT_SCALE),
     "external-redis": (*EVERYWHERE, *SAFE, AT_SCALE),
 }
+# Components that no overlay has, and the rule that each is there for.
+OPTIONAL: dict[str, tuple[Rule, ...]] = {
+    "image-urls": (settings_start_new_pods, network_is_closed),
+    "nodes": (gpus_have_memory,),
+    "openshift": (network_is_closed,),
+    "traces": (settings_start_new_pods, network_is_closed),
+    "writable-root": (roots_can_be_written,),
+}
+
+
+def faults_of_overlays() -> Iterator[str]:
+    """Those of each overlay alone, of it with its weights, and of it with each component."""
+    for overlay in OVERLAYS:
+        for rule in RULES[overlay]:
+            yield from (f"{overlay}: {fault}" for fault in rule(applied(overlay)))
+        yield from (f"{overlay}: {fault}" for fault in jobs_let_releases_through(build(overlay)))
+    for component, rules in OPTIONAL.items():
+        objects = with_component("production", component)
+        for rule in rules:
+            yield from (f"production with {component}: {fault}" for fault in rule(objects))
+
+
+def faults_beside_overlays() -> Iterator[str]:
+    """Those of images, compose file, locks, alerts and the page that says how to deploy."""
+    files = dockerfiles()
+    yield from nothing_writable_is_imported(files)
+    yield from bytecode_is_kept(files)
+    yield from temporary_folders_execute(compose()["services"])
+    yield from command_line_needs_no_extra()
+    yield from locks_fit_every_python(locks())
+    yield from alerts_keep_the_namespace(yaml.safe_load(ALERTS.read_text("utf-8"))["groups"])
+    yield from commands_can_be_typed(PAGE.read_text("utf-8"))
 
 
 def main(directory: Path | None) -> int:
     versions = kubernetes_versions()
-    problems, seen = 0, dict[str, Object]()
+    seen = dict[str, Object]()
     for overlay in OVERLAYS:
         try:
-            objects = build(overlay)
+            objects = applied(overlay)
         except subprocess.CalledProcessError as error:
             sys.exit(f"{overlay} does not build: {error.stderr.strip()}")
-        for rule in RULES[overlay]:
-            for problem in rule(objects):
-                print(f"{overlay}: {problem}")
-                problems += 1
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / f"{overlay}.yaml").write_text(yaml.safe_dump_all(objects), "utf-8")
         seen |= {json.dumps(obj, sort_keys=True): obj for obj in objects}
-        print(f"{overlay}: {len(objects)} objects, {len(RULES[overlay])} rules")
-    for obj in seen.values():
-        for version in versions:
-            for problem in schema_violations(obj, version):
-                print(problem)
-                problems += 1
+        print(f"{overlay}: {len(objects)} objects, {len(RULES[overlay]) + 1} rules")
+    faults = [
+        *faults_of_overlays(),
+        *faults_beside_overlays(),
+        *(
+            f
+            for obj in seen.values()
+            for version in versions
+            for f in schema_violations(obj, version)
+        ),
+    ]
+    print("\n".join(faults), end="\n" if faults else "")
     print(
         f"{len(seen)} different objects against the schemas of Kubernetes {versions[0]} to "
-        f"{versions[-1]}, built by {' '.join(builder())}: {problems} problems"
+        f"{versions[-1]}, built by {' '.join(builder())}: {len(faults)} problems"
     )
-    return 1 if problems else 0
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

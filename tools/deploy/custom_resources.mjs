@@ -13,7 +13,7 @@ import { PodMonitor } from "@kubernetes-models/prometheus-operator/monitoring.co
 
 const TYPES = { ScaledObject, PodMonitor };
 
-/** What is wrong with an object, or null; undefined where it is of no type that is known here. */
+/** The fault of an object, or null; undefined where its type is unknown here. */
 export function violation(object) {
   const Type = TYPES[object.kind];
   if (Type === undefined) return undefined;

@@ -1,4 +1,4 @@
-"""What no schema sees: whether the objects of an overlay fit together."""
+"""Rules beyond schemas: whether the objects of an overlay fit together."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from tools.deploy.objects import (
     workloads,
 )
 
-# What a process allows itself after its drain: core/pixtral_core/server/process.py.
+# The seconds that a process allows itself after its drain: core/pixtral_core/server/process.py.
 SECONDS_AFTER_DRAIN = 38
 # 24 GB at 20 MB/s.
 LOADING_SECONDS = 1200

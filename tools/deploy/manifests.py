@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,31 @@ UNPACKED = ROOT / ".cache" / "kustomize"
 
 def build(overlay: str) -> list[Object]:
     """All objects of an overlay. Raises CalledProcessError where it does not build."""
-    text = subprocess.run(
-        [*builder(), str(K8S / "overlays" / overlay)], check=True, capture_output=True, text=True
-    ).stdout
+    return _built(K8S / "overlays" / overlay)
+
+
+def applied(overlay: str) -> list[Object]:
+    """All objects of an overlay, and the volume of weights, which is applied apart from it."""
+    own = [] if overlay == "dev" else _built(K8S / "weights")
+    return [*build(overlay), *own]
+
+
+def with_component(overlay: str, component: str) -> list[Object]:
+    """As `applied`, for an overlay to which a component is added as a user does it."""
+    with tempfile.TemporaryDirectory(dir=ROOT / ".cache", prefix="overlay-") as made:
+        above = "/".join([".."] * len(Path(made).relative_to(ROOT).parts))
+        (Path(made) / "kustomization.yaml").write_text(
+            "apiVersion: kustomize.config.k8s.io/v1beta1\n"
+            "kind: Kustomization\n"
+            f"resources: [{above}/deploy/k8s/overlays/{overlay}]\n"
+            f"components: [{above}/deploy/k8s/components/{component}]\n"
+        )
+        return [*_built(Path(made)), *_built(K8S / "weights")]
+
+
+def _built(directory: Path) -> list[Object]:
+    command = [*builder(), str(directory)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return list(yaml.safe_load_all(text))
 
 
@@ -65,7 +88,8 @@ def kubernetes_versions() -> tuple[str, ...]:
 
 
 def schema_violations(obj: Object, version: str) -> Iterator[str]:
-    """What strict schemas find: Kubernetes' own, and deploy/k8s/schemas for custom resources."""
+    """The faults that strict schemas find: Kubernetes' own, and deploy/k8s/schemas for custom
+    resources."""
     where = f"{obj.get('kind')}/{obj.get('metadata', {}).get('name')}"
     own = K8S / "schemas" / f"{obj.get('kind')}.json"
     if own.is_file():

@@ -45,7 +45,7 @@ def matches(selector: Object, labels: dict[str, str]) -> bool:
 
 
 def environment(objects: Objects, container: Object) -> dict[str, str]:
-    """What a container is told in plain words; a Secret's value is its reference."""
+    """The environment of a container; a Secret's value is its reference."""
     found: dict[str, str] = {}
     maps = {name_of(obj): obj.get("data", {}) for obj in of_kind(objects, "ConfigMap")}
     for source in container.get("envFrom", ()):

@@ -26,7 +26,7 @@ class Redis:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run. Logs and address files go to `directory`.
+    """The command and its environment. Logs and address files go to `directory`.
 
     With `redis`, a server is started first and its URL given to all by PIXTRAL_REDIS_URL.
     `grace_seconds` is what each process may take to end after SIGTERM before it is killed.

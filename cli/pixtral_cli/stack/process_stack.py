@@ -61,7 +61,7 @@ class Stack:
         redis: the Redis to start first, or None.
         environment: variables for the processes, besides this process's own.
         log_dir: where logs go. None is a temporary directory, removed after a clean end.
-        progress: is told what happens while the stack starts; None logs it.
+        progress: called with what happens while the stack starts; None logs it.
         start_timeout: seconds until all must be ready.
     """
 

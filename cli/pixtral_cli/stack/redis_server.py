@@ -12,7 +12,7 @@ _PROBE_TIMEOUT = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """Where a server listens, and how it is told to."""
+    """The place where a server listens, and the arguments for it."""
 
     port: int
     password: str

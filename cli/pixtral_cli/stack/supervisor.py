@@ -112,7 +112,7 @@ class Supervisor:
         directory = Path(self._plan.directory)
         address_file, log = directory / f"{name}.json", directory / f"{name}.log"
         if stdin is None:
-            # What a run before left in a directory that was named would be taken for this one's.
+            # Files that an earlier run left in a named directory would be taken for this one's.
             address_file.unlink(missing_ok=True)
             command = [*command, "--address-file", str(address_file)]
         supervisor = os.getpid()
@@ -229,7 +229,7 @@ def guard(plan: Plan, supervisor: int) -> int:
 
 
 def main() -> NoReturn:
-    # What the caller ignores or blocks, this process and its children would have inherited.
+    # This process and its children would inherit the signals that the caller ignores or blocks.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     become_subreaper()

@@ -24,7 +24,7 @@ from pixtral_core.cache.redis_socket import Connection, Pool, pool_of, send, soc
 
 T = TypeVar("T")
 
-# What no value of Redis is larger than.
+# The largest value of Redis.
 MAX_BYTES = 512 << 20
 # A line of a reply, most often with a bit of what follows it.
 LINE_BYTES = 64
@@ -47,8 +47,8 @@ class ValueReader:
         return cls(pool_of(url, max_connections=max_connections))
 
     async def get(self, key: str, seconds: float, receiver: Receiver[T]) -> T | None:
-        """What `receiver` makes of the value, in a thread, or None where there is none or an empty
-        one. One that is replaced meanwhile may come as parts of both.
+        """The result of `receiver` for the value, made in a thread, or None where there is none or
+        an empty one. One that is replaced meanwhile may come as parts of both.
 
         A thread whose caller was cancelled goes on, reads for `seconds` at most, and drops what
         has been made.
@@ -83,7 +83,7 @@ class ValueReader:
         try:
             return _value(connection, key, until, receiver)
         except BaseException:
-            # What may still come of the reply is for nobody else.
+            # The rest of the reply is for no other call.
             connection.disconnect()
             raise
         finally:
@@ -98,7 +98,7 @@ def _value(
     size = replies.number(b":")
     if size > MAX_BYTES:
         raise RedisConnectionError("too large")
-    # Behind a piece is the end of a line.
+    # Each piece is followed by CRLF.
     memory = receiver.memory(size + 2) if size else memoryview(bytearray(2))
     for begin in range(0, max(size, 1), PIECE_BYTES):
         end = min(begin + PIECE_BYTES, size)
@@ -113,7 +113,7 @@ def _value(
 
 
 class _Replies:
-    """What a connection's socket has for us, and nothing beyond the last reply."""
+    """The bytes that a connection's socket has for us, and nothing beyond the last reply."""
 
     def __init__(self, connection: Connection, until: float) -> None:
         self._connection = connection
@@ -125,7 +125,7 @@ class _Replies:
         send(self._connection, *commands)
 
     def number(self, kind: bytes) -> int:
-        """Of the line that a reply of that kind begins with."""
+        """The number in the line that a reply of that kind begins with."""
         while b"\r\n" not in self._begun:
             piece = self._socket().recv(LINE_BYTES)
             self._begun += piece

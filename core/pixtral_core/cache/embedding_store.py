@@ -49,8 +49,8 @@ class EmbeddingStore:
         return await self._redis.check()
 
     async def get(self, key: EmbeddingKey, arrival: Arrival[T]) -> T | None:
-        """What `arrival` has made of the embedding, in a thread, or None. A value that fails its
-        checks is deleted."""
+        """The result of `arrival` for the embedding, made in a thread, or None. A value that fails
+        its checks is deleted."""
         seconds = self._transfer_seconds
         receiving = Receiving(key, arrival, width=self._width, dtype=self._dtype)
 

@@ -30,8 +30,8 @@ SECONDS = Histogram(
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
 )
 
-# What says that a connection has ended. uvloop has no error of its own for a write to one that was
-# reset, and redis-py knows asyncio's alone.
+# Errors that mean that a connection has ended. uvloop has no error of its own for a write to one
+# that was reset, and redis-py knows asyncio's alone.
 ENDED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, RuntimeError)
 
 CHECK_SECONDS = 1.0

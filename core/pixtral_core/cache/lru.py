@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class ByteLru(Generic[K, V]):
-    """Holds at most `max_bytes` of values, by the sizes that `put` is told.
+    """Holds at most `max_bytes` of values, by the sizes that `put` gets.
 
     Not thread-safe: for use from one event loop.
     """

@@ -17,7 +17,7 @@ PIECE_BYTES = 512 << 10
 
 
 class Receiver(Protocol[T_co]):
-    """Of one value; called in a thread."""
+    """The receiver of one value; called in a thread."""
 
     def memory(self, size: int) -> memoryview:
         """To write to, of that many bytes. Asked again, the value comes anew."""
@@ -33,7 +33,7 @@ class Receiver(Protocol[T_co]):
 
 
 class Arrival(ABC, Generic[T]):
-    """What becomes of an embedding; called in a thread."""
+    """The result for an embedding; called in a thread."""
 
     def memory(self, size: int) -> memoryview:
         """As a `Receiver`'s."""

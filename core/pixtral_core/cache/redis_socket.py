@@ -39,7 +39,7 @@ _connection: Any = connection
 
 
 class Connection(Protocol):
-    """What is touched of redis-py's AbstractConnection."""
+    """The part of redis-py's AbstractConnection that this hook touches."""
 
     _sock: socket.socket | None
 
@@ -51,7 +51,7 @@ class Connection(Protocol):
 
 
 class Pool(Protocol):
-    """What is touched of redis-py's BlockingConnectionPool."""
+    """The part of redis-py's BlockingConnectionPool that this hook touches."""
 
     max_connections: int
 
@@ -82,7 +82,7 @@ def pool_of(url: str, *, max_connections: int) -> Pool:
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
         **_connection.parse_url(url),
-        # Of the newer one, other messages could be among the replies.
+        # The newer protocol could send other messages among the replies.
         "protocol": 2,
     }
     pool: Pool = _connection.BlockingConnectionPool(**settings)

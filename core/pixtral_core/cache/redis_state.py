@@ -8,7 +8,7 @@ _CONNECTION = "connection"
 
 
 class RedisState:
-    """What all connections of a process to one Redis have seen of it last.
+    """The last state of one Redis, as all connections of a process have seen it.
 
     Redis may refuse one kind of operation and do another, such as writing and reading when it is
     full: each kind has a state of its own.

@@ -1,6 +1,6 @@
 """The binary format of an image embedding, in Redis and between encoder and decoder.
 
-A fixed header and the raw little-endian values. What does not check out in full is damaged;
+A fixed header and the raw little-endian values. A value that does not check out in full is damaged;
 there is no partial or best-effort read.
 """
 
@@ -97,11 +97,12 @@ class Decoding:
         self._key = key
         self._width = width
         self._dtype = dtype
-        # Of what has come.
+        # The checksum of what has come.
         self._checksum: int | None = None
 
     def piece(self, piece: memoryview) -> memoryview:
-        """The next one, bytes; the first is the header at the least. What is of the data in it."""
+        """The next one, bytes; the first is the header at the least. The part of the data that is
+        in it."""
         if self._checksum is None:
             self._checksum = zlib_ng.crc32(piece[: HEADER.size])
             piece = piece[PAYLOAD_OFFSET:]
@@ -109,7 +110,7 @@ class Decoding:
         return piece
 
     def end(self, value: memoryview) -> Embedding:
-        """Of all that has come.
+        """The bytes of all that has come.
 
         Raises:
             DamagedValue: where the value is truncated, altered, another key's, or not of the
@@ -129,7 +130,7 @@ class Decoding:
         if digest != self._key.digest:
             raise DamagedValue("another key's")
         if code != _CODES[self._dtype] or width != self._width:
-            raise DamagedValue("of another dtype or width")
+            raise DamagedValue("has another dtype or width")
         try:
             return Embedding(rows, cols, width, self._dtype, payload)
         except ValueError:

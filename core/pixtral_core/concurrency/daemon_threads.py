@@ -9,7 +9,8 @@ T = TypeVar("T")
 
 
 async def in_daemon_thread(work: Callable[[], T], name: str) -> T:
-    """What `work` returns or raises. Cancelling leaves it running, and its result to nobody."""
+    """Returns or raises what `work` does. Cancelling leaves it running, and its result to
+    nobody."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 

@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 async def run_all(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """What each comes to, in their order. The first that fails cancels the others, and its error is
+    """The result of each, in their order. The first that fails cancels the others, and its error is
     raised as it is."""
     if len(works) < 2:
         return [await work for work in works]

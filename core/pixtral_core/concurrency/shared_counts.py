@@ -1,8 +1,8 @@
 """Counts that several processes keep together, in files that all of them map into their memory.
 
 Each process writes a cell of its own and reads those of all, so that no lock is needed and none can
-be left behind by a process that dies. What such a process held is given back by whoever cleans up
-after it; what it has taken stays taken.
+be left behind by a process that dies. The process that cleans up after it gives back what it held;
+what it has taken stays taken.
 """
 
 import mmap
@@ -26,7 +26,7 @@ class Count:
 
     @classmethod
     def alone(cls) -> "Count":
-        """Of this process and no other."""
+        """The counts of this process and no other."""
         return cls(memoryview(bytearray(CELL_BYTES)).cast("q"), 0)
 
     @property
@@ -35,7 +35,7 @@ class Count:
 
     @property
     def own(self) -> int:
-        """What this process has added."""
+        """The amount that this process has added."""
         return self._cells[self._own]
 
     def add(self, amount: int) -> None:

@@ -17,7 +17,7 @@ class Turned(Protocol):
 
 W = TypeVar("W", bound=Turned)
 
-# By this much one that is new is before those that are even with it.
+# A new tenant is this much ahead of those that are even with it.
 FIRST = 1e-6
 
 
@@ -40,7 +40,8 @@ class Given:
         self._given = {each: max(self._given.get(each, 0.0), least - FIRST) for each in wanted}
 
     def by_turns(self, waiting: Iterable[W]) -> list[W]:
-        """What waits, in the order in which it is due; a tenant's own in the order given."""
+        """The waiting entries in the order in which they are due; a tenant's own in the order
+        given."""
         queues: dict[str, deque[W]] = {}
         for each in waiting:
             queues.setdefault(each.tenant, deque()).append(each)

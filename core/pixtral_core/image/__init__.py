@@ -1,1 +1,1 @@
-"""What a file says of its image before any pixel is decoded."""
+"""The facts that a file gives of its image before any pixel is decoded."""

@@ -41,7 +41,8 @@ GIF_EXTENSION, GIF_IMAGE = 0x21, 0x2C
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What the header says; of a file with several images, of the one that Pillow shows first.
+    """The header's size and format; of a file with several images, those of the one that Pillow
+    shows first.
 
     Attributes:
         width, height: pixels of the upright image, both at least 1.

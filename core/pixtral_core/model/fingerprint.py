@@ -32,10 +32,10 @@ _NOT_THE_TOWERS = {
 def fingerprint(model_dir: Path, dtype: DType, *, fp8: bool = False) -> str:
     """32 hexadecimal digits, equal in every process that serves the same model.
 
-    What a device computes in is not part of it: a CPU that computes in float32 has weights of
-    `dtype` and rounds to it at the end, which differs from a GPU's embedding by less than the
-    rounding between layers does (docs/performance.md). `fp8` says that the tower multiplies in 8
-    bits, and makes it another.
+    The dtype in which a device computes is not part of it: a CPU that computes in float32 has
+    weights of `dtype` and rounds to it at the end, which differs from a GPU's embedding by less
+    than the rounding between layers does (docs/performance.md). `fp8` says that the tower
+    multiplies in 8 bits, and makes it another.
 
     A model in Hugging Face's format has the one that it has in Mistral's. Reads the vision weights
     (0.8 GB for Pixtral-12B) and nothing else of the checkpoint. Blocking: for start-up, in a

@@ -14,7 +14,7 @@ from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-# What transformers' PixtralVisionConfig has where a config.json does not say.
+# The defaults of transformers' PixtralVisionConfig, for what a config.json leaves out.
 DEFAULTS = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -48,7 +48,7 @@ def is_hugging_face(model_dir: Path) -> bool:
 
 
 def read_spec(model_dir: Path) -> VisionSpec:
-    """What `config.json` says of the vision tower. Raises BadCheckpoint."""
+    """The vision tower, as `config.json` describes it. Raises BadCheckpoint."""
     config = _read(model_dir / CONFIG)
     vision = config.get("vision_config")
     model_type = config.get("model_type")
@@ -58,7 +58,7 @@ def read_spec(model_dir: Path) -> VisionSpec:
         or vision.get("model_type") != "pixtral"
     ):
         raise BadCheckpoint(f"{CONFIG} is not of a Pixtral: no llava or mistral3 with its tower")
-    # What these say by default is not what published Pixtrals are.
+    # The defaults of these differ from published Pixtrals.
     if vision.get("hidden_act") != "silu":
         raise BadCheckpoint(f"{CONFIG}: vision_config.hidden_act must be silu")
     if config.get("vision_feature_layer", -1 if model_type == "mistral3" else None) != -1:

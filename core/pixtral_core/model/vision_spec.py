@@ -35,7 +35,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class VisionSpec:
-    """What `params.json` says of the vision tower; `width` is the hidden size, at the cut."""
+    """The vision tower, as `params.json` describes it; `width` is the hidden size, at the cut."""
 
     width: int
     layers: int

@@ -34,12 +34,13 @@ Body: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 # else says how it is received, where that is to be counted.
 EarlyCheck: TypeAlias = Callable[[Context], Reception | None]
 
-# What it may take to send the status of a call whose client reads nothing.
+# The time that the status of a call may take to be sent where its client reads nothing.
 GIVE_UP_SECONDS = 1.0
 
-# Of a request to health or reflection, which anyone may send: the name of a service or a file.
+# The size of a request to health or reflection, which anyone may send: the name of a service or a
+# file.
 MAX_UNGATED_BYTES = 4 << 10
-# Of all of these that are being received, whatever their senders make of them.
+# The bytes of all these that are being received.
 UNGATED_BYTES_AT_ONCE = MAX_MESSAGE_BYTES
 
 
@@ -166,7 +167,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return call
 
 
-# Of one response and of a stream of them; of requests both take streams.
+# The makers of a handler with one response and with a stream; both take streams of requests.
 _MAKERS = {
     False: grpc.stream_unary_rpc_method_handler,
     True: grpc.stream_stream_rpc_method_handler,
@@ -244,7 +245,8 @@ async def _run(
 
 
 def given_up_for(error: asyncio.CancelledError) -> ServingError | None:
-    """What a tier cancelled its own call with, by `task.cancel(error)`: gRPC would never answer."""
+    """The error with which a tier cancelled its own call by `task.cancel(error)`: gRPC would never
+    answer."""
     (given,) = error.args or (None,)
     return given if isinstance(given, ServingError) else None
 
@@ -259,7 +261,7 @@ async def _abort(
 ) -> None:
     if context.done():
         raise error
-    # What it was set to before is dropped for the status's own.
+    # The status's own code replaces the one that was set before.
     ours = () if call is None else ((REQUEST_ID, call.request_id),)
     await context.abort(status.code, status.details, (*status.trailing_metadata, *ours))
 
@@ -309,7 +311,7 @@ def _body(handler: Handler, check: EarlyCheck | None) -> Body:
 
     if inspect.isasyncgenfunction(inner):
         return stream
-    # What generated servicers hold for a method that nobody wrote is no coroutine.
+    # Generated servicers hold no coroutine for a method that nobody wrote.
     return answer if inspect.iscoroutinefunction(inner) else refuse
 
 

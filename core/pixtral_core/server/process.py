@@ -38,14 +38,14 @@ S = TypeVar("S", bound=ProcessSettings)
 
 MAX_FILES = 1 << 20
 
-# What it may take to end connections, calls or a start that were cancelled, and a tier.
+# The time that it may take to end connections, calls or a start that were cancelled, and a tier.
 GOAWAY_SECONDS = 0.2
 CANCEL_SECONDS = 5.0
 STOP_SECONDS = 30.0
 
 
 class Tier(Protocol):
-    """What a process serves."""
+    """The part of a process that serves."""
 
     # The name of the process in traces, behind "pixtral-".
     name: str
@@ -60,7 +60,8 @@ class Tier(Protocol):
     async def start(self) -> None:
         """Loads. Until it returns, calls are refused as UNAVAILABLE and health is NOT_SERVING.
 
-        Cancelled by a signal. StartupError is told in one line, anything else with its traceback.
+        Cancelled by a signal. A StartupError is logged in one line, anything else with its
+        traceback.
         """
 
     async def failed(self) -> None:
@@ -97,7 +98,7 @@ class ServesHttp(Protocol):
     """A tier that also answers over HTTP."""
 
     def http_server(self, gate: Gate, tracer: Tracer) -> SideServer | None:
-        """What it serves is to be held by `gate` and begun by `tracer`, as calls of gRPC are."""
+        """Its requests go through `gate` and `tracer`, as calls of gRPC do."""
 
 
 @runtime_checkable
@@ -105,7 +106,7 @@ class ChecksEarly(Protocol):
     """A tier that knows of some calls, before their messages are received, that it refuses them."""
 
     def early_checks(self) -> Mapping[str, EarlyCheck]:
-        """By method, package.Service/Method."""
+        """The key is the method, package.Service/Method."""
 
 
 @asynccontextmanager
@@ -329,10 +330,10 @@ class _Chassis:
     async def close(self, drain_seconds: float) -> None:
         """Not ready, then drained, then stopped. Logs what fails on the way, raises nothing."""
         self._health.set(NOT_SERVING)
-        # Connections are told to end and none is taken any more, which is what makes callers go
-        # elsewhere: over a connection that is kept they would come until their next lookup.
+        # Connections are asked to end and the server accepts no more, so that callers go elsewhere:
+        # over a connection that stays open they would come until their next lookup.
         ending = asyncio.create_task(self._server.stop(drain_seconds + CANCEL_SECONDS))
-        # What was accepted at that moment has yet to reach the gate.
+        # A call that was accepted at that moment has yet to reach the gate.
         await asyncio.wait((ending,), timeout=GOAWAY_SECONDS)
         self._gate.shut("the server is shutting down")
         if not await self._gate.wait_idle(drain_seconds):

@@ -23,7 +23,7 @@ else:
 # Most messages have come by then, and nothing is counted for them.
 YOUNG_SECONDS: Final = 0.02
 LOOK_SECONDS: Final = 0.05
-# What it may take to find a connection.
+# The time that it may take to find a connection.
 UNKNOWN_SECONDS: Final = 1.0
 # The slowest sender that is waited for: so many bytes in each so many seconds.
 PACE_SECONDS: Final = 10.0
@@ -82,7 +82,7 @@ class Incoming:
 
 
 class _Flow:
-    """What comes over one connection for one party: the calls of a connection are not told apart.
+    """The messages over one connection for one party: the calls of a connection are not told apart.
 
     `starts` has, of each message, what had come before it: of a connection that nobody has seen
     before, nothing.
@@ -183,6 +183,6 @@ class Reception:
 
 
 def _retrieve(reading: "asyncio.Future[Any]") -> None:
-    # What nobody waits for any more fails with its call.
+    # A message for which nobody waits any more fails with its call.
     if not reading.cancelled():
         reading.exception()

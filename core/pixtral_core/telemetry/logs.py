@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pixtral_core.telemetry.request_log import current
 
-# What others tell of their debugging quotes what they were given: Pillow a file's EXIF.
+# Debug records of other libraries quote their input: Pillow quotes a file's EXIF.
 OURS = ("pixtral_cli", "pixtral_core", "pixtral_decoder", "pixtral_encoder", "pixtral_gateway")
 
 _PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)

@@ -51,7 +51,7 @@ SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
-# What is awaited by nobody and never ends shows here first.
+# A task that nobody awaits and that never ends shows here first.
 TASKS = Gauge(
     "pixtral_asyncio_tasks",
     "Tasks of the event loop that are not over",
@@ -59,7 +59,7 @@ TASKS = Gauge(
 )
 TASKS_SECONDS = 2.0
 
-# Of those who look at the metrics at once, and of what each of them may take to ask.
+# The number of readers of the metrics at once, and the seconds that each of them may take to ask.
 MAX_CONNECTIONS = 16
 SCRAPE_SECONDS = 10.0
 
@@ -94,7 +94,7 @@ class MetricsServer:
 
 
 class _Workers(Collector):
-    """What all workers' processes take together."""
+    """The memory that all workers' processes take together."""
 
     def __init__(self, pids: Callable[[], Sequence[int]]) -> None:
         self._pids = pids
@@ -114,7 +114,8 @@ class _Workers(Collector):
 
 
 def metrics_of(directory: str, pids: Callable[[], Sequence[int]]) -> CollectorRegistry:
-    """What the workers that write to `directory` count, those that have died too; one page."""
+    """One page with the counts of the workers that write to `directory`, those that have died
+    too."""
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
     registry.register(BUILD)
@@ -139,7 +140,7 @@ def start_metrics_server(listen: str, registry: CollectorRegistry = REGISTRY) ->
 
 
 class _QuietHandler(WSGIRequestHandler):
-    # Of each wait for the client.
+    # The seconds of each wait for the client.
     timeout = SCRAPE_SECONDS
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name

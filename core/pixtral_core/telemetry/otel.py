@@ -21,12 +21,14 @@ from pixtral_core.errors import ServingError
 from pixtral_core.telemetry.tracing import Metadata, Span, Tracer, Value
 
 FLUSH_SECONDS = 2.0
-# What the standard asks everyone to pass on; a client's more would crowd out our own metadata.
+# The headers that the standard asks everyone to pass on; a client's more would crowd out our own
+# metadata.
 MAX_TRACESTATE = 512
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 
-# By OpenTelemetry's semantic conventions; whatever has no name there is `pixtral.` and its own.
+# The names of OpenTelemetry's semantic conventions; a fact without a name there is `pixtral.` and a
+# name of its own.
 _STANDARD = {
     "operation": "gen_ai.operation.name",
     "model": "gen_ai.request.model",
@@ -37,7 +39,7 @@ _STANDARD = {
     "ttft_seconds": "gen_ai.response.time_to_first_chunk",
     "http_status": "http.response.status_code",
 }
-# By the same: what a server answers with by its own fault.
+# The codes that are a server's own fault, as the same conventions say.
 _FAULTS = frozenset(
     {
         grpc.StatusCode.UNKNOWN,

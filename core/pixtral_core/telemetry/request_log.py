@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
 
-# Whatever else a client sends as its id could pass for more than an id in a log.
+# Any other id from a client could pass for more than an id in a log.
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
 
@@ -97,7 +97,7 @@ def current_span() -> Span:
 
 
 def outgoing(span: Span) -> Metadata:
-    """What goes with a call to another tier that `span` stands for."""
+    """The metadata of a call to another tier that `span` stands for."""
     call = _CURRENT.get()
     return () if call is None else ((REQUEST_ID, call.request_id), *span.headers())
 

@@ -59,7 +59,7 @@ class Span:
         """`reason` is one of few: a status code's name, an exception's type."""
 
     def answer(self, code: grpc.StatusCode) -> None:
-        """What the call that this span stands for was answered with."""
+        """The status of the call that this span stands for."""
 
     def end(self) -> None:
         pass

@@ -56,6 +56,6 @@ class OperatorApi:
 
 
 def _registry(environment: Callable[[str], str | None] = os.environ.get) -> CollectorRegistry:
-    """What this process counts, or all workers where it is one of several."""
+    """The metrics of this process, or of all workers where it is one of several."""
     directory = environment("PROMETHEUS_MULTIPROC_DIR")
     return REGISTRY if directory is None else metrics_of(directory, tuple)

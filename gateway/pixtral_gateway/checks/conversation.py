@@ -62,7 +62,7 @@ class ToolChoice(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a model may call.
+    """A function that a model may call.
 
     Attributes:
         offered: told to the model; empty: none of this is in effect.
@@ -82,7 +82,7 @@ NO_TOOLS = Tools()
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """What a model called. `arguments` should be, and may not be, a JSON object."""
+    """A call that a model made. `arguments` should be, and may not be, a JSON object."""
 
     id: str
     name: str
@@ -119,19 +119,19 @@ class Conversation:
 
     @property
     def image_bytes(self) -> int:
-        """Of files, and of URLs that hold one."""
+        """The bytes of files, and of URLs that hold one."""
         return sum(len(image.data) + len(image.url or "") for image in self.images)
 
     @property
     def text_bytes(self) -> int:
-        """What its texts take in memory."""
+        """The memory that its texts take, in bytes."""
         said = sum(map(getsizeof, self._texts()))
         calls = (call for turn in self.turns for call in turn.calls)
         return said + sum(getsizeof(call.name) + getsizeof(call.arguments) for call in calls)
 
     @property
     def characters(self) -> int:
-        """Of text, tools and their calls among it."""
+        """The number of characters of all text; tools and their calls count."""
         said = sum(map(len, self._texts()))
         called = sum(len(c.name) + len(c.arguments) for turn in self.turns for c in turn.calls)
         return said + called + self.tools.characters

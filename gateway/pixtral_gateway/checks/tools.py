@@ -21,7 +21,7 @@ def tools_of(
     *,
     is_single: bool = False,
 ) -> Tools:
-    """What is in effect of tools, each a name, a description, and a JSON Schema or nothing.
+    """The tools that are in effect: each has a name, a description, and a JSON Schema or nothing.
 
     `named` is the one that must be called, once. Raises InvalidRequest.
     """

@@ -1,8 +1,8 @@
 """Sizes and files of images in Redis, by tenant, so that requests can name them.
 
-Of an image that came with a request, a record of its size: more is not needed to say what its
-prompt is, and its embedding is in Redis for as long as there is room. Of one that was put, the file
-as well, for no embedding may have been made of it. Whatever is not there, a client sends again.
+An image that came with a request leaves a record of its size. The prompt needs no more, and the
+embedding is in Redis for as long as there is room. An image that was put leaves its file as well,
+because no embedding of it may exist yet. A client sends an image again that is no longer there.
 """
 
 import asyncio

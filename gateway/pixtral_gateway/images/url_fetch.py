@@ -30,12 +30,12 @@ ANY_HOST: Final = "*"
 PIECE: Final = 1 << 16
 ANY_CONTENT: Final = "application/octet-stream"
 
-# A name's last label begins with a letter. What does not is taken for an address by some function
-# on the way: 127.1, 2130706433, 0x7f000001.
+# A name's last label begins with a letter. Some function on the way takes the others for addresses:
+# 127.1, 2130706433, 0x7f000001.
 _NAME = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z][a-z0-9-]{0,62}")
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
-# Of a name: its addresses as text.
+# The addresses of a name, as text.
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
 
 
@@ -112,15 +112,15 @@ class Fetcher:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "pixtral-serve", "Accept-Encoding": "identity"},
-            # What is packed stays packed, and is refused.
+            # A packed body stays packed, and is refused.
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
         )
 
     async def fetch(self, url: str, path: str) -> bytes:
-        """What is at `url`; `path` is the request's field that it came in.
+        """The bytes at `url`; `path` is the request's field that it came in.
 
-        Raises InvalidRequest where the URL is not allowed, or no image can be had from it.
+        Raises InvalidRequest where the URL is not allowed, or no image comes from it.
         """
         result = "failed"
         try:

@@ -77,7 +77,7 @@ def leave_out_pixels(instruct: InstructTokenizer[Any, Any, Any], spec: VisionSpe
 
 
 def chunk_of(grid: Grid) -> ImageURLChunk:
-    """What stands for an image in a message."""
+    """The chunk that stands for an image in a message."""
     return ImageURLChunk(image_url=f"{grid.rows}x{grid.cols}")
 
 

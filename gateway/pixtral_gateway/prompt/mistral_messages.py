@@ -142,7 +142,7 @@ class _Maker:
 
 
 def _mistral_ids(turns: Sequence[Turn]) -> dict[str, str]:
-    """What stands in the prompt for the id of each call.
+    """The text that stands in the prompt for the id of each call.
 
     Mistral's own form of id stands for itself. vLLM's prompts have the last nine characters of a
     longer one; where these are not of the form, or another id's, a digest stands for it.
@@ -168,7 +168,8 @@ def _joined(turn: Turn) -> str:
 
 
 def _check_readable(text: str, path: str) -> None:
-    """What is JSON, mistral_common reads and writes anew. Raises InvalidRequest where it cannot."""
+    """mistral_common reads a text that is JSON and writes it anew. Raises InvalidRequest where it
+    cannot."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:

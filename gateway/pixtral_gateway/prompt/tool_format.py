@@ -32,9 +32,9 @@ from pixtral_gateway.request import Delta, FinishReason, ToolCallDelta
 _SCHEMA_OF_A_GRAMMAR = re.compile(r"^schema ([0-9]+) of the grammar: ")
 _THINKING = (Marker.THINK, Marker.END_THINK)
 
-# What a schema without any says of a function's arguments.
+# The schema of a function's arguments where a tool has none.
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
-# What lies in these are schemas by name, and what lies in those is none.
+# The first hold schemas by name; the second hold none.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _PLAIN = ("const", "default", "enum", "example", "examples")
 
@@ -60,7 +60,7 @@ class ToolFormat:
         self._token_ids = {marker: token_id for token_id, marker in self._markers.items()}
 
     def opening(self, tools: Tools) -> list[int]:
-        """What a prompt ends with so that its answer begins with a call, if there must be one."""
+        """The tokens that end a prompt whose answer must begin with a call."""
         if not tools.forced:
             return []
         name = _only_name(tools) if self._is_named else None
@@ -170,7 +170,7 @@ class MarkedText:
             self._due = marker.value
 
     def end(self) -> list[str | Marker]:
-        """What could still have become a control token."""
+        """The text that could still have become a control token."""
         return [self._held] if self._held else []
 
 
@@ -326,7 +326,7 @@ def _checked(structure: str) -> str:
     """Raises InvalidRequest for more than the decoder reads."""
     if not limits.STRUCTURE_CHARACTERS.allows(len(structure)):
         raise InvalidRequest(
-            "tools", f"what their parameters make must have {limits.STRUCTURE_CHARACTERS}"
+            "tools", f"the grammar of their parameters must have {limits.STRUCTURE_CHARACTERS}"
         )
     return structure
 

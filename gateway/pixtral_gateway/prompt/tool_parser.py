@@ -5,7 +5,7 @@ Mistral's models have two forms for them, each behind the control token [TOOL_CA
     [TOOL_CALLS][{"name": "look", "arguments": {"at": "cat"}}, ...]     tokenizers before version 11
     [TOOL_CALLS]look[ARGS]{"at": "cat"}[TOOL_CALLS]...                  from then on
 
-What is in neither form is text, and told as such.
+Anything in neither form is text, and the client receives it as text.
 """
 
 import json
@@ -19,7 +19,7 @@ from typing import TypeAlias
 from pixtral_gateway.checks.tools import NAME
 from pixtral_gateway.request import ToolCallDelta
 
-# What is waited for takes no more than that: the end of a name or of a key, or of white space.
+# The most characters that the parser waits for: the end of a name, of a key or of white space.
 MAX_WAIT = 256
 
 _SPACE = " \t\r\n"
@@ -39,7 +39,7 @@ class Marker(Enum):
 
 
 class Malformed(Exception):
-    """What should have been a call is none."""
+    """The text that should have been a call is none."""
 
 
 # Reads what there is of a form, and yields where it needs more.
@@ -49,9 +49,9 @@ Reading: TypeAlias = Generator[None, None, None]
 class CallReader:
     """Reads one answer.
 
-    A form is a method of this class that reads from [TOOL_CALLS] on. Of what is not told yet,
-    `_held` has been read and `_rest` has not: together they are told as text where they turn out
-    to be no call.
+    A form is a method of this class that reads from [TOOL_CALLS] on. Two parts are not sent yet:
+    `_held` has been read and `_rest` has not. Both are sent as text where they turn out to be no
+    call.
     """
 
     def __init__(self, form: Callable[["CallReader"], Reading], *, has_begun: bool = False) -> None:
@@ -67,7 +67,7 @@ class CallReader:
             self._begin_reading()
 
     def add(self, said: str | Marker) -> list[str | ToolCallDelta]:
-        """What is now known to be text, and of calls."""
+        """The text and the parts of calls that are now certain."""
         if said is Marker.CALLS:
             self._give_up()
             self._begin_reading()

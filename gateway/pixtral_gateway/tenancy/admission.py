@@ -12,7 +12,7 @@ from pixtral_gateway.metrics import MEMORY, MEMORY_LIMIT, PERMITS, PERMITS_LIMIT
 from pixtral_gateway.tenancy.tenants import Tenant
 
 MAX_IMAGE_BYTES: Final = 512 << 20
-# What each request may hold beside images, uncounted: nearly all hold less.
+# Bytes beside images that a request may hold without being counted: nearly all hold less.
 FREE_BYTES: Final = 64 << 10
 
 
@@ -71,7 +71,7 @@ class Admission:
         self._tenants = tenants
         self._permits = counts.held("permits")
         self._image_bytes = counts.held("image-bytes")
-        # What this worker's tenants have of either.
+        # The share of either that this worker's tenants have.
         self._running = Counter[str]()
         self._holding = Counter[str]()
         self._largest = 0
@@ -81,7 +81,7 @@ class Admission:
 
     @property
     def held_bytes(self) -> int:
-        """What running requests have reserved."""
+        """The bytes that running requests have reserved."""
         return self._image_bytes.total
 
     @property

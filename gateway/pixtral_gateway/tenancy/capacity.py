@@ -21,7 +21,8 @@ def room(decoders: Iterable[DecoderReplica]) -> int:
 async def follow_capacity(admission: Admission, decoders: Iterable[DecoderReplica]) -> NoReturn:
     """Keeps the limit at what there is room for.
 
-    While no decoder is ready it stays as it was: that is told as what it is, and not as overload.
+    While no decoder is ready it stays as it was: clients read that no decoder is ready, and not
+    that there is overload.
     """
     while True:
         limit = room(decoders) or admission.limit

@@ -42,8 +42,8 @@ _BEARER: Final = "bearer "
 
 @dataclass(slots=True)
 class Budget:
-    """So much a minute, gathered for a minute at most. What is taken may exceed it: then there is a
-    debt, and nothing is given until it is paid off.
+    """So much a minute, gathered for a minute at most. A request may take more than there is. Then
+    there is a debt, and the bucket gives nothing until it is paid off.
 
     `taken` counts what all workers take together; each keeps the level of all for itself.
     """
@@ -196,7 +196,7 @@ class Tenants:
         self._public = Tenant.counted("public", counts) if path is None else None
         self._by_digest: dict[str, Tenant] = {}
         self._by_name: dict[str, Tenant] = {}
-        # What runs for each key, so that it ends with it.
+        # The streams of each key, which end with it.
         self._running: defaultdict[str, WeakSet[asyncio.Task[Any]]] = defaultdict(WeakSet)
         self._watching: asyncio.Task[None] | None = None
         self._seen: object = None
@@ -228,7 +228,7 @@ class Tenants:
     def of(self, *headers: str) -> Tenant:
         """Whose key the call's header `Bearer KEY` holds. Raises Unauthenticated.
 
-        Of several headers nobody could say which one a proxy on the way has looked at.
+        A proxy on the way may have looked at either of several headers.
         """
         if self._public is not None:
             return self._public

@@ -140,7 +140,7 @@ class Decoders:
                 continue
             if refusal.reason == EMBEDDING_MISSING:
                 if has_encoded_again:
-                    raise Unavailable("an image's embedding cannot be had") from refusal
+                    raise Unavailable("an image's embedding is nowhere") from refusal
                 has_encoded_again, attempts = True, 0
                 located = await encode_again(_missing(refusal, len(generation.keys)))
                 for image, key in zip(message.images, generation.keys, strict=True):

@@ -29,7 +29,7 @@ async def resolve(name: str, port: int) -> set[str]:
 
 
 class Member(Protocol):
-    """What a group holds of a process."""
+    """The part of a replica that a group reads."""
 
     address: str
 
@@ -45,9 +45,9 @@ Watch: TypeAlias = Callable[[M], Coroutine[None, None, None]]
 class Group(Generic[M]):
     """The members of one tier; iterating gives those there are now.
 
-    A target host:port is one member. Of dns:///name:port there is one at each address of the
-    name, which is looked up every few seconds: one that is new joins, one that is no longer there
-    gets nothing new and is closed `linger_seconds` later. A lookup that fails changes nothing.
+    A target host:port is one member. dns:///name:port stands for one at each address of the name,
+    which is looked up every few seconds. A new address joins. One that is gone gets no new work,
+    and is closed `linger_seconds` later. A lookup that fails changes nothing.
 
     `make` takes host:port and, for one found behind a name, the name.
     """

@@ -24,7 +24,7 @@ MAX_EJECTED_SHARE = 0.5
 
 
 class Record:
-    """What became of the calls to one replica.
+    """The outcomes of the calls to one replica.
 
     Attributes:
         failures: since the last call that succeeded.

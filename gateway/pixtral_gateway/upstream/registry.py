@@ -82,7 +82,7 @@ class Tiers:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Of the model, on any decoder that has answered; by name."""
+        """The model's adapters on any decoder that has answered, by name."""
         return tuple(sorted(frozenset().union(*(d.adapters for d in self.decoders if d.fits))))
 
 

@@ -24,10 +24,10 @@ SECONDS_BETWEEN_ATTEMPTS = 0.5
 SLOW_HANDSHAKES = 3
 SECONDS_BETWEEN_LOOKS = 1.0
 
-# What a call ends with when the process behind it has gone, or goes.
+# The codes with which a call ends when the process behind it has gone, or goes.
 GONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
-# What it ends with where the process behind it has not done its work.
+# The codes with which it ends where the process behind it has not done its work.
 FAILED = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
 
 RETRY_SECONDS = 1.0
@@ -57,7 +57,7 @@ def is_cancelled() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What an encoder and a decoder must have in common to work together."""
+    """The facts in which an encoder and a decoder must agree to work together."""
 
     model: str
     fingerprint: str
@@ -135,7 +135,7 @@ class Replica(ABC):
 
         A replica whose embeddings are not `width` wide is of another model, and never used. One
         that says nothing for `stall_seconds` in which it owes answers is ejected from among its
-        peers. What ran on one that hangs is cancelled.
+        peers. The calls to a replica that hangs are cancelled.
         """
         async with asyncio.TaskGroup() as both:
             both.create_task(self._shake_hands(width, changed))
@@ -143,7 +143,8 @@ class Replica(ABC):
 
     async def _listen(self, peers: "Iterable[Replica]", stall_seconds: float) -> None:
         # In looks and not by the clock: a gateway that stood still itself heard nothing, either.
-        # Of several calls together: their own deadlines may be shorter than what tells of a hang.
+        # Several calls count together, because a call's own deadline may be shorter than the time
+        # that shows a hang.
         quiet, responses = 0.0, self.responses
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
@@ -196,7 +197,8 @@ class Replica(ABC):
             work.call.cancel()
 
     def _hear(self, responses: int) -> None:
-        """What a handshake tells: others may be answered while this gateway waits in a queue."""
+        """A handshake proves that the replica answers: it may answer others while this gateway
+        waits in a queue."""
         if responses != self._told:
             self._told = responses
             self.responses += 1

@@ -46,7 +46,7 @@ def can_be_continued(sampling: Sampling) -> bool:
 
 
 class Progress:
-    """What has been streamed of a request's choices, by all decoders that it was sent to.
+    """The deltas of a request's choices so far, from all decoders that it was sent to.
 
     `made` are token ids that the next decoder goes on from. `has_begun`: the client has some of it.
     """

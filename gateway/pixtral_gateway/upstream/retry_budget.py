@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pixtral_core.telemetry.request_log import count
 from pixtral_gateway.metrics import RETRIES
 
-# Of requests, and what there is where they are few.
+# The share of requests that may be retried, and the budget where requests are few.
 SHARE = 0.2
 PER_SECOND = 1.0
 

@@ -200,8 +200,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RetryInfo.
     """
     ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 61
-    """UNAVAILABLE. What the request needs is not ready: the server starts or stops, or no replica of
-    a tier answers. Retry after the delay in RetryInfo, if there is one.
+    """UNAVAILABLE. Something that the request needs is not ready: the server starts or stops, or no
+    replica of a tier answers. Retry after the delay in RetryInfo, if there is one.
     """
     ERROR_REASON_ENGINE_DEAD: _ErrorReason.ValueType  # 62
     """UNAVAILABLE. The decoder's engine died. Retry: another decoder answers, or this one restarts."""
@@ -317,8 +317,8 @@ ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 60
 RetryInfo.
 """
 ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 61
-"""UNAVAILABLE. What the request needs is not ready: the server starts or stops, or no replica of
-a tier answers. Retry after the delay in RetryInfo, if there is one.
+"""UNAVAILABLE. Something that the request needs is not ready: the server starts or stops, or no
+replica of a tier answers. Retry after the delay in RetryInfo, if there is one.
 """
 ERROR_REASON_ENGINE_DEAD: ErrorReason.ValueType  # 62
 """UNAVAILABLE. The decoder's engine died. Retry: another decoder answers, or this one restarts."""
@@ -1252,7 +1252,7 @@ class StreamCompleteResponse(_message.Message):
     """The gateway's name for the model that answers, the same in every event of a stream."""
     @_builtins.property
     def delta(self) -> Global___Choice:
-        """What the choice gains since the last event of its index."""
+        """The part that the choice gains since the last event of its index."""
 
     @_builtins.property
     def completion(self) -> Global___Completion: ...

@@ -17,7 +17,7 @@ from pixtral_decoder.request import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the loaded model and engine take."""
+    """The bounds of the loaded model and engine."""
 
     spec: VisionSpec
     vocab_size: int
@@ -145,7 +145,7 @@ def _check_generated(prompt: Prompt, limits: Limits) -> None:
 
 
 def _check_structure(wanted: StructuredOutput) -> None:
-    # What it says is for vLLM to judge, off the event loop; not so how long that may take.
+    # vLLM judges its content, off the event loop; the time that this may take is bounded here.
     needs_text = wanted.structure is not Structure.JSON_OBJECT
     if needs_text and not (wanted.values and all(wanted.values)):
         raise InvalidRequest(wanted.path, "must not be empty")

@@ -30,7 +30,8 @@ FINISH_REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class DecoderInfo:
-    """What a gateway compares with an encoder's before it pairs the two, and what it plans by."""
+    """The facts that a gateway compares with an encoder's before it pairs the two, and those that
+    it plans with."""
 
     model: str
     fingerprint: str

@@ -1,4 +1,4 @@
-"""What `python -m pixtral_decoder` runs, and what begins each process of its engine.
+"""The start of `python -m pixtral_decoder`, and of each process of its engine.
 
 Python's multiprocessing imports the main module of a process into those that it spawns, before
 anything of theirs, unless that is called `__main__`.

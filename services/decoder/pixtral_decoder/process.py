@@ -31,7 +31,7 @@ from pixtral_decoder.settings import DecoderSettings
 from pixtral_decoder.vllm_hooks import plugin
 from pixtral_decoder.waiting_queue import WaitingQueue
 
-# What vLLM takes from a generation_config.json where a request does not say.
+# The fields that vLLM takes from a generation_config.json where a request leaves them out.
 SAMPLING_DEFAULTS = (
     "frequency_penalty",
     "max_new_tokens",
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class DecoderTier:
-    """What `pixtral_core.server.process` runs."""
+    """The tier that `pixtral_core.server.process` runs."""
 
     name = "decoder"
     services: tuple[str, ...] = (
@@ -100,7 +100,8 @@ class DecoderTier:
         except BadAdapter as error:
             raise StartupError(f"lora_modules: {error}") from None
         except ValidationError as error:
-            # Of vLLM's own configuration: a value of a wrong type, or two that do not go together.
+            # vLLM's own configuration is wrong: a value has a wrong type, or two do not go
+            # together.
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise StartupError(f"engine_args: vLLM: {where}: {first['msg']}") from None

@@ -22,7 +22,7 @@ class ImagePlace:
 
     @property
     def identity(self) -> str:
-        """What the image is called in the engine's caches.
+        """The image's name in the engine's caches.
 
         With its grid: what is cached under a name can then never meet placeholders of another
         size, which would end the engine.
@@ -36,7 +36,7 @@ class ImagePlace:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What to continue, and how.
+    """The tokens to continue, and how.
 
     Attributes:
         request_id: unique among running requests.
@@ -60,5 +60,5 @@ class Prompt:
 
     @property
     def engine_token_ids(self) -> list[int]:
-        """What the engine is to continue."""
+        """The tokens that the engine is to continue."""
         return [*self.token_ids, *self.generated] if self.generated else self.token_ids

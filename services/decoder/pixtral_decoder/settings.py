@@ -37,12 +37,14 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
         "consolidated*.safetensors, tekken.json."
     )
     dtype: Literal[DType.BF16, DType.F32] = Field(
-        DType.BF16, description="Of embeddings and weights; the encoders must have the same."
+        DType.BF16,
+        description="The dtype of embeddings and weights; the encoders must have the same.",
     )
     compute_dtype: Literal[DType.BF16, DType.F32] | None = Field(
         None,
-        description="What the language model computes in; unset: dtype, or f32 on a CPU without "
-        "instructions for bf16, where it is several times as fast and takes twice the memory.",
+        description="The dtype in which the language model computes; unset: dtype, or f32 on a CPU "
+        "without instructions for bf16, where it is several times as fast and takes twice the "
+        "memory.",
     )
     vision_fp8: bool = Field(
         False,
@@ -89,7 +91,7 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
         description="Memory for keys and values; unset: what the GPU has left, 1 GiB on a CPU.",
     )
     gpu_memory_fraction: float = Field(
-        0.9, gt=0, le=1, description="Of each GPU's memory, what the engine may use."
+        0.9, gt=0, le=1, description="The share of each GPU's memory that the engine may use."
     )
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share the model.")
     cpu_threads: int | None = Field(
@@ -103,7 +105,7 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     )
     engine_args: Annotated[dict[str, Any], AfterValidator(_check_arguments)] = Field(
         {},
-        description="What else vLLM's engine is started with, by the names of its AsyncEngineArgs, "
+        description="More arguments of vLLM's engine, with the names of its AsyncEngineArgs, "
         "such as quantization or speculative_config: a table in the file, NAME=VALUE in each "
         "of several flags, a JSON object in the variable.",
     )

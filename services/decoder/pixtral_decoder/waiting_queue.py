@@ -10,7 +10,7 @@ from pixtral_core.concurrency.queue_shares import is_within_share
 from pixtral_core.errors import Overloaded
 from pixtral_decoder.metrics import ADMITTED, ADMITTED_LIMIT
 
-# What was seen so long ago counts a third of what is seen now.
+# A sample of this age counts a third of a new one.
 MEMORY_SECONDS: Final = 30.0
 # For so long after answers begin to wait, their rate is mostly what they took before that.
 PRIOR_SECONDS: Final = 1.0

@@ -46,8 +46,8 @@ class Batch:
     """One batch. Its times are on the monotonic clock.
 
     Attributes:
-        began: when the device was told of it or, where that was busy with another, free for it.
-        is_told: the device has been told of all of it.
+        began: when the device got it or, where it was busy with another, was free for it.
+        is_told: the device has all of it.
     """
 
     images: int
@@ -91,13 +91,13 @@ class Batcher(Generic[Image]):
     """Gives images to the device, one batch at a time: tenants by turns, each one's as they came.
 
     There is no timer: an image that finds the device free starts at once, and those that come
-    meanwhile are the next batch, as many as `batch_patches` lets in: the one whose turn
-    it is, and of the others, in their order, whatever still fits. An image larger than that is
-    a batch of its own. When more waits than a batch holds, the device is told of the next one while
-    it works on another, so that it need not wait for this process in between.
+    meanwhile are the next batch, as many as `batch_patches` lets in: the one whose turn it is, and
+    of the others, in their order, whatever still fits. An image larger than that is a batch of its
+    own. When more waits than a batch holds, the device gets the next one while it works on another,
+    so that it need not wait for this process in between.
 
-    An image whose embedding would come too late for all who wait is dropped instead. Too late is
-    what the fastest batch so far, by its patches, and what is ahead leave no doubt of.
+    An image is dropped instead where its embedding would come too late for every caller that waits.
+    Too late is what the fastest batch so far, by its patches, and what is ahead leave no doubt of.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Batcher(Generic[Image]):
         # In patches.
         self._given = Given()
         self._waiting: deque[Waiting[Image]] = deque()
-        # Of which the device knows: one, and another behind it.
+        # The most batches that the device has: one runs, one waits behind it.
         self._runs: dict[Batch, asyncio.Task[None]] = {}
         self._free_since = 0.0
         self._seconds_per_patch = 0.0
@@ -200,7 +200,7 @@ class Batcher(Generic[Image]):
     def _may_start(self) -> bool:
         if not self._runs:
             return True
-        # What is not yet a full batch may still be joined by others.
+        # More images may still join a batch that is not full.
         is_full = sum(waiting.slot.patches for waiting in self._waiting) >= self._batch_patches
         return is_full and len(self._runs) == 1 and all(run.is_submitted for run in self._runs)
 
@@ -254,7 +254,7 @@ class Batcher(Generic[Image]):
         return not latest_deadline.lasts(left + self._seconds(self._patches_through(slot.patches)))
 
     def _patches_through(self, patches: int) -> int:
-        """Of all batches from the next one to that in which an image would be that comes now."""
+        """The patches of all batches from the next one to that in which a new image would be."""
         waiting = [each.slot.patches for each in self._given.by_turns(self._waiting)]
         through = 0
         while True:
@@ -269,11 +269,11 @@ class Batcher(Generic[Image]):
             through, waiting = through + taken, left
 
     def _seconds(self, patches: int) -> float:
-        """What so many take at least."""
+        """The least seconds that so many patches take."""
         return patches * self._seconds_per_patch
 
     def _seconds_left(self) -> float:
-        """What the device still takes at least for what it has been told of."""
+        """The least seconds that the device still takes for the batches that it has."""
         if not self._runs:
             return 0.0
         began = next(iter(self._runs)).began
@@ -331,8 +331,8 @@ def _counted(patches: int) -> Iterator[None]:
 
 
 def _tell(waiting: Waiting[Image]) -> None:
-    """Of a batch that has begun, to the call that its image is of; one cancelled midway is told
-    as far as it came."""
+    """Reports a batch that has begun to the call whose image it has. A batch that is cancelled
+    midway is reported as far as it came."""
     run = waiting.slot.run
     if run is None:
         return

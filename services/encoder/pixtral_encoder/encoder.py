@@ -4,12 +4,14 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 import grpc
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pixtral_core.cache import wire_format
@@ -44,7 +46,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EncodedResult:
-    """What became of one request; `stored` says that Redis holds the embedding."""
+    """The outcome of one request; `stored` says that Redis holds the embedding."""
 
     grid: Grid
     source: Source
@@ -95,10 +97,13 @@ class Encoder:
         self._flights: SingleFlight[EmbeddingKey, EncodedResult] = SingleFlight()
         self._latest_deadlines: dict[EmbeddingKey, WaitingDeadline] = {}
         self._images = QueueShares(queue_images, "too many images are waiting to be encoded")
-        # Of the files of all calls: more than one may bring the same image.
+        # The bytes of the files of all calls: more than one may bring the same image.
         self._files = QueueShares(queue_bytes, "too many bytes of images are waiting to be encoded")
         # As many as decode at once, so that none waits there, where there are no turns.
         self._decoding = Turns(images_decoding)
+        # Large images leave a process to the others, where there are two: nobody's ordinary image
+        # waits for seconds while somebody's large ones are decoded.
+        self._large = Turns(max(1, images_decoding - 1))
         self._max_image_bytes = max_image_bytes
 
     async def encode(
@@ -182,7 +187,7 @@ class Encoder:
     async def _admitted(
         self, key: EmbeddingKey, image: bytes, latest_deadline: WaitingDeadline
     ) -> EncodedResult:
-        # Once for all who wait for the image.
+        # Once for all calls that wait for the image.
         with self._images.room(key.scope, 1):
             return await self._find_or_encode(key, image, latest_deadline)
 
@@ -221,13 +226,20 @@ class Encoder:
         patches = self._patches(grid)
         with self._batcher.admit(patches, latest_deadline, key.scope) as slot:
             with current_span().child("preprocess", patches=patches):
-                async with self._decoding.turn(key.scope, patches):
-                    pixels = await self._preprocessor.pixels(opened)
+                pixels = await self._pixels(opened, key.scope)
             with current_span().child("stage"):
                 staged = await asyncio.to_thread(self._tower.stage, pixels)
             embedding = await self._batcher.embed(staged, slot)
         with current_span().child("pack"):
             return await asyncio.to_thread(self._to_wire, key, grid, embedding)
+
+    async def _pixels(self, opened: OpenedImage, tenant: str) -> NDArray[np.float32]:
+        amount = opened.decode_bytes
+        async with AsyncExitStack() as turns:
+            if self._preprocessor.is_large(opened):
+                await turns.enter_async_context(self._large.turn(tenant, amount))
+            await turns.enter_async_context(self._decoding.turn(tenant, amount))
+            return await self._preprocessor.pixels(opened)
 
     def _patches(self, grid: Grid) -> int:
         return grid.tokens * self._spec.merge_size**2

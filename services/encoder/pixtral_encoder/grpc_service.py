@@ -30,7 +30,7 @@ SOURCES = {
 
 @dataclass(frozen=True, slots=True)
 class EncoderInfo:
-    """What a gateway compares with a decoder's before it pairs the two."""
+    """The facts that a gateway compares with a decoder's before it pairs the two."""
 
     model: str
     fingerprint: str

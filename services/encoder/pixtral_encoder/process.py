@@ -28,12 +28,13 @@ from pixtral_encoder.tower.weights import load_tower
 logger = logging.getLogger(__name__)
 
 TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
-# By itself torch takes one for each physical core, of the node where a container has a part of it.
+# torch's default is one for each physical core, of the whole node where a container has a part of
+# it.
 THREADS = min(torch.get_num_threads(), container.cpus())
 
 
 class EncoderTier:
-    """What `pixtral_core.server.process` runs."""
+    """The tier that `pixtral_core.server.process` runs."""
 
     name = "encoder"
     services: tuple[str, ...] = (
@@ -69,7 +70,7 @@ class EncoderTier:
             device_lost=self._device_lost,
         )
         try:
-            # Of the thread that sets it, and of those that begin later.
+            # It holds for the thread that sets it, and for those that begin later.
             await batcher.prepare(lambda: torch.set_num_threads(settings.threads or THREADS))
             torch.set_num_threads(1)
             await batcher.prepare(tower.prepare)
@@ -140,7 +141,7 @@ class EncoderTier:
         if settings.vision_fp8:
             fp8.check_upstream()
         dtype = TORCH_DTYPES[settings.dtype]
-        # What the fingerprint of products in 8 bits stands for is rounded to bf16 between them.
+        # Between products in 8 bits, the model that the fingerprint names rounds to bf16.
         computes_in = dtype if settings.vision_fp8 else compute_dtype(dtype, device)
         logger.info("the vision tower computes in %s", _reason(computes_in, dtype, device))
         tower = load_tower(

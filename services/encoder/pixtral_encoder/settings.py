@@ -36,7 +36,8 @@ class EncoderSettings(ModelSettings, RedisSettings):
         "auto", description="Where the vision tower runs; auto: on a GPU where there is one."
     )
     dtype: Literal[DType.BF16, DType.F32] = Field(
-        DType.BF16, description="Of weights and embeddings; the decoders must have the same."
+        DType.BF16,
+        description="The dtype of weights and embeddings; the decoders must have the same.",
     )
     vision_fp8: bool = Field(
         False,
@@ -61,8 +62,8 @@ class EncoderSettings(ModelSettings, RedisSettings):
         container.memory_bytes() // 4,
         ge=1,
         description="Memory for images that are being decoded, all together: 64 million pixels "
-        "need 1.1 GiB, and up to 2.2 in other formats than PNG, JPEG and GIF. An image that is "
-        "alone is decoded in any case.",
+        "need 1.1 GiB, and up to 2.2 in other formats than PNG, JPEG and GIF. A large image that "
+        "is alone is decoded in any case.",
     )
     decode_seconds: float = Field(
         10.0,
@@ -80,7 +81,9 @@ class EncoderSettings(ModelSettings, RedisSettings):
         1024, ge=1, description="Images of any size being looked up or encoded, before refusal."
     )
     queue_bytes: int = Field(
-        1024 * MIB, ge=1, description="Of image files being looked up or encoded, before refusal."
+        1024 * MIB,
+        ge=1,
+        description="The size of image files being looked up or encoded; more is refused.",
     )
     max_image_bytes: int = Field(
         20 * MIB,

@@ -24,7 +24,7 @@ class WaitingDeadline:
 
     @property
     def until(self) -> float:
-        """The latest of them. Of nobody: not at all."""
+        """The latest of them. Nobody waits: there is no deadline."""
         return max(self._deadlines, default=-math.inf)
 
     @property

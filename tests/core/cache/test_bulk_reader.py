@@ -13,9 +13,9 @@ from redis.exceptions import RedisError, ResponseError
 
 from pixtral_core.cache.bulk_reader import ValueReader
 from pixtral_core.cache.receiving import PIECE_BYTES, new_memory
-from tests.faults.proxy import Link, Proxy, Weather
 from tests.support.certificate_authority import Authority
 from tests.support.redis_server import RedisServer
+from tests.support.stack.proxy import Link, Proxy, Weather
 
 LARGE = 8 << 20
 SECONDS = 60.0

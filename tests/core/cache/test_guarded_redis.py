@@ -7,8 +7,8 @@ import uvloop
 from prometheus_client import REGISTRY
 
 from pixtral_core.cache.guarded_redis import GuardedRedis
-from tests.faults.proxy import Link, Proxy, Weather
 from tests.support.redis_server import RedisServer
+from tests.support.stack.proxy import Link, Proxy, Weather
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import io
 import random
 import struct
-import zlib
 
 import pytest
 from PIL import Image, ImageOps
@@ -13,7 +12,7 @@ from pixtral_core.image.formats import (
     why_unsupported,
 )
 from pixtral_core.image.header import read_header
-from tests.support.gateway_pictures import header_of, picture
+from tests.support.gateway_pictures import header_of, picture, png_of
 
 SIZES = [(1, 1), (1, 1024), (1024, 1), (333, 777), (257, 255)]
 KINDS = [
@@ -38,12 +37,6 @@ KINDS = [
     ("PPM", "1"),
 ]
 ALL = frozenset(ImageFormat)
-
-
-def png_of(width: int, height: int) -> bytes:
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + chunk
 
 
 @pytest.mark.parametrize("size", SIZES)

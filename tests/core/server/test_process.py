@@ -16,7 +16,7 @@ from pixtral_core.server.process import MAX_FILES, raise_file_limit, running
 from pixtral_core.settings import ProcessSettings
 from tests.support.certificate_authority import Authority
 from tests.support.echo_tier import SERVICE, Context, EchoStub, EchoTier, echo, health_stub
-from tests.support.http2_sender import Http2Sender
+from tests.support.http2 import Http2Sender
 
 
 async def upper(request: StringValue, context: Context) -> StringValue:

@@ -15,7 +15,7 @@ from pixtral_core.server.socket_bytes import SocketBytes
 from pixtral_core.settings import ProcessSettings
 from tests.support.echo_tier import SERVICE, Context, EchoStub, EchoTier
 from tests.support.gateway_harness import eventually
-from tests.support.http2_sender import WINDOW, Http2Sender
+from tests.support.http2 import WINDOW, Http2Sender
 
 MIB = 1 << 20
 EXHAUSTED, LATE = b"grpc-status\x018", b"grpc-status\x014"

@@ -14,7 +14,6 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2
 
-from bench.collector import Collector, SpanSeen, collector
 from pixtral_core.concurrency.single_flight import Flight, SingleFlight
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.server.channel import open_channel
@@ -22,8 +21,9 @@ from pixtral_core.server.process import running
 from pixtral_core.settings import ProcessSettings
 from pixtral_core.telemetry.request_log import current_span, first_token, note, outgoing
 from pixtral_core.telemetry.tracing import OFF
-from tests.core.server.test_process_run import ROOT, process
+from tests.support.echo_child import ROOT, process
 from tests.support.echo_tier import Context, EchoStub, EchoTier, echo, health_stub, read_message
+from tests.support.stack.span_collector import Collector, SpanSeen, collector
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SERVER, CLIENT = 2, 3

@@ -10,7 +10,6 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 
-from bench.collector import collector
 from pixtral.internal.v1 import encoder_pb2, encoder_pb2_grpc
 from pixtral_core.cache.embedding_key import EmbeddingKey, from_proto
 from pixtral_core.cache.embedding_store import EmbeddingStore
@@ -24,6 +23,7 @@ from pixtral_decoder.request import ImagePlace
 from tests.decoder.memory import until
 from tests.decoder.prompts import WIDTH, eventually, key_of, store, values, wire
 from tests.support.redis_server import RedisServer
+from tests.support.stack.span_collector import collector
 
 GRID = Grid(3, 5)
 

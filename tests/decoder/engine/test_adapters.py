@@ -11,7 +11,7 @@ import pytest_asyncio
 from pixtral.internal.v1 import decoder_pb2
 from pixtral_core.generation.sampling import Sampling
 from pixtral_decoder.request import Prompt
-from tests.decoder.engine.test_engine import BOS, END_INST, INST, Served, request_of, serving
+from tests.decoder.engine.served import BOS, END_INST, INST, Served, request_of, serving
 from tests.decoder.lora import write_adapter
 from tests.support.redis_server import RedisServer
 from tests.support.reference import Reference

@@ -213,25 +213,37 @@ def is_zombie(pid: int) -> bool:
         return True
 
 
-async def test_images_wait_for_memory_and_one_alone_does_not() -> None:
+async def test_large_images_wait_for_memory_and_others_do_not_wait_for_them() -> None:
     large, small = job_of(LARGE), job_of(png())
-    processes = DecodeProcesses(3, memory_bytes=large.memory_bytes + small.memory_bytes)
+    processes = DecodeProcesses(3, memory_bytes=large.memory_bytes * 3 // 2)
     await processes.start()
-    running = [
-        asyncio.create_task(processes.decode(job, data))
-        for job, data in ((large, LARGE), (small, png()), (small, png()))
+    ended: list[str] = []
+
+    async def decode(name: str, job: Job, data: bytes) -> None:
+        await processes.decode(job, data)
+        ended.append(name)
+
+    first, second, third = [
+        asyncio.create_task(decode(name, job, data))
+        for name, job, data in (("1", large, LARGE), ("2", large, LARGE), ("small", small, png()))
     ]
-    while not running[1].done():
+    while not first.done():
         await asyncio.sleep(0.01)
-        # The third fits beside neither of the others while both are at work.
-        assert processes._taken_bytes <= large.memory_bytes + small.memory_bytes
-    await asyncio.gather(*running)
-    assert (processes._taken_bytes, len(processes._idle)) == (0, 3)
+        # Another one of its kind does not fit beside it.
+        assert processes._large.taken_bytes <= large.memory_bytes
+    await asyncio.gather(second, third)
+    assert ended == ["small", "1", "2"]
+    assert all_is_free(processes, 3)
     # Larger than all that there is.
     narrow = DecodeProcesses(2, memory_bytes=1)
     assert (await narrow.decode(small, png())).shape == SIZE.shape
     processes.close()
     narrow.close()
+
+
+def all_is_free(processes: DecodeProcesses, count: int) -> bool:
+    taken = processes._large.taken_bytes + processes._ordinary.taken_bytes
+    return taken == 0 and len(processes._idle) == count
 
 
 async def test_one_that_nobody_waits_for_any_more_leaves_its_place() -> None:
@@ -245,7 +257,7 @@ async def test_one_that_nobody_waits_for_any_more_leaves_its_place() -> None:
     results = await asyncio.gather(at_work, *waiting, return_exceptions=True)
     assert [type(each) for each in results[:2]] == [asyncio.CancelledError] * 2
     assert [getattr(each, "shape", None) for each in results[2:]] == [SIZE.shape] * 2
-    assert (processes._taken_bytes, len(processes._idle)) == (0, 1)
+    assert all_is_free(processes, 1)
     processes.close()
 
 

@@ -1,9 +1,5 @@
 """The dtype that the tower computes in, on CPUs of both kinds."""
 
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +10,14 @@ from models.random_checkpoint import RandomSpec
 from pixtral_core.model.vision_spec import VisionSpec, read_params
 from pixtral_encoder.tower import compute_dtype
 from pixtral_encoder.tower.weights import load_tower
-from tests.encoder.conftest import Checkpoints
-from tests.encoder.tower.test_tower import embed, picture, relative_error
+from tests.encoder.tower.embedding import embed, picture, relative_error
+from tests.support import poorer_cpu
+from tests.support.fixture_types import Checkpoints
 
 CPU = torch.device("cpu")
 IMITATED = {torch.bfloat16: 1e9, torch.float32: 1e11}
 NATIVE = {torch.bfloat16: 2e11, torch.float32: 1e11}
 
-# oneDNN then takes the CPU for one without instructions for bfloat16.
 CHOICE_ON_A_POORER_CPU = """
 import torch
 from pixtral_encoder.tower.compute_dtype import compute_dtype
@@ -73,17 +69,9 @@ def test_measuring_leaves_the_number_of_threads_as_it_was() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the variable names an x86 CPU")
+@poorer_cpu.needs_x86
 def test_this_cpu_without_its_bfloat16_computes_in_float32() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CHOICE_ON_A_POORER_CPU],
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=True,
-    )
-    assert done.stdout.strip() == "torch.float32"
+    assert poorer_cpu.printed(CHOICE_ON_A_POORER_CPU) == "torch.float32"
 
 
 @pytest.fixture(

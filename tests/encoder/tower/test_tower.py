@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from mistral_common.tokens.tokenizers.image import transform_image
-from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PixtralVisionModel
@@ -20,13 +16,13 @@ from pixtral_encoder.tower.cuda_graphs import MOST_PATCHES
 from pixtral_encoder.tower.layers import Heads
 from pixtral_encoder.tower.tower import VisionTower
 from pixtral_encoder.tower.weights import load_tower
-from tests.encoder.conftest import Checkpoints
+from tests.encoder.tower.embedding import Pixels, embed, picture, relative_error
+from tests.support.fixture_types import Checkpoints
 from tests.support.hf_reference import hf_embed, load_hf_vision
 
 SIZES = [(1, 1), (16, 1024), (1024, 16), (333, 777), (1024, 1024)]
 MERGING = RandomSpec(patch_size=14, max_image_size=1540, spatial_merge_size=2)
 
-Pixels = NDArray[np.float32]
 Pair = tuple[VisionTower, PixtralVisionModel, VisionSpec]
 
 
@@ -49,12 +45,6 @@ def merge_weights(checkpoint: Path) -> tuple[Tensor, Tensor] | None:
     if "patch_merger.merging_layer.weight" not in tensors:
         return None
     return tensors["pre_mm_projector_norm.weight"], tensors["patch_merger.merging_layer.weight"]
-
-
-def picture(spec: VisionSpec, width: int, height: int, seed: int = 0) -> Pixels:
-    """A noise image of that size, as the tower is given it."""
-    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return transform_image(Image.fromarray(noise), spec.resized(spec.grid(width, height)))
 
 
 def merged(x: Tensor, rows: int, cols: int, weights: tuple[Tensor, Tensor]) -> Tensor:
@@ -85,15 +75,6 @@ def expected(
         merged(x, image.shape[1] // side, image.shape[2] // side, weights)
         for x, image in zip(towers, images, strict=True)
     ]
-
-
-def relative_error(found: Tensor, reference: Tensor) -> float:
-    assert found.shape == reference.shape
-    return float((found - reference).norm() / reference.norm())
-
-
-def embed(tower: VisionTower, images: list[Pixels]) -> list[Tensor]:
-    return tower.embed([tower.stage(image) for image in images])
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)

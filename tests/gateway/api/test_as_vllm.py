@@ -7,10 +7,13 @@ import httpx
 import pydantic
 import pytest
 
-from tests.gateway.api.anthropic.test_messages import SHOWN as SHOWN_TO_ANTHROPIC
-from tests.gateway.api.anthropic.test_messages import TOOL
-from tests.gateway.api.openai.responses.test_responses import LOOK_TOOL, SHOWN
 from tests.support.fake_tiers import FakeDecoder, calls_a_tool
+from tests.support.http_chat import (
+    ANTHROPIC_TOOL,
+    RESPONSES_TOOL,
+    SHOWN_TO_ANTHROPIC,
+    SHOWN_TO_RESPONSES,
+)
 
 Model = type[pydantic.BaseModel]
 # By route, what is asked.
@@ -22,8 +25,8 @@ ASKED: dict[str, dict[str, Any]] = {
         "return_token_ids": True,
     },
     "/v1/responses": {
-        "input": SHOWN,
-        "tools": [LOOK_TOOL | {"strict": False}],
+        "input": SHOWN_TO_RESPONSES,
+        "tools": [RESPONSES_TOOL | {"strict": False}],
         "temperature": 0.5,
         "top_p": 0.9,
         "max_output_tokens": 9,
@@ -32,13 +35,13 @@ ASKED: dict[str, dict[str, Any]] = {
         "model": "pixtral-small",
         "messages": SHOWN_TO_ANTHROPIC,
         "max_tokens": 9,
-        "tools": [TOOL],
+        "tools": [ANTHROPIC_TOOL],
         "thinking": {"type": "disabled"},
     },
     "/v1/messages/count_tokens": {
         "model": "pixtral-small",
         "messages": SHOWN_TO_ANTHROPIC,
-        "tools": [TOOL],
+        "tools": [ANTHROPIC_TOOL],
     },
     "/detokenize": {"tokens": [1, 1001]},
 }

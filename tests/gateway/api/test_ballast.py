@@ -13,12 +13,12 @@ from pixtral.v1 import chat_pb2
 from tests.support.fake_tiers import FakeDecoder, never_ends
 from tests.support.gateway_harness import Client, eventually
 from tests.support.gateway_pictures import text, user
-from tests.support.http2_sender import Http2Sender
+from tests.support.http2 import Http2Sender
 
-BALLAST = 12 << 20
-AT_ONCE = 12
+BALLAST = 6 << 20
+AT_ONCE = 9
 # The beginning of a field of a message that has none of this number, with so many bytes.
-UNKNOWN = b"\xc2\x3e" + b"\x80\x80\x80\x06"
+UNKNOWN = b"\xc2\x3e" + b"\x80\x80\x80\x03"
 
 
 def resident() -> int:

@@ -7,7 +7,6 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from prometheus_client import REGISTRY
 
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
@@ -15,7 +14,6 @@ from pixtral_core.errors import InvalidRequest, StartupError, from_rpc_error
 from pixtral_core.server.process import running
 from pixtral_gateway.process import GatewayTier
 from pixtral_gateway.settings import GatewaySettings
-from tests.core.image.test_header import png_of
 from tests.support.fake_tiers import (
     TOOL_CALLS,
     FakeDecoder,
@@ -26,12 +24,13 @@ from tests.support.fake_tiers import (
     never_ends,
     refuses,
 )
-from tests.support.gateway_harness import Client, eventually, ever_longer
+from tests.support.gateway_harness import Client, eventually, ever_longer, permits
 from tests.support.gateway_pictures import (
     assistant,
     image,
     image_url,
     picture,
+    png_of,
     result,
     system,
     text,
@@ -41,10 +40,6 @@ from tests.support.redis_server import RedisServer
 
 HELLO = user(text("Hello?"))
 PICTURE = picture(40, 30)
-
-
-def permits() -> float:
-    return REGISTRY.get_sample_value("pixtral_gateway_permits_in_use") or 0.0
 
 
 async def test_stream_ends_with_completion_and_equals_complete(client: Client) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import httpx
 
-from tests.gateway.api.openai.test_chat import CHAT, HELLO
 from tests.support.fake_tiers import FakeDecoder, never_ends
 from tests.support.gateway_harness import eventually
+from tests.support.http_chat import CHAT, HELLO
 
 ASKED: dict[str, dict[str, Any]] = {
     CHAT: {"messages": HELLO},

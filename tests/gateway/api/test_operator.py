@@ -13,10 +13,9 @@ from pixtral_core.telemetry.tracing import Tracer
 from pixtral_gateway.api.http.cross_origin import allowing
 from pixtral_gateway.api.openai.app import OpenAiApi
 from pixtral_gateway.tenancy.tenants import Tenants
-from tests.gateway.api.openai.test_chat import CHAT, HELLO
-from tests.gateway.api.openai.test_openapi import closed
 from tests.support.fake_tiers import FakeDecoder, never_ends
-from tests.support.gateway_harness import eventually
+from tests.support.gateway_harness import closed, eventually
+from tests.support.http_chat import CHAT, HELLO
 
 PAGE = "https://chat.example.org"
 

@@ -15,8 +15,7 @@ from pixtral_gateway.checks.conversation import ImageSource
 from pixtral_gateway.images import image_reader
 from pixtral_gateway.images.image_reader import ImageReader
 from pixtral_gateway.images.named_images import ImageSize
-from tests.core.image.test_header import png_of
-from tests.support.gateway_pictures import picture
+from tests.support.gateway_pictures import picture, png_of
 
 PATH = "messages[1].content[0].image.data"
 

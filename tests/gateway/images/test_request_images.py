@@ -15,10 +15,9 @@ from pixtral_gateway.api.grpc.from_proto import read_conversation
 from pixtral_gateway.images.named_images import ImageName
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.tenancy.tenants import Budget, Tenant
-from tests.gateway.images.test_uploads import pieces
 from tests.support.fake_tiers import FINGERPRINT, FakeDecoder, FakeEncoder, answers, refuses
 from tests.support.gateway_harness import SCOPE, Harness, key_of
-from tests.support.gateway_pictures import image, image_named, picture, text, user
+from tests.support.gateway_pictures import image, image_named, picture, pieces, text, user
 from tests.support.redis_server import RedisServer
 
 CAT, DOG, FOX = (picture(40, 30, seed=seed) for seed in range(3))

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
-from prometheus_client import REGISTRY
 
 from pixtral.v1 import chat_pb2
 from pixtral_core.concurrency.deadline import Deadline
@@ -26,28 +25,18 @@ from pixtral_gateway.images.uploads import Uploads
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.tenancy.admission import Admission
 from pixtral_gateway.tenancy.tenants import Budget, Tenant, Tenants
-from tests.core.image.test_header import png_of
 from tests.support.fake_tiers import FakeDecoder, FakeEncoder
-from tests.support.gateway_harness import SCOPE, Client, Harness, eventually
-from tests.support.gateway_pictures import image_named, picture, text, user
+from tests.support.gateway_harness import SCOPE, Client, Harness, eventually, permits
+from tests.support.gateway_pictures import image_named, picture, pieces, png_of, text, user
 from tests.support.redis_server import RedisServer
 
 CAT = picture(200, 150)
 NAME = hashlib.sha256(CAT).hexdigest()
 
 
-async def pieces(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
-    for at in range(0, len(data), size):
-        yield data[at : at + size]
-
-
 def requests(data: bytes, size: int = 1000) -> Iterator[chat_pb2.PutImageRequest]:
     for at in range(0, len(data), size):
         yield chat_pb2.PutImageRequest(data=data[at : at + size])
-
-
-def permits() -> float:
-    return REGISTRY.get_sample_value("pixtral_gateway_permits_in_use") or 0.0
 
 
 def kept(redis: RedisServer) -> int:
@@ -63,7 +52,7 @@ async def refusal(
     return from_rpc_error(refused.value)
 
 
-@pytest.mark.parametrize("size", [7, 1000, 1 << 20])
+@pytest.mark.parametrize("size", [97, 1000, 1 << 20])
 async def test_image_that_is_put_in_pieces_can_be_named(
     client: Client, spec: VisionSpec, size: int
 ) -> None:

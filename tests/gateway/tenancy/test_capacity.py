@@ -11,9 +11,8 @@ from pixtral_gateway.tenancy.admission import Admission
 from pixtral_gateway.tenancy.capacity import follow_capacity, room
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
 from pixtral_gateway.upstream.registry import Tiers
-from tests.gateway.upstream.test_registry import watching
 from tests.support.fake_tiers import FakeDecoder
-from tests.support.gateway_harness import eventually
+from tests.support.gateway_harness import eventually, watching
 
 
 @pytest.fixture

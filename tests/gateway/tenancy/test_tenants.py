@@ -28,7 +28,7 @@ from pixtral_gateway.tenancy.tenants import Budget, Tenant, TenantFile, Tenants,
 from tests.support.fake_tiers import FakeDecoder, FakeEncoder
 from tests.support.gateway_harness import Harness, ask, eventually
 from tests.support.gateway_pictures import image, picture, text, user
-from tests.support.http2_sender import Http2Sender
+from tests.support.http2 import Http2Sender
 from tests.support.redis_server import RedisServer
 
 ACME = 'keys = ["' + digest_of("key-of-acme") + '"]\n'

@@ -6,22 +6,12 @@ from prometheus_client import REGISTRY
 from pixtral_core.errors import Unavailable
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.upstream import replica
-from pixtral_gateway.upstream.discovery import Group
-from pixtral_gateway.upstream.registry import Tiers, under
+from pixtral_gateway.upstream.registry import under
 from pixtral_gateway.upstream.replica import Contract, DecoderReplica
 from tests.support.fake_tiers import FINGERPRINT, WIDTH, FakeDecoder, FakeEncoder
-from tests.support.gateway_harness import decoder_at, encoder_at, eventually
+from tests.support.gateway_harness import eventually, watching
 
 CONTRACT = Contract("small", FINGERPRINT, WIDTH, "f32")
-
-
-def watching(encoders: list[FakeEncoder], decoders: list[FakeDecoder]) -> Tiers:
-    return Tiers(
-        encoders=Group((e.address for e in encoders), encoder_at),
-        decoders=Group((d.address for d in decoders), decoder_at),
-        width=WIDTH,
-        stall_seconds=30,
-    )
 
 
 def ready(tier: str) -> float:

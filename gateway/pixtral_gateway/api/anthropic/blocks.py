@@ -141,7 +141,7 @@ def _image(source: Any, path: str) -> ImageSource:
     match source:
         case {"type": "base64", "data": str(data)}:
             kind = source.get("media_type", "image/jpeg")
-            # What the file is, its own bytes say.
+            # The file's own bytes say what it is.
             if not isinstance(kind, str) or not _MEDIA_TYPE.fullmatch(kind):
                 raise InvalidRequest(f"{path}.media_type", "must be a type such as image/png")
             return ImageSource(f"{path}.data", url=f"data:{kind};base64,{data}")

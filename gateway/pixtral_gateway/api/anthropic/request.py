@@ -81,7 +81,7 @@ class CountTokensRequest(RequestBody):
     tool_choice: SentToolChoice | None = None
 
     def called_tools(self) -> Tools:
-        """What of the tools is in effect. Raises InvalidRequest."""
+        """The tools that are in effect. Raises InvalidRequest."""
         given = []
         for i, tool in enumerate(self.tools or ()):
             if tool.type not in (None, "custom"):
@@ -102,7 +102,7 @@ class CountTokensRequest(RequestBody):
         return tools_of(given, _CHOICES[choice.type], named, is_single=is_single)
 
     def name_of(self, field: str) -> str:
-        """What Anthropic calls a field of the gateway's own."""
+        """Anthropic's name for a field of the gateway."""
         if field.startswith("tools["):
             return field.replace("].parameters", "].input_schema")
         if field.startswith("sampling.stop"):

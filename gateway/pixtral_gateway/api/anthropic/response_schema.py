@@ -52,7 +52,7 @@ class ToolUseBlock(TypedDict):
 
 
 class MessageUsage(TypedDict):
-    """What came from the prefix cache is apart from `input_tokens`."""
+    """`input_tokens` leaves out what came from the prefix cache."""
 
     input_tokens: int
     cache_creation_input_tokens: int

@@ -33,10 +33,7 @@ class AnthropicApi:
         ]
 
     async def message(self, request: Request) -> JSONResponse | EventStream:
-        arrival = self._front.arrive(request)
-        asked = await self._front.read(request, MessagesRequest, arrival.at)
-        asked.check_served()
-        adapter = self._front.adapter(asked.model)
+        arrival, asked, adapter = await self._front.asked(request, MessagesRequest)
         conversation, name_of = self._conversation(asked)
         with renamed(name_of):
             sampling = asked.sampling()

@@ -2,8 +2,7 @@
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from pixtral_gateway.api.anthropic.response_schema import (
@@ -15,7 +14,7 @@ from pixtral_gateway.api.anthropic.response_schema import (
     ThinkingBlock,
     ToolUseBlock,
 )
-from pixtral_gateway.api.field_names import renamed
+from pixtral_gateway.api.event_writer import EventWriter
 from pixtral_gateway.api.openai.chat_response import Events, ending_of
 from pixtral_gateway.request import Begun, Delta, Event, Finished, FinishReason, ToolCallDelta
 
@@ -27,7 +26,7 @@ _STOP_REASONS: Mapping[FinishReason | None, StopReason] = {
 }
 
 
-class MessageWriter:
+class MessageWriter(EventWriter[MessageEvent]):
     """Adds up one message, and says each step as events."""
 
     def __init__(self, model: str) -> None:
@@ -43,16 +42,7 @@ class MessageWriter:
 
     async def whole(self, events: Events) -> MessageAnswer:
         """The message, once its last token is there."""
-        async with aclosing(events):
-            async for event in events:
-                match event:
-                    case Delta():
-                        for _ in self._add(event):
-                            pass
-                    case Finished():
-                        finished = event
-        for _ in self._end():
-            pass
+        finished = await self.gathered(events)
         return {
             **self._message(_usage_of(finished)),
             "content": self._blocks,
@@ -61,17 +51,7 @@ class MessageWriter:
             "pixtral": ending_of(finished)["pixtral"],
         }
 
-    async def events(self, events: Events, name_of: Callable[[str], str]) -> AsyncGenerator[bytes]:
-        """Server-sent events; the first come with the first token. Errors name what `name_of`
-        makes of a field.
-        """
-        with renamed(name_of):
-            async with aclosing(events):
-                async for event in events:
-                    if told := [*self._told(event)]:
-                        yield _sent(told)
-
-    def _told(self, event: Event) -> Iterable[MessageEvent]:
+    def _events_of(self, event: Event) -> Iterable[MessageEvent]:
         match event:
             case Begun():
                 self._prompt_tokens = event.prompt_tokens
@@ -123,7 +103,7 @@ class MessageWriter:
         self._is_open, self._pieces = True, []
         self._blocks.append(block)
         index = len(self._blocks) - 1
-        # Of the block as it is now: it gains what follows.
+        # A copy of the block as it is now: the block itself gains what follows.
         yield {"type": "content_block_start", "index": index, "content_block": block.copy()}
 
     def _close(self) -> Iterable[MessageEvent]:
@@ -192,11 +172,3 @@ def _usage(prompt: int, cached: int, output: int) -> MessageUsage:
         "cache_read_input_tokens": cached,
         "output_tokens": output,
     }
-
-
-def _sent(events: Iterable[MessageEvent]) -> bytes:
-    # In ASCII: some clients take U+2028 and its like for the end of a line.
-    return b"".join(
-        f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
-        for event in events
-    )

@@ -77,7 +77,8 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         with _named_from_the_request():
             asked = self._request(request.chat, context)
             model = request.chat.model or self._model
-            # What is needed of it is copied. Of whatever is kept, protobuf would keep the whole.
+            # The needed parts are copied: protobuf keeps a whole message for as long as a part of
+            # it is in use.
             del request
             async with aclosing(self.backend.pipeline.stream(asked)) as events:
                 async for event in events:

@@ -21,7 +21,7 @@ from pixtral_gateway.images.image_reader import OFFLOAD_BYTES
 
 # As much as gRPC takes in a message.
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES
-# Of an index, or of a token's id.
+# The digits of an index, or of a token's id.
 MAX_DIGITS = 10
 
 M = TypeVar("M", bound=BaseModel)
@@ -109,7 +109,7 @@ def _parse(model: type[M], body: bytearray) -> M:
 
 
 def _has_more_values(body: bytearray, most: int) -> bool:
-    """Whether JSON has more values than so many. What looks like one in a string is none."""
+    """Whether JSON has more values than so many. A bracket inside a string does not count."""
     if _commas_and_brackets(body, 0, len(body)) <= most:
         return False
     # Rare, and in Python: beside others, and for no longer than `most` and the escapes allow.
@@ -141,7 +141,8 @@ def _end_of_string(body: bytearray, start: int) -> int:
 
 
 def _path(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """As far as it is of our own words: behind them come a client's, and pydantic's."""
+    """The leading part of the path, which consists of our own field names. The rest may echo the
+    client's input, or name pydantic's types."""
     return ".".join(str(part) for part in takewhile(lambda part: _is_ours(model, part), loc))
 
 

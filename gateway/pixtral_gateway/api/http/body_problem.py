@@ -4,7 +4,7 @@ from pydantic_core import ErrorDetails
 
 from pixtral_gateway.api.openai.json_kinds import kind_of
 
-# What a field must be, by the first part of pydantic's name for the problem.
+# The first part of pydantic's name for a problem, and what the field must be.
 _KINDS = {
     "bool": "true or false",
     "dict": "an object",

@@ -31,7 +31,7 @@ TOUCHES = (
     Touch(_MODULE, "RequestResponseCycle.__init__", mentions=("response_complete",)),
 )
 
-# Of a request's head, of what is said of one piece of its body, and of what follows on it.
+# Bytes of a request's head, of the line before a piece of its body, and of its trailers.
 MAX_HEAD_BYTES = limits.HEAD_BYTES.most
 # For the head, and for what is still to come of a body whose request is answered.
 HEAD_SECONDS = 60.0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-# What a page may read of an answer beside its body.
+# Headers of an answer that a page may read.
 _EXPOSED = ("x-request-id", "request-id", "retry-after")
 
 

@@ -1,4 +1,4 @@
-"""What every HTTP route does first: it finds the tenant and the model, and begins a request."""
+"""The first steps of every HTTP route: it finds the tenant and the model, and begins a request."""
 
 import time
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pixtral_gateway import request as gateway_request
 from pixtral_gateway.api.backend import Backend
 from pixtral_gateway.api.http.body import Bodies
 from pixtral_gateway.api.http.host_check import check_host
+from pixtral_gateway.api.openai.request_schema import RequestBody
 from pixtral_gateway.checks.conversation import Conversation
 from pixtral_gateway.checks.validation import adapter_of
 from pixtral_gateway.request import RawPrompt
@@ -22,6 +23,7 @@ from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.tenants import Tenant, Tenants
 
 M = TypeVar("M", bound=BaseModel)
+B = TypeVar("B", bound=RequestBody)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,17 @@ class Front:
         tenant = self.tenant(request)
         self.backend.admission.check(tenant)
         return Arrival(tenant, at)
+
+    async def asked(self, request: Request, model: type[B]) -> tuple[Arrival, B, str]:
+        """The arrival of a request for a completion, its body, and the adapter that it names.
+
+        Raises Overloaded before the body is read, InvalidRequest for a body that is no `model`, and
+        NotFound for a name that is neither the model's nor an adapter's.
+        """
+        arrival = self.arrive(request)
+        asked = await self.read(request, model, arrival.at)
+        asked.check_served()
+        return arrival, asked, self.adapter(asked.model)
 
     async def read(self, request: Request, model: type[M], since: float | None = None) -> M:
         """The body as a `model`, within the time for a request that arrived at `since`.

@@ -10,8 +10,8 @@ from pixtral_gateway.api.openai.errors import Refused
 def check_host(host: str | None) -> None:
     """Raises Refused for a name or address that is not this machine's own.
 
-    A page from elsewhere that lets its own name point here (DNS rebinding) is of the same origin
-    to a browser, and might ask and read. What is no browser may name nothing.
+    A page from elsewhere that lets its own name point here (DNS rebinding) is of the same origin to
+    a browser, and might ask and read. A client that is no browser may send no `Host`.
     """
     if host is None:
         return

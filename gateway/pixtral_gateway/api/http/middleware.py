@@ -24,9 +24,9 @@ from pixtral_gateway.api.http.error_form import OPENAI, STREAM_ERROR, ErrorForm
 from pixtral_gateway.api.openai.errors import Refused, headers_of, status_of
 from pixtral_gateway.metrics import HTTP_REQUESTS, HTTP_SECONDS
 
-# What a request is counted as whose client was gone before it was answered: nginx's own.
+# The status that counts requests whose clients were gone before their answers. It is nginx's own.
 CLIENT_GONE = 499
-# What stands in metrics for all others.
+# The label of all other routes in metrics.
 METHODS = frozenset({"GET", "POST"})
 NO_ROUTE = "none"
 EVENT_STREAM = b"text/event-stream"
@@ -95,7 +95,7 @@ class RequestMiddleware:
             self._tasks.discard(task)
 
     async def end(self) -> None:
-        """What is still in flight is told that the service ends."""
+        """Requests in flight end with an error that says that the service stops."""
         for task in self._tasks:
             task.cancel(Unavailable("the server is shutting down"))
         if self._tasks:
@@ -150,7 +150,8 @@ class RequestMiddleware:
             return error.code
 
     def _why_cancelled(self, cancelled: asyncio.CancelledError) -> ServingError | None:
-        """What to tell the client; None where it is gone. Raises what nobody here has caused."""
+        """The answer for the client; None where the client is gone. Raises what nobody here has
+        caused."""
         task = asyncio.current_task()
         if task is None or not task.cancelling():
             # Something that was awaited was cancelled, and not the request.

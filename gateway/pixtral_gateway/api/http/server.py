@@ -15,7 +15,7 @@ from pixtral_gateway.settings import GatewaySettings
 
 # A client's pool of connections keeps one that is idle for less than that.
 KEEP_ALIVE_SECONDS = 75
-# What it may take to send what is written to clients that read.
+# The time that it may take to send what is written to clients that read.
 FLUSH_SECONDS = 1
 
 
@@ -54,7 +54,7 @@ class HttpServer:
         return f"{host}:{listener.getsockname()[1]}"
 
     async def close(self) -> None:
-        """What is still in flight is told so and cut off."""
+        """Requests in flight end with an error that says so, and are cut off."""
         if self._server is None:
             return
         await self._app.end()

@@ -77,16 +77,13 @@ class OpenAiApi:
             *OperatorApi(self._front, gate).routes(),
             Route("/version", version),
         ]
-        described = openapi.document(routes, _version(), has_keys=settings.api_keys is not None)
-        schema = openapi.route(described)
+        has_keys = settings.api_keys is not None
+        schema = openapi.route(lambda: openapi.document(routes, _version(), has_keys=has_keys))
         router = Router([*routes, schema, *page], redirect_slashes=False)
         return RequestMiddleware(router, quiet=_QUIET, gate=gate, tracer=tracer, forms=_FORMS)
 
     async def chat(self, request: Request) -> Response | EventStream:
-        arrival = self._front.arrive(request)
-        asked = await self._front.read(request, ChatRequest, arrival.at)
-        asked.check_served()
-        adapter = self._front.adapter(asked.model)
+        arrival, asked, adapter = await self._front.asked(request, ChatRequest)
         tools = asked.called_tools()
         conversation = self._conversation(
             asked.messages,

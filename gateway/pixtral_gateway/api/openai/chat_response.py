@@ -187,7 +187,7 @@ class _Chunks:
         self._last: ChatCompletionChunk | None = None
 
     def add(self, event: Event) -> bytes:
-        """What the event adds to the stream; may be nothing."""
+        """The lines that the event adds to the stream; there may be none."""
         match event:
             case Begun():
                 self._prompt = event.prompt_token_ids

@@ -44,7 +44,7 @@ _OF_FUNCTION = re.compile(
 
 
 class Refused(ServingError):
-    """What only HTTP can get wrong; `headers` go with the answer."""
+    """An error that only HTTP has; `headers` go with the answer."""
 
     def __init__(
         self,

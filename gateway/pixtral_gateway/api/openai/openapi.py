@@ -4,8 +4,10 @@ It is made of the routes themselves, of the models that read the bodies, and of 
 answers are checked against. As in vLLM, no key is needed to read it.
 """
 
+import asyncio
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -58,6 +60,7 @@ _ERRORS = {
     504: "The time for a request has passed.",
 }
 _OF_BODIES = (400, 408, 413, 415, 429)
+_OF_REQUESTS = (*_OF_BODIES, 404, 504)
 _OF_ANY = (500, 503)
 _HEADERS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 _HEADER_SCHEMAS = {
@@ -69,8 +72,8 @@ _HEADER_SCHEMAS = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a route takes and answers. `events` are those of its streams, and `error` of its
-    errors; `end` is what a stream ends with, where that is no event.
+    """The body and the answers of a route. `events` are those of its streams, and `error` of its
+    errors; `end` is the last line of a stream, where that is no event.
     """
 
     summary: str
@@ -97,36 +100,36 @@ OPERATIONS = {
         body=ChatRequest,
         events=(ChatCompletionChunk, ErrorAnswer),
         end=DONE,
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
     ),
     "/v1/completions": Operation(
-        "What follows a prompt, whole or as a stream",
+        "The continuation of a prompt, whole or as a stream",
         answer=Completion,
         body=CompletionRequest,
         events=(CompletionChunk, ErrorAnswer),
         end=DONE,
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
     ),
     "/v1/responses": Operation(
         "An answer to input items, whole or as a stream",
         answer=response_types.Response,
         body=ResponsesRequest,
         events=get_args(response_types.StreamEvent),
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
     ),
     "/v1/messages": Operation(
         "An answer in Anthropic's form, whole or as a stream",
         answer=anthropic_types.MessageAnswer,
         body=MessagesRequest,
         events=(*get_args(anthropic_types.MessageEvent), anthropic_types.MessageError),
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
         error=anthropic_types.MessageError,
     ),
     "/v1/messages/count_tokens": Operation(
         "How many tokens such a request has",
         answer=anthropic_types.TokenCount,
         body=CountTokensRequest,
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
         error=anthropic_types.MessageError,
     ),
     "/v1/models": Operation("The model and its adapters", answer=ModelList),
@@ -136,13 +139,13 @@ OPERATIONS = {
         "The tokens of a conversation, or of a text",
         answer=Tokens,
         body=TokenizeRequest,
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
     ),
     "/detokenize": Operation(
         "The text of tokens",
         answer=Text,
         body=DetokenizeRequest,
-        errors=(*_OF_BODIES, 404, 504),
+        errors=_OF_REQUESTS,
     ),
     "/ping": Operation("Whether it is ready", answer=None, is_for_tenants=False),
     "/load": Operation("How much runs", answer=Load),
@@ -194,11 +197,15 @@ def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[s
     return described
 
 
-def route(described: dict[str, Any]) -> Route:
-    body = json.dumps(described, separators=(",", ":")).encode()
+def route(describe: Callable[[], dict[str, Any]]) -> Route:
+    """Describes when it is first asked to: that takes a third of a second, and few ever ask."""
+
+    @functools.cache
+    def body() -> bytes:
+        return json.dumps(describe(), separators=(",", ":")).encode()
 
     async def schema(request: Request) -> Response:
-        return Response(body, media_type=_JSON)
+        return Response(await asyncio.to_thread(body), media_type=_JSON)
 
     return Route(PATH, schema)
 

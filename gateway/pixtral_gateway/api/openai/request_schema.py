@@ -42,7 +42,7 @@ _LOGIT_BIAS = {
     ]
 }
 
-# What the protos can carry.
+# The range that the protos can carry.
 UInt32 = Annotated[int, Field(ge=0, le=limits.UINT32_MAX)]
 Int64 = Annotated[int, Field(ge=limits.INT64_MIN, le=limits.INT64_MAX)]
 
@@ -63,7 +63,7 @@ ROLES = {
 
 
 def _as_it_is(value: Any) -> Any:
-    # Whoever reads it names the part that is wrong; what it is to be is for /openapi.json alone.
+    # The reader names the part that is wrong; /openapi.json says what the field must be.
     return value
 
 
@@ -172,7 +172,7 @@ class RequestBody(BaseModel):
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
-        # What a request may have, if it asks for nothing by it.
+        # A field that a request may have only with a value that asks for nothing.
         schema["properties"].update(
             (name, {"enum": [None, *nothing], "description": "Not supported."})
             for name, nothing in cls.all_refused().items()
@@ -206,7 +206,7 @@ class RequestBody(BaseModel):
 
 
 class SamplingBody(RequestBody):
-    """What every route for completions takes, by the names that vLLM has for it."""
+    """The fields that every route for completions takes, by vLLM's names."""
 
     stream: bool | None = None
     min_tokens: Annotated[UInt32 | None, Bounded(limits.MIN_TOKENS)] = None
@@ -261,7 +261,7 @@ class SamplingBody(RequestBody):
         return renamed(self.name_of)
 
     def name_of(self, field: str) -> str:
-        """What the client called a field of the sampling parameters."""
+        """The client's name for a field of the sampling parameters."""
         if field.startswith(_STRUCTURED):
             if self.structured_outputs is None:
                 return self.format_field()
@@ -273,7 +273,7 @@ class SamplingBody(RequestBody):
         return "response_format"
 
     def of_format(self) -> StructuredOutput | None:
-        """What that field asks for. Raises InvalidRequest."""
+        """The structure that the field asks for. Raises InvalidRequest."""
         return None
 
     def _structured_output(self, is_on_one_line: bool) -> StructuredOutput | None:
@@ -320,7 +320,7 @@ class SamplingBody(RequestBody):
 
 
 class CompletionBody(SamplingBody):
-    """What chat completions and completions of a prompt have in common."""
+    """The fields that chat completions and completions of a prompt have in common."""
 
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
@@ -379,7 +379,7 @@ class CompletionBody(SamplingBody):
 class ConversationBody(RequestBody):
     """Where a prompt of messages ends."""
 
-    # Of no effect with Mistral's templates, but for what it contradicts.
+    # It has no effect with Mistral's templates; a value that contradicts another field is refused.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
@@ -473,7 +473,7 @@ _SAME = tuple(
     each.name for each in fields(Sampling) if each.name not in ("logprobs", "structured_output")
 )
 
-# What cannot be done yet, and the values beside null with which it is not asked for.
+# Fields that are not supported, and the values beside null that do not ask for them.
 NOTHING: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (False,),
     "audio": (),
@@ -541,19 +541,19 @@ INSTEAD = {
     "vllm_xargs": "no extension of the engine's reads them",
 }
 
-# What changes nothing of an answer here.
+# Fields that change nothing of an answer here.
 HARMLESS = frozenset(
     {
         # Of routes whose reasoning is an item of its own.
         "include_reasoning",
-        # Of beam search alone.
+        # Beam search alone has it.
         "length_penalty",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",
         # vLLM spells the control tokens of calls and thoughts always, and Mistral's others never.
         "skip_special_tokens",
-        # Of vLLM's render routes alone.
+        # vLLM's render routes alone have it.
         "mm_payload",
         "return_mm_kwargs",
         "return_token_offsets",

@@ -22,7 +22,7 @@ _MODES = {
     "any": ToolChoice.REQUIRED,
 }
 
-# What `tool_choice` may be, as JSON Schema.
+# The values of `tool_choice`, as JSON Schema.
 CHOICE = {
     "anyOf": [
         {"type": "null"},
@@ -72,7 +72,7 @@ class ToolDefinition(BaseModel):
 def to_tools(
     tools: Sequence[ToolDefinition] | None, choice: Any, *, is_parallel: bool | None
 ) -> Tools:
-    """What of a request's tools is in effect. Raises InvalidRequest."""
+    """The tools of a request that are in effect. Raises InvalidRequest."""
     given = []
     for i, tool in enumerate(tools or ()):
         if tool.type != "function":
@@ -118,7 +118,7 @@ def whole(calls: Iterable[ToolCallDelta]) -> list[Call]:
 
 
 def deltas(pieces: Iterable[ToolCallDelta]) -> list[CallDelta]:
-    """What is new of calls in a chunk."""
+    """The parts of tool calls that a chunk adds."""
     return [
         {
             "index": piece.index,

@@ -126,7 +126,9 @@ class GenerateResponse(_message.Message):
     """Prompt tokens that were in the engine's prefix cache. Only the first response has it."""
     @_builtins.property
     def delta(self) -> _chat_pb2.Choice:
-        """What the choice gains since the last response of its index. The last has a `finish_reason`."""
+        """The part that the choice gains since the last response of its index. The last has a
+        `finish_reason`.
+        """
 
     @_builtins.property
     def queue(self) -> _duration_pb2.Duration:

@@ -9,7 +9,7 @@ _EXPONENT = {DType.BF16: 0x7F80, DType.F32: 0x7F80_0000}
 
 
 def is_finite(values: memoryview, dtype: DType) -> bool:
-    """Of bytes, little-endian. What ends within a value is looked at up to there.
+    """`data` is little-endian. A value that is cut short is looked at as far as it goes.
 
     Reads them twice, so that pieces that fit into a cache are the fastest.
     """

@@ -2,8 +2,8 @@
 
 A file can be handed to another process, which then has the embedding where this one has it. To get
 8 MB of memory from the system takes three milliseconds and more, to receive an embedding in memory
-that is there no longer than to receive it at all. So some is had before it is needed. To give it
-back takes one, and is done afterwards.
+that is there no longer than to receive it at all. So some memory is allocated before it is needed.
+To give it back takes one, and is done afterwards.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ import torch
 # Below that a file costs more than it saves.
 LEAST_BYTES = 1 << 20
 SPARES = 2
-# Until memory is had or given back: not while an embedding that was waited for goes on its way.
+# The delay before memory is allocated or freed, so that neither competes with an embedding that is
+# being delivered.
 SECONDS = 0.02
 
 

@@ -66,9 +66,9 @@ class PeerEncoders:
     async def fetch(
         self, key: EmbeddingKey, address: str, grid: Grid, arrival: Arrival[T]
     ) -> T | None:
-        """What `arrival` has made of the embedding, in a thread, or None where the encoder lacks
-        it, does not answer, sends less or more than an image of that grid, or could only be asked
-        without TLS."""
+        """The result of `arrival` for the embedding, made in a thread, or None where the encoder
+        lacks it, does not answer, sends less or more than an image of that grid, or could only be
+        asked without TLS."""
         if self._tls is None and not (self._allow_insecure or is_loopback(address)):
             logger.warning("an encoder off this machine is not asked without peer_tls_ca")
             return None
@@ -194,7 +194,7 @@ def _received(pieces: Sequence[bytes], receiving: Receiving[T]) -> T | None:
 
 
 class Arriving(Arrival[ImageEmbedding]):
-    """Is received in a file, where it is large; is none where a value is not finite."""
+    """A large embedding is received in a file. The result is None where a value is not finite."""
 
     def __init__(self, files: MemoryFiles, dtype: DType) -> None:
         self._files = files

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 ROWS, INNER, COLUMNS = 256, 512, 1024
 TRIES = 3
-# By so much float32 is faster where bfloat16 is imitated without AVX-512, or more.
+# float32 is at least this much faster where bfloat16 is imitated without AVX-512.
 MUCH_FASTER = 3.0
 
 

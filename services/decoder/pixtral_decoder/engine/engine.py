@@ -52,7 +52,7 @@ class FinishReason(Enum):
     LENGTH = "length"
 
 
-# Whatever else it ends with is a failure.
+# Any other end is a failure.
 FINISHED = (None, "stop", "length")
 
 
@@ -105,7 +105,7 @@ class ImagesNotHeld(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step of the engine added to an answer.
+    """The part that one step of the engine added to an answer.
 
     Attributes:
         text: may be empty: bytes of an unfinished character, or of a possible stop string.
@@ -133,7 +133,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What an engine has from its start on: vLLM's frontend, and what stands beside it."""
+    """The parts of a started engine: vLLM's frontend, and the helpers beside it."""
 
     llm: "AsyncLLM"
     structures: "StructureCheck"
@@ -176,7 +176,7 @@ class DecoderEngine:
         Raises HookBroken where vLLM has moved, EngineNotStarted where the engine's process cannot
         run the model, and whatever vLLM raises here for a model or machine that does not do.
         """
-        # Not the default executor: a process that is told to stop while it loads would wait for it.
+        # Not the default executor: a process that must stop while it loads would wait for it.
         await in_daemon_thread(self._load, "load-engine")
         self._sampling_defaults = self._llm.model_config.get_diff_sampling_param()
         for number, (name, path) in enumerate(self.options.adapters.items(), start=1):
@@ -312,7 +312,7 @@ class DecoderEngine:
             offered.close()
 
     async def shutdown(self) -> None:
-        """Ends the engine's process, in seconds. What still runs is aborted."""
+        """Ends the engine's process, in seconds. Requests that still run are aborted."""
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             await shut_down(loaded.llm)
@@ -347,7 +347,7 @@ class DecoderEngine:
         ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
         structures = StructureCheck()
         with self._handover.listening() as connect, self._own_sockets(), _started_or_why():
-            # By the context vLLM chooses the tokens of a step. The frontend stands in no variable
+            # vLLM chooses the tokens of a step from the context. The frontend stands in no variable
             # here: an exception that vLLM remembers keeps this frame, and it past its shutdown.
             self._loaded = _Loaded.of(
                 AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER),
@@ -377,7 +377,7 @@ class DecoderEngine:
             await asyncio.to_thread(check_adapter, path)
             await self._llm.add_lora(request)
         except Exception as error:
-            # Of another kind for each thing that can be amiss with it, and wrapped by vLLM's call.
+            # The error has another type for each fault, and vLLM's call wraps it.
             raise BadAdapter(f"{name}: {error}") from error
         return request
 

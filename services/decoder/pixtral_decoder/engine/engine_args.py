@@ -63,7 +63,7 @@ def check_owned(names: Iterable[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What the engine is started with.
+    """The arguments with which the engine starts.
 
     Attributes:
         model_dir: a checkpoint in Mistral format.
@@ -107,10 +107,11 @@ def prepare_process() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # Under CUDA's MPS, where an encoder is on the same GPU: its kernels first. What it makes is
-    # waited for here, and is little beside a prompt.
+    # Under CUDA's MPS, where an encoder is on the same GPU: its kernels first. The deltas wait
+    # here, and are small beside a prompt.
     os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")
-    # By this, which tracing has read by now, vLLM's processes would send traces of their own start.
+    # With this variable, which tracing has read by now, vLLM's processes would send traces of their
+    # own start.
     os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
     # vLLM gives its loggers a level and a handler when an engine starts. Until then, and where they
     # write to this process's log, they have the same level by this.
@@ -141,15 +142,15 @@ def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
         "skip_mm_profiling": True,
         "enable_prefix_caching": True,
         "enable_chunked_prefill": True,
-        # Answers that are being written wait for a step to end, and so for as much of a new
-        # prompt as it takes in. By name: it is imported where the engine is, in its process.
+        # Answers that are being written wait for a step to end, and so for as much of a new prompt
+        # as it takes in. A name, not a class: the engine's own process imports it.
         "scheduler_cls": SCHEDULER,
         "max_num_batched_tokens": _step_tokens(options),
         "kv_cache_memory_bytes": options.kv_cache_bytes,
         "gpu_memory_utilization": options.gpu_memory_fraction,
         "tensor_parallel_size": options.tensor_parallel,
-        # By itself vLLM has one request's schema read by one library and then all of them compiled
-        # by whichever came first, which ignores what it does not know. This one refuses it.
+        # vLLM's default reads a request's schema with one library, and compiles all of them with
+        # the library that came first, which ignores what it does not know. This one refuses it.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
         # They are its Prometheus metrics, too.
         "disable_log_stats": False,
@@ -157,7 +158,7 @@ def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
         "use_tqdm_on_load": False,
     }
     if options.adapters:
-        # By itself vLLM has requests for one adapter wait until those for another have ended.
+        # vLLM's default lets requests for one adapter wait until those for another have ended.
         arguments |= {"enable_lora": True, "max_loras": len(options.adapters)}
     if current_platform.is_cpu():
         _prepare_cpu(options)
@@ -228,7 +229,7 @@ def _prepare_cpu(options: EngineOptions) -> None:
     threads = options.cpu_threads or max(1, len(cores) - 1)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if (parts := options.tensor_parallel) > 1:
-        # By itself vLLM gives each part of the model a NUMA node of its own.
+        # vLLM's default gives each part of the model a NUMA node of its own.
         shares = (cores[part::parts] or cores for part in range(parts))
         bound = "|".join(",".join(map(str, share)) for share in shares)
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)

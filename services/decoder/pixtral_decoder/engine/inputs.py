@@ -29,7 +29,7 @@ def embedding_item(tensor: torch.Tensor) -> MultiModalKwargsItem:
 def engine_input(
     prompt: Prompt, items: Sequence[MultiModalKwargsItem | None]
 ) -> MultiModalInput | TokensInput:
-    """What `AsyncLLM.generate` takes.
+    """The input of `AsyncLLM.generate`.
 
     `items[i]` is image i's `embedding_item`, or None where the engine holds it already.
     """

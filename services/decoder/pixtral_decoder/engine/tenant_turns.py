@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Turned(Protocol):
-    """What is read of an engine's request."""
+    """The part of an engine's request that is read here."""
 
     @property
     def cache_salt(self) -> str | None: ...
@@ -35,7 +35,7 @@ def tenant_of(request: Turned) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Turn(Generic[R]):
-    """What the next step is to do.
+    """The plan of the next step.
 
     Attributes:
         is_contended: prompts of several tenants wait to be taken in.
@@ -65,7 +65,7 @@ class TenantTurns(Generic[R]):
         self._may_pause = may_pause
         self._given: dict[str, int] = {}
         self._chosen: str | None = None
-        # Of the chosen tenant, what the step may take more than one token of.
+        # The requests of the chosen tenant of which the step may take more than one token.
         self._due: set[int] = set()
 
     def next(self, running: Sequence[R], ready: Sequence[R]) -> Turn[R]:
@@ -100,7 +100,7 @@ class TenantTurns(Generic[R]):
         )
 
     def took(self, tokens: Iterable[tuple[R, int]]) -> None:
-        """What the step has taken of each request."""
+        """The tokens that the step has taken of each request."""
         for request, count in tokens:
             tenant = tenant_of(request)
             self._given[tenant] = self._given.get(tenant, 0) + count

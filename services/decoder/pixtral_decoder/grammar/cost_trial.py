@@ -1,9 +1,9 @@
 """Tries a grammar byte by byte, and refuses one that takes too long.
 
-What an answer may go on with is computed at every step of the engine, for all of its requests in
-turn. It takes microseconds, but a grammar can be made so ambiguous that it takes longer with each
-token: a second a step after a thousand of them, for everybody. And a grammar that does not compile,
-though it could be read, ends the whole engine of a vLLM without pull request 47312.
+The engine computes at every step which tokens may follow, for all of its requests in turn. It takes
+microseconds, but a grammar can be made so ambiguous that it takes longer with each token: a second
+a step after a thousand of them, for everybody. And a grammar that does not compile, though it could
+be read, ends the whole engine of a vLLM without pull request 47312.
 """
 
 import secrets
@@ -28,7 +28,7 @@ STEPS = 256
 MAX_FORCED = 1 << 12
 FORCED_CPU_SECONDS = 20e-6
 
-# By the first byte that may come, by the last and by any: an ambiguity hides from one of them.
+# Walks take the first byte that may come, the last, or any: an ambiguity hides from one of them.
 WALKS: tuple[Callable[[Sequence[int]], int], ...] = (min, max, secrets.choice)
 
 END = 0
@@ -61,7 +61,7 @@ def is_slow(
 def _walk(
     compiled: CompiledGrammar, choose: Callable[[Sequence[int]], int], seconds: float
 ) -> float:
-    """What is left of the processor time for all walks; nothing where it does not suffice."""
+    """The processor time that is left for all walks; zero where it does not suffice."""
     until = time.thread_time() + seconds
     matcher = GrammarMatcher(compiled)
     mask = allocate_token_bitmask(1, len(BYTES))

@@ -31,7 +31,7 @@ from pixtral_decoder.vllm_hooks.structure_check import is_lark, validate
 MAX_CPU_SECONDS = limits.STRUCTURE_READ_SECONDS.high
 MAX_SECONDS = limits.STRUCTURE_WAIT_SECONDS.high
 
-# What parsers raise about a structure; another type may be a fault of ours.
+# The errors that parsers raise about a structure; another type may be a fault of ours.
 MISTAKES = (*REFUSALS, RuntimeError)
 
 

@@ -21,7 +21,7 @@ SHARE = 0.05
 
 
 class MaskBudget:
-    """What each tenant has left; one that has its whole budget takes no memory."""
+    """The budget that each tenant has left; a tenant with its whole budget takes no memory."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -35,7 +35,7 @@ class MaskBudget:
             return True
         self._refill()
         spent = self._spent.get(tenant, 0.0) + beyond
-        # What is more than the budget is not owed: the request that took it ends.
+        # A tenant owes no more than its budget: the request that took more ends.
         self._spent[tenant] = min(spent, BURST_SECONDS)
         return spent <= BURST_SECONDS
 

@@ -18,7 +18,7 @@ _BEYOND_ASCII = re.compile(r"(?<!\\)((?:\\\\)*)\\?([^\x00-\x7f])")
 _ESCAPED_CARET = re.compile(r"\\.|\[\\\^((?:\\.|[^\]\\])*)\]", re.DOTALL)
 _MAY_NEED_ESCAPES = re.compile(r'["\\]')
 
-# What lies in these are schemas by name, and what lies in those is none.
+# The first hold schemas by name; the second hold none.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _PLAIN = ("enum", "const", "default", "example", "examples")
 

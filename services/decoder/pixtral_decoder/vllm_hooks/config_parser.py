@@ -26,7 +26,7 @@ from pixtral_core.model.vision_spec import read_params
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# What vLLM and mistral-inference take where `params.json` does not say.
+# The values that vLLM and mistral-inference take where `params.json` has none.
 CONTEXT_LENGTH = 128_000
 
 _PACKAGE = "vllm.transformers_utils"

@@ -56,7 +56,7 @@ class NotContinued(Exception):
 
 
 class Detokenizer(Protocol):
-    """What is touched of vLLM's IncrementalDetokenizer."""
+    """The part of vLLM's IncrementalDetokenizer that this hook touches."""
 
     def num_output_tokens(self) -> int: ...
 
@@ -72,7 +72,7 @@ def check_upstream() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is new of the text and of the tokens; `stop_string` is the one that ends it here."""
+    """The new text and tokens; `stop_string` is the one that ends it here."""
 
     text: str
     token_ids: Sequence[int]
@@ -108,7 +108,7 @@ class Continuation:
         return cls(detokenizer)
 
     def add(self, token_ids: Sequence[int], finish_reason: str | None) -> Piece:
-        """What comes of the engine's next tokens, with the reason why they are its last."""
+        """The delta for the engine's next tokens, with the reason why they are its last."""
         detokenizer = self._detokenizer
         before = detokenizer.num_output_tokens()
         stop_string = detokenizer.update(list(token_ids), finish_reason == "stop")

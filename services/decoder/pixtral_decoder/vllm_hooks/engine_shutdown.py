@@ -29,7 +29,7 @@ def check_upstream() -> None:
 
 
 async def shut_down(llm: "AsyncLLM") -> None:
-    """Ends the engine's process, in seconds. What still runs is aborted."""
+    """Ends the engine's process, in seconds. Requests that still run are aborted."""
     if llm.output_handler is not None:
         llm.output_handler.cancel()
     await asyncio.to_thread(llm.shutdown)

@@ -52,7 +52,7 @@ _NOT_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
 
 
 class Tekkenizer(Protocol):
-    """What is touched of mistral_common's Tekkenizer."""
+    """The part of mistral_common's Tekkenizer that this hook touches."""
 
     def is_special(self, token: int) -> bool: ...
 
@@ -72,7 +72,7 @@ def spell_in_bytes() -> None:
 
     @wraps(begin)
     def begin_with_bytes(backend: "XgrammarBackend") -> None:
-        # Of several kinds, of which Mistral's alone is spelled anew.
+        # A tokenizer may be of several kinds; Mistral's alone is spelled anew.
         tokenizer: Any = backend.tokenizer
         if not getattr(tokenizer, "is_tekken", False):
             begin(backend)

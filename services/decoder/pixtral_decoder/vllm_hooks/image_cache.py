@@ -36,7 +36,7 @@ TOUCHES = (
 
 
 class Record(Protocol):
-    """What is touched of vLLM's BaseMultiModalProcessorCache."""
+    """The part of vLLM's BaseMultiModalProcessorCache that this hook touches."""
 
     def is_cached_item(self, mm_hash: str) -> bool: ...
 
@@ -73,7 +73,7 @@ class ImageCache:
     def sent(
         self, names: Sequence[str], items: "Sequence[MultiModalKwargsItem | None]"
     ) -> "list[MultiModalKwargsItem | None] | None":
-        """What is to be sent of a request's images: nothing of one that the engine has.
+        """The data to send for a request's images: none for an image that the engine has.
 
         `items[i]` is None where the caller has no embedding of image `names[i]`. Returns None where
         the engine does not have such an image either; the record then is of a request that is
@@ -93,7 +93,7 @@ class ImageCache:
         return sent
 
     def sent_again(self, name: str, item: "MultiModalKwargsItem") -> "MultiModalKwargsItem | None":
-        """What is to be sent of an image that has just been sent with another request."""
+        """The data to send for an image that has just been sent with another request."""
         if self._record is None:
             return item
         given = None if self._record.is_cached_item(name) else (item, ())

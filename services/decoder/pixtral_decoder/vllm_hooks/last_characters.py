@@ -40,7 +40,8 @@ def check_upstream() -> None:
 
 
 class LastCharacters:
-    """What vLLM keeps back of one choice; `generated` are its tokens that another decoder made."""
+    """The characters of one choice that vLLM keeps back; `generated` are its tokens that another
+    decoder made."""
 
     def __init__(self, tokenizer: Any, generated: Sequence[int] = ()) -> None:
         self._tekkenizer = tokenizer.tokenizer
@@ -52,7 +53,7 @@ class LastCharacters:
     def kept_back(self, *, behind_stop_token: bool) -> str:
         """Whole characters of the last tokens. A stop token at the end is no part of the text."""
         tokens = list(self._recent)
-        # Of a longer answer, the first of them may begin within a character.
+        # The first token of a longer answer may begin within a character.
         is_sure = len(tokens) < RECENT
         if behind_stop_token:
             del tokens[-1:]

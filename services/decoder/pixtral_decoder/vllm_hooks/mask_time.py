@@ -34,7 +34,7 @@ _SECONDS = "pixtral_seconds"
 
 
 class Structured(Protocol):
-    """What is touched of vLLM's Request."""
+    """The part of vLLM's Request that this hook touches."""
 
     @property
     def structured_output_request(self) -> Any: ...

@@ -93,7 +93,7 @@ def max_image_tokens(vision: Any) -> int:
 
 
 class ProcessingInfo(BaseProcessingInfo):
-    """What vLLM must know of images to size its encoder cache."""
+    """The facts of images from which vLLM sizes its encoder cache."""
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": None}
@@ -173,8 +173,9 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
             bias=getattr(config.vision_config, "adapter_bias", True),
         )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
-        # By what PEFT calls them in a model of text alone, and in transformers' Pixtral. Of the
-        # instance: vLLM would rename by the class's what a quantized checkpoint leaves out, too.
+        # The names that PEFT has for them in a model of text alone, and in transformers' Pixtral.
+        # The instance has it, not the class: vLLM would use the class's to rename what a quantized
+        # checkpoint leaves out, too.
         self.hf_to_vllm_mapper = WeightsMapper(
             orig_to_new_prefix={
                 "model.language_model.": "language_model.model.",
@@ -187,7 +188,7 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
         return None
 
     def get_mm_mapping(self) -> Any:
-        """What is what among the modules, for LoRA adapters."""
+        """The roles of the modules, for LoRA adapters."""
         return MultiModelKeys.from_string_field(
             language_model="language_model.", connector=_ADAPTER, tower_model="vision_encoder."
         )

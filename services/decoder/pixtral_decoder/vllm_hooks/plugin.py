@@ -30,8 +30,8 @@ def register() -> None:
 
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
-    # By name: the class is imported only where the model is built, and never before a worker has
-    # chosen its device.
+    # A name, not a class: the class is imported only where the model is built, and never before a
+    # worker has chosen its device.
     ModelRegistry.register_model(ARCHITECTURE, f"pixtral_decoder.vllm_hooks.model:{ARCHITECTURE}")
     # The plug-in is loaded by every vLLM that runs in the same environment.
     is_decoders = exit_with_parent.is_owned()

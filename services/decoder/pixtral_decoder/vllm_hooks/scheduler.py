@@ -111,7 +111,7 @@ class _Sampling(Protocol):
 
 
 class Running(Protocol):
-    """What is touched of vLLM's Request."""
+    """The part of vLLM's Request that this hook touches."""
 
     @property
     def is_prefill_chunk(self) -> bool: ...
@@ -165,7 +165,7 @@ def is_awaited(running: Iterable[Running], requests: Iterable[Running]) -> bool:
 def may_pause(request: Running) -> bool:
     """Whether a running request may give its slot to another tenant's, and be taken up later."""
     if request.is_prefill_chunk:
-        # What it has of its prompt's logits would be made anew.
+        # The logits of its prompt would be made anew.
         return not needs_prompt_logits(request)
     return writes_on(request)
 

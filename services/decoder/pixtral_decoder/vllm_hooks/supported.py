@@ -54,7 +54,7 @@ def installed() -> str:
 
 
 def doubt(version: str) -> str | None:
-    """What to warn of: an untried version may work, and its hooks find what they touch."""
+    """A warning, or None: an untried version may work, and its hooks find what they touch."""
     if version in TRIED:
         return None
     return f"vLLM {version} was not tried with this decoder: {', '.join(TRIED)} were"

@@ -50,13 +50,13 @@ TOUCHES = (
 # Where the engine's process finds the decoder's; set for the processes that a decoder starts.
 ADDRESS = "PIXTRAL_ENGINE_HANDOVER"
 SECONDS = 10.0
-# What stands for a tensor in a message: the file's number, and where in it the tensor begins.
+# The reference to a tensor in a message: the file's number, and where in it the tensor begins.
 NUMBER = "number"
 OFFSET = "offset"
 
 
 class MessageEncoder(Protocol):
-    """What is touched of vLLM's MsgpackEncoder."""
+    """The part of vLLM's MsgpackEncoder that this hook touches."""
 
     oob_tensor_consumer: Any
 
@@ -67,8 +67,8 @@ def check_upstream() -> None:
 
 
 def encoder_of(llm: "AsyncLLM") -> MessageEncoder:
-    """Of the messages to one engine's process."""
-    # Of the client that has a process, and not of every client's type.
+    """The encoder of the messages to one engine's process."""
+    # A client with a process has it; not every type of client does.
     core: Any = llm.engine_core
     encoder: MessageEncoder = core.encoder
     return encoder
@@ -83,13 +83,15 @@ class Handover:
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._sent = 0
-        # By the address of the tensor that is in it, once for each request that offers it.
+        # The key is the address of the tensor in the file. There is one entry for each request that
+        # offers it.
         self._offered: dict[int, list[MemoryFile]] = {}
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[MessageEncoder], None]]:
-        """For the engine's process, which is started meanwhile. What is yielded is called once it
-        has started, with vLLM's encoder of messages to it; both are blocking."""
+        """For the engine's process, which is started meanwhile. The caller calls the yielded
+        function once the engine has started, with vLLM's encoder of messages to it; both are
+        blocking."""
         with (
             tempfile.TemporaryDirectory(prefix="pixtral-") as directory,
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
@@ -130,7 +132,7 @@ class Handover:
         """vLLM's encoder begins with another message."""
 
     def __call__(self, tensor: torch.Tensor) -> dict[str, int] | None:
-        """What stands for the tensor in a message; None, and vLLM sends it itself."""
+        """The reference to the tensor for a message, or None where vLLM shall send it itself."""
         address = tensor.data_ptr()
         if address not in self._offered or self._socket is None:
             return None

@@ -102,7 +102,7 @@ def let_think() -> None:
             return grammar
         return ThinkingGrammar(grammar, begin, end, is_thinking=is_thinking)
 
-    StructuredOutputManager._create_grammar = create_with_thought  # type: ignore[method-assign]
+    StructuredOutputManager._create_grammar = create_with_thought  # type: ignore[assignment, method-assign]
 
 
 class ThinkingGrammar:
@@ -187,8 +187,10 @@ class ThinkingGrammar:
 
 def _control_ids(tokenizer: Any) -> dict[str, int]:
     """Ids of the control tokens that say where a thought may be; none of another tokenizer's."""
-    tekken = getattr(tokenizer, "tokenizer", None)
-    if not getattr(tokenizer, "is_tekken", False) or not tekken.is_special(_THINK):
+    if not getattr(tokenizer, "is_tekken", False):
+        return {}
+    tekken = tokenizer.tokenizer
+    if not tekken.is_special(_THINK):
         return {}
     names = (_THINK, _END_THINK, "</s>", *_TURN_ENDS)
     return {name: tekken.get_special_token(name) for name in names if tekken.is_special(name)}

@@ -29,16 +29,20 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 60.0
 # One that was killed from outside is no fault of the image: it is decoded once more.
 ATTEMPTS = 2
-# An image has its time of a processor, whoever else is at work on it. By the clock, where it takes
-# none, it has so many times as much.
+# An image has its time of a processor, whoever else is at work on it. An image may take so many
+# times as long on the clock, for the time in which it has no processor.
 CLOCK_FACTOR = 6
 LEAST_WAIT_SECONDS = 0.02
+# An image that needs more than this share of the memory is large. Images that are not have
+# ORDINARY_SHARE of it to themselves, and so never wait for the memory of a large one.
+LARGE_SHARE = 1 / 8
+ORDINARY_SHARE = 1 / 4
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-# The first keeps libraries from threads that nobody uses. By the others, a process keeps the memory
-# of an image of usual size for the next one, and gives that of a large one back to the system.
+# The first keeps libraries from threads that nobody uses. The others let a process keep the memory
+# of an image of usual size for the next one, and give that of a large one back to the system.
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -65,17 +69,18 @@ class NoProcess(Exception):
 class DecodeProcesses:
     """Processes that start when they are first needed, and anew after each that has ended.
 
-    Images are decoded in the order in which they came. One waits until a process is idle and until
-    it and all that are being decoded need at most `memory_bytes` together; one that is alone never
-    waits for memory.
+    Large images, and those that are not, are decoded in the order in which they came. An image
+    waits until a process is idle, and until it and all of its kind that are being decoded need at
+    most their part of `memory_bytes` together. One that is alone of its kind never waits for
+    memory.
     """
 
     def __init__(self, count: int, *, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
-        self._taken_bytes = 0
+        ordinary = int(memory_bytes * ORDINARY_SHARE)
+        self._ordinary, self._large = _Room(ordinary), _Room(memory_bytes - ordinary)
         self._idle = [DecodeProcess() for _ in range(count)]
         self._processes = tuple(self._idle)
-        self._waiting: deque[tuple[int, asyncio.Future[DecodeProcess]]] = deque()
         # A thread a process: what it does is wait for it.
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
 
@@ -92,11 +97,23 @@ class DecodeProcesses:
         Raises:
             Undecodable, DecodeTimeout, ProcessLost, NoProcess.
         """
-        process = await self._room(job.memory_bytes)
+        room = self._large if self.is_large(job.memory_bytes) else self._ordinary
+        process = await self._process(room, job.memory_bytes)
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._threads, process.decode, job, data)
-        running.add_done_callback(lambda done: self._ended(process, job.memory_bytes, done))
+
+        def ended(done: "asyncio.Future[NDArray[np.float32]]") -> None:
+            self._free(process, room, job.memory_bytes)
+            if not done.cancelled():
+                # Nobody may be waiting any more: then the failure is nobody's.
+                done.exception()
+
+        running.add_done_callback(ended)
         return await asyncio.shield(running)
+
+    def is_large(self, nbytes: int) -> bool:
+        """Whether an image that needs so much memory is large here."""
+        return nbytes > self._memory_bytes * LARGE_SHARE
 
     def close(self) -> None:
         """Blocks until what runs has ended."""
@@ -104,44 +121,47 @@ class DecodeProcesses:
         for process in self._processes:
             process.end()
 
-    async def _room(self, nbytes: int) -> "DecodeProcess":
+    async def _process(self, room: "_Room", nbytes: int) -> "DecodeProcess":
         granted: asyncio.Future[DecodeProcess] = asyncio.get_running_loop().create_future()
-        self._waiting.append((nbytes, granted))
+        room.waiting.append((nbytes, granted))
         self._grant()
         try:
             return await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled():
-                self._free(granted.result(), nbytes)
+                self._free(granted.result(), room, nbytes)
             else:
-                self._waiting.remove((nbytes, granted))
+                room.waiting.remove((nbytes, granted))
                 self._grant()
             raise
 
     def _grant(self) -> None:
-        while self._waiting and self._idle:
-            nbytes, granted = self._waiting[0]
-            if self._taken_bytes and self._taken_bytes + nbytes > self._memory_bytes:
-                return
-            self._waiting.popleft()
-            self._taken_bytes += nbytes
-            granted.set_result(self._idle.pop())
+        for room in (self._ordinary, self._large):
+            while self._idle and room.has_room():
+                nbytes, granted = room.waiting.popleft()
+                room.taken_bytes += nbytes
+                granted.set_result(self._idle.pop())
 
-    def _free(self, process: "DecodeProcess", nbytes: int) -> None:
-        self._taken_bytes -= nbytes
+    def _free(self, process: "DecodeProcess", room: "_Room", nbytes: int) -> None:
+        room.taken_bytes -= nbytes
         self._idle.append(process)
         self._grant()
 
-    def _ended(
-        self,
-        process: "DecodeProcess",
-        nbytes: int,
-        done: "asyncio.Future[NDArray[np.float32]]",
-    ) -> None:
-        self._free(process, nbytes)
-        if not done.cancelled():
-            # Nobody may be waiting any more: then the failure is nobody's.
-            done.exception()
+
+class _Room:
+    """Memory for images of one kind, and those of them that wait for it."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.taken_bytes = 0
+        self.waiting: deque[tuple[int, asyncio.Future[DecodeProcess]]] = deque()
+        self._most_bytes = most_bytes
+
+    def has_room(self) -> bool:
+        """Whether one waits that may be decoded now."""
+        if not self.waiting:
+            return False
+        nbytes, _ = self.waiting[0]
+        return not self.taken_bytes or self.taken_bytes + nbytes <= self._most_bytes
 
 
 @dataclass(slots=True)

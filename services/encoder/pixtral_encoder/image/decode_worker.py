@@ -2,8 +2,8 @@
 
     python -m pixtral_encoder.image.decode_worker SOCKET
 
-It is started and ended by `decode_processes`. What an image library does wrong, what an image takes
-too much of, memory or time, is then this process's alone, and it has limits of its own.
+It is started and ended by `decode_processes`. A fault of an image library, or an image that takes
+too much memory or time, then harms this process alone, and it has limits of its own.
 """
 
 import mmap
@@ -76,7 +76,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What became of a job.
+    """The outcome of a job.
 
     Attributes:
         cpu_seconds: what this process has taken since its start.
@@ -107,7 +107,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     # A core would hold the image.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # What is odd in a file, Pillow tells in so many words, and Python keeps each one.
+    # Pillow warns of each oddity of a file in a text of its own, and Python keeps each text.
     warnings.filterwarnings("ignore")
     _silence_libraries()
     cv2.setNumThreads(1)

@@ -44,7 +44,7 @@ _PLUGINS = (
 )
 
 CHANNELS = 3
-# What mistral_common normalises by.
+# The mean and deviation with which mistral_common normalises.
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 
@@ -107,7 +107,7 @@ class Undecodable(ValueError):
 
 
 def memory_bytes(header: ImageHeader, file_bytes: int, size: TargetSize) -> int:
-    """What `decode` needs at most, beside its process."""
+    """The most bytes that `decode` needs, beside its process."""
     pixels = header.width * header.height
     each = _BYTES_A_PIXEL.get(header.format, _FLOATS + _DECODED)
     return each * pixels + _FILES * file_bytes + 2 * size.nbytes + _ANYWAY
@@ -127,7 +127,7 @@ def decode(
         whole, (size.width, size.height), interpolation=cv2.INTER_CUBIC
     )
     del whole
-    # By these steps and in this order, or the last bits are others than mistral_common's.
+    # The steps and their order are mistral_common's: with others the last bits differ.
     normalised = np.divide(resized, np.float32(255.0), out=out, dtype=np.float32)
     normalised -= MEAN
     normalised /= STD

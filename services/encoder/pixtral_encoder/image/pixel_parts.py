@@ -1,10 +1,10 @@
 """Leaves of a file what its pixels need, and bounds the work of decoding the rest.
 
-The caps on bytes and pixels do not bound that work. What a PNG may carry beside its pixels, such as
-a colour profile or text, can inflate a thousandfold. A JPEG's EXIF segments are joined one by one
-and read as a directory. None of that changes a pixel here, so no decoder ever sees it. A JPEG can
-also have a million scans, each a pass over all of its pixels, and a PNG a million chunks: those are
-counted. What cameras and programs write stays far below these bounds.
+The caps on bytes and pixels do not bound that work. A part of a PNG beside its pixels, such as a
+colour profile or text, can inflate a thousandfold. A JPEG's EXIF segments are joined one by one and
+read as a directory. None of that changes a pixel here, so no decoder ever sees it. A JPEG can also
+have a million scans, each a pass over all of its pixels, and a PNG a million chunks: those are
+counted. Files from cameras and programs stay far below these bounds.
 """
 
 import re
@@ -18,7 +18,7 @@ MAX_SCANNED_PIXELS = limits.IMAGE_SCANNED_PIXELS.most
 MAX_BLOCKS = limits.IMAGE_BLOCKS.most
 MAX_JUNK_BYTES = limits.IMAGE_JUNK_BYTES.most
 
-# Of an animation, Pillow decodes the first frame by what these say of it.
+# Pillow decodes the first frame of an animation as these chunks describe it.
 _PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT"})
 
 # Neither a byte of the image's data nor a restart of it.
@@ -42,8 +42,8 @@ class Malformed(ValueError):
 def pixel_parts(data: bytes) -> tuple[bytes, int]:
     """The file without what no pixel needs, and how often decoding goes over all pixels.
 
-    Raises TooMuchWork and Malformed. What is no PNG or JPEG passes as it is: the readers of the
-    others do their work in C, once.
+    Raises TooMuchWork and Malformed. Files of other formats than PNG and JPEG pass as they are:
+    their readers do their work in C, once.
     """
     if data.startswith(PNG_SIGNATURE):
         return _of_png(data), 1

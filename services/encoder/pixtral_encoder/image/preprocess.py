@@ -50,18 +50,26 @@ class BadImage(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class OpenedImage:
-    """A file whose header has been read and whose pixels have not."""
+    """A file whose header has been read and whose pixels have not.
+
+    Attributes:
+        size: that of the pixels that are asked for.
+        decode_bytes: the memory that decoding needs, which grows with the file's own pixels, as
+            does the time.
+    """
 
     data: bytes
     sha256: bytes
     header: ImageHeader
     grid: Grid
+    size: TargetSize
+    decode_bytes: int
 
 
 class Preprocessor:
     """Decodes and resizes, each image within `timeout_seconds` of a processor.
 
-    What passes its time is ended and remembered: the same file is then refused at once.
+    A decode that passes its time is ended, and its file is then refused at once.
     """
 
     def __init__(
@@ -112,7 +120,13 @@ class Preprocessor:
                 "IMAGE_TOO_MANY_PIXELS",
             )
         grid = self._spec.grid(header.width, header.height, low_detail=low_detail)
-        return OpenedImage(data, sha256, header, grid)
+        size = TargetSize(*self._spec.resized(grid))
+        decode_bytes = memory_bytes(header, len(data), size)
+        return OpenedImage(data, sha256, header, grid, size, decode_bytes)
+
+    def is_large(self, opened: OpenedImage) -> bool:
+        """Whether decoding it needs a large part of the memory for all images."""
+        return self._processes.is_large(opened.decode_bytes)
 
     async def pixels(self, opened: OpenedImage) -> NDArray[np.float32]:
         """(3, height, width), normalised, of the size that the grid asks for.
@@ -121,8 +135,7 @@ class Preprocessor:
             InvalidRequest: where the file is truncated, malformed, or takes too long or too much.
             Unavailable: where there is no process to decode it.
         """
-        header, size = opened.header, TargetSize(*self._spec.resized(opened.grid))
-        job = Job(header, size, memory_bytes(header, len(opened.data), size), self._timeout_seconds)
+        job = Job(opened.header, opened.size, opened.decode_bytes, self._timeout_seconds)
         try:
             pixels = await self._processes.decode(job, opened.data)
         except Undecodable as error:

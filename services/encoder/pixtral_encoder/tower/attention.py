@@ -21,8 +21,8 @@ from pixtral_encoder.tower.layers import Heads
 LEAST_PLANNED = 1024
 # On a CPU with instructions for bfloat16 but AMX, torch's kernel multiplies at a third of the rate
 # of its products. From so many patches in a call on, products in turn are faster, though scores are
-# rounded between them; so many scores are in memory at a time. Of float32, and where bfloat16 is
-# imitated, torch's kernel is the faster one.
+# rounded between them; so many scores are in memory at a time. torch's kernel is the faster one for
+# float32, and where bfloat16 is imitated.
 LEAST_IN_PRODUCTS = 64
 SCORES = 1 << 20
 # The first that can do it is taken. float32 on a GPU has only the third.
@@ -79,7 +79,7 @@ class Attention:
 
     @staticmethod
     def kernels() -> AbstractContextManager[None]:
-        """What all calls are made within."""
+        """The context in which all calls run."""
         return sdpa_kernel(KERNELS, set_priority=True)
 
     def prepare(self) -> None:

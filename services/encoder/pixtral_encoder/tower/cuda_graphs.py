@@ -64,8 +64,8 @@ class Graphs:
             self._ragged[size] = Ragged(self._record(size, Packing((), ends, size)), ends)
 
     def run(self, images: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor | None:
-        """What the layers make of the patches of `images`, (patches, width); None where no graph
-        is of their size. They are one of `runs` of up to MOST_PATCHES and MOST_IMAGES."""
+        """The result of the layers for the patches of `images`, (patches, width); None where no
+        graph is of their size. They are one of `runs` of up to MOST_PATCHES and MOST_IMAGES."""
         lengths = [len(image) for image in images]
         total = sum(lengths)
         if total > MOST_PATCHES:
@@ -74,7 +74,7 @@ class Graphs:
             graph = self.singles[total]
         else:
             ragged = self._ragged[min(size for size in self._ragged if size >= total)]
-            # Of those that are not there, the end is that of the last: nothing attends to padding.
+            # Images that are not there end where the last one does: nothing attends to padding.
             ends = [0, *accumulate(lengths)]
             ends += [total] * (MOST_IMAGES + 1 - len(ends))
             ragged.ends.copy_(torch.tensor(ends, dtype=torch.int32), non_blocking=True)

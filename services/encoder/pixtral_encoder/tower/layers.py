@@ -17,7 +17,7 @@ from pixtral_encoder.tower.gated_mlp import GatedProduct
 
 
 class Heads(NamedTuple):
-    """What attention needs, (patches, heads, head size) each."""
+    """The tensors that attention needs, (patches, heads, head size) each."""
 
     queries: Tensor
     keys: Tensor
@@ -98,7 +98,7 @@ def step(
 
 
 def leave(x: Tensor, attended: Tensor, layer: Layer) -> Tensor:
-    """What is behind attention in a layer: (patches, width) each. `x` is overwritten."""
+    """The rest of a layer after attention: (patches, width) each. `x` is overwritten."""
     _add_product(x, attended, layer.wo)
     _add_product(x, layer.gates(rms_norm(x, layer.ffn_norm)), layer.w2)
     return x
@@ -114,7 +114,7 @@ def _add_product(x: Tensor, left: Tensor, weight: Matrix) -> None:
 
 @torch.library.custom_op("pixtral::add_product", mutates_args={"x"})
 def _add_product_in_place(x: Tensor, left: Tensor, weight: Tensor) -> None:
-    # Of a sum that it is to return, torch, and its compiler too, would copy `x` first.
+    # torch, and its compiler too, would copy `x` first for a sum that it is to return.
     x.addmm_(left, weight.t())
 
 

@@ -12,9 +12,9 @@ MIB = 1 << 20
 def keep_what_is_freed() -> None:
     """Up to 256 MiB of it stay with the process, for the next layer.
 
-    By itself glibc gives the memory of a layer's results back to the system as soon as they are
-    not needed, and has it zeroed, page by page, for the next ones: a quarter of the time that
-    the small trained model takes. Of another C library nothing is asked.
+    glibc's default gives the memory of a layer's results back to the system as soon as they are not
+    needed, and has it zeroed, page by page, for the next ones. This slows a small model much.
+    Another C library is left alone.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

@@ -42,7 +42,7 @@ class Staged:
 
 
 def tensor_shapes(spec: VisionSpec) -> dict[str, Shape]:
-    """What a Mistral-format checkpoint holds for the tower, by name."""
+    """The tensors of a Mistral-format checkpoint for the tower, by name."""
     width, inner, side = spec.width, spec.intermediate_size, spec.patch_size
     shapes: dict[str, Shape] = {
         "vision_encoder.patch_conv.weight": (width, spec.channels, side, side),
@@ -122,8 +122,8 @@ class VisionTower:
         """
         spec = self._spec
         largest = spec.max_image_size // spec.token_size
-        # The compiler makes one program for a single row, another for any number of them. What it
-        # sees first of that kind is what it has in mind: the largest, which takes longest.
+        # The compiler makes one program for a single row, another for any number of them. It
+        # remembers the first batch of that kind that it sees: the largest, which takes longest.
         for side in (1, largest) if self._is_compiled else (1,):
             size = side * spec.token_size
             self.embed([self.stage(np.zeros((spec.channels, size, size), np.float32))])

@@ -20,8 +20,6 @@ from pixtral_core.server.grpc_interceptor import Gate
 from pixtral_core.telemetry.tracing import Tracer
 from pixtral_gateway.api.openai.app import OpenAiApi
 from pixtral_gateway.tenancy.tenants import Tenants, digest_of
-from tests.gateway.api.openai.test_chat import CHAT, HELLO, LOOK, URL
-from tests.gateway.api.openai.test_openapi import closed
 from tests.support.fake_tiers import (
     TOOL_CALLS,
     FakeDecoder,
@@ -30,22 +28,21 @@ from tests.support.fake_tiers import (
     calls_a_tool,
     delta,
 )
-from tests.support.gateway_harness import Client
+from tests.support.gateway_harness import Client, closed
+from tests.support.http_chat import (
+    ANTHROPIC_TOOL,
+    CHAT,
+    HELLO,
+    IMAGE,
+    LOOK,
+    SHOWN_TO_ANTHROPIC,
+    URL,
+)
 from tests.support.openapi import PATH, Described, events_of
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 EVENT: Any = pydantic.TypeAdapter(RawMessageStreamEvent)
 DATA = URL.partition(",")[2]
-IMAGE = {
-    "type": "image",
-    "source": {"type": "base64", "media_type": "image/png", "data": DATA},
-}
-SHOWN = [{"role": "user", "content": [IMAGE, {"type": "text", "text": "What is this?"}]}]
-TOOL = {
-    "name": "look",
-    "description": "Looks.",
-    "input_schema": {"type": "object", "properties": {"at": {"type": "string"}}},
-}
 USED = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": "cat"}}
 RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "a cat"}
 CALL = {"id": "toolu_1", "function": {"name": "look", "arguments": '{"at": "cat"}'}}
@@ -88,7 +85,7 @@ async def prompt_of(
 
 
 async def test_a_message_is_the_same_answer_in_another_form(http: httpx.AsyncClient) -> None:
-    answer = await ask(http, SHOWN, system="Be brief.")
+    answer = await ask(http, SHOWN_TO_ANTHROPIC, system="Be brief.")
     same = (await http.post(CHAT, json={"messages": LOOK})).json()
 
     assert answer.pop("id").startswith("msg_")
@@ -109,7 +106,8 @@ async def test_a_message_is_the_same_answer_in_another_form(http: httpx.AsyncCli
     }
     assert report["images"][0]["sha256"] == same["pixtral"]["images"][0]["sha256"]
     counted = await http.post(
-        COUNT, json={"model": "pixtral-small", "messages": SHOWN, "system": "Be brief."}
+        COUNT,
+        json={"model": "pixtral-small", "messages": SHOWN_TO_ANTHROPIC, "system": "Be brief."},
     )
     assert counted.json() == {"input_tokens": same["usage"]["prompt_tokens"]}
 
@@ -118,7 +116,7 @@ async def test_a_message_is_the_same_answer_in_another_form(http: httpx.AsyncCli
     ("asked", "messages"),
     [
         ({"messages": HELLO}, HELLO),
-        ({"messages": SHOWN, "system": "Be brief."}, LOOK),
+        ({"messages": SHOWN_TO_ANTHROPIC, "system": "Be brief."}, LOOK),
         (
             {
                 "system": [
@@ -126,11 +124,11 @@ async def test_a_message_is_the_same_answer_in_another_form(http: httpx.AsyncCli
                     {"type": "text", "text": "Be ", "cache_control": {"type": "ephemeral"}},
                     {"type": "text", "text": "brief."},
                 ],
-                "messages": SHOWN,
+                "messages": SHOWN_TO_ANTHROPIC,
             },
             LOOK,
         ),
-        ({"messages": [*SHOWN, {"role": "system", "content": "Be brief."}]}, LOOK),
+        ({"messages": [*SHOWN_TO_ANTHROPIC, {"role": "system", "content": "Be brief."}]}, LOOK),
         (
             {
                 "messages": [
@@ -207,7 +205,7 @@ async def test_blocks_make_the_prompt_of_their_messages(
 
 
 async def test_events_come_in_their_order(http: httpx.AsyncClient) -> None:
-    events = await stream(http, SHOWN)
+    events = await stream(http, SHOWN_TO_ANTHROPIC)
     assert [event["type"] for event in events] == [
         "message_start",
         "content_block_start",
@@ -238,13 +236,13 @@ async def test_a_call_is_a_block_of_its_own(
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [says_and_calls]
-    answer = await ask(http, HELLO, tools=[TOOL])
+    answer = await ask(http, HELLO, tools=[ANTHROPIC_TOOL])
     text, call = answer["content"]
     assert text == {"type": "text", "text": "Well."}
     assert (call["name"], call["input"]) == ("look", {"at": "cat"})
     assert answer["stop_reason"] == "tool_use"
 
-    events = await stream(http, HELLO, tools=[TOOL])
+    events = await stream(http, HELLO, tools=[ANTHROPIC_TOOL])
     pieces = [event["delta"] for event in events if event["type"] == "content_block_delta"]
     of_call = [piece["partial_json"] for piece in pieces if "partial_json" in piece]
     assert json.loads("".join(of_call)) == {"at": "cat"}
@@ -257,7 +255,7 @@ async def test_a_call_is_a_block_of_its_own(
         {"role": "assistant", "content": answer["content"][1:]},
         {"role": "user", "content": [RESULT | {"tool_use_id": call["id"]}]},
     ]
-    await ask(http, messages, tools=[TOOL])
+    await ask(http, messages, tools=[ANTHROPIC_TOOL])
 
 
 @pytest.mark.parametrize(
@@ -272,7 +270,7 @@ async def test_a_call_is_a_block_of_its_own(
 async def test_a_tool_choice(
     http: httpx.AsyncClient, decoders: list[FakeDecoder], choice: Any, is_forced: bool
 ) -> None:
-    await ask(http, HELLO, tools=[TOOL], tool_choice=choice)
+    await ask(http, HELLO, tools=[ANTHROPIC_TOOL], tool_choice=choice)
     (call,) = (call for decoder in decoders for call in decoder.calls)
     assert (call.prompt_token_ids[-1] == TOOL_CALLS) is is_forced
 
@@ -346,7 +344,7 @@ async def test_what_is_cut_or_empty_is_whole_all_the_same(
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [is_cut_within_a_call]
-    answer = await ask(http, HELLO, tools=[TOOL])
+    answer = await ask(http, HELLO, tools=[ANTHROPIC_TOOL])
     assert answer["stop_reason"] == "max_tokens"
     assert [block["input"] for block in answer["content"] if block["type"] == "tool_use"] == [{}]
     for decoder in decoders:
@@ -410,13 +408,13 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (HELLO, {"stop_sequences": [""]}, "stop_sequences.0"),
     (HELLO, {"system": [{"type": "image"}]}, "system.0.type"),
     (HELLO, {"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0.type"),
-    (HELLO, {"tools": [TOOL | {"name": "a b"}]}, "tools.0.name"),
+    (HELLO, {"tools": [ANTHROPIC_TOOL | {"name": "a b"}]}, "tools.0.name"),
     (
         HELLO,
-        {"tools": [TOOL | {"input_schema": {"type": "array"}}]},
+        {"tools": [ANTHROPIC_TOOL | {"input_schema": {"type": "array"}}]},
         "tools.0.input_schema",
     ),
-    (HELLO, {"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+    (HELLO, {"tools": [ANTHROPIC_TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
     (HELLO, {"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
 ]
 
@@ -488,8 +486,8 @@ async def client_of_anthropic(client: Client) -> AsyncIterator[anthropic.AsyncAn
 async def test_anthropics_client_asks_streams_counts_and_sends_back(
     client_of_anthropic: anthropic.AsyncAnthropic, decoders: list[FakeDecoder]
 ) -> None:
-    messages, tools = client_of_anthropic.messages, [TOOL]
-    shown: Any = SHOWN
+    messages, tools = client_of_anthropic.messages, [ANTHROPIC_TOOL]
+    shown: Any = SHOWN_TO_ANTHROPIC
     answer = await messages.create(model="pixtral-small", max_tokens=50, messages=shown)
     assert answer.content[0].type == "text"
     assert answer.content[0].text == "Hello world"

@@ -6,35 +6,30 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client import REGISTRY
 
-from bench.collector import Collector, collector
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
 from pixtral_core.errors import StartupError
 from pixtral_core.server.process import running
 from pixtral_gateway.api.http import bounded_protocol
 from pixtral_gateway.process import GatewayTier
-from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.settings import GatewaySettings
-from tests.gateway.api.openai.test_chat import CHAT, HELLO, LOOK
 from tests.support.certificate_authority import Authority
 from tests.support.fake_tiers import FakeDecoder, Responses, delta, never_ends
-from tests.support.gateway_harness import Client, eventually, ever_longer
+from tests.support.gateway_harness import Client, eventually, ever_longer, gateway, permits
 from tests.support.gateway_pictures import text, user
+from tests.support.http_chat import CHAT, HELLO, LOOK
 from tests.support.log_lines import logged
+from tests.support.stack.span_collector import Collector, collector
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 STREAM = {"messages": HELLO, "stream": True}
-
-
-def permits() -> float:
-    return REGISTRY.get_sample_value("pixtral_gateway_permits_in_use") or 0.0
 
 
 def requests(**labels: str) -> float:
@@ -50,31 +45,6 @@ async def first_chunk(response: httpx.Response) -> AsyncIterator[str]:
     lines = response.aiter_lines()
     assert (await anext(lines)).startswith("data: ")
     return lines
-
-
-@asynccontextmanager
-async def gateway(settings: GatewaySettings) -> AsyncIterator[str]:
-    """Its host:port for HTTP."""
-    async with running(GatewayTier(settings), settings) as addresses:
-        assert addresses.http is not None
-        yield addresses.http
-
-
-@pytest.fixture
-def settings(
-    model_dir: Path,
-    prompts: PromptEncoder,
-    decoders: list[FakeDecoder],
-    monkeypatch: pytest.MonkeyPatch,
-) -> GatewaySettings:
-    monkeypatch.setattr(PromptEncoder, "load", lambda *_: prompts)
-    return GatewaySettings(
-        listen="127.0.0.1:0",
-        http_listen="127.0.0.1:0",
-        model_dir=model_dir,
-        decoders=[decoder.address for decoder in decoders],
-        drain_seconds=60,
-    )
 
 
 async def test_models_version_and_health(http: httpx.AsyncClient) -> None:

@@ -14,41 +14,7 @@ from pixtral_core.model.vision_spec import VisionSpec
 from tests.support.fake_tiers import FakeDecoder, Responses
 from tests.support.gateway_harness import Client
 from tests.support.gateway_pictures import image, picture, system, text, user
-
-PICTURE = picture(40, 30)
-URL = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
-HELLO = [{"role": "user", "content": "Hello?"}]
-LOOK = [
-    {"role": "system", "content": "Be brief."},
-    {
-        "role": "user",
-        "content": [
-            {"type": "image_url", "image_url": {"url": URL, "detail": "auto"}},
-            {"type": "text", "text": "What is this?"},
-        ],
-    },
-]
-CHAT = "/v1/chat/completions"
-
-
-async def ask(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
-    response = await http.post(CHAT, json={"messages": HELLO} | fields)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
-async def stream(http: httpx.AsyncClient, **fields: Any) -> list[str]:
-    """What stands behind each `data:`."""
-    body = {"messages": HELLO, "stream": True} | fields
-    async with http.stream("POST", CHAT, json=body) as response:
-        assert response.status_code == 200
-        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-        text = (await response.aread()).decode()
-    *events, rest = text.split("\n\n")
-    assert not rest
-    assert all(event.startswith("data: ") for event in events)
-    return [event.removeprefix("data: ") for event in events]
+from tests.support.http_chat import CHAT, HELLO, LOOK, PICTURE, URL, ask, stream
 
 
 async def test_an_answer_is_that_of_grpc_in_openais_form(

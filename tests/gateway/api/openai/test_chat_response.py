@@ -8,10 +8,10 @@ import pytest
 
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
-from tests.gateway.api.openai.test_chat import CHAT, HELLO, ask, stream
 from tests.support.fake_tiers import TOOL_CALLS, FakeDecoder, Responses, calls_a_tool, delta
 from tests.support.gateway_harness import Client
 from tests.support.gateway_pictures import text, user
+from tests.support.http_chat import CHAT, HELLO, ask, stream
 
 BEGUN = [*HELLO, {"role": "assistant", "content": "There are"}]
 LOOK = [{"type": "function", "function": {"name": "look"}}]

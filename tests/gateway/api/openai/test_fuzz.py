@@ -14,9 +14,8 @@ from tests.fuzz.calls import (
     problem_of,
     replayed,
 )
-from tests.gateway.api.openai.test_chat import CHAT
-from tests.gateway.api.openai.test_refusals import permits
-from tests.support.gateway_harness import Client
+from tests.support.gateway_harness import Client, permits
+from tests.support.http_chat import CHAT
 
 
 async def test_whatever_the_body_openais_error_or_an_answer_comes_back(client: Client) -> None:
@@ -43,7 +42,7 @@ async def test_an_answer_that_is_not_by_the_schema_is_found_out(
 
     with monkeypatch.context() as patch:
         patch.setattr("pixtral_gateway.api.http.front.adapter_of", echoing)
-        found = await fuzz_by_schema(client.url, 3, rounds=1)
+        found = await fuzz_by_schema(client.url, 3, rounds=1, path="/v1/models/{model}")
         problem, kept = found.bad[0]
         assert "repeats what was sent" in problem
         assert await Sent.read(kept).problem_again(http) == problem

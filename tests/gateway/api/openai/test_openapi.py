@@ -22,10 +22,9 @@ from pixtral_gateway.api.openai import openapi
 from pixtral_gateway.api.openai.app import OpenAiApi
 from pixtral_gateway.api.openai.openapi import PATH
 from pixtral_gateway.api.playground.page import PATHS
-from pixtral_gateway.settings import GatewaySettings
 from pixtral_gateway.tenancy.tenants import Tenants, digest_of
-from tests.gateway.api.openai.test_chat import CHAT, HELLO, LOOK, stream
-from tests.support.gateway_harness import Client
+from tests.support.gateway_harness import Client, closed
+from tests.support.http_chat import CHAT, HELLO, LOOK, stream
 from tests.support.openapi import JSON, Described
 
 TOOL: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
@@ -58,17 +57,6 @@ async def test_it_is_openapi(described: Described) -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
     used = {ref.removeprefix("#/components/schemas/") for ref in refs(document)}
     assert used == {*schemas}
-
-
-def closed(model_dir: Path, **more: Any) -> GatewaySettings:
-    """Of a gateway that nothing is behind."""
-    return GatewaySettings(
-        listen="127.0.0.1:0",
-        http_listen="127.0.0.1:0",
-        model_dir=model_dir,
-        decoders=["127.0.0.1:1"],
-        **more,
-    )
 
 
 async def test_all_routes_but_the_pages_are_in_it(described: Described, tmp_path: Path) -> None:

@@ -7,11 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import REGISTRY
 
 from pixtral_core.errors import DeadlineExceeded, Overloaded, ServingError, Unavailable
 from pixtral_gateway.api.http import body
-from tests.gateway.api.openai.test_chat import CHAT, HELLO, LOOK, URL, stream
 from tests.support.fake_tiers import (
     FakeDecoder,
     FakeEncoder,
@@ -20,8 +18,9 @@ from tests.support.fake_tiers import (
     never_ends,
     refuses,
 )
-from tests.support.gateway_harness import Client, eventually
+from tests.support.gateway_harness import Client, eventually, permits
 from tests.support.gateway_pictures import picture
+from tests.support.http_chat import CHAT, HELLO, LOOK, URL, stream
 
 WORD = "xylophone"
 
@@ -215,10 +214,6 @@ def told(response: httpx.Response) -> dict[str, Any]:
     error: dict[str, Any] = body["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     return error
-
-
-def permits() -> float:
-    return REGISTRY.get_sample_value("pixtral_gateway_permits_in_use") or 0.0
 
 
 @pytest.mark.parametrize("name", INVALID)

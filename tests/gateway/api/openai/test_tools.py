@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
-from tests.gateway.api.openai.test_chat import HELLO, ask, stream
 from tests.support.fake_tiers import FakeDecoder, calls_a_tool
+from tests.support.http_chat import HELLO, ask, stream
 
 TOOLS: list[Any] = [
     {

@@ -8,11 +8,8 @@ import httpx
 import pytest
 
 from pixtral_gateway.settings import GatewaySettings
-from tests.gateway.api.http.test_serving import gateway, settings
-from tests.gateway.api.openai.test_chat import CHAT, HELLO
-from tests.support.gateway_harness import Client
-
-__all__ = ["settings"]
+from tests.support.gateway_harness import Client, gateway
+from tests.support.http_chat import CHAT, HELLO
 
 FOREIGN = ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[", ""]
 LOCAL = ["localhost", "localhost:9", "127.0.0.1:8000", "[::1]:8000", "pixtral.localhost"]

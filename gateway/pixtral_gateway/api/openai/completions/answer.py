@@ -33,7 +33,7 @@ Events = Merged[Event]
 
 @dataclass(slots=True)
 class _Choice:
-    """What has come of one choice. `offset` is where its next token stands in its text."""
+    """The tokens of one choice so far. `offset` is where its next token stands in its text."""
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -66,36 +66,33 @@ class CompletionWriter:
         self._first_tokens = first_tokens
         self._n = asked.n or 1
         self._prompts: dict[int, Sequence[int]] = {}
+        self._finished: dict[int, Finished] = {}
         self._choices = [_Choice() for _ in range(self._n * len(echoes))]
 
     async def whole(self, events: Events) -> Completion:
         """A `text_completion`, once the last token of the last choice is there."""
-        finished: dict[int, Finished] = {}
         async with aclosing(events):
             async for index, event in events:
-                match event:
-                    case Begun():
-                        self._prompts[index] = event.prompt_token_ids
-                    case Finished():
-                        finished[index] = event
-                    case Delta():
-                        choice = self._choices[index * self._n + event.index]
-                        choice.texts.append(event.text)
-                        choice.token_ids.extend(event.token_ids)
-                        choice.logprobs.extend(event.logprobs)
-                        choice.finish_reason = FINISH_REASONS[event.finish_reason]
-                        choice.stop_reason = event.stop_reason
-        made = await asyncio.to_thread(self._made, finished)
+                if isinstance(event, Delta):
+                    choice = self._choices[index * self._n + event.index]
+                    choice.texts.append(event.text)
+                    choice.token_ids.extend(event.token_ids)
+                    choice.logprobs.extend(event.logprobs)
+                    choice.finish_reason = FINISH_REASONS[event.finish_reason]
+                    choice.stop_reason = event.stop_reason
+                else:
+                    self._note(index, event)
+        made = await asyncio.to_thread(self._made)
         answer: Completion = {
             "id": self._id,
             "object": "text_completion",
             "created": int(time.time()),
             "model": self._model,
             "choices": made,
-            "usage": _summed(finished.values()),
+            "usage": self._usage(),
         }
-        if len(finished) == 1:
-            answer["pixtral"] = ending_of(finished[0])["pixtral"]
+        if len(self._finished) == 1:
+            answer["pixtral"] = ending_of(self._finished[0])["pixtral"]
         return answer
 
     async def chunks(self, events: Events) -> AsyncGenerator[bytes]:
@@ -109,30 +106,32 @@ class CompletionWriter:
         }
         if self._asked.include_usage:
             heading["usage"] = None
-        finished: dict[int, Finished] = {}
         with self._asked.own_names():
             async with aclosing(events):
                 async for index, event in events:
-                    match event:
-                        case Begun():
-                            self._prompts[index] = event.prompt_token_ids
-                        case Finished():
-                            finished[index] = event
-                        case Delta():
-                            at = index * self._n + event.index
-                            choice = self._choices[at]
-                            choice.token_ids.extend(event.token_ids)
-                            if self._asked.continuous_usage:
-                                heading["usage"] = running_usage(
-                                    len(self._prompts[index]), len(choice.token_ids)
-                                )
-                            yield event_of({**heading, "choices": [self._new(at, event)]})
+                    if not isinstance(event, Delta):
+                        self._note(index, event)
+                        continue
+                    at = index * self._n + event.index
+                    choice = self._choices[at]
+                    choice.token_ids.extend(event.token_ids)
+                    if self._asked.continuous_usage:
+                        heading["usage"] = running_usage(
+                            len(self._prompts[index]), len(choice.token_ids)
+                        )
+                    yield event_of({**heading, "choices": [self._new(at, event)]})
             if self._asked.include_usage:
-                heading["usage"] = _summed(finished.values())
-                if len(finished) == 1:
-                    heading["pixtral"] = ending_of(finished[0])["pixtral"]
+                heading["usage"] = self._usage()
+                if len(self._finished) == 1:
+                    heading["pixtral"] = ending_of(self._finished[0])["pixtral"]
                 yield event_of(heading)
         yield DONE
+
+    def _note(self, index: int, event: Begun | Finished) -> None:
+        if isinstance(event, Begun):
+            self._prompts[index] = event.prompt_token_ids
+        else:
+            self._finished[index] = event
 
     def _new(self, at: int, delta: Delta) -> CompletionChoice:
         choice, prompt = self._choices[at], at // self._n
@@ -157,7 +156,7 @@ class CompletionWriter:
                 made["prompt_token_ids"] = list(self._prompts[prompt])
         return made
 
-    def _made(self, finished: dict[int, Finished]) -> list[CompletionChoice]:
+    def _made(self) -> list[CompletionChoice]:
         asked = self._asked
         made: list[CompletionChoice] = []
         for at, choice in enumerate(self._choices):
@@ -167,7 +166,7 @@ class CompletionWriter:
                 text, logprobs = "", []
             if asked.echo:
                 text = self._echoes[prompt] + text
-                logprobs = [*finished[prompt].prompt_logprobs, *logprobs]
+                logprobs = [*self._finished[prompt].prompt_logprobs, *logprobs]
             answered: CompletionChoice = {
                 "index": at,
                 "text": text,
@@ -181,9 +180,24 @@ class CompletionWriter:
                 answered["prompt_token_ids"] = list(self._prompts[prompt])
                 answered["token_ids"] = choice.token_ids
             if asked.prompt_logprobs is not None:
-                answered["prompt_logprobs"] = prompt_logprobs_of(finished[prompt].prompt_logprobs)
+                answered["prompt_logprobs"] = prompt_logprobs_of(
+                    self._finished[prompt].prompt_logprobs
+                )
             made.append(answered)
         return made
+
+    def _usage(self) -> Usage:
+        """All prompts' together."""
+        each = [event.usage for event in self._finished.values()]
+        prompt = sum(usage.prompt_tokens for usage in each)
+        completion = sum(usage.completion_tokens for usage in each)
+        return {
+            **running_usage(prompt, completion),
+            "prompt_tokens_details": {
+                "cached_tokens": sum(usage.cached_tokens for usage in each),
+                "image_tokens": 0,
+            },
+        }
 
 
 def _logprobs(
@@ -217,16 +231,3 @@ def _logprobs(
 
 def _bounded(logprob: Logprob) -> float:
     return max(logprob.logprob, LEAST_LOGPROB)
-
-
-def _summed(finished: Iterable[Finished]) -> Usage:
-    each = [event.usage for event in finished]
-    prompt = sum(usage.prompt_tokens for usage in each)
-    completion = sum(usage.completion_tokens for usage in each)
-    return {
-        **running_usage(prompt, completion),
-        "prompt_tokens_details": {
-            "cached_tokens": sum(usage.cached_tokens for usage in each),
-            "image_tokens": 0,
-        },
-    }

@@ -17,7 +17,7 @@ from pixtral_gateway.checks.validation import check_sampling
 from pixtral_gateway.request import RawPrompt
 from pixtral_gateway.tenancy.tenants import Tenant
 
-# Of one request; the others wait, and leave permits to other requests.
+# Prompts of one request that run at once. The others wait, and leave permits to other requests.
 PROMPTS_AT_ONCE = 16
 
 
@@ -26,10 +26,7 @@ class Completions:
         self._front = front
 
     async def complete(self, request: Request) -> JSONResponse | EventStream:
-        arrival = self._front.arrive(request)
-        asked = await self._front.read(request, CompletionRequest, arrival.at)
-        asked.check_served()
-        adapter = self._front.adapter(asked.model)
+        arrival, asked, adapter = await self._front.asked(request, CompletionRequest)
         backend = self._front.backend
         with asked.own_names():
             prompts = asked.prompts(backend.vocabulary_size)
@@ -71,7 +68,8 @@ class Completions:
     async def _texts(
         self, asked: CompletionRequest, prompts: Sequence[RawPrompt], tenant: Tenant
     ) -> tuple[list[str], list[str]]:
-        """What an echo puts before the choices of each prompt, and each prompt's first token."""
+        """The text that an echo puts before the choices of each prompt, and each prompt's first
+        token."""
         if not asked.echo:
             return [""] * len(prompts), [""] * len(prompts)
         pipeline, echoes, first_tokens = self._front.backend.pipeline, [], []

@@ -75,7 +75,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 class TextFormat(BaseModel):
-    """What it has besides, such as its name, is for the response to repeat."""
+    """The response repeats its other fields, such as its name."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
@@ -177,7 +177,7 @@ class ResponsesRequest(SamplingBody):
         return StructuredOutput(Structure.JSON_SCHEMA, (json.dumps(wanted.schema_),))
 
     def called_tools(self) -> Tools:
-        """What of the tools is in effect. Raises InvalidRequest."""
+        """The tools that are in effect. Raises InvalidRequest."""
         mode, named, allowed = self._choice()
         given, indexes = [], []
         for i, tool in enumerate(self.tools or ()):

@@ -81,7 +81,7 @@ class ResponseError(TypedDict):
 
 
 class Response(TypedDict):
-    """What was asked for is in it as it came. `pixtral` is in one that has ended."""
+    """It repeats the request's fields as they came. `pixtral` is in one that has ended."""
 
     id: str
     object: Literal["response"]

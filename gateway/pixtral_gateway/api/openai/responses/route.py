@@ -25,7 +25,7 @@ def _body(error: ServingError) -> ErrorAnswer:
 
 
 def _event(error: ServingError) -> bytes:
-    # Of a stream that has not begun: one that has ends with its own writer's event.
+    # Errors before a stream begins. A stream that has begun ends with an event of its own writer.
     return b"event: error\ndata: " + json.dumps(_body(error)).encode() + b"\n\n"
 
 
@@ -37,10 +37,7 @@ class Responses:
         self._front = front
 
     async def respond(self, request: Request) -> JSONResponse | EventStream:
-        arrival = self._front.arrive(request)
-        asked = await self._front.read(request, ResponsesRequest, arrival.at)
-        asked.check_served()
-        adapter = self._front.adapter(asked.model)
+        arrival, asked, adapter = await self._front.asked(request, ResponsesRequest)
         backend = self._front.backend
         items = InputItems(
             asked.instructions, asked.input, context_length=backend.tiers.context_length

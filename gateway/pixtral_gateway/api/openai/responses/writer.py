@@ -1,14 +1,12 @@
 """A response as OpenAI's clients expect it, whole and as events in their order."""
 
-import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import Iterable
 from typing import Any, cast
 
 from pixtral_core.errors import ServingError
-from pixtral_gateway.api.field_names import renamed
+from pixtral_gateway.api.event_writer import EventWriter, sent
 from pixtral_gateway.api.openai.chat_response import Events, ending_of, token_logprobs_of
 from pixtral_gateway.api.openai.errors import body_of, flat_param_of, status_of
 from pixtral_gateway.api.openai.response_schema import TokenLogprobs
@@ -29,7 +27,7 @@ from pixtral_gateway.api.openai.responses.response_schema import (
 from pixtral_gateway.request import Delta, Event, Finished, FinishReason, ToolCallDelta
 
 
-class ResponseWriter:
+class ResponseWriter(EventWriter[StreamEvent]):
     """Adds up one response, and says each step as events.
 
     An item is open from its first piece to the first of the next one, or to the end.
@@ -49,29 +47,10 @@ class ResponseWriter:
 
     async def whole(self, events: Events) -> Response:
         """The response, once its last token is there."""
-        async with aclosing(events):
-            async for event in events:
-                match event:
-                    case Delta():
-                        for _ in self._add(event):
-                            pass
-                    case Finished():
-                        finished = event
-        for _ in self._end():
-            pass
+        finished = await self.gathered(events)
         return self._ended(finished)
 
-    async def events(self, events: Events, name_of: Callable[[str], str]) -> AsyncGenerator[bytes]:
-        """Server-sent events, numbered from 0; the first come with the first token. Errors name
-        what `name_of` makes of a field.
-        """
-        with renamed(name_of):
-            async with aclosing(events):
-                async for event in events:
-                    if told := [*self._told(event)]:
-                        yield _sent(told)
-
-    def _told(self, event: Event) -> Iterable[StreamEvent]:
+    def _events_of(self, event: Event) -> Iterable[StreamEvent]:
         match event:
             case Delta():
                 yield from self._begin()
@@ -91,7 +70,7 @@ class ResponseWriter:
         }
         response = self._response("failed")
         response["error"] = cast("ResponseError", failure)
-        return _sent([self._event("response.failed", response=response)])
+        return sent([self._event("response.failed", response=response)])
 
     def _begin(self) -> Iterable[StreamEvent]:
         if not self._sequence:
@@ -278,11 +257,3 @@ def _reasoning_part(text: str) -> ReasoningText:
 
 def _text_part(text: str, logprobs: list[TokenLogprobs]) -> OutputText:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
-
-
-def _sent(events: Iterable[StreamEvent]) -> bytes:
-    # In ASCII: some clients take U+2028 and its like for the end of a line.
-    return b"".join(
-        f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
-        for event in events
-    )

@@ -86,7 +86,7 @@ async function* events(stream) {
       }
     }
   } finally {
-    // Of no use once the stream is over or broken.
+    // It is of no use once the stream is over or broken.
     reader.cancel().catch(() => {});
   }
 }

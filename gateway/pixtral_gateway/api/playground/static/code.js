@@ -91,7 +91,7 @@ async function copied(button, code) {
   try {
     await navigator.clipboard.writeText(code.textContent);
   } catch {
-    // Without https the clipboard is not to be had: select it, for Ctrl-C.
+    // Without https there is no clipboard: select the text, for Ctrl-C.
     getSelection().selectAllChildren(code);
     label.textContent = "Selected";
     return;

@@ -1,4 +1,4 @@
-// What was asked and answered: kept in this tab, and gone with it.
+// The questions and answers: kept in this tab, and gone with it.
 
 const STORED = "conversation";
 
@@ -21,7 +21,7 @@ export class Conversation {
     this.save();
   }
 
-  /** What a turn asks: itself behind all before it that have an answer. */
+  /** The messages of a turn: itself behind all before it that have an answer. */
   asked(turn) {
     const before = this.turns.slice(0, this.turns.indexOf(turn));
     return [...before.filter((each) => each.answer), turn];
@@ -31,7 +31,7 @@ export class Conversation {
     return this.turns.reduce((sum, turn) => sum + (turn.answer ? turn.pictures.length : 0), 0);
   }
 
-  /** Of all that was answered, in seconds: what every timeline is drawn to the scale of. */
+  /** The longest answer in seconds, which is the scale of every timeline. */
   get longest() {
     return Math.max(0, ...this.turns.map((turn) => turn.pixtral?.timings.total_seconds ?? 0));
   }

@@ -44,7 +44,7 @@ export function takePictures(add) {
   });
 }
 
-/** What is set, by OpenAI's and vLLM's names; the system message as `system`. */
+/** The settings, by OpenAI's and vLLM's names; the system message as `system`. */
 export function sampling() {
   const field = (name) => find(`#sampling [name=${name}]`).value.trim();
   const set = NUMBERS.filter((name) => field(name) !== "");

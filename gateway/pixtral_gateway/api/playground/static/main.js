@@ -143,7 +143,7 @@ async function receive(turn, view, signal) {
   turn.state = "done";
 }
 
-/** What was stopped or has failed. Where no answer had begun, the question is given back. */
+/** The turn that was stopped or has failed. Where no answer had begun, the question is given back. */
 function end(turn, error) {
   if (error.name === "AbortError") {
     turn.state = "stopped";

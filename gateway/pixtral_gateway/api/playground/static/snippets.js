@@ -6,7 +6,7 @@ import { messagesOf } from "./conversation.js";
 const OPEN = "\uE000";
 const CLOSE = "\uE001";
 
-/** What the code calls: `http`, with a slash at its end, and `grpc`, host:port. */
+/** The addresses that the code calls: `http`, with a slash at its end, and `grpc`, host:port. */
 export function places() {
   const here = new URL(".", location.href);
   const port = document.querySelector("meta[name=grpc-port]").content;

@@ -31,7 +31,7 @@ export class TurnView {
     this.update();
   }
 
-  /** What has come of the answer so far. */
+  /** The answer so far. */
   update() {
     const { answer, state, error, finish } = this.#turn;
     const isOn = state === "answering";

@@ -14,7 +14,6 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
 from pixtral_core.errors import Unavailable
-from tests.gateway.api.openai.test_chat import CHAT, HELLO, LOOK, URL
 from tests.support.fake_tiers import (
     TOOL_CALLS,
     FakeDecoder,
@@ -24,21 +23,11 @@ from tests.support.fake_tiers import (
     delta,
 )
 from tests.support.gateway_harness import Client
+from tests.support.http_chat import CHAT, HELLO, LOOK, RESPONSES_TOOL, SHOWN_TO_RESPONSES, URL
 from tests.support.openapi import PATH, Described, events_of
 
 RESPONSES = "/v1/responses"
 EVENT: Any = pydantic.TypeAdapter(ResponseStreamEvent)
-SHOWN = [
-    {
-        "role": "user",
-        "content": [
-            {"type": "input_image", "image_url": URL, "detail": "auto"},
-            {"type": "input_text", "text": "What is this?"},
-        ],
-    }
-]
-PARAMETERS = {"type": "object", "properties": {"at": {"type": "string"}}}
-LOOK_TOOL = {"type": "function", "name": "look", "description": "Looks.", "parameters": PARAMETERS}
 CALLED = [
     {"role": "user", "content": "Look!"},
     {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"},
@@ -81,7 +70,7 @@ async def prompt_of(
 
 
 async def test_a_response_is_the_same_answer_in_another_form(http: httpx.AsyncClient) -> None:
-    answer = await respond(http, SHOWN, instructions="Be brief.", metadata={"a": "b"})
+    answer = await respond(http, SHOWN_TO_RESPONSES, instructions="Be brief.", metadata={"a": "b"})
     same = (await http.post(CHAT, json={"messages": LOOK})).json()
 
     (item,) = answer["output"]
@@ -117,7 +106,7 @@ async def test_a_response_is_the_same_answer_in_another_form(http: httpx.AsyncCl
     [
         ("Hello?", {}, HELLO),
         ("Hello?", {"instructions": "Be brief."}, [{"role": "system", "content": "Be brief."}]),
-        ([{"role": "developer", "content": "Be brief."}, *SHOWN], {}, LOOK),
+        ([{"role": "developer", "content": "Be brief."}, *SHOWN_TO_RESPONSES], {}, LOOK),
         (
             [
                 {"type": "message", "role": "user", "content": "A"},
@@ -194,7 +183,7 @@ async def test_a_response_is_the_same_answer_in_another_form(http: httpx.AsyncCl
         ),
         (
             "Hello?",
-            {"tools": [{"type": "web_search"}, LOOK_TOOL]},
+            {"tools": [{"type": "web_search"}, RESPONSES_TOOL]},
             HELLO,
         ),
     ],
@@ -211,7 +200,7 @@ async def test_input_items_make_the_prompt_of_their_messages(
     if messages[-1]["role"] == "system":
         chat["messages"] = [*messages, *HELLO]
     if "tools" in fields:
-        flat = {name: value for name, value in LOOK_TOOL.items() if name != "type"}
+        flat = {name: value for name, value in RESPONSES_TOOL.items() if name != "type"}
         chat["tools"] = [{"type": "function", "function": flat}]
     expected = await prompt_of(http, decoders, CHAT, chat)
     assert await prompt_of(http, decoders, RESPONSES, {"input": given} | fields) == expected
@@ -220,7 +209,7 @@ async def test_input_items_make_the_prompt_of_their_messages(
 async def test_events_come_in_their_order_and_end_with_the_response(
     http: httpx.AsyncClient,
 ) -> None:
-    events = await stream(http, SHOWN)
+    events = await stream(http, SHOWN_TO_RESPONSES)
     assert [event["type"] for event in events] == [
         "response.created",
         "response.in_progress",
@@ -251,7 +240,7 @@ async def test_a_call_is_an_item_with_its_own_events(
     for decoder in decoders:
         decoder.behaviours = [says_and_calls]
     if is_stream:
-        events = await stream(http, "Look!", tools=[LOOK_TOOL])
+        events = await stream(http, "Look!", tools=[RESPONSES_TOOL])
         of_call = [event for event in events if "function_call" in event["type"]]
         assert "".join(event["delta"] for event in of_call[:-1]) == '{"at": "cat"}'
         assert of_call[-1]["arguments"] == '{"at": "cat"}'
@@ -260,7 +249,7 @@ async def test_a_call_is_an_item_with_its_own_events(
         assert kinds == ["response.output_item"] * 4
         answer = events[-1]["response"]
     else:
-        answer = await respond(http, "Look!", tools=[LOOK_TOOL])
+        answer = await respond(http, "Look!", tools=[RESPONSES_TOOL])
     message, call = answer["output"]
     assert message["content"][0]["text"] == "Well."
     assert call.pop("id").startswith("fc_")
@@ -271,7 +260,7 @@ async def test_a_call_is_an_item_with_its_own_events(
         "arguments": '{"at": "cat"}',
         "status": "completed",
     }
-    assert answer["tools"] == [LOOK_TOOL]
+    assert answer["tools"] == [RESPONSES_TOOL]
 
 
 async def says_and_calls(request: decoder_pb2.GenerateRequest) -> Responses:
@@ -293,8 +282,8 @@ async def says_and_calls(request: decoder_pb2.GenerateRequest) -> Responses:
 async def test_a_tool_choice(
     http: httpx.AsyncClient, decoders: list[FakeDecoder], choice: Any, is_forced: bool
 ) -> None:
-    other = LOOK_TOOL | {"name": "rest"}
-    tools = [{"type": "web_search_preview"}, other, LOOK_TOOL]
+    other = RESPONSES_TOOL | {"name": "rest"}
+    tools = [{"type": "web_search_preview"}, other, RESPONSES_TOOL]
     await respond(http, "Hi", tools=tools, tool_choice=choice, parallel_tool_calls=False)
     (call,) = (call for decoder in decoders for call in decoder.calls)
     assert (call.prompt_token_ids[-1] == TOOL_CALLS) is is_forced
@@ -429,14 +418,14 @@ async def test_an_answer_can_be_sent_back_as_it_came(
 ) -> None:
     for decoder in decoders:
         decoder.behaviours = [calls_a_tool]
-    first = await respond(http, "Look!", tools=[LOOK_TOOL])
+    first = await respond(http, "Look!", tools=[RESPONSES_TOOL])
     (call,) = first["output"]
     given = [
         {"role": "user", "content": "Look!"},
         call,
         {"type": "function_call_output", "call_id": call["call_id"], "output": "a cat"},
     ]
-    await respond(http, given, tools=[LOOK_TOOL])
+    await respond(http, given, tools=[RESPONSES_TOOL])
 
 
 IMAGE = {"type": "input_image", "image_url": URL}
@@ -481,12 +470,12 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ("a", {"top_logprobs": 3}, "top_logprobs"),
     ("a", {"temperature": 3}, "temperature"),
     ("a", {"tools": [{"type": "custom", "name": "a"}]}, "tools.0.type"),
-    ("a", {"tools": [{"type": "web_search"}, LOOK_TOOL | {"name": "a b"}]}, "tools.1.name"),
-    ("a", {"tools": [LOOK_TOOL | {"parameters": {"type": "array"}}]}, "tools.0.parameters"),
-    ("a", {"tools": [LOOK_TOOL], "tool_choice": "perhaps"}, "tool_choice"),
+    ("a", {"tools": [{"type": "web_search"}, RESPONSES_TOOL | {"name": "a b"}]}, "tools.1.name"),
+    ("a", {"tools": [RESPONSES_TOOL | {"parameters": {"type": "array"}}]}, "tools.0.parameters"),
+    ("a", {"tools": [RESPONSES_TOOL], "tool_choice": "perhaps"}, "tool_choice"),
     (
         "a",
-        {"tools": [LOOK_TOOL], "tool_choice": {"type": "function", "name": "x"}},
+        {"tools": [RESPONSES_TOOL], "tool_choice": {"type": "function", "name": "x"}},
         "tool_choice.name",
     ),
     ("a", {"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
@@ -539,8 +528,8 @@ class At(pydantic.BaseModel):
 async def test_openais_client_creates_parses_and_streams(
     client_of_openai: openai.AsyncOpenAI, decoders: list[FakeDecoder]
 ) -> None:
-    shown: Any = SHOWN
-    tools: Any = [LOOK_TOOL]
+    shown: Any = SHOWN_TO_RESPONSES
+    tools: Any = [RESPONSES_TOOL]
     answer = await client_of_openai.responses.create(model="pixtral-small", input=shown)
     assert answer.output_text == "Hello world"
     given = [*shown, *answer.output, {"role": "user", "content": "Go on."}]

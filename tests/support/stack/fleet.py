@@ -18,10 +18,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pixtral_client import Client, PixtralError
-from tests.e2e.pictures import new_picture
-from tests.e2e.service import sample_value, wait_until
+from tests.support.stack.new_picture import new_picture
+from tests.support.stack.service import sample_value, wait_until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 START_SECONDS = 180.0
 # More than any stream of these tests takes, less than the time after which a test is given up.
 DRAIN_SECONDS = 120.0

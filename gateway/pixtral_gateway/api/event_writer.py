@@ -1,0 +1,65 @@
+"""The writer of an answer in an API whose streams name their events: whole, and event by event."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
+from typing import Any, Generic, TypeVar
+
+from pixtral_gateway.api.field_names import renamed
+from pixtral_gateway.api.openai.chat_response import Events
+from pixtral_gateway.request import Delta, Event, Finished
+
+E = TypeVar("E")
+
+
+class EventWriter(ABC, Generic[E]):
+    """Adds up one answer. Each step of that is events for a stream; a whole answer drops them."""
+
+    async def gathered(self, events: Events) -> Finished:
+        """Adds all deltas. Returns the end, once the last token is there."""
+        async with aclosing(events):
+            async for event in events:
+                match event:
+                    case Delta():
+                        _exhaust(self._add(event))
+                    case Finished():
+                        finished = event
+        _exhaust(self._end())
+        return finished
+
+    async def events(self, events: Events, name_of: Callable[[str], str]) -> AsyncGenerator[bytes]:
+        """Server-sent events; the first come with the first token. Errors name what `name_of`
+        makes of a field.
+        """
+        with renamed(name_of):
+            async with aclosing(events):
+                async for event in events:
+                    if made := [*self._events_of(event)]:
+                        yield sent(made)
+
+    @abstractmethod
+    def _events_of(self, event: Event) -> Iterable[E]:
+        """The step of one event of the pipeline."""
+
+    @abstractmethod
+    def _add(self, delta: Delta) -> Iterable[E]:
+        """The step of a delta, behind the answer's beginning."""
+
+    @abstractmethod
+    def _end(self) -> Iterable[E]:
+        """The step that closes what is open."""
+
+
+def sent(events: Iterable[Any]) -> bytes:
+    """Events as they go over the wire, each with its `type` as its name."""
+    # In ASCII: some clients take U+2028 and its like for the end of a line.
+    return b"".join(
+        f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
+        for event in events
+    )
+
+
+def _exhaust(step: Iterable[Any]) -> None:
+    for _ in step:
+        pass

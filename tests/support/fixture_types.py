@@ -1,0 +1,14 @@
+"""Types of fixtures, for the tests that ask for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+from models.random_checkpoint import RandomSpec
+
+Tokenizer = MistralTokenizer[Any, Any, Any, Any, Any]
+
+
+Checkpoints = Callable[[RandomSpec], Path]

@@ -1,0 +1,18 @@
+"""A question about pictures in the form of OpenAI."""
+
+import base64
+from typing import Any
+
+MODEL = "random-pixtral"
+
+
+def url_of(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+
+
+def question(*pictures: bytes) -> list[Any]:
+    shown = [{"type": "image_url", "image_url": {"url": url_of(each)}} for each in pictures]
+    return [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [*shown, {"type": "text", "text": "What is this?"}]},
+    ]

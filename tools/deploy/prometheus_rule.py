@@ -1,0 +1,31 @@
+"""Generates the PrometheusRule of the component `monitoring` from deploy/prometheus/rules.yaml."""
+
+import yaml
+
+from tools.deploy.manifests import K8S
+from tools.expressions import RULES
+
+TARGET = K8S / "components" / "monitoring" / "prometheus-rule.yaml"
+HEAD = """\
+# Generated from deploy/prometheus/rules.yaml by `python -m tools.deploy.prometheus_rule`.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: pixtral
+  labels:
+    app.kubernetes.io/part-of: pixtral-serve
+    release: kube-prometheus-stack
+spec:
+"""
+
+
+def text() -> str:
+    """The object, with the groups of the rules as they stand."""
+    rules = RULES.read_text("utf-8")
+    groups = rules[rules.index("groups:") :]
+    return HEAD + "".join(f"  {line}\n" if line else "\n" for line in groups.splitlines())
+
+
+if __name__ == "__main__":
+    yaml.safe_load(text())
+    TARGET.write_text(text(), "utf-8")

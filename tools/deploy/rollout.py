@@ -1,0 +1,155 @@
+"""Whether an overlay starts, upgrades and fits the nodes that it is for."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tools.deploy.objects import (
+    Object,
+    Objects,
+    containers_of,
+    limits_of,
+    name_of,
+    of_kind,
+    pod_of,
+    tiers,
+    workloads,
+)
+
+# 25 GB at 5 MB/s, and the longest start.
+DOWNLOAD_SECONDS = 5000
+# A GPU node of four cores and 32 GB has this much for pods, beside what the system keeps.
+NODE_CORES, NODE_GIB = 3.5, 28
+# The pods that may live this long after their Job's end block no release for longer.
+MOST_SECONDS_OF_A_JOB = 60
+HASHED = re.compile(r".*-[0-9a-z]{10}")
+
+
+def nothing_is_pulled(objects: Objects) -> Iterator[str]:
+    """Images that were loaded into the nodes are in no registry."""
+    for workload in workloads(objects):
+        for container in containers_of(workload):
+            if container.get("imagePullPolicy") not in ("IfNotPresent", "Never"):
+                where = f"{workload['kind']} {name_of(workload)}"
+                yield f"{where}: {container['name']} pulls its image, which no registry has"
+
+
+def jobs_let_releases_through(objects: Objects) -> Iterator[str]:
+    """No release can change a Job that is there."""
+    images = {
+        container["image"] for d in of_kind(objects, "Deployment") for container in containers_of(d)
+    }
+    for job in of_kind(objects, "Job"):
+        left = job["spec"].get("ttlSecondsAfterFinished")
+        is_of_release = any(container["image"] in images for container in containers_of(job))
+        if is_of_release and (left is None or left > MOST_SECONDS_OF_A_JOB):
+            yield f"Job {name_of(job)} has an image of the release, which no upgrade can change"
+
+
+def rollouts_have_time(objects: Objects) -> Iterator[str]:
+    for deployment, container in tiers(objects):
+        probe = container.get("startupProbe", {})
+        start = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
+        deadline = deployment["spec"].get("progressDeadlineSeconds", 600)
+        if deadline < DOWNLOAD_SECONDS + start:
+            yield (
+                f"Deployment {name_of(deployment)} counts as failed after {deadline} s, and needs "
+                f"up to {DOWNLOAD_SECONDS + start} s for the weights and its start"
+            )
+
+
+def surges_need_no_gpu(objects: Objects) -> Iterator[str]:
+    for deployment, container in tiers(objects):
+        rolling = deployment["spec"].get("strategy", {}).get("rollingUpdate", {})
+        if limits_of(container).get("nvidia.com/gpu") and rolling.get("maxSurge", 1) != 0:
+            yield f"Deployment {name_of(deployment)} needs one GPU more for each upgrade"
+
+
+def settings_start_new_pods(objects: Objects) -> Iterator[str]:
+    for workload in workloads(objects):
+        for name in _config_maps(workload):
+            if not HASHED.fullmatch(name):
+                where = f"{workload['kind']} {name_of(workload)}"
+                yield f"{where}: a change of the ConfigMap {name} starts no new pod"
+
+
+def _config_maps(workload: Object) -> Iterator[str]:
+    for container in containers_of(workload):
+        for source in container.get("envFrom", ()):
+            yield source["configMapRef"]["name"]
+    for volume in pod_of(workload).get("volumes", ()):
+        if "configMap" in volume:
+            yield volume["configMap"]["name"]
+
+
+def nodes_hold_the_pods(objects: Objects) -> Iterator[str]:
+    for deployment, container in tiers(objects):
+        if not limits_of(container).get("nvidia.com/gpu"):
+            continue
+        wanted = container["resources"]["requests"]
+        cores, memory = _cores(wanted["cpu"]), _gib(wanted["memory"])
+        if cores > NODE_CORES or memory > NODE_GIB:
+            yield (
+                f"Deployment {name_of(deployment)} asks for {cores:g} cores and {memory:g} GiB, "
+                f"more than a GPU node of four cores has"
+            )
+
+
+def gpus_have_memory(objects: Objects) -> Iterator[str]:
+    """For the component `nodes`."""
+    for deployment, container in tiers(objects):
+        if limits_of(container).get("nvidia.com/gpu") and not any(_wanted_labels(deployment)):
+            yield f"Deployment {name_of(deployment)} takes any GPU, however small"
+
+
+def _wanted_labels(deployment: Object) -> Iterator[Any]:
+    pod = pod_of(deployment)
+    yield from pod.get("nodeSelector", {})
+    wanted = pod.get("affinity", {}).get("nodeAffinity", {})
+    required = wanted.get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    for term in required.get("nodeSelectorTerms", ()):
+        yield from term.get("matchExpressions", ())
+
+
+def roots_can_be_written(objects: Objects) -> Iterator[str]:
+    """For the component `writable-root`."""
+    for deployment, container in tiers(objects):
+        is_gpu = bool(limits_of(container).get("nvidia.com/gpu"))
+        if is_gpu and container["securityContext"].get("readOnlyRootFilesystem") is not False:
+            yield f"Deployment {name_of(deployment)} has a read-only root"
+
+
+def weights_are_chosen(objects: Objects) -> Iterator[str]:
+    """The Job that downloads takes a model and a revision from its ConfigMap."""
+    for job in of_kind(objects, "Job"):
+        text = str([container.get("command") for container in containers_of(job)])
+        if "snapshot_download" not in text:
+            continue
+        chosen = {
+            name for each in of_kind(objects, "ConfigMap") for name in each.get("data", {}) if name
+        }
+        for name in ("MODEL", "REVISION"):
+            if name not in chosen or f'os.environ["{name}"]' not in text:
+                yield f"Job {name_of(job)} lets nobody choose {name}"
+        if job["spec"].get("ttlSecondsAfterFinished") is None:
+            yield f"Job {name_of(job)} stays when it has ended, and cannot be applied again"
+
+
+def probes_prove_an_answer(objects: Objects) -> Iterator[str]:
+    """`redis-cli ping` ends with 0 where the password is wrong, but for -e."""
+    for deployment in of_kind(objects, "Deployment"):
+        for container in containers_of(deployment):
+            for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+                command = container.get(kind, {}).get("exec", {}).get("command", ())
+                if "redis-cli" in command and "-e" not in command:
+                    yield f"Deployment {name_of(deployment)}: {kind} proves a port and no answer"
+
+
+def _cores(text: str) -> float:
+    text = str(text)
+    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+
+
+def _gib(text: str) -> float:
+    units = {"Mi": 1 / 1024, "Gi": 1.0}
+    return float(text[:-2]) * units[text[-2:]]
