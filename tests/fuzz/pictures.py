@@ -61,6 +61,7 @@ def with_xmp(orientation: int) -> PngImagePlugin.PngInfo:
 
 
 def flipped(bmp: bytes) -> bytes:
+    height: int
     (height,) = struct.unpack_from("<i", bmp, 22)
     return bmp[:22] + struct.pack("<i", -height) + bmp[26:]
 
@@ -68,10 +69,12 @@ def flipped(bmp: bytes) -> bytes:
 def runs() -> bytes:
     """A BMP of one colour, in which each row is one run."""
     whole = saved(picture(11, "P"), "BMP")
+    made: bytes
     width, height = struct.unpack_from("<ii", whole, 18)
     (pixels,) = struct.unpack_from("<I", whole, 10)
     body = (bytes((width, 7)) + b"\0\0") * height + b"\0\1"
-    return whole[:30] + struct.pack("<II", 1, len(body)) + whole[38:pixels] + body
+    made = whole[:30] + struct.pack("<II", 1, len(body)) + whole[38:pixels] + body
+    return made
 
 
 def behind(data: bytes) -> bytes:

@@ -29,7 +29,7 @@ class ImageFormat(StrEnum):
     PPM = "PPM"
 
 
-# What every browser shows. docs/security.md says why the others need a setting.
+# Every browser shows these. docs/security.md says why the others need a setting.
 DEFAULT_FORMATS = tuple(
     each
     for each in ImageFormat
@@ -97,7 +97,7 @@ def list_formats(formats: Collection[ImageFormat]) -> str:
 
 
 def why_unsupported(data: bytes, formats: Collection[ImageFormat]) -> str:
-    """What to tell of a file that is of none of `formats`."""
+    """The words for a file that is of none of `formats`."""
     found = sniff(data)
     if found is not None and found not in formats:
         return (

@@ -38,7 +38,7 @@ def bmp(data: bytes) -> _Found:
 
 
 def ico(data: bytes) -> _Found:
-    """Of the image that Pillow chooses: the largest, and of equal ones that of fewest colours."""
+    """The size is that of the image that Pillow chooses: the largest, of the fewest colours."""
     (count,) = struct.unpack_from("<H", data, 4)
     if count > MAX_BLOCKS:
         raise TooManyBlocks("too many images in one file")
@@ -86,7 +86,7 @@ def ppm(data: bytes) -> _Found:
 
 
 def tiff(data: bytes) -> _Found:
-    """Of the first image; upright, as Pillow turns it itself."""
+    """The size is the first image's, and upright: Pillow turns it itself."""
     order = "<" if data.startswith(b"II") else ">"
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, at)
@@ -122,7 +122,7 @@ def avif(data: bytes) -> _Found:
     if data[8:12] == b"avis":
         raise BadHeader("an AVIF that begins as an animation is not taken")
     _, begin, end = _only(data, b"meta", 0, len(data))
-    # What is behind a version and flags.
+    # Its boxes begin behind a version and flags.
     meta = begin + 4, end
     _, at, _ = _only(data, b"pitm", *meta)
     primary = int.from_bytes(data[at + 4 : at + (6 if data[at] == 0 else 8)], "big")

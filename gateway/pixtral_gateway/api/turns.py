@@ -56,7 +56,7 @@ class Turns:
     def assistant(self, path: str, parts: Sequence[Part]) -> None:
         self._show()
         last = self._last_assistant()
-        # What it thought before, or called.
+        # Its thoughts and calls are of the same turn.
         has_said = last is not None and not all(isinstance(p, Thinking) for p in last.parts)
         if last is not None and not has_said and (last.calls or last.parts):
             last.parts.extend(parts)

@@ -31,7 +31,7 @@ class ImageSource:
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """What an assistant thought before its answer, or what a system message shows of thinking.
+    """An assistant's thought before its answer, or a thought that a system message shows.
 
     `is_closed`: the thought has come to its end; else an answer may go on from within it.
     """

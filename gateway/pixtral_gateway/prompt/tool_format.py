@@ -190,7 +190,7 @@ class AnswerReader:
 
     @property
     def reasoning_tokens(self) -> int:
-        """Of all choices, until now."""
+        """The tokens of thoughts in all choices, until now."""
         return sum(choice.reasoning_tokens for choice in self._choices.values())
 
     def error(self, error: InvalidRequest) -> InvalidRequest:
@@ -229,7 +229,7 @@ class _Thoughts:
                 self.tokens += self._is_counting
 
     def take(self, part: str | Marker) -> tuple[str, str | Marker | None]:
-        """What is thought, and what is left to be said."""
+        """The thought in a part, and the part that is left to be said."""
         if part in _THINKING:
             self.is_thinking, self._space = part is Marker.THINK, ""
             return "", None
@@ -291,7 +291,7 @@ class _Choice:
     def _thought(
         self, delta: Delta, marked: Sequence[str | Marker]
     ) -> tuple[str, Sequence[str | Marker]]:
-        """What of a delta is thought, and what is said."""
+        """The thought in a delta, and the parts that are said."""
         if self._thoughts is None:
             return "", marked
         self._thoughts.count(delta.token_ids)

@@ -1072,7 +1072,7 @@ class Choice(_message.Message):
     stop_token_id: _builtins.int
     """One of `SamplingParams.stop_token_ids`, or of those in the model's generation_config.json."""
     reasoning: _builtins.str
-    """What a model that thinks has thought before its answer. `text` does not repeat it."""
+    """The thought of a model that thinks, before its answer. `text` does not repeat it."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property

@@ -1,4 +1,4 @@
-"""What a schema means and does not say is written out."""
+"""A schema is completed by what it means and does not say."""
 
 from typing import Any
 

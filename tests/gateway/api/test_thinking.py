@@ -1,4 +1,4 @@
-"""What a model thinks, in every API: apart from its answer, whole and streamed, and sent back."""
+"""The thought of a model in every API: apart from its answer, whole, streamed, and sent back."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def decoders(decoders: list[FakeDecoder], prompts: PromptEncoder) -> list[FakeDe
 
 
 def prompt(decoders: list[FakeDecoder]) -> list[int]:
-    """Of the last request."""
+    """The prompt of the last request."""
     (call,) = [decoder.calls.pop() for decoder in decoders if decoder.calls]
     return list(call.prompt_token_ids)
 

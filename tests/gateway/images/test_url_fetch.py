@@ -74,7 +74,7 @@ async def origin(authority: Authority) -> AsyncIterator[Origin]:
 
 @pytest.fixture
 async def plain_origin() -> AsyncIterator[Origin]:
-    """By http."""
+    """An http server, without TLS."""
     async with serving(None) as origin:
         yield origin
 

@@ -1,4 +1,4 @@
-"""What a model thinks, told from what it says; and in prompts, as mistral_common has it."""
+"""Thoughts are told from answers, and stand in prompts as mistral_common has them."""
 
 import itertools
 from collections.abc import Sequence
@@ -241,15 +241,14 @@ def read(
     return "".join(each.reasoning for each in told), "".join(each.text for each in told), calls
 
 
+def letter(token_id: int) -> bytes:
+    return chr(token_id - WORD).encode() if token_id >= WORD else b""
+
+
 @pytest.fixture
 def prompts(magistral: Model, monkeypatch: pytest.MonkeyPatch) -> PromptEncoder:
     """Its tokens from WORD on are letters."""
-    tools = magistral.prompts.tools
-
-    def letter(token_id: int) -> bytes:
-        return chr(token_id - WORD).encode() if token_id >= WORD else b""
-
-    monkeypatch.setattr(tools, "_bytes_of", letter)
+    monkeypatch.setattr(magistral.prompts.tools, "_bytes_of", letter)
     return magistral.prompts
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
-from tests.gateway.prompt.test_thinking import ANSWERS, deltas, read
+from tests.gateway.prompt.test_thinking import ANSWERS, deltas, letter, read
 
 with warnings.catch_warnings():
     # vLLM's own, at import.
@@ -24,16 +24,20 @@ def parser_of(thinking_model_dir: Path) -> Any:
     return lambda: parser(tokenizer)
 
 
-# By the tokens alone: vLLM takes the names of control tokens in a text for them, too.
+# Not those spelled out in a text, which vLLM takes for control tokens, too.
 @pytest.mark.parametrize(
     "name", [name for name, spelled in ANSWERS if spelled and "out" not in name]
 )
 def test_thought_and_answer_are_vllms(
-    name: str, parser_of: Any, thinking_model_dir: Path, spec: VisionSpec
+    name: str,
+    parser_of: Any,
+    thinking_model_dir: Path,
+    spec: VisionSpec,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokens, _, _ = ANSWERS[name, True]
     prompts = PromptEncoder.load(thinking_model_dir, spec)
-    prompts.tools._bytes_of = lambda token: chr(token - 1000).encode() if token >= 1000 else b""  # type: ignore[method-assign]
+    monkeypatch.setattr(prompts.tools, "_bytes_of", letter)
     thought, said, _ = read(prompts, deltas(tokens, []))
     request: Any = None
     theirs = parser_of().extract_reasoning("".join(text for _, text in tokens), request)

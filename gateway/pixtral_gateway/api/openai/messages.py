@@ -79,7 +79,7 @@ def _turn(message: Message, path: str) -> Turn:
 
 
 def _reasoning(message: Message, path: str, role: Role) -> tuple[Thinking, ...]:
-    """What an assistant thought, by vLLM's name for it or by the older one."""
+    """The assistant's thought, by vLLM's name for it or by the older one."""
     given = {message.reasoning, message.reasoning_content} - {None, ""}
     if role is not Role.ASSISTANT or not given:
         return ()

@@ -99,7 +99,7 @@ class Message(BaseModel):
     function_call: Annotated[Any, WithJsonSchema({"type": "null"})] = None
     # Mistral's: the answer goes on from this message, and begins with it.
     prefix: bool | None = None
-    # What an assistant thought before it answered: vLLM's name, and the older one.
+    # The assistant's thought before its answer: vLLM's name, and the older one.
     reasoning: str | None = None
     reasoning_content: str | None = None
 
@@ -544,7 +544,7 @@ INSTEAD = {
 # Fields that change nothing of an answer here.
 HARMLESS = frozenset(
     {
-        # Of routes whose reasoning is an item of its own.
+        # Responses have the reasoning as an item of its own.
         "include_reasoning",
         # Beam search alone has it.
         "length_penalty",

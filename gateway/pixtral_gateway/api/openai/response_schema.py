@@ -171,7 +171,7 @@ class AssistantMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
-    # What the model thought before its answer, under vLLM's name for it and under the older one.
+    # The model's thought before its answer, under vLLM's name for it and under the older one.
     reasoning: NotRequired[str]
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[Call]]

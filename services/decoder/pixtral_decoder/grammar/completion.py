@@ -10,10 +10,9 @@ from typing import Any
 
 from pixtral_decoder.grammar.patterns import located
 
-# What says what is taken, so that no type is missing.
+# These say what is taken, so that no type is missing.
 _SAYS_MORE = frozenset(("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"))
-# What bounds the values of a type, and lets those of every other pass. Of an object, xgrammar takes
-# the rest for one without a type.
+# These bound the values of a type, and let those of every other pass.
 _KEYWORDS = {
     "string": {"minLength", "maxLength", "pattern", "format"},
     "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},

@@ -48,7 +48,7 @@ def mended(schema: Any) -> Any:
 def located(schema: Any, path: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
     """A schema and all schemas in it, however deep, each with the JSON pointer to it.
 
-    What only looks like a schema is left out.
+    A value that only looks like a schema is left out.
     """
     if isinstance(schema, list):
         for i, each in enumerate(schema):

@@ -78,7 +78,7 @@ def _references(schema: Any) -> Iterator[tuple[str, str]]:
 
 
 def _resolved(schema: Any, reference: str) -> Any:
-    """What a JSON pointer names, or None."""
+    """The part that a JSON pointer names, or None."""
     for part in reference.removeprefix("#").split("/")[1:]:
         name = unquote(part).replace("~1", "/").replace("~0", "~")
         if not isinstance(schema, dict) or name not in schema:

@@ -59,7 +59,7 @@ _WORD = 32
 
 
 class Grammar(Protocol):
-    """What is touched of vLLM's StructuredOutputGrammar."""
+    """The methods that are touched of vLLM's StructuredOutputGrammar."""
 
     def accept_tokens(self, request_id: str, tokens: list[int]) -> bool: ...
 
@@ -174,7 +174,7 @@ class ThinkingGrammar:
             self._thought.append(token)
         return []
 
-    # What the scheduler measures of a grammar: see `mask_time`.
+    # The scheduler measures the time of a grammar by its attributes: see `mask_time`.
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grammar, name)
 

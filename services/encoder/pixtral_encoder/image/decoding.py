@@ -32,7 +32,7 @@ from pixtral_encoder.image.pixel_parts import (
     pixel_parts,
 )
 
-# By itself Pillow imports them late, within the memory of an image.
+# Pillow by itself imports them late, within the memory of an image.
 _PLUGINS = (
     AvifImagePlugin,
     BmpImagePlugin,

@@ -65,7 +65,7 @@ class InputItems(Turns):
                 )
 
     def _reasoning(self, item: dict[str, Any], path: str) -> None:
-        """What the model thought. An item of another's, with a summary alone, is passed over."""
+        """Adds the model's thought. An item of another's, with a summary alone, is passed over."""
         content = item.get("content")
         texts = [
             each["text"]

@@ -41,7 +41,7 @@ class ReasoningText(TypedDict):
 
 
 class OutputReasoning(TypedDict):
-    """What the model thought before what follows."""
+    """The model's thought before the items that follow."""
 
     type: Literal["reasoning"]
     id: str

@@ -81,7 +81,7 @@ class ResponseWriter(EventWriter[StreamEvent]):
         self._finish_reason = delta.finish_reason
         if delta.reasoning:
             yield from self._add_reasoning(delta.reasoning)
-        # Of tokens that are thought, nothing is to be told.
+        # Log-probabilities of a thought have no place here.
         if delta.text or (delta.logprobs and not delta.reasoning):
             yield from self._add_text(delta)
         for piece in delta.tool_calls:
