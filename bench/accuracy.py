@@ -1,6 +1,6 @@
 """How much of what it is shown the small Pixtral reads, by exact match, category by category.
 
-    python -m bench.accuracy [--offline] [--target HOST:PORT] [--picture confusion.png]
+    python -m bench.accuracy [--offline] [--target HOST:PORT] [--detail low] [--picture FILE]
 
 Asks held-out questions through the running service, over gRPC and greedily; where no target is
 named, it starts the whole stack. `--offline` asks the plain torch model in this process instead.
@@ -29,9 +29,10 @@ MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "pixtral-mini"
 Ask = Callable[[Item], str]
 
 
-def ask_service(client: Client, item: Item) -> str:
+def ask_service(client: Client, item: Item, detail: str = "auto") -> str:
     """The service's greedy answer."""
-    content = [*item.pictures, item.question.text]
+    pictures = [{"type": "image", "image": each, "detail": detail} for each in item.pictures]
+    content = [*pictures, item.question.text]
     messages = [{"role": "user", "content": content}]
     return client.chat(messages, temperature=0.0, max_tokens=MAX_TOKENS).text
 
@@ -66,6 +67,12 @@ def main() -> None:
     parser.add_argument("--target", help="host:port of a running gateway")
     parser.add_argument("--offline", action="store_true", help="the plain torch model, no service")
     parser.add_argument("--at-once", type=int, default=16, help="requests under way at a time")
+    parser.add_argument(
+        "--detail",
+        choices=["auto", "low", "high"],
+        default="auto",
+        help="how large pictures are shown",
+    )
     parser.add_argument("--picture", type=Path, help="where to draw the confusions")
     parser.add_argument("--answers", type=Path, help="where to write all answers, a JSON a line")
     given = parser.parse_args()
@@ -84,7 +91,9 @@ def main() -> None:
                 target = stack.enter_context(pixtral_stack(given.model)).target
             client = stack.enter_context(Client(target))
             began = time.perf_counter()
-            answers = ask_all(lambda item: ask_service(client, item), items, given.at_once)
+            answers = ask_all(
+                lambda item: ask_service(client, item, given.detail), items, given.at_once
+            )
             print(f"{len(items) / (time.perf_counter() - began):.1f} answers a second")
     report(items, answers)
     if given.picture:

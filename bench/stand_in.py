@@ -69,7 +69,7 @@ class Encoder(encoder_pb2_grpc.EncoderServiceServicer):
         header = read_header(request.image)
         if header is None or not await self._store.put(from_proto(request.key), b"encoded"):
             raise RuntimeError("not an image, or no Redis")
-        grid = self._spec.grid(header.width, header.height)
+        grid = self._spec.grid(header.width, header.height, low_detail=request.key.low_detail)
         return encoder_pb2.EncodeResponse(
             rows=grid.rows, cols=grid.cols, source=encoder_pb2.EMBEDDING_SOURCE_ENCODED
         )

@@ -79,6 +79,8 @@ def _default(name: str, info: FieldInfo) -> str:
     value: Any = info.default
     if value is None or value in ("", ()):
         return ""
+    if isinstance(value, tuple):
+        return f"`{','.join(each.lower() for each in value)}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

@@ -138,12 +138,11 @@ ROUTES: Mapping[str, str] = {
     "/readyz": "not meant: of vLLM's supervisor of several servers; `/health` is here",
 }
 
-_NO_THOUGHTS = "no Pixtral thinks"
 # Why a field that is passed over changes no answer; by its name, or by route and name.
 PASSED_OVER: Mapping[str, str] = {
-    "include_reasoning": _NO_THOUGHTS,
-    "reasoning_effort": _NO_THOUGHTS,
-    "thinking": _NO_THOUGHTS,
+    "include_reasoning": "the reasoning is an item of its own, which a client may leave unread",
+    "reasoning_effort": "a raw prompt has its effort in it already",
+    "thinking": "a model thinks as it has learnt to",
     "length_penalty": "beam search alone has it, which is refused",
     "metadata": "a note of the client's own",
     "mm_payload": "vLLM's render routes alone have it",

@@ -74,6 +74,7 @@ def examine(model_dir: Path | None, listen: str, http_listen: str) -> Findings:
         lambda: check_listen(listen, "--listen"),
         lambda: check_listen(http_listen, "--http-listen"),
         check_shared_memory,
+        check_image_urls,
     ]
     if model_dir is not None:
         checks += [lambda: check_model(model_dir), lambda: check_memory(model_dir)]
@@ -248,6 +249,22 @@ def check_shared_memory() -> Findings:
         yield Finding("warn", what, advice)
     else:
         yield Finding("ok", what)
+
+
+def check_image_urls() -> Findings:
+    """Says from where a gateway of this environment fetches images: a model's card has URLs."""
+    hosts = os.environ.get("PIXTRAL_IMAGE_URL_HOSTS")
+    if not hosts:
+        yield Finding(
+            "ok",
+            "images come in the request; none is fetched by its URL",
+            "to fetch them: pixtral-serve up --image-urls HOST..., or PIXTRAL_IMAGE_URL_HOSTS",
+        )
+        return
+    schemes = "https"
+    if os.environ.get("PIXTRAL_IMAGE_URL_HTTP", "").lower() in ("1", "true", "yes", "on"):
+        schemes = "https and http"
+    yield Finding("ok", f"images are fetched by {schemes} from {hosts}")
 
 
 def _reach_redis(url: str) -> Finding:

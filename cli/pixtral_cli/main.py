@@ -103,6 +103,14 @@ def _parser() -> argparse.ArgumentParser:
         help="names by which requests may ask for the model; by default the directory's, or the "
         "repository's id",
     )
+    up.add_argument(
+        "--image-urls",
+        nargs="+",
+        default=[],
+        metavar="HOST",
+        help="hosts whose images are fetched by https URL: names, .example.org for all below it, "
+        "or '*' for every public one; by default none",
+    )
     _add_stack_arguments(up)
 
     chat = command("chat", _chat, "Ask a question, or have a conversation, with pictures.")

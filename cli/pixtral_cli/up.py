@@ -17,6 +17,9 @@ def run_up(options: argparse.Namespace) -> int:
     if options.served_model_name:
         names = shlex.quote(",".join(options.served_model_name))
         options.gateway_args += f" --served-model-name={names}"
+    if options.image_urls:
+        hosts = shlex.quote(",".join(options.image_urls))
+        options.gateway_args += f" --image-url-hosts={hosts}"
     stack = start_stack(options, listen=options.listen, http_listen=options.http_listen)
     try:
         console.print(f"\n[green]ready[/] at [bold]{stack.target}[/]; logs are in {stack.log_dir}")

@@ -7,12 +7,15 @@ string or a list of parts:
     {"type": "image_url", "image_url": {"url": URL}}    or "image_url": URL
     {"type": "image", "image": IMAGE}                   or IMAGE ("image_pil" names it too)
 
+An image may have OpenAI's "detail" beside its type or its URL: "low" shows it smaller to the model.
+
 URL is a `data:` or http(s) URL. IMAGE is a `pathlib.Path`, the bytes of an image file, a PIL image,
 what `put_image` gave back, or a URL. A file is read only where a `Path` says so, never for a
 string: a message list that came as JSON from elsewhere cannot name the files of this machine. It
 can name URLs, and they are fetched from here.
 
-An assistant's message may have `tool_calls` instead of content or beside it (see
+An assistant's message may have `reasoning`, what it thought before it answered, and a part may be
+{"type": "thinking", "thinking": TEXT}. It may have `tool_calls` instead of or beside content (see
 `pixtral_client.tools`); what a tool gave back is a message of role "tool" with the `tool_call_id`.
 The last message may be an assistant's with `"prefix": True`: the answer goes on from it.
 """
@@ -34,6 +37,13 @@ _ROLES = {
     "user": chat_pb2.ROLE_USER,
     "assistant": chat_pb2.ROLE_ASSISTANT,
     "tool": chat_pb2.ROLE_TOOL,
+}
+_DETAILS: dict[Any, chat_pb2.ImageDetail.ValueType] = {
+    None: chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
+    "auto": chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
+    "low": chat_pb2.IMAGE_DETAIL_LOW,
+    "high": chat_pb2.IMAGE_DETAIL_HIGH,
+    "original": chat_pb2.IMAGE_DETAIL_HIGH,
 }
 _TEXT_TYPES = ("text", "input_text")
 _IMAGE_TYPES = ("image_url", "input_image", "image", "image_pil")
@@ -95,9 +105,11 @@ def _message(message: Any, where: str) -> chat_pb2.Message:
     # An empty text is no part; an assistant or a tool may give none at all.
     if content == "" or (content is None and role in ("assistant", "tool")):
         content = []
+    reasoning = message.get("reasoning") or message.get("reasoning_content")
+    thought = [chat_pb2.ContentPart(thinking=reasoning)] if reasoning else []
     return chat_pb2.Message(
         role=_ROLES[role],
-        content=_content(content, f"{where}.content"),
+        content=[*thought, *_content(content, f"{where}.content")],
         tool_calls=calls,
         tool_call_id=message.get("tool_call_id") or "",
     )
@@ -127,10 +139,21 @@ def _part(part: Any, where: str) -> chat_pb2.ContentPart:
     if kind in _IMAGE_TYPES:
         key = "image_url" if kind == "input_image" else kind
         source = part.get(key)
+        detail = part.get("detail")
         if isinstance(source, Mapping):
+            detail = source.get("detail", detail)
             source, key = source.get("url"), f"{key}.url"
-        return chat_pb2.ContentPart(image=to_image(source, f"{where}.{key}"))
-    known = ", ".join(("text", *_IMAGE_TYPES))
+        if detail not in _DETAILS:
+            raise ValueError(f"{where}.detail must be auto, low or high, not {detail!r}")
+        image = to_image(source, f"{where}.{key}")
+        image.detail = _DETAILS[detail]
+        return chat_pb2.ContentPart(image=image)
+    if kind == "thinking":
+        thinking = part.get("thinking")
+        if not isinstance(thinking, str):
+            raise TypeError(f"{where}.thinking must be a string, not {_kind(thinking)}")
+        return chat_pb2.ContentPart(thinking=thinking)
+    known = ", ".join(("text", *_IMAGE_TYPES, "thinking"))
     raise ValueError(f"{where}.type must be one of {known}, not {kind!r}")
 
 

@@ -133,16 +133,18 @@ class Sampling(TypedDict, total=False):
 class Options(Sampling, total=False):
     """How to answer: `Sampling`, what tools may or must be called (`pixtral_client.tools`), and
     before whom: of requests that wait, those of a lower `priority` go first. With
-    `continue_final_message` the last message, an assistant's, is the beginning of the answer."""
+    `continue_final_message` the last message, an assistant's, is the beginning of the answer. A
+    `reasoning_effort` is for models whose template has a place for it."""
 
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
     priority: int | None
     continue_final_message: bool | None
+    reasoning_effort: str | None
 
 
-_OF_CHAT = (*OPTIONS, "priority", "continue_final_message")
+_OF_CHAT = (*OPTIONS, "priority", "continue_final_message", "reasoning_effort")
 
 
 def chat_request(
@@ -157,6 +159,7 @@ def chat_request(
     chat.sampling.CopyFrom(_sampling(options))
     chat.messages.extend(to_protos(messages))
     chat.priority = options.get("priority") or 0
+    chat.reasoning_effort = options.get("reasoning_effort") or ""
     chat.continue_final_message = bool(options.get("continue_final_message")) or goes_on(messages)
     return request
 
@@ -223,6 +226,7 @@ class Answer:
             index=index,
             tool_calls=joined_calls(call for delta in deltas for call in delta.tool_calls),
             stop_reason=deltas[-1].stop_reason if deltas else None,
+            reasoning="".join(delta.reasoning for delta in deltas),
         )
 
 

@@ -25,6 +25,7 @@ class Usage:
     image_tokens: int
     cached_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class Delta:
 
     `logprobs` has one for each token where they were asked for. `index` is the choice's. Tool
     calls are not in `text`. `stop_reason` is the stop string or the id of the stop token that ended
-    the answer, None where the model ended it.
+    the answer, None where the model ended it. `reasoning` is what a model that thinks has thought
+    before its answer, and not in `text`.
     """
 
     text: str
@@ -115,6 +117,7 @@ class Delta:
     index: int = 0
     tool_calls: tuple[ToolCall, ...] = ()
     stop_reason: str | int | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,7 @@ class Choice:
     logprobs: tuple[TokenLogprobs, ...]
     tool_calls: tuple[ToolCall, ...] = ()
     stop_reason: str | int | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,8 @@ class Completion:
     """A whole answer. `images` are in the order of the conversation.
 
     `model` is the gateway's name for what answered. Where `n` answers were asked for, `choices` are
-    all of them; text, tokens, finish and stop reason, logprobs and tool calls are the first one's.
+    all of them; text, reasoning, tokens, finish and stop reason, logprobs and tool calls are the
+    first one's.
     `prompt_logprobs` has one for each token of the prompt, where they were asked for, and None for
     the first, which nothing comes before.
     """
@@ -153,6 +158,7 @@ class Completion:
     tool_calls: tuple[ToolCall, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     stop_reason: str | int | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +190,7 @@ def delta_from_proto(choice: chat_pb2.Choice) -> Delta:
         choice.index,
         tuple(ToolCall(c.id, c.name, c.arguments, c.index) for c in choice.tool_calls),
         _stop_reason(choice),
+        choice.reasoning,
     )
 
 
@@ -203,6 +210,7 @@ def completion_from_proto(
             image_tokens=usage.image_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
         ),
         timings=Timings(
             queue=_seconds(timings.queue),
@@ -231,6 +239,7 @@ def completion_from_proto(
                 each.logprobs,
                 each.tool_calls,
                 each.stop_reason,
+                each.reasoning,
             )
             for each in answers
         ),
@@ -240,6 +249,7 @@ def completion_from_proto(
             for each in summary.prompt_logprobs
         ),
         stop_reason=answer.stop_reason,
+        reasoning=answer.reasoning,
     )
 
 

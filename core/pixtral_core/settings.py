@@ -35,6 +35,7 @@ from redis.asyncio.connection import parse_url
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+from pixtral_core.image.formats import ImageFormat
 from pixtral_core.server.certificates import ServerCertificate
 from pixtral_core.server.channel import ClientTls
 
@@ -83,6 +84,28 @@ Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split)]
 Target = Annotated[str, AfterValidator(_check_target)]
 Targets = Annotated[tuple[Target, ...], NoDecode, BeforeValidator(_split)]
 Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+def _check_image_formats(names: object) -> object:
+    if not isinstance(names, tuple | list):
+        return names
+    by_name = {each.lower(): each for each in ImageFormat}
+    unknown = [name for name in names if str(name).lower() not in by_name]
+    if unknown or not names:
+        raise ValueError(f"must be some of {', '.join(by_name)}")
+    return tuple(by_name[str(name).lower()] for name in names)
+
+
+ImageFormats = Annotated[
+    tuple[ImageFormat, ...],
+    NoDecode,
+    BeforeValidator(_check_image_formats),
+    BeforeValidator(_split),
+]
+IMAGE_FORMATS_DESCRIPTION = (
+    "Formats of images that are taken, of png, jpeg, webp, gif, bmp, ico, avif, tiff, jpeg2000 and "
+    "ppm; gateways and encoders must have the same."
+)
 
 
 def is_loopback(address: str) -> bool:

@@ -15,7 +15,7 @@ from pixtral_core.errors import DeadlineExceeded, InvalidRequest, ServingError
 from pixtral_core.generation.logprobs import TokenLogprobs
 from pixtral_core.generation.sampling import Sampling
 from pixtral_core.telemetry.request_log import current_span, first_token, note
-from pixtral_gateway.checks.conversation import Conversation, Role
+from pixtral_gateway.checks.conversation import NO_TOOLS, Conversation, ImageSource, Role
 from pixtral_gateway.checks.validation import (
     check_characters,
     check_gathered,
@@ -26,7 +26,7 @@ from pixtral_gateway.images.image_reader import ImageInput
 from pixtral_gateway.images.request_images import RequestImages
 from pixtral_gateway.metrics import IMAGES, REQUESTS, TIME_TO_FIRST_TOKEN
 from pixtral_gateway.prompt.prompt_encoder import Prompt, PromptEncoder
-from pixtral_gateway.prompt.tool_format import ToolCallsReader
+from pixtral_gateway.prompt.tool_format import AnswerReader
 from pixtral_gateway.request import (
     Begun,
     Delta,
@@ -96,7 +96,7 @@ class Pipeline:
                 request.tenant, len(request.conversation.images), request.sampling.n
             ) as permit,
         ):
-            tools, sampling = self._tool_calls(request)
+            sampling = self._constrained(request)
             contract = self._tiers.contract(request.adapter)
             images, prompt = await self._read(
                 request.conversation, request.tenant, contract, permit
@@ -107,6 +107,7 @@ class Pipeline:
             if request.is_gathered:
                 check_gathered(sampling)
 
+            answer = self._answer_reader(request, prompt)
             completion = _Completion(request, prompt, images, contract)
             with completion.encoding():
                 completion.located |= await self._embeddings.find(
@@ -138,15 +139,15 @@ class Pipeline:
                             self._images.keep(request.conversation.images, images, request.tenant)
                         if request.is_gathered or delta.prompt_logprobs:
                             permit.hold(completion.keep(delta))
-                        if tools is not None:
-                            delta = tools.read(delta)
+                        if answer is not None:
+                            delta = answer.read(delta)
                         if completion.add(delta):
                             yield delta
             except InvalidRequest as error:
-                raise (error if tools is None else tools.error(error)) from None
+                raise (error if answer is None else answer.error(error)) from None
             finally:
                 completion.end()
-            yield completion.finished()
+            yield completion.finished(0 if answer is None else answer.reasoning_tokens)
 
     async def count(self, conversation: Conversation, tenant: Tenant) -> Prompt:
         """The prompt that a conversation makes. Raises InvalidRequest and Overloaded."""
@@ -210,13 +211,22 @@ class Pipeline:
         note(images=0, prompt_tokens=len(token_ids))
         return Prompt(token_ids, (), 0)
 
-    def _tool_calls(self, request: Request) -> tuple[ToolCallsReader | None, Sampling]:
-        """A reader of tool calls, if there may be any, and parameters that they follow."""
-        tools, sampling = request.conversation.tools, request.sampling
-        if not tools.offered or (not tools.forced and sampling.structured_output is not None):
-            return None, sampling
-        tool_format = self._prompts.tools
-        return tool_format.reader(tools), tool_format.constrain(tools, sampling)
+    def _constrained(self, request: Request) -> Sampling:
+        """The parameters that calls which must be made follow."""
+        return self._prompts.tools.constrain(request.conversation.tools, request.sampling)
+
+    def _answer_reader(self, request: Request, prompt: Prompt) -> AnswerReader | None:
+        """A reader of tool calls and thoughts, if there may be any."""
+        conversation, tool_format = request.conversation, self._prompts.tools
+        if isinstance(conversation, RawPrompt):
+            return None
+        tools = conversation.tools
+        if not tools.forced and request.sampling.structured_output is not None:
+            tools = NO_TOOLS
+        if not tools.offered and not tool_format.thinks:
+            return None
+        is_thinking = conversation.goes_on and tool_format.ends_within_thought(prompt.token_ids)
+        return tool_format.reader(tools, is_thinking=is_thinking)
 
 
 class _Completion:
@@ -232,7 +242,10 @@ class _Completion:
         self, request: Request, prompt: Prompt, images: Sequence[ImageInput], contract: Contract
     ) -> None:
         scope = request.tenant.name
-        self.keys = [EmbeddingKey(image.sha256, contract.fingerprint, scope) for image in images]
+        self.keys = [
+            EmbeddingKey(image.sha256, contract.fingerprint, scope, image.low_detail)
+            for image in images
+        ]
         self.wanted = dict(zip(self.keys, images, strict=True))
         self.located: dict[EmbeddingKey, Encoded] = {}
         self.has_begun = False
@@ -292,10 +305,16 @@ class _Completion:
             reasons = [reason.value for _, reason in sorted(self._finish_reasons.items())]
             note(finish_reason=",".join(reasons))
 
-    def finished(self) -> Finished:
+    def finished(self, reasoning_tokens: int) -> Finished:
         prompt = self._prompt
         return Finished(
-            Usage(len(prompt.token_ids), prompt.image_tokens, self._cached_tokens, self._tokens),
+            Usage(
+                len(prompt.token_ids),
+                prompt.image_tokens,
+                self._cached_tokens,
+                self._tokens,
+                reasoning_tokens,
+            ),
             Timings(
                 self._queue,
                 self._encode,
@@ -370,7 +389,7 @@ def _head(request: Request, images: Sequence[ImageInput], prompt: Prompt) -> byt
     if conversation.tools.offered:
         digest.update(repr(conversation.tools.offered).encode())
     for turn in conversation.turns:
-        if any(not isinstance(part, str) for part in turn.parts):
+        if any(isinstance(part, ImageSource) for part in turn.parts):
             digest.update(images[0].sha256)
         else:
             digest.update(repr(turn.parts).encode())

@@ -114,6 +114,7 @@ class GatewayTier:
             max_bytes=settings.max_image_bytes,
             max_pixels=settings.max_image_pixels,
             fetcher=self._fetcher,
+            formats=settings.image_formats,
         )
         admission = Admission(
             settings.max_concurrent_requests or 1,
@@ -164,9 +165,10 @@ def _fetcher(settings: GatewaySettings) -> Fetcher | None:
     if not settings.image_url_hosts:
         return None
     return Fetcher(
-        Hosts(settings.image_url_hosts),
+        Hosts(settings.image_url_hosts, settings.image_url_http),
         max_bytes=settings.max_image_bytes,
         timeout_seconds=settings.image_url_timeout_seconds,
+        formats=settings.image_formats,
     )
 
 

@@ -134,6 +134,7 @@ class Delta:
         queue: seconds that the request waited for the engine; in the first delta.
         stop_reason: in the last delta, the stop string or the id of the stop token that ended the
             choice; None where the model ended it.
+        reasoning: what the model thinks before its answer, which is not part of `text`.
     """
 
     index: int
@@ -146,6 +147,7 @@ class Delta:
     cached_tokens: int = 0
     queue: float = 0.0
     stop_reason: str | int | None = None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +163,14 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """In tokens. Image tokens and cached tokens are among the prompt's."""
+    """In tokens. Image tokens and cached tokens are among the prompt's, and reasoning tokens among
+    the completion's."""
 
     prompt_tokens: int
     image_tokens: int
     cached_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

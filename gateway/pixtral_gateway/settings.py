@@ -5,9 +5,12 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, DirectoryPath, Field, FilePath, model_validator
 
+from pixtral_core.image.formats import DEFAULT_FORMATS
 from pixtral_core.limits import MESSAGE_BYTES
 from pixtral_core.settings import (
+    IMAGE_FORMATS_DESCRIPTION,
     Address,
+    ImageFormats,
     ModelSettings,
     PeerTlsSettings,
     RedisSettings,
@@ -58,6 +61,11 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         False,
         description="End each stream over HTTP with a chunk of its usage, as if the client had set "
         "stream_options.include_usage.",
+    )
+    disable_any_whitespace: bool = Field(
+        True,
+        description="Have the JSON that response_format and text.format ask for come on one line, "
+        "which ends the answers of small models; false: with any white space, as vLLM has it.",
     )
     allowed_origins: Origins = Field(
         (),
@@ -136,11 +144,20 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         description="Hosts whose images are fetched by https URL: names, .example.org for all "
         "below it, name:port, or * for every public host; empty: no URL but data:.",
     )
+    image_url_http: bool = Field(
+        False,
+        description="Fetch images from those hosts by http URL, too, which anyone on the way can "
+        "read and change.",
+    )
     image_url_timeout_seconds: float = Field(
         5.0, gt=0, description="The longest that an image may take to be fetched."
     )
     max_image_pixels: int = Field(
         64_000_000, ge=1, description="The largest image that is taken, as width times height."
+    )
+    image_formats: ImageFormats = Field(
+        DEFAULT_FORMATS,
+        description=IMAGE_FORMATS_DESCRIPTION,
     )
 
     @property

@@ -28,6 +28,25 @@ def findings(monkeypatch: pytest.MonkeyPatch) -> Any:
     return of
 
 
+@pytest.mark.parametrize(
+    ("hosts", "http", "told"),
+    [
+        ("", "", "none is fetched"),
+        ("images.example.org", "", "by https from images.example.org"),
+        ("*", "true", "by https and http from *"),
+    ],
+)
+def test_where_images_are_fetched_from(
+    hosts: str, http: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXTRAL_IMAGE_URL_HOSTS", hosts)
+    monkeypatch.setenv("PIXTRAL_IMAGE_URL_HTTP", http)
+    (finding,) = doctor.check_image_urls()
+    assert finding.level == "ok"
+    assert told in finding.what
+    assert ("--image-urls" in (finding.advice or "")) == (not hosts)
+
+
 def test_a_version_that_was_tried_is_fine(findings: Any) -> None:
     assert findings("0.32.0") == [Finding("ok", "vllm 0.32.0 imports, and finds the plug-in")]
 

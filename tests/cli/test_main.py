@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -177,6 +178,21 @@ def test_up_serves_a_model_by_other_names(tmp_path: Path, monkeypatch: pytest.Mo
     names = ["--served-model-name", "mistralai/Pixtral-12B-2409", "pixtral"]
     with pytest.raises(Started, match="--served-model-name=mistralai/Pixtral-12B-2409,pixtral"):
         main.main(["up", "--model-dir", str(tmp_path), *names])
+
+
+def test_up_fetches_images_from_the_hosts_that_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+
+    def start(options: argparse.Namespace, **_: Any) -> None:
+        given.extend(shlex.split(options.gateway_args))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(up, "start_stack", start)
+    hosts = ["--image-urls", "images.example.org", ".example.com", "*"]
+    assert main.main(["up", "--model-dir", str(tmp_path), *hosts]) == 130
+    assert given == ["--image-url-hosts=images.example.org,.example.com,*"]
 
 
 def write_weights(path: Path, *, missing: int = 0) -> None:

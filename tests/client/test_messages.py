@@ -74,6 +74,24 @@ def test_data_urls_go_as_they_are(part: Any) -> None:
     assert image_of(part).url == DATA_URL
 
 
+def test_detail_stands_beside_the_url_or_the_type() -> None:
+    parts: list[Any] = [
+        {"type": "image_url", "image_url": {"url": DATA_URL, "detail": "low"}},
+        {"type": "input_image", "image_url": DATA_URL, "detail": "high"},
+        {"type": "image", "image": b"file", "detail": "auto"},
+        b"file",
+    ]
+    (message,) = to_protos([{"role": "user", "content": parts}])
+    assert [part.image.detail for part in message.content] == [
+        chat_pb2.IMAGE_DETAIL_LOW,
+        chat_pb2.IMAGE_DETAIL_HIGH,
+        chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
+        chat_pb2.IMAGE_DETAIL_UNSPECIFIED,
+    ]
+    with pytest.raises(ValueError, match=r"messages\[0\].content\[0\].detail must be auto, low"):
+        to_protos([{"role": "user", "content": [parts[2] | {"detail": "fine"}]}])
+
+
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"type": "image", "image": x}])
 def test_files_and_bytes_go_unchanged(tmp_path: Path, wrap: Any) -> None:
     path = tmp_path / "cat.jpg"

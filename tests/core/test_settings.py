@@ -2,11 +2,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
+from pixtral_core.image.formats import DEFAULT_FORMATS, ImageFormat
 from pixtral_core.server.channel import ClientTls
 from pixtral_core.settings import (
     Addresses,
+    ImageFormats,
     PeerTlsSettings,
     ProcessSettings,
     RedisSettings,
@@ -194,6 +196,15 @@ def test_a_file_that_is_missing_or_no_toml_is_named(
     broken.write_text("listen = \n")
     [line] = refused(["--config", str(broken)], capsys)
     assert "line 1" in line
+
+
+def test_formats_of_images_are_named_in_any_case() -> None:
+    made: TypeAdapter[tuple[ImageFormat, ...]] = TypeAdapter(ImageFormats)
+    assert made.validate_python("PNG, jpeg2000") == (ImageFormat.PNG, ImageFormat.JPEG_2000)
+    assert made.validate_python(DEFAULT_FORMATS) == DEFAULT_FORMATS
+    for wrong in ("heic", "", "png,svg"):
+        with pytest.raises(ValidationError, match="must be some of png, jpeg, webp"):
+            made.validate_python(wrong)
 
 
 def test_plaintext_stays_on_loopback_unless_it_is_allowed(

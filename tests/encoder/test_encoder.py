@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,30 @@ def encoder(make: Make) -> Encoder:
 def stored(redis: RedisServer) -> dict[bytes, bytes]:
     with redis.client() as client:
         return {name: client.get(name) for name in client.scan_iter()}
+
+
+async def test_an_image_in_low_detail_is_another_embedding(
+    encoder: Encoder, redis: RedisServer, spec: VisionSpec, tower: VisionTower
+) -> None:
+    size = spec.max_image_size
+    image = png(size, size // 2)
+    low = replace(key_of(image), low_detail=True)
+    whole = await encoder.encode(key_of(image), image)
+    result = await encoder.encode(low, image)
+
+    assert result.source is Source.ENCODED
+    assert result.grid == spec.grid(size // 2, size // 4)
+    assert result.grid != whole.grid
+    values = stored(redis)
+    assert set(values) == {key_of(image).redis_key.encode(), low.redis_key.encode()}
+    value = values[low.redis_key.encode()]
+    embedding = wire_format.decode(low, value, width=spec.width, dtype=DType.F32)
+    half = replace(spec, max_image_size=size // 2)
+    preprocessor = Preprocessor(half, workers=1, max_pixels=10**7, timeout_seconds=30)
+    pixels = await preprocessor.pixels(await preprocessor.open(image, bytes(32)))
+    preprocessor.close()
+    (expected,) = tower.embed([tower.stage(pixels)])
+    assert bytes(embedding.data) == expected.numpy().tobytes()
 
 
 async def test_what_is_stored_and_held_is_the_towers_output(

@@ -20,12 +20,13 @@ import numpy as np
 from mistral_common.tokens.tokenizers.image import transform_image
 from PIL import ExifTags, Image, ImageOps
 
-from pixtral_core.image.header import BadHeader, read_header
+from pixtral_core.image.formats import BadHeader, ImageFormat
+from pixtral_core.image.header import read_header
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_encoder.image.decoding import TargetSize, Undecodable, decode
 from tests.fuzz.pictures import Mutator, originals
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+FORMATS = frozenset(ImageFormat)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -74,7 +75,7 @@ class Images:
     def check(self, data: bytes) -> str:
         """Its outcome. Raises Broken, or whatever else should not be raised."""
         try:
-            header = read_header(data)
+            header = read_header(data, FORMATS)
         except BadHeader:
             return "IMAGE_MALFORMED by its header"
         if header is None:
@@ -119,7 +120,9 @@ class _Upright:
 def _as_vllm_has_it(data: bytes) -> _Upright | None:
     """None where Pillow does not take it."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(
+            io.BytesIO(data), formats=[each.upper() for each in FORMATS]
+        )
         # Pillow's name of a JPEG behind which there are more of them.
         name = {"MPO": "JPEG"}.get(image.format or "", image.format or "")
         image.load()
@@ -128,7 +131,7 @@ def _as_vllm_has_it(data: bytes) -> _Upright | None:
         return None
     image, is_vllms = _turned(image)
     size = image.size
-    if image.mode == "I;16":
+    if image.mode.startswith("I;16") or (name, image.mode) == ("PPM", "I"):
         # The one way in which we differ.
         image = _scaled(image)
     return _Upright(name, size, image, is_vllms)

@@ -60,6 +60,23 @@ def with_xmp(orientation: int) -> PngImagePlugin.PngInfo:
     return info
 
 
+def flipped(bmp: bytes) -> bytes:
+    height: int
+    (height,) = struct.unpack_from("<i", bmp, 22)
+    return bmp[:22] + struct.pack("<i", -height) + bmp[26:]
+
+
+def runs() -> bytes:
+    """A BMP of one colour, in which each row is one run."""
+    whole = saved(picture(11, "P"), "BMP")
+    made: bytes
+    width, height = struct.unpack_from("<ii", whole, 18)
+    (pixels,) = struct.unpack_from("<I", whole, 10)
+    body = (bytes((width, 7)) + b"\0\0") * height + b"\0\1"
+    made = whole[:30] + struct.pack("<II", 1, len(body)) + whole[38:pixels] + body
+    return made
+
+
 def behind(data: bytes) -> bytes:
     """A PNG whose EXIF block comes after its pixels."""
     blocks = list(chunks_of(data))
@@ -106,6 +123,31 @@ def originals() -> dict[str, bytes]:
         "gif interlaced": saved(picture(10, "P"), "GIF", interlace=1),
         "gif transparent": saved(picture(10, "P"), "GIF", transparency=5),
         "gif animated": saved(frames[0], "GIF", **more),
+        **{f"bmp {mode}": saved(picture(11, mode), "BMP") for mode in ("1", "L", "P", "RGB")},
+        "bmp of top row first": flipped(saved(picture(11), "BMP")),
+        "bmp of runs": runs(),
+        "ico": saved(picture(12), "ICO", sizes=[(16, 16), (32, 32)]),
+        "ico of bitmaps": saved(picture(12, "RGBA"), "ICO", bitmap_format="bmp"),
+        "avif": saved(picture(13), "AVIF"),
+        "avif transparent": saved(picture(13, "RGBA"), "AVIF"),
+        "avif grey": saved(picture(13, "L"), "AVIF"),
+        "avif of many": saved(frames[0], "AVIF", **more).replace(b"ftypavis", b"ftypavif", 1),
+        **{f"avif turned {i}": saved(picture(13), "AVIF", exif=turned(i)) for i in range(2, 9)},
+        **{f"tiff {mode}": saved(picture(14, mode), "TIFF") for mode in (*MODES, "RGBA", "CMYK")},
+        "tiff 16 bits": saved(deep, "TIFF"),
+        "tiff LZW": saved(picture(14), "TIFF", compression="tiff_lzw"),
+        "tiff JPEG": saved(picture(14), "TIFF", compression="jpeg"),
+        "tiff G4": saved(picture(14, "1"), "TIFF", compression="group4"),
+        "tiff of many": saved(picture(0), "TIFF", save_all=True, append_images=[picture(1)]),
+        **{f"tiff turned {i}": saved(picture(14), "TIFF", exif=turned(i)) for i in range(2, 9)},
+        "jpeg 2000": saved(picture(15), "JPEG2000"),
+        "jpeg 2000 transparent": saved(picture(15, "RGBA"), "JPEG2000"),
+        "jpeg 2000 codestream": saved(picture(15), "JPEG2000", no_jp2=True),
+        "jpeg 2000 tiles": saved(picture(15), "JPEG2000", tile_size=(16, 16)),
+        "jpeg 2000 16 bits": saved(deep, "JPEG2000"),
+        **{f"ppm {mode}": saved(picture(16, mode), "PPM") for mode in ("1", "L", "RGB")},
+        "ppm 16 bits": saved(deep, "PPM"),
+        "ppm in words": b"P3 # a comment\n2 1\n255\n255 0 0  0 9 255\n",
     }
     return made | {f"{name} cut": data[: len(data) // 2] for name, data in made.items()}
 

@@ -56,8 +56,22 @@ def v13_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return of_version("v13", tmp_path_factory)
 
 
-def of_version(version: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def thinking_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As Magistral's: version 13, with tokens to think between."""
+    return of_version("v13", tmp_path_factory, thinks=True)
+
+
+@pytest.fixture(scope="session")
+def v15_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thinks as much as a setting in the prompt says."""
+    return of_version("v15", tmp_path_factory)
+
+
+def of_version(
+    version: str, tmp_path_factory: pytest.TempPathFactory, *, thinks: bool = False
+) -> Path:
     small = RandomSpec(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, vision_layers=1)
-    directory = tmp_path_factory.mktemp("models") / version
-    set_version(write_random_checkpoint(directory, small), version)
+    directory = tmp_path_factory.mktemp("models") / f"{version}{'-thinking' if thinks else ''}"
+    set_version(write_random_checkpoint(directory, small), version, thinks=thinks)
     return directory

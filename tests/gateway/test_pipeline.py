@@ -51,6 +51,7 @@ from tests.support.gateway_harness import (
 from tests.support.gateway_pictures import (
     assistant,
     image,
+    image_named,
     image_url,
     picture,
     png_of,
@@ -157,6 +158,26 @@ async def test_new_images_are_encoded_and_named_to_the_decoder(
     ]
     assert sum(r.tokens for r in answer.finished.images) == answer.finished.usage.image_tokens
     assert answer.finished.timings.encode > 0
+
+
+async def test_an_image_in_low_detail_is_encoded_and_cached_apart(
+    gateway: Harness, encoders: list[FakeEncoder], decoders: list[FakeDecoder], spec: VisionSpec
+) -> None:
+    large = picture(spec.max_image_size, spec.max_image_size)
+    low = image(large)
+    low.image.detail = chat_pb2.IMAGE_DETAIL_LOW
+    named = image_named(sha(large))
+    named.image.detail = chat_pb2.IMAGE_DETAIL_LOW
+
+    answer = await gateway.answer(user(low, image(large), named, QUESTION))
+
+    keys = [key for encoder in encoders for key in encoder.calls]
+    assert sorted(key.low_detail for key in keys) == [False, True]
+    (request,) = serving(decoders).calls
+    assert [each.key.low_detail for each in request.images] == [True, False, True]
+    tokens = [report.tokens for report in answer.finished.images]
+    half = spec.grid(spec.max_image_size // 2, spec.max_image_size // 2)
+    assert tokens[0] == tokens[2] == half.placeholder_length < tokens[1] / 3
 
 
 async def test_images_in_redis_skip_the_encoder(

@@ -83,7 +83,7 @@ class FakeEncoder(_Process, encoder_pb2_grpc.EncoderServiceServicer):
             raise
         header = read_header(request.image)
         assert header is not None
-        grid = self.spec.grid(header.width, header.height)
+        grid = self.spec.grid(header.width, header.height, low_detail=key.low_detail)
         is_new = key not in self.encoded
         self.encoded.add(key)
         return encoder_pb2.EncodeResponse(

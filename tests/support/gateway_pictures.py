@@ -33,6 +33,16 @@ def header_of(data: bytes) -> bytes:
         return data[: data.index(b"\xff\xda")]
     if data.startswith(b"RIFF"):
         return data[:30]
+    if data.startswith(b"BM"):
+        return data[:26]
+    if data[:1] == b"P":
+        return data[: data.index(b"\n", 3) + 1]
+    for beginning, end in ((b"ftyp", b"mdat"), (b"jP  ", b"jp2c")):
+        if data[4:8] == beginning:
+            return data[: data.index(end)]
+    if data.startswith(b"II"):
+        # Pillow writes the directory first.
+        return data[: 10 + 12 * int.from_bytes(data[8:10], "little")]
     descriptor = data.index(b",", 13 + (3 << (data[10] & 7) + 1))
     return data[: descriptor + 10]
 

@@ -6,8 +6,14 @@ from typing import Any
 
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
+# As Magistral's and Mistral-Small-4's tokenizers have them.
+THINKING = ((34, "[THINK]"), (35, "[/THINK]"))
+SETTINGS = ((36, "[MODEL_SETTINGS]"), (37, "[/MODEL_SETTINGS]"))
+EFFORTS = ("none", "high")
 
-def set_version(directory: Path, version: str) -> None:
+
+def set_version(directory: Path, version: str, *, thinks: bool = False) -> None:
+    """`thinks` adds the tokens of a reasoning model, and a version 15 always has them."""
     path = directory / "tekken.json"
     tekken = json.loads(path.read_text())
     tekken["config"]["version"] = version
@@ -15,7 +21,20 @@ def set_version(directory: Path, version: str) -> None:
         tokens: list[dict[str, Any]] = [
             dict(token) for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS
         ]
-        for rank, name in ((32, "[ARGS]"), (33, "[CALL_ID]")):
+        added = [(32, "[ARGS]"), (33, "[CALL_ID]")]
+        if thinks or version == "v15":
+            added += THINKING
+        if version == "v15":
+            added += SETTINGS
+            tekken["model_settings_builder"] = {
+                "reasoning_effort": {
+                    "type": "enum",
+                    "accepts_none": True,
+                    "default": EFFORTS[0],
+                    "values": list(EFFORTS),
+                }
+            }
+        for rank, name in added:
             tokens.append({"rank": rank, "token_str": name, "is_control": True})
         known = {token["rank"] for token in tokens}
         tokens += [

@@ -21,11 +21,13 @@ class EmbeddingKey:
         fingerprint: what makes the embedding, see `pixtral_core.model.fingerprint`.
         scope: the tenant that it belongs to. Equal images of two scopes have two keys, so that
             a warm cache tells nobody what another has shown.
+        low_detail: it is of the image in low detail, which makes it smaller.
     """
 
     image_sha256: bytes
     fingerprint: str
     scope: str
+    low_detail: bool = False
 
     def __post_init__(self) -> None:
         if len(self.image_sha256) != hashlib.sha256().digest_size:
@@ -38,7 +40,8 @@ class EmbeddingKey:
     def redis_key(self) -> str:
         # The braces make the image's hash the cluster slot: all of an image's embeddings are
         # on one shard, and images spread over all of them.
-        return f"pixtral:emb:{{{self.image_sha256.hex()}}}:{self.fingerprint}:{self.scope}"
+        detail = ":low" if self.low_detail else ""
+        return f"pixtral:emb:{{{self.image_sha256.hex()}}}:{self.fingerprint}:{self.scope}{detail}"
 
     @property
     def digest(self) -> bytes:
@@ -53,10 +56,15 @@ class EmbeddingKey:
 
 def to_proto(key: EmbeddingKey) -> encoder_pb2.EmbeddingKey:
     return encoder_pb2.EmbeddingKey(
-        image_sha256=key.image_sha256, fingerprint=key.fingerprint, scope=key.scope
+        image_sha256=key.image_sha256,
+        fingerprint=key.fingerprint,
+        scope=key.scope,
+        low_detail=key.low_detail,
     )
 
 
 def from_proto(message: encoder_pb2.EmbeddingKey) -> EmbeddingKey:
     """Raises BadKey where a part is missing or malformed."""
-    return EmbeddingKey(message.image_sha256, message.fingerprint, message.scope)
+    return EmbeddingKey(
+        message.image_sha256, message.fingerprint, message.scope, message.low_detail
+    )

@@ -7,11 +7,18 @@ makes a WebP decoder with room for the whole canvas.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from enum import StrEnum
 
 from pixtral_core import limits
+from pixtral_core.image import more_headers
+from pixtral_core.image.formats import (
+    DEFAULT_FORMATS,
+    BadHeader,
+    ImageFormat,
+    TooManyBlocks,
+    sniff,
+)
 from pixtral_core.image.orientation import EXIF_PREFIX, SIDEWAYS, UPRIGHT, orientation
 
 MAX_BLOCKS = limits.IMAGE_BLOCKS.most
@@ -32,24 +39,10 @@ WEBP_HAS_XMP, WEBP_HAS_EXIF = 4, 8
 GIF_EXTENSION, GIF_IMAGE = 0x21, 0x2C
 
 
-class BadHeader(ValueError):
-    """The bytes begin as an image of a known format and do not go on as one."""
-
-
-class TooManyBlocks(BadHeader):
-    """They go on for longer than anyone's image."""
-
-
-class ImageFormat(StrEnum):
-    PNG = "PNG"
-    JPEG = "JPEG"
-    WEBP = "WebP"
-    GIF = "GIF"
-
-
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """The header's size and format; those of the first frame of a GIF.
+    """The header's size and format; of a file with several images, those of the one that Pillow
+    shows first.
 
     Attributes:
         width, height: pixels of the upright image, both at least 1.
@@ -72,10 +65,12 @@ class ImageHeader:
 _Found = tuple[int, int, int]
 
 
-def read_header(data: bytes) -> ImageHeader | None:
-    """None where the bytes are of no format known here. Raises BadHeader."""
-    format_ = _sniff(data)
-    if format_ is None:
+def read_header(
+    data: bytes, formats: Collection[ImageFormat] = DEFAULT_FORMATS
+) -> ImageHeader | None:
+    """None where the bytes are of none of `formats`. Raises BadHeader."""
+    format_ = sniff(data)
+    if format_ is None or format_ not in formats:
         return None
     try:
         width, height, turned = _READERS[format_](data)
@@ -86,18 +81,6 @@ def read_header(data: bytes) -> ImageHeader | None:
     if turned in SIDEWAYS:
         width, height = height, width
     return ImageHeader(format_, width, height, turned)
-
-
-def _sniff(data: bytes) -> ImageFormat | None:
-    if data.startswith(b"\xff\xd8\xff"):
-        return ImageFormat.JPEG
-    if data.startswith(PNG_SIGNATURE):
-        return ImageFormat.PNG
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return ImageFormat.WEBP
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return ImageFormat.GIF
-    return None
 
 
 def _png(data: bytes) -> _Found:
@@ -228,4 +211,10 @@ _READERS: dict[ImageFormat, Callable[[bytes], _Found]] = {
     ImageFormat.JPEG: _jpeg,
     ImageFormat.WEBP: _webp,
     ImageFormat.GIF: _gif,
+    ImageFormat.BMP: more_headers.bmp,
+    ImageFormat.ICO: more_headers.ico,
+    ImageFormat.AVIF: more_headers.avif,
+    ImageFormat.TIFF: more_headers.tiff,
+    ImageFormat.JPEG_2000: more_headers.jpeg_2000,
+    ImageFormat.PPM: more_headers.ppm,
 }

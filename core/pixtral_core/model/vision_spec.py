@@ -102,12 +102,16 @@ class VisionSpec:
         """Pixels, along one side, that one image token covers."""
         return self.patch_size * self.merge_size
 
-    def grid(self, width_px: int, height_px: int) -> Grid:
+    def grid(self, width_px: int, height_px: int, *, low_detail: bool = False) -> Grid:
         """The grid of an image of that size, shrunk to `max_image_size` where it is larger.
 
-        Agrees with mistral_common's `ImageEncoder` (`tokens/tokenizers/image.py`).
+        Agrees with mistral_common's `ImageEncoder` (`tokens/tokenizers/image.py`). In low detail it
+        is shrunk to half of that, and a large image has a quarter of the tokens.
         """
-        ratio = max(width_px / self.max_image_size, height_px / self.max_image_size)
+        longest = self.max_image_size
+        if low_detail:
+            longest = max(longest // 2, self.token_size)
+        ratio = max(width_px / longest, height_px / longest)
         if ratio > 1:
             width_px = max(round(width_px / ratio), 1)
             height_px = max(round(height_px / ratio), 1)

@@ -4,9 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pixtral_gateway.checks.conversation import ImageSource, Role, ToolCall, Turn
-
-Part = str | ImageSource
+from pixtral_gateway.checks.conversation import (
+    ImageSource,
+    Part,
+    Role,
+    Thinking,
+    ToolCall,
+    Turn,
+)
 
 _TURN = re.compile(r"messages\[(\d+)\](.*)")
 _CALL = re.compile(r"\.tool_calls\[(\d+)\](.*)")
@@ -27,8 +32,8 @@ class _OpenTurn:
 class Turns:
     """Turns, and the path in the client's request that each came from.
 
-    An assistant's text and the calls beside it are one turn. Images in the results of calls come in
-    a user's turn after those results, as no template has a place for them in a result.
+    An assistant's thoughts, its text and the calls beside it are one turn. Images in the results of
+    calls come in a user's turn after those results: no template has a place for them in a result.
     """
 
     def __init__(self, field: str, names: Mapping[str, str]) -> None:
@@ -51,7 +56,9 @@ class Turns:
     def assistant(self, path: str, parts: Sequence[Part]) -> None:
         self._show()
         last = self._last_assistant()
-        if last is not None and last.calls and not last.parts:
+        # Its thoughts and calls are of the same turn.
+        has_said = last is not None and not all(isinstance(p, Thinking) for p in last.parts)
+        if last is not None and not has_said and (last.calls or last.parts):
             last.parts.extend(parts)
         else:
             self._turns.append(_OpenTurn(Role.ASSISTANT, path, [*parts]))

@@ -1,6 +1,6 @@
 """A conversation inside the gateway: messages, images, tools and tool calls."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from sys import getsizeof
@@ -18,13 +18,29 @@ class Role(StrEnum):
 class ImageSource:
     """An image as the client gave it: the file itself, a URL that holds it, or its 32-byte SHA-256.
 
-    `path` is the field that it came in, such as `messages[1].content[0].image.data`.
+    `path` is the field that it came in, such as `messages[1].content[0].image.data`. In low detail
+    it is shown smaller to the model.
     """
 
     path: str
     data: bytes = b""
     url: str | None = None
     sha256: bytes | None = None
+    low_detail: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """An assistant's thought before its answer, or a thought that a system message shows.
+
+    `is_closed`: the thought has come to its end; else an answer may go on from within it.
+    """
+
+    text: str
+    is_closed: bool = True
+
+
+Part = str | ImageSource | Thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +94,7 @@ class Turn:
     """`calls` are an assistant's, `call_id` is what a tool's result answers."""
 
     role: Role
-    parts: tuple[str | ImageSource, ...]
+    parts: tuple[Part, ...]
     calls: tuple[ToolCall, ...] = ()
     call_id: str = ""
 
@@ -87,12 +103,14 @@ class Turn:
 class Conversation:
     """Turns, one at least, in any order: mistral_common knows what the model's template takes.
 
-    `goes_on`: the last turn is an assistant's, and the beginning of the answer.
+    `goes_on`: the last turn is an assistant's, and the beginning of the answer. `reasoning_effort`
+    is for templates that have a place for it; empty: as the model has it by itself.
     """
 
     turns: tuple[Turn, ...]
     tools: Tools = NO_TOOLS
     goes_on: bool = False
+    reasoning_effort: str = ""
 
     @property
     def images(self) -> list[ImageSource]:
@@ -107,15 +125,22 @@ class Conversation:
     @property
     def text_bytes(self) -> int:
         """The memory that its texts take, in bytes."""
-        said = sum(
-            getsizeof(part) for turn in self.turns for part in turn.parts if isinstance(part, str)
-        )
+        said = sum(map(getsizeof, self._texts()))
         calls = (call for turn in self.turns for call in turn.calls)
         return said + sum(getsizeof(call.name) + getsizeof(call.arguments) for call in calls)
 
     @property
     def characters(self) -> int:
         """The number of characters of all text; tools and their calls count."""
-        said = sum(len(part) for turn in self.turns for part in turn.parts if isinstance(part, str))
+        said = sum(map(len, self._texts()))
         called = sum(len(c.name) + len(c.arguments) for turn in self.turns for c in turn.calls)
         return said + called + self.tools.characters
+
+    def _texts(self) -> Iterator[str]:
+        for turn in self.turns:
+            for part in turn.parts:
+                match part:
+                    case str():
+                        yield part
+                    case Thinking():
+                        yield part.text

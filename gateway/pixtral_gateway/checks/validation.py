@@ -46,7 +46,12 @@ def check_parts(parts: Sequence[int], context_length: int) -> None:
 
 
 def conversation_of(
-    turns: tuple[Turn, ...], *, max_images: int, tools: Tools = NO_TOOLS, goes_on: bool = False
+    turns: tuple[Turn, ...],
+    *,
+    max_images: int,
+    tools: Tools = NO_TOOLS,
+    goes_on: bool = False,
+    reasoning_effort: str = "",
 ) -> Conversation:
     """The conversation, whose last turn is the beginning of the answer where it `goes_on`.
 
@@ -60,7 +65,7 @@ def conversation_of(
         raise InvalidRequest(
             "continue_final_message", "needs the last message to be an assistant message"
         )
-    conversation = Conversation(turns, tools, goes_on)
+    conversation = Conversation(turns, tools, goes_on, reasoning_effort)
     images = len(conversation.images)
     if images > max_images:
         raise InvalidRequest(

@@ -2,13 +2,21 @@
 
 import asyncio
 import base64
-import binascii
 import hashlib
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 from pixtral_core.concurrency.turns import Turns
 from pixtral_core.errors import InvalidRequest
-from pixtral_core.image.header import BadHeader, ImageHeader, read_header
+from pixtral_core.image.formats import (
+    DEFAULT_FORMATS,
+    BadHeader,
+    ImageFormat,
+    why_unsupported,
+)
+from pixtral_core.image.header import ImageHeader, read_header
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_gateway.checks.conversation import ImageSource
 from pixtral_gateway.images.named_images import ImageSize
@@ -18,6 +26,11 @@ from pixtral_gateway.images.url_fetch import Fetcher
 OFFLOAD_BYTES = 256 << 10
 # So much can be thousands of segments, which take milliseconds.
 OFFLOAD_HEADER_BYTES = 32 << 10
+# A media type with its parameters has no more.
+MAX_HEAD = 1024
+
+_BASE64_HEAD = re.compile(r";[ ]*base64[ \t\n\f\r]*\Z", re.IGNORECASE)
+_WHITE_SPACE = {ord(each): None for each in " \t\n\f\r"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +39,7 @@ class ImageInput:
 
     `width` and `height` are pixels of the upright image, `grid` the tokens that stand for
     it, `sha256` the 32-byte digest of the file; `path` is the request's field that it came in.
+    `low_detail` is False where low detail was asked for and leaves the image as large as it is.
     `data` is empty where the request named the image: `request_images` loads it where it is needed.
     """
 
@@ -35,16 +49,23 @@ class ImageInput:
     height: int
     grid: Grid
     path: str
+    low_detail: bool = False
 
 
 class ImageReader:
-    """Reads images up to `max_bytes` of file and `max_pixels` of width times height.
+    """Reads images of `formats`, up to `max_bytes` of file and `max_pixels` of width times height.
 
     Without a fetcher, data: is the only kind of URL that is taken.
     """
 
     def __init__(
-        self, spec: VisionSpec, *, max_bytes: int, max_pixels: int, fetcher: Fetcher | None = None
+        self,
+        spec: VisionSpec,
+        *,
+        max_bytes: int,
+        max_pixels: int,
+        fetcher: Fetcher | None = None,
+        formats: Collection[ImageFormat] = DEFAULT_FORMATS,
     ) -> None:
         self._spec = spec
         self._max_bytes = max_bytes
@@ -52,6 +73,7 @@ class ImageReader:
         self._fetcher = fetcher
         # Threads that run Python at once only hold up each other, and the loop.
         self._headers = Turns(1)
+        self._formats = formats
 
     async def read(self, source: ImageSource, tenant: str = "") -> ImageInput:
         """Takes turns among tenants. Raises InvalidRequest naming the source's field."""
@@ -68,32 +90,64 @@ class ImageReader:
             sha256 = await asyncio.to_thread(_sha256, data)
         else:
             sha256 = _sha256(data)
-        grid = self._spec.grid(header.width, header.height)
-        return ImageInput(data, sha256, header.width, header.height, grid, source.path)
+        size = ImageSize(header.width, header.height, len(data))
+        return self._input(data, sha256, size, source)
 
     async def _from_url(self, url: str, path: str) -> bytes:
-        comma = url.find(",")
-        head, length = url[: max(comma, 0)], len(url) - comma - 1
-        if url[:5].lower() != "data:" and self._fetcher is not None:
-            return await self._fetcher.fetch(url, path)
-        if head[:5].lower() != "data:":
-            raise InvalidRequest(path, "only data: URLs are taken", "IMAGE_URL_NOT_ALLOWED")
-        if not head.lower().endswith(";base64"):
-            raise InvalidRequest(path, "the data: URL is not base64", "IMAGE_URL_NOT_ALLOWED")
-        self.check_size(length // 4 * 3 - url[-2:].count("="), path)
+        if url[:5].lower() != "data:":
+            if self._fetcher is not None:
+                return await self._fetcher.fetch(url, path)
+            raise InvalidRequest(
+                path,
+                "only data: URLs are taken: send the image in one, or have the operator name hosts "
+                "to fetch from by PIXTRAL_IMAGE_URL_HOSTS",
+                "IMAGE_URL_NOT_ALLOWED",
+            )
+        head, comma, _ = url[:MAX_HEAD].partition(",")
+        if not comma or _BASE64_HEAD.search(head) is None:
+            raise InvalidRequest(
+                path,
+                "the data: URL is not base64: it must begin as data:image/png;base64,",
+                "IMAGE_URL_NOT_ALLOWED",
+            )
         try:
-            if length > OFFLOAD_BYTES:
-                return await asyncio.to_thread(_decoded, url, comma + 1)
-            return _decoded(url, comma + 1)
-        except (binascii.Error, ValueError):
+            if len(url) > OFFLOAD_BYTES:
+                return await asyncio.to_thread(self._decoded, url, len(head) + 1, path)
+            return self._decoded(url, len(head) + 1, path)
+        except ValueError:
             raise InvalidRequest(path, "the base64 is malformed", "IMAGE_MALFORMED") from None
 
-    def named(self, sha256: bytes, size: ImageSize, path: str) -> ImageInput:
+    def _decoded(self, url: str, start: int, path: str) -> bytes:
+        """As WHATWG's data: URLs are read (https://fetch.spec.whatwg.org/#data-url-processor): with
+        white space anywhere, with or without padding, and with %3D for =. Raises ValueError."""
+        text = url[start:]
+        if "%" in text:
+            text = unquote_to_bytes(text).decode("ascii")
+        text = text.translate(_WHITE_SPACE)
+        if len(text) % 4 == 0:
+            text = text.removesuffix("=").removesuffix("=")
+        self.check_size(len(text) * 3 // 4, path)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+    def named(self, sha256: bytes, size: ImageSize, source: ImageSource) -> ImageInput:
         """An image of which only this is known. Raises InvalidRequest as `read` does."""
-        self.check_size(size.nbytes, path)
-        self._check_pixels(size.width, size.height, path)
+        self.check_size(size.nbytes, source.path)
+        self._check_pixels(size.width, size.height, source.path)
+        return self._input(b"", sha256, size, source)
+
+    def again(self, image: ImageInput, source: ImageSource) -> ImageInput:
+        """The image as another field of the request names it, perhaps in another detail."""
+        size = ImageSize(image.width, image.height, len(image.data))
+        return self._input(image.data, image.sha256, size, source)
+
+    def _input(
+        self, data: bytes, sha256: bytes, size: ImageSize, source: ImageSource
+    ) -> ImageInput:
         grid = self._spec.grid(size.width, size.height)
-        return ImageInput(b"", sha256, size.width, size.height, grid, path)
+        low = self._spec.grid(size.width, size.height, low_detail=source.low_detail)
+        return ImageInput(
+            data, sha256, size.width, size.height, low, source.path, low_detail=low != grid
+        )
 
     def check_size(self, nbytes: int, path: str) -> None:
         """Raises InvalidRequest for more bytes than an image may have."""
@@ -104,14 +158,14 @@ class ImageReader:
 
     def _header(self, data: bytes, path: str) -> ImageHeader:
         try:
-            header = read_header(data)
+            header = read_header(data, self._formats)
         except BadHeader as error:
             raise InvalidRequest(
                 path, f"the image is malformed: {error}", "IMAGE_MALFORMED"
             ) from None
         if header is None:
             raise InvalidRequest(
-                path, "not a PNG, JPEG, WebP or GIF image", "IMAGE_FORMAT_UNSUPPORTED"
+                path, why_unsupported(data, self._formats), "IMAGE_FORMAT_UNSUPPORTED"
             )
         self._check_pixels(header.width, header.height, path)
         return header
@@ -123,10 +177,6 @@ class ImageReader:
                 f"the image has {width}x{height} pixels, more than {self._max_pixels} in all",
                 "IMAGE_TOO_MANY_PIXELS",
             )
-
-
-def _decoded(url: str, start: int) -> bytes:
-    return base64.b64decode(url[start:], validate=True)
 
 
 def _sha256(data: bytes) -> bytes:

@@ -90,8 +90,13 @@ class NamedImages:
                     # Says, too, whether it is there.
                     pipeline.expire(name.file_key, KEEP_SECONDS)
                     if fingerprint is not None:
-                        embedding = EmbeddingKey(name.sha256, fingerprint, name.scope)
-                        pipeline.exists(embedding.redis_key)
+                        # In either detail: the file of one that is not there is asked for later.
+                        pipeline.exists(
+                            *(
+                                EmbeddingKey(name.sha256, fingerprint, name.scope, low).redis_key
+                                for low in (False, True)
+                            )
+                        )
                 return await pipeline.execute()
 
         replies = await self._lookups.attempt("image_find", LOOKUP_SECONDS, look_up)

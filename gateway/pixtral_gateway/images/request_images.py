@@ -56,8 +56,8 @@ class RequestImages:
             if source.sha256 is None:
                 return next(in_order)
             if source.sha256 in came:
-                return replace(came[source.sha256], path=source.path)
-            return self._reader.named(source.sha256, sizes[source.sha256], source.path)
+                return self._reader.again(came[source.sha256], source)
+            return self._reader.named(source.sha256, sizes[source.sha256], source)
 
         return [image_of(source) for source in sources]
 

@@ -1,8 +1,9 @@
 """Fetches an image by URL, under rules against server-side request forgery.
 
-Only https, only hosts by name that the operator allows, only public addresses. Every address that a
-name has is checked, and the connection is made to one of those and to no other: what the name says
-a moment later does not matter. A redirect is a new URL, with every check anew.
+Only https, or http by a setting of its own; only hosts by name that are allowed, only public
+addresses. Every address that a name has is checked, and the connection is made to one of those and
+to no other: what the name says a moment later does not matter. A redirect is a new URL, with every
+check anew.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import ipaddress
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,15 +21,14 @@ from yarl import URL
 
 from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.image.formats import DEFAULT_FORMATS, MEDIA_TYPES, ImageFormat
 from pixtral_gateway.metrics import FETCH_SECONDS, FETCHES
 
 MAX_CONNECTIONS: Final = 64
-HTTPS_PORT: Final = 443
+DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 ANY_HOST: Final = "*"
 PIECE: Final = 1 << 16
-CONTENT_TYPES: Final = frozenset(
-    ("image/png", "image/jpeg", "image/webp", "image/gif", "application/octet-stream")
-)
+ANY_CONTENT: Final = "application/octet-stream"
 
 # A name's last label begins with a letter. Some function on the way takes the others for addresses:
 # 127.1, 2130706433, 0x7f000001.
@@ -46,14 +46,15 @@ class NotFetched(Exception):
 @dataclass(frozen=True, slots=True)
 class Hosts:
     """Whom images are fetched from: `example.org`, `example.org:8443`, `.example.org` for all names
-    below, `*` for every public host."""
+    below, `*` for every public host. `http` allows URLs of that scheme beside https."""
 
     allowed: tuple[str, ...]
+    http: bool = False
 
-    def allow(self, host: str, port: int) -> bool:
+    def allow(self, host: str, port: int, scheme: str = "https") -> bool:
         for entry in self.allowed:
             name, _, named_port = entry.lower().partition(":")
-            if port != int(named_port or HTTPS_PORT):
+            if port != int(named_port or DEFAULT_PORTS[scheme]):
                 continue
             if name in (ANY_HOST, host) or (name[:1] == "." and host.endswith(name)):
                 return True
@@ -90,6 +91,7 @@ class Fetcher:
         *,
         max_bytes: int,
         timeout_seconds: float,
+        formats: Collection[ImageFormat] = DEFAULT_FORMATS,
         is_allowed: Callable[[str], bool] = is_public,
         lookup: Lookup = lookup,
         tls: ssl.SSLContext | None = None,
@@ -97,6 +99,9 @@ class Fetcher:
         self._hosts = hosts
         self._max_bytes = max_bytes
         self._timeout_seconds = timeout_seconds
+        self._content_types = {ANY_CONTENT} | {
+            type_ for type_, format_ in MEDIA_TYPES.items() if format_ in formats
+        }
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 resolver=_CheckedResolver(lookup, is_allowed),
@@ -153,15 +158,28 @@ class Fetcher:
 
     def _check(self, url: str, path: str) -> URL:
         target = _parse(url)
-        if target is None or not self._hosts.allow(target.raw_host or "", target.port or 0):
-            raise InvalidRequest(
-                path, "the URL is not one that is fetched", "IMAGE_URL_NOT_ALLOWED"
+        if target is None:
+            trouble = (
+                "no image is fetched from this URL: it must be https:, with the name of a host and "
+                "without a user"
             )
-        return target
+        elif target.scheme == "http" and not self._hosts.http:
+            trouble = (
+                "no image is fetched by http: send an https: URL, or have the operator set "
+                "PIXTRAL_IMAGE_URL_HTTP"
+            )
+        elif not self._hosts.allow(target.raw_host or "", target.port or 0, target.scheme):
+            trouble = (
+                "no image is fetched from this host: the operator names those that are allowed by "
+                "PIXTRAL_IMAGE_URL_HOSTS"
+            )
+        else:
+            return target
+        raise InvalidRequest(path, trouble, "IMAGE_URL_NOT_ALLOWED")
 
     async def _read(self, response: aiohttp.ClientResponse, path: str) -> bytes:
         packed = response.headers.get("Content-Encoding", "identity").lower() != "identity"
-        if response.status != 200 or packed or response.content_type not in CONTENT_TYPES:
+        if response.status != 200 or packed or response.content_type not in self._content_types:
             raise NotFetched
         self._check_size(response.content_length or 0, path)
         pieces, length = [], 0
@@ -179,12 +197,13 @@ class Fetcher:
 
 
 def _parse(url: str) -> URL | None:
-    """An https URL of a host by its name, without a user; None for all else."""
+    """An https or http URL of a host by its name, without a user; None for all else."""
     if not limits.IMAGE_URL_LENGTH.allows(len(url)):
         return None
     try:
         target = URL(url)
-        is_plain = target.scheme == "https" and target.user is None and target.password is None
+        is_plain = target.scheme in DEFAULT_PORTS and target.user is None
+        is_plain = is_plain and target.password is None
         host = (target.raw_host or "").lower()
         port = target.port
     except ValueError:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from mistral_common.protocol.instruct.chunk import ContentChunk, TextChunk
+from mistral_common.protocol.instruct.chunk import ContentChunk, TextChunk, ThinkChunk
 from mistral_common.protocol.instruct.messages import (
     AssistantMessage,
     ChatMessage,
@@ -21,7 +21,7 @@ from mistral_common.tokens.tokenizers.base import TokenizerVersion
 from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.model.vision_spec import Grid
-from pixtral_gateway.checks.conversation import Conversation, ImageSource, Role, ToolCall, Turn
+from pixtral_gateway.checks.conversation import Conversation, Part, Role, Thinking, ToolCall, Turn
 from pixtral_gateway.checks.structured_output import check_depth
 from pixtral_gateway.prompt.image_placeholders import chunk_of
 
@@ -35,16 +35,21 @@ _ANY_GRID = Grid(1, 1)
 
 
 def messages_of(
-    conversation: Conversation, version: TokenizerVersion, grids: Sequence[Grid] | None = None
+    conversation: Conversation,
+    version: TokenizerVersion,
+    grids: Sequence[Grid] | None = None,
+    *,
+    thinks: bool = False,
 ) -> list[ChatMessage]:
     """A message for each turn. Images have these grids, or any while they are unknown.
 
     An answer of the model can always be sent back. So where mistral_common takes no text beside
     tool calls (before version 7), an assistant's text before its calls is left out, and an empty
-    answer stays as its end-of-sequence token. Raises InvalidRequest for JSON that mistral_common
-    cannot read.
+    answer stays as its end-of-sequence token. And what an assistant thought is left out where the
+    model does not think: another may have answered before. Raises InvalidRequest for JSON that
+    mistral_common cannot read, and for a system message with thinking that has no place.
     """
-    maker = _Maker(conversation, version, grids)
+    maker = _Maker(conversation, version, grids, thinks=thinks)
     made: list[ChatMessage] = []
     for role, run in groupby(enumerate(conversation.turns), key=lambda each: each[1].role):
         if role is Role.ASSISTANT:
@@ -62,12 +67,17 @@ class _Maker:
         conversation: Conversation,
         version: TokenizerVersion,
         grids: Sequence[Grid] | None,
+        *,
+        thinks: bool,
     ) -> None:
+        self._thinks = thinks
+        self._has_settings = version.supports_model_settings
         self._is_before_v7 = version < TokenizerVersion.v7
         self._grids: Iterator[Grid] | None = None if grids is None else iter(grids)
         self._ids = _mistral_ids(conversation.turns)
 
     def message(self, index: int, turn: Turn) -> ChatMessage:
+        self._check_thinking(index, turn)
         content = [self._chunk(part) for part in turn.parts]
         match turn.role:
             case Role.SYSTEM:
@@ -83,7 +93,10 @@ class _Maker:
 
     def assistants(self, run: Sequence[tuple[int, Turn]]) -> list[ChatMessage]:
         """The messages of assistant turns in a row, which mistral_common makes one of."""
-        parts = [turn.parts for _, turn in run]
+        parts = [
+            tuple(part for part in turn.parts if self._thinks or not isinstance(part, Thinking))
+            for _, turn in run
+        ]
         calling = [i for i, (_, turn) in enumerate(run) if turn.calls]
         if calling and self._is_before_v7:
             for i in (*range(calling[0]), *calling):
@@ -95,9 +108,7 @@ class _Maker:
             for (index, turn), said in zip(run, parts, strict=True)
         ]
 
-    def _assistant(
-        self, index: int, turn: Turn, parts: Sequence[str | ImageSource]
-    ) -> AssistantMessage:
+    def _assistant(self, index: int, turn: Turn, parts: Sequence[Part]) -> AssistantMessage:
         content = [self._chunk(part) for part in parts if part]
         if not content and not turn.calls:
             # Taken beside other text, as no content is not.
@@ -113,9 +124,20 @@ class _Maker:
         function = FunctionCall(name=call.name, arguments=call.arguments)
         return MistralToolCall(id=self._ids[call.id], function=function)
 
-    def _chunk(self, part: str | ImageSource) -> ContentChunk:
+    def _check_thinking(self, index: int, turn: Turn) -> None:
+        for k, part in enumerate(turn.parts):
+            if isinstance(part, Thinking) and (self._has_settings or not self._thinks):
+                raise InvalidRequest(
+                    f"messages[{index}].content[{k}]",
+                    "this model's template has no thinking in a system message: "
+                    + ("set reasoning_effort" if self._thinks else "leave it out"),
+                )
+
+    def _chunk(self, part: Part) -> ContentChunk:
         if isinstance(part, str):
             return TextChunk(text=part)
+        if isinstance(part, Thinking):
+            return ThinkChunk(thinking=part.text, closed=part.is_closed)
         return chunk_of(_ANY_GRID if self._grids is None else next(self._grids))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral_common.exceptions import InvalidToolSchemaException
-from mistral_common.protocol.instruct.request import ChatCompletionRequest
+from mistral_common.protocol.instruct.request import ChatCompletionRequest, ReasoningEffort
 from mistral_common.protocol.instruct.tool_calls import Function
 from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
@@ -70,6 +70,7 @@ class PromptEncoder:
         self.longest_token = max(map(len, vocabulary))
         self.tools = ToolFormat(tokenizer.instruct_tokenizer)
         self._version = tokenizer.instruct_tokenizer.tokenizer.version
+        self._efforts = _efforts(tokenizer)
         self._messages = MessageCheck(self._version)
         self._spec = spec
         leave_out_pixels(tokenizer.instruct_tokenizer, spec)
@@ -115,7 +116,20 @@ class PromptEncoder:
 
     def check_now(self, conversation: Conversation) -> None:
         """As `check`, on the calling thread."""
-        self._messages.check(messages_of(conversation, self._version))
+        self._check_effort(conversation.reasoning_effort)
+        self._messages.check(messages_of(conversation, self._version, thinks=self.tools.thinks))
+
+    def _check_effort(self, effort: str) -> None:
+        if effort and self._efforts and effort not in self._efforts:
+            *others, last = self._efforts
+            known = f"{', '.join(others)} or {last}" if others else last
+            raise InvalidRequest("reasoning_effort", f"must be {known} for this model")
+
+    def _effort_of(self, conversation: Conversation) -> ReasoningEffort | None:
+        """None where the template has no place for it: clients send it to every model."""
+        if not conversation.reasoning_effort or not self._efforts:
+            return None
+        return ReasoningEffort(conversation.reasoning_effort)
 
     async def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
         """As `encode_now`, off the event loop where the conversation is long."""
@@ -128,11 +142,15 @@ class PromptEncoder:
 
         Raises InvalidRequest for tools that mistral_common does not take.
         """
-        messages = messages_of(conversation, self._version, grids)
+        messages = messages_of(conversation, self._version, grids, thinks=self.tools.thinks)
         tools = [_mistral_tool(tool) for tool in conversation.tools.offered]
         try:
             tokens = self._tokenizer.encode_chat_completion(
-                ChatCompletionRequest(messages=messages, tools=tools or None)
+                ChatCompletionRequest(
+                    messages=messages,
+                    tools=tools or None,
+                    reasoning_effort=self._effort_of(conversation),
+                )
             ).tokens
         except InvalidToolSchemaException:
             raise _bad_schema(conversation.tools) from None
@@ -147,6 +165,15 @@ class PromptEncoder:
             images.append(PlacedImage(offset, grid.rows, grid.cols, grid.placeholder_length))
         # Four bytes each, and not forty: they stay until the last one of the answer.
         return Prompt(array("I", tokens), tuple(images), sum(image.length for image in images))
+
+
+def _efforts(tokenizer: MistralTokenizer[Any, Any, Any, Any, Any]) -> tuple[str, ...]:
+    """The efforts that a template knows; none before version 15."""
+    tekken = tokenizer.instruct_tokenizer.tokenizer
+    settings = getattr(tekken, "model_settings_builder", None)
+    if settings is None or settings.reasoning_effort is None:
+        return ()
+    return tuple(str(each) for each in settings.reasoning_effort.values)
 
 
 def _is_long(conversation: Conversation) -> bool:

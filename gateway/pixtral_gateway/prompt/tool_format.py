@@ -6,6 +6,7 @@ request's tools, and an answer goes on through here whichever decoder continues 
 
 import codecs
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,6 @@ from typing import Any
 from mistral_common.tokens.tokenizers.base import (
     InstructTokenizer,
     SpecialTokenPolicy,
-    SpecialTokens,
 )
 from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV3, InstructTokenizerV11
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
@@ -28,7 +28,9 @@ from pixtral_gateway.checks.tools import check_forced
 from pixtral_gateway.prompt.tool_parser import CallReader, Marker
 from pixtral_gateway.request import Delta, FinishReason, ToolCallDelta
 
-_THINKING = (SpecialTokens.begin_think.value, SpecialTokens.end_think.value)
+# How a decoder tells of one of several schemas.
+_SCHEMA_OF_A_GRAMMAR = re.compile(r"^schema ([0-9]+) of the grammar: ")
+_THINKING = (Marker.THINK, Marker.END_THINK)
 
 # The schema of a function's arguments where a tool has none.
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -51,10 +53,10 @@ class ToolFormat:
         if isinstance(instruct, InstructTokenizerV11):
             self._markers[int(instruct.ARGS)] = Marker.ARGS
             self._markers[int(instruct.CALL_ID)] = Marker.CALL_ID
-        # vLLM has them in its text.
-        self._spelled = {
-            tokenizer.get_special_token(name) for name in _THINKING if tokenizer.is_special(name)
-        }
+        self.thinks = all(tokenizer.is_special(each.value) for each in _THINKING)
+        if self.thinks:
+            for each in _THINKING:
+                self._markers[tokenizer.get_special_token(each.value)] = each
         self._token_ids = {marker: token_id for token_id, marker in self._markers.items()}
 
     def opening(self, tools: Tools) -> list[int]:
@@ -84,14 +86,24 @@ class ToolFormat:
         one_line = StructuredOutput(Structure.JSON_SCHEMA, (text,), True)
         return replace(sampling, structured_output=one_line)
 
-    def reader(self, tools: Tools) -> "ToolCallsReader":
-        """A reader of one completion's deltas."""
-        return ToolCallsReader(tools, lambda: self._choice(tools))
+    def reader(self, tools: Tools, *, is_thinking: bool = False) -> "AnswerReader":
+        """A reader of one completion's deltas, which may begin within a thought."""
+        return AnswerReader(tools, lambda: self._choice(tools, is_thinking))
 
-    def _choice(self, tools: Tools) -> "_Choice":
+    def ends_within_thought(self, token_ids: Sequence[int]) -> bool:
+        """Whether what follows a prompt is thought, until [/THINK] comes."""
+        if not self.thinks:
+            return False
+        begin, end = (self._token_ids[each] for each in _THINKING)
+        last = next((each for each in reversed(token_ids) if each in (begin, end)), end)
+        return last == begin
+
+    def _choice(self, tools: Tools, is_thinking: bool) -> "_Choice":
+        thoughts = _Thoughts(self._token_ids, is_thinking=is_thinking) if self.thinks else None
         if not tools.forced:
             form = CallReader.named if self._is_named else CallReader.listed
-            return _Choice(CallReader(form), self._marked(), is_single=tools.is_single)
+            calls = CallReader(form) if tools.offered else None
+            return _Choice(calls, self._marked(), thoughts, is_single=tools.is_single)
         # Control tokens are text here: see `pixtral_decoder.engine.sampling_params`.
         if not self._is_named:
             reader = CallReader(CallReader.listed, has_begun=True)
@@ -99,17 +111,14 @@ class ToolFormat:
             reader = CallReader(CallReader.spelled, has_begun=True)
         else:
             reader = CallReader(lambda reader: reader.called(name), has_begun=True)
-        return _Choice(reader, None, is_single=tools.is_single)
+        return _Choice(reader, None, None, is_single=tools.is_single)
 
     def _marked(self) -> "MarkedText":
         return MarkedText(self._markers, self._bytes_of)
 
     def _bytes_of(self, token_id: int) -> bytes:
-        policy = SpecialTokenPolicy.IGNORE
-        if token_id in self._spelled:
-            policy = SpecialTokenPolicy.KEEP
         try:
-            return self._tokenizer.id_to_byte_piece(token_id, policy)
+            return self._tokenizer.id_to_byte_piece(token_id, SpecialTokenPolicy.IGNORE)
         except KeyError:
             # A row of the model's that the vocabulary does not reach to.
             return b""
@@ -165,8 +174,9 @@ class MarkedText:
         return [self._held] if self._held else []
 
 
-class ToolCallsReader:
-    """Moves the tool calls in a completion's deltas from their text to `tool_calls`."""
+class AnswerReader:
+    """Moves tool calls and thoughts in a completion's deltas from their text to fields of their
+    own."""
 
     def __init__(self, tools: Tools, choice: Callable[[], "_Choice"]) -> None:
         self._tools = tools
@@ -178,22 +188,83 @@ class ToolCallsReader:
             self._choices[delta.index] = self._choice()
         return self._choices[delta.index].read(delta)
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """The tokens of thoughts in all choices, until now."""
+        return sum(choice.reasoning_tokens for choice in self._choices.values())
+
     def error(self, error: InvalidRequest) -> InvalidRequest:
         """The error in terms of the request's tools, where their schemas caused it."""
         if self._tools.forced and error.violations[0][0].startswith("sampling.structured_output"):
-            description = "no completion can follow the schemas of these tools"
-            if error.reason != "INVALID_FIELD":
-                description = f"the schemas of these tools: {error.violations[0][1]}"
-            return InvalidRequest("tools", description, error.reason)
+            why = _SCHEMA_OF_A_GRAMMAR.sub(self._name_of, error.violations[0][1], count=1)
+            return InvalidRequest("tools", f"their parameters: {why}", error.reason)
         return error
+
+    def _name_of(self, found: re.Match[str]) -> str:
+        """Whose parameters are that schema of the grammar; `_grammar` has one a tool."""
+        return f"of {self._tools.forced[int(found[1]) - 1].name}, "
+
+
+class _Thoughts:
+    """Tells what an answer thinks from what it says, as vLLM does.
+
+    A thought ends with [/THINK], or where a tool is called, and has no white space at its end.
+    """
+
+    def __init__(self, token_ids: Mapping[Marker, int], *, is_thinking: bool) -> None:
+        self.is_thinking = is_thinking
+        self.tokens = 0
+        self._begin = token_ids[Marker.THINK]
+        self._ends = (token_ids[Marker.END_THINK], token_ids[Marker.CALLS])
+        self._is_counting = is_thinking
+        self._space = ""
+
+    def count(self, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            if token_id == self._begin:
+                self._is_counting = True
+            elif token_id in self._ends:
+                self._is_counting = False
+            else:
+                self.tokens += self._is_counting
+
+    def take(self, part: str | Marker) -> tuple[str, str | Marker | None]:
+        """The thought in a part, and the part that is left to be said."""
+        if part in _THINKING:
+            self.is_thinking, self._space = part is Marker.THINK, ""
+            return "", None
+        if not self.is_thinking:
+            return "", part
+        if part is Marker.CALLS:
+            self.is_thinking, self._space = False, ""
+            return "", part
+        if isinstance(part, Marker):
+            return "", None
+        thought = self._space + part
+        said = thought.rstrip()
+        self._space = thought[len(said) :]
+        return said, None
 
 
 class _Choice:
-    def __init__(self, reader: CallReader, marked: MarkedText | None, *, is_single: bool) -> None:
+    def __init__(
+        self,
+        reader: CallReader | None,
+        marked: MarkedText | None,
+        thoughts: _Thoughts | None,
+        *,
+        is_single: bool,
+    ) -> None:
+        """Without a reader, calls are text."""
         self._reader = reader
         self._marked = marked
+        self._thoughts = thoughts
         self._is_single = is_single
         self._has_called = False
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return 0 if self._thoughts is None else self._thoughts.tokens
 
     def read(self, delta: Delta) -> Delta:
         marked: list[str | Marker] = [delta.text]
@@ -201,8 +272,9 @@ class _Choice:
             marked = self._marked.add(delta.text, delta.token_ids)
             if delta.finish_reason:
                 marked += self._marked.end()
-        found = [each for part in marked for each in self._reader.add(part)]
-        if delta.finish_reason:
+        reasoning, said = self._thought(delta, marked)
+        found = [each for part in said for each in self._read(part)]
+        if delta.finish_reason and self._reader is not None:
             # A forced call has no end of its own but its structure's.
             is_cut = self._marked is None or delta.finish_reason is FinishReason.LENGTH
             found += self._reader.end(is_cut=is_cut)
@@ -212,7 +284,29 @@ class _Choice:
         if reason is FinishReason.STOP and self._has_called:
             reason = FinishReason.TOOL_CALLS
         text = "".join(each for each in found if isinstance(each, str))
-        return replace(delta, text=text, tool_calls=calls, finish_reason=reason)
+        return replace(
+            delta, text=text, reasoning=reasoning, tool_calls=calls, finish_reason=reason
+        )
+
+    def _thought(
+        self, delta: Delta, marked: Sequence[str | Marker]
+    ) -> tuple[str, Sequence[str | Marker]]:
+        """The thought in a delta, and the parts that are said."""
+        if self._thoughts is None:
+            return "", marked
+        self._thoughts.count(delta.token_ids)
+        taken = [self._thoughts.take(part) for part in marked]
+        return "".join(thought for thought, _ in taken), [
+            part for _, part in taken if part is not None
+        ]
+
+    def _read(self, part: str | Marker) -> Sequence[str | ToolCallDelta]:
+        if self._reader is not None:
+            return self._reader.add(part)
+        if isinstance(part, str):
+            return [part]
+        # As vLLM has it where nothing may be called.
+        return [part.value] if part is Marker.CALLS else []
 
     def _joined(self, pieces: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
         """The pieces of each call as one: clients take a call to be named once in a delta."""

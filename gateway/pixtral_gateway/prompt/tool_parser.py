@@ -34,6 +34,8 @@ class Marker(Enum):
     CALLS = "[TOOL_CALLS]"
     ARGS = "[ARGS]"
     CALL_ID = "[CALL_ID]"
+    THINK = "[THINK]"
+    END_THINK = "[/THINK]"
 
 
 class Malformed(Exception):

@@ -43,6 +43,34 @@ ROLE_TOOL: Role.ValueType  # 4
 """The result of one of the tool calls in the assistant's message before it."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _ImageDetail:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImageDetailEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageDetail.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMAGE_DETAIL_UNSPECIFIED: _ImageDetail.ValueType  # 0
+    """As IMAGE_DETAIL_HIGH."""
+    IMAGE_DETAIL_LOW: _ImageDetail.ValueType  # 1
+    """At most half as wide and high as the model takes: a quarter of the tokens of a large image, and
+    small things in it are lost.
+    """
+    IMAGE_DETAIL_HIGH: _ImageDetail.ValueType  # 2
+    """As large as it is, or as the model takes."""
+
+class ImageDetail(_ImageDetail, metaclass=_ImageDetailEnumTypeWrapper):
+    """How large an image is shown to the model."""
+
+IMAGE_DETAIL_UNSPECIFIED: ImageDetail.ValueType  # 0
+"""As IMAGE_DETAIL_HIGH."""
+IMAGE_DETAIL_LOW: ImageDetail.ValueType  # 1
+"""At most half as wide and high as the model takes: a quarter of the tokens of a large image, and
+small things in it are lost.
+"""
+IMAGE_DETAIL_HIGH: ImageDetail.ValueType  # 2
+"""As large as it is, or as the model takes."""
+Global___ImageDetail: _TypeAlias = ImageDetail  # noqa: Y015
+
 class _ToolChoiceMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -134,7 +162,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_IMAGE_EMPTY: _ErrorReason.ValueType  # 20
     """INVALID_ARGUMENT. The image has no bytes. Send its file."""
     ERROR_REASON_IMAGE_FORMAT_UNSUPPORTED: _ErrorReason.ValueType  # 21
-    """INVALID_ARGUMENT. The file is no PNG, JPEG, WebP or GIF. Convert it."""
+    """INVALID_ARGUMENT. The file is of no format that the server takes. Convert it."""
     ERROR_REASON_IMAGE_MALFORMED: _ErrorReason.ValueType  # 22
     """INVALID_ARGUMENT. The file is truncated or damaged, or the `data:` URL is no base64. Send the
     whole file.
@@ -251,7 +279,7 @@ read in one way only.
 ERROR_REASON_IMAGE_EMPTY: ErrorReason.ValueType  # 20
 """INVALID_ARGUMENT. The image has no bytes. Send its file."""
 ERROR_REASON_IMAGE_FORMAT_UNSUPPORTED: ErrorReason.ValueType  # 21
-"""INVALID_ARGUMENT. The file is no PNG, JPEG, WebP or GIF. Convert it."""
+"""INVALID_ARGUMENT. The file is of no format that the server takes. Convert it."""
 ERROR_REASON_IMAGE_MALFORMED: ErrorReason.ValueType  # 22
 """INVALID_ARGUMENT. The file is truncated or damaged, or the `data:` URL is no base64. Send the
 whole file.
@@ -330,34 +358,39 @@ Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """An image: PNG, JPEG, WebP or GIF (its first frame)."""
+    """An image: PNG, JPEG, WebP, GIF, BMP, ICO or AVIF, and the formats that the operator adds; of a
+    file with several, the first frame, or the largest icon.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """The encoded file."""
     url: _builtins.str
     """A `data:` URL with the encoded file in base64, or an `https://` URL of a host that the
-    gateway may fetch from.
+    gateway may fetch from. The base64 may have white space and no padding.
     """
     sha256: _builtins.str
     """The lower-case hexadecimal SHA-256 of an encoded file that the caller has sent as `data` or
     by PutImage within the hour, or sends as `data` in the same request. NOT_FOUND with the
     reason IMAGE_NOT_FOUND and a field violation for each missing image asks for their files.
     """
+    detail: Global___ImageDetail.ValueType
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
         url: _builtins.str = ...,
         sha256: _builtins.str = ...,
+        detail: Global___ImageDetail.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "source", b"source", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "source", b"source", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "detail", b"detail", "sha256", b"sha256", "source", b"source", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["data", "url", "sha256"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -371,8 +404,14 @@ class ContentPart(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    THINKING_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text that spells a control token is encoded as text."""
+    thinking: _builtins.str
+    """In assistant turns, what the model thought before its answer, which models that do not think
+    are not shown; in system turns, what shows a model how to think, where its template has a
+    place for it.
+    """
     @_builtins.property
     def image(self) -> Global___Image: ...
     def __init__(
@@ -380,12 +419,13 @@ class ContentPart(_message.Message):
         *,
         text: _builtins.str = ...,
         image: Global___Image | None = ...,
+        thinking: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "thinking", b"thinking"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text", "thinking", b"thinking"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image", "thinking"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -796,6 +836,7 @@ class Usage(_message.Message):
     IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """All tokens of the prompt, image tokens and cached tokens among them."""
     image_tokens: _builtins.int
@@ -804,6 +845,8 @@ class Usage(_message.Message):
     """Prompt tokens whose keys and values were in the decoder's prefix cache."""
     completion_tokens: _builtins.int
     """The sum over all choices."""
+    reasoning_tokens: _builtins.int
+    """Tokens of the completion in which the model thought."""
     def __init__(
         self,
         *,
@@ -811,10 +854,11 @@ class Usage(_message.Message):
         image_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
+        reasoning_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "image_tokens", b"image_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "image_tokens", b"image_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1017,6 +1061,7 @@ class Choice(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     STOP_STRING_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """From 0 to `n` - 1."""
     text: _builtins.str
@@ -1026,6 +1071,8 @@ class Choice(_message.Message):
     """One of `SamplingParams.stop`."""
     stop_token_id: _builtins.int
     """One of `SamplingParams.stop_token_ids`, or of those in the model's generation_config.json."""
+    reasoning: _builtins.str
+    """The thought of a model that thinks, before its answer. `text` does not repeat it."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -1047,10 +1094,11 @@ class Choice(_message.Message):
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
         stop_string: _builtins.str = ...,
         stop_token_id: _builtins.int = ...,
+        reasoning: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stop_reason", b"stop_reason", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "stop_reason", b"stop_reason", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "reasoning", b"reasoning", "stop_reason", b"stop_reason", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "text", b"text", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stop_reason: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
     _WhichOneofArgType_stop_reason: _TypeAlias = _typing.Literal["stop_reason", b"stop_reason"]  # noqa: Y015
@@ -1072,6 +1120,7 @@ class Chat(_message.Message):
     PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _builtins.int
+    REASONING_EFFORT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """A name from ListModels. Empty is the gateway's own model."""
     parallel_tool_calls: _builtins.bool
@@ -1083,6 +1132,10 @@ class Chat(_message.Message):
     continue_final_message: _builtins.bool
     """True: the last message is an assistant's, and the beginning of the answer. The model goes on
     from there; the answer does not repeat it.
+    """
+    reasoning_effort: _builtins.str
+    """How much the model is to think, where its template has a place for it: with some models "none"
+    or "high". Others pass it over. Empty: as the model has it by itself.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
@@ -1103,10 +1156,11 @@ class Chat(_message.Message):
         parallel_tool_calls: _builtins.bool | None = ...,
         priority: _builtins.int = ...,
         continue_final_message: _builtins.bool = ...,
+        reasoning_effort: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "parallel_tool_calls", b"parallel_tool_calls", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "continue_final_message", b"continue_final_message", "messages", b"messages", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls", "continue_final_message", b"continue_final_message", "messages", b"messages", "model", b"model", "parallel_tool_calls", b"parallel_tool_calls", "priority", b"priority", "reasoning_effort", b"reasoning_effort", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015

@@ -86,7 +86,7 @@ class Decoder:
                         raise
         except SamplingRefused as refused:
             raise InvalidRequest(
-                refused.field, "a value is not one that the engine takes"
+                refused.field, refused.why or "a value is not one that the engine takes"
             ) from None
         except StructureTooSlow as slow:
             raise InvalidRequest(slow.field, TOO_SLOW, "STRUCTURE_TOO_SLOW") from None

@@ -207,7 +207,9 @@ class Encoder:
             return EncodedResult(found.grid, Source.REDIS, stored=True)
         with current_span().child("open"):
             async with self._decoding.turn(key.scope):
-                opened = await self._preprocessor.open(image, key.image_sha256)
+                opened = await self._preprocessor.open(
+                    image, key.image_sha256, low_detail=key.low_detail
+                )
         value = await self._encode(key, opened, latest_deadline)
         self._held.put(key, CachedEmbedding(opened.grid, value), len(value))
         with current_span().child("store", bytes=len(value)):

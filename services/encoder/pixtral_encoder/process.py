@@ -87,6 +87,7 @@ class EncoderTier:
             max_pixels=settings.max_image_pixels,
             timeout_seconds=settings.decode_seconds,
             memory_bytes=settings.decode_bytes,
+            formats=settings.image_formats,
         )
         store = EmbeddingStore.from_url(settings.redis_url, width=spec.width, dtype=settings.dtype)
         self._encoder = Encoder(

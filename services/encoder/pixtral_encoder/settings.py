@@ -6,9 +6,16 @@ from PIL import Image
 from pydantic import DirectoryPath, Field
 
 from pixtral_core.cache.wire_format import DType
+from pixtral_core.image.formats import DEFAULT_FORMATS
 from pixtral_core.server import container
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
-from pixtral_core.settings import Address, ModelSettings, RedisSettings
+from pixtral_core.settings import (
+    IMAGE_FORMATS_DESCRIPTION,
+    Address,
+    ImageFormats,
+    ModelSettings,
+    RedisSettings,
+)
 
 MIB = 1 << 20
 # Above this many pixels Pillow itself takes a file for a decompression bomb.
@@ -55,7 +62,8 @@ class EncoderSettings(ModelSettings, RedisSettings):
         container.memory_bytes() // 4,
         ge=1,
         description="Memory for images that are being decoded, all together: 64 million pixels "
-        "need 1.1 GiB, and 1.8 as a WebP. A large image that is alone is decoded in any case.",
+        "need 1.1 GiB, and up to 2.2 in other formats than PNG, JPEG and GIF. A large image that "
+        "is alone is decoded in any case.",
     )
     decode_seconds: float = Field(
         10.0,
@@ -86,4 +94,8 @@ class EncoderSettings(ModelSettings, RedisSettings):
     )
     max_image_pixels: int = Field(
         64_000_000, ge=1, le=PILLOW_MAX_PIXELS, description="The most pixels of an image."
+    )
+    image_formats: ImageFormats = Field(
+        DEFAULT_FORMATS,
+        description=IMAGE_FORMATS_DESCRIPTION,
     )

@@ -21,6 +21,7 @@ def test_the_redis_key_is_the_documented_one() -> None:
         EmbeddingKey(hashlib.sha256(b"another").digest(), "f00d", "public"),
         EmbeddingKey(SHA, "beef", "public"),
         EmbeddingKey(SHA, "f00d", "tenant-7"),
+        EmbeddingKey(SHA, "f00d", "public", low_detail=True),
     ],
 )
 def test_every_part_tells_keys_apart(other: EmbeddingKey) -> None:
@@ -31,7 +32,7 @@ def test_every_part_tells_keys_apart(other: EmbeddingKey) -> None:
 
 
 def test_a_key_survives_the_wire() -> None:
-    key = EmbeddingKey(SHA, "f00d", "tenant-7")
+    key = EmbeddingKey(SHA, "f00d", "tenant-7", low_detail=True)
     wire = to_proto(key).SerializeToString()
     assert from_proto(encoder_pb2.EmbeddingKey.FromString(wire)) == key
 

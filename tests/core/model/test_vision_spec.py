@@ -71,6 +71,14 @@ def test_a_large_image_of_pixtral_12b() -> None:
     assert spec().resized(grid) == (1024, 768)
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "rows", "cols"),
+    [(4000, 3000, 24, 32), (513, 512, 32, 32), (512, 512, 32, 32), (100, 50, 4, 7)],
+)
+def test_low_detail_halves_the_largest_image(width: int, height: int, rows: int, cols: int) -> None:
+    assert spec().grid(width, height, low_detail=True) == Grid(rows, cols)
+
+
 def test_numbers_come_from_params_json() -> None:
     found = spec()
     assert (found.width, found.layers, found.heads, found.patch_size) == (1024, 24, 16, 16)

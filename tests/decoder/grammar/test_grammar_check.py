@@ -184,6 +184,51 @@ async def test_a_schema_that_answers_would_not_be_held_to(schema: Any) -> None:
         await check(GRAMMAR, f'start: "a" b // %json\nb: %json {json.dumps(schema)}')
 
 
+async def test_what_is_at_fault_is_told_with_its_place() -> None:
+    tags = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    schema = {"type": "object", "properties": {"tags": tags}}
+    told = "an answer cannot be held to uniqueItems at #/properties/tags"
+    with pytest.raises(NotTaken, match=f"^{told}"):
+        await check(JSON, schema)
+    fine, wrong = json.dumps({"type": "integer"}), json.dumps(schema)
+    with pytest.raises(NotTaken, match=f"^schema 2 of the grammar: {told}"):
+        await check(GRAMMAR, f"start: a | b\na: %json {fine}\nb: %json {wrong}")
+    # Where the type is not given, too.
+    del tags["type"]
+    with pytest.raises(NotTaken, match=f"^{told}"):
+        await check(JSON, schema)
+    with pytest.raises(NotTaken, match="takes too long"):
+        await check(REGEX, "(a{1,1000}){1,1000}")
+
+
+@pytest.mark.parametrize(
+    ("schema", "taken", "refused"),
+    [
+        ({"minLength": 3}, ['"abc"'], ['"ab"', "12"]),
+        ({"pattern": "^a+$"}, ['"aa"'], ['"ab"']),
+        ({"minimum": 3}, ["3", "3.5"], ["2", '"a"']),
+        ({"maxItems": 1}, ["[1]", "[]"], ["[1, 2]"]),
+        ({"maximum": 3, "maxLength": 1}, ["3", '"a"'], ["4", '"ab"']),
+        (
+            {"type": "object", "properties": {"a": {"maxLength": 1}}},
+            ['{"a": "b"}'],
+            ['{"a": "bc"}'],
+        ),
+        ({"type": "object", "required": ["a"]}, ['{"a": 1}'], ["{}", '{"b": 1}']),
+        (
+            {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["a"]},
+            ['{"b": null, "a": [1]}', '{"a": 1}'],
+            ["{}", '{"b": null}'],
+        ),
+    ],
+)
+async def test_what_a_schema_means_and_does_not_say_is_held_to(
+    schema: Any, taken: list[str], refused: list[str]
+) -> None:
+    structure = await checked(JSON, json.dumps(schema))
+    assert [answer for answer in (*taken, *refused) if accepts(structure, answer)] == taken
+
+
 async def test_a_pattern_is_held_to_in_a_string_of_json() -> None:
     schema = json.dumps({"type": "string", "pattern": "^[O-ß]?.ß{0,1}$"})
     for structure in (

@@ -23,7 +23,7 @@ def test_characters_beyond_ascii_are_spelled_by_their_codes(given: str, made: st
         "const": "[O-ß]",
     }
     assert mended({"patternProperties": {given: True}}) == {"patternProperties": {made: True}}
-    assert list(patterns(schema)) == [given]
+    assert list(patterns(schema)) == [("#/properties/pattern", given)]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pixtral_core.image.formats import ImageFormat
 from pixtral_core.image.header import read_header
 from pixtral_encoder.image import decode_processes, decode_worker
 from pixtral_encoder.image.decode_processes import (
@@ -31,7 +32,7 @@ LARGE = large_png(5000, 4999)
 
 
 def job_of(data: bytes, *, memory: int | None = None, seconds: float = 60.0) -> Job:
-    header = read_header(data)
+    header = read_header(data, frozenset(ImageFormat))
     assert header is not None
     least = memory_bytes(header, len(data), SIZE)
     return Job(header, SIZE, least if memory is None else memory, seconds)
@@ -117,11 +118,34 @@ def test_one_that_needs_more_memory_than_it_may_is_refused(process: DecodeProces
     assert pid_of(process) == pid
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("form", [each.upper() for each in ImageFormat])
 def test_what_an_image_may_need_is_enough(process: DecodeProcess, form: str) -> None:
     image = picture(8, 8).resize((2000, 1500))
     data = file_of(image, form)
     assert process.decode(job_of(data), data).shape == SIZE.shape
+
+
+@pytest.mark.parametrize("form", ["BMP", "AVIF", "TIFF", "JPEG2000", "PPM"])
+def test_a_header_that_claims_little_gives_little_memory(process: DecodeProcess, form: str) -> None:
+    data = file_of(
+        picture(8, 8).resize((9000, 7000)), form, **({"speed": 10} if form == "AVIF" else {})
+    )
+    job = job_of(data, memory=40 * MIB)
+    with pytest.raises((Undecodable, ProcessLost)):
+        process.decode(job, data)
+    assert process.decode(job_of(png()), png()).shape == SIZE.shape
+
+
+def test_what_libraries_tell_of_a_file_is_not_in_the_log(
+    process: DecodeProcess, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = file_of(picture(64, 48), "TIFF", compression="tiff_lzw")
+    # libtiff has something to say of rows that end too soon.
+    cut = bytearray(whole)
+    cut[200:900] = bytes(700)
+    with pytest.raises(Undecodable):
+        process.decode(job_of(bytes(cut)), bytes(cut))
+    assert capfd.readouterr().err == ""
 
 
 def test_a_process_that_is_killed_costs_no_answer(process: DecodeProcess) -> None:

@@ -20,6 +20,7 @@ from mistral_common.tokens.tokenizers.image import (
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pixtral_core.image.formats import ImageFormat
 from pixtral_core.image.header import read_header
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_encoder.image import decoding
@@ -31,7 +32,7 @@ ORIENTATIONS = range(1, 9)
 
 
 def pixels(data: bytes, spec: VisionSpec = PIXTRAL) -> NDArray[np.float32]:
-    header = read_header(data)
+    header = read_header(data, frozenset(ImageFormat))
     assert header is not None
     grid = spec.grid(header.width, header.height)
     return decode(data, header, TargetSize(*spec.resized(grid))).transpose(2, 0, 1)
@@ -76,7 +77,7 @@ def test_the_numbers_are_mistral_commons() -> None:
     assert np.array_equal(decoding.STD, np.array(DATASET_STD, np.float32))
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_photograph_is_turned_upright(
     form: str, orientation: int, monkeypatch: pytest.MonkeyPatch

@@ -53,7 +53,7 @@ BAD_FILES = {
     "garbage": (b"\xde\xad\xbe\xef" * 100, "IMAGE_FORMAT_UNSUPPORTED"),
     "text": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "IMAGE_FORMAT_UNSUPPORTED"),
     "a format that Pillow knows and we do not": (
-        file_of(picture(8, 8), "BMP"),
+        file_of(picture(8, 8), "TIFF"),
         "IMAGE_FORMAT_UNSUPPORTED",
     ),
     "a JPEG's first bytes": (JPEG[:3], "IMAGE_MALFORMED"),

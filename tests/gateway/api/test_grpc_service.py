@@ -332,6 +332,22 @@ BAD_REQUESTS: dict[str, tuple[list[chat_pb2.Message], dict[str, Any], str]] = {
     "50000x50000": ([user(image(png_of(50_000, 50_000)))], {}, f"{CONTENT}.image.data"),
     "over the byte cap": ([user(image(PICTURE + bytes(100_000)))], {}, f"{CONTENT}.image.data"),
     "a web URL": ([user(image_url("https://example.com/a.png"))], {}, f"{CONTENT}.image.url"),
+    "a user's thinking": (
+        [user(chat_pb2.ContentPart(thinking="Hm."))],
+        {},
+        f"{CONTENT}.thinking",
+    ),
+    "an unknown detail": (
+        [
+            user(
+                chat_pb2.ContentPart(
+                    image=chat_pb2.Image(data=PICTURE, detail=9)  # type: ignore[arg-type]
+                )
+            )
+        ],
+        {},
+        f"{CONTENT}.image.detail",
+    ),
     "too many images": ([user(*[image(PICTURE)] * 4)], {}, "messages"),
     "too long": ([user(text("word " * 40_000))], {}, "messages"),
     "too many parts": ([user(*[text("")] * 40_000)], {}, "messages"),

@@ -65,10 +65,23 @@ def authority(tmp_path: Path) -> Authority:
 
 @pytest.fixture
 async def origin(authority: Authority) -> AsyncIterator[Origin]:
-    origin = Origin()
     certificate, key = authority.issue("images", HOST)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate, key)
+    async with serving(tls) as origin:
+        yield origin
+
+
+@pytest.fixture
+async def plain_origin() -> AsyncIterator[Origin]:
+    """An http server, without TLS."""
+    async with serving(None) as origin:
+        yield origin
+
+
+@contextlib.asynccontextmanager
+async def serving(tls: ssl.SSLContext | None) -> AsyncIterator[Origin]:
+    origin = Origin()
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", origin.handle)
     runner = web.AppRunner(application, shutdown_timeout=0)
@@ -211,6 +224,55 @@ async def test_a_url_that_is_not_allowed_is_refused_before_anything_is_asked(
     assert error.reason == "IMAGE_URL_NOT_ALLOWED"
     assert names.asked == []
     assert origin.requests == []
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://evil.example/cat.png", "PIXTRAL_IMAGE_URL_HOSTS"),
+        ("http://{host}:{port}/cat.png", "PIXTRAL_IMAGE_URL_HTTP"),
+        ("https://127.0.0.1/cat.png", "the name of a host"),
+    ],
+)
+async def test_a_url_that_is_not_allowed_is_refused_with_what_would_allow_it(
+    authority: Authority, origin: Origin, url: str, told: str
+) -> None:
+    async with fetching(authority, origin) as fetcher:
+        error = await refusal(fetcher, url.format(host=HOST, port=origin.port))
+    assert told in error.message
+
+
+async def test_http_is_fetched_where_a_setting_says_so(plain_origin: Origin) -> None:
+    url = plain_origin.url().replace("https:", "http:")
+    for hosts in (Hosts((f"{HOST}:{plain_origin.port}",), http=True), Hosts((HOST,), http=True)):
+        fetcher = Fetcher(
+            hosts,
+            max_bytes=MAX_BYTES,
+            timeout_seconds=SECONDS,
+            is_allowed=lambda address: True,
+            lookup=Names(["127.0.0.1"]),
+        )
+        if hosts.allowed == (HOST,):
+            # Without a port, http's own is meant.
+            assert (await refusal(fetcher, url)).reason == "IMAGE_URL_NOT_ALLOWED"
+        else:
+            assert await fetcher.fetch(url, PATH) == DATA
+        await fetcher.close()
+    assert hosts.allow(HOST, 80, "http")
+    assert not hosts.allow(HOST, 443, "http")
+
+
+async def test_http_keeps_to_public_addresses(plain_origin: Origin) -> None:
+    fetcher = Fetcher(
+        Hosts((f"{HOST}:{plain_origin.port}",), http=True),
+        max_bytes=MAX_BYTES,
+        timeout_seconds=SECONDS,
+        lookup=Names(["127.0.0.1"]),
+    )
+    error = await refusal(fetcher, plain_origin.url().replace("https:", "http:"))
+    await fetcher.close()
+    assert error.reason == "IMAGE_URL_FAILED"
+    assert plain_origin.requests == []
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 
 from pixtral_core.errors import InvalidRequest
 from pixtral_gateway.api.anthropic.request import CountTokensRequest, SentMessage
-from pixtral_gateway.api.turns import Part, Turns
-from pixtral_gateway.checks.conversation import ImageSource, ToolCall
+from pixtral_gateway.api.turns import Turns
+from pixtral_gateway.checks.conversation import ImageSource, Part, Thinking, ToolCall
 from pixtral_gateway.checks.tools import check_call
 from pixtral_gateway.checks.validation import check_parts
 
@@ -60,7 +60,10 @@ class Blocks(Turns):
                 case {"type": "tool_use"} if not is_user:
                     # Its text comes first, wherever it stands.
                     pass
-                case {"type": "thinking" | "redacted_thinking"} if not is_user:
+                case {"type": "thinking", "thinking": str(thought)} if not is_user:
+                    parts.append(Thinking(thought))
+                case {"type": "redacted_thinking"} if not is_user:
+                    # Another's, and nobody here can read it.
                     pass
                 case _:
                     parts += _part(block, at, may_show=is_user)

@@ -113,7 +113,7 @@ class CountTokensRequest(RequestBody):
 
 
 class MessagesRequest(CountTokensRequest):
-    """`thinking` and `output_config.effort` are passed over: no Pixtral thinks."""
+    """`thinking` and `output_config.effort` are passed over: a model thinks as it has learnt to."""
 
     max_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
     stop_sequences: Annotated[list[StopString] | None, Bounded(limits.STOP)] = None

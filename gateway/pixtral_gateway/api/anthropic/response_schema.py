@@ -36,6 +36,14 @@ class TextBlock(TypedDict):
     text: str
 
 
+class ThinkingBlock(TypedDict):
+    """The signature is empty: a thought that is sent back is taken as it is."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: Literal[""]
+
+
 class ToolUseBlock(TypedDict):
     type: Literal["tool_use"]
     id: str
@@ -59,7 +67,7 @@ class MessageAnswer(TypedDict):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextBlock | ToolUseBlock]
+    content: list[TextBlock | ThinkingBlock | ToolUseBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
     usage: MessageUsage
@@ -74,12 +82,17 @@ class MessageStart(TypedDict):
 class BlockStart(TypedDict):
     type: Literal["content_block_start"]
     index: int
-    content_block: TextBlock | ToolUseBlock
+    content_block: TextBlock | ThinkingBlock | ToolUseBlock
 
 
 class TextPiece(TypedDict):
     type: Literal["text_delta"]
     text: str
+
+
+class ThinkingPiece(TypedDict):
+    type: Literal["thinking_delta"]
+    thinking: str
 
 
 class JsonPiece(TypedDict):
@@ -90,7 +103,7 @@ class JsonPiece(TypedDict):
 class BlockDelta(TypedDict):
     type: Literal["content_block_delta"]
     index: int
-    delta: TextPiece | JsonPiece
+    delta: TextPiece | ThinkingPiece | JsonPiece
 
 
 class BlockStop(TypedDict):
@@ -162,9 +175,10 @@ class SentToolResult(TypedDict):
 
 
 class SentThinking(TypedDict):
-    """Passed over."""
+    """Shown to a model that thinks; a redacted one is passed over."""
 
     type: Literal["thinking", "redacted_thinking"]
+    thinking: NotRequired[str]
 
 
 SentContent = str | list[SentText | SentImage | SentToolUse | SentToolResult | SentThinking]

@@ -11,6 +11,7 @@ from pixtral_gateway.api.anthropic.response_schema import (
     MessageUsage,
     StopReason,
     TextBlock,
+    ThinkingBlock,
     ToolUseBlock,
 )
 from pixtral_gateway.api.event_writer import EventWriter
@@ -31,7 +32,7 @@ class MessageWriter(EventWriter[MessageEvent]):
     def __init__(self, model: str) -> None:
         self.id = f"msg_{uuid.uuid4().hex}"
         self._model = model
-        self._blocks: list[TextBlock | ToolUseBlock] = []
+        self._blocks: list[TextBlock | ThinkingBlock | ToolUseBlock] = []
         self._pieces: list[str] = []
         self._is_open = False
         self._has_begun = False
@@ -71,6 +72,11 @@ class MessageWriter(EventWriter[MessageEvent]):
         self._stop_reason = _STOP_REASONS[delta.finish_reason]
         if isinstance(delta.stop_reason, str) and delta.finish_reason is FinishReason.STOP:
             self._stop_reason, self._stop_sequence = "stop_sequence", delta.stop_reason
+        if delta.reasoning:
+            if not self._is_open or self._blocks[-1]["type"] != "thinking":
+                yield from self._open({"type": "thinking", "thinking": "", "signature": ""})
+            self._pieces.append(delta.reasoning)
+            yield self._delta({"type": "thinking_delta", "thinking": delta.reasoning})
         if delta.text:
             if not self._is_open or self._blocks[-1]["type"] != "text":
                 yield from self._open({"type": "text", "text": ""})
@@ -92,7 +98,7 @@ class MessageWriter(EventWriter[MessageEvent]):
             self._pieces.append(piece.arguments)
             yield self._delta({"type": "input_json_delta", "partial_json": piece.arguments})
 
-    def _open(self, block: TextBlock | ToolUseBlock) -> Iterable[MessageEvent]:
+    def _open(self, block: TextBlock | ThinkingBlock | ToolUseBlock) -> Iterable[MessageEvent]:
         yield from self._close()
         self._is_open, self._pieces = True, []
         self._blocks.append(block)
@@ -106,6 +112,8 @@ class MessageWriter(EventWriter[MessageEvent]):
         block, whole = self._blocks[-1], "".join(self._pieces)
         if block["type"] == "text":
             block["text"] = whole
+        elif block["type"] == "thinking":
+            block["thinking"] = whole
         else:
             block["input"] = _object(whole)
         self._is_open = False

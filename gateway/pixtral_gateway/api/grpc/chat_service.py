@@ -104,6 +104,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             response = chat_pb2.CompleteResponse(id=asked.id, model=model)
             choices = [response.choices.add(index=i) for i in range(asked.sampling.n)]
             texts: list[list[str]] = [[] for _ in choices]
+            thoughts: list[list[str]] = [[] for _ in choices]
             calls: list[list[ToolCallDelta]] = [[] for _ in choices]
             async with aclosing(self.backend.pipeline.stream(asked)) as events:
                 async for event in events:
@@ -111,6 +112,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                         case Delta():
                             choice = choices[event.index]
                             texts[event.index].append(event.text)
+                            thoughts[event.index].append(event.reasoning)
                             calls[event.index].extend(event.tool_calls)
                             choice.token_ids.extend(event.token_ids)
                             choice.logprobs.extend(map(logprobs.to_proto, event.logprobs))
@@ -118,8 +120,9 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                             to_proto.set_stop_reason(choice, event)
                         case Finished():
                             response.completion.CopyFrom(await _completion(event))
-        for choice, parts, pieces in zip(choices, texts, calls, strict=True):
+        for choice, parts, thought, pieces in zip(choices, texts, thoughts, calls, strict=True):
             choice.text = "".join(parts)
+            choice.reasoning = "".join(thought)
             choice.tool_calls.extend(map(to_proto.tool_call, whole_calls(pieces)))
         return response
 
@@ -199,6 +202,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
             max_images=self._settings.max_images,
             tools=from_proto.read_tools(chat),
             goes_on=chat.continue_final_message,
+            reasoning_effort=chat.reasoning_effort,
         )
 
     def _request(

@@ -9,7 +9,9 @@ from pixtral_gateway.checks.conversation import (
     NO_TOOLS,
     Conversation,
     ImageSource,
+    Part,
     Role,
+    Thinking,
     ToolCall,
     ToolChoice,
     Tools,
@@ -29,6 +31,12 @@ TOOL_CHOICES: dict[int, ToolChoice] = {
     chat_pb2.TOOL_CHOICE_MODE_NONE: ToolChoice.NONE,
     chat_pb2.TOOL_CHOICE_MODE_REQUIRED: ToolChoice.REQUIRED,
 }
+# Whether an image is shown in low detail.
+DETAILS: dict[int, bool] = {
+    chat_pb2.IMAGE_DETAIL_UNSPECIFIED: False,
+    chat_pb2.IMAGE_DETAIL_LOW: True,
+    chat_pb2.IMAGE_DETAIL_HIGH: False,
+}
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -38,10 +46,17 @@ def read_conversation(
     max_images: int,
     tools: Tools = NO_TOOLS,
     goes_on: bool = False,
+    reasoning_effort: str = "",
 ) -> Conversation:
     """The conversation, with images in user messages only. Raises InvalidRequest."""
     turns = tuple(_turn(message, f"messages[{i}]") for i, message in enumerate(messages))
-    return conversation_of(turns, max_images=max_images, tools=tools, goes_on=goes_on)
+    return conversation_of(
+        turns,
+        max_images=max_images,
+        tools=tools,
+        goes_on=goes_on,
+        reasoning_effort=reasoning_effort,
+    )
 
 
 def read_tools(chat: chat_pb2.Chat) -> Tools:
@@ -77,27 +92,37 @@ def _turn(message: chat_pb2.Message, path: str) -> Turn:
     return Turn(role, parts, calls, message.tool_call_id)
 
 
-def _part(part: chat_pb2.ContentPart, path: str, role: int) -> str | ImageSource:
+def _part(part: chat_pb2.ContentPart, path: str, role: int) -> Part:
     match part.WhichOneof("part"):
         case "text":
             return part.text
+        case "thinking":
+            if role not in (chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_ASSISTANT):
+                raise InvalidRequest(
+                    f"{path}.thinking", "only system and assistant messages may hold thinking"
+                )
+            return Thinking(part.thinking)
         case "image":
             if role != chat_pb2.ROLE_USER:
                 raise InvalidRequest(f"{path}.image", "only user messages may hold images")
             return _image(part.image, f"{path}.image")
         case _:
-            raise InvalidRequest(path, "must be text or an image")
+            raise InvalidRequest(path, "must be text, an image or thinking")
 
 
 def _image(image: chat_pb2.Image, path: str) -> ImageSource:
+    if image.detail not in DETAILS:
+        raise InvalidRequest(f"{path}.detail", "must be low or high")
+    low = DETAILS[image.detail]
     match image.WhichOneof("source"):
         case "data":
-            return ImageSource(f"{path}.data", data=image.data)
+            return ImageSource(f"{path}.data", data=image.data, low_detail=low)
         case "url":
-            return ImageSource(f"{path}.url", url=image.url)
+            return ImageSource(f"{path}.url", url=image.url, low_detail=low)
         case "sha256":
             if not _SHA256.fullmatch(image.sha256):
                 raise InvalidRequest(f"{path}.sha256", "must be 64 of 0-9 and a-f")
-            return ImageSource(f"{path}.sha256", sha256=bytes.fromhex(image.sha256))
+            sha256 = bytes.fromhex(image.sha256)
+            return ImageSource(f"{path}.sha256", sha256=sha256, low_detail=low)
         case _:
             raise InvalidRequest(path, "must have data, a URL or a SHA-256")

@@ -26,6 +26,8 @@ def choice(delta: Delta) -> chat_pb2.Choice:
         made.logprobs.extend(map(logprobs.to_proto, delta.logprobs))
     if delta.tool_calls:
         made.tool_calls.extend(map(tool_call, delta.tool_calls))
+    if delta.reasoning:
+        made.reasoning = delta.reasoning
     set_stop_reason(made, delta)
     return made
 
@@ -52,6 +54,7 @@ def completion(finished: Finished) -> chat_pb2.Completion:
             image_tokens=usage.image_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
         ),
         timings=chat_pb2.Timings(
             queue=_duration(timings.queue),

@@ -85,8 +85,13 @@ class OpenAiApi:
     async def chat(self, request: Request) -> Response | EventStream:
         arrival, asked, adapter = await self._front.asked(request, ChatRequest)
         tools = asked.called_tools()
-        conversation = self._conversation(asked.messages, tools, goes_on=asked.goes_on())
-        sampling = asked.sampling()
+        conversation = self._conversation(
+            asked.messages,
+            tools,
+            goes_on=asked.goes_on(),
+            reasoning_effort=asked.reasoning_effort,
+        )
+        sampling = asked.sampling(disable_any_whitespace=self._settings.disable_any_whitespace)
         with asked.own_names():
             check_sampling(sampling, vocabulary_size=self.backend.vocabulary_size)
         model = asked.model or self._model
@@ -163,7 +168,12 @@ class OpenAiApi:
         )
 
     def _conversation(
-        self, messages: Sequence[Message], tools: Tools, *, goes_on: bool = False
+        self,
+        messages: Sequence[Message],
+        tools: Tools,
+        *,
+        goes_on: bool = False,
+        reasoning_effort: str | None = None,
     ) -> Conversation:
         return to_conversation(
             messages,
@@ -171,6 +181,7 @@ class OpenAiApi:
             max_images=self._settings.max_images,
             context_length=self.backend.tiers.context_length,
             goes_on=goes_on,
+            reasoning_effort=reasoning_effort,
         )
 
     def _card(self, name: str) -> ModelCard:

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -46,7 +47,8 @@ class _Gathered:
     """One choice as it grows. Log-probabilities, of which there may be a million, are JSON already:
     as objects they would take six times the memory, and seconds to write at the end."""
 
-    def __init__(self, beginning: str, *, has_token_ids: bool) -> None:
+    def __init__(self, beginning: str, *, has_token_ids: bool, has_reasoning: bool) -> None:
+        self.reasoning = StringIO() if has_reasoning else None
         self.text = StringIO()
         self.text.write(beginning)
         self.calls: list[ToolCallDelta] = []
@@ -56,6 +58,8 @@ class _Gathered:
 
     def add(self, delta: request.Delta) -> None:
         self.text.write(delta.text)
+        if self.reasoning is not None:
+            self.reasoning.write(delta.reasoning)
         self.calls.extend(delta.tool_calls)
         self.logprobs += (_json(token_logprobs_of(each)) for each in delta.logprobs)
         if self.token_ids is not None:
@@ -66,7 +70,11 @@ class _Gathered:
         last = self.last
         choice: Choice = {
             "index": index,
-            "message": _message(self.text.getvalue(), self.calls),
+            "message": _message(
+                self.text.getvalue(),
+                self.calls,
+                self.reasoning.getvalue() if self.reasoning is not None else "",
+            ),
             "logprobs": None,
             "finish_reason": FINISH_REASONS[last.finish_reason if last else None],
             "stop_reason": last.stop_reason if last else None,
@@ -82,7 +90,14 @@ async def whole(
 ) -> bytes:
     """A `chat.completion` in JSON, once the last token of the last of so many choices is there."""
     has_token_ids = bool(asked.return_token_ids)
-    gathered = [_Gathered(asked.beginning(), has_token_ids=has_token_ids) for _ in range(choices)]
+    gathered = [
+        _Gathered(
+            asked.beginning(),
+            has_token_ids=has_token_ids,
+            has_reasoning=asked.include_reasoning is not False,
+        )
+        for _ in range(choices)
+    ]
     prompt: Sequence[int] = ()
     written = b""
     async with aclosing(events):
@@ -203,6 +218,8 @@ class _Chunks:
 
     def _delta(self, event: request.Delta) -> bytes:
         self._count(event.index, len(event.token_ids))
+        if self._asked.include_reasoning is False and event.reasoning:
+            event = replace(event, reasoning="")
         choice = _delta(
             event.index,
             _content(event),
@@ -236,11 +253,14 @@ class _Chunks:
 
 def _is_empty(delta: request.Delta) -> bool:
     """Whether there is nothing in it to send, such as while a call's head is read."""
-    return not (delta.text or delta.tool_calls or delta.logprobs or delta.finish_reason)
+    said = delta.text or delta.reasoning or delta.tool_calls
+    return not (said or delta.logprobs or delta.finish_reason)
 
 
-def _message(text: str, pieces: list[ToolCallDelta]) -> AssistantMessage:
+def _message(text: str, pieces: list[ToolCallDelta], reasoning: str) -> AssistantMessage:
     message: AssistantMessage = {"role": "assistant", "content": text, "refusal": None}
+    if reasoning:
+        message["reasoning"] = message["reasoning_content"] = reasoning
     if pieces:
         message["content"] = text or None
         message["tool_calls"] = tools.whole(whole_calls(pieces))
@@ -248,10 +268,13 @@ def _message(text: str, pieces: list[ToolCallDelta]) -> AssistantMessage:
 
 
 def _content(delta: request.Delta) -> Delta:
-    if not delta.tool_calls:
+    if not delta.tool_calls and not delta.reasoning:
         return {"content": delta.text}
     content: Delta = {"content": delta.text} if delta.text else {}
-    content["tool_calls"] = tools.deltas(delta.tool_calls)
+    if delta.reasoning:
+        content["reasoning"] = content["reasoning_content"] = delta.reasoning
+    if delta.tool_calls:
+        content["tool_calls"] = tools.deltas(delta.tool_calls)
     return content
 
 
@@ -344,7 +367,7 @@ def running_usage(prompt_tokens: int, completion_tokens: int) -> Usage:
 
 
 def _usage(usage: request.Usage) -> Usage:
-    return {
+    made: Usage = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
@@ -353,6 +376,9 @@ def _usage(usage: request.Usage) -> Usage:
             "image_tokens": usage.image_tokens,
         },
     }
+    if usage.reasoning_tokens:
+        made["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return made
 
 
 def event_of(chunk: Mapping[str, Any]) -> bytes:

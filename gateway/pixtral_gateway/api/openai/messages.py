@@ -1,13 +1,21 @@
 """OpenAI's message list as a conversation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pixtral_core.errors import InvalidRequest
 from pixtral_gateway.api.openai.json_kinds import kind_of
 from pixtral_gateway.api.openai.request_schema import ROLES, Message
 from pixtral_gateway.api.openai.tools import to_call
-from pixtral_gateway.checks.conversation import Conversation, ImageSource, Role, Tools, Turn
+from pixtral_gateway.checks.conversation import (
+    Conversation,
+    ImageSource,
+    Part,
+    Role,
+    Thinking,
+    Tools,
+    Turn,
+)
 from pixtral_gateway.checks.validation import check_parts, conversation_of
 
 
@@ -18,6 +26,7 @@ def to_conversation(
     max_images: int,
     context_length: int,
     goes_on: bool = False,
+    reasoning_effort: str | None = None,
 ) -> Conversation:
     """The conversation, under the rules that `pixtral_gateway.checks.validation` has for gRPC.
 
@@ -36,7 +45,13 @@ def to_conversation(
                 f"messages.{len(turns) - 1}.prefix", "must be on an assistant message"
             )
         goes_on = True
-    return conversation_of(turns, max_images=max_images, tools=tools, goes_on=goes_on)
+    return conversation_of(
+        turns,
+        max_images=max_images,
+        tools=tools,
+        goes_on=goes_on,
+        reasoning_effort=reasoning_effort or "",
+    )
 
 
 def _turn(message: Message, path: str) -> Turn:
@@ -52,11 +67,28 @@ def _turn(message: Message, path: str) -> Turn:
     calls = tuple(
         to_call(call, f"{path}.tool_calls.{i}") for i, call in enumerate(message.tool_calls or ())
     )
-    parts = _parts(message.content, f"{path}.content", role)
+    parts = (
+        *_reasoning(message, path, role),
+        *_parts(message.content, f"{path}.content", role),
+    )
+    if sum(isinstance(part, Thinking) for part in parts) > 1 and message.has_reasoning:
+        raise InvalidRequest(
+            f"{path}.content", "not thinking parts together with reasoning: send one of the two"
+        )
     return Turn(role, parts, calls, message.tool_call_id or "")
 
 
-def _parts(content: Any, path: str, role: Role) -> tuple[str | ImageSource, ...]:
+def _reasoning(message: Message, path: str, role: Role) -> tuple[Thinking, ...]:
+    """The assistant's thought, by vLLM's name for it or by the older one."""
+    given = {message.reasoning, message.reasoning_content} - {None, ""}
+    if role is not Role.ASSISTANT or not given:
+        return ()
+    if len(given) > 1:
+        raise InvalidRequest(f"{path}.reasoning", "must be equal to reasoning_content")
+    return (Thinking(str(given.pop())),)
+
+
+def _parts(content: Any, path: str, role: Role) -> tuple[Part, ...]:
     match content:
         case None if role in (Role.ASSISTANT, Role.TOOL):
             return ()
@@ -68,14 +100,19 @@ def _parts(content: Any, path: str, role: Role) -> tuple[str | ImageSource, ...]
     raise InvalidRequest(path, f"must be a text or a list of parts, not {kind_of(content)}")
 
 
-def _part(part: Any, path: str, role: Role) -> str | ImageSource:
+def _part(part: Any, path: str, role: Role) -> Part:
     match part:
         case {"type": "text", "text": str(text)}:
             return text
-        case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
+        case {"type": "thinking"}:
+            if role not in (Role.SYSTEM, Role.ASSISTANT):
+                raise InvalidRequest(path, "only system and assistant messages may hold thinking")
+            return _thinking(part, f"{path}.thinking")
+        case {"type": "image_url", "image_url": {"url": str(url)} | str(url) as given}:
             if role is not Role.USER:
                 raise InvalidRequest(f"{path}.image_url", "only user messages may hold images")
-            return ImageSource(f"{path}.image_url", url=url)
+            low = isinstance(given, dict) and is_low_detail(given, f"{path}.image_url")
+            return ImageSource(f"{path}.image_url", url=url, low_detail=low)
         case {"type": "text", **rest}:
             raise InvalidRequest(f"{path}.text", f"must be a text, not {kind_of(rest.get('text'))}")
         case {"type": "image_url", **rest}:
@@ -85,12 +122,39 @@ def _part(part: Any, path: str, role: Role) -> str | ImageSource:
             )
         case {"type": str()}:
             raise InvalidRequest(
-                f"{path}.type", "must be text or image_url", "UNSUPPORTED_PARAMETER"
+                f"{path}.type", "must be text, image_url or thinking", "UNSUPPORTED_PARAMETER"
             )
         case dict():
-            raise InvalidRequest(f"{path}.type", "is needed: text or image_url")
+            raise InvalidRequest(f"{path}.type", "is needed: text, image_url or thinking")
         case _:
             raise InvalidRequest(path, f"must be an object with a type, not {kind_of(part)}")
+
+
+def _thinking(part: Mapping[str, Any], path: str) -> Thinking:
+    """In mistral_common's form, a text, or in that of Mistral's API, a list of text parts."""
+    is_closed = part.get("closed", True) is not False
+    match part.get("thinking"):
+        case str(text):
+            return Thinking(text, is_closed)
+        case list(texts) if all(isinstance(each, dict) for each in texts):
+            found = [each.get("text") for each in texts]
+            if all(isinstance(text, str) for text in found):
+                return Thinking("".join(map(str, found)), is_closed)
+    raise InvalidRequest(path, "must be a text or a list of text parts")
+
+
+def is_low_detail(image: Mapping[str, Any], path: str) -> bool:
+    """Whether an image asks for OpenAI's low detail; the others are what the model takes at most.
+
+    Raises InvalidRequest.
+    """
+    match image.get("detail"):
+        case None | "auto" | "high" | "original":
+            return False
+        case "low":
+            return True
+        case _:
+            raise InvalidRequest(f"{path}.detail", "must be auto, low or high")
 
 
 def _unsupported(path: str) -> InvalidRequest:

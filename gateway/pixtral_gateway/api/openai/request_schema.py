@@ -99,6 +99,17 @@ class Message(BaseModel):
     function_call: Annotated[Any, WithJsonSchema({"type": "null"})] = None
     # Mistral's: the answer goes on from this message, and begins with it.
     prefix: bool | None = None
+    # The assistant's thought before its answer: vLLM's name, and the older one.
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+    @property
+    def has_reasoning(self) -> bool:
+        return bool(self.reasoning or self.reasoning_content)
+
+
+# The schema of what `json_object` asks for.
+ANY_OBJECT = '{"type": "object"}'
 
 
 class JsonSchema(BaseModel):
@@ -228,10 +239,13 @@ class SamplingBody(RequestBody):
     include_stop_str_in_output: bool | None = None
     priority: Int64 | None = None
 
-    def sampling(self) -> Sampling:
-        """A parameter that is absent or null takes the model's own default."""
+    def sampling(self, *, disable_any_whitespace: bool = True) -> Sampling:
+        """A parameter that is absent or null takes the model's own default.
+
+        `disable_any_whitespace` has the JSON that a format asks for come on one line.
+        """
         values = {name: getattr(self, name, None) for name in _SAME} | self.own_values()
-        values["structured_output"] = self._structured_output()
+        values["structured_output"] = self._structured_output(disable_any_whitespace)
         given = {name: value for name, value in values.items() if value is not None}
         for name, value in given.items():
             if isinstance(value, list):
@@ -262,8 +276,12 @@ class SamplingBody(RequestBody):
         """The structure that the field asks for. Raises InvalidRequest."""
         return None
 
-    def _structured_output(self) -> StructuredOutput | None:
-        found = [each for each in (self.of_format(), self._of_vllm()) if each is not None]
+    def _structured_output(self, is_on_one_line: bool) -> StructuredOutput | None:
+        wanted = self.of_format()
+        if wanted is not None and is_on_one_line:
+            values = wanted.values or (ANY_OBJECT,)
+            wanted = StructuredOutput(Structure.JSON_SCHEMA, values, disable_any_whitespace=True)
+        found = [each for each in (wanted, self._of_vllm()) if each is not None]
         if len(found) > 1:
             raise InvalidRequest("structured_outputs", f"not together with {self.format_field()}")
         return found[0] if found else None
@@ -386,6 +404,10 @@ class ChatRequest(CompletionBody, ConversationBody):
     parallel_tool_calls: bool | None = None
     # vLLM's: an answer that goes on from a message begins with it.
     echo: bool | None = None
+    # For templates that have a place for it, and passed over by the others.
+    reasoning_effort: str | None = None
+    # vLLM's: false leaves out of the answer what the model thinks.
+    include_reasoning: bool | None = None
     _beginning: str | None = PrivateAttr(None)
 
     def forget(self) -> None:
@@ -522,13 +544,13 @@ INSTEAD = {
 # Fields that change nothing of an answer here.
 HARMLESS = frozenset(
     {
+        # Responses have the reasoning as an item of its own.
         "include_reasoning",
         # Beam search alone has it.
         "length_penalty",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "reasoning_effort",
         # vLLM spells the control tokens of calls and thoughts always, and Mistral's others never.
         "skip_special_tokens",
         # vLLM's render routes alone have it.

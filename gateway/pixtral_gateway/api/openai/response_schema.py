@@ -21,15 +21,30 @@ ErrorType = Literal[
 ]
 
 
+Detail = Literal["auto", "low", "high", "original"]
+
+
 class ImageUrl(TypedDict):
-    """A `data:` URL in base64, or an `https:` one of a host that is allowed."""
+    """A `data:` URL in base64, or an `https:` one of a host that is allowed.
+
+    In low detail the image has at most half the model's largest width and height.
+    """
 
     url: str
+    detail: NotRequired[Detail | None]
 
 
 class TextPart(TypedDict):
     type: Literal["text"]
     text: str
+
+
+class ThinkingPart(TypedDict):
+    """In messages of role `system` and `assistant`, where the model thinks."""
+
+    type: Literal["thinking"]
+    thinking: str | list[TextPart]
+    closed: NotRequired[bool]
 
 
 class ImagePart(TypedDict):
@@ -39,7 +54,7 @@ class ImagePart(TypedDict):
     image_url: ImageUrl | str
 
 
-Content = str | list[TextPart | ImagePart] | None
+Content = str | list[TextPart | ImagePart | ThinkingPart] | None
 
 
 class CalledBefore(TypedDict):
@@ -73,6 +88,10 @@ class CachedTokens(TypedDict):
     image_tokens: int
 
 
+class ReasoningTokens(TypedDict):
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
     """While an answer still comes, without the details."""
 
@@ -80,6 +99,8 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: NotRequired[CachedTokens]
+    # Where the model has thought.
+    completion_tokens_details: NotRequired[ReasoningTokens]
 
 
 class Timings(TypedDict):
@@ -150,12 +171,17 @@ class AssistantMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    # The model's thought before its answer, under vLLM's name for it and under the older one.
+    reasoning: NotRequired[str]
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[Call]]
 
 
 class Delta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    reasoning: NotRequired[str]
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[CallDelta]]
 
 

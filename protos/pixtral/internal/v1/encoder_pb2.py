@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!pixtral/internal/v1/encoder.proto\x12\x13pixtral.internal.v1\"H\n\x0c\x45mbeddingKey\x12\x14\n\x0cimage_sha256\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05scope\x18\x03 \x01(\t\"N\n\rEncodeRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32!.pixtral.internal.v1.EmbeddingKey\x12\r\n\x05image\x18\x02 \x01(\x0c\"r\n\x0e\x45ncodeResponse\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0c\n\x04\x63ols\x18\x02 \x01(\r\x12\x34\n\x06source\x18\x03 \x01(\x0e\x32$.pixtral.internal.v1.EmbeddingSource\x12\x0e\n\x06stored\x18\x04 \x01(\x08\">\n\x0c\x46\x65tchRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32!.pixtral.internal.v1.EmbeddingKey\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x17\n\x15GetEncoderInfoRequest\"}\n\x16GetEncoderInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x11\n\tresponses\x18\x06 \x01(\x04*\xa4\x01\n\x0f\x45mbeddingSource\x12 \n\x1c\x45MBEDDING_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MBEDDING_SOURCE_LOCAL\x10\x01\x12\x1a\n\x16\x45MBEDDING_SOURCE_REDIS\x10\x02\x12\x19\n\x15\x45MBEDDING_SOURCE_PEER\x10\x03\x12\x1c\n\x18\x45MBEDDING_SOURCE_ENCODED\x10\x04\x32\xa0\x02\n\x0e\x45ncoderService\x12Q\n\x06\x45ncode\x12\".pixtral.internal.v1.EncodeRequest\x1a#.pixtral.internal.v1.EncodeResponse\x12P\n\x05\x46\x65tch\x12!.pixtral.internal.v1.FetchRequest\x1a\".pixtral.internal.v1.FetchResponse0\x01\x12i\n\x0eGetEncoderInfo\x12*.pixtral.internal.v1.GetEncoderInfoRequest\x1a+.pixtral.internal.v1.GetEncoderInfoResponseB\x96\x01\n\x1bio.pixtralserve.internal.v1B\x0c\x45ncoderProtoP\x01ZLgithub.com/pixtral-serve/pixtral-serve/gen/go/pixtral/internal/v1;internalv1\xaa\x02\x18PixtralServe.Internal.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!pixtral/internal/v1/encoder.proto\x12\x13pixtral.internal.v1\"\\\n\x0c\x45mbeddingKey\x12\x14\n\x0cimage_sha256\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05scope\x18\x03 \x01(\t\x12\x12\n\nlow_detail\x18\x04 \x01(\x08\"N\n\rEncodeRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32!.pixtral.internal.v1.EmbeddingKey\x12\r\n\x05image\x18\x02 \x01(\x0c\"r\n\x0e\x45ncodeResponse\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0c\n\x04\x63ols\x18\x02 \x01(\r\x12\x34\n\x06source\x18\x03 \x01(\x0e\x32$.pixtral.internal.v1.EmbeddingSource\x12\x0e\n\x06stored\x18\x04 \x01(\x08\">\n\x0c\x46\x65tchRequest\x12.\n\x03key\x18\x01 \x01(\x0b\x32!.pixtral.internal.v1.EmbeddingKey\"\x1d\n\rFetchResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x17\n\x15GetEncoderInfoRequest\"}\n\x16GetEncoderInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\x11\n\tresponses\x18\x06 \x01(\x04*\xa4\x01\n\x0f\x45mbeddingSource\x12 \n\x1c\x45MBEDDING_SOURCE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45MBEDDING_SOURCE_LOCAL\x10\x01\x12\x1a\n\x16\x45MBEDDING_SOURCE_REDIS\x10\x02\x12\x19\n\x15\x45MBEDDING_SOURCE_PEER\x10\x03\x12\x1c\n\x18\x45MBEDDING_SOURCE_ENCODED\x10\x04\x32\xa0\x02\n\x0e\x45ncoderService\x12Q\n\x06\x45ncode\x12\".pixtral.internal.v1.EncodeRequest\x1a#.pixtral.internal.v1.EncodeResponse\x12P\n\x05\x46\x65tch\x12!.pixtral.internal.v1.FetchRequest\x1a\".pixtral.internal.v1.FetchResponse0\x01\x12i\n\x0eGetEncoderInfo\x12*.pixtral.internal.v1.GetEncoderInfoRequest\x1a+.pixtral.internal.v1.GetEncoderInfoResponseB\x96\x01\n\x1bio.pixtralserve.internal.v1B\x0c\x45ncoderProtoP\x01ZLgithub.com/pixtral-serve/pixtral-serve/gen/go/pixtral/internal/v1;internalv1\xaa\x02\x18PixtralServe.Internal.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,22 +32,22 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pixtral.internal.v1.encoder
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\033io.pixtralserve.internal.v1B\014EncoderProtoP\001ZLgithub.com/pixtral-serve/pixtral-serve/gen/go/pixtral/internal/v1;internalv1\252\002\030PixtralServe.Internal.V1'
-  _globals['_EMBEDDINGSOURCE']._serialized_start=576
-  _globals['_EMBEDDINGSOURCE']._serialized_end=740
+  _globals['_EMBEDDINGSOURCE']._serialized_start=596
+  _globals['_EMBEDDINGSOURCE']._serialized_end=760
   _globals['_EMBEDDINGKEY']._serialized_start=58
-  _globals['_EMBEDDINGKEY']._serialized_end=130
-  _globals['_ENCODEREQUEST']._serialized_start=132
-  _globals['_ENCODEREQUEST']._serialized_end=210
-  _globals['_ENCODERESPONSE']._serialized_start=212
-  _globals['_ENCODERESPONSE']._serialized_end=326
-  _globals['_FETCHREQUEST']._serialized_start=328
-  _globals['_FETCHREQUEST']._serialized_end=390
-  _globals['_FETCHRESPONSE']._serialized_start=392
-  _globals['_FETCHRESPONSE']._serialized_end=421
-  _globals['_GETENCODERINFOREQUEST']._serialized_start=423
-  _globals['_GETENCODERINFOREQUEST']._serialized_end=446
-  _globals['_GETENCODERINFORESPONSE']._serialized_start=448
-  _globals['_GETENCODERINFORESPONSE']._serialized_end=573
-  _globals['_ENCODERSERVICE']._serialized_start=743
-  _globals['_ENCODERSERVICE']._serialized_end=1031
+  _globals['_EMBEDDINGKEY']._serialized_end=150
+  _globals['_ENCODEREQUEST']._serialized_start=152
+  _globals['_ENCODEREQUEST']._serialized_end=230
+  _globals['_ENCODERESPONSE']._serialized_start=232
+  _globals['_ENCODERESPONSE']._serialized_end=346
+  _globals['_FETCHREQUEST']._serialized_start=348
+  _globals['_FETCHREQUEST']._serialized_end=410
+  _globals['_FETCHRESPONSE']._serialized_start=412
+  _globals['_FETCHRESPONSE']._serialized_end=441
+  _globals['_GETENCODERINFOREQUEST']._serialized_start=443
+  _globals['_GETENCODERINFOREQUEST']._serialized_end=466
+  _globals['_GETENCODERINFORESPONSE']._serialized_start=468
+  _globals['_GETENCODERINFORESPONSE']._serialized_end=593
+  _globals['_ENCODERSERVICE']._serialized_start=763
+  _globals['_ENCODERSERVICE']._serialized_end=1051
 # @@protoc_insertion_point(module_scope)

@@ -53,22 +53,26 @@ class EmbeddingKey(_message.Message):
     IMAGE_SHA256_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    LOW_DETAIL_FIELD_NUMBER: _builtins.int
     image_sha256: _builtins.bytes
     """The SHA-256 of the image file as received: 32 bytes."""
     fingerprint: _builtins.str
     """Names what made the embedding: weights, preprocessing and dtype."""
     scope: _builtins.str
     """The tenant that may use it, or the scope that tenants share."""
+    low_detail: _builtins.bool
+    """The image in low detail: of half the model's largest size."""
     def __init__(
         self,
         *,
         image_sha256: _builtins.bytes = ...,
         fingerprint: _builtins.str = ...,
         scope: _builtins.str = ...,
+        low_detail: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "image_sha256", b"image_sha256", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "image_sha256", b"image_sha256", "low_detail", b"low_detail", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,11 +69,15 @@ class EngineFailed(Exception):
 
 
 class SamplingRefused(Exception):
-    """vLLM does not take a sampling parameter; `field` is its path in GenerateRequest."""
+    """vLLM does not take a sampling parameter; `field` is its path in GenerateRequest.
 
-    def __init__(self, field: str) -> None:
+    `why` is for the client, and empty where nothing more is known.
+    """
+
+    def __init__(self, field: str, why: str = "") -> None:
         super().__init__(field)
         self.field = field
+        self.why = why
 
 
 class StructureTooSlow(Exception):
@@ -296,7 +300,7 @@ class DecoderEngine:
         except EngineGenerateError as error:
             raise (EngineDead if self.dead else EngineFailed) from error
         except NotTaken as error:
-            raise SamplingRefused(refused_field(error, sampling)) from error
+            raise SamplingRefused(refused_field(error, sampling), str(error)) from error
         except NotContinued as error:
             raise SamplingRefused("generated_token_ids") from error
         except REFUSALS as error:

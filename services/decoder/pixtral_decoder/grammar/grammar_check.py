@@ -10,9 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
-from urllib.parse import unquote
+from collections.abc import Callable
 
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from xgrammar import CompiledGrammar, GrammarCompiler
@@ -20,8 +18,10 @@ from xgrammar import CompiledGrammar, GrammarCompiler
 from pixtral_core import limits
 from pixtral_core.concurrency.daemon_threads import in_daemon_thread
 from pixtral_core.errors import log_place
-from pixtral_decoder.grammar.cost_trial import is_slow
-from pixtral_decoder.grammar.patterns import mended, needs_escapes, patterns, subschemas, with_caret
+from pixtral_decoder.grammar.completion import completed
+from pixtral_decoder.grammar.cost_trial import NothingFollows, is_slow
+from pixtral_decoder.grammar.patterns import mended, needs_escapes, patterns, with_caret
+from pixtral_decoder.grammar.unsupported import beyond_xgrammar, circular, ignored, not_held_to
 from pixtral_decoder.vllm_hooks.grammar_vocabulary import has_json, in_json
 from pixtral_decoder.vllm_hooks.one_line_json import is_on_one_line, on_one_line
 from pixtral_decoder.vllm_hooks.refusals import REFUSALS
@@ -35,8 +35,16 @@ MAX_SECONDS = limits.STRUCTURE_WAIT_SECONDS.high
 MISTAKES = (*REFUSALS, RuntimeError)
 
 
+LONG_TO_READ = "takes too long to read: make it smaller"
+SLOW = "takes too long to follow: write it so that a text can be read in one way"
+LEADS_NOWHERE = "an answer can come to a place where nothing may follow"
+
+
 class NotTaken(Exception):
-    """It has a mistake, or what the engine has no way to hold an answer to, or is too complex."""
+    """It has a mistake, or what the engine has no way to hold an answer to, or is too complex.
+
+    The message says what and where, as far as that is known; it may hold names of the schema's.
+    """
 
 
 class StructureCheck:
@@ -62,8 +70,12 @@ class StructureCheck:
         try:
             async with asyncio.timeout(MAX_SECONDS):
                 await in_daemon_thread(read, "read-structure")
-        except (NotTaken, TimeoutError):
-            raise NotTaken from None
+        except NotTaken:
+            raise
+        except TimeoutError:
+            raise NotTaken(LONG_TO_READ) from None
+        except NothingFollows:
+            raise NotTaken(LEADS_NOWHERE) from None
         except Exception as error:
             # Mistakes show in whichever way the parsers of four languages have for them.
             level = logging.DEBUG if isinstance(error, MISTAKES) else logging.WARNING
@@ -88,34 +100,44 @@ def _read(parameters: SamplingParams) -> None:
     if schema is not None:
         wanted.json = on_one_line(schema) if wanted.disable_any_whitespace else schema
     if time.thread_time() - began > MAX_CPU_SECONDS:
-        raise NotTaken
+        raise NotTaken(LONG_TO_READ)
     is_json = schema is not None or has_json(wanted.grammar or "")
     if is_slow(compiling(wanted), in_json if is_json else bytes):
-        raise NotTaken
+        raise NotTaken(SLOW)
 
 
 def _checked(schema: str, until: float) -> str:
     """The schema as the engine is to have it. Raises NotTaken for one that it would not hold to."""
     parsed = json.loads(schema)
-    _refuse_ignored(parsed)
-    _refuse_circular(parsed)
-    for pattern in patterns(parsed):
-        if time.thread_time() > until or needs_escapes(pattern):
-            raise NotTaken
-    # Before it is changed: vLLM tells by keywords what it does not take.
+    # With its types, or vLLM passes over keywords that xgrammar does not hold an answer to.
+    made = completed(mended(parsed))
+    for trouble in (ignored(parsed), circular(parsed), beyond_xgrammar(made)):
+        if trouble is not None:
+            raise NotTaken(trouble)
+    for path, pattern in patterns(parsed):
+        if time.thread_time() > until:
+            raise NotTaken(LONG_TO_READ)
+        if needs_escapes(pattern):
+            raise NotTaken(not_held_to("a pattern with a quotation mark or a backslash", path))
+    if made != parsed:
+        schema = json.dumps(made)
     validate(SamplingParams(structured_outputs=StructuredOutputsParams(json=schema)))
-    made = mended(parsed)
-    return schema if made == parsed else json.dumps(made)
+    return schema
 
 
 def _with_schemas_checked(lark: str, until: float) -> str:
     """A grammar, each schema in it as the engine is to have it."""
-    made, at = "", 0
+    made, at, count = "", 0, 0
     for found in _LARK_JSON.finditer(lark):
         if found[1] is None or found.start() < at:
             continue
         _, end = json.JSONDecoder().raw_decode(lark, found.end())
-        made += lark[at : found.end()] + _checked(lark[found.end() : end], until)
+        count += 1
+        try:
+            checked = _checked(lark[found.end() : end], until)
+        except NotTaken as error:
+            raise NotTaken(f"schema {count} of the grammar: {error}") from None
+        made += lark[at : found.end()] + checked
         at = end
     return made + lark[at:]
 
@@ -147,44 +169,3 @@ def compiling(wanted: StructuredOutputsParams) -> Callable[[GrammarCompiler], Co
 def _schema(wanted: StructuredOutputsParams) -> str | None:
     # vLLM takes a parsed one, too, which the decoder never gives it.
     return wanted.json if isinstance(wanted.json, str) else None
-
-
-# Passed over without a word, where an answer could then be something else than was asked for.
-_IGNORED = ("not", "if", "$dynamicRef", "$recursiveRef")
-
-
-def _refuse_ignored(schema: Any) -> None:
-    for each in subschemas(schema):
-        reference = each.get("$ref", "#")
-        is_elsewhere = isinstance(reference, str) and not reference.startswith("#")
-        if is_elsewhere or any(keyword in each for keyword in _IGNORED):
-            raise NotTaken
-
-
-def _refuse_circular(schema: Any) -> None:
-    """Raises NotTaken for references that lead to each other alone: no answer follows them."""
-    for start in _references(schema):
-        seen: set[str] = set()
-        reference: Any = start
-        while isinstance(reference, str):
-            if reference in seen:
-                raise NotTaken
-            seen.add(reference)
-            found = _resolved(schema, reference)
-            reference = found.get("$ref") if isinstance(found, dict) else None
-
-
-def _references(schema: Any) -> Iterator[str]:
-    for each in subschemas(schema):
-        if isinstance(reference := each.get("$ref"), str):
-            yield reference
-
-
-def _resolved(schema: Any, reference: str) -> Any:
-    """The part that a JSON pointer names, or None."""
-    for part in reference.removeprefix("#").split("/")[1:]:
-        name = unquote(part).replace("~1", "/").replace("~0", "~")
-        if not isinstance(schema, dict) or name not in schema:
-            return None
-        schema = schema[name]
-    return schema

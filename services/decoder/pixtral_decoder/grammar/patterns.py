@@ -45,28 +45,38 @@ def mended(schema: Any) -> Any:
     return made
 
 
-def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """A schema and all schemas in it, however deep; what only looks like one is left out."""
+def located(schema: Any, path: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
+    """A schema and all schemas in it, however deep, each with the JSON pointer to it.
+
+    A value that only looks like a schema is left out.
+    """
     if isinstance(schema, list):
-        for each in schema:
-            yield from subschemas(each)
+        for i, each in enumerate(schema):
+            yield from located(each, f"{path}/{i}")
     if not isinstance(schema, dict):
         return
-    yield schema
+    yield path, schema
     for keyword, value in schema.items():
+        at = f"{path}/{pointer_part(keyword)}"
         if keyword in _NAMED and isinstance(value, dict):
-            yield from subschemas(list(value.values()))
+            for name, inner in value.items():
+                yield from located(inner, f"{at}/{pointer_part(name)}")
         elif keyword not in _PLAIN:
-            yield from subschemas(value)
+            yield from located(value, at)
 
 
-def patterns(schema: Any) -> Iterator[str]:
-    """All patterns of strings and of names."""
-    for each in subschemas(schema):
+def pointer_part(name: str) -> str:
+    """A name as a JSON pointer has it."""
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def patterns(schema: Any) -> Iterator[tuple[str, str]]:
+    """All patterns of strings and of names, each with the JSON pointer to its schema."""
+    for path, each in located(schema):
         if isinstance(pattern := each.get("pattern"), str):
-            yield pattern
+            yield path, pattern
         if isinstance(names := each.get("patternProperties"), dict):
-            yield from names
+            yield from ((path, name) for name in names)
 
 
 def needs_escapes(pattern: str) -> bool:

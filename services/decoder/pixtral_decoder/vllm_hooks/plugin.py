@@ -15,6 +15,7 @@ from pixtral_decoder.vllm_hooks import (
     one_line_json,
     start_failure,
     tensor_handover,
+    thinking_grammar,
 )
 
 ARCHITECTURE = "PixtralEmbeddingsForConditionalGeneration"
@@ -40,6 +41,7 @@ def register() -> None:
         one_line_json.compile_marked()
         grammar_vocabulary.compile_json_apart()
         mask_time.measure()
+        thinking_grammar.let_think()
         if multiprocessing.parent_process() is not None:
             exit_with_parent.end_with_parent()
             start_failure.record()

@@ -9,8 +9,13 @@ Upstream: https://github.com/vllm-project/vllm/pull/47312
 Versions: vLLM 0.25.1 to 0.33.0
 """
 
+from typing import Any
+
 from vllm.sampling_params import SamplingParams
-from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
+from vllm.v1.structured_output.backend_xgrammar import (
+    has_xgrammar_unsupported_json_features,
+    validate_xgrammar_grammar,
+)
 from vllm.v1.structured_output.utils import grammar_is_likely_lark
 
 from pixtral_core.hooks import Touch, check_touches
@@ -21,6 +26,11 @@ TOUCHES = (
         f"{_PACKAGE}.backend_xgrammar",
         "validate_xgrammar_grammar",
         parameters=("sampling_params",),
+    ),
+    Touch(
+        f"{_PACKAGE}.backend_xgrammar",
+        "has_xgrammar_unsupported_json_features",
+        parameters=("schema",),
     ),
     Touch(f"{_PACKAGE}.utils", "grammar_is_likely_lark", parameters=("grammar_str",)),
 )
@@ -34,6 +44,11 @@ def check_upstream() -> None:
 def validate(parameters: SamplingParams) -> None:
     """Raises what vLLM raises for what it does not take. Turns choices into a grammar, as vLLM."""
     validate_xgrammar_grammar(parameters)
+
+
+def is_beyond_xgrammar(schema: dict[str, Any]) -> bool:
+    """Whether vLLM knows of something in a schema that xgrammar does not hold an answer to."""
+    return bool(has_xgrammar_unsupported_json_features(schema))
 
 
 def is_lark(grammar: str) -> bool:

@@ -40,6 +40,7 @@ HOOKS = (
     "start_failure",
     "structure_check",
     "tensor_handover",
+    "thinking_grammar",
 )
 # Imports vLLM's model runner, which takes seconds, and is for no other device.
 CPU_HOOKS = ("cpu_seeds",)

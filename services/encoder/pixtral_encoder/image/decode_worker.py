@@ -23,8 +23,10 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
+from PIL import AvifImagePlugin
 
-from pixtral_core.image.header import ImageFormat, ImageHeader
+from pixtral_core.image.formats import ImageFormat
+from pixtral_core.image.header import ImageHeader
 from pixtral_encoder.image.decoding import TargetSize, Undecodable, decode
 
 MAX_REPLY_BYTES = 4096
@@ -107,10 +109,19 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Pillow warns of each oddity of a file in a text of its own, and Python keeps each text.
     warnings.filterwarnings("ignore")
+    _silence_libraries()
     cv2.setNumThreads(1)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     # Where the encoder is gone, there is nobody to tell.
     with suppress(ConnectionError), socket.socket(fileno=int(sys.argv[1])) as encoder:
         _serve(encoder, _address_space_bytes())
+
+
+def _silence_libraries() -> None:
+    """Has what Python writes alone go to stderr: libtiff tells there what is odd in a file."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 def _serve(encoder: socket.socket, own_bytes: int) -> None:

@@ -12,15 +12,35 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from PIL import WebPImagePlugin as _WebPImagePlugin  # noqa: F401 - by itself Pillow imports it late
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    IcoImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
-from pixtral_core.image.header import ImageFormat, ImageHeader
+from pixtral_core.image.formats import ImageFormat
+from pixtral_core.image.header import ImageHeader
 from pixtral_encoder.image.pixel_parts import (
     MAX_SCANNED_PIXELS,
     Malformed,
     TooMuchWork,
     pixel_parts,
+)
+
+# Pillow by itself imports them late, within the memory of an image.
+_PLUGINS = (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    IcoImagePlugin,
+    Jpeg2KImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
 )
 
 CHANNELS = 3
@@ -42,10 +62,21 @@ _TURNS = {
 }
 
 # Bytes a pixel at the worst moment. All formats: floats of the whole image, beside what Pillow has
-# decoded. WebP: libwebp's two canvases, its frame, and Pillow's copy of it.
+# decoded. WebP: libwebp's two canvases, its frame, and Pillow's copy of it. AVIF: planes of up to
+# 16 bits in libavif and in its decoder, their RGB, and Pillow's two copies. ICO and PPM: what
+# Pillow gathers in Python. TIFF: a strip of up to 16 bits a channel, and a turned copy. JPEG 2000:
+# channels of 32 bits, and a tile of them.
 _FLOATS = CHANNELS * 4
 _DECODED = 4
-_BYTES_A_PIXEL = {ImageFormat.WEBP: _FLOATS + 4 * _DECODED}
+_BYTES_A_PIXEL = {
+    ImageFormat.WEBP: _FLOATS + 4 * _DECODED,
+    ImageFormat.AVIF: _FLOATS + 5 * _DECODED,
+    ImageFormat.BMP: _FLOATS + 3 * _DECODED,
+    ImageFormat.ICO: _FLOATS + 4 * _DECODED,
+    ImageFormat.PPM: _FLOATS + 4 * _DECODED,
+    ImageFormat.TIFF: _FLOATS + 4 * _DECODED,
+    ImageFormat.JPEG_2000: _FLOATS + 6 * _DECODED,
+}
 # The file and what is left of it, and what each library needs whatever the image.
 _FILES = 3
 _ANYWAY = 64 << 20
@@ -110,13 +141,16 @@ def _open(data: bytes, header: ImageHeader) -> Image.Image:
         if width * height * scans > MAX_SCANNED_PIXELS:
             raise TooMuchWork
         image = Image.open(io.BytesIO(parts), formats=(header.format.upper(),))
+        # Pillow turns a TIFF as it loads it.
+        if sorted(image.size) != sorted((width, height)):
+            raise Malformed
+        image.load()
         if image.size != (width, height):
             raise Malformed
     except TooMuchWork:
         raise Undecodable("IMAGE_TOO_COMPLEX") from None
     except Malformed:
         raise Undecodable("IMAGE_MALFORMED") from None
-    image.load()
     return image
 
 
@@ -137,7 +171,7 @@ def _strips(image: Image.Image, header: ImageHeader) -> Iterator[NDArray[np.uint
         bottom = min(top + rows, header.height)
         strip = image.crop(_stored_box(header, top, bottom))
         turn = _TURNS.get(header.orientation)
-        yield _rgb(strip if turn is None else strip.transpose(turn))
+        yield _rgb(strip if turn is None else strip.transpose(turn), header.format)
 
 
 def _stored_box(header: ImageHeader, top: int, bottom: int) -> tuple[int, int, int, int]:
@@ -154,9 +188,9 @@ def _stored_box(header: ImageHeader, top: int, bottom: int) -> tuple[int, int, i
             return 0, top, width, bottom
 
 
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+def _rgb(image: Image.Image, form: ImageFormat) -> NDArray[np.uint8]:
     """On white, where the image is transparent."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and form == ImageFormat.PPM):
         return _scaled(image)
     if image.mode != "RGB":
         if image.mode != "RGBA":

@@ -3,13 +3,21 @@
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixtral_core.errors import InvalidRequest, Unavailable
-from pixtral_core.image.header import BadHeader, ImageHeader, TooManyBlocks, read_header
+from pixtral_core.image.formats import (
+    DEFAULT_FORMATS,
+    BadHeader,
+    ImageFormat,
+    TooManyBlocks,
+    why_unsupported,
+)
+from pixtral_core.image.header import ImageHeader, read_header
 from pixtral_core.model.vision_spec import Grid, VisionSpec
 from pixtral_encoder.image.decode_processes import (
     DecodeProcesses,
@@ -27,7 +35,6 @@ FIELD = "image"
 REMEMBERED = 4096
 
 _TEXTS = {
-    "IMAGE_FORMAT_UNSUPPORTED": "not a PNG, JPEG, WebP or GIF image",
     "IMAGE_MALFORMED": "the image is truncated or malformed",
     "IMAGE_TOO_COMPLEX": "the image has too many parts, or needs too much memory to decode",
     "IMAGE_DECODE_TIMEOUT": "the image takes too long to decode",
@@ -73,13 +80,16 @@ class Preprocessor:
         max_pixels: int,
         timeout_seconds: float,
         memory_bytes: int = 1 << 30,
+        formats: Collection[ImageFormat] = DEFAULT_FORMATS,
     ) -> None:
         """`max_pixels` must not be above Pillow's own `Image.MAX_IMAGE_PIXELS`.
 
-        `memory_bytes`: for all images together that are being decoded.
+        `memory_bytes`: for all images together that are being decoded. `formats`: those that are
+        decoded.
         """
         self._spec = spec
         self._max_pixels = max_pixels
+        self._formats = formats
         self._timeout_seconds = timeout_seconds
         self._processes = DecodeProcesses(workers, memory_bytes=memory_bytes)
         self._refused: OrderedDict[bytes, str] = OrderedDict()
@@ -88,26 +98,28 @@ class Preprocessor:
         """Starts the processes. Raises NoProcess where one does not come up."""
         await self._processes.start()
 
-    async def open(self, data: bytes, sha256: bytes) -> OpenedImage:
+    async def open(self, data: bytes, sha256: bytes, *, low_detail: bool = False) -> OpenedImage:
         """Reads the header. Raises InvalidRequest."""
         if (reason := self._refused.get(sha256)) is not None:
             self._refused.move_to_end(sha256)
             raise BadImage(reason)
         try:
-            header = await asyncio.to_thread(read_header, data)
+            header = await asyncio.to_thread(read_header, data, self._formats)
         except TooManyBlocks:
             raise BadImage("IMAGE_TOO_COMPLEX") from None
         except BadHeader:
             raise BadImage("IMAGE_MALFORMED") from None
         if header is None:
-            raise BadImage("IMAGE_FORMAT_UNSUPPORTED")
+            raise InvalidRequest(
+                FIELD, why_unsupported(data, self._formats), "IMAGE_FORMAT_UNSUPPORTED"
+            )
         if header.width * header.height > self._max_pixels:
             raise InvalidRequest(
                 FIELD,
                 f"the image has more than {self._max_pixels} pixels in all",
                 "IMAGE_TOO_MANY_PIXELS",
             )
-        grid = self._spec.grid(header.width, header.height)
+        grid = self._spec.grid(header.width, header.height, low_detail=low_detail)
         size = TargetSize(*self._spec.resized(grid))
         decode_bytes = memory_bytes(header, len(data), size)
         return OpenedImage(data, sha256, header, grid, size, decode_bytes)

@@ -10,6 +10,7 @@ import pytest
 
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
+from pixtral_core.model.vision_spec import VisionSpec
 from tests.support.fake_tiers import FakeDecoder, Responses
 from tests.support.gateway_harness import Client
 from tests.support.gateway_pictures import image, picture, system, text, user
@@ -125,6 +126,22 @@ async def test_images_come_as_text_or_object_several_and_in_any_turn(
     assert sizes == [(40, 30), (40, 30), (20, 20)]
 
 
+@pytest.mark.parametrize("detail", ["low", "high", "auto", "original", None])
+async def test_detail_is_how_large_an_image_is_shown(
+    http: httpx.AsyncClient, spec: VisionSpec, detail: str | None
+) -> None:
+    side = spec.max_image_size
+    shown_file = picture(side, side, form="JPEG")
+    url = f"data:image/jpeg;base64,{base64.b64encode(shown_file).decode()}"
+    shown = {"type": "image_url", "image_url": {"url": url, "detail": detail}}
+
+    answer = await ask(http, messages=[{"role": "user", "content": [shown]}])
+
+    grid = spec.grid(side, side, low_detail=detail == "low")
+    (report,) = answer["pixtral"]["images"]
+    assert report["tokens"] == grid.placeholder_length
+
+
 async def test_sampling_arrives_at_the_decoder(
     http: httpx.AsyncClient, decoders: list[FakeDecoder]
 ) -> None:
@@ -238,7 +255,9 @@ async def test_several_answers_each_with_its_log_probabilities(
     [
         (
             {"response_format": {"type": "json_object"}},
-            chat_pb2.StructuredOutput(json_object=True),
+            chat_pb2.StructuredOutput(
+                json_schema='{"type": "object"}', disable_any_whitespace=True
+            ),
         ),
         (
             {
@@ -247,7 +266,9 @@ async def test_several_answers_each_with_its_log_probabilities(
                     "json_schema": {"name": "x", "strict": True, "schema": {"type": "object"}},
                 }
             },
-            chat_pb2.StructuredOutput(json_schema='{"type": "object"}'),
+            chat_pb2.StructuredOutput(
+                json_schema='{"type": "object"}', disable_any_whitespace=True
+            ),
         ),
         (
             {"structured_outputs": {"json": {"type": "array"}}},
@@ -271,6 +292,28 @@ async def test_what_an_answer_is_held_to(
     wanted: chat_pb2.StructuredOutput,
 ) -> None:
     await ask(http, **fields)
+    (call,) = [call for decoder in decoders for call in decoder.calls]
+    assert call.sampling.structured_output == wanted
+
+
+@pytest.mark.parametrize("more_settings", [{"disable_any_whitespace": False}])
+@pytest.mark.parametrize(
+    ("format_", "wanted"),
+    [
+        ({"type": "json_object"}, chat_pb2.StructuredOutput(json_object=True)),
+        (
+            {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
+            chat_pb2.StructuredOutput(json_schema="{}"),
+        ),
+    ],
+)
+async def test_a_setting_leaves_white_space_to_the_model(
+    http: httpx.AsyncClient,
+    decoders: list[FakeDecoder],
+    format_: dict[str, Any],
+    wanted: chat_pb2.StructuredOutput,
+) -> None:
+    await ask(http, response_format=format_)
     (call,) = [call for decoder in decoders for call in decoder.calls]
     assert call.sampling.structured_output == wanted
 

@@ -61,6 +61,10 @@ INVALID: dict[str, tuple[dict[str, Any], str]] = {
     "text no text": ({"messages": user({"type": "text", "text": 1})}, "messages.0.content.0.text"),
     "another part": ({"messages": user({"type": WORD})}, "messages.0.content.0.type"),
     "audio": ({"messages": user({"type": "input_audio"})}, "messages.0.content.0.type"),
+    "detail": (
+        {"messages": user({"type": "image_url", "image_url": {"url": URL, "detail": WORD}})},
+        f"{IMAGE_PATH}.detail",
+    ),
     "no URL": ({"messages": user({"type": "image_url", "image_url": {}})}, IMAGE_PATH),
     "a web URL": (
         {

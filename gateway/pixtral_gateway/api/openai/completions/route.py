@@ -30,7 +30,9 @@ class Completions:
         backend = self._front.backend
         with asked.own_names():
             prompts = asked.prompts(backend.vocabulary_size)
-            sampling = asked.sampling()
+            sampling = asked.sampling(
+                disable_any_whitespace=self._front.settings.disable_any_whitespace
+            )
             check_sampling(sampling, vocabulary_size=backend.vocabulary_size)
         completion_id = f"cmpl-{uuid.uuid4().hex}"
         begun = [

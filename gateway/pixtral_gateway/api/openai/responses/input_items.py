@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pixtral_core.errors import InvalidRequest
+from pixtral_gateway.api.openai.messages import is_low_detail
 from pixtral_gateway.api.openai.request_schema import ROLES
 from pixtral_gateway.api.turns import Turns
-from pixtral_gateway.checks.conversation import ImageSource, Role, ToolCall
+from pixtral_gateway.checks.conversation import ImageSource, Part, Role, Thinking, ToolCall
 from pixtral_gateway.checks.tools import check_call
 from pixtral_gateway.checks.validation import check_parts
 
@@ -49,8 +50,7 @@ class InputItems(Turns):
             case "function_call_output":
                 self._result(item, path)
             case "reasoning":
-                # Mistral's templates show the model's reasoning to no later turn.
-                pass
+                self._reasoning(item, path)
             case "item_reference":
                 raise InvalidRequest(
                     f"{path}.type",
@@ -63,6 +63,17 @@ class InputItems(Turns):
                     "must be message, function_call, function_call_output or reasoning",
                     "UNSUPPORTED_PARAMETER",
                 )
+
+    def _reasoning(self, item: dict[str, Any], path: str) -> None:
+        """Adds the model's thought. An item of another's, with a summary alone, is passed over."""
+        content = item.get("content")
+        texts = [
+            each["text"]
+            for each in (content if isinstance(content, list) else ())
+            if isinstance(each, dict) and isinstance(each.get("text"), str)
+        ]
+        if text := "".join(texts):
+            self.assistant(path, [Thinking(text)])
 
     def _message(self, item: dict[str, Any], path: str) -> None:
         name = item.get("role")
@@ -105,7 +116,7 @@ def _length(item: Any) -> int:
     return len(content) if isinstance(content, list) else 1
 
 
-def _parts(content: Any, path: str, role: Role) -> list[str | ImageSource]:
+def _parts(content: Any, path: str, role: Role) -> list[Part]:
     """To mistral_common an empty text is no part, and an empty part is one."""
     if content is None:
         return []
@@ -127,7 +138,8 @@ def _part(part: Any, path: str, role: Role) -> str | ImageSource:
                 raise InvalidRequest(
                     path, "only user messages and results of calls may hold images"
                 )
-            return ImageSource(f"{path}.image_url", url=url)
+            low = is_low_detail(part, path)
+            return ImageSource(f"{path}.image_url", url=url, low_detail=low)
         case {"type": "input_image"}:
             raise InvalidRequest(
                 f"{path}.image_url", "is needed: this gateway keeps no files to name by file_id"

@@ -130,6 +130,11 @@ class ResponsesRequest(SamplingBody):
     # vLLM's: the answer's id.
     request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
 
+    def reasoning_effort(self) -> str:
+        """For templates that have a place for it; empty where none is asked for."""
+        effort = (self.reasoning or {}).get("effort")
+        return effort if isinstance(effort, str) else ""
+
     def answer_id(self, own: str) -> str:
         """The id that the answer has. Raises InvalidRequest."""
         if not self.request_id:

@@ -5,7 +5,7 @@ from typing import Any, Literal, NotRequired
 # Before Python 3.12, pydantic reads no other.
 from typing_extensions import TypedDict
 
-from pixtral_gateway.api.openai.response_schema import Report, TokenLogprobs
+from pixtral_gateway.api.openai.response_schema import Detail, Report, TokenLogprobs
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -35,7 +35,22 @@ class OutputCall(TypedDict):
     status: ItemStatus
 
 
-OutputItem = OutputMessage | OutputCall
+class ReasoningText(TypedDict):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class OutputReasoning(TypedDict):
+    """The model's thought before the items that follow."""
+
+    type: Literal["reasoning"]
+    id: str
+    summary: list[Any]
+    content: list[ReasoningText]
+    status: ItemStatus
+
+
+OutputItem = OutputMessage | OutputCall | OutputReasoning
 
 
 class InputTokensDetails(TypedDict):
@@ -130,7 +145,7 @@ class _ItemEvent(_Event):
 class ContentPartEvent(_ItemEvent):
     type: Literal["response.content_part.added", "response.content_part.done"]
     content_index: int
-    part: OutputText
+    part: OutputText | ReasoningText
 
 
 class TextDeltaEvent(_ItemEvent):
@@ -158,6 +173,18 @@ class ArgumentsDoneEvent(_ItemEvent):
     arguments: str
 
 
+class ReasoningDeltaEvent(_ItemEvent):
+    type: Literal["response.reasoning_text.delta"]
+    content_index: int
+    delta: str
+
+
+class ReasoningDoneEvent(_ItemEvent):
+    type: Literal["response.reasoning_text.done"]
+    content_index: int
+    text: str
+
+
 StreamEvent = (
     ResponseEvent
     | OutputItemEvent
@@ -166,6 +193,8 @@ StreamEvent = (
     | TextDoneEvent
     | ArgumentsDeltaEvent
     | ArgumentsDoneEvent
+    | ReasoningDeltaEvent
+    | ReasoningDoneEvent
 )
 
 
@@ -186,6 +215,7 @@ class InputImage(TypedDict):
 
     type: Literal["input_image"]
     image_url: str
+    detail: NotRequired[Detail | None]
 
 
 InputContent = str | list[InputText | InputImage | InputRefusal]
@@ -211,9 +241,10 @@ class InputCallOutput(TypedDict):
 
 
 class InputReasoning(TypedDict):
-    """Passed over."""
+    """Shown to a model that thinks; without `content`, passed over."""
 
     type: Literal["reasoning"]
+    content: NotRequired[list[ReasoningText] | None]
 
 
 InputItem = InputMessage | InputCall | InputCallOutput | InputReasoning

@@ -52,8 +52,11 @@ class Responses:
                 max_images=self._front.settings.max_images,
                 tools=asked.called_tools(),
                 goes_on=items.goes_on,
+                reasoning_effort=asked.reasoning_effort(),
             )
-            sampling = asked.sampling()
+            sampling = asked.sampling(
+                disable_any_whitespace=self._front.settings.disable_any_whitespace
+            )
             check_sampling(sampling, vocabulary_size=backend.vocabulary_size)
         begun = self._front.begin(
             f"resp_{uuid.uuid4().hex}",

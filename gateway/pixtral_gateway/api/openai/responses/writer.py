@@ -16,7 +16,9 @@ from pixtral_gateway.api.openai.responses.response_schema import (
     OutputCall,
     OutputItem,
     OutputMessage,
+    OutputReasoning,
     OutputText,
+    ReasoningText,
     Response,
     ResponseError,
     ResponseStatus,
@@ -77,7 +79,10 @@ class ResponseWriter(EventWriter[StreamEvent]):
 
     def _add(self, delta: Delta) -> Iterable[StreamEvent]:
         self._finish_reason = delta.finish_reason
-        if delta.text or delta.logprobs:
+        if delta.reasoning:
+            yield from self._add_reasoning(delta.reasoning)
+        # Log-probabilities of a thought have no place here.
+        if delta.text or (delta.logprobs and not delta.reasoning):
             yield from self._add_text(delta)
         for piece in delta.tool_calls:
             yield from self._add_call(piece)
@@ -92,6 +97,23 @@ class ResponseWriter(EventWriter[StreamEvent]):
         yield self._of_item(
             "response.output_text.delta", content_index=0, delta=delta.text, logprobs=logprobs
         )
+
+    def _add_reasoning(self, text: str) -> Iterable[StreamEvent]:
+        if self._open is None or self._open["type"] != "reasoning":
+            yield from self._close("completed")
+            item: OutputReasoning = {
+                "type": "reasoning",
+                "id": f"rs_{uuid.uuid4().hex}",
+                "summary": [],
+                "content": [],
+                "status": "in_progress",
+            }
+            yield from self._open_item(item)
+            yield self._of_item(
+                "response.content_part.added", content_index=0, part=_reasoning_part("")
+            )
+        self._pieces.append(text)
+        yield self._of_item("response.reasoning_text.delta", content_index=0, delta=text)
 
     def _add_call(self, piece: ToolCallDelta) -> Iterable[StreamEvent]:
         if piece.id:
@@ -146,6 +168,11 @@ class ResponseWriter(EventWriter[StreamEvent]):
                 "response.output_text.done", content_index=0, text=whole, logprobs=logprobs
             )
             yield self._of_item("response.content_part.done", content_index=0, part=part)
+        elif item["type"] == "reasoning":
+            thought = _reasoning_part(whole)
+            item["content"] = [thought]
+            yield self._of_item("response.reasoning_text.done", content_index=0, text=whole)
+            yield self._of_item("response.content_part.done", content_index=0, part=thought)
         else:
             item["arguments"] = whole
             yield self._of_item(
@@ -181,7 +208,7 @@ class ResponseWriter(EventWriter[StreamEvent]):
                 "image_tokens": usage.image_tokens,
             },
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
         response["pixtral"] = ending_of(finished)["pixtral"]
@@ -222,6 +249,10 @@ class ResponseWriter(EventWriter[StreamEvent]):
             "truncation": "disabled",
             "user": asked.user,
         }
+
+
+def _reasoning_part(text: str) -> ReasoningText:
+    return {"type": "reasoning_text", "text": text}
 
 
 def _text_part(text: str, logprobs: list[TokenLogprobs]) -> OutputText:

@@ -446,6 +446,11 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
         {},
         "input.0.content.0.image_url",
     ),
+    (
+        [{"role": "user", "content": [IMAGE | {"detail": "fine"}]}],
+        {},
+        "input.0.content.0.detail",
+    ),
     ([{"role": "system", "content": [IMAGE]}], {}, "input.0.content.0"),
     (
         [{"role": "user", "content": [IMAGE | {"image_url": "data:image/png;base64,AAAA"}]}],

@@ -1,0 +1,115 @@
+"""The formats of images: their names, how a file of each begins, and which are taken by default."""
+
+from collections.abc import Collection
+from enum import StrEnum
+
+FORMATS_SETTING = "PIXTRAL_IMAGE_FORMATS"
+
+
+class BadHeader(ValueError):
+    """The bytes begin as an image of a known format and do not go on as one."""
+
+
+class TooManyBlocks(BadHeader):
+    """They go on for longer than anyone's image."""
+
+
+class ImageFormat(StrEnum):
+    """Each by the name that messages have; Pillow's is the same in capitals."""
+
+    PNG = "PNG"
+    JPEG = "JPEG"
+    WEBP = "WebP"
+    GIF = "GIF"
+    BMP = "BMP"
+    ICO = "ICO"
+    AVIF = "AVIF"
+    TIFF = "TIFF"
+    JPEG_2000 = "JPEG2000"
+    PPM = "PPM"
+
+
+# Every browser shows these. docs/security.md says why the others need a setting.
+DEFAULT_FORMATS = tuple(
+    each
+    for each in ImageFormat
+    if each not in (ImageFormat.TIFF, ImageFormat.JPEG_2000, ImageFormat.PPM)
+)
+
+# Servers name the others by one type each.
+MEDIA_TYPES: dict[str, ImageFormat] = {
+    "image/png": ImageFormat.PNG,
+    "image/jpeg": ImageFormat.JPEG,
+    "image/webp": ImageFormat.WEBP,
+    "image/gif": ImageFormat.GIF,
+    "image/bmp": ImageFormat.BMP,
+    "image/x-ms-bmp": ImageFormat.BMP,
+    "image/x-icon": ImageFormat.ICO,
+    "image/vnd.microsoft.icon": ImageFormat.ICO,
+    "image/avif": ImageFormat.AVIF,
+    "image/tiff": ImageFormat.TIFF,
+    "image/jp2": ImageFormat.JPEG_2000,
+    "image/x-portable-anymap": ImageFormat.PPM,
+    "image/x-portable-bitmap": ImageFormat.PPM,
+    "image/x-portable-graymap": ImageFormat.PPM,
+    "image/x-portable-pixmap": ImageFormat.PPM,
+}
+
+JPEG_2000_FILE = b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a"
+JPEG_2000_CODESTREAM = b"\xff\x4f\xff\x51"
+
+_BEGINNINGS: tuple[tuple[bytes, ImageFormat], ...] = (
+    (b"\xff\xd8\xff", ImageFormat.JPEG),
+    (b"\x89PNG\r\n\x1a\n", ImageFormat.PNG),
+    (b"GIF87a", ImageFormat.GIF),
+    (b"GIF89a", ImageFormat.GIF),
+    (b"\0\0\1\0", ImageFormat.ICO),
+    (b"II*\0", ImageFormat.TIFF),
+    (b"MM\0*", ImageFormat.TIFF),
+    (JPEG_2000_FILE, ImageFormat.JPEG_2000),
+    (JPEG_2000_CODESTREAM, ImageFormat.JPEG_2000),
+)
+_BMP_HEADERS = frozenset({12, 40, 52, 56, 64, 108, 124})
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
+
+
+def sniff(data: bytes) -> ImageFormat | None:
+    """The format that a file begins as, of those known here; None for any other."""
+    for beginning, format_ in _BEGINNINGS:
+        if data.startswith(beginning):
+            return format_
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return ImageFormat.WEBP
+    # Two letters alone begin many a text.
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return ImageFormat.BMP
+    if data[:1] == b"P" and data[1:2] in b"123456f" and data[2:3].isspace():
+        return ImageFormat.PPM
+    if data[4:8] == b"ftyp" and b"avif" in _brands(data):
+        return ImageFormat.AVIF
+    return None
+
+
+def list_formats(formats: Collection[ImageFormat]) -> str:
+    """As a sentence has them: `PNG, JPEG or GIF`."""
+    *all_but_last, last = [each.value for each in ImageFormat if each in formats]
+    return f"{', '.join(all_but_last)} or {last}" if all_but_last else last
+
+
+def why_unsupported(data: bytes, formats: Collection[ImageFormat]) -> str:
+    """The words for a file that is of none of `formats`."""
+    found = sniff(data)
+    if found is not None and found not in formats:
+        return (
+            f"{found} images are not taken here: send a {list_formats(formats)} image, or have "
+            f"the operator set {FORMATS_SETTING}"
+        )
+    if data[4:8] == b"ftyp" and not _HEIC_BRANDS.isdisjoint(_brands(data)):
+        return f"HEIC images are not taken: send a {list_formats(formats)} image"
+    return f"not a {list_formats(formats)} image"
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """Those that the first box names, which says what a file of ISO's container holds."""
+    end = min(int.from_bytes(data[:4], "big"), len(data), 256)
+    return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}

@@ -1,0 +1,93 @@
+"""Finds what an answer would not be held to in a schema: which keyword, and where it lies."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+from pixtral_decoder.grammar.patterns import located, pointer_part
+from pixtral_decoder.vllm_hooks.structure_check import is_beyond_xgrammar
+
+# Passed over without a word, where an answer could then be something else than was asked for.
+_IGNORED = ("not", "if", "$dynamicRef", "$recursiveRef")
+# A path is for a person to find the place by.
+_LONGEST_PATH = 300
+
+
+def ignored(schema: Any) -> str | None:
+    """Tells of a keyword that xgrammar passes over, or of a reference that it cannot follow."""
+    for path, each in located(schema):
+        for keyword in _IGNORED:
+            if keyword in each:
+                return not_held_to(keyword, path)
+        reference = each.get("$ref", "#")
+        if isinstance(reference, str) and not reference.startswith("#"):
+            return f"$ref at {_shown(path)} leads out of the schema: put what it names into $defs"
+    return None
+
+
+def circular(schema: Any) -> str | None:
+    """Tells of references that lead to each other alone: no answer follows them."""
+    for path, start in _references(schema):
+        seen: set[str] = set()
+        reference: Any = start
+        while isinstance(reference, str):
+            if reference in seen:
+                return f"$ref at {_shown(path)} leads back to itself"
+            seen.add(reference)
+            found = _resolved(schema, reference)
+            reference = found.get("$ref") if isinstance(found, dict) else None
+    return None
+
+
+def beyond_xgrammar(schema: Any) -> str | None:
+    """Tells of the keyword by which vLLM says that xgrammar does not hold an answer to a schema."""
+    if not isinstance(schema, dict) or not is_beyond_xgrammar(schema):
+        return None
+    path, inner = "#", schema
+    while found := next(_beyond(path, inner), None):
+        path, inner = found
+    keywords = [
+        keyword
+        for keyword in inner
+        if not is_beyond_xgrammar({name: at for name, at in inner.items() if name != keyword})
+    ]
+    # Where each of several would do, all are told; where none alone is at fault, the schema is.
+    told = " beside ".join(each for each in keywords if each != "type")
+    return not_held_to(told or "what stands together", path)
+
+
+def not_held_to(keyword: str, path: str) -> str:
+    return f"an answer cannot be held to {keyword} at {_shown(path)}: leave it out"
+
+
+def _beyond(path: str, schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The parts of a schema that are at fault by themselves, as vLLM looks for them."""
+    for name, value in schema.items():
+        inside = value if isinstance(value, list) else [value]
+        for i, each in enumerate(inside):
+            if isinstance(each, dict) and is_beyond_xgrammar(each):
+                at = f"{path}/{pointer_part(name)}"
+                yield (f"{at}/{i}" if isinstance(value, list) else at), each
+
+
+def _references(schema: Any) -> Iterator[tuple[str, str]]:
+    for path, each in located(schema):
+        if isinstance(reference := each.get("$ref"), str):
+            yield path, reference
+
+
+def _resolved(schema: Any, reference: str) -> Any:
+    """The part that a JSON pointer names, or None."""
+    for part in reference.removeprefix("#").split("/")[1:]:
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
+        if not isinstance(schema, dict) or name not in schema:
+            return None
+        schema = schema[name]
+    return schema
+
+
+def _shown(path: str) -> str:
+    """In ASCII, on one line."""
+    shown = json.dumps(path)[1:-1]
+    return shown if len(shown) <= _LONGEST_PATH else f"{shown[:_LONGEST_PATH]}..."
