@@ -7,22 +7,40 @@ asks nothing that vLLM's own server does not answer.
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import grpc
 
 from bench.loops import Outcome
-from bench.mix import Asked
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 from pixtral_client.requests import authorization, channel_options
 
 TIMEOUT_SECONDS = 300.0
 _CODES = {429: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
 _ROLES = {"user": chat_pb2.ROLE_USER, "assistant": chat_pb2.ROLE_ASSISTANT}
+
+
+class Prompt(Protocol):
+    """What a door sends."""
+
+    @property
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Role and text of each message."""
+
+    @property
+    def pictures(self) -> Sequence[bytes]:
+        """Files, which go with the first message, before its text."""
+
+    @property
+    def output_tokens(self) -> int: ...
+
+    @property
+    def given_up(self) -> int | None:
+        """The number of tokens after which it is cancelled."""
 
 
 @dataclass(slots=True)
@@ -44,7 +62,7 @@ class Answer:
 
 
 # Sends a request, fills the answer as it comes, and tells how it ended.
-Door = Callable[[Asked, Answer], Any]
+Door = Callable[[Prompt, Answer], Any]
 
 
 @asynccontextmanager
@@ -67,7 +85,7 @@ async def _grpc(target: str, api_key: str | None, model: str) -> AsyncIterator[D
     async with grpc.aio.insecure_channel(target, channel_options(target)) as channel:
         stub = chat_pb2_grpc.ChatServiceStub(channel)
 
-        async def ask(asked: Asked, answer: Answer) -> Outcome:
+        async def ask(asked: Prompt, answer: Answer) -> Outcome:
             request = _request(asked, model)
             call = stub.StreamComplete(request, metadata=metadata, timeout=TIMEOUT_SECONDS)
             try:
@@ -88,14 +106,15 @@ async def _grpc(target: str, api_key: str | None, model: str) -> AsyncIterator[D
         yield ask
 
 
-def _request(asked: Asked, model: str) -> chat_pb2.StreamCompleteRequest:
+def _request(asked: Prompt, model: str) -> chat_pb2.StreamCompleteRequest:
+    images = [chat_pb2.ContentPart(image=chat_pb2.Image(data=each)) for each in asked.pictures]
     messages = [
-        chat_pb2.Message(role=_ROLES[role], content=[chat_pb2.ContentPart(text=text)])
-        for role, text in asked.texts
+        chat_pb2.Message(
+            role=_ROLES[role],
+            content=[*([] if number else images), chat_pb2.ContentPart(text=text)],
+        )
+        for number, (role, text) in enumerate(asked.texts)
     ]
-    if asked.picture is not None:
-        picture = chat_pb2.ContentPart(image=chat_pb2.Image(data=asked.picture))
-        messages[0].content.insert(0, picture)
     sampling = chat_pb2.SamplingParams(
         max_tokens=asked.output_tokens, temperature=0, ignore_eos=True
     )
@@ -114,11 +133,12 @@ def _take(answer: Answer, completion: chat_pb2.Completion) -> None:
 @asynccontextmanager
 async def _http(url: str, api_key: str | None, model: str) -> AsyncIterator[Door]:
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    connector = aiohttp.TCPConnector(limit=0)
+    # A server closes a connection that rests for some seconds; one is not used again after that.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1)
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as http:
 
-        async def ask(asked: Asked, answer: Answer) -> Outcome:
+        async def ask(asked: Prompt, answer: Answer) -> Outcome:
             try:
                 async with http.post(
                     f"{url}/v1/chat/completions", json=_body(asked, model)
@@ -151,8 +171,11 @@ def _read(line: bytes, answer: Answer) -> str | None:
     event = json.loads(line[6:])
     if "error" in event:
         return "FAILED"
-    if any(choice["delta"].get("content") for choice in event.get("choices", ())):
-        answer.came.append(time.perf_counter())
+    for choice in event.get("choices", ()):
+        # A token may have an empty text: an answer of such ones alone is known by its end.
+        has_ended = choice.get("finish_reason") and not answer.came
+        if choice["delta"].get("content") or has_ended:
+            answer.came.append(time.perf_counter())
     if usage := event.get("usage"):
         answer.tokens = usage["completion_tokens"]
         answer.prompt_tokens = usage["prompt_tokens"]
@@ -163,13 +186,14 @@ def _read(line: bytes, answer: Answer) -> str | None:
     return None
 
 
-def _body(asked: Asked, model: str) -> dict[str, Any]:
+def _body(asked: Prompt, model: str) -> dict[str, Any]:
     messages: list[dict[str, Any]] = [
         {"role": role, "content": [{"type": "text", "text": text}]} for role, text in asked.texts
     ]
-    if asked.picture is not None:
-        data = f"data:image/jpeg;base64,{base64.b64encode(asked.picture).decode()}"
-        messages[0]["content"].insert(0, {"type": "image_url", "image_url": {"url": data}})
+    urls = (
+        f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}" for picture in asked.pictures
+    )
+    messages[0]["content"][:0] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {
         **({"model": model} if model else {}),
         "messages": messages,

@@ -130,6 +130,42 @@ def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:
         at += random.expovariate(rate)
 
 
+def gamma(rate: float, variation: float, seed: int) -> Iterator[float]:
+    """Endless times of arrivals in bursts: the gaps between them have a Gamma distribution, whose
+    coefficient of variation is `variation`. 1 is a Poisson process."""
+    random = Random(seed)
+    shape = 1 / variation**2
+    at = 0.0
+    while True:
+        at += random.gammavariate(shape, 1 / (rate * shape))
+        yield at
+
+
+async def in_sessions(
+    ask: Callable[[int], Awaitable[Outcome]], sessions: Iterable[Iterable[int]], *, at_once: int
+) -> list[Arrival]:
+    """Keeps `at_once` sessions under way until all have ended. A session is the numbers of its
+    requests, each of which is due when the one before it has ended."""
+    waiting = iter(sessions)
+    arrivals: list[Arrival] = []
+    began = time.perf_counter()
+
+    async def worker() -> None:
+        for session in waiting:
+            for number in session:
+                due = time.perf_counter()
+                outcome = await ask(number)
+                first = None if outcome.first is None else outcome.first - due
+                arrivals.append(
+                    Arrival(due - began, 0.0, outcome.code, outcome.ended - due, first, number)
+                )
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(at_once):
+            group.create_task(worker())
+    return arrivals
+
+
 async def keep_at_once(
     ask: Callable[[int], Awaitable[Outcome]], *, at_once: int, seconds: float
 ) -> list[Arrival]:

@@ -3,7 +3,7 @@
 import random
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -88,8 +88,9 @@ class Album:
             for kind in range(KINDS):
                 self._made[kind, size] = jpeg(kind, *_sides(size))
 
-    def picture(self, number: int) -> bytes:
-        size = self.sizes[random.Random(number).randrange(len(self.sizes))]
+    def picture(self, number: int, size: str | None = None) -> bytes:
+        """Of that size, or of one that the number draws."""
+        size = size or self.sizes[random.Random(number).randrange(len(self.sizes))]
         return self._made[number % KINDS, size] + self.salt + number.to_bytes(8, "little")
 
 
@@ -107,17 +108,22 @@ class Asked:
     given_up: int | None
 
     @property
-    def picture(self) -> bytes | None:
+    def pictures(self) -> tuple[bytes, ...]:
         """Put together only now: a plan may hold many more than would fit into memory."""
-        return None if self.shown is None else self.album.picture(self.shown)
+        return () if self.shown is None else (self.album.picture(self.shown),)
 
     @property
     def texts(self) -> Iterator[tuple[str, str]]:
         """Role and text of each message; the picture goes with the first."""
-        for question in self.questions[:-1]:
-            yield "user", question
-            yield "assistant", ANSWER
-        yield "user", self.questions[-1]
+        return conversation(self.questions)
+
+
+def conversation(questions: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Role and text of each message, the last question unanswered."""
+    for question in questions[:-1]:
+        yield "user", question
+        yield "assistant", ANSWER
+    yield "user", questions[-1]
 
 
 def plan(mix: Mix, arrivals: Iterable[Request], album: Album, seed: int) -> Iterator[Asked]:
@@ -134,17 +140,17 @@ def plan(mix: Mix, arrivals: Iterable[Request], album: Album, seed: int) -> Iter
         if open_ones and rng.random() < mix.follow_ups:
             earlier = rng.choice(open_ones)
             recent.remove(earlier)
-            conversation = (*earlier[0], question), earlier[1]
+            chat = (*earlier[0], question), earlier[1]
         else:
             shown = pictures.next() if rng.random() < mix.images else None
-            conversation = (question,), shown
-        recent.append(conversation)
+            chat = (question,), shown
+        recent.append(chat)
         del recent[: -mix.window]
         gives_up = rng.random() < mix.cancels
         yield Asked(
             at=arrival.at,
-            questions=conversation[0],
-            shown=conversation[1],
+            questions=chat[0],
+            shown=chat[1],
             album=album,
             output_tokens=arrival.output_tokens,
             given_up=rng.randint(1, arrival.output_tokens) if gives_up else None,

@@ -2,6 +2,7 @@
 
     python -m bench.one_card
     python -m bench.one_card --many
+    make bench-public
     python -m bench.one_card --mps
     python -m bench.one_card --also "--engine-args scheduler_cls=null"
 
@@ -9,46 +10,62 @@
 while one is asked the others rest: what a card does in one minute and not in another falls on all
 of them. Each has a copy of the weights, and 6 GB for keys and values: a GPU of 140 GB.
 
-Asked for one token over HTTP: about a new picture each, and of short text, several at once and one
-at a time. `--many` asks for texts of 64 tokens, up to 512 at once, and about 64 new pictures at
-once, with 30 GB for keys and values: how many answers each runs at once is its own choice. A
-refusal ends the command. `--mps` adds pixtral-serve under a daemon of CUDA's MPS, started for it,
-and `--also` one whose decoder has more flags.
-`--model-dir` is for a small model on a CPU, to try this command.
+Asked over HTTP, with defaults: about a new image each, and of short text, several at once and one
+at a time. `--many` asks for texts of 64 tokens, up to 512 at once, and about 64 new images at
+once; `--public` for what others publish (`bench/workloads.py` says whose each is); both with 30 GB
+for keys and values. `--only` names some of these. Each workload is asked in `--turns` turns, after
+some of its requests that are not counted, and both sides are sent the same. Results are printed as
+they come, medians and ratios when a workload ends, and all is in one_card.json in `--out`;
+`python -m bench.one_card_report` makes tables and a plot of that.
+
+`--mps` adds pixtral-serve under a daemon of CUDA's MPS, started for it, and `--also` one whose
+decoder has more flags. `--model-dir` is for a small model on a CPU, to try this command: requests
+are few and short.
 """
 
 import argparse
-import asyncio
 import contextlib
 import itertools
 import multiprocessing
 import os
+import random
 import shlex
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
-import aiohttp
+import uvloop
 
 import pixtral_cli
-from bench.compare import STOCK, WARM_UP, WORKERS, http_door, pixtral_12b
-from bench.loops import Seen, closed_loop
-from bench.pictures import jpeg
+from bench.compare import STOCK, WORKERS, pixtral_12b
+from bench.doors import Answer, open_door
+from bench.load_summary import Record, spread, summary
+from bench.loops import Outcome, at_times, gamma, in_sessions
+from bench.mix import Album
+from bench.module_path import ROOT
+from bench.one_card_report import STOCK_VLLM, Report
 from bench.stock_vllm import prepare, stock_server
+from bench.workloads import FEW, MANY, PUBLIC, Author, Prompt, Workload
 
 START_SECONDS = 500.0
-STOCK_VLLM = "stock vLLM"
+RESULTS = ROOT / "bench" / "results"
 KV_CACHE_BYTES = 6 * 10**9
 KV_CACHE_BYTES_OF_MANY = 30 * 10**9
-WARM_UP_PICTURES = 2
 # vLLM wants that much of the GPU to be free as it starts, whatever it may take.
 SHARE = 0.3
 SHARE_OF_MANY = 0.42
+# The decoder's default. bench.compare's needs less.
+CONTEXT = ["--max-model-len", "32768"]
+# As much as stock vLLM has by default for what its processor makes of images.
+REDIS_MEMORY = "4gb"
+# One of so many sessions of a turn is asked before anything is measured.
+WARM_UP_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +74,6 @@ class Side:
 
     flags: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """The requests of a turn, and how many run at once."""
-
-    name: str
-    at_once: int
-    requests: int
-    pictures: bool
-    tokens: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.name}, {self.at_once} at once"
-
-
-ON_GPU = (
-    Load("new", 1, 8, True),
-    Load("new", 32, 96, True),
-    Load("text", 1, 60, False),
-    Load("text", 32, 1280, False),
-)
-MANY_ON_GPU = (
-    *(Load("text", at_once, 8 * at_once, False, 64) for at_once in (32, 128, 256, 512)),
-    Load("new", 64, 192, True),
-)
-ON_CPU = (Load("new", 4, 8, True), Load("text", 4, 40, False))
-MANY_ON_CPU = (Load("text", 512, 512, False, 4), Load("new", 4, 8, True))
 
 
 def hold(
@@ -97,11 +86,12 @@ def hold(
     to: Connection,
 ) -> None:
     """Runs one side in a process of its own, says where it listens, and ends when told to."""
-    kv_cache_bytes = str(KV_CACHE_BYTES_OF_MANY if are_many else KV_CACHE_BYTES)
+    kv_bytes = str(kv_cache_bytes(are_many))
     share = str(SHARE_OF_MANY if are_many else SHARE)
     if name == STOCK_VLLM:
-        kv_cache = ["--kv-cache-memory-bytes", kv_cache_bytes]
-        given = [*kv_cache, "--load-format", "dummy", "--gpu-memory-utilization", share]
+        kv_cache = ["--kv-cache-memory-bytes", kv_bytes]
+        given = [*kv_cache, *CONTEXT]
+        given += ["--load-format", "dummy", "--gpu-memory-utilization", share]
         extra = None
         if is_small:
             given, extra = ["--gpu-memory-utilization", "0.1"], prepare()
@@ -109,13 +99,15 @@ def hold(
             to.send((url, "stock"))
             to.recv()
         return
-    given = ["--kv-cache-bytes", kv_cache_bytes, "--gpu-memory-fraction", share]
+    given = ["--kv-cache-bytes", kv_bytes, "--gpu-memory-fraction", share]
     given += ["--engine-args", "load_format=dummy"]
     with pixtral_cli.pixtral_stack(
         model_dir,
         http_listen="127.0.0.1:0",
+        redis_max_memory=REDIS_MEMORY,
         decoder_args=[*([] if is_small else given), *side.flags],
         gateway_args=["--workers", str(1 if is_small else WORKERS)],
+        log_dir=log.parent / name,
     ) as stack:
         to.send((f"http://{stack.http_target}", model_dir.resolve().name))
         to.recv()
@@ -167,74 +159,83 @@ def mps_daemon(directory: Path) -> Iterator[dict[str, str]]:
 
 async def ask_by_turns(
     sides: Mapping[str, tuple[str, str]],
-    loads: tuple[Load, ...],
+    workloads: Sequence[Workload],
     turns: int,
-    pictures: Iterator[bytes],
-) -> dict[str, dict[str, list[Seen]]]:
+    is_small: bool,
+    report: Report,
+) -> None:
     numbers = itertools.count()
-    seen: dict[str, dict[str, list[Seen]]] = {side: {} for side in sides}
-    # A server closes a connection that rests for some seconds; one is not used again after that.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        doors = {
-            (side, tokens): http_door(session, *where, tokens=tokens)
-            for side, where in sides.items()
-            for tokens in {load.tokens for load in loads}
-        }
+    for workload in workloads:
+        album = Album(workload.sizes)
+        album.make()
         for turn in range(-1, turns):
+            rng = random.Random(f"{workload.name} {turn}")
+            sessions = workload.sessions(Author(album, rng, numbers, is_small))
+            if turn < 0:
+                del sessions[1 + len(sessions) // WARM_UP_SHARE :]
             # Each is first as often as it is last.
             for side in list(sides)[:: -1 if turn % 2 else 1]:
-                for load in loads:
-
-                    async def one(_: int, side: str = side, load: Load = load) -> float:
-                        picture = next(pictures) if load.pictures else None
-                        return await doors[side, load.tokens](
-                            f"Question {next(numbers)}: what?", picture
-                        )
-
-                    if turn < 0:
-                        requests = (
-                            WARM_UP_PICTURES
-                            if load.pictures
-                            else min(WARM_UP * load.at_once, load.requests)
-                        )
-                        await closed_loop(one, at_once=load.at_once, requests=requests)
-                        continue
-                    measured = await closed_loop(one, at_once=load.at_once, requests=load.requests)
-                    seen[side].setdefault(str(load), []).append(measured)
-                    line = f"{measured.per_second:7.2f}/s, p50 {measured.ttft_p50 * 1e3:.1f} ms"
-                    print(f"turn {turn + 1}, {side:20} {load!s:18} {line}", flush=True)
-    return seen
+                found = await ask(*sides[side], workload, sessions, seed=turn)
+                if turn >= 0:
+                    report.add(workload, side, turn, found)
+        report.end(workload)
 
 
-def table(seen: Mapping[str, Mapping[str, list[Seen]]]) -> str:
-    """Requests a second over all turns, and what that is of stock vLLM's."""
-    lines = [f"{'':20}" + "".join(f"{side:>26}" for side in seen)]
-    for load in seen[STOCK_VLLM]:
-        rates = {side: _rate(loads[load]) for side, loads in seen.items()}
-        cells = (f"{rate:.2f} ({rate / rates[STOCK_VLLM]:.3f}x)" for rate in rates.values())
-        lines.append(f"{load:20}" + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join(lines)
+async def ask(
+    url: str, model: str, workload: Workload, sessions: Sequence[Sequence[Prompt]], seed: int
+) -> dict[str, Any]:
+    """`bench.load_summary.summary` of one turn, and `ttft_later`: of chats' later turns."""
+    prompts = list(itertools.chain.from_iterable(sessions))
+    answers = [Answer() for _ in prompts]
+    numbers = iter(range(len(prompts)))
+    async with open_door(url, None, model) as door:
 
+        async def one(number: int) -> Outcome:
+            outcome: Outcome = await door(prompts[number], answers[number])
+            return outcome
 
-def _rate(turns: list[Seen]) -> float:
-    seconds = sum(turn.requests / turn.per_second for turn in turns)
-    return sum(turn.requests for turn in turns) / seconds
+        began = time.perf_counter()
+        if workload.at_once is None:
+            times = gamma(workload.rate, workload.variation, seed)
+            arrivals = await at_times(one, itertools.islice(times, len(prompts)))
+        else:
+            numbered = [list(itertools.islice(numbers, len(each))) for each in sessions]
+            arrivals = await in_sessions(one, numbered, at_once=workload.at_once)
+        seconds = time.perf_counter() - began
+    later = spread(
+        each.first
+        for each in arrivals
+        if each.first is not None and each.code == "OK" and len(prompts[each.number].questions) > 1
+    )
+    records = [Record.of(arrival, answers[arrival.number]) for arrival in arrivals]
+    return {**summary(records, seconds), "ttft_later": later}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m bench.one_card",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--many", action="store_true")
+    parser.add_argument("--public", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="workloads, by their names")
     parser.add_argument("--mps", action="store_true")
     parser.add_argument("--also", metavar="FLAGS")
     parser.add_argument("--model-dir", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS / "one_card")
     args = parser.parse_args()
     is_small = args.model_dir is not None
-    few, many = (ON_CPU, MANY_ON_CPU) if is_small else (ON_GPU, MANY_ON_GPU)
-    loads = many if args.many else few
+    are_many = args.many or args.public
+    workloads = [*(MANY if args.many else ()), *(PUBLIC if args.public else ())] or list(FEW)
+    if args.only:
+        named = {each.name: each for each in workloads}
+        if unknown := set(args.only) - named.keys():
+            parser.error(f"there is no {', '.join(sorted(unknown))}; there are: {', '.join(named)}")
+        workloads = [named[name] for name in args.only]
+    if is_small:
+        workloads = [each.small() for each in workloads]
     sides = {STOCK_VLLM: Side(), "pixtral-serve": Side()}
     if args.also:
         sides["with more flags"] = Side(flags=shlex.split(args.also))
@@ -243,13 +244,16 @@ def main() -> None:
         model_dir = args.model_dir or pixtral_12b(directory)
         if args.mps:
             sides["pixtral-serve, MPS"] = Side(variables=stack.enter_context(mps_daemon(directory)))
-        print(f"starting {'; '.join(sides)}", flush=True)
-        urls = stack.enter_context(started(sides, model_dir, is_small, args.many, directory))
-        wanted = args.turns * sum(load.requests for load in loads if load.pictures)
-        wanted = len(sides) * (wanted + WARM_UP_PICTURES * len(loads))
-        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-            pictures = list(pool.map(jpeg, range(wanted)))
-        print(table(asyncio.run(ask_by_turns(urls, loads, args.turns, iter(pictures)))))
+        logs = RESULTS / "one_card_logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        print(f"starting {'; '.join(sides)}; their logs are in {logs}", flush=True)
+        urls = stack.enter_context(started(sides, model_dir, is_small, are_many, logs))
+        report = Report(args.out, None if is_small else kv_cache_bytes(are_many))
+        uvloop.run(ask_by_turns(urls, workloads, args.turns, is_small, report))
+
+
+def kv_cache_bytes(are_many: bool) -> int:
+    return KV_CACHE_BYTES_OF_MANY if are_many else KV_CACHE_BYTES
 
 
 if __name__ == "__main__":

@@ -1,0 +1,314 @@
+"""The loads that others publish for models that see images, made here without a download.
+
+Each says in `what` whose it is and where it differs from theirs. Images are `bench.mix.Album`'s:
+JPEGs of the sizes that are named, no two the same file. Words are drawn from a few short ones, each
+about one token, and every text begins anew, but where a workload shares it.
+"""
+
+import itertools
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from bench.mix import WORDS, Album, conversation
+
+POOL = 200
+# Numbers of a pool's images, which no other image has.
+FIRST_OF_POOL = 1_000_000
+# What a small workload has less of: sides of images, words, tokens.
+SMALLER_SIDES = 4
+FEWER_WORDS = 20
+FEWER_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What `bench.doors` sends; `shown` has the number and the size of each image."""
+
+    questions: tuple[str, ...]
+    shown: tuple[tuple[int, str], ...]
+    output_tokens: int
+    album: Album
+    given_up: None = None
+
+    @property
+    def texts(self) -> Iterator[tuple[str, str]]:
+        return conversation(self.questions)
+
+    @property
+    def pictures(self) -> tuple[bytes, ...]:
+        return tuple(self.album.picture(number, size) for number, size in self.shown)
+
+
+@dataclass(slots=True)
+class Author:
+    """Writes prompts. `numbers` names images and texts: whoever shares it repeats nothing."""
+
+    album: Album
+    rng: random.Random
+    numbers: Iterator[int]
+    is_small: bool = False
+
+    def text(self, words: int) -> str:
+        if self.is_small:
+            words = math.ceil(words / FEWER_WORDS)
+        return f"{next(self.numbers)}: {' '.join(self.rng.choices(WORDS, k=words))}?"
+
+    def images(self, *sizes: str) -> tuple[tuple[int, str], ...]:
+        return tuple((next(self.numbers), self._sized(size)) for size in sizes)
+
+    def of_pool(self, size: str) -> tuple[tuple[int, str], ...]:
+        """One of `POOL` images, which are the same in every turn."""
+        return ((FIRST_OF_POOL + self.rng.randrange(POOL), self._sized(size)),)
+
+    def prompt(
+        self, *questions: str, tokens: int, shown: tuple[tuple[int, str], ...] = ()
+    ) -> Prompt:
+        if self.is_small:
+            tokens = math.ceil(tokens / FEWER_TOKENS)
+        return Prompt(questions, shown, tokens, self.album)
+
+    def _sized(self, size: str) -> str:
+        return smaller(size) if self.is_small else size
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """`units` times what `write` writes.
+
+    Attributes:
+        is_chat: what it writes at once is one conversation, each turn sent when the one before it
+            is answered; else its prompts are strangers, in any order.
+        at_once: conversations, or prompts, under way at any time; None: they are due by `rate`.
+        rate: requests that are due a second.
+        variation: the coefficient of variation of the gaps between them; 1 is a Poisson process.
+    """
+
+    name: str
+    what: str
+    write: Callable[[Author], list[Prompt]]
+    units: int
+    at_once: int | None = None
+    rate: float = 0.0
+    variation: float = 1.0
+    is_chat: bool = False
+    sizes: tuple[str, ...] = field(default=())
+
+    def sessions(self, author: Author) -> list[list[Prompt]]:
+        """Prompts that are sent one after the other."""
+        written = [self.write(author) for _ in range(self.units)]
+        if self.is_chat:
+            return written
+        strangers = [[prompt] for prompt in itertools.chain.from_iterable(written)]
+        author.rng.shuffle(strangers)
+        return strangers
+
+    def small(self) -> "Workload":
+        """For a CPU: a few requests at a few at once."""
+        at_once = self.at_once and min(self.at_once, 4)
+        sizes = tuple(map(smaller, self.sizes))
+        return replace(self, units=min(self.units, 4), at_once=at_once, sizes=sizes)
+
+
+def smaller(size: str) -> str:
+    sides = (int(side) // SMALLER_SIDES for side in size.split("x"))
+    return "x".join(map(str, sides))
+
+
+def texts(at_once: int, requests: int, tokens: int = 64) -> Workload:
+    return Workload(
+        f"text, {at_once} at once",
+        f"A short text each, tokens out: {tokens}; {at_once} at once.",
+        lambda author: [author.prompt(author.text(4), tokens=tokens)],
+        units=requests,
+        at_once=at_once,
+    )
+
+
+def new_images(at_once: int, requests: int, size: str = "1024x1024") -> Workload:
+    return Workload(
+        f"new images, {at_once} at once",
+        f"A new image of {size} each, a short question, 1 token out, {at_once} at once.",
+        lambda author: [author.prompt(author.text(4), tokens=1, shown=author.images(size))],
+        units=requests,
+        at_once=at_once,
+        sizes=(size,),
+    )
+
+
+def random_mm() -> Workload:
+    sizes = ("256x256", "1280x720")
+
+    def write(author: Author) -> list[Prompt]:
+        shown = author.images(author.rng.choice(sizes))
+        return [author.prompt(author.text(1000), tokens=128, shown=shown)]
+
+    what = (
+        "vLLM's `random-mm` as `vllm bench serve` has it by default: an image of 256x256 or "
+        "1280x720, 1,000 words, 128 tokens out; 64 at once."
+    )
+    return Workload("random-mm", what, write, units=160, at_once=64, sizes=sizes)
+
+
+def several(count: int) -> Workload:
+    size = "640x640"
+    what = (
+        f"vLLM's blog on separate encoders: {count} of 640x640, 400 words, 150 tokens out; "
+        "32 at once, where theirs come by a rate."
+    )
+
+    def write(author: Author) -> list[Prompt]:
+        shown = author.images(*[size] * count)
+        return [author.prompt(author.text(400), tokens=150, shown=shown)]
+
+    return Workload(f"640x640, {count} each", what, write, units=48, at_once=32, sizes=(size,))
+
+
+def pool() -> Workload:
+    size = "1024x1024"
+    what = (
+        f"Dynamo's pool: each shows one of {POOL} images of 1024x1024, 400 words, 150 tokens out; "
+        "64 at once. The images are the same in every turn: in the first most are new, as at the "
+        "beginning of Dynamo's 1,000 requests."
+    )
+
+    def write(author: Author) -> list[Prompt]:
+        return [author.prompt(author.text(400), tokens=150, shown=author.of_pool(size))]
+
+    return Workload(f"pool of {POOL}", what, write, units=200, at_once=64, sizes=(size,))
+
+
+def chats() -> Workload:
+    size, turns = "1024x1024", 6
+    what = (
+        f"64 conversations of {turns} turns on an image of 1024x1024, 20 words a question, 48 "
+        "tokens out; 32 conversations at once. Earlier answers are replaced by a fixed sentence."
+    )
+
+    def write(author: Author) -> list[Prompt]:
+        shown = author.images(size)
+        questions = [author.text(20) for _ in range(turns)]
+        return [
+            author.prompt(*questions[: turn + 1], tokens=48, shown=shown) for turn in range(turns)
+        ]
+
+    return Workload(
+        "chats of 6 turns", what, write, units=64, at_once=32, is_chat=True, sizes=(size,)
+    )
+
+
+def shared_prefix() -> Workload:
+    size, questions = "1280x720", 5
+    what = (
+        f"llm-d's shared prefix: groups of {questions} prompts, which share 3 images of 1280x720 "
+        "and 1,000 words, and have 300 words of their own, 300 tokens out; 4 requests a second, "
+        "by a Poisson process (theirs: 5 to 40 a second for 8 servers)."
+    )
+
+    def write(author: Author) -> list[Prompt]:
+        shown, begin = author.images(*[size] * 3), author.text(1000)
+        return [
+            author.prompt(f"{begin} {author.text(300)}", tokens=300, shown=shown)
+            for _ in range(questions)
+        ]
+
+    return Workload("shared prefix", what, write, units=24, rate=4.0, sizes=(size,))
+
+
+def full_hd(count: int) -> Workload:
+    size = "1920x1080"
+    what = (
+        f"SGLang's: {count} of 1920x1080, 100 words, 256 tokens out; 8 at once, where theirs come "
+        "by a rate of 0.2 to 1 a second."
+    )
+
+    def write(author: Author) -> list[Prompt]:
+        shown = author.images(*[size] * count)
+        return [author.prompt(author.text(100), tokens=256, shown=shown)]
+
+    return Workload(f"1080p, {count} each", what, write, units=16, at_once=8, sizes=(size,))
+
+
+def sliding_window() -> Workload:
+    size, turns, in_sight = "2400x1080", 8, 5
+    what = (
+        "Dynamo's sliding window: 30 users of 8 turns; each turn shows 5 images of 2400x1080, of "
+        "which 4 are those of the turn before, and 8,000 words, 1,024 tokens out; 30 at once."
+    )
+
+    def write(author: Author) -> list[Prompt]:
+        shown = author.images(*[size] * (turns + in_sight - 1))
+        return [
+            author.prompt(author.text(8000), tokens=1024, shown=shown[turn : turn + in_sight])
+            for turn in range(turns)
+        ]
+
+    return Workload(
+        "sliding window", what, write, units=30, at_once=30, is_chat=True, sizes=(size,)
+    )
+
+
+# ServeGen's requests with images, by what its published clients send: share, and value at it.
+# Between two points values grow by the same factor for the same share.
+WORDS_OF_SERVEGEN = ((0.0, 10), (0.5, 106), (0.75, 1096), (0.95, 2379), (1.0, 3000))
+TOKENS_OF_SERVEGEN = ((0.0, 10), (0.5, 97), (0.95, 341), (1.0, 800))
+IMAGES_OF_SERVEGEN = {1: 0.80, 2: 0.07, 3: 0.07, 4: 0.06}
+# As many pixels as images of theirs have at 1/8, 3/8, 5/8 and 7/8 of all: 150, 500, 880 and 1,210
+# patches of 28 pixels a side.
+SIZES_OF_SERVEGEN = ("392x300", "720x544", "960x720", "1120x848")
+
+
+def servegen() -> Workload:
+    what = (
+        "ServeGen's mix of a provider's requests with images: 1 to 4 images (1.4 on average) of "
+        "392x300 to 1120x848, 10 to 3,000 words (median 106), 10 to 800 tokens out (median 97); "
+        "3 requests a second, in bursts (gaps by a Gamma distribution with a coefficient of "
+        "variation of 2.2)."
+    )
+
+    def write(author: Author) -> list[Prompt]:
+        (count,) = author.rng.choices([*IMAGES_OF_SERVEGEN], [*IMAGES_OF_SERVEGEN.values()])
+        words, tokens = (
+            drawn(points, author.rng.random()) for points in (WORDS_OF_SERVEGEN, TOKENS_OF_SERVEGEN)
+        )
+        shown = author.images(*author.rng.choices(SIZES_OF_SERVEGEN, k=count))
+        return [author.prompt(author.text(words), tokens=tokens, shown=shown)]
+
+    return Workload(
+        "ServeGen", what, write, units=120, rate=3.0, variation=2.2, sizes=SIZES_OF_SERVEGEN
+    )
+
+
+def drawn(points: Sequence[tuple[float, int]], share: float) -> int:
+    """The value at a share of all."""
+    above = min(bisect_right([at for at, _ in points], share), len(points) - 1)
+    (begin, low), (end, high) = points[above - 1], points[above]
+    factor: float = (high / low) ** ((share - begin) / (end - begin))
+    return round(low * factor)
+
+
+MANY = (
+    texts(32, 256),
+    texts(128, 768),
+    texts(256, 1024),
+    texts(512, 2048),
+    new_images(64, 128),
+)
+PUBLIC = (
+    random_mm(),
+    pool(),
+    chats(),
+    *(several(count) for count in (1, 2, 3, 4)),
+    shared_prefix(),
+    *(full_hd(count) for count in (1, 2, 4, 8)),
+    servegen(),
+    sliding_window(),
+)
+FEW = (
+    new_images(1, 8),
+    new_images(32, 96),
+    texts(1, 60, tokens=1),
+    texts(32, 1280, tokens=1),
+)
