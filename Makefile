@@ -15,7 +15,7 @@ export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf targets-check fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf targets-check fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,6 +100,11 @@ accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the 
 
 bench: $(MODEL)/params.json ## Measure against stock vLLM on the same pictures, in one run
 	@$(BIN)/python -m bench.compare --model-dir $(MODEL)
+
+# On a GPU of 140 GB at Pixtral-12B's size, into docs/benchmarks; elsewhere with a small model, to try it.
+bench-public: $(MODEL)/params.json ## Measure everyone's workloads beside stock vLLM, by turns; ARGS=... are more flags
+	@$(BIN)/python -m bench.one_card --public $(if $(shell command -v nvidia-smi), \
+		--out docs/benchmarks/$(shell date +%F), --model-dir $(MODEL)) $(ARGS)
 
 bench-gateway: $(MODEL)/params.json ## Measure what the gateway costs, before a stand-in for the other tiers
 	@$(BIN)/python -m bench.gateway --model-dir $(MODEL)

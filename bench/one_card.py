@@ -13,8 +13,9 @@ of them. Each has a copy of the weights, and 6 GB for keys and values: a GPU of 
 Asked over HTTP, with defaults: about a new image each, and of short text, several at once and one
 at a time. `--many` asks for texts of 64 tokens, up to 512 at once, and about 64 new images at
 once; `--public` for what others publish (`bench/workloads.py` says whose each is); both with 30 GB
-for keys and values. `--only` names some of these. Each workload is asked in `--turns` turns, after
-some of its requests that are not counted, and both sides are sent the same. Results are printed as
+for keys and values. `--only` names some of these, in the order in which they are to be asked. Each
+is asked in `--turns` turns, after some requests that are not counted, and both sides are sent the
+same. Results are printed as
 they come, medians and ratios when a workload ends, and all is in one_card.json in `--out`;
 `python -m bench.one_card_report` makes tables and a plot of that.
 
@@ -33,6 +34,7 @@ import shlex
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -159,16 +161,19 @@ def mps_daemon(directory: Path) -> Iterator[dict[str, str]]:
 
 async def ask_by_turns(
     sides: Mapping[str, tuple[str, str]],
-    workloads: Sequence[Workload],
-    turns: int,
+    workloads: Sequence[tuple[Workload, int]],
     is_small: bool,
     report: Report,
 ) -> None:
+    """Each workload so many turns; one that stands there again goes on with its next turn."""
     numbers = itertools.count()
-    for workload in workloads:
+    asked: Counter[str] = Counter()
+    for workload, turns in workloads:
         album = Album(workload.sizes)
         album.make()
-        for turn in range(-1, turns):
+        done = asked[workload.name]
+        asked[workload.name] += turns
+        for turn in range(done or -1, done + turns):
             rng = random.Random(f"{workload.name} {turn}")
             sessions = workload.sessions(Author(album, rng, numbers, is_small))
             if turn < 0:
@@ -220,7 +225,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--many", action="store_true")
     parser.add_argument("--public", action="store_true")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="workloads, by their names")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME[=TURNS]",
+        help="workloads by their names; one may stand there again, later, for more turns",
+    )
     parser.add_argument("--mps", action="store_true")
     parser.add_argument("--also", metavar="FLAGS")
     parser.add_argument("--model-dir", type=Path)
@@ -228,14 +238,14 @@ def main() -> None:
     args = parser.parse_args()
     is_small = args.model_dir is not None
     are_many = args.many or args.public
-    workloads = [*(MANY if args.many else ()), *(PUBLIC if args.public else ())] or list(FEW)
-    if args.only:
-        named = {each.name: each for each in workloads}
-        if unknown := set(args.only) - named.keys():
-            parser.error(f"there is no {', '.join(sorted(unknown))}; there are: {', '.join(named)}")
-        workloads = [named[name] for name in args.only]
-    if is_small:
-        workloads = [each.small() for each in workloads]
+    named = {
+        each.name: each.small() if is_small else each
+        for each in [*(MANY if args.many else ()), *(PUBLIC if args.public else ())] or FEW
+    }
+    chosen = [each.partition("=") for each in args.only or named]
+    if unknown := {name for name, _, _ in chosen} - named.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are: {'; '.join(named)}")
+    workloads = [(named[name], int(turns or args.turns)) for name, _, turns in chosen]
     sides = {STOCK_VLLM: Side(), "pixtral-serve": Side()}
     if args.also:
         sides["with more flags"] = Side(flags=shlex.split(args.also))
@@ -249,7 +259,7 @@ def main() -> None:
         print(f"starting {'; '.join(sides)}; their logs are in {logs}", flush=True)
         urls = stack.enter_context(started(sides, model_dir, is_small, are_many, logs))
         report = Report(args.out, None if is_small else kv_cache_bytes(are_many))
-        uvloop.run(ask_by_turns(urls, workloads, args.turns, is_small, report))
+        uvloop.run(ask_by_turns(urls, workloads, is_small, report))
 
 
 def kv_cache_bytes(are_many: bool) -> int:

@@ -1,12 +1,14 @@
 import asyncio
+import itertools
 import math
+import statistics
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
 import pytest
 
 from bench import loops
-from bench.loops import Outcome, keep_at_once, open_loop, percentile
+from bench.loops import Outcome, gamma, in_sessions, keep_at_once, open_loop, percentile
 
 
 class Clock:
@@ -114,3 +116,35 @@ def test_percentile(share: float, expected: float) -> None:
 
 def test_percentile_of_nothing() -> None:
     assert math.isnan(percentile([], 0.5))
+
+
+async def test_a_session_sends_a_request_when_the_one_before_it_has_ended(clock: Clock) -> None:
+    under_way: list[int] = []
+    most = 0
+
+    async def ask(number: int) -> Outcome:
+        nonlocal most
+        assert number % 2 == 0 or number - 1 in ended
+        under_way.append(number)
+        most = max(most, len(under_way))
+        await asyncio.sleep(0)
+        clock.now += 1
+        under_way.remove(number)
+        ended.append(number)
+        return Outcome("OK", clock.now, clock.now)
+
+    ended: list[int] = []
+    sessions = [[number, number + 1] for number in range(0, 10, 2)]
+    arrivals = await in_sessions(ask, sessions, at_once=3)
+    assert most == 3
+    assert sorted(arrival.number for arrival in arrivals) == list(range(10))
+    assert all(arrival.first == arrival.ended > 0 for arrival in arrivals)
+
+
+@pytest.mark.parametrize("variation", [1.0, 2.2])
+def test_gaps_vary_as_much_as_they_are_to(variation: float) -> None:
+    times = list(itertools.islice(gamma(4.0, variation, seed=1), 20_000))
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    mean = statistics.fmean(gaps)
+    assert 1 / mean == pytest.approx(4.0, rel=0.06)
+    assert statistics.pstdev(gaps) / mean == pytest.approx(variation, rel=0.06)
