@@ -25,7 +25,7 @@ _ROLES = {"user": chat_pb2.ROLE_USER, "assistant": chat_pb2.ROLE_ASSISTANT}
 
 
 class Prompt(Protocol):
-    """What a door sends."""
+    """A request as a door sends it."""
 
     @property
     def texts(self) -> Iterator[tuple[str, str]]:

@@ -89,7 +89,7 @@ class Album:
                 self._made[kind, size] = jpeg(kind, *_sides(size))
 
     def picture(self, number: int, size: str | None = None) -> bytes:
-        """Of that size, or of one that the number draws."""
+        """The file has that size, or one that the number draws."""
         size = size or self.sizes[random.Random(number).randrange(len(self.sizes))]
         return self._made[number % KINDS, size] + self.salt + number.to_bytes(8, "little")
 

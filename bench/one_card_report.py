@@ -1,4 +1,4 @@
-"""What `bench.one_card` saw: medians, wins and losses as ratios, JSON, Markdown and a plot.
+"""The results of `bench.one_card`: medians, wins and losses as ratios, JSON, Markdown and a plot.
 
 python -m bench.one_card_report docs/benchmarks/DATE    # of its one_card.json
 """
@@ -11,7 +11,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +24,7 @@ FILE = "one_card.json"
 PLOT = "one_card.svg"
 # A ratio nearer to 1 than that is neither won nor lost.
 EVEN = 0.02
+COLOURS = {"won": "#2a7f62", "lost": "#b3452c", "even": "#888888"}
 PACKAGES = ("pixtral-serve", "vllm", "torch", "mistral-common")
 
 Summary = Mapping[str, Any]
@@ -52,7 +53,7 @@ class Metric:
         return statistics.median(values) if values else None
 
     def verdict(self, ratio: float) -> str:
-        """Of ours to stock vLLM's."""
+        """Says who is better; the ratio is ours to stock vLLM's."""
         if abs(ratio - 1) <= EVEN:
             return "even"
         return "won" if (ratio > 1) == self.more_is_better else "lost"
@@ -140,8 +141,25 @@ def markdown(name: str, turns: Mapping[str, Sequence[Summary]]) -> Iterator[str]
         yield f"| not answered | {' | '.join([stock_cell, *ours_cells])} |"
 
 
+def overview(workloads: Mapping[str, Mapping[str, Any]], side: str) -> Iterator[str]:
+    """A table of the ratios alone, a workload a row; what is lost is bold."""
+    yield f"| {side} to {STOCK_VLLM} | turns | {' | '.join(each.name for each in METRICS)} |"
+    yield "|---|---" + "|---" * len(METRICS) + "|"
+    for name, each in workloads.items():
+        stock, ours = each["turns"].get(STOCK_VLLM, ()), each["turns"].get(side, ())
+        cells = []
+        for metric in METRICS:
+            theirs, value = metric.of(stock), metric.of(ours)
+            if theirs is None or value is None:
+                cells.append("")
+                continue
+            ratio = value / theirs
+            cells.append(f"**{ratio:.2f}**" if metric.verdict(ratio) == "lost" else f"{ratio:.2f}")
+        yield f"| {name} | {len(ours)} | {' | '.join(cells)} |"
+
+
 def unanswered(turns: Sequence[Summary]) -> str:
-    """What was refused or failed; empty where all was answered."""
+    """The requests that were refused or failed; empty where all were answered."""
     codes: dict[str, int] = {}
     for turn in turns:
         for code, count in {"refused": turn["refused"], **turn["failed"]}.items():
@@ -155,22 +173,18 @@ def plot(workloads: Mapping[str, Mapping[str, Any]], side: str, path: Path) -> N
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
-    panels: tuple[tuple[Metric, Callable[[float], bool]], ...] = (
-        (RATE, lambda ratio: ratio >= 1),
-        (FIRST_TOKEN, lambda ratio: ratio <= 1),
-    )
     # Text stays text; fixed ids, so that the same numbers make the same file.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "one card"}):
         figure, axes = plt.subplots(
             1, 2, figsize=(11, 1.2 + 0.32 * len(workloads)), sharey=True, layout="constrained"
         )
-        for axis, (metric, is_good) in zip(axes, panels, strict=True):
+        for axis, metric in zip(axes, (RATE, FIRST_TOKEN), strict=True):
             names, ratios = [], []
             for name, each in reversed(list(workloads.items())):
                 stock, ours = (metric.of(each["turns"].get(of, ())) for of in (STOCK_VLLM, side))
                 names.append(name)
                 ratios.append(ours / stock if ours and stock else 1.0)
-            colours = ["#2a7f62" if is_good(ratio) else "#b3452c" for ratio in ratios]
+            colours = [COLOURS[metric.verdict(ratio)] for ratio in ratios]
             # From 1 on: to the right where it is more than stock vLLM's.
             axis.barh(names, [ratio - 1 for ratio in ratios], left=1, color=colours)
             for row, ratio in enumerate(ratios):
@@ -212,10 +226,12 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     args = parser.parse_args()
     workloads = json.loads((args.directory / FILE).read_text("utf-8"))["workloads"]
+    others = {side for each in workloads.values() for side in each["turns"]} - {STOCK_VLLM}
+    for side in sorted(others):
+        print("\n".join(overview(workloads, side)) + "\n")
     for name, each in workloads.items():
         print(f"{each['what']}\n")
         print("\n".join(markdown(name, each["turns"])) + "\n")
-    others = {side for each in workloads.values() for side in each["turns"]} - {STOCK_VLLM}
     for side in sorted(others):
         suffix = "" if side == "pixtral-serve" else f"-{side.replace(' ', '-')}"
         plot(workloads, side, args.directory / PLOT.replace(".", f"{suffix}."))

@@ -17,7 +17,7 @@ from bench.mix import WORDS, Album, conversation
 POOL = 200
 # Numbers of a pool's images, which no other image has.
 FIRST_OF_POOL = 1_000_000
-# What a small workload has less of: sides of images, words, tokens.
+# A small workload has shorter sides of images, fewer words and fewer tokens, by these factors.
 SMALLER_SIDES = 4
 FEWER_WORDS = 20
 FEWER_TOKENS = 16
@@ -25,7 +25,7 @@ FEWER_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What `bench.doors` sends; `shown` has the number and the size of each image."""
+    """A request for `bench.doors`; `shown` has the number and the size of each image."""
 
     questions: tuple[str, ...]
     shown: tuple[tuple[int, str], ...]
