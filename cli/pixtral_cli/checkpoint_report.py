@@ -121,7 +121,7 @@ def tensor_dtypes(path: Path) -> dict[str, str]:
 
 def check_memory(model_dir: Path) -> Findings:
     weights = sum(path.stat().st_size for path in model_dir.glob("consolidated*.safetensors"))
-    available = _available_memory()
+    available = available_memory()
     what = f"{available / GIB:.1f} GiB of memory available, {weights / GIB:.1f} GiB of weights"
     # They are mapped while they are loaded, by encoder and decoder alike; 2 GiB is what the
     # processes take beside them.
@@ -131,7 +131,7 @@ def check_memory(model_dir: Path) -> Findings:
         yield Finding("ok", what)
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, rest = line.partition(":")
         if name == "MemAvailable":

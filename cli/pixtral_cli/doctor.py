@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pixtral_cli.checkpoint_report import GIB, Finding, Findings, check_memory, check_model
+from pixtral_cli.checkpoint_report import (
+    GIB,
+    Finding,
+    Findings,
+    available_memory,
+    check_memory,
+    check_model,
+)
 from pixtral_cli.extras import MODULES, install_command, missing_modules
 from pixtral_cli.plain_output import coloured, print_line, printable
 from pixtral_cli.stack.redis_server import RedisServer, find_redis_server, free_port
@@ -31,6 +38,8 @@ COLOURS: dict[str, Literal["green", "yellow", "red"]] = {
 PROBE_TIMEOUT = 180.0
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
 MIN_SHM_BYTES = 1 * GIB
+# Less of host memory holds too few images' keys and values to be worth a setting.
+MIN_KV_HOST_BYTES = 8 * GIB
 
 TORCH_PROBE = """
 import json, torch
@@ -103,6 +112,7 @@ def check_torch() -> Findings:
         gpus = ", ".join(f"{name} ({memory / GIB:.0f} GiB)" for name, memory in found["gpus"])
         yield Finding("ok", f"torch {found['version']} with {gpus}")
         yield from check_compiler()
+        yield from check_host_memory()
     elif has_gpu:
         yield Finding(
             "fail",
@@ -129,6 +139,22 @@ def check_compiler() -> Findings:
             "for the GPU",
             "install gcc (on Debian: apt install gcc libc6-dev)",
         )
+
+
+def check_host_memory() -> Findings:
+    """Half of what is free can hold keys and values; the rest is the other processes'."""
+    room = available_memory() // 2 // GIB * GIB
+    if room < MIN_KV_HOST_BYTES:
+        return
+    advice = f"one decoder: PIXTRAL_KV_HOST_BYTES={room}; several share it"
+    try:
+        shared = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        shared = 0
+    if shared < room:
+        advice += f"; {SHARED_MEMORY} must hold it (docker run --shm-size={room // GIB + 1}g)"
+    what = f"{room // GIB} GiB of memory can hold keys and values that the GPU has no room for"
+    yield Finding("ok", what, advice)
 
 
 def check_vllm() -> Findings:

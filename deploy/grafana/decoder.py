@@ -107,11 +107,15 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Prompt tokens from the prefix cache",
-            "Low where conversations go on: turns do not come back to their decoder.",
+            "Low where conversations go on: turns do not come back to their decoder, or their keys "
+            "and values have gone. The second line is from host memory (kv_host_bytes).",
             {
-                "share": rate("vllm:prefix_cache_hits_total")
+                "from the GPU": rate("vllm:prefix_cache_hits_total")
                 + " / "
-                + rate("vllm:prefix_cache_queries_total")
+                + rate("vllm:prefix_cache_queries_total"),
+                "from host memory": rate("vllm:external_prefix_cache_hits_total")
+                + " / "
+                + rate("vllm:prefix_cache_queries_total"),
             },
             unit="percentunit",
             ceiling=1,

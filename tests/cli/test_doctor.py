@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import importlib.util
+import shutil
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pixtral_cli import doctor
-from pixtral_cli.checkpoint_report import Finding
+from pixtral_cli.checkpoint_report import GIB, Finding
 
 BROKEN = "vLLM has no vllm.v1.engine.core.EngineCoreProc, which the hook x needs: install one of y"
 
@@ -38,3 +40,27 @@ def test_a_version_that_was_not_tried_is_warned_of(findings: Any) -> None:
 def test_a_hook_without_what_it_needs_is_a_failure(findings: Any) -> None:
     broken = findings("0.34.0", broken=[BROKEN])[0]
     assert (broken.level, broken.what) == ("fail", BROKEN)
+
+
+@pytest.mark.parametrize(
+    ("available", "shared", "bytes_", "has_to_grow"),
+    [(200, 128, 100, False), (200, 64, 100, True), (12, 64, None, False)],
+)
+def test_half_of_the_free_memory_can_hold_keys_and_values(
+    monkeypatch: pytest.MonkeyPatch,
+    available: int,
+    shared: int,
+    bytes_: int | None,
+    has_to_grow: bool,
+) -> None:
+    monkeypatch.setattr(doctor, "available_memory", lambda: available * GIB)
+    usage = SimpleNamespace(free=shared * GIB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    found = list(doctor.check_host_memory())
+    if bytes_ is None:
+        assert found == []
+        return
+    (finding,) = found
+    assert finding.level == "ok"
+    assert f"PIXTRAL_KV_HOST_BYTES={bytes_ * GIB}" in finding.advice
+    assert ("--shm-size" in finding.advice) is has_to_grow

@@ -12,7 +12,7 @@ from tools.deploy import guide, images
 from tools.deploy.check import OPTIONAL, RULES, faults_beside_overlays
 from tools.deploy.images import WITHOUT_CLI, compose, dockerfiles, locks
 from tools.deploy.manifests import build, with_component
-from tools.deploy.objects import containers_of
+from tools.deploy.objects import containers_of, pod_of
 from tools.deploy.rollout import jobs_let_releases_through
 from tools.deploy.watching import alerts_keep_the_namespace
 from tools.expressions import RULES as ALERTS
@@ -250,6 +250,7 @@ def test_9_a_lock_without_what_the_oldest_python_needs_is_found() -> None:
         # 10 and 15
         ("writable-root", "Deployment encoder has a read-only root"),
         ("nodes", "Deployment decoder takes any GPU"),
+        ("kv-host", "Deployment decoder keeps no keys and values in host memory"),
     ],
 )
 def test_a_component_that_does_not_do_what_it_is_for_is_found(component: str, said: str) -> None:
@@ -260,6 +261,29 @@ def test_a_component_that_does_not_do_what_it_is_for_is_found(component: str, sa
     faults = list(rule(build_once("production")))
 
     assert any(said in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("plant", "said"),
+    [
+        (
+            lambda o: next(v for v in pod_of(o)["volumes"] if v["name"] == "shm").update(
+                emptyDir={"medium": "Memory", "sizeLimit": "8Gi"}
+            ),
+            "has too little shared memory for 64 GiB",
+        ),
+        (
+            lambda o: container(o)["resources"]["requests"].update(memory="24Gi"),
+            "keeps 64 GiB and asks for 24",
+        ),
+    ],
+)
+def test_host_memory_that_a_pod_does_not_have_is_found(plant: Plant, said: str) -> None:
+    objects = copy.deepcopy(with_component("production", "kv-host"))
+    plant(get(objects, "Deployment", "decoder"))
+    (rule,) = OPTIONAL["kv-host"]
+    (fault,) = rule(objects)
+    assert said in fault
 
 
 def test_14_an_alert_that_adds_up_all_namespaces_is_found() -> None:

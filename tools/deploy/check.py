@@ -56,6 +56,7 @@ from tools.deploy.manifests import (
 from tools.deploy.objects import Object, Rule
 from tools.deploy.rollout import (
     gpus_have_memory,
+    host_memory_fits,
     jobs_let_releases_through,
     nodes_hold_the_pods,
     nothing_is_pulled,
@@ -127,6 +128,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 # Components that no overlay has, and the rule that each is there for.
 OPTIONAL: dict[str, tuple[Rule, ...]] = {
     "image-urls": (settings_start_new_pods, network_is_closed),
+    "kv-host": (host_memory_fits,),
     "nodes": (gpus_have_memory,),
     "openshift": (network_is_closed,),
     "traces": (settings_start_new_pods, network_is_closed),

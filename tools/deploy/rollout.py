@@ -8,6 +8,7 @@ from tools.deploy.objects import (
     Object,
     Objects,
     containers_of,
+    environment,
     limits_of,
     name_of,
     of_kind,
@@ -117,6 +118,26 @@ def roots_can_be_written(objects: Objects) -> Iterator[str]:
         is_gpu = bool(limits_of(container).get("nvidia.com/gpu"))
         if is_gpu and container["securityContext"].get("readOnlyRootFilesystem") is not False:
             yield f"Deployment {name_of(deployment)} has a read-only root"
+
+
+def host_memory_fits(objects: Objects) -> Iterator[str]:
+    """For the component `kv-host`: keys and values in shared memory, which the container pays."""
+    for deployment, container in tiers(objects):
+        kept = int(environment(objects, container).get("PIXTRAL_KV_HOST_BYTES", 0)) / 2**30
+        if name_of(deployment) != "decoder":
+            continue
+        if not kept:
+            yield "Deployment decoder keeps no keys and values in host memory"
+        shared = [
+            _gib(volume["emptyDir"]["sizeLimit"])
+            for volume in pod_of(deployment)["volumes"]
+            if volume.get("emptyDir", {}).get("medium") == "Memory"
+        ]
+        if kept > sum(shared):
+            yield f"Deployment {name_of(deployment)} has too little shared memory for {kept:g} GiB"
+        asked = _gib(container["resources"]["requests"]["memory"])
+        if kept > asked:
+            yield f"Deployment {name_of(deployment)} keeps {kept:g} GiB and asks for {asked:g}"
 
 
 def weights_are_chosen(objects: Objects) -> Iterator[str]:

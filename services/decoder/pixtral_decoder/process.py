@@ -178,6 +178,7 @@ def _engine_options(settings: DecoderSettings) -> EngineOptions:
         max_images=settings.max_images,
         image_cache_bytes=settings.engine_cache_bytes,
         kv_cache_bytes=settings.kv_cache_bytes,
+        kv_host_bytes=settings.kv_host_bytes,
         gpu_memory_fraction=settings.gpu_memory_fraction,
         tensor_parallel=settings.tensor_parallel,
         cpu_threads=settings.cpu_threads,

@@ -90,6 +90,13 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
         ge=64 * MIB,
         description="Memory for keys and values; unset: what the GPU has left, 1 GiB on a CPU.",
     )
+    kv_host_bytes: int = Field(
+        0,
+        ge=0,
+        description="Memory of the machine, in /dev/shm, for keys and values that the GPU has no "
+        "room for, of all its GPUs together; 0 is none. `pixtral-serve doctor` says how much there "
+        "is. No effect on a CPU.",
+    )
     gpu_memory_fraction: float = Field(
         0.9, gt=0, le=1, description="The share of each GPU's memory that the engine may use."
     )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
 SCHEDULER = "pixtral_decoder.vllm_hooks.scheduler.scheduler"
 # vLLM takes so many tokens in a step by itself, or more where the GPU is large.
 LEAST_STEP_TOKENS = 2048
@@ -33,6 +35,7 @@ OWNED: Mapping[str, str] = {
     "hf_config_path": "",
     "hf_overrides": "",
     "kv_cache_memory_bytes": "kv_cache_bytes",
+    "kv_offloading_size": "kv_host_bytes",
     "limit_mm_per_prompt": "max_images",
     "max_model_len": "context_length",
     "max_num_seqs": "max_running",
@@ -76,6 +79,8 @@ class EngineOptions:
         max_images: most images in one prompt.
         image_cache_bytes: image embeddings that the engine keeps.
         kv_cache_bytes: memory for keys and values; None is what the GPU has left.
+        kv_host_bytes: memory of the machine for keys and values that the GPU has no room for; 0 is
+            none. It has no effect on a CPU.
         gpu_memory_fraction: of the GPU's memory, for weights, activations, keys and values.
         tensor_parallel: GPUs that share the model.
         cpu_threads: threads that compute, where there is no GPU; None leaves one core free.
@@ -91,6 +96,7 @@ class EngineOptions:
     max_images: int = 32
     image_cache_bytes: int = GIB
     kv_cache_bytes: int | None = None
+    kv_host_bytes: int = 0
     gpu_memory_fraction: float = 0.9
     tensor_parallel: int = 1
     cpu_threads: int | None = None
@@ -121,7 +127,8 @@ def prepare_process() -> None:
 def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
     """vLLM's arguments. Imports vLLM, which takes seconds.
 
-    Raises BadEngineArguments for a name that vLLM does not have.
+    Raises BadEngineArguments for a name that vLLM does not have, and where the machine has less
+    shared memory than `kv_host_bytes`.
     """
     from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -180,6 +187,12 @@ def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
         if options.adapters:
             arguments["max_loras"] += 1
             _check_spare_slot(options)
+    elif options.kv_host_bytes:
+        _check_shared_memory(options.kv_host_bytes)
+        # Whole tokens of keys and values leave the GPU and come back: answers stay the same.
+        arguments["kv_offloading_size"] = options.kv_host_bytes / GIB
+    if options.kv_host_bytes and current_platform.is_cpu():
+        logger.info("kv_host_bytes has no effect: a CPU's keys and values are in its memory")
     names = {field.name for field in fields(AsyncEngineArgs)}
     if unknown := sorted(options.more.keys() - names):
         raise BadEngineArguments(f"this vLLM has no argument {unknown[0]}")
@@ -187,6 +200,17 @@ def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
     if not isinstance(options.more.get("max_num_batched_tokens", 1), int):
         raise BadEngineArguments("max_num_batched_tokens is not a whole number")
     return AsyncEngineArgs(**arguments | dict(options.more))
+
+
+def _check_shared_memory(needed: int) -> None:
+    # vLLM has it there, and looks only once the model is loaded.
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        raise BadEngineArguments(
+            f"kv_host_bytes is {needed / GIB:.1f} GiB, and {SHARED_MEMORY} has {free / GIB:.1f}: "
+            "make it larger (docker run --shm-size, or the sizeLimit of an emptyDir of medium "
+            "Memory), or set less"
+        )
 
 
 def _step_tokens(options: EngineOptions) -> int | None:
