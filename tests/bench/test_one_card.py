@@ -11,11 +11,11 @@ import pytest
 from bench.mix import Album
 from bench.one_card import ask
 from bench.one_card_report import FIRST_TOKEN, RATE, STOCK_VLLM, Report, markdown, plot
-from bench.workloads import Author, Workload, chats, servegen
+from bench.workloads import Author, Workload, chats, full_hd, servegen
 from tests.support.gateway_harness import Client
 
 
-@pytest.mark.parametrize("workload", [chats().small(), servegen().small()])
+@pytest.mark.parametrize("workload", [chats().small(), servegen().small(), full_hd(2).small()])
 async def test_each_prompt_is_asked_once_and_later_turns_are_told_apart(
     client: Client, workload: Workload
 ) -> None:
@@ -24,8 +24,8 @@ async def test_each_prompt_is_asked_once_and_later_turns_are_told_apart(
     author = Author(album, random.Random(1), itertools.count(), is_small=True)
     sessions = workload.sessions(author)
     found = await ask(client.url, "", workload, sessions, seed=1)
-    assert found["answered"] == found["sent"] == sum(map(len, sessions))
     assert found["failed"] == {}
+    assert found["answered"] == found["sent"] == sum(map(len, sessions))
     assert (found["ttft_later"] is not None) == workload.is_chat
 
 
