@@ -1,12 +1,18 @@
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
+import httpx2
+import openai
 import pytest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from models.random_checkpoint import write_random_checkpoint
 from tests.support.fixture_types import Tokenizer
+from tests.support.openapi import JSON, PATH, Described
 from tests.support.redis_server import RedisServer
 from tests.support.reference import Reference
 from tests.support.stack.service import Service, serve
@@ -57,3 +63,31 @@ def reference(checkpoint: Path) -> Reference:
 @pytest.fixture(scope="session")
 def tokenizer(checkpoint: Path) -> Tokenizer:
     return MistralTokenizer.from_file(str(checkpoint / "tekken.json"))
+
+
+@pytest.fixture(scope="module")
+def url(service: Service) -> str:
+    return f"http://{service.stack.http_target}"
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[openai.OpenAI]:
+    """What it sends, and what it gets, is as /openapi.json says."""
+    described = Described(httpx2.get(f"{url}{PATH}").raise_for_status().json())
+
+    def got(response: httpx2.Response) -> None:
+        request = response.request
+        if response.status_code == HTTPStatus.OK and request.method == "POST":
+            assert described.body_problem(request.url.path, json.loads(request.read())) is None
+        if response.headers["content-type"] == JSON and request.method == "POST":
+            response.read()
+            assert described.answer_problem("post", request.url.path, response) is None
+
+    hooks: dict[str, list[Any]] = {"response": [got]}
+    with (
+        httpx2.Client(event_hooks=hooks) as http,
+        openai.OpenAI(
+            base_url=f"{url}/v1", api_key="any", max_retries=0, http_client=http
+        ) as client,
+    ):
+        yield client

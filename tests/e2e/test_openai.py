@@ -3,75 +3,25 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import jsonschema
 import openai
 import pytest
 from mistralai.client import Mistral
 from mistralai.client.errors import SDKError
 
-from pixtral_client import Sampling
-from tests.support.openapi import JSON, PATH, Described
 from tests.support.stack.new_picture import new_picture
-from tests.support.stack.openai_question import MODEL, question, url_of
+from tests.support.stack.openai_question import MODEL, OPTIONS, SCHEMA, question, url_of
 from tests.support.stack.service import Service, wait_until
+from tests.support.vllm_bench import BENCH, PICTURES
 
-SCHEMA = {
-    "type": "object",
-    "properties": {"at": {"enum": ["cat", "dog"]}},
-    "required": ["at"],
-    "additionalProperties": False,
-}
 TOOLS: Any = [
     {"type": "function", "function": {"name": "look", "parameters": SCHEMA}},
     {"type": "function", "function": {"name": "rest", "parameters": {}}},
 ]
 NAMED = {"type": "function", "function": {"name": "look"}}
-# Greedy, and as long as it is told to be.
-OPTIONS: Sampling = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
-
-# `vllm bench serve` itself; the `vllm` command asks for a distribution of that name, which the
-# CPU build has not.
-BENCH = """
-from vllm.benchmarks.serve import add_cli_args, main
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-parser = FlexibleArgumentParser()
-add_cli_args(parser)
-main(parser.parse_args())
-"""
-
-
-@pytest.fixture(scope="module")
-def url(service: Service) -> str:
-    return f"http://{service.stack.http_target}"
-
-
-@pytest.fixture(scope="module")
-def client(url: str) -> Iterator[openai.OpenAI]:
-    """What it sends, and what it gets, is as /openapi.json says."""
-    described = Described(httpx2.get(f"{url}{PATH}").raise_for_status().json())
-
-    def got(response: httpx2.Response) -> None:
-        request = response.request
-        if response.status_code == HTTPStatus.OK and request.method == "POST":
-            assert described.body_problem(request.url.path, json.loads(request.read())) is None
-        if response.headers["content-type"] == JSON and request.method == "POST":
-            response.read()
-            assert described.answer_problem("post", request.url.path, response) is None
-
-    hooks: dict[str, list[Any]] = {"response": [got]}
-    with (
-        httpx2.Client(event_hooks=hooks) as http,
-        openai.OpenAI(
-            base_url=f"{url}/v1", api_key="any", max_retries=0, http_client=http
-        ) as client,
-    ):
-        yield client
 
 
 def test_openais_client_gets_what_ours_gets(service: Service, client: openai.OpenAI) -> None:
@@ -291,14 +241,6 @@ def test_mistrals_client_calls_tools(url: str, choice: Any) -> None:
     assert "".join(str(each.function.arguments) for each in pieces) == call.function.arguments
     assert choices[-1].finish_reason == "tool_calls"
     assert answered.usage.completion_tokens
-
-
-PICTURES = {
-    "random-mm-base-items-per-request": "2",
-    "random-mm-num-mm-items-range-ratio": "0",
-    "random-mm-limit-mm-per-prompt": '{"image": 2, "video": 0}',
-    "random-mm-bucket-config": "{(64, 64, 1): 1.0}",
-}
 
 
 def test_vllms_own_benchmark(url: str, checkpoint: Path, tmp_path: Path) -> None:

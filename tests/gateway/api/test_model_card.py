@@ -1,6 +1,5 @@
 """The examples of Pixtral-12B's model card, as they stand there but for the addresses of images."""
 
-import base64
 from typing import Any
 
 import httpx
@@ -11,35 +10,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from pixtral_client import AsyncClient
 from tests.support.fake_tiers import FakeDecoder
 from tests.support.gateway_harness import Client
-from tests.support.gateway_pictures import picture
-
-NAME = "mistralai/Pixtral-12B-2409"
-URLS = [
-    "data:image/png;base64," + base64.b64encode(picture(*size)).decode()
-    for size in ((40, 30), (60, 20), (20, 90))
-]
-SIMPLE: list[dict[str, Any]] = [
-    {
-        "role": "user",
-        "content": [
-            {"type": "text", "text": "Describe this image in one sentence."},
-            {"type": "image_url", "image_url": {"url": URLS[0]}},
-        ],
-    },
-]
-ADVANCED: list[dict[str, Any]] = [
-    {
-        "role": "user",
-        "content": [
-            {"type": "text", "text": "Describe this image in one sentence."},
-            {"type": "image_url", "image_url": {"url": URLS[0]}},
-            {"type": "image_url", "image_url": {"url": URLS[1]}},
-        ],
-    },
-    {"role": "assistant", "content": "The images show nature."},
-    {"role": "user", "content": "More details please and answer only in French!."},
-    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": URLS[2]}}]},
-]
+from tests.support.model_card import ADVANCED, NAME, SIMPLE
 
 
 @pytest.mark.parametrize("more_settings", [{"served_model_name": (NAME, "pixtral")}])

@@ -3,7 +3,17 @@
 import base64
 from typing import Any
 
+from pixtral_client import Sampling
+
 MODEL = "random-pixtral"
+SCHEMA = {
+    "type": "object",
+    "properties": {"at": {"enum": ["cat", "dog"]}},
+    "required": ["at"],
+    "additionalProperties": False,
+}
+# Greedy, and as long as it is told to be.
+OPTIONS: Sampling = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
 
 
 def url_of(picture: bytes) -> str:
