@@ -8,6 +8,8 @@ BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
 SCANNER := .cache/deploy-tools/bin/checkov
 AUDITOR := .cache/audit/bin/pip-audit
+CLIENTS := .cache/clients/bin/pytest .cache/clients-llama-index/bin/pytest
+CLIENTS_NPM := .cache/clients/npm/.installed .cache/clients/examples/.installed
 PROSE := *.md Makefile pyproject.toml bench cli client core deploy docs gateway models protos services tools training
 TEST_PARTS := test-e2e test-decoder test-gateway test-rest test-faults
 # TORCH=cpu takes PyTorch's CPU build, wherever pip would find the larger one for CUDA.
@@ -15,7 +17,7 @@ export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf targets-check fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients targets-check fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,7 +48,7 @@ test-e2e test-gateway test-decoder test-faults: test-%: $(INSTALLED)
 	@$(BIN)/python -m pytest tests/$*
 
 test-rest: $(INSTALLED)
-	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/wheel \
+	@$(BIN)/python -m pytest --ignore=tests/page --ignore=tests/wheel --ignore=tests/clients \
 		$(patsubst test-%,--ignore=tests/%,$(filter-out test-rest,$(TEST_PARTS)))
 
 test-buf: $(INSTALLED) $(BUF) ## Call a running service as the README does with `buf curl` (needs npm)
@@ -59,6 +61,25 @@ test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its picture
 
 test-wheel: $(INSTALLED) ## Install the wheel with each extra alone, and try it (needs the network)
 	@$(BIN)/python -m pytest tests/wheel
+
+test-clients: $(INSTALLED) $(CLIENTS) $(CLIENTS_NPM) ## Try the clients that people have, unmodified (needs npm and the network)
+	@$(BIN)/python -m tests.clients $(if $(ONLY),--only '$(ONLY)')
+
+$(CLIENTS): .cache/%/bin/pytest: requirements/%.txt $(INSTALLED)
+	@echo "installing the packages of $<: half a minute"
+	@$(BIN)/python -m venv .cache/$* --without-pip
+	@$(BIN)/python -m uv pip install --quiet --no-deps --require-hashes \
+		--python .cache/$*/bin/python --requirement $<
+	@touch $@
+
+$(CLIENTS_NPM): .cache/clients/%/.installed: .cache/clients/bin/pytest
+	@tools/check_node
+	@mkdir -p $(@D) && cp $(filter %/package.json,$^) $(@D)/
+	@npm install --prefix $(@D) --no-package-lock --no-audit --no-fund --loglevel=error
+	@touch $@
+
+.cache/clients/npm/.installed: tests/clients/commands/package.json
+.cache/clients/examples/.installed: examples/typescript/package.json
 
 # A decoder alone beside all the rest. Starting takes half a minute more.
 fuzz: $(INSTALLED) ## Send every door wrong, odd and hostile input for MINUTES=10; SEED= another

@@ -38,6 +38,8 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "decoder": (*AS_TESTED, "--extra=core", "--excludes", "/dev/stdin"),
     "build": ("--group=build",),
     "deploy-tools": ("--group=deploy-tools",),
+    "clients": ("--group=clients",),
+    "clients-llama-index": ("--group=clients-llama-index",),
 }
 IN_VLLM_IMAGE = "opentelemetry-exporter-otlp-proto-grpc\nopentelemetry-sdk\n"
 
