@@ -1,0 +1,114 @@
+"""Asks stock vLLM and this service the same, and compares with docs/api_differences.md.
+
+    python -m bench.compare_api [--write]
+
+Both serve the small model in float32, one after the other. The exit code is 1 where an answer
+differs that no argument is given for, where one does not differ that an argument is given for, or
+where the page is no longer what was seen; `--write` writes it anew.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import httpx2
+
+from bench.compare_api.asked import Asked, everything
+from bench.compare_api.differences import ARGUMENTS
+from bench.compare_api.heard import Heard, ask
+from bench.stock_vllm import prepare, stock_server
+from pixtral_cli import pixtral_stack
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models" / "pixtral-mini"
+PAGE = ROOT / "docs" / "api_differences.md"
+START_SECONDS = 400.0
+STOCK = [
+    *("--dtype", "float32", "--max-model-len", "4096", "--max-num-seqs", "16"),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "mistral"),
+    *("--limit-mm-per-prompt", '{"image": 16}'),
+]
+HEADING = """# Where the API differs from stock vLLM
+
+Made by `make compare-api`, which asks stock vLLM {version} and this service {number} requests on
+the same checkpoint: message lists, contents, images, every field, structured output, tools,
+completions, responses, Anthropic's messages. {same} have the same answer: the same text, calls and
+token counts, or a refusal by both. These differ, each for a reason. The status of a refusal is not
+compared.
+
+| request | vLLM | here | why |
+|---|---|---|---|
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="write the page anew")
+    parser.add_argument("--log", type=Path, help="where to write both answers to each request")
+    options = parser.parse_args()
+    requests = everything()
+    with tempfile.TemporaryDirectory() as temporary:
+        theirs, version = _of_stock(requests, Path(temporary))
+        ours = _of_ours(requests, Path(temporary))
+    pairs = list(zip(requests, theirs, ours, strict=True))
+    if options.log:
+        lines = [f"{a.name}\t{t} {t.message}\t{o} {o.message}\n" for a, t, o in pairs]
+        options.log.write_text("".join(lines), "utf-8")
+    faults = []
+    for asked, stock, here in pairs:
+        if stock.same(here) and asked.why:
+            faults.append(f"{asked.name}: the answers are the same, and an argument is given")
+        elif not stock.same(here) and asked.why not in ARGUMENTS:
+            faults.append(f"{asked.name}: vLLM {stock} {stock.message}; here {here} {here.message}")
+    page = _page(pairs, version)
+    if options.write:
+        PAGE.write_text(page, "utf-8")
+    elif not PAGE.exists() or PAGE.read_text("utf-8") != page:
+        faults.append(f"{PAGE.relative_to(ROOT)} is not what was seen: ARGS=--write writes it")
+    differ = sum(not stock.same(here) for _, stock, here in pairs)
+    print(f"{len(pairs)} requests: {len(pairs) - differ} answers are the same, {differ} differ")
+    print("\n".join(faults))
+    return 1 if faults else 0
+
+
+def _of_stock(requests: list[Asked], temporary: Path) -> tuple[list[Heard], str]:
+    """Its answers, and its version."""
+    log = temporary / "stock.log"
+    with (
+        stock_server(MODEL, prepare(), log, STOCK) as url,
+        httpx2.Client(base_url=url) as http,
+    ):
+        version = http.get("/version").json()["version"]
+        return [ask(http, each) for each in requests], version
+
+
+def _of_ours(requests: list[Asked], temporary: Path) -> list[Heard]:
+    stack = pixtral_stack(
+        MODEL,
+        dtype="f32",
+        http_listen="127.0.0.1:0",
+        log_dir=temporary,
+        start_timeout=START_SECONDS,
+    )
+    with stack, httpx2.Client(base_url=f"http://{stack.http_target}") as http:
+        return [ask(http, each) for each in requests]
+
+
+def _page(pairs: list[tuple[Asked, Heard, Heard]], version: str) -> str:
+    rows = [
+        f"| {asked.name} | {stock} | {here} | {ARGUMENTS.get(asked.why, '')} |\n".replace(
+            "\\", "\\\\"
+        )
+        for asked, stock, here in pairs
+        if not stock.same(here)
+    ]
+    return HEADING.format(
+        version=version, number=len(pairs), same=len(pairs) - len(rows)
+    ) + "".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
