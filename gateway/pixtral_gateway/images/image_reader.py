@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
+from pixtral_core.concurrency.turns import Turns
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.image.formats import (
     DEFAULT_FORMATS,
@@ -71,15 +72,18 @@ class ImageReader:
         self._max_pixels = max_pixels
         self._fetcher = fetcher
         self._formats = formats
+        # Threads that run Python at once only hold up each other, and the loop.
+        self._headers = Turns(1)
 
-    async def read(self, source: ImageSource) -> ImageInput:
-        """Raises InvalidRequest naming the source's field."""
+    async def read(self, source: ImageSource, tenant: str = "") -> ImageInput:
+        """Takes turns among tenants. Raises InvalidRequest naming the source's field."""
         data = source.data if source.url is None else await self._from_url(source.url, source.path)
         if not data:
             raise InvalidRequest(source.path, "the image is empty", "IMAGE_EMPTY")
         self.check_size(len(data), source.path)
         if len(data) > OFFLOAD_HEADER_BYTES:
-            header = await asyncio.to_thread(self._header, data, source.path)
+            async with self._headers.turn(tenant):
+                header = await asyncio.to_thread(self._header, data, source.path)
         else:
             header = self._header(data, source.path)
         if len(data) > OFFLOAD_BYTES:

@@ -40,7 +40,7 @@ class RequestImages:
         if not sources:
             return []
         given = [source for source in sources if source.sha256 is None]
-        read = await run_all([self._reader.read(source) for source in given])
+        read = await run_all([self._reader.read(source, tenant.name) for source in given])
         came = {
             image.sha256: image for image, source in zip(read, given, strict=True) if source.data
         }

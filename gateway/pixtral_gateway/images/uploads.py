@@ -77,7 +77,7 @@ class Uploads:
             raise DeadlineExceeded("the file does not come, or too slowly") from None
 
     async def _keep(self, data: bytes, tenant: Tenant) -> ImageInput:
-        image = await self._reader.read(ImageSource(FIELD, data=data))
+        image = await self._reader.read(ImageSource(FIELD, data=data), tenant.name)
         size = ImageSize(image.width, image.height, len(data))
         if not await self._names.put(ImageName(image.sha256, tenant.name), size, data):
             raise Unavailable("images cannot be kept now: send them with the request")

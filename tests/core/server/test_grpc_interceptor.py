@@ -263,7 +263,7 @@ async def read_on(call: StreamCall) -> None:
 async def test_a_call_that_the_tier_gives_up_ends_with_its_reason_though_nobody_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(grpc_interceptor, "GIVE_UP_SECONDS", 0.05)
+    monkeypatch.setattr(grpc_interceptor, "GIVE_UP_SECONDS", 0.5)
     handler: list[asyncio.Task[Any]] = []
 
     async def flood(request: StringValue, context: Context) -> AsyncIterator[StringValue]:
