@@ -117,7 +117,7 @@ async def test_a_file_that_is_refused_wears_the_reason(tab: Tab) -> None:
     good, bad = tab.file("good.png"), tab.file_of("bad.png", b"no picture at all")
     await tab.choose(good, bad)
     await tab.begin("What word is printed?")
-    worn = tab.tray.filter(has_text="not a PNG, JPEG, WebP or GIF image")
+    worn = tab.tray.filter(has_text="not a PNG, JPEG, WebP, GIF, BMP, ICO or AVIF image")
     await expect(worn).to_have_count(1)
     await expect(worn).to_contain_text("bad.png")
     await expect(tab.problem).to_contain_text("bad.png was refused")

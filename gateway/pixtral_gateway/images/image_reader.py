@@ -71,9 +71,9 @@ class ImageReader:
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._fetcher = fetcher
+        self._formats = formats
         # Threads that run Python at once only hold up each other, and the loop.
         self._headers = Turns(1)
-        self._formats = formats
 
     async def read(self, source: ImageSource, tenant: str = "") -> ImageInput:
         """Takes turns among tenants. Raises InvalidRequest naming the source's field."""
