@@ -72,7 +72,7 @@ def url(service: Service) -> str:
 
 @pytest.fixture(scope="module")
 def client(url: str) -> Iterator[openai.OpenAI]:
-    """What it sends, and what it gets, is as /openapi.json says."""
+    """Its requests and answers are as /openapi.json says."""
     described = Described(httpx2.get(f"{url}{PATH}").raise_for_status().json())
 
     def got(response: httpx2.Response) -> None:

@@ -1,4 +1,4 @@
-"""The keyword that an answer would not be held to is told, with its place in the schema."""
+"""A refusal names the keyword that an answer would not be held to, and its place in the schema."""
 
 import json
 import warnings

@@ -12,9 +12,9 @@ from pixtral.v1 import chat_pb2
 from pixtral_client.requests import Answer, chat_request
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
-from tests.gateway.api.anthropic import test_messages as anthropic
-from tests.gateway.api.openai.responses import test_responses as responses
 from tests.support import http_chat as chat
+from tests.support import http_messages as anthropic
+from tests.support import http_responses as responses
 from tests.support.fake_tiers import FakeDecoder, Responses, delta
 from tests.support.gateway_harness import Client
 from tests.support.gateway_pictures import text, user

@@ -1,7 +1,5 @@
-"""Thoughts are told from answers, and stand in prompts as mistral_common has them."""
+"""Thoughts are parted from answers, and stand in prompts as mistral_common has them."""
 
-import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,20 @@ from pixtral_gateway.api.openai.messages import to_conversation
 from pixtral_gateway.api.openai.request_schema import Message
 from pixtral_gateway.checks.conversation import NO_TOOLS, Tool, Tools
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
-from pixtral_gateway.request import Delta, FinishReason
+from tests.gateway.prompt.thoughts import (
+    ANSWERS,
+    ARGS,
+    CALLS,
+    END_THINK,
+    THINK,
+    control,
+    deltas,
+    letter,
+    read,
+    words,
+)
 
-THINK, END_THINK, CALLS, ARGS = 34, 35, 9, 32
 LOOK = Tools((Tool("look", "", {"type": "object", "properties": {}}),))
-WORD = 1000
-Token = tuple[int, str]
 
 USER = {"role": "user", "content": "How many?"}
 THOUGHT = {"type": "thinking", "thinking": "One and one."}
@@ -172,77 +178,6 @@ def test_mistrals_own_form_of_a_thought_is_taken(magistral: Model) -> None:
     own = {"type": "thinking", "thinking": [{"type": "text", "text": "One and one."}]}
     messages: list[dict[str, Any]] = [USER, {"role": "assistant", "content": [own, SAID]}, USER]
     assert magistral.encoded(messages) == magistral.encoded(LISTS[1])
-
-
-def words(text: str) -> list[Token]:
-    return [(WORD + ord(letter), letter) for letter in text]
-
-
-def control(token_id: int, spelled: str, *, is_spelled: bool) -> list[Token]:
-    return [(token_id, spelled if is_spelled else "")]
-
-
-def answers(*, is_spelled: bool) -> dict[str, tuple[list[Token], str, str]]:
-    """Tokens as the engine makes them, and what of them is thought, and what is said."""
-    think = control(THINK, "[THINK]", is_spelled=is_spelled)
-    end = control(END_THINK, "[/THINK]", is_spelled=is_spelled)
-    return {
-        "both": ([*think, *words("a b"), *end, *words("c d")], "a b", "c d"),
-        "white space at the end": ([*think, *words("a \n "), *end, *words(" c")], "a", " c"),
-        "no thought": (words("c d"), "", "c d"),
-        "no end": ([*think, *words("a b")], "a b", ""),
-        "an end alone": ([*words("c"), *end, *words("d")], "", "cd"),
-        "begun twice": ([*think, *think, *words("a"), *end, *words("c")], "a", "c"),
-        "thought again": (
-            [*think, *words("a"), *end, *words("c"), *think, *words("b"), *end, *words("d")],
-            "ab",
-            "cd",
-        ),
-        "spelled out in text": (words("[THINK]a[/THINK]"), "", "[THINK]a[/THINK]"),
-        "nothing thought": ([*think, *end, *words("c")], "", "c"),
-    }
-
-
-ANSWERS = {
-    (name, is_spelled): answer
-    for is_spelled in (False, True)
-    for name, answer in answers(is_spelled=is_spelled).items()
-}
-
-
-def deltas(tokens: Sequence[Token], cuts: Sequence[int]) -> list[Delta]:
-    """The tokens in pieces that end before each of the cuts."""
-    bounds = [0, *cuts, len(tokens)]
-    made = []
-    for begin, end in itertools.pairwise(bounds):
-        piece = tokens[begin:end]
-        is_last = end == len(tokens)
-        made.append(
-            Delta(
-                0,
-                "".join(text for _, text in piece),
-                [token_id for token_id, _ in piece],
-                FinishReason.STOP if is_last else None,
-            )
-        )
-    return made
-
-
-def read(
-    prompts: PromptEncoder,
-    pieces: Sequence[Delta],
-    tools: Tools = NO_TOOLS,
-    *,
-    is_thinking: bool = False,
-) -> tuple[str, str, list[str]]:
-    reader = prompts.tools.reader(tools, is_thinking=is_thinking)
-    told = [reader.read(piece) for piece in pieces]
-    calls = [call.name for each in told for call in each.tool_calls if call.name]
-    return "".join(each.reasoning for each in told), "".join(each.text for each in told), calls
-
-
-def letter(token_id: int) -> bytes:
-    return chr(token_id - WORD).encode() if token_id >= WORD else b""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Thought and answer are told apart as vLLM's own reasoning parser tells them."""
+"""The gateway parts thought from answer as vLLM's own reasoning parser does."""
 
 import warnings
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
-from tests.gateway.prompt.test_thinking import ANSWERS, deltas, letter, read
+from tests.gateway.prompt.thoughts import ANSWERS, deltas, letter, read
 
 with warnings.catch_warnings():
     # vLLM's own, at import.

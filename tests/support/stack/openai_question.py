@@ -12,7 +12,7 @@ SCHEMA = {
     "required": ["at"],
     "additionalProperties": False,
 }
-# Greedy, and as long as it is told to be.
+# Greedy, and exactly as long as max_tokens.
 OPTIONS: Sampling = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
 
 

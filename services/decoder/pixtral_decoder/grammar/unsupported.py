@@ -52,7 +52,7 @@ def beyond_xgrammar(schema: Any) -> str | None:
         for keyword in inner
         if not is_beyond_xgrammar({name: at for name, at in inner.items() if name != keyword})
     ]
-    # Where each of several would do, all are told; where none alone is at fault, the schema is.
+    # Names all of several that would each do, and the schema where none alone is at fault.
     told = " beside ".join(each for each in keywords if each != "type")
     return not_held_to(told or "what stands together", path)
 

@@ -8,9 +8,7 @@ from typing import Any
 import anthropic
 import httpx
 import httpx2
-import pydantic
 import pytest
-from anthropic.types import Message, RawMessageStreamEvent
 
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
@@ -38,39 +36,14 @@ from tests.support.http_chat import (
     SHOWN_TO_ANTHROPIC,
     URL,
 )
-from tests.support.openapi import PATH, Described, events_of
+from tests.support.http_messages import MESSAGES, ask, stream
+from tests.support.openapi import PATH, Described
 
-MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
-EVENT: Any = pydantic.TypeAdapter(RawMessageStreamEvent)
+COUNT = "/v1/messages/count_tokens"
 DATA = URL.partition(",")[2]
 USED = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": "cat"}}
 RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "a cat"}
 CALL = {"id": "toolu_1", "function": {"name": "look", "arguments": '{"at": "cat"}'}}
-
-
-async def ask(http: httpx.AsyncClient, messages: Any, **fields: Any) -> dict[str, Any]:
-    body = {"model": "pixtral-small", "max_tokens": 50, "messages": messages} | fields
-    response = await http.post(MESSAGES, json=body)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    # As Anthropic's client would have it that checks.
-    Message.model_validate(answer)
-    return answer
-
-
-async def stream(http: httpx.AsyncClient, messages: Any, **fields: Any) -> list[dict[str, Any]]:
-    body = {"max_tokens": 50, "messages": messages, "stream": True} | fields
-    response = await http.post(MESSAGES, json=body)
-    assert response.status_code == 200, response.text
-    described = Described((await http.get(PATH)).json())
-    events = events_of(response.text)
-    named = [line[7:] for line in response.text.split("\n") if line.startswith("event: ")]
-    assert named == [event["type"] for event in events]
-    for event in events:
-        if event["type"] != "error":
-            EVENT.validate_python(event)
-        assert described.event_problem(MESSAGES, event) is None
-    return events
 
 
 async def prompt_of(

@@ -9,7 +9,6 @@ import httpx2
 import openai
 import pydantic
 import pytest
-from openai.types.responses import Response, ResponseStreamEvent
 
 from pixtral.internal.v1 import decoder_pb2
 from pixtral.v1 import chat_pb2
@@ -24,38 +23,14 @@ from tests.support.fake_tiers import (
 )
 from tests.support.gateway_harness import Client
 from tests.support.http_chat import CHAT, HELLO, LOOK, RESPONSES_TOOL, SHOWN_TO_RESPONSES, URL
-from tests.support.openapi import PATH, Described, events_of
+from tests.support.http_responses import RESPONSES, respond, stream
+from tests.support.openapi import PATH, Described
 
-RESPONSES = "/v1/responses"
-EVENT: Any = pydantic.TypeAdapter(ResponseStreamEvent)
 CALLED = [
     {"role": "user", "content": "Look!"},
     {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"},
     {"type": "function_call_output", "call_id": "call_1", "output": "a cat"},
 ]
-
-
-async def respond(http: httpx.AsyncClient, given: Any, **fields: Any) -> dict[str, Any]:
-    response = await http.post(RESPONSES, json={"input": given} | fields)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    # As OpenAI's client would have it that checks.
-    Response.model_validate(answer)
-    return answer
-
-
-async def stream(http: httpx.AsyncClient, given: Any, **fields: Any) -> list[dict[str, Any]]:
-    response = await http.post(RESPONSES, json={"input": given, "stream": True} | fields)
-    assert response.status_code == 200, response.text
-    described = Described((await http.get(PATH)).json())
-    events = events_of(response.text)
-    named = [line[7:] for line in response.text.split("\n") if line.startswith("event: ")]
-    assert named == [event["type"] for event in events]
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    for event in events:
-        EVENT.validate_python(event)
-        assert described.event_problem(RESPONSES, event) is None
-    return events
 
 
 async def prompt_of(
