@@ -51,6 +51,12 @@ const questions = {
     const { steps } = await generateText({
       model, messages: shown, tools: { look }, stopWhen: stepCountIs(2), ...settings,
       prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber ? "auto" : "required" }),
+      // The small model would go on calling for as long as it may.
+      providerOptions: {
+        openai: { parallelToolCalls: false },
+        mistral: { parallelToolCalls: false },
+        pixtral: { parallel_tool_calls: false },
+      },
     });
     return { isOfSchema: seen.length > 0 && seen.every((one) => schema.safeParse(one).success),
              text: steps.at(-1).text, steps: steps.length };

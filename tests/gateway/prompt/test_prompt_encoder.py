@@ -358,9 +358,9 @@ async def test_a_long_conversation_is_encoded_alike_and_off_the_loop(
     on_loop = threading.get_ident()
     threads = set()
 
-    def seen(conversation: Any, version: Any, grids: Any = None) -> Any:
+    def seen(*given: Any, **named: Any) -> Any:
         threads.add(threading.get_ident())
-        return messages_of(conversation, version, grids)
+        return messages_of(*given, **named)
 
     messages = [user(*parts, image(picture(40, 40)))]
     conversation = read_conversation(messages, max_images=1)

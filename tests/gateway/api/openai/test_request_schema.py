@@ -108,6 +108,6 @@ def test_no_field_that_vllm_acts_on_is_passed_over(name: str) -> None:
     assert fate_of(name)
 
 
-@pytest.mark.parametrize("name", HARMLESS)
+@pytest.mark.parametrize("name", sorted(HARMLESS - set(ChatRequest.model_fields)))
 def test_what_changes_nothing_is_taken(name: str) -> None:
     read({"messages": [{"role": "user", "content": "Hello?"}], name: {"ask": "for something"}})
