@@ -81,8 +81,8 @@ def tenant_dropped() -> None:
 
     named: Any = pipeline
 
-    def shared(image_sha256: bytes, fingerprint: str, scope: str) -> EmbeddingKey:
-        return EmbeddingKey(image_sha256, fingerprint, "all")
+    def shared(image_sha256: bytes, fingerprint: str, _: str, low_detail: bool) -> EmbeddingKey:
+        return EmbeddingKey(image_sha256, fingerprint, "all", low_detail)
 
     named.EmbeddingKey = shared
 
