@@ -41,7 +41,10 @@ def applied(overlay: str) -> list[Object]:
 
 def with_component(overlay: str, component: str) -> list[Object]:
     """As `applied`, for an overlay to which a component is added as a user does it."""
-    with tempfile.TemporaryDirectory(dir=ROOT / ".cache", prefix="overlay-") as made:
+    # Inside of this checkout: kustomize takes relative paths only.
+    cache = ROOT / ".cache"
+    cache.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="overlay-") as made:
         above = "/".join([".."] * len(Path(made).relative_to(ROOT).parts))
         (Path(made) / "kustomization.yaml").write_text(
             "apiVersion: kustomize.config.k8s.io/v1beta1\n"
