@@ -64,8 +64,9 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     )
     disable_any_whitespace: bool = Field(
         True,
-        description="Have the JSON that response_format and text.format ask for come on one line, "
-        "which ends the answers of small models; false: with any white space, as vLLM has it.",
+        description="Have the JSON that response_format, text.format and output_config.format ask "
+        "for come on one line, which ends the answers of small models; false: with any white "
+        "space, as vLLM has it.",
     )
     allowed_origins: Origins = Field(
         (),

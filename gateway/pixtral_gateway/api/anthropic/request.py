@@ -123,12 +123,17 @@ class MessagesRequest(CountTokensRequest):
     top_k: Annotated[UInt32 | None, Bounded(limits.TOP_K)] = None
     output_config: OutputConfig | None = None
 
-    def sampling(self) -> Sampling:
-        """A parameter that is absent or null takes the model's own default."""
+    def sampling(self, *, disable_any_whitespace: bool = True) -> Sampling:
+        """A parameter that is absent or null takes the model's own default.
+
+        `disable_any_whitespace` has the JSON that a format asks for come on one line.
+        """
         wanted = self.output_config.format if self.output_config is not None else None
         structured = None
         if wanted is not None:
-            structured = StructuredOutput(Structure.JSON_SCHEMA, (json.dumps(wanted.schema_),))
+            structured = StructuredOutput(
+                Structure.JSON_SCHEMA, (json.dumps(wanted.schema_),), disable_any_whitespace
+            )
         return Sampling(
             max_tokens=self.max_tokens,
             temperature=self.temperature,

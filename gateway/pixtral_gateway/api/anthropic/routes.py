@@ -36,7 +36,9 @@ class AnthropicApi:
         arrival, asked, adapter = await self._front.asked(request, MessagesRequest)
         conversation, name_of = self._conversation(asked)
         with renamed(name_of):
-            sampling = asked.sampling()
+            sampling = asked.sampling(
+                disable_any_whitespace=self._front.settings.disable_any_whitespace
+            )
             vocabulary_size = self._front.backend.vocabulary_size
             check_sampling(sampling, vocabulary_size=vocabulary_size)
         writer = MessageWriter(asked.model or self._front.model)

@@ -273,7 +273,9 @@ async def test_sampling_and_structure_arrive_at_the_decoder(
         top_p=0.5,
         top_k=3,
         stop=["x"],
-        structured_output=chat_pb2.StructuredOutput(json_schema='{"type": "object"}'),
+        structured_output=chat_pb2.StructuredOutput(
+            json_schema='{"type": "object"}', disable_any_whitespace=True
+        ),
     )
 
 
