@@ -154,11 +154,7 @@ async def in_sessions(
         for session in waiting:
             for number in session:
                 due = time.perf_counter()
-                outcome = await ask(number)
-                first = None if outcome.first is None else outcome.first - due
-                arrivals.append(
-                    Arrival(due - began, 0.0, outcome.code, outcome.ended - due, first, number)
-                )
+                arrivals.append(_arrival(number, due, began, await ask(number)))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):
@@ -177,16 +173,18 @@ async def keep_at_once(
     async def worker() -> None:
         while (due := time.perf_counter()) < began + seconds:
             number = next(numbers)
-            outcome = await ask(number)
-            first = None if outcome.first is None else outcome.first - due
-            arrivals.append(
-                Arrival(due - began, 0.0, outcome.code, outcome.ended - due, first, number)
-            )
+            arrivals.append(_arrival(number, due, began, await ask(number)))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):
             group.create_task(worker())
     return arrivals
+
+
+def _arrival(number: int, due: float, began: float, outcome: Outcome) -> Arrival:
+    """The arrival of a request that was asked at once when it was due."""
+    first = None if outcome.first is None else outcome.first - due
+    return Arrival(due - began, 0.0, outcome.code, outcome.ended - due, first, number)
 
 
 def percentile(values: Iterable[float], share: float) -> float:
