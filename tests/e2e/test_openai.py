@@ -1,8 +1,6 @@
 """The clients that people have, unmodified, against the running service."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from mistralai.client.errors import SDKError
 from tests.support.stack.new_picture import new_picture
 from tests.support.stack.openai_question import MODEL, OPTIONS, SCHEMA, question, url_of
 from tests.support.stack.service import Service, wait_until
-from tests.support.vllm_bench import BENCH, PICTURES
+from tests.support.vllm_bench import PICTURES, bench
 
 TOOLS: Any = [
     {"type": "function", "function": {"name": "look", "parameters": SCHEMA}},
@@ -244,30 +242,18 @@ def test_mistrals_client_calls_tools(url: str, choice: Any) -> None:
 
 
 def test_vllms_own_benchmark(url: str, checkpoint: Path, tmp_path: Path) -> None:
-    result = tmp_path / "result.json"
     flags = {
         "backend": "openai-chat",
         "base-url": url,
         "endpoint": "/v1/chat/completions",
         "model": MODEL,
         "tokenizer": str(checkpoint),
-        "tokenizer-mode": "mistral",
         "dataset-name": "random-mm",
         "random-input-len": "8",
         "random-output-len": "6",
         "num-prompts": "4",
-        "result-filename": str(result),
         **PICTURES,
     }
-    command = [sys.executable, "-c", BENCH, "--ignore-eos", "--disable-tqdm", "--save-result"]
-    ended = subprocess.run(
-        [*command, *(f"--{name}={value}" for name, value in flags.items())],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=tmp_path,
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    measured = json.loads(result.read_text())
+    measured = bench(flags, tmp_path, seconds=240)
     assert (measured["completed"], measured["failed"]) == (4, 0)
     assert measured["total_output_tokens"] == 4 * 6

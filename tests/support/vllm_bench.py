@@ -1,5 +1,12 @@
 """`vllm bench serve` as the CPU build has it, and its flags for images."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 # `vllm bench serve` itself; the `vllm` command asks for a distribution of that name, which the
 # CPU build has not.
 BENCH = """
@@ -16,3 +23,20 @@ PICTURES = {
     "random-mm-limit-mm-per-prompt": '{"image": 2, "video": 0}',
     "random-mm-bucket-config": "{(64, 64, 1): 1.0}",
 }
+
+
+def bench(flags: Mapping[str, str], directory: Path, *, seconds: float) -> dict[str, Any]:
+    """The result of a run with these flags, which must end well within `seconds`."""
+    result = directory / "result.json"
+    command = [sys.executable, "-c", BENCH, "--ignore-eos", "--disable-tqdm", "--save-result"]
+    flags = {**flags, "tokenizer-mode": "mistral", "result-filename": str(result)}
+    ended = subprocess.run(
+        [*command, *(f"--{name}={value}" for name, value in flags.items())],
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        cwd=directory,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    measured: dict[str, Any] = json.loads(result.read_text())
+    return measured
