@@ -217,7 +217,7 @@ def fields_of(path: str, name: str) -> list[str]:
 
 
 def fate_of_route(route: str) -> str:
-    """The fate of a route. Raises KeyError for one that nothing is said of."""
+    """The fate of a route. Raises KeyError for a route that the tables do not have."""
     return "taken" if route in OPERATIONS else ROUTES[route]
 
 
@@ -237,7 +237,7 @@ def fate_of(field: str, of: str = "/v1/chat/completions") -> tuple[str, str]:
 
 
 def page() -> str:
-    """Raises KeyError for what nothing is said of, ValueError for what vLLM has not."""
+    """Raises KeyError for a field that no table has, ValueError for one that vLLM lacks."""
     found = routes()
     if gone := {*ROUTES} - {*found}:
         raise ValueError(f"vLLM has no {', '.join(sorted(gone))}")

@@ -175,14 +175,14 @@ def gpus() -> tuple[timeseries.Panel, timeseries.Panel]:
     return (
         graph(
             "GPU: share of time in use",
-            "By dcgm-exporter, where it runs.",
+            "dcgm-exporter measures it, where it runs.",
             {"{{Hostname}} {{gpu}}": used("DCGM_FI_DEV_GPU_UTIL")},
             unit="percent",
             ceiling=100,
         ),
         graph(
             "GPU: memory in use",
-            "By dcgm-exporter, where it runs.",
+            "dcgm-exporter measures it, where it runs.",
             {"{{Hostname}} {{gpu}}": used("DCGM_FI_DEV_FB_USED")},
             unit="decmbytes",
         ),

@@ -201,7 +201,7 @@ class AnswerReader:
         return error
 
     def _name_of(self, found: re.Match[str]) -> str:
-        """Whose parameters are that schema of the grammar; `_grammar` has one a tool."""
+        """Names the tool of that schema of the grammar; `_grammar` writes one schema a tool."""
         return f"of {self._tools.forced[int(found[1]) - 1].name}, "
 
 

@@ -52,7 +52,7 @@ class ToolUseBlock(TypedDict):
 
 
 class MessageUsage(TypedDict):
-    """`input_tokens` leaves out what came from the prefix cache."""
+    """`input_tokens` does not count the tokens that came from the prefix cache."""
 
     input_tokens: int
     cache_creation_input_tokens: int
