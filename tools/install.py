@@ -85,9 +85,12 @@ def show(text: str) -> None:
 def progress(scratch: Path) -> str:
     """How far pip has come that works in `scratch`: it installs once it has fetched everything."""
     size = 0
-    for path in scratch.glob("pip-unpack-*/*"):
-        with suppress(OSError):  # pip moves files about
-            size += path.stat().st_size
+    # pip moves files and removes folders meanwhile; os.walk passes over a folder that is gone.
+    for folder, _, names in os.walk(scratch):
+        if Path(folder).name.startswith("pip-unpack-"):
+            for name in names:
+                with suppress(OSError):
+                    size += Path(folder, name).stat().st_size
     installed = sum(1 for _ in SITE_PACKAGES.glob("*.dist-info"))
     return f"{size / 1e6:,.0f} MB fetched, {installed} packages installed"
 
