@@ -17,7 +17,7 @@ export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -190,6 +190,21 @@ $(SCANNER): requirements/deploy-tools.txt
 	@echo "installing what scans the manifests: about a minute"
 	@'$(PYTHON)' -m venv .cache/deploy-tools
 	@.cache/deploy-tools/bin/python -m pip install --quiet --quiet -r requirements/deploy-tools.txt
+	@touch $@
+
+docs: $(INSTALLED) .cache/docs/bin/mkdocs .cache/docs/npm/.installed ## Build the documentation site, and check its links (needs npm)
+	@NO_MKDOCS_2_WARNING=1 .cache/docs/bin/mkdocs build --strict && echo "the site: .cache/docs/site/index.html"
+
+.cache/docs/bin/mkdocs: requirements/docs.txt $(INSTALLED)
+	@$(BIN)/python -m venv .cache/docs --without-pip
+	@$(BIN)/python -m uv pip install --quiet --no-deps --require-hashes \
+		--python .cache/docs/bin/python --requirement $<
+	@touch $@
+
+.cache/docs/npm/.installed: docs/package.json .cache/docs/bin/mkdocs
+	@tools/check_node
+	@mkdir -p $(@D) && cp $< $(@D)/
+	@npm install --prefix $(@D) --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@
 
 dashboards: $(INSTALLED) ## Generate the dashboards anew

@@ -40,6 +40,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "deploy-tools": ("--group=deploy-tools",),
     "clients": ("--group=clients",),
     "clients-llama-index": ("--group=clients-llama-index",),
+    "docs": ("--group=docs",),
 }
 IN_VLLM_IMAGE = "opentelemetry-exporter-otlp-proto-grpc\nopentelemetry-sdk\n"
 
