@@ -169,10 +169,11 @@ lint-style: $(INSTALLED) $(BUF)
 targets-check: $(INSTALLED) $(BUF) ## Check that each target installs what it uses (needs npm)
 	@$(BIN)/python -m tools.check_targets
 
-watch-check: $(INSTALLED) ## Check rules, alerts and dashboards
+watch-check: $(INSTALLED) ## Check rules, alerts, dashboards and the runbook's queries
 	@promtool=$$($(BIN)/python tools/promtool.py) \
 		&& $$promtool check rules --lint-fatal deploy/prometheus/rules.yaml \
-		&& $$promtool test rules deploy/prometheus/rules_test.yaml
+		&& $$promtool test rules deploy/prometheus/rules_test.yaml \
+		&& $(BIN)/python -m tools.runbook_queries $$promtool
 	@$(BIN)/python -m deploy.grafana.dashboards --check
 
 watch-live: $(MODEL)/params.json ## Let a real Prometheus watch a real stack under load for two minutes

@@ -10,6 +10,7 @@ import yaml
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yaml"
+RUNBOOK = DEPLOY.parent / "docs" / "runbook.md"
 
 _WORDS = frozenset({"and", "or", "unless", "bool", "offset"})
 _SPENT = (
@@ -45,6 +46,14 @@ def rules() -> Iterator[Expression]:
             record = rule.get("record")
             name = record or rule["alert"]
             yield Expression(name, rule["expr"], record, is_alert=record is None)
+
+
+def runbook() -> Iterator[Expression]:
+    """The queries of the runbook, named by their sections."""
+    text = RUNBOOK.read_text(encoding="utf-8")
+    for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
+        for query in re.findall(r"^```promql\n(.*?)^```", section, re.MULTILINE | re.DOTALL):
+            yield Expression(section.split("\n", 1)[0], query.strip())
 
 
 def panels() -> Iterator[Expression]:
