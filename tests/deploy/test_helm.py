@@ -112,6 +112,20 @@ def test_another_namespace_and_release_are_in_queries_and_selectors() -> None:
         assert service["spec"]["selector"]["app.kubernetes.io/instance"] == "second"
 
 
+def test_alerts_link_to_the_runbook_of_the_values() -> None:
+    monitoring = {"enabled": True, "runbookUrl": "https://wiki.example.org/runbook"}
+    (rules,) = of_kind(rendered("production", monitoring=monitoring), "PrometheusRule")
+    alerts = [
+        rule for group in rules["spec"]["groups"] for rule in group["rules"] if "alert" in rule
+    ]
+
+    assert {
+        rule["annotations"]["runbook_url"]
+        == f"https://wiki.example.org/runbook#{rule['alert'].lower()}"
+        for rule in alerts
+    } == {True}
+
+
 def test_an_upgrade_makes_another_job_and_changes_none() -> None:
     (before,) = of_kind(rendered("gpu"), "Job")
     (after,) = of_kind(rendered("gpu", image={"tag": "0.2.0"}), "Job")

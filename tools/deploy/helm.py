@@ -291,6 +291,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "printf": lambda form, *values: form.replace("%d", "%s") % values,
     "quote": lambda value: json.dumps(_text(value)),
     "required": lambda message, value=None: value or _fail(message),
+    "replace": lambda old, new, text: text.replace(old, new),
     "sha256sum": lambda text: sha256(text.encode()).hexdigest(),
     "ternary": lambda yes, no, chosen: yes if chosen else no,
     "toString": _text,
