@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -49,6 +50,11 @@ def test_json_parses(code: str) -> None:
 @pytest.mark.parametrize("code", blocks("toml"))
 def test_toml_parses(code: str) -> None:
     tomllib.loads(code)
+
+
+@pytest.mark.parametrize("code", blocks("yaml"))
+def test_yaml_parses(code: str) -> None:
+    assert all(yaml.safe_load_all(code))
 
 
 @pytest.mark.parametrize("code", blocks("sh", "bash"))
