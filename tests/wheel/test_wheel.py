@@ -61,7 +61,10 @@ def test_wheel_holds_our_packages_alone(unpacked: Path) -> None:
 def test_wheel_holds_what_is_not_python(unpacked: Path) -> None:
     for package in PACKAGES - {"pixtral"}:
         assert (unpacked / package / "py.typed").is_file()
-    assert (unpacked / "pixtral_gateway/api/playground/static/index.html").is_file()
+    static = unpacked / "pixtral_gateway" / "api" / "playground" / "static"
+    ours = ROOT / "gateway" / "pixtral_gateway" / "api" / "playground" / "static"
+    files = [{path.relative_to(at) for path in at.rglob("*") if path.is_file()} for at in (static, ours)]
+    assert files[0] == files[1]
     assert list(unpacked.glob("pixtral/**/*.proto"))
     assert list(unpacked.glob("pixtral/**/*.pyi"))
 
