@@ -27,7 +27,7 @@ class Tab:
         self.question = page.get_by_label("Your question")
         self.ask_button = page.get_by_role("button", name="Ask", exact=True)
         self.stop_button = page.get_by_role("button", name="Stop", exact=True)
-        self.turns = page.get_by_label("Conversation").locator("> li")
+        self.turns = page.get_by_label("Conversation", exact=True).locator("> li")
         self.tray = page.get_by_label("Pictures to send").get_by_role("listitem")
         self.problem = page.get_by_role("alert")
         self._directory = directory
@@ -83,8 +83,9 @@ class Tab:
         await self.page.get_by_role("button", name="Close the settings").click()
 
     async def open_history(self) -> Locator:
-        """The list of conversations."""
-        await self.page.get_by_role("button", name="Conversations", exact=True).click()
+        """The conversations in their list, which may be open already."""
+        if await self.page.locator("#history").is_hidden():
+            await self.page.get_by_role("button", name="Conversations", exact=True).click()
         return self.page.get_by_label("Kept conversations").get_by_role("listitem")
 
 

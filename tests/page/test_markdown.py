@@ -1,13 +1,13 @@
 """The answer's Markdown: what it looks like, and that nothing of it acts."""
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Locator, Route, expect
+from playwright.async_api import Locator, expect
 
+from tests.page.canned import canned
 from tests.page.tab import Tab, answer_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -76,26 +76,10 @@ x
 """
 
 
-def chunk(**told: Any) -> str:
-    return f"data: {json.dumps({'choices': [], **told})}\n\n"
-
-
-def delta(text: str) -> str:
-    return chunk(choices=[{"index": 0, "delta": {"content": text}, "finish_reason": None}])
-
-
 async def answers(tab: Tab, text: str) -> Locator:
-    """A turn whose answer is that text: no small model says it by itself."""
-
-    async def fulfil(route: Route) -> None:
-        end = chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
-        body = delta(text) + end + "data: [DONE]\n\n"
-        await route.fulfill(content_type="text/event-stream", body=body)
-
-    await tab.page.route("**/v1/chat/completions", fulfil)
-    turn = await tab.ask("Say it.")
-    await tab.page.unroute("**/v1/chat/completions")
-    return turn
+    """A turn whose answer is that text."""
+    async with canned(tab.page, text):
+        return await tab.ask("Say it.")
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -63,7 +63,9 @@ def test_wheel_holds_what_is_not_python(unpacked: Path) -> None:
         assert (unpacked / package / "py.typed").is_file()
     static = unpacked / "pixtral_gateway" / "api" / "playground" / "static"
     ours = ROOT / "gateway" / "pixtral_gateway" / "api" / "playground" / "static"
-    files = [{path.relative_to(at) for path in at.rglob("*") if path.is_file()} for at in (static, ours)]
+    files = [
+        {path.relative_to(at) for path in at.rglob("*") if path.is_file()} for at in (static, ours)
+    ]
     assert files[0] == files[1]
     assert list(unpacked.glob("pixtral/**/*.proto"))
     assert list(unpacked.glob("pixtral/**/*.pyi"))

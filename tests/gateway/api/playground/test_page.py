@@ -32,7 +32,9 @@ async def test_all_that_the_page_names_is_there(http: httpx.AsyncClient) -> None
         assert response.status_code == 200, name
         if name.endswith(".js"):
             assert response.headers["content-type"].startswith("text/javascript")
-        named = re.findall(r'(?:from |import\()"(\.[^"]+)"|url\((fonts/[^)]+\.woff2)\)', response.text)
+        named = re.findall(
+            r'(?:from |import\()"(\.[^"]+)"|url\((fonts/[^)]+\.woff2)\)', response.text
+        )
         names |= {normpath(f"{dirname(name)}/{path or font}") for path, font in named}
     assert {"page/main.js", "page/vendor/katex/katex.js"} <= seen
     assert "page/vendor/katex/fonts/KaTeX_Main-Regular.woff2" in seen
@@ -48,7 +50,9 @@ def test_the_libraries_are_as_they_were_published() -> None:
         assert digest == each["sha256"], f"{name}: run `make page-libraries`"
     wanted = json.loads((ROOT / "package.json").read_text("utf-8"))["devDependencies"]
     for package in ("@highlightjs/cdn-assets", "katex", "markdown-it"):
-        versions = {each["from"] for each in told.values() if each["from"].startswith(f"{package}@")}
+        versions = {
+            each["from"] for each in told.values() if each["from"].startswith(f"{package}@")
+        }
         assert versions == {f"{package}@{wanted[package]}"}
 
 
