@@ -30,10 +30,9 @@ class Canned:
             headers = {"Retry-After": str(answer)}
             await route.fulfill(status=429, headers=headers, body=json.dumps(FULL))
             return
-        chunks = (
-            [delta(content=answer), delta(finish="stop")] if isinstance(answer, str) else answer
-        )
-        body = "".join(f"data: {json.dumps(each)}\n\n" for each in chunks) + "data: [DONE]\n\n"
+        if isinstance(answer, str):
+            answer = [delta(content=answer), delta(finish="stop")]
+        body = "".join(f"data: {json.dumps(each)}\n\n" for each in answer) + "data: [DONE]\n\n"
         await route.fulfill(content_type="text/event-stream", body=body)
 
 

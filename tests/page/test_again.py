@@ -1,4 +1,4 @@
-"""After an answer: copy it, ask again, go on, edit the question; and wait where the gateway is full."""
+"""After an answer: copy it, ask again, go on, edit the question; and a gateway that is full."""
 
 import pytest
 from playwright.async_api import expect

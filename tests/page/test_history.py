@@ -1,4 +1,4 @@
-"""The conversations that the browser keeps: found, renamed, deleted and brought back, out and in."""
+"""The conversations that the browser keeps: search, names, undo, export and import."""
 
 import json
 from pathlib import Path

@@ -125,9 +125,10 @@ async def test_the_results_of_tools_go_back(tab: Tab) -> None:
 
 
 async def test_a_drawing_that_the_gateway_does_not_take_is_redrawn(tab: Tab) -> None:
-    drawing = b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="48"><rect width="9" height="9"/></svg>'
+    inside = '<rect width="9" height="9"/>'
+    drawing = f'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="48">{inside}</svg>'
     async with canned(tab.page, "a square") as gateway:
-        await tab.choose(tab.file_of("drawing.svg", drawing))
+        await tab.choose(tab.file_of("drawing.svg", drawing.encode()))
         await expect(tab.tray).to_contain_text(["drawing.png"])
         await tab.ask("What is it?")
     (part, _) = gateway.bodies[0]["messages"][0]["content"]

@@ -61,14 +61,14 @@ def test_wheel_holds_our_packages_alone(unpacked: Path) -> None:
 def test_wheel_holds_what_is_not_python(unpacked: Path) -> None:
     for package in PACKAGES - {"pixtral"}:
         assert (unpacked / package / "py.typed").is_file()
-    static = unpacked / "pixtral_gateway" / "api" / "playground" / "static"
-    ours = ROOT / "gateway" / "pixtral_gateway" / "api" / "playground" / "static"
-    files = [
-        {path.relative_to(at) for path in at.rglob("*") if path.is_file()} for at in (static, ours)
-    ]
-    assert files[0] == files[1]
+    page = Path("pixtral_gateway", "api", "playground", "static")
+    assert _files(unpacked / page) == _files(ROOT / "gateway" / page)
     assert list(unpacked.glob("pixtral/**/*.proto"))
     assert list(unpacked.glob("pixtral/**/*.pyi"))
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_metadata_names_the_sdk_s_needs_and_the_extras(unpacked: Path) -> None:

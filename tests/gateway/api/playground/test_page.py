@@ -17,6 +17,8 @@ from tests.support.http_chat import CHAT, HELLO
 
 FOREIGN = ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[", ""]
 ROOT = Path(__file__).parents[4]
+# What a module or a style sheet names: another module, or a font.
+NAMED = re.compile(r'(?:from |import\()"(\.[^"]+)"|url\((fonts/[^)]+\.woff2)\)')
 LOCAL = ["localhost", "localhost:9", "127.0.0.1:8000", "[::1]:8000", "pixtral.localhost"]
 
 
@@ -32,9 +34,7 @@ async def test_all_that_the_page_names_is_there(http: httpx.AsyncClient) -> None
         assert response.status_code == 200, name
         if name.endswith(".js"):
             assert response.headers["content-type"].startswith("text/javascript")
-        named = re.findall(
-            r'(?:from |import\()"(\.[^"]+)"|url\((fonts/[^)]+\.woff2)\)', response.text
-        )
+        named = NAMED.findall(response.text)
         names |= {normpath(f"{dirname(name)}/{path or font}") for path, font in named}
     assert {"page/main.js", "page/vendor/katex/katex.js"} <= seen
     assert "page/vendor/katex/fonts/KaTeX_Main-Regular.woff2" in seen
@@ -50,10 +50,9 @@ def test_the_libraries_are_as_they_were_published() -> None:
         assert digest == each["sha256"], f"{name}: run `make page-libraries`"
     wanted = json.loads((ROOT / "package.json").read_text("utf-8"))["devDependencies"]
     for package in ("@highlightjs/cdn-assets", "katex", "markdown-it"):
-        versions = {
-            each["from"] for each in told.values() if each["from"].startswith(f"{package}@")
-        }
-        assert versions == {f"{package}@{wanted[package]}"}
+        froms = {each["from"] for each in told.values()}
+        versions = {each.rpartition("@")[2] for each in froms if each.startswith(package)}
+        assert versions == {wanted[package]}
 
 
 async def test_what_describes_the_libraries_is_not_served(http: httpx.AsyncClient) -> None:

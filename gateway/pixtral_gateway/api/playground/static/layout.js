@@ -2,6 +2,7 @@
 
 import { find } from "./dom.js";
 
+const TOUCH = matchMedia("(pointer: coarse)");
 const WIDE = matchMedia("(min-width: 1180px)");
 const SIDES = ["history", "settings"];
 
@@ -22,6 +23,10 @@ const kept = {
   },
 };
 
+export function isTouch() {
+  return TOUCH.matches;
+}
+
 export function startLayout() {
   for (const side of SIDES) {
     find(`#open-${side}`).addEventListener("click", () => toggle(side));
@@ -30,6 +35,8 @@ export function startLayout() {
   find("#scrim").addEventListener("click", closeDrawers);
   WIDE.addEventListener("change", closeDrawers);
   if (WIDE.matches && kept.get("history") === "open") show("history", true);
+  // Nothing is dropped on a phone.
+  if (TOUCH.matches) find("#welcome h2").textContent = "Show a picture, ask, and see where the time goes";
   const look = find("#look");
   look.value = kept.get("look") ?? "";
   setLook(look.value);

@@ -8,7 +8,7 @@ import { History } from "./history/database.js";
 import { download, exported, imported } from "./history/files.js";
 import { HistoryList } from "./history/list.js";
 import { fit, takePictures } from "./inputs.js";
-import { closeDrawers, startLayout } from "./layout.js";
+import { closeDrawers, isTouch, startLayout } from "./layout.js";
 import { SettingsPanel } from "./settings/panel.js";
 import { hideToast, offerUndo, startToast } from "./toast.js";
 import { Tray } from "./tray.js";
@@ -49,8 +49,8 @@ async function loadModels() {
   tray.limits = models[0].pixtral;
   const { max_images: images, max_image_bytes: bytes } = models[0].pixtral;
   find("#limits").textContent =
-    `Or drop or paste them anywhere: PNG, JPEG, WebP or GIF, up to ${megabytes(bytes)} each, ` +
-    `${images} in a conversation.`;
+    `${isTouch() ? "" : "Or drop or paste them anywhere: "}PNG, JPEG, WebP or GIF, ` +
+    `up to ${megabytes(bytes)} each, ${images} in a conversation.`;
 }
 
 function askForKey() {

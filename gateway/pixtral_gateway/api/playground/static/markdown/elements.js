@@ -18,15 +18,21 @@ const PLAIN = {
 };
 const ALIGNED = /^text-align:(left|center|right)$/;
 
-/** @returns {DocumentFragment} */
-export function elementsOf(tokens) {
+// The page's own heading above an answer.
+export const ABOVE = 2;
+
+/**
+ * @param {{level: number}} outline of the heading before; it becomes that of the last heading here
+ * @returns {DocumentFragment}
+ */
+export function elementsOf(tokens, outline = { level: ABOVE }) {
   const root = document.createDocumentFragment();
   const around = [];
   let at = root;
   for (const token of tokens) {
     if (token.hidden) continue;
     if (token.nesting === 1) {
-      const { outer, inner } = opened(token);
+      const { outer, inner } = opened(token, outline);
       at.append(outer);
       around.push(at);
       at = inner;
@@ -39,20 +45,21 @@ export function elementsOf(tokens) {
   return root;
 }
 
-function opened(token) {
-  const element = container(token);
+function opened(token, outline) {
+  const element = container(token, outline);
   if (token.type !== "table_open") return { outer: element, inner: element };
   const properties = { className: "table", tabIndex: 0, role: "group", "aria-label": "Table" };
   return { outer: make("div", properties, element), inner: element };
 }
 
-function container(token) {
+function container(token, outline) {
   const { type } = token;
   if (type in PLAIN) return make(PLAIN[type]);
   if (type === "heading_open") {
-    // The page itself has the first two levels.
+    // It looks as the answer says, and is at most one step below the heading before.
     const level = Number(token.tag[1]);
-    return make(`h${Math.min(6, level + 2)}`, { className: `level-${level}` });
+    outline.level = Math.min(6, level + ABOVE, outline.level + 1);
+    return make(`h${outline.level}`, { className: `level-${level}` });
   }
   if (type === "ordered_list_open") return make("ol", { start: token.attrGet("start") ?? 1 });
   if (type === "table_open") return make("table");

@@ -1,6 +1,6 @@
 // An answer's Markdown while it streams: what is settled is drawn once, the block at its end anew.
 
-import { elementsOf } from "./elements.js";
+import { ABOVE, elementsOf } from "./elements.js";
 import { parse } from "./parser.js";
 
 // Of the time that passes, drawing takes at most one part in so many.
@@ -13,6 +13,7 @@ export class StreamedMarkdown {
   #settled = 0;
   #live = [];
   #env = {};
+  #outline = { level: ABOVE };
   #frame = 0;
   #notBefore = 0;
 
@@ -59,6 +60,7 @@ export class StreamedMarkdown {
     this.#settled = 0;
     this.#live = [];
     this.#env = {};
+    this.#outline = { level: ABOVE };
     this.#element.replaceChildren();
   }
 
@@ -67,8 +69,8 @@ export class StreamedMarkdown {
     const tokens = parse(source, this.#env);
     const { token, offset } = lastBlock(source, tokens);
     for (const node of this.#live) node.remove();
-    this.#element.append(elementsOf(tokens.slice(0, token)));
-    const live = elementsOf(tokens.slice(token));
+    this.#element.append(elementsOf(tokens.slice(0, token), this.#outline));
+    const live = elementsOf(tokens.slice(token), { ...this.#outline });
     this.#live = [...live.childNodes];
     this.#element.append(live);
     this.#settled += offset;

@@ -114,6 +114,7 @@ export class SettingsPanel {
 
   #showSides() {
     find("#sides").hidden = !this.#other;
+    find("#open-settings span").textContent = this.#other ? "Settings A and B" : "Settings";
     find("#compare span").textContent = this.#other ? "End the comparison" : "Compare two settings";
     SIDES.forEach((name, i) => {
       find(`#side-${name}`).setAttribute("aria-pressed", String(i === this.#side));
