@@ -20,7 +20,7 @@ LANGUAGES = (
     *("javascript", "json", "kotlin", "latex", "lua", "markdown", "php", "python", "ruby"),
     *("rust", "sql", "swift", "typescript", "xml", "yaml"),
 )
-# What markdown-it's file holds of other packages.
+# Packages whose code is in markdown-it's file.
 INSIDE_MARKDOWN_IT = ("entities", "linkify-it", "mdurl", "punycode.js", "uc.micro")
 
 

@@ -1,27 +1,11 @@
 // The two sides of the page, which are drawers where it is narrow, and its light or dark look.
 
 import { find } from "./dom.js";
+import { ofBrowser } from "./storage.js";
 
 const TOUCH = matchMedia("(pointer: coarse)");
 const WIDE = matchMedia("(min-width: 1180px)");
 const SIDES = ["history", "settings"];
-
-const kept = {
-  get: (name) => {
-    try {
-      return localStorage.getItem(name);
-    } catch {
-      return null;
-    }
-  },
-  set: (name, value) => {
-    try {
-      localStorage.setItem(name, value);
-    } catch {
-      // A browser that keeps nothing begins anew each time.
-    }
-  },
-};
 
 export function isTouch() {
   return TOUCH.matches;
@@ -34,15 +18,15 @@ export function startLayout() {
   }
   find("#scrim").addEventListener("click", closeDrawers);
   WIDE.addEventListener("change", closeDrawers);
-  if (WIDE.matches && kept.get("history") === "open") show("history", true);
+  if (WIDE.matches && ofBrowser.get("history") === "open") show("history", true);
   // Nothing is dropped on a phone.
   if (TOUCH.matches) find("#welcome h2").textContent = "Show a picture, ask, and see where the time goes";
   const look = find("#look");
-  look.value = kept.get("look") ?? "";
+  look.value = ofBrowser.get("look") ?? "";
   setLook(look.value);
   look.addEventListener("change", () => {
     setLook(look.value);
-    kept.set("look", look.value);
+    ofBrowser.set("look", look.value);
   });
 }
 
@@ -69,7 +53,7 @@ function show(side, isOpen) {
   find(`#${side}`).hidden = !isOpen;
   find(`#open-${side}`).setAttribute("aria-expanded", String(isOpen));
   if (WIDE.matches) {
-    if (side === "history") kept.set("history", isOpen ? "open" : "closed");
+    if (side === "history") ofBrowser.set("history", isOpen ? "open" : "closed");
   } else {
     find("#scrim").hidden = !isOpen;
     find("#page").inert = isOpen;

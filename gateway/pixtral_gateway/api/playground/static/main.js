@@ -10,6 +10,7 @@ import { HistoryList } from "./history/list.js";
 import { fit, takePictures } from "./inputs.js";
 import { closeDrawers, isTouch, startLayout } from "./layout.js";
 import { SettingsPanel } from "./settings/panel.js";
+import { ofTab } from "./storage.js";
 import { hideToast, offerUndo, startToast } from "./toast.js";
 import { Tray } from "./tray.js";
 import { TurnView } from "./turn/turn_view.js";
@@ -270,7 +271,7 @@ async function save(kept) {
     if (kept.turns.length) {
       kept.updated = Date.now();
       await history.write(kept);
-      if (kept === conversation) sessionStorage.setItem(SHOWN, kept.id);
+      if (kept === conversation) ofTab.set(SHOWN, kept.id);
     } else {
       await history.remove(kept.id);
     }
@@ -287,8 +288,7 @@ async function showHistory() {
 function take(next) {
   stop();
   conversation = next;
-  sessionStorage.removeItem(SHOWN);
-  if (next.turns.length) sessionStorage.setItem(SHOWN, next.id);
+  ofTab.set(SHOWN, next.turns.length ? next.id : null);
   showProblem("");
   drawConversation();
   showHistory();
@@ -411,7 +411,7 @@ startToast();
 startZoom();
 
 await history.open();
-const last = sessionStorage.getItem(SHOWN);
+const last = ofTab.get(SHOWN);
 const kept = last && (await history.read(last));
 if (kept) conversation = settled(kept);
 drawConversation();
