@@ -17,7 +17,7 @@ export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ test-page: $(INSTALLED) $(BUF) ## Try the page in Chromium, and take its picture
 
 test-wheel: $(INSTALLED) ## Install the wheel with each extra alone, and try it (needs the network)
 	@$(BIN)/python -m pytest tests/wheel
+
+page-libraries: $(INSTALLED) $(BUF) ## Copy the page's libraries anew, of the versions in package.json (needs npm)
+	@$(BIN)/python -m tools.page_libraries
 
 test-clients: $(INSTALLED) $(CLIENTS) $(CLIENTS_NPM) ## Try the clients that people have, unmodified (needs npm and the network)
 	@$(BIN)/python -m tests.clients $(if $(ONLY),--only '$(ONLY)')

@@ -27,7 +27,7 @@ class Tab:
         self.question = page.get_by_label("Your question")
         self.ask_button = page.get_by_role("button", name="Ask", exact=True)
         self.stop_button = page.get_by_role("button", name="Stop", exact=True)
-        self.turns = page.get_by_label("Conversation").locator("> li")
+        self.turns = page.get_by_label("Conversation", exact=True).locator("> li")
         self.tray = page.get_by_label("Pictures to send").get_by_role("listitem")
         self.problem = page.get_by_role("alert")
         self._directory = directory
@@ -75,19 +75,30 @@ class Tab:
         await expect(turn.get_by_text("As code", exact=True)).to_be_visible()
         return turn
 
-    async def set(self, **sampling: float) -> None:
-        if not await self.page.locator("#sampling[open]").count():
-            await self.page.get_by_text("Sampling").click()
-        for name, value in sampling.items():
+    async def set(self, **settings: float | str) -> None:
+        """Opens the settings, fills them in, and closes them."""
+        await self.page.get_by_role("button", name="Settings", exact=True).click()
+        for name, value in settings.items():
             await self.page.locator(f"[name={name}]").fill(str(value))
+        await self.page.get_by_role("button", name="Close the settings").click()
+
+    async def open_history(self) -> Locator:
+        """The conversations in their list, which may be open already."""
+        if await self.page.locator("#history").is_hidden():
+            await self.page.get_by_role("button", name="Conversations", exact=True).click()
+        return self.page.get_by_label("Kept conversations").get_by_role("listitem")
 
 
 def answer_of(turn: Locator) -> Locator:
     return turn.locator(".answer")
 
 
+async def open_timing(turn: Locator) -> None:
+    await turn.get_by_role("button", name="to the first token").click()
+
+
 def told_of(turn: Locator, name: str) -> Locator:
-    """The text of a turn's timeline about that."""
+    """The text of a turn's open timeline about that."""
     entry = turn.get_by_role("figure").locator("dl > div")
     return entry.filter(has=turn.page.locator("dt", has_text=name)).locator("dd")
 

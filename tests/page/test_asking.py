@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Route, expect
 
-from tests.page.tab import Tab, answer_of, opened, told_of
+from tests.page.tab import Tab, answer_of, open_timing, opened, told_of
 from tests.support.stack.fleet import Tier
 from tests.support.stack.service import Service, wait_until
 
@@ -97,10 +97,13 @@ async def test_escape_stops_it_too(tab: Tab, service: Service) -> None:
 async def test_the_next_question_finds_the_picture_cached(tab: Tab, service: Service) -> None:
     before = service.encoded()
     first = await tab.ask("What word is printed?", tab.file("street.png"))
+    await open_timing(first)
     await expect(told_of(first, "Encode")).to_have_text(re.compile(r"^[\d.]+ ms$"))
     await expect(first.locator(".bar .encode")).to_have_count(1)
     second = await tab.ask("What shape is black?")
     await expect(answer_of(second)).to_have_text("It is a diamond.")
+    await expect(second.get_by_text("1 picture cached")).to_be_visible()
+    await open_timing(second)
     await expect(told_of(second, "Encode")).to_have_text("cached")
     await expect(second.locator(".bar .encode")).to_have_count(0)
     assert service.encoded() == before + 1
@@ -157,7 +160,7 @@ async def test_text_is_never_markup(tab: Tab) -> None:
     await expect(tab.page).to_have_title("pixtral-serve")
 
 
-async def test_a_reload_keeps_the_conversation_and_new_ends_it(tab: Tab) -> None:
+async def test_a_reload_keeps_the_conversation_and_new_begins_another(tab: Tab) -> None:
     await tab.ask("What word is printed?", tab.file("street.png"))
     await tab.page.reload()
     await expect(answer_of(tab.turns.first)).to_have_text("It says BRAIN.")
@@ -197,7 +200,7 @@ async def test_a_connection_that_breaks_leaves_what_had_come(
 
 
 async def test_a_gateway_that_is_gone_gives_the_question_back(tab: Tab) -> None:
-    await expect(tab.page.get_by_text("pixtral-mini")).to_be_visible()
+    await expect(tab.page.get_by_label("Model")).to_have_value("pixtral-mini")
     await tab.choose(tab.file("street.png"))
     await tab.page.route("**/v1/chat/completions", lambda route: route.abort())
     await tab.begin("What word is printed?")
@@ -213,7 +216,8 @@ async def test_a_phone(tab: Tab) -> None:
     await tab.choose(tab.file("a-rather-long-name-of-a-picture-file-for-a-phone.png"))
     turn = await tab.ask("What word is printed? " + "unbroken" * 20)
     await turn.get_by_text("As code", exact=True).click()
-    await tab.page.get_by_text("Sampling").click()
+    await open_timing(turn)
+    await tab.page.get_by_role("button", name="Settings", exact=True).click()
     width: Any = await tab.page.evaluate("document.documentElement.scrollWidth")
     assert width == 360
     for button in await tab.page.get_by_role("button").all():

@@ -61,9 +61,14 @@ def test_wheel_holds_our_packages_alone(unpacked: Path) -> None:
 def test_wheel_holds_what_is_not_python(unpacked: Path) -> None:
     for package in PACKAGES - {"pixtral"}:
         assert (unpacked / package / "py.typed").is_file()
-    assert (unpacked / "pixtral_gateway/api/playground/static/index.html").is_file()
+    page = Path("pixtral_gateway", "api", "playground", "static")
+    assert _files(unpacked / page) == _files(ROOT / "gateway" / page)
     assert list(unpacked.glob("pixtral/**/*.proto"))
     assert list(unpacked.glob("pixtral/**/*.pyi"))
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_metadata_names_the_sdk_s_needs_and_the_extras(unpacked: Path) -> None:

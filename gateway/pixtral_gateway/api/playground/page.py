@@ -1,15 +1,17 @@
 """Serves the page, a few static files in memory."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-PATHS = ("/", "/page/{name}")
+PATHS = ("/", "/page/{name:path}")
 
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -17,6 +19,8 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".png": "image/png",
     ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+    ".woff2": "font/woff2",
 }
 # Nothing from elsewhere, nothing inline, in nobody's frame; and no text is ever made HTML of.
 _POLICY = "; ".join(
@@ -24,6 +28,7 @@ _POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
+        "font-src 'self'",
         "connect-src 'self'",
         "img-src 'self' blob: data:",
         "base-uri 'none'",
@@ -55,14 +60,20 @@ class _File:
         return cls(body, {**_HEADERS, "content-type": kind, "etag": tag})
 
 
+def _below(folder: Traversable, path: str = "") -> Iterator[tuple[str, bytes]]:
+    """The files to serve, each by its path below `folder`."""
+    for each in folder.iterdir():
+        if each.is_dir():
+            yield from _below(each, f"{path}{each.name}/")
+        elif any(each.name.endswith(suffix) for suffix in _TYPES):
+            yield f"{path}{each.name}", each.read_bytes()
+
+
 class Page:
     """`grpc_port` is what the page's code for gRPC clients calls."""
 
     def __init__(self, grpc_port: str) -> None:
-        files = {
-            each.name: each.read_bytes()
-            for each in resources.files(__package__).joinpath("static").iterdir()
-        }
+        files = dict(_below(resources.files(__package__).joinpath("static")))
         index = files.pop("index.html").replace(b"{{grpc_port}}", grpc_port.encode())
         self._index = _File.of("index.html", index)
         self._files = {name: _File.of(name, body) for name, body in files.items()}

@@ -65,7 +65,7 @@ async def test_all_routes_but_the_pages_are_in_it(described: Described, tmp_path
     routed = {
         (route.path_format, method.lower())
         for route in app._router.routes
-        if isinstance(route, Route) and route.path_format not in (PATH, *PATHS)
+        if isinstance(route, Route) and route.path not in (PATH, *PATHS)
         for method in (route.methods or set()) - {"HEAD"}
     }
     paths = described.document["paths"]

@@ -1,24 +1,31 @@
 """The page at /, what it is served with, and by which names an open gateway is asked."""
 
+import hashlib
+import json
 import re
 from pathlib import Path
+from posixpath import dirname, normpath
 from typing import Any
 
 import httpx
 import pytest
 
+from pixtral_gateway.api.playground import page
 from pixtral_gateway.settings import GatewaySettings
 from tests.support.gateway_harness import Client, gateway
 from tests.support.http_chat import CHAT, HELLO
 
 FOREIGN = ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[", ""]
+ROOT = Path(__file__).parents[4]
+# What a module or a style sheet names: another module, or a font.
+NAMED = re.compile(r'(?:from |import\()"(\.[^"]+)"|url\((fonts/[^)]+\.woff2)\)')
 LOCAL = ["localhost", "localhost:9", "127.0.0.1:8000", "[::1]:8000", "pixtral.localhost"]
 
 
 async def test_all_that_the_page_names_is_there(http: httpx.AsyncClient) -> None:
-    page = await http.get("/")
-    assert page.headers["content-type"] == "text/html; charset=utf-8"
-    names = set(re.findall(r'(?:href|src)="(page/[^"]+)"', page.text))
+    index = await http.get("/")
+    assert index.headers["content-type"] == "text/html; charset=utf-8"
+    names = set(re.findall(r'(?:href|src)="(page/[^"]+)"', index.text))
     seen: set[str] = set()
     while names - seen:
         name = (names - seen).pop()
@@ -27,21 +34,46 @@ async def test_all_that_the_page_names_is_there(http: httpx.AsyncClient) -> None
         assert response.status_code == 200, name
         if name.endswith(".js"):
             assert response.headers["content-type"].startswith("text/javascript")
-            names |= {f"page/{found}" for found in re.findall(r'from "\./(.+?)"', response.text)}
-    assert "page/main.js" in seen
+        named = NAMED.findall(response.text)
+        names |= {normpath(f"{dirname(name)}/{path or font}") for path, font in named}
+    assert {"page/main.js", "page/vendor/katex/katex.js"} <= seen
+    assert "page/vendor/katex/fonts/KaTeX_Main-Regular.woff2" in seen
+
+
+def test_the_libraries_are_as_they_were_published() -> None:
+    vendor = Path(page.__file__).parent / "static" / "vendor"
+    told = json.loads((vendor / "libraries.json").read_text("utf-8"))
+    files = {path.relative_to(vendor).as_posix() for path in vendor.rglob("*") if path.is_file()}
+    assert files == {*told, "libraries.json"}
+    for name, each in told.items():
+        digest = hashlib.sha256((vendor / name).read_bytes()).hexdigest()
+        assert digest == each["sha256"], f"{name}: run `make page-libraries`"
+    wanted = json.loads((ROOT / "package.json").read_text("utf-8"))["devDependencies"]
+    for package in ("@highlightjs/cdn-assets", "katex", "markdown-it"):
+        froms = {each["from"] for each in told.values()}
+        versions = {each.rpartition("@")[2] for each in froms if each.startswith(package)}
+        assert versions == {wanted[package]}
+
+
+async def test_what_describes_the_libraries_is_not_served(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/page/vendor/libraries.json")).status_code == 404
+    assert (await http.get("/page/vendor/katex/LICENSE.txt")).status_code == 200
 
 
 async def test_nothing_is_inline_and_nothing_comes_from_elsewhere(http: httpx.AsyncClient) -> None:
-    page = await http.get("/")
+    index = await http.get("/")
     policy = dict(
-        part.split(" ", 1) for part in page.headers["content-security-policy"].split("; ")
+        part.split(" ", 1) for part in index.headers["content-security-policy"].split("; ")
     )
     assert policy["default-src"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["font-src"] == "'self'"
+    assert policy["trusted-types"] == "'none'"
+    assert policy["require-trusted-types-for"] == "'script'"
     assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
-    assert page.headers["x-content-type-options"] == "nosniff"
-    assert page.headers["referrer-policy"] == "no-referrer"
-    assert not re.search(r"<style|\son\w+=|\sstyle=|<script(?![^>]* src=)|https?://", page.text)
+    assert index.headers["x-content-type-options"] == "nosniff"
+    assert index.headers["referrer-policy"] == "no-referrer"
+    assert not re.search(r"<style|\son\w+=|\sstyle=|<script(?![^>]* src=)|https?://", index.text)
 
 
 async def test_what_has_not_changed_is_not_sent_again(http: httpx.AsyncClient) -> None:

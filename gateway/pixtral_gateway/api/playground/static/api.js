@@ -20,10 +20,10 @@ export class Api {
     return this.#key !== "";
   }
 
-  /** The model that is served, with its limits. */
-  async model() {
+  /** The models that are served, with their limits: the first, and adapters over it. */
+  async models() {
     const response = await this.#fetch("v1/models", {});
-    return (await response.json()).data[0];
+    return (await response.json()).data;
   }
 
   /** Yields the chunks of an answer as they come. Aborting the signal cancels it in the engine. */

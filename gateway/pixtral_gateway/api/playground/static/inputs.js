@@ -1,8 +1,6 @@
-// The ways that pictures come in, and the sampling fields.
+// The ways that pictures come in.
 
 import { find } from "./dom.js";
-
-const NUMBERS = ["temperature", "top_p", "top_k", "seed", "min_tokens", "max_tokens"];
 
 /** Calls `add` with files that were chosen, photographed, pasted or dropped anywhere. */
 export function takePictures(add) {
@@ -42,20 +40,6 @@ export function takePictures(add) {
     show(-depth);
     add([...event.dataTransfer.files]);
   });
-}
-
-/** The settings, by OpenAI's and vLLM's names; the system message as `system`. */
-export function sampling() {
-  const field = (name) => find(`#sampling [name=${name}]`).value.trim();
-  const set = NUMBERS.filter((name) => field(name) !== "");
-  const values = Object.fromEntries(set.map((name) => [name, Number(field(name))]));
-  return field("system") ? { system: field("system"), ...values } : values;
-}
-
-export function showSampling(values) {
-  for (const [name, value] of Object.entries(values)) {
-    find(`#sampling [name=${name}]`).value = value;
-  }
 }
 
 /** As tall as its text. */

@@ -1,8 +1,7 @@
 // The pictures that the next question is sent with.
 
+import { KINDS, converted } from "./convert.js";
 import { find, icon, make, megabytes } from "./dom.js";
-
-const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 
 export class Tray {
   pictures = [];
@@ -91,7 +90,8 @@ export class Tray {
     find("#question").focus();
   }
 
-  async #read(files) {
+  async #read(given) {
+    const files = await Promise.all(given.map(converted));
     const pictures = files.map(({ name, size, type }) => ({ name: name || "picture", size, type }));
     await Promise.all(
       pictures.map(async (picture, i) => {

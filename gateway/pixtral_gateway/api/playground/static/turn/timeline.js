@@ -1,11 +1,11 @@
-// Where an answer's time went, and its prompt's tokens: two bars, and in words what they show.
+// Where an answer's time went, and its prompt's tokens: one line, and two bars that it opens to.
 
-import { duration, grouped, icon, make } from "./dom.js";
+import { duration, grouped, icon, make } from "../dom.js";
 
 /** `longest`, in seconds, is as wide as the page: answers of a conversation compare at a glance. */
-export function timeline(turn, longest) {
-  const { timings, images } = turn.pixtral;
-  const { usage } = turn;
+export function timeline(answer, longest) {
+  const { timings, images } = answer.pixtral;
+  const { usage } = answer;
   const parts = phases(timings, images);
   const total = timings.total_seconds;
   const bar = make("div", { className: "bar", "aria-hidden": "true" });
@@ -21,6 +21,17 @@ export function timeline(turn, longest) {
     make("dl", { className: "legend" }, ...parts.filter((part) => part.label).map(entry)),
     ...prompt(usage),
   );
+}
+
+/** What an answer took, in one line. */
+export function receipt({ usage, pixtral: { timings, images } }) {
+  const cached = images.filter((image) => image.cached).length;
+  const told = [
+    make("span", {}, make("strong", {}, duration(timings.time_to_first_token_seconds)), " to the first token"),
+    make("span", { className: "more" }, count(usage.completion_tokens, "token")),
+    cached ? make("span", { className: "badge cached" }, icon("check"), `${count(cached, "picture")} cached`) : null,
+  ];
+  return [icon("clock"), ...told.filter(Boolean), icon("open")];
 }
 
 function phases(timings, images) {

@@ -1,6 +1,13 @@
 // A turn's request as code, ready to run beside the pictures' files.
 
-import { messagesOf } from "./conversation.js";
+import { messagesOf } from "../conversation.js";
+import { fieldsOf } from "../settings/settings.js";
+
+// What OpenAI's SDK has a parameter for.
+const OPENAI = [
+  ...["temperature", "top_p", "seed", "max_tokens", "n", "stop", "response_format", "tools"],
+  ...["presence_penalty", "frequency_penalty"],
+];
 
 // Around a picture's number, where its data will stand.
 const OPEN = "\uE000";
@@ -18,20 +25,21 @@ export function places() {
 }
 
 export class Request {
-  constructor(turns, model, needsKey) {
+  constructor({ turns, settings, column, model, needsKey }) {
     this.turns = turns;
+    this.column = column;
     this.model = model;
     this.needsKey = needsKey;
     this.pictures = turns.flatMap((turn) => turn.pictures);
-    const { system, ...rest } = turns.at(-1).sampling;
-    this.system = system;
-    this.sampling = rest;
+    this.settings = settings;
+    this.fields = fieldsOf(settings);
   }
 
   /** With each picture as its number between marks. */
   get messages() {
     let number = 0;
-    return messagesOf(this.turns, this.system, () => `${OPEN}${number++}${CLOSE}`);
+    const show = () => `${OPEN}${number++}${CLOSE}`;
+    return messagesOf(this.turns, this.settings.system, { column: this.column, show });
   }
 
   fill(text, show) {
@@ -44,8 +52,8 @@ export class Request {
 }
 
 export function curl(request, { http }) {
-  const { messages, sampling, model } = request;
-  const body = { model, messages, ...sampling, stream: true };
+  const { messages, fields, model } = request;
+  const body = { model, messages, ...fields, stream: true };
   const key = request.needsKey ? ` \\\n  -H "Authorization: Bearer $PIXTRAL_API_KEY"` : "";
   return `curl -N ${http}v1/chat/completions${key} \\
   -H 'Content-Type: application/json' -d @- <<JSON
@@ -54,16 +62,26 @@ JSON`;
 }
 
 export function grpc(request, { grpc: target, secure }) {
-  const { sampling, model } = request;
-  const messages = request.messages.map(({ role, content }) => ({
+  const { settings, model } = request;
+  const messages = request.messages.map(({ role, content, tool_calls: calls, tool_call_id: id }) => ({
     role: `ROLE_${role.toUpperCase()}`,
     content: [content].flat().map((part) => {
       if (typeof part === "string") return { text: part };
       return part.text === undefined ? { image: { data: part.image_url.url } } : { text: part.text };
     }),
+    ...(calls && { toolCalls: calls.map((call) => ({ id: call.id, ...call.function })) }),
+    ...(id && { toolCallId: id }),
   }));
-  const fields = Object.entries(sampling).map(([name, value]) => [camel(name), value]);
-  const body = { chat: { model, messages, sampling: Object.fromEntries(fields) } };
+  const { model: _, system, schema, tools, ...numbers } = settings;
+  const sampling = Object.fromEntries(
+    Object.entries(numbers).map(([name, value]) => [camel(name), value]),
+  );
+  if (schema) sampling.structuredOutput = { jsonSchema: JSON.stringify(schema) };
+  const called = tools?.map(({ function: { name, description, parameters } }) => ({
+    ...{ name, description },
+    ...(parameters && { parameters: JSON.stringify(parameters) }),
+  }));
+  const body = { chat: { model, messages, sampling, ...(called && { tools: called }) } };
   const plain = secure ? "" : " --http2-prior-knowledge";
   const key = request.needsKey ? ` \\\n  -H "Authorization: Bearer $PIXTRAL_API_KEY"` : "";
   return `buf curl --protocol grpc${plain}${key} -d @- \\
@@ -73,13 +91,11 @@ JSON`;
 }
 
 export function openai(request, { http }) {
-  const { sampling } = request;
-  const known = ["temperature", "top_p", "seed", "max_tokens"];
-  const entries = Object.entries(sampling);
-  const own = entries.filter(([name]) => known.includes(name));
-  const extra = entries.filter(([name]) => !known.includes(name));
-  const lines = own.map(([name, value]) => `    ${name}=${value},\n`);
-  if (extra.length) lines.push(`    extra_body=${JSON.stringify(Object.fromEntries(extra))},\n`);
+  const entries = Object.entries(request.fields);
+  const own = entries.filter(([name]) => OPENAI.includes(name));
+  const extra = entries.filter(([name]) => !OPENAI.includes(name));
+  const lines = own.map(([name, value]) => `    ${name}=${literal(value)},\n`);
+  if (extra.length) lines.push(`    extra_body=${literal(Object.fromEntries(extra))},\n`);
   const some = request.pictures.length > 0;
   const messages = indented(JSON.stringify(request.messages, null, 4), 4);
   const key = request.needsKey ? `os.environ["PIXTRAL_API_KEY"]` : `"any"`;
@@ -104,11 +120,13 @@ for chunk in stream:
 }
 
 export function python(request, { grpc: target, secure }) {
-  const messages = request.messages.map(({ role, content }) => ({
-    role,
+  const messages = request.messages.map(({ content, ...rest }) => ({
+    ...rest,
     content: Array.isArray(content) ? content.map((part) => part.text ?? part.image_url.url) : content,
   }));
-  const lines = Object.entries(request.sampling).map(([name, value]) => `        ${name}=${value},\n`);
+  const { system, schema, ...options } = request.settings;
+  if (schema) options.structured_output = { json_schema: schema };
+  const lines = Object.entries(options).map(([name, value]) => `        ${name}=${literal(value)},\n`);
   const some = request.pictures.length > 0;
   const text = indented(JSON.stringify(messages, null, 4), 8);
   return `${some ? "from pathlib import Path\n\n" : ""}from pixtral_client import Client${secure ? ", Tls" : ""}
@@ -139,4 +157,14 @@ function indented(text, by) {
 
 function camel(name) {
   return name.replace(/_(\w)/g, (_, letter) => letter.toUpperCase());
+}
+
+/** A value of JSON in Python. */
+function literal(value) {
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+  if (typeof value !== "object") return JSON.stringify(value);
+  const items = Object.entries(value).map(([name, each]) => `${JSON.stringify(name)}: ${literal(each)}`);
+  return `{${items.join(", ")}}`;
 }

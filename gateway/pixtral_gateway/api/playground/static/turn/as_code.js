@@ -1,6 +1,7 @@
 // "As code": tabs, each a way to send the same request.
 
-import { announce, icon, make } from "./dom.js";
+import { copyButton } from "../copy.js";
+import { make } from "../dom.js";
 import { Request, curl, grpc, openai, places, python } from "./snippets.js";
 
 const WAYS = [
@@ -11,22 +12,9 @@ const WAYS = [
 ];
 let panels = 0;
 
-/** Made once it is opened: `request` gives it then. */
-export function codePanel(request) {
+/** @param {object} request its turns, settings, column, model and whether it needs a key */
+export function asCode(request) {
   const body = make("div", { className: "code" });
-  const panel = make(
-    "details",
-    { className: "as-code" },
-    make("summary", {}, icon("code"), make("span", {}, "As code")),
-    body,
-  );
-  panel.addEventListener("toggle", () => {
-    if (panel.open && !body.hasChildNodes()) fill(body, request());
-  });
-  return panel;
-}
-
-function fill(body, { turns, model, needsKey }) {
   const id = `code-${++panels}`;
   const code = make("code", {});
   const shown = make(
@@ -34,12 +22,7 @@ function fill(body, { turns, model, needsKey }) {
     { id, role: "tabpanel", tabIndex: 0 },
     code,
   );
-  const copy = make(
-    "button",
-    { type: "button", className: "copy quiet", onclick: () => copied(copy, code) },
-    icon("copy"),
-    make("span", {}, "Copy"),
-  );
+  const copy = copyButton(() => code.textContent, { of: "code", selects: code });
   const tabs = WAYS.map(([name, write], i) =>
     make(
       "button",
@@ -61,7 +44,7 @@ function fill(body, { turns, model, needsKey }) {
       tab.tabIndex = i === j ? 0 : -1;
     });
     shown.setAttribute("aria-labelledby", tabs[i].id);
-    code.textContent = WAYS[i][1](new Request(turns, model, needsKey), places());
+    code.textContent = WAYS[i][1](new Request(request), places());
     shown.scrollTo(0, 0);
   }
 
@@ -84,23 +67,5 @@ function fill(body, { turns, model, needsKey }) {
     shown,
   );
   choose(0);
-}
-
-async function copied(button, code) {
-  const [, label] = button.children;
-  try {
-    await navigator.clipboard.writeText(code.textContent);
-  } catch {
-    // Without https there is no clipboard: select the text, for Ctrl-C.
-    getSelection().selectAllChildren(code);
-    label.textContent = "Selected";
-    return;
-  }
-  button.firstChild.replaceWith(icon("check"));
-  label.textContent = "Copied";
-  announce("Copied");
-  setTimeout(() => {
-    button.firstChild.replaceWith(icon("copy"));
-    label.textContent = "Copy";
-  }, 1500);
+  return body;
 }
