@@ -121,9 +121,10 @@ def whole_calls(pieces: Iterable[ToolCallDelta]) -> list[ToolCallDelta]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: every token makes one, and to make a frozen one takes several times as long.
+@dataclass(slots=True)
 class Delta:
-    """New parts of one choice.
+    """New parts of one choice. Nobody changes one.
 
     Attributes:
         index: the choice's, from 0 up to, not including, `sampling.n`.

@@ -94,6 +94,7 @@ class Decoders:
         """
         sampling, deadline = generation.request.sampling, generation.request.deadline
         message = _generate_request(generation)
+        has_logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
         progress, has_encoded_again = Progress(sampling), False
         passed_over: set[str] = set()
         failure: ServingError | None = None
@@ -117,7 +118,11 @@ class Decoders:
                 with replica.serving(call, sampling.n) as work, span:
                     async for response in call:
                         replica.responses += 1
-                        delta = _delta(response)
+                        delta = (
+                            _full_delta(response)
+                            if has_logprobs or not progress.has_begun
+                            else _delta(response.delta)
+                        )
                         progress.add(delta)
                         work.is_awaited = False
                         yield delta
@@ -199,23 +204,30 @@ def _generate_request(generation: Generation) -> decoder_pb2.GenerateRequest:
     )
 
 
-def _delta(response: decoder_pb2.GenerateResponse) -> Delta:
-    choice = response.delta
-    # Every token passes here, and few have more than these.
-    delta = Delta(
-        choice.index, choice.text, choice.token_ids, FINISH_REASONS.get(choice.finish_reason)
+def _delta(choice: chat_pb2.Choice) -> Delta:
+    """A delta as most are. Every token passes here, and each field that is read takes its time."""
+    reason = choice.finish_reason
+    if not reason:
+        return Delta(choice.index, choice.text, choice.token_ids)
+    stopped = choice.WhichOneof("stop_reason")
+    return Delta(
+        choice.index,
+        choice.text,
+        choice.token_ids,
+        FINISH_REASONS.get(reason),
+        stop_reason=None if stopped is None else getattr(choice, stopped),
     )
-    if stopped := choice.WhichOneof("stop_reason"):
-        delta = replace(delta, stop_reason=getattr(choice, stopped))
-    if choice.logprobs or response.prompt_logprobs or response.HasField("queue"):
-        return replace(
-            delta,
-            logprobs=tuple(map(logprobs.from_proto, choice.logprobs)),
-            prompt_logprobs=tuple(map(logprobs.from_proto, response.prompt_logprobs)),
-            cached_tokens=response.cached_tokens,
-            queue=response.queue.ToNanoseconds() / 1e9,
-        )
-    return delta
+
+
+def _full_delta(response: decoder_pb2.GenerateResponse) -> Delta:
+    """A delta with what the first of an answer has, and with log-probabilities."""
+    return replace(
+        _delta(response.delta),
+        logprobs=tuple(map(logprobs.from_proto, response.delta.logprobs)),
+        prompt_logprobs=tuple(map(logprobs.from_proto, response.prompt_logprobs)),
+        cached_tokens=response.cached_tokens,
+        queue=response.queue.ToNanoseconds() / 1e9,
+    )
 
 
 def _missing(error: ServingError, images: int) -> list[int]:

@@ -84,10 +84,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
                 async for event in events:
                     match event:
                         case Delta():
-                            delta = to_proto.choice(event)
-                            yield chat_pb2.StreamCompleteResponse(
-                                id=asked.id, model=model, delta=delta
-                            )
+                            yield to_proto.response(asked.id, model, event)
                         case Finished():
                             completion = await _completion(event)
                             yield chat_pb2.StreamCompleteResponse(

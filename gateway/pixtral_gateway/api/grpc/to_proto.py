@@ -14,21 +14,23 @@ FINISH_REASONS = {
 }
 
 
-def choice(delta: Delta) -> chat_pb2.Choice:
-    made = chat_pb2.Choice(
-        index=delta.index,
-        text=delta.text,
-        token_ids=delta.token_ids,
-        finish_reason=FINISH_REASONS[delta.finish_reason],
-    )
-    # Every token passes here, and few have these.
+def response(completion_id: str, model: str, delta: Delta) -> chat_pb2.StreamCompleteResponse:
+    made = chat_pb2.StreamCompleteResponse(id=completion_id, model=model)
+    # In its place: as a message of its own it would be copied, and every token passes here.
+    choice = made.delta
+    choice.index = delta.index
+    choice.text = delta.text
+    choice.token_ids.extend(delta.token_ids)
+    # Few have these.
+    if delta.finish_reason is not None:
+        choice.finish_reason = FINISH_REASONS[delta.finish_reason]
+        set_stop_reason(choice, delta)
     if delta.logprobs:
-        made.logprobs.extend(map(logprobs.to_proto, delta.logprobs))
+        choice.logprobs.extend(map(logprobs.to_proto, delta.logprobs))
     if delta.tool_calls:
-        made.tool_calls.extend(map(tool_call, delta.tool_calls))
+        choice.tool_calls.extend(map(tool_call, delta.tool_calls))
     if delta.reasoning:
-        made.reasoning = delta.reasoning
-    set_stop_reason(made, delta)
+        choice.reasoning = delta.reasoning
     return made
 
 

@@ -180,6 +180,9 @@ class _Chunks:
         # As OpenAI has it: where usage is asked for, each chunk has the field.
         if asked.include_usage:
             self._heading["usage"] = None
+        self._head = _head(self._heading)
+        self._is_counted = asked.continuous_usage
+        self._has_token_ids = bool(asked.return_token_ids)
         self._prompt: Sequence[int] = ()
         self._made = dict[int, int]()
         self._unfinished = asked.n or 1
@@ -208,12 +211,11 @@ class _Chunks:
             **self._heading,
             "choices": [_delta(index, {"role": "assistant", "content": ""})],
         }
-        if is_first and self._asked.return_token_ids:
+        if is_first and self._has_token_ids:
             chunk["prompt_token_ids"] = list(self._prompt)
         opening = event_of(chunk)
         if beginning := self._asked.beginning():
-            begun = _delta(index, {"content": beginning})
-            opening += event_of({**self._heading, "choices": [begun]})
+            opening += self._event(_delta(index, {"content": beginning}))
         return opening
 
     def _delta(self, event: request.Delta) -> bytes:
@@ -224,24 +226,28 @@ class _Chunks:
             event.index,
             _content(event),
             FINISH_REASONS[event.finish_reason],
-            _logprobs([token_logprobs_of(each) for each in event.logprobs]),
+            _logprobs(event.logprobs),
             event.stop_reason,
         )
-        if self._asked.return_token_ids:
+        if self._has_token_ids:
             choice["token_ids"] = list(event.token_ids)
-        elif _is_empty(event) and not self._asked.continuous_usage:
+        elif _is_empty(event) and not self._is_counted:
             return b""
-        chunk: ChatCompletionChunk = {**self._heading, "choices": [choice]}
         self._unfinished -= event.finish_reason is not None
         if self._asked.stream_options is None and not self._unfinished:
-            self._last = chunk
+            self._last = {**self._heading, "choices": [choice]}
             return b""
-        return event_of(chunk)
+        return self._event(choice)
+
+    def _event(self, choice: ChunkChoice) -> bytes:
+        """As `event_of` its chunk, of which most is equal in all of them and written once."""
+        return b'%b,"choices":[%b]}\n\n' % (self._head, _json(choice).encode())
 
     def _count(self, index: int, tokens: int) -> None:
-        if self._asked.continuous_usage:
+        if self._is_counted:
             self._made[index] += tokens
             self._heading["usage"] = running_usage(len(self._prompt), self._made[index])
+            self._head = _head(self._heading)
 
     def _end(self, event: Finished) -> bytes:
         if self._last is None and not self._asked.include_usage:
@@ -294,8 +300,10 @@ def _delta(
     }
 
 
-def _logprobs(content: list[TokenLogprobs]) -> Logprobs | None:
-    return {"content": content, "refusal": None} if content else None
+def _logprobs(found: Sequence[logprobs.TokenLogprobs]) -> Logprobs | None:
+    if not found:
+        return None
+    return {"content": [token_logprobs_of(each) for each in found], "refusal": None}
 
 
 def token_logprobs_of(token: logprobs.TokenLogprobs) -> TokenLogprobs:
@@ -385,6 +393,11 @@ def event_of(chunk: Mapping[str, Any]) -> bytes:
     return b"data: " + _json(chunk).encode() + b"\n\n"
 
 
-def _json(value: Any) -> str:
-    # In ASCII: some clients take U+2028 and its like for the end of a line.
-    return json.dumps(value, separators=(",", ":"))
+def _head(heading: ChatCompletionChunk) -> bytes:
+    """The lines of an event up to the choices of its chunk."""
+    others = {key: each for key, each in heading.items() if key != "choices"}
+    return b"data: " + _json(others)[:-1].encode()
+
+
+# In ASCII: some clients take U+2028 and its like for the end of a line.
+_json = json.JSONEncoder(separators=(",", ":")).encode
