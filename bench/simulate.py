@@ -73,6 +73,9 @@ def plan(given: argparse.Namespace) -> None:
     )
     planner = Planner(times.load(given.times), given.rate, given.slo, traffic, given.seed)
     print(plan_table(planner, given.price))
+    print("\nBy a simulation, whose figures are:")
+    for name, source in times.sources(given.times).items():
+        print(f"  {name}: {source}")
 
 
 def main() -> None:
