@@ -4,6 +4,7 @@
     python -m bench.simulate check --model-dir DIR      # the same arrivals to both, and the ratio
     python -m bench.simulate scale                      # the autoscaler at work, drawn
     python -m bench.simulate thresholds                 # a decoder's, one after another
+    python -m bench.simulate placement                  # where requests go, by three policies
     python -m bench.simulate plan --rate 20 --reuse 0.5 --slo 2.5 --price 4
 
 docs/scaling.md says what it models and what it has shown.
@@ -19,6 +20,8 @@ from bench.simulation.arrivals import Traffic
 from bench.simulation.check import compare, table
 from bench.simulation.fleet import Starts
 from bench.simulation.measure import measure
+from bench.simulation.placement import GATEWAYS, TRACES, Bench
+from bench.simulation.placement import table as placement_table
 from bench.simulation.plan import Planner
 from bench.simulation.plan import table as plan_table
 from bench.simulation.scenes import SCENES, compare_thresholds, draw
@@ -55,10 +58,24 @@ def thresholds(given: argparse.Namespace) -> None:
         print(line, flush=True)
 
 
+def placement(given: argparse.Namespace) -> None:
+    bench = Bench(times.load(given.times), given.seed, given.gateways, given.colocated)
+    for line in placement_table(bench.compare(given.decoders, given.loads)):
+        print(line, flush=True)
+
+
 def plan(given: argparse.Namespace) -> None:
-    traffic = Traffic(reuse=given.reuse, window=given.window, output_tokens=given.output_tokens)
+    traffic = Traffic(
+        reuse=given.reuse,
+        window=given.window,
+        output_tokens=given.output_tokens,
+        variation=given.variation,
+    )
     planner = Planner(times.load(given.times), given.rate, given.slo, traffic, given.seed)
     print(plan_table(planner, given.price))
+    print("\nBy a simulation, whose figures are:")
+    for name, source in times.sources(given.times).items():
+        print(f"  {name}: {source}")
 
 
 def main() -> None:
@@ -99,10 +116,18 @@ def main() -> None:
         *scaled,
         command("plan", plan, "replicas for a load, and the cost of a million images"),
     ]
-    for each in imagined:
+    placed = command("placement", placement, "where requests go, by three policies")
+    placed.add_argument("--decoders", type=int, nargs="+", default=[2, 4, 8, 16])
+    placed.add_argument("--loads", nargs="+", choices=TRACES, default=list(TRACES))
+    placed.add_argument("--gateways", type=int, default=GATEWAYS, help="which choose by themselves")
+    placed.add_argument(
+        "--colocated", action="store_true", help="an encoder is on each decoder's card"
+    )
+    for each in (*imagined, placed):
         each.add_argument(
             "--times", default="h200-pixtral-12b", help="a file of bench/service_times"
         )
+    for each in imagined:
         each.add_argument(
             "--output-tokens", type=int, default=100, help="tokens of an answer, mean"
         )
@@ -119,6 +144,12 @@ def main() -> None:
     planned.add_argument("--reuse", type=float, required=True, help="share seen before")
     planned.add_argument("--slo", type=float, required=True, help="TTFT p95 in seconds")
     planned.add_argument("--window", type=int, default=1000, help="images that come again")
+    planned.add_argument(
+        "--variation",
+        type=float,
+        default=1.0,
+        help="of the time between two requests: 1 is a Poisson process, 2.2 has bursts",
+    )
     planned.add_argument("--price", type=float, default=1.0, help="price of a GPU hour")
     given = parser.parse_args()
     given.run(given)

@@ -11,7 +11,12 @@ Rate = Callable[[float], float]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`at` is in seconds; `image` names the picture, equal for equal ones, or is None."""
+    """`at` is in seconds; `image` names the picture, equal for equal ones, or is None.
+
+    Attributes:
+        before: earlier turns of the chat, which follow the image: a name and tokens of each.
+        becomes: the name that this turn has in the chat's later ones.
+    """
 
     at: float
     image: int | None
@@ -19,6 +24,14 @@ class Request:
     text_tokens: int
     output_tokens: int
     number: int = 0
+    before: tuple[tuple[str, int], ...] = ()
+    becomes: str = ""
+
+    @property
+    def parts(self) -> list[tuple[str, int]]:
+        """The prompt in its order: a name, equal for what can be computed once, and tokens."""
+        image = [] if self.image is None else [(f"image {self.image}", self.image_tokens)]
+        return [*image, *self.before, (f"text {self.number}", self.text_tokens)]
 
     @property
     def image_tokens(self) -> int:
@@ -27,7 +40,7 @@ class Request:
 
     @property
     def prompt_tokens(self) -> int:
-        return self.text_tokens + (self.image_tokens if self.image is not None else 0)
+        return sum(tokens for _, tokens in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +51,8 @@ class Traffic:
         reuse: share of images that were sent before, drawn evenly from the last `window` ones.
         images: share of requests that show an image.
         output_tokens: mean of a geometric distribution; with `same_length`, of every answer.
+        variation: the coefficient of variation of the time between two requests, whose distribution
+            is a Gamma one: 1 is a Poisson process, and more comes in bursts.
     """
 
     reuse: float = 0.5
@@ -47,6 +62,7 @@ class Traffic:
     text_tokens: int = 64
     output_tokens: int = 100
     same_length: bool = False
+    variation: float = 1.0
 
 
 def constant(rate: float) -> Rate:
@@ -71,11 +87,11 @@ def diurnal(lowest: float, highest: float, *, period: float) -> Rate:
 def trace(
     rate: Rate, *, highest: float, seconds: float, traffic: Traffic, seed: int
 ) -> Iterator[Request]:
-    """Poisson arrivals of a rate that changes, by thinning those of the `highest` rate."""
+    """Arrivals of a rate that changes, by thinning those of the `highest` rate."""
     rng = random.Random(seed)
     pictures = Pictures(traffic, rng)
     at, number = 0.0, 0
-    while (at := at + rng.expovariate(highest)) < seconds:
+    while (at := at + _gap(traffic, rng) / highest) < seconds:
         if rng.random() * highest > rate(at):
             continue
         number += 1
@@ -87,6 +103,14 @@ def trace(
             output_tokens=_length(traffic, rng),
             number=number,
         )
+
+
+def _gap(traffic: Traffic, rng: random.Random) -> float:
+    """A time between two requests; the mean is 1."""
+    if traffic.variation == 1.0:
+        return rng.expovariate(1.0)
+    shape = 1 / traffic.variation**2
+    return rng.gammavariate(shape, 1 / shape)
 
 
 def _length(traffic: Traffic, rng: random.Random) -> int:

@@ -1,20 +1,28 @@
 """All replicas of all tiers, and a request's way through them."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, TypeVar
 
 import simpy
 
 from bench.simulation.arrivals import Request
+from bench.simulation.bounded_load import with_bounded_load
 from bench.simulation.processor import Processor
-from bench.simulation.replicas import Decoder, Encoder, Gateway, Limits, Replica, Sequence, Work
+from bench.simulation.replicas import Decoder, Encoder, Gateway, Limits, Replica, Work
 from bench.simulation.times import ServiceTimes
-from pixtral_gateway.upstream.placement import rendezvous, with_bounded_load
+from pixtral_gateway.upstream.decoder_work import BLOCK_TOKENS, Blocks
+from pixtral_gateway.upstream.placement import by_work, rendezvous
 
 R = TypeVar("R", bound=Replica)
 MAX_ATTEMPTS = 3
+SECONDS_BETWEEN_HANDSHAKES = 5.0
+
+# How the gateways choose a decoder: by the work that is left, as they do; by the same, with no
+# regard to what a decoder has computed; or by what a prompt begins with, with bounded load.
+Policy = Literal["work", "load", "affinity"]
 
 
 class Pool(Generic[R]):
@@ -82,6 +90,7 @@ class Outcome:
     first: float | None = None
     last: float | None = None
     image: Literal["none", "cached", "encoded"] = "none"
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +104,15 @@ class Starts:
 
 @dataclass(slots=True)
 class Fleet:
-    """`stock` is of decoders alone, which encode themselves and are called in turn; `taken` of
-    the cores that all share, others keep busy."""
+    """All tiers.
+
+    Attributes:
+        stock: of decoders alone, which encode themselves and are called in turn.
+        taken: of the cores that all share, others keep busy.
+        policy: by which decoders are chosen.
+        colocated: the encoders have no cards of their own: the first has the first decoder's, and
+            so on. Both then go on at half of their speed while both work.
+    """
 
     env: simpy.Environment
     times: ServiceTimes
@@ -104,30 +120,44 @@ class Fleet:
     starts: Starts = field(default_factory=lambda: Starts(0, 0, 0))
     stock: bool = False
     taken: float = 0.0
+    policy: Policy = "work"
+    colocated: bool = False
     gateways: Pool[Gateway] = field(init=False)
     encoders: Pool[Encoder] = field(init=False)
     decoders: Pool[Decoder] = field(init=False)
     outcomes: list[Outcome] = field(default_factory=list)
     _stored: set[int] = field(default_factory=set)
+    _next_handshake: float = 0.0
 
     def __post_init__(self) -> None:
         env, times, limits = self.env, self.times, self.limits
         shared = Processor(env, times.shared_cores, self.taken) if times.shared_cores else None
         alone = shared or Processor(env, None)
+        cards: defaultdict[str, Processor] = defaultdict(lambda: Processor(env, 1.0))
+
+        def card(name: str) -> Processor:
+            return cards[name.rpartition("-")[2]] if self.colocated else alone
+
         self.gateways = Pool(
             env, "gateway", lambda name: Gateway(env, name, times, alone), self.starts.gateway
         )
         self.encoders = Pool(
             env,
             "encoder",
-            lambda name: Encoder(env, name, times, alone, limits),
+            lambda name: Encoder(env, name, times, alone, limits, card(name)),
             self.starts.encoder,
         )
         self.decoders = Pool(
             env,
             "decoder",
             lambda name: Decoder(
-                env, name, times, alone, limits, is_shared=bool(shared), encodes=self.stock
+                env,
+                name,
+                times,
+                card(name),
+                limits,
+                is_shared=bool(shared) or self.colocated,
+                encodes=self.stock,
             ),
             self.starts.decoder,
         )
@@ -138,22 +168,52 @@ class Fleet:
             outcome = Outcome(request)
             self.outcomes.append(outcome)
             self.env.process(self._serve(request, outcome))
+            self._shake_hands()
+
+    def saturate(self, requests: Iterable[Request], at_once: int) -> Work:
+        """So many requests are always under way: one comes when another has ended."""
+        room = simpy.Resource(self.env, at_once)
+
+        def serve(turn: simpy.resources.resource.Request, outcome: Outcome) -> Work:
+            yield from self._serve(outcome.request, outcome)
+            room.release(turn)
+
+        for request in requests:
+            turn = room.request()
+            yield turn
+            outcome = Outcome(replace(request, at=self.env.now))
+            self.outcomes.append(outcome)
+            self.env.process(serve(turn, outcome))
+            self._shake_hands()
+
+    def _shake_hands(self) -> None:
+        if self.env.now < self._next_handshake:
+            return
+        self._next_handshake = self.env.now + SECONDS_BETWEEN_HANDSHAKES
+        for gateway in self.gateways.ready:
+            for decoder in self.decoders.ready:
+                _report(gateway, decoder)
 
     def _serve(self, request: Request, outcome: Outcome) -> Work:
-        gateway = self.gateways.in_turn()
+        gateway = self._gateway(request)
         if gateway.in_flight >= self.limits.permits:
             return
         gateway.in_flight += 1
         yield from gateway.prepare(request)
         if request.image is not None and not self.stock:
             yield from self._find(request.image, request.patches, outcome)
-        decoder = self._decoder(request)
+        decoder = self._decoder(gateway, request, is_known=outcome.image == "cached")
         if decoder is not None and (outcome.image != "none" or request.image is None or self.stock):
             decoder.in_flight += 1
-            sequence = decoder.generate(request)
-            yield from self._relay(sequence, request, outcome)
+            yield from self._generate(gateway, decoder, outcome)
             decoder.in_flight -= 1
         gateway.in_flight -= 1
+
+    def _gateway(self, request: Request) -> Gateway:
+        if not request.becomes:
+            return self.gateways.in_turn()
+        # A client stays with its gateway for as long as its connection lives.
+        return self.gateways.ready[(request.image or 0) % len(self.gateways.ready)]
 
     def _find(self, image: int, patches: int, outcome: Outcome) -> Work:
         if image in self._stored:
@@ -169,24 +229,66 @@ class Fleet:
         self._stored.add(image)
         outcome.image = "encoded"
 
-    def _decoder(self, request: Request) -> Decoder | None:
-        """As the gateway chooses, by what a prompt begins with; stock servers take turns."""
+    def _decoder(self, gateway: Gateway, request: Request, *, is_known: bool) -> Decoder | None:
+        """As the gateway chooses; stock servers take turns."""
         ready = {decoder.address: decoder for decoder in self.decoders.ready}
         if self.stock:
             chosen = self.decoders.in_turn()
             return chosen if chosen.has_room else None
-        head = f"image {request.image}" if request.image is not None else f"text {request.number}"
+        # The image, or else the text.
+        head = request.parts[0][0] if self.policy != "load" else f"request {request.number}"
         preference = rendezvous(head.encode(), ready)
-        load = {address: decoder.in_flight for address, decoder in ready.items()}
         for _ in range(min(MAX_ATTEMPTS, len(preference))):
-            address = with_bounded_load(preference, load)
+            address = self._choose(gateway, request, preference, is_known=is_known)
             if ready[address].has_room:
                 return ready[address]
             preference.remove(address)
         return None
 
-    def _relay(self, sequence: Sequence, request: Request, outcome: Outcome) -> Work:
-        yield sequence.first
-        outcome.first = self.env.now - request.at
-        yield sequence.done
-        outcome.last = self.env.now - request.at
+    def _choose(
+        self, gateway: Gateway, request: Request, preference: list[str], *, is_known: bool
+    ) -> str:
+        if self.policy == "affinity":
+            load = {address: gateway.works[address].answers for address in preference}
+            return with_bounded_load(preference, load)
+        return by_work(
+            preference,
+            gateway.works,
+            self._blocks(request),
+            request.prompt_tokens,
+            is_known=is_known,
+        )
+
+    def _blocks(self, request: Request) -> Blocks:
+        if self.policy == "load":
+            return ()
+        end, blocks = 0, list[int]()
+        for name, tokens in request.parts:
+            end += tokens
+            while (len(blocks) + 1) * BLOCK_TOKENS <= end:
+                blocks.append(hash((name, len(blocks))))
+        return blocks
+
+    def _generate(self, gateway: Gateway, decoder: Decoder, outcome: Outcome) -> Work:
+        request, at = outcome.request, outcome.request.at
+        work, blocks = gateway.works[decoder.address], self._blocks(request)
+        new = work.new_tokens(blocks, request.prompt_tokens)
+        with (
+            work.sent(blocks, request.prompt_tokens, 1) as prompt,
+            decoder.work.prompt(new) as computed,
+        ):
+            sequence = decoder.generate(request)
+            yield sequence.first
+            outcome.first = self.env.now - at
+            outcome.cached_tokens = sequence.cached
+            computed(request.prompt_tokens - sequence.cached)
+            prompt.begin(sequence.cached)
+            _report(gateway, decoder)
+            yield sequence.done
+            outcome.last = self.env.now - at
+
+
+def _report(gateway: Gateway, decoder: Decoder) -> None:
+    gateway.works[decoder.address].report(
+        decoder.work.tokens, decoder.in_flight, decoder.work.tokens_per_second
+    )

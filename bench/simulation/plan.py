@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.simulation.arrivals import Traffic, constant, trace
 from bench.simulation.fleet import Outcome
+from bench.simulation.replicas import Limits
 from bench.simulation.run import LIMITS, Summary, simulate, summary
 from bench.simulation.times import ServiceTimes
 
@@ -19,16 +20,16 @@ GATEWAY_USE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Replicas that keep the objective. Gateways have no GPU; stock vLLM has decoders alone."""
+    """Replicas that keep the objective. Gateways have no GPU; stock vLLM has decoders alone.
+
+    `gpus` are those of encoders and decoders together.
+    """
 
     gateways: int
     encoders: int
     decoders: int
+    gpus: int
     seen: Summary
-
-    @property
-    def gpus(self) -> int:
-        return self.encoders + self.decoders
 
     def gpu_hours_a_million(self, rate: float) -> float:
         """For a million requests, an image each, at the rate that it is for."""
@@ -44,6 +45,7 @@ class Planner:
     slo: float
     traffic: Traffic
     seed: int = 0
+    limits: Limits = LIMITS
 
     def tiers(self) -> Fleet:
         """The fewest decoders with encoders in plenty, then the fewest of those."""
@@ -51,18 +53,27 @@ class Planner:
         decoders = self._fewest(lambda n: self._seen(self._try(plenty, n)))
         encoders = self._fewest(lambda n: self._seen(self._try(n, decoders)))
         outcomes = self._try(encoders, decoders)
-        return Fleet(self._gateways(outcomes), encoders, decoders, self._seen(outcomes))
+        return self._fleet(outcomes, encoders, decoders, encoders + decoders)
+
+    def colocated(self) -> Fleet:
+        """An encoder on the card of each decoder, which go on at half of their speed together."""
+        cards = self._fewest(lambda n: self._seen(self._try(n, n, colocated=True)))
+        return self._fleet(self._try(cards, cards, colocated=True), cards, cards, cards)
 
     def stock(self) -> Fleet:
         """Servers of stock vLLM that are called in turn."""
         decoders = self._fewest(lambda n: self._seen(self._try(0, n, stock=True)))
-        return Fleet(0, 0, decoders, self._seen(self._try(0, decoders, stock=True)))
+        outcomes = self._try(0, decoders, stock=True)
+        return Fleet(0, 0, decoders, decoders, self._seen(outcomes))
+
+    def _fleet(self, outcomes: list[Outcome], encoders: int, decoders: int, gpus: int) -> Fleet:
+        return Fleet(self._gateways(outcomes), encoders, decoders, gpus, self._seen(outcomes))
 
     def _gateways(self, outcomes: Sequence[Outcome]) -> int:
         """The target is 60 % of processor time and of permits."""
         seconds = self.times.gateway_seconds + self.times.gateway_image_seconds
         by_time = self.rate * seconds / GATEWAY_USE
-        by_permits = _most_at_once(outcomes) / LIMITS.permits / GATEWAY_USE
+        by_permits = _most_at_once(outcomes) / self.limits.permits / GATEWAY_USE
         return math.ceil(max(by_time, by_permits))
 
     def _fewest(self, attempt: Callable[[int], Summary]) -> int:
@@ -83,7 +94,9 @@ class Planner:
     def _seen(self, outcomes: Sequence[Outcome]) -> Summary:
         return summary([each for each in outcomes if each.request.at > WARM_SECONDS], SECONDS)
 
-    def _try(self, encoders: int, decoders: int, *, stock: bool = False) -> list[Outcome]:
+    def _try(
+        self, encoders: int, decoders: int, *, stock: bool = False, colocated: bool = False
+    ) -> list[Outcome]:
         arrivals = trace(
             constant(self.rate),
             highest=self.rate,
@@ -99,6 +112,8 @@ class Planner:
             encoders=encoders,
             decoders=decoders,
             stock=stock,
+            limits=self.limits,
+            colocated=colocated,
         )
 
 
@@ -112,15 +127,20 @@ def _most_at_once(outcomes: Sequence[Outcome]) -> int:
 
 
 def table(planner: Planner, price: float) -> str:
-    """Both fleets, with a million requests' GPU hours and, at a GPU hour's price, their cost."""
+    """The fleets, with a million requests' GPU hours and, at a GPU hour's price, their cost."""
     lines = [
-        f"{'':14}{'gateways':>9}{'encoders':>9}{'decoders':>9}{'GPUs':>6}{'TTFT p95':>10}"
+        f"{'':16}{'gateways':>9}{'encoders':>9}{'decoders':>9}{'GPUs':>6}{'TTFT p95':>10}"
         f"{'GPU h / million':>17}{'cost':>9}"
     ]
-    for name, fleet in (("pixtral-serve", planner.tiers()), ("stock vLLM", planner.stock())):
+    fleets = {
+        "ours, split": planner.tiers(),
+        "ours, co-located": planner.colocated(),
+        "stock vLLM": planner.stock(),
+    }
+    for name, fleet in fleets.items():
         hours = fleet.gpu_hours_a_million(planner.rate)
         lines.append(
-            f"{name:14}{fleet.gateways or '-':>9}{fleet.encoders or '-':>9}{fleet.decoders:>9}"
+            f"{name:16}{fleet.gateways or '-':>9}{fleet.encoders or '-':>9}{fleet.decoders:>9}"
             f"{fleet.gpus:>6}{fleet.seen.ttft_p95 * 1e3:>7.0f} ms"
             f"{hours:>17.0f}{hours * price:>9.0f}"
         )

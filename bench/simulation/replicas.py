@@ -1,8 +1,9 @@
 """One process of each tier."""
 
-from collections import OrderedDict, deque
-from collections.abc import Generator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import simpy
@@ -10,6 +11,8 @@ import simpy
 from bench.simulation.arrivals import Request
 from bench.simulation.processor import Processor
 from bench.simulation.times import ServiceTimes
+from pixtral_decoder.prompt_work import PromptWork
+from pixtral_gateway.upstream.decoder_work import DecoderWork
 
 Work: TypeAlias = Generator[simpy.Event, Any, None]
 
@@ -43,6 +46,10 @@ class Gateway(Replica):
         super().__init__(env, address)
         self._times = times
         self._processor = processor
+        # This gateway's knowledge of each decoder's work.
+        self.works: defaultdict[str, DecoderWork] = defaultdict(
+            lambda: DecoderWork(clock=lambda: env.now)
+        )
 
     def prepare(self, request: Request) -> Work:
         """Everything that is neither encoding nor the engine."""
@@ -62,10 +69,12 @@ class Encoder(Replica):
         times: ServiceTimes,
         processor: Processor,
         limits: Limits,
+        card: Processor,
     ) -> None:
         super().__init__(env, address)
         self._times = times
         self._processor = processor
+        self._card = card
         self._limits = limits
         self._decoding = simpy.Resource(env, limits.decode_threads)
         self._flights: dict[int, simpy.Event] = {}
@@ -114,7 +123,7 @@ class Encoder(Replica):
                 room -= batch[-1][0]
             patches = sum(each for each, _ in batch)
             began = self.env.now
-            yield self._processor.work(self._times.tower(patches), self._times.tower_cores)
+            yield self._card.work(self._times.tower(patches), self._times.tower_cores)
             self.tower_seconds += self.env.now - began
             self.encoded_patches += patches
             self.encoded_images += len(batch)
@@ -124,7 +133,8 @@ class Encoder(Replica):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request in the engine; `extra` is work of its first step besides its tokens."""
+    """A request in the engine; `cached` are tokens that it found computed, `extra` is work of its
+    first step besides its tokens."""
 
     request: Request
     first: simpy.Event
@@ -132,10 +142,11 @@ class Sequence:
     prompt_left: int = 0
     output_left: int = 0
     extra: float = 0.0
+    cached: int = 0
 
 
 class Decoder(Replica):
-    """Continuous batching with chunked prefill and a prefix cache of images, as in vLLM.
+    """Continuous batching with chunked prefill and a prefix cache of images and turns, as in vLLM.
 
     With `encodes`, it is stock vLLM: an image that its own cache does not hold is encoded in the
     engine's step.
@@ -160,10 +171,16 @@ class Decoder(Replica):
         self._encodes = encodes
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self._prefixes: OrderedDict[int, int] = OrderedDict()
-        self._reserved = 0
+        # The tokens of each part that it has computed, and of each that runs, once: what running
+        # requests share takes no more room than for one.
+        self._prefixes: OrderedDict[str, int] = OrderedDict()
+        self._used: Counter[str] = Counter()
+        self._prefix_tokens = 0
+        self._used_tokens = 0
+        self._own_tokens = 0
         self._woken = env.event()
         self.busy_seconds = 0.0
+        self.work = PromptWork(clock=lambda: env.now)
         self.prefix_hits = 0
         env.process(self._run())
 
@@ -173,7 +190,7 @@ class Decoder(Replica):
 
     @property
     def kv_use(self) -> float:
-        return min(1.0, self._reserved / self._times.kv_tokens)
+        return min(1.0, (self._own_tokens + self._used_tokens) / self._times.kv_tokens)
 
     def generate(self, request: Request) -> Sequence:
         sequence = Sequence(request, self.env.event(), self.env.event())
@@ -197,11 +214,11 @@ class Decoder(Replica):
         if not self.waiting or len(self.running) >= self._limits.max_running:
             return None
         request = self.waiting[0].request
-        tokens = request.prompt_tokens + request.output_tokens
-        if self.running and self._reserved + tokens > self._times.kv_tokens:
+        new = sum(tokens for name, tokens in request.parts[:-1] if not self._used[name])
+        tokens = self._own_tokens + self._used_tokens + new + _own(request)
+        if self.running and tokens > self._times.kv_tokens:
             return None
         sequence = self.waiting.popleft()
-        self._reserved += tokens
         self._place(sequence)
         self.running.append(sequence)
         return sequence
@@ -209,23 +226,41 @@ class Decoder(Replica):
     def _place(self, sequence: Sequence) -> None:
         request = sequence.request
         sequence.output_left = request.output_tokens
-        sequence.prompt_left = request.prompt_tokens
-        if request.image is None:
-            return
-        if request.image in self._prefixes:
-            self.prefix_hits += 1
-            sequence.prompt_left = request.text_tokens
-            self._prefixes.move_to_end(request.image)
-        else:
+        # The last part is the request's own.
+        parts = request.parts[:-1]
+        known = list(takewhile(lambda part: part[0] in self._prefixes, parts))
+        sequence.cached = sum(tokens for _, tokens in known)
+        sequence.prompt_left = request.prompt_tokens - sequence.cached
+        if request.image is not None:
+            self.prefix_hits += bool(known)
             cost = self._times.embedding(request.patches)
             if self._encodes:
                 cost = self._times.stock_image_seconds * request.patches / 4096
-            sequence.extra = cost
-            self._prefixes[request.image] = request.image_tokens
-        room = self._times.kv_tokens - self._reserved
-        held = sum(self._prefixes.values())
-        while held > room and len(self._prefixes) > 1:
-            held -= self._prefixes.popitem(last=False)[1]
+            sequence.extra = 0.0 if known else cost
+        self._own_tokens += _own(request)
+        for name, tokens in parts:
+            self._used_tokens += 0 if self._used[name] else tokens
+            self._used[name] += 1
+        self._keep(parts)
+
+    def _leave(self, request: Request) -> None:
+        self._own_tokens -= _own(request)
+        for name, tokens in request.parts[:-1]:
+            self._used[name] -= 1
+            self._used_tokens -= 0 if self._used[name] else tokens
+        if request.becomes:
+            self._keep([(request.becomes, _own(request))])
+
+    def _keep(self, parts: Iterable[tuple[str, int]]) -> None:
+        for name, tokens in parts:
+            self._prefix_tokens += 0 if name in self._prefixes else tokens
+            self._prefixes[name] = tokens
+            self._prefixes.move_to_end(name)
+        while self._prefix_tokens + self._own_tokens > self._times.kv_tokens:
+            oldest = next((name for name in self._prefixes if not self._used[name]), None)
+            if oldest is None:
+                return
+            self._prefix_tokens -= self._prefixes.pop(oldest)
 
     def _step(self) -> Work:
         """As vLLM's scheduler: what runs comes first, and what waits while there is room for
@@ -277,6 +312,10 @@ class Decoder(Replica):
             sequence.output_left -= tokens
             if sequence.output_left <= 0:
                 self.running.remove(sequence)
-                request = sequence.request
-                self._reserved -= request.prompt_tokens + request.output_tokens
+                self._leave(sequence.request)
                 sequence.done.succeed()
+
+
+def _own(request: Request) -> int:
+    """Tokens that no other request shares."""
+    return request.text_tokens + request.output_tokens

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import simpy
 
 from bench.simulation.arrivals import Request
-from bench.simulation.fleet import Fleet, Outcome
+from bench.simulation.fleet import Fleet, Outcome, Policy
 from bench.simulation.replicas import Limits
 from bench.simulation.times import ServiceTimes
 
@@ -51,13 +51,19 @@ def simulate(
     stock: bool = False,
     taken: float = 0.0,
     limits: Limits = LIMITS,
+    policy: Policy = "work",
+    colocated: bool = False,
+    at_once: int = 0,
 ) -> list[Outcome]:
-    """The summary of a fleet that stays as it is."""
+    """The outcomes of requests to a fleet that stays as it is.
+
+    They come at their times or, with `at_once`, whenever so many are not under way.
+    """
     env = simpy.Environment()
-    fleet = Fleet(env, times, limits, stock=stock, taken=taken)
+    fleet = Fleet(env, times, limits, stock=stock, taken=taken, policy=policy, colocated=colocated)
     fleet.gateways.begin(gateways)
     fleet.encoders.begin(encoders)
     fleet.decoders.begin(decoders)
-    env.process(fleet.replay(requests))
+    env.process(fleet.saturate(requests, at_once) if at_once else fleet.replay(requests))
     env.run()
     return fleet.outcomes

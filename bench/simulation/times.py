@@ -67,6 +67,12 @@ def load(name: str) -> ServiceTimes:
     return read(DIRECTORY / f"{name}.json")
 
 
+def sources(name: str) -> dict[str, str]:
+    """The value of each field of a file, and where it is from."""
+    found = json.loads((DIRECTORY / f"{name}.json").read_text(encoding="utf-8"))
+    return {field: f"{entry['value']:g}, {entry['from']}" for field, entry in found.items()}
+
+
 def read(path: Path) -> ServiceTimes:
     """Reads a file that holds, for each field, its `value` and where it is `from`."""
     found = json.loads(path.read_text(encoding="utf-8"))

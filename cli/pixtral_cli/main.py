@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from pixtral_cli.doctor import run_doctor
 from pixtral_cli.extras import MissingExtra, require_extra
 from pixtral_cli.plain_output import print_error, print_line
+from pixtral_cli.plan import add_plan_arguments, run_plan
 from pixtral_cli.stack.process_stack import StackError
 from pixtral_client import __version__
 from pixtral_client.errors import PixtralError
@@ -143,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--http-listen", default=DEFAULT_HTTP, help="its address for OpenAI's API (%(default)s)"
     )
+
+    plan = command("plan", run_plan, "Say how many GPUs a load needs, next to stock vLLM.")
+    add_plan_arguments(plan)
 
     command("key", _key, "Make an API key, for its caller, and its digest, for the gateway's file.")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import itertools
 import json
 import re
 import shlex
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pixtral_cli import chat, checkpoint_report, doctor, main, terminal, up
+from pixtral_cli import chat, checkpoint_report, doctor, main, plan, terminal, up
 from tests.support.fake_gateway import BAD_IMAGE, FakeGateway, serving
 from tests.support.redis_server import RedisServer
 
@@ -338,3 +339,33 @@ def test_pictures_in_a_line(
     (tmp_path / "cat.jpg").write_bytes(b"cat")
     monkeypatch.chdir(tmp_path)
     assert chat.parse(line) == parts
+
+
+def test_plan_says_the_gpus_of_each_topology_and_where_its_figures_are_from(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["--rate", "2", "--reuse", "0.5", "--output-tokens", "10"]
+    assert main.main(["plan", *asked]) == 0
+    printed = capfd.readouterr().out
+    gpus = {
+        name: int(line.removeprefix(name).split()[3])
+        for line in printed.splitlines()
+        for name in ("ours, split", "ours, co-located", "stock vLLM")
+        if line.startswith(name)
+    }
+    assert gpus == {"ours, split": 2, "ours, co-located": 1, "stock vLLM": 1}
+    assert re.search(r"prefill_seconds: 3\.595e-05, derived from one H200, vLLM 0\.33\.0", printed)
+
+
+@pytest.mark.parametrize("wrong", [("--reuse", "1.5"), ("--reuse", "-1"), ("--rate", "0")])
+def test_plan_refuses_what_no_load_can_be(
+    wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"--rate": "2", "--reuse": "0.5"} | dict([wrong])
+    assert main.main(["plan", *itertools.chain(*given.items())]) == 1
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_plan_says_where_the_simulator_is_outside_the_source(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="clone the project's source"):
+        plan.run_plan(argparse.Namespace(), tmp_path)

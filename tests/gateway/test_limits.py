@@ -26,7 +26,9 @@ from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_decoder.checks import Limits, check_prompt
 from pixtral_decoder.engine.engine import Delta, FinishReason
 from pixtral_decoder.grpc_service import DecoderService
+from pixtral_decoder.prompt_work import PromptWork
 from pixtral_decoder.request import Prompt
+from pixtral_decoder.waiting_queue import WaitingQueue
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from tests.support.fake_tiers import FakeDecoder, FakeEncoder
 from tests.support.gateway_harness import Client
@@ -259,6 +261,8 @@ class CheckingDecoder:
 
     def __init__(self, spec: VisionSpec, vocabulary_size: int) -> None:
         self._limits = Limits(spec, vocabulary_size, UINT32_MAX, 3, has_priorities=True)
+        self.queue = WaitingQueue(4, 0.0)
+        self.work = PromptWork()
 
     async def generate(self, prompt: Prompt) -> AsyncIterator[Delta]:
         check_prompt(prompt, self._limits)

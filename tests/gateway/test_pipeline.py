@@ -27,6 +27,7 @@ from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
 from pixtral_gateway.request import Begun, Delta, Event, FinishReason, Request
 from pixtral_gateway.tenancy.admission import MAX_IMAGE_BYTES
 from pixtral_gateway.tenancy.tenants import Tenant
+from pixtral_gateway.upstream.decoder_work import BLOCK_TOKENS
 from pixtral_gateway.upstream.placement import rendezvous
 from tests.support.fake_tiers import (
     FINGERPRINT,
@@ -528,7 +529,7 @@ async def test_closing_the_stream_cancels_the_decoder_and_frees_the_permit(
         assert gateway.admission.in_use == 1
 
     assert gateway.admission.in_use == 0
-    assert all(decoder.outstanding == 0 for decoder in gateway.tiers.decoders)
+    assert no_work_is_left(gateway)
     await eventually(lambda: serving(decoders).cancelled == 1)
 
 
@@ -543,6 +544,7 @@ async def test_cancelled_request_cancels_the_decoder_and_frees_the_permit(
 
     assert running.cancelled()
     assert gateway.admission.in_use == 0
+    assert no_work_is_left(gateway)
     await eventually(lambda: serving(decoders).cancelled == 1)
 
 
@@ -568,6 +570,7 @@ async def test_deadline_at_the_decoder(gateway: Harness, decoders: list[FakeDeco
         with pytest.raises(DeadlineExceeded):
             await gateway.answer(user(text("Hello?")), seconds=seconds)
         assert gateway.admission.in_use == 0
+        assert no_work_is_left(gateway)
         if any(decoder.calls for decoder in decoders):
             break
 
@@ -686,6 +689,42 @@ async def test_conversation_stays_with_its_decoder(
         await gateway.answer(turns[0], user(text("Another question."), image(CAT)))
         calls = [len(d.calls) - n for d, n in zip(decoders, before, strict=True)]
         assert sorted(calls) == [0, 3]
+
+
+def no_work_is_left(gateway: Harness) -> bool:
+    decoders = list(gateway.tiers.decoders)
+    works = [decoder.work for decoder in decoders]
+    return not any(each.outstanding for each in decoders) and not any(
+        each.tokens or each.answers for each in works
+    )
+
+
+async def test_decoder_learns_what_it_has_to_compute_and_says_what_it_has_to_do(
+    gateway: Harness, decoders: list[FakeDecoder]
+) -> None:
+    asked = user(image(picture(640, 640, seed=3)), QUESTION)
+
+    async def busy(request: decoder_pb2.GenerateRequest) -> Responses:
+        first = delta("Hello", 1001)
+        first.load.CopyFrom(
+            decoder_pb2.DecoderLoad(new_tokens=7000, answers=9, tokens_per_second=25_000)
+        )
+        yield first
+        yield delta(" world", 1002, finish=chat_pb2.FINISH_REASON_STOP)
+
+    everywhere(decoders, busy)
+    for _ in range(2):
+        await gateway.answer(asked)
+
+    (decoder,) = [each for each in decoders if each.calls]
+    (replica,) = [each for each in gateway.tiers.decoders if each.address == decoder.address]
+    first, second = decoder.calls
+    assert first.new_tokens == len(first.prompt_token_ids)
+    # Whole blocks were computed; the question's end was not in one.
+    assert 0 < second.new_tokens < BLOCK_TOKENS
+    assert replica.work.left(0.0) > 7000
+    assert replica.work.tokens_per_second == 25_000
+    assert no_work_is_left(gateway)
 
 
 def ended(code: str) -> float:

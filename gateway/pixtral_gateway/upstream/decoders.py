@@ -24,9 +24,10 @@ from pixtral_core.generation.sampling import to_proto as sampling_to_proto
 from pixtral_core.telemetry.request_log import current_span, outgoing
 from pixtral_gateway.prompt.prompt_encoder import Prompt
 from pixtral_gateway.request import Delta, FinishReason, Request
+from pixtral_gateway.upstream.decoder_work import Blocks, blocks_of
 from pixtral_gateway.upstream.ejection import failed
 from pixtral_gateway.upstream.encoders import Encoded
-from pixtral_gateway.upstream.placement import rendezvous, with_bounded_load
+from pixtral_gateway.upstream.placement import by_work, rendezvous
 from pixtral_gateway.upstream.registry import under
 from pixtral_gateway.upstream.replica import (
     FAILED,
@@ -72,7 +73,7 @@ EncodeAgain = Callable[[Sequence[int]], Awaitable[Mapping[EmbeddingKey, Encoded]
 
 
 class Decoders:
-    """Sends requests that begin alike to the same replica, for the keys and values it holds."""
+    """Sends a request to the replica that would have computed its prompt first."""
 
     def __init__(self, replicas: Iterable[DecoderReplica], budget: RetryBudget) -> None:
         self._replicas = replicas
@@ -93,7 +94,7 @@ class Decoders:
         the generator cancels the RPC, and with it the work in the engine.
         """
         sampling, deadline = generation.request.sampling, generation.request.deadline
-        message = _generate_request(generation)
+        message, blocks = _generate_request(generation), _blocks(generation)
         has_logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
         progress, has_encoded_again = Progress(sampling), False
         passed_over: set[str] = set()
@@ -101,9 +102,11 @@ class Decoders:
         self._budget.earn()
         attempts, numbers = 0, count(1)
         while attempts < MAX_ATTEMPTS:
-            replica = self._choose(generation, passed_over)
+            tokens = len(message.prompt_token_ids) + len(message.generated_token_ids)
+            replica = self._choose(generation, blocks, tokens, passed_over)
             if replica is None:
                 break
+            message.new_tokens = replica.work.new_tokens(blocks, tokens)
             attempts += 1
             number = next(numbers)
             # Each attempt has an id of its own: a decoder that hangs may still have the last one.
@@ -115,9 +118,17 @@ class Decoders:
                 message, timeout=deadline.remaining(), metadata=outgoing(span)
             )
             try:
-                with replica.serving(call, sampling.n) as work, span:
+                with (
+                    replica.work.sent(blocks, tokens, sampling.n) as prompt,
+                    replica.serving(call, sampling.n) as work,
+                    span,
+                ):
                     async for response in call:
                         replica.responses += 1
+                        if not prompt.has_begun:
+                            prompt.begin(response.cached_tokens)
+                            if response.HasField("load"):
+                                replica.hear_load(response.load)
                         delta = (
                             _full_delta(response)
                             if has_logprobs or not progress.has_begun
@@ -172,15 +183,30 @@ class Decoders:
         gone = "the decoder went away midway" if progress.has_begun else "no decoder answers"
         raise failure or _gone(gone)
 
-    def _choose(self, generation: Generation, passed_over: set[str]) -> DecoderReplica | None:
+    def _choose(
+        self, generation: Generation, blocks: Blocks, tokens: int, passed_over: set[str]
+    ) -> DecoderReplica | None:
         adapter = generation.request.adapter
         ready = under((r for r in self._replicas if r.has(adapter)), generation.contract)
         preferred = rendezvous(generation.head, ready)
         preference = [address for address in preferred if address not in passed_over]
         if not preference:
             return None
-        load = {address: replica.outstanding for address, replica in ready.items()}
-        return ready[with_bounded_load(preference, load)]
+        works = {address: replica.work for address, replica in ready.items()}
+        # An image that was encoded for this request was nowhere before.
+        located = generation.located.values()
+        is_known = bool(located) and all(each.cached for each in located)
+        return ready[by_work(preference, works, blocks, tokens, is_known=is_known)]
+
+
+def _blocks(generation: Generation) -> Blocks:
+    request, prompt = generation.request, generation.prompt
+    if request.sampling.prompt_logprobs is not None:
+        # The engine computes such a prompt as a whole, whatever it has computed before.
+        return ()
+    digests = (key.digest for key in generation.keys)
+    images = zip((placed.offset for placed in prompt.images), digests, strict=True)
+    return blocks_of(prompt.token_ids, images, (request.tenant.name, request.adapter))
 
 
 def _generate_request(generation: Generation) -> decoder_pb2.GenerateRequest:

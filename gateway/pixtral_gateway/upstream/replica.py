@@ -12,6 +12,7 @@ import grpc
 
 from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc, encoder_pb2, encoder_pb2_grpc
 from pixtral_gateway.metrics import REPLICAS
+from pixtral_gateway.upstream.decoder_work import DecoderWork
 from pixtral_gateway.upstream.ejection import Record, eject
 
 logger = logging.getLogger(__name__)
@@ -249,7 +250,7 @@ class EncoderReplica(Replica):
 
 class DecoderReplica(Replica):
     """`context_length`, in tokens, `capacity`, in answers that run and wait there before others are
-    refused, and `adapters`, by name, are as of the last handshake."""
+    refused, and `adapters`, by name, are as of the last handshake. `work` is what it has to do."""
 
     tier = "decoder"
 
@@ -259,6 +260,14 @@ class DecoderReplica(Replica):
         self.context_length = 0
         self.capacity = 0
         self.adapters: frozenset[str] = frozenset()
+        self.work = DecoderWork()
+
+    def lost(self) -> None:
+        super().lost()
+        self.work.forget()
+
+    def hear_load(self, load: decoder_pb2.DecoderLoad) -> None:
+        self.work.report(load.new_tokens, load.answers, load.tokens_per_second)
 
     def has(self, adapter: str) -> bool:
         """Whether it can answer with an adapter; empty is none."""
@@ -273,4 +282,7 @@ class DecoderReplica(Replica):
         self.capacity = info.capacity or 2 * info.max_running
         self.adapters = frozenset(info.adapters)
         self._hear(info.responses)
+        # A decoder of before says nothing of it.
+        if info.HasField("load"):
+            self.hear_load(info.load)
         return Contract(info.model, info.fingerprint, info.width, info.dtype)

@@ -20,6 +20,7 @@ from pixtral_decoder.engine.engine import (
     SamplingRefused,
     StructureTooSlow,
 )
+from pixtral_decoder.prompt_work import PromptWork
 from pixtral_decoder.request import ImagePlace, Prompt
 from pixtral_decoder.waiting_queue import WaitingQueue
 
@@ -30,7 +31,11 @@ TOO_SLOW = (
 
 
 class Decoder:
-    """Generates as many choices as `queue` admits; a request has `n` of them."""
+    """Generates as many choices as `queue` admits; a request has `n` of them.
+
+    Attributes:
+        work: the prompts that the engine has to compute.
+    """
 
     def __init__(
         self,
@@ -43,6 +48,7 @@ class Decoder:
         waiting_bytes: WaitingBytes,
     ) -> None:
         self.queue = queue
+        self.work = PromptWork()
         self._waiting_bytes = waiting_bytes
         self._engine = engine
         self._source = source
@@ -67,6 +73,7 @@ class Decoder:
         self.queue.enter(answers, tenant)
         stream, begun = _StreamRecord(), ExitStack()
         try:
+            computed = begun.enter_context(self.work.prompt(prompt.expected_tokens))
             awaited = (image for image in prompt.images if not self._engine.holds(image))
             begun.callback(self._waiting_bytes.take(awaited))
             # The engine may drop an image after it was asked for it: then all are sent again.
@@ -77,6 +84,7 @@ class Decoder:
                 try:
                     async with aclosing(generated) as deltas:
                         async for delta in deltas:
+                            computed(max(0, len(prompt.token_ids) - delta.cached_tokens))
                             begun.close()
                             stream.add(delta)
                             yield delta

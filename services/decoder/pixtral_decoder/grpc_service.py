@@ -59,6 +59,7 @@ class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
                 if is_first:
                     response.cached_tokens = delta.cached_tokens
                     response.queue.FromNanoseconds(round(delta.queue_seconds * 1e9))
+                    response.load.CopyFrom(self._load())
                     is_first = False
                 self._responses += 1
                 yield response
@@ -81,6 +82,15 @@ class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
             responses=self._responses,
             adapters=info.adapters,
             capacity=queue.capacity,
+            load=self._load(),
+        )
+
+    def _load(self) -> decoder_pb2.DecoderLoad:
+        decoder = self.decoder
+        return decoder_pb2.DecoderLoad(
+            new_tokens=decoder.work.tokens,
+            answers=decoder.queue.admitted,
+            tokens_per_second=decoder.work.tokens_per_second,
         )
 
 
@@ -94,6 +104,7 @@ def _prompt(request: decoder_pb2.GenerateRequest) -> Prompt:
         generated=tuple(request.generated_token_ids),
         priority=request.priority,
         adapter=request.adapter,
+        new_tokens=request.new_tokens if request.HasField("new_tokens") else None,
     )
 
 

@@ -47,6 +47,7 @@ class Prompt:
         generated: the beginning of the answer, made elsewhere; `sampling` is of the whole answer.
         priority: lower goes first, where the engine schedules by it.
         adapter: the name of the LoRA adapter that answers; empty is the model itself.
+        new_tokens: that the gateway expects the engine to compute; None is all of them.
     """
 
     request_id: str
@@ -57,6 +58,13 @@ class Prompt:
     generated: Sequence[int] = ()
     priority: int = 0
     adapter: str = ""
+    new_tokens: int | None = None
+
+    @property
+    def expected_tokens(self) -> int:
+        """Tokens that the engine is expected to compute before the first of the answer."""
+        every = len(self.token_ids) + len(self.generated)
+        return every if self.new_tokens is None else min(self.new_tokens, every)
 
     @property
     def engine_token_ids(self) -> list[int]:

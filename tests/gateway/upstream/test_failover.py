@@ -112,6 +112,8 @@ async def _end(events: AsyncIterator[object]) -> None:
 async def idle(gateway: Harness) -> None:
     assert gateway.admission.in_use == 0
     assert not any(decoder.outstanding for decoder in gateway.tiers.decoders)
+    assert not any(decoder.work.tokens for decoder in gateway.tiers.decoders)
+    assert not any(decoder.work.answers for decoder in gateway.tiers.decoders)
 
 
 @pytest.fixture
@@ -538,12 +540,15 @@ async def test_decoder_that_answers_others_does_not_hang(
     looks: Looks,
 ) -> None:
     each(decoders, tells(3, error=None), *[tells()] * 6)
+    # Long enough that it goes where the first of them is, although that runs already.
+    long = user(text("Hello? " * 100))
     async with gateway_of(spec, prompts, redis, encoders, decoders[:2], stall_seconds=3) as gateway:
-        waiting = asyncio.create_task(told(gateway))
+        waiting = asyncio.create_task(gateway.answer(long, seconds=600))
         await eventually(lambda: calls(decoders))
         for _ in range(6):
-            await told(gateway)
+            await gateway.answer(long)
             await looks.take(2)
+        assert sorted(len(decoder.calls) for decoder in decoders[:2]) == [0, 7]
         assert all(decoder.contract for decoder in gateway.tiers.decoders)
         assert not waiting.done()
         waiting.cancel()

@@ -27,7 +27,7 @@ from pixtral.internal.v1 import encoder_pb2 as pixtral_dot_internal_dot_v1_dot_e
 from pixtral.v1 import chat_pb2 as pixtral_dot_v1_dot_chat__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!pixtral/internal/v1/decoder.proto\x12\x13pixtral.internal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!pixtral/internal/v1/encoder.proto\x1a\x15pixtral/v1/chat.proto\"z\n\x0bPromptImage\x12.\n\x03key\x18\x01 \x01(\x0b\x32!.pixtral.internal.v1.EmbeddingKey\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x0c\n\x04\x63ols\x18\x04 \x01(\r\x12\x0f\n\x07\x65ncoder\x18\x05 \x01(\t\"\xf3\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x30\n\x06images\x18\x03 \x03(\x0b\x32 .pixtral.internal.v1.PromptImage\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.pixtral.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x1b\n\x13generated_token_ids\x18\x06 \x03(\r\x12\x10\n\x08priority\x18\x07 \x01(\x03\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\t\"\xaa\x01\n\x10GenerateResponse\x12!\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x12.pixtral.v1.Choice\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x19.pixtral.v1.TokenLogprobs\"\x17\n\x15GetDecoderInfoRequest\"\xe0\x01\n\x16GetDecoderInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x13\n\x0bmax_running\x18\x06 \x01(\r\x12\x0f\n\x07running\x18\x07 \x01(\r\x12\x0f\n\x07waiting\x18\x08 \x01(\r\x12\x11\n\tresponses\x18\t \x01(\x04\x12\x10\n\x08\x61\x64\x61pters\x18\n \x03(\t\x12\x10\n\x08\x63\x61pacity\x18\x0b \x01(\r2\xd6\x01\n\x0e\x44\x65\x63oderService\x12Y\n\x08Generate\x12$.pixtral.internal.v1.GenerateRequest\x1a%.pixtral.internal.v1.GenerateResponse0\x01\x12i\n\x0eGetDecoderInfo\x12*.pixtral.internal.v1.GetDecoderInfoRequest\x1a+.pixtral.internal.v1.GetDecoderInfoResponseB\x96\x01\n\x1bio.pixtralserve.internal.v1B\x0c\x44\x65\x63oderProtoP\x01ZLgithub.com/pixtral-serve/pixtral-serve/gen/go/pixtral/internal/v1;internalv1\xaa\x02\x18PixtralServe.Internal.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!pixtral/internal/v1/decoder.proto\x12\x13pixtral.internal.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!pixtral/internal/v1/encoder.proto\x1a\x15pixtral/v1/chat.proto\"z\n\x0bPromptImage\x12.\n\x03key\x18\x01 \x01(\x0b\x32!.pixtral.internal.v1.EmbeddingKey\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x0c\n\x04\x63ols\x18\x04 \x01(\r\x12\x0f\n\x07\x65ncoder\x18\x05 \x01(\t\"\x9b\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x30\n\x06images\x18\x03 \x03(\x0b\x32 .pixtral.internal.v1.PromptImage\x12,\n\x08sampling\x18\x04 \x01(\x0b\x32\x1a.pixtral.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x1b\n\x13generated_token_ids\x18\x06 \x03(\r\x12\x10\n\x08priority\x18\x07 \x01(\x03\x12\x0f\n\x07\x61\x64\x61pter\x18\x08 \x01(\t\x12\x17\n\nnew_tokens\x18\t \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_new_tokens\"M\n\x0b\x44\x65\x63oderLoad\x12\x12\n\nnew_tokens\x18\x01 \x01(\x04\x12\x0f\n\x07\x61nswers\x18\x02 \x01(\r\x12\x19\n\x11tokens_per_second\x18\x03 \x01(\x02\"\xda\x01\n\x10GenerateResponse\x12!\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x12.pixtral.v1.Choice\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12(\n\x05queue\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32\x19.pixtral.v1.TokenLogprobs\x12.\n\x04load\x18\x05 \x01(\x0b\x32 .pixtral.internal.v1.DecoderLoad\"\x17\n\x15GetDecoderInfoRequest\"\x90\x02\n\x16GetDecoderInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x13\n\x0bmax_running\x18\x06 \x01(\r\x12\x0f\n\x07running\x18\x07 \x01(\r\x12\x0f\n\x07waiting\x18\x08 \x01(\r\x12\x11\n\tresponses\x18\t \x01(\x04\x12\x10\n\x08\x61\x64\x61pters\x18\n \x03(\t\x12\x10\n\x08\x63\x61pacity\x18\x0b \x01(\r\x12.\n\x04load\x18\x0c \x01(\x0b\x32 .pixtral.internal.v1.DecoderLoad2\xd6\x01\n\x0e\x44\x65\x63oderService\x12Y\n\x08Generate\x12$.pixtral.internal.v1.GenerateRequest\x1a%.pixtral.internal.v1.GenerateResponse0\x01\x12i\n\x0eGetDecoderInfo\x12*.pixtral.internal.v1.GetDecoderInfoRequest\x1a+.pixtral.internal.v1.GetDecoderInfoResponseB\x96\x01\n\x1bio.pixtralserve.internal.v1B\x0c\x44\x65\x63oderProtoP\x01ZLgithub.com/pixtral-serve/pixtral-serve/gen/go/pixtral/internal/v1;internalv1\xaa\x02\x18PixtralServe.Internal.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,13 +38,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPTIMAGE']._serialized_start=148
   _globals['_PROMPTIMAGE']._serialized_end=270
   _globals['_GENERATEREQUEST']._serialized_start=273
-  _globals['_GENERATEREQUEST']._serialized_end=516
-  _globals['_GENERATERESPONSE']._serialized_start=519
-  _globals['_GENERATERESPONSE']._serialized_end=689
-  _globals['_GETDECODERINFOREQUEST']._serialized_start=691
-  _globals['_GETDECODERINFOREQUEST']._serialized_end=714
-  _globals['_GETDECODERINFORESPONSE']._serialized_start=717
-  _globals['_GETDECODERINFORESPONSE']._serialized_end=941
-  _globals['_DECODERSERVICE']._serialized_start=944
-  _globals['_DECODERSERVICE']._serialized_end=1158
+  _globals['_GENERATEREQUEST']._serialized_end=556
+  _globals['_DECODERLOAD']._serialized_start=558
+  _globals['_DECODERLOAD']._serialized_end=635
+  _globals['_GENERATERESPONSE']._serialized_start=638
+  _globals['_GENERATERESPONSE']._serialized_end=856
+  _globals['_GETDECODERINFOREQUEST']._serialized_start=858
+  _globals['_GETDECODERINFOREQUEST']._serialized_end=881
+  _globals['_GETDECODERINFORESPONSE']._serialized_start=884
+  _globals['_GETDECODERINFORESPONSE']._serialized_end=1156
+  _globals['_DECODERSERVICE']._serialized_start=1159
+  _globals['_DECODERSERVICE']._serialized_end=1373
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,7 @@ class GenerateRequest(_message.Message):
     GENERATED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    NEW_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique among the running requests of all gateways."""
     cache_salt: _builtins.str
@@ -80,6 +81,10 @@ class GenerateRequest(_message.Message):
     adapter: _builtins.str
     """One of GetDecoderInfo's adapters. Empty is the model itself. FAILED_PRECONDITION with the
     reason ADAPTER_MISSING where this decoder does not have it.
+    """
+    new_tokens: _builtins.int
+    """Tokens of the prompt that the caller expects the engine to compute, because it has not computed
+    them before. Absent: all of them.
     """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -105,14 +110,47 @@ class GenerateRequest(_message.Message):
         generated_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         priority: _builtins.int = ...,
         adapter: _builtins.str = ...,
+        new_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_new_tokens", b"_new_tokens", "new_tokens", b"new_tokens", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache_salt", b"cache_salt", "generated_token_ids", b"generated_token_ids", "images", b"images", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_new_tokens", b"_new_tokens", "adapter", b"adapter", "cache_salt", b"cache_salt", "generated_token_ids", b"generated_token_ids", "images", b"images", "new_tokens", b"new_tokens", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "sampling", b"sampling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__new_tokens: _TypeAlias = _typing.Literal["new_tokens"]  # noqa: Y015
+    _WhichOneofArgType__new_tokens: _TypeAlias = _typing.Literal["_new_tokens", b"_new_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__new_tokens) -> _WhichOneofReturnType__new_tokens | None: ...
+
+Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+
+@_typing.final
+class DecoderLoad(_message.Message):
+    """The work that a decoder has to do, for all callers together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    new_tokens: _builtins.int
+    """The `new_tokens` of the requests that have no response yet."""
+    answers: _builtins.int
+    """Answers that run and wait."""
+    tokens_per_second: _builtins.float
+    """Prompt tokens that it was seen to compute in a second, lately. 0 where nothing was seen."""
+    def __init__(
+        self,
+        *,
+        new_tokens: _builtins.int = ...,
+        answers: _builtins.int = ...,
+        tokens_per_second: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "new_tokens", b"new_tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
+Global___DecoderLoad: _TypeAlias = DecoderLoad  # noqa: Y015
 
 @_typing.final
 class GenerateResponse(_message.Message):
@@ -122,6 +160,7 @@ class GenerateResponse(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     cached_tokens: _builtins.int
     """Prompt tokens that were in the engine's prefix cache. Only the first response has it."""
     @_builtins.property
@@ -140,6 +179,10 @@ class GenerateResponse(_message.Message):
         delta.
         """
 
+    @_builtins.property
+    def load(self) -> Global___DecoderLoad:
+        """As of this response. Only the first response has it."""
+
     def __init__(
         self,
         *,
@@ -147,10 +190,11 @@ class GenerateResponse(_message.Message):
         cached_tokens: _builtins.int = ...,
         queue: _duration_pb2.Duration | None = ...,
         prompt_logprobs: _abc.Iterable[_chat_pb2.TokenLogprobs] | None = ...,
+        load: Global___DecoderLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "queue", b"queue"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "load", b"load", "queue", b"queue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "delta", b"delta", "prompt_logprobs", b"prompt_logprobs", "queue", b"queue"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "delta", b"delta", "load", b"load", "prompt_logprobs", b"prompt_logprobs", "queue", b"queue"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -186,6 +230,7 @@ class GetDecoderInfoResponse(_message.Message):
     RESPONSES_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     fingerprint: _builtins.str
     """Names the embeddings that this decoder takes."""
@@ -207,6 +252,8 @@ class GetDecoderInfoResponse(_message.Message):
     def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of its LoRA adapters."""
 
+    @_builtins.property
+    def load(self) -> Global___DecoderLoad: ...
     def __init__(
         self,
         *,
@@ -221,10 +268,11 @@ class GetDecoderInfoResponse(_message.Message):
         responses: _builtins.int = ...,
         adapters: _abc.Iterable[_builtins.str] | None = ...,
         capacity: _builtins.int = ...,
+        load: Global___DecoderLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "capacity", b"capacity", "context_length", b"context_length", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_running", b"max_running", "model", b"model", "responses", b"responses", "running", b"running", "waiting", b"waiting", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "capacity", b"capacity", "context_length", b"context_length", "dtype", b"dtype", "fingerprint", b"fingerprint", "load", b"load", "max_running", b"max_running", "model", b"model", "responses", b"responses", "running", b"running", "waiting", b"waiting", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
