@@ -88,6 +88,7 @@ def spell_in_bytes() -> None:
             return
         texts = tokenizer._vocab
         spelled: list[Any]
+        for_json: list[Any]
         if is_tekken:
             spelled = pieces(tokenizer.tokenizer, len(texts))
             for_json = list(map(in_json, spelled))
