@@ -3,10 +3,10 @@
     python -m models.random_checkpoint DIR [--seed N] [--dim 128] ...
 
 The directory holds what a published Pixtral holds: `params.json`, `consolidated.safetensors` and
-`tekken.json`. Tensor names and layouts are those of mistral-inference (`transformer.py`,
-`vision_encoder.py`): rotary pairs are adjacent elements of a head, in the text model and in the
-vision tower alike. The words it answers with mean nothing, but they depend on every token and
-every picture of the prompt, which is what makes it a test.
+`tekken.json` (or Pixtral-Large's `tokenizer.model.v7m1`). Tensor names and layouts are those of
+mistral-inference (`transformer.py`, `vision_encoder.py`): rotary pairs are adjacent elements of a
+head, in the text model and in the vision tower alike. The words it answers with mean nothing, but
+they depend on every token and every picture of the prompt, which is what makes it a test.
 """
 
 import argparse
@@ -23,12 +23,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-VOCAB_SIZE = 131072
-CONTROL_TOKENS = 1000
 TOKENIZER_PATCH_SIZE = 16
 TOKENIZER_MAX_IMAGE_SIZE = 1024
 
 Dtype = Literal["float32", "bfloat16"]
+Tokenizer = Literal["tekken", "sentencepiece"]
 Array = NDArray[np.float32]
 
 
@@ -38,7 +37,8 @@ class RandomSpec:
 
     The defaults are quick on two CPU cores; both head sizes are 32, the least that vLLM's CPU
     attention takes. A `spatial_merge_size` above 1 gives the Mistral-Small-3.1 kind of model: a
-    patch merger and its norm before an adapter without biases.
+    patch merger and its norm before an adapter without biases. `tokenizer` is that of Pixtral-12B,
+    or that of Pixtral-Large. `tied` embeddings are the output, too.
     """
 
     dim: int = 128
@@ -58,6 +58,8 @@ class RandomSpec:
     max_image_size: int = 1024
     spatial_merge_size: int = 1
     dtype: Dtype = "float32"
+    tokenizer: Tokenizer = "tekken"
+    tied: bool = False
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
@@ -68,6 +70,36 @@ class RandomSpec:
             raise ValueError("max_image_size must be a whole number of merged patches")
         if self.dtype not in get_args(Dtype):
             raise ValueError(f"dtype must be one of {get_args(Dtype)}")
+        if self.tokenizer not in get_args(Tokenizer):
+            raise ValueError(f"tokenizer must be one of {get_args(Tokenizer)}")
+        if self.is_sentencepiece and not self.has_published_images:
+            raise ValueError("sentencepiece goes with images of 1024 pixels in patches of 16")
+
+    @property
+    def is_sentencepiece(self) -> bool:
+        return self.tokenizer == "sentencepiece"
+
+    @property
+    def vocab_size(self) -> int:
+        return 32768 if self.is_sentencepiece else 131072
+
+    @property
+    def control_tokens(self) -> int:
+        """As many stand before the others; SentencePiece has bytes behind them."""
+        return 1027 if self.is_sentencepiece else 1000
+
+    @property
+    def row_ends(self) -> tuple[int, int]:
+        """The ids of [IMG_BREAK] and [IMG_END]."""
+        return (14, 15) if self.is_sentencepiece else (12, 13)
+
+    @property
+    def has_published_images(self) -> bool:
+        return (
+            self.patch_size == TOKENIZER_PATCH_SIZE
+            and self.max_image_size == TOKENIZER_MAX_IMAGE_SIZE
+            and not self.merges_patches
+        )
 
     @property
     def merges_patches(self) -> bool:
@@ -84,7 +116,7 @@ def write_random_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     params = json.dumps(_params(spec), indent=2) + "\n"
     (directory / "params.json").write_text(params, encoding="utf-8")
-    _write_tokenizer(directory / "tekken.json", spec)
+    _write_tokenizer(directory, spec)
     dtype = getattr(torch, spec.dtype)
     tensors = {
         name: torch.from_numpy(values).to(dtype)
@@ -106,8 +138,10 @@ def _params(spec: RandomSpec) -> dict[str, Any]:
         "n_kv_heads": spec.n_kv_heads,
         "rope_theta": spec.rope_theta,
         "norm_eps": spec.norm_eps,
-        "vocab_size": VOCAB_SIZE,
+        "vocab_size": spec.vocab_size,
     }
+    if spec.tied:
+        params["tied_embeddings"] = True
     vision: dict[str, Any] = {
         "hidden_size": spec.vision_hidden_size,
         "num_channels": 3,
@@ -120,8 +154,8 @@ def _params(spec: RandomSpec) -> dict[str, Any]:
         "num_attention_heads": spec.vision_heads,
         "adapter_bias": not spec.merges_patches,
         "image_token_id": 10,
-        "image_break_token_id": 12,
-        "image_end_token_id": 13,
+        "image_break_token_id": spec.row_ends[0],
+        "image_end_token_id": spec.row_ends[1],
     }
     if spec.merges_patches:
         vision["mm_projector_id"] = "patch_merge"
@@ -131,15 +165,16 @@ def _params(spec: RandomSpec) -> dict[str, Any]:
     return {**params, "vision_encoder": vision}
 
 
-def _write_tokenizer(path: Path, spec: RandomSpec) -> None:
-    published = resources.files("mistral_common") / "data" / "tekken_240911.json"
-    with resources.as_file(published) as source:
-        is_published_grid = (
-            spec.patch_size == TOKENIZER_PATCH_SIZE
-            and spec.max_image_size == TOKENIZER_MAX_IMAGE_SIZE
-            and not spec.merges_patches
-        )
-        if is_published_grid:
+def _write_tokenizer(directory: Path, spec: RandomSpec) -> None:
+    shipped = resources.files("mistral_common") / "data"
+    if spec.is_sentencepiece:
+        name = "mistral_instruct_tokenizer_241114.model.v7m1"
+        with resources.as_file(shipped / name) as source:
+            shutil.copyfile(source, directory / "tokenizer.model.v7m1")
+        return
+    path = directory / "tekken.json"
+    with resources.as_file(shipped / "tekken_240911.json") as source:
+        if spec.has_published_images:
             shutil.copyfile(source, path)
             return
         tekken = json.loads(source.read_text(encoding="utf-8"))
@@ -154,11 +189,13 @@ def _write_tokenizer(path: Path, spec: RandomSpec) -> None:
 def _tensors(spec: RandomSpec, rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
     dim, width = spec.dim, spec.vision_hidden_size
     # Small beside what the layers add: else the next token follows from the last one alone.
-    yield "tok_embeddings.weight", _normal(rng, VOCAB_SIZE, dim, std=0.5)
-    output = _normal(rng, VOCAB_SIZE, dim, std=1.0)
+    embeddings = _normal(rng, spec.vocab_size, dim, std=0.5)
+    output = embeddings if spec.tied else _normal(rng, spec.vocab_size, dim, std=1.0)
     # A control token is never the answer: no early end, no [IMG] without a picture behind it.
-    output[:CONTROL_TOKENS] = 0
-    yield "output.weight", output
+    output[: spec.control_tokens] = 0
+    yield "tok_embeddings.weight", embeddings
+    if not spec.tied:
+        yield "output.weight", output
     yield "norm.weight", _norm(rng, dim)
     for layer in range(spec.n_layers):
         yield from _block(
@@ -246,6 +283,9 @@ def main() -> None:
     for field in fields(RandomSpec):
         name = "--" + field.name.replace("_", "-")
         default: Any = field.default
+        if isinstance(default, bool):
+            parser.add_argument(name, action="store_true")
+            continue
         parser.add_argument(name, type=type(default), default=default, help=f"default {default}")
     arguments = vars(parser.parse_args())
     directory, seed = arguments.pop("directory"), arguments.pop("seed")

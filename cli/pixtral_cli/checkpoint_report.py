@@ -2,13 +2,23 @@
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 GIB = 2**30
-INDEX = "consolidated.safetensors.index.json"
+SENTENCEPIECE = "*.model.v*m*"
+# Both tokenizers with images that mistral_common ships: Pixtral-12B's and Pixtral-Large's.
+SHIPPED_VOCABULARIES = (131_072, 32_768)
+SHIPPED_PATCH_SIZE = 16
+# The share of a card that a decoder takes by default (its gpu_memory_fraction). The rest is the
+# encoder's.
+ENGINE_SHARE = 0.9
+GET_ONE = (
+    "download params.json, tekken.json and consolidated*.safetensors of, say, "
+    "mistralai/Pixtral-12B-2409"
+)
 # A vision tower in fewer bits has scales beside it, which the encoder does not read.
 STORED = ("BF16", "F16", "F32")
 
@@ -25,38 +35,113 @@ class Finding:
 Findings = Iterator[Finding]
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """One of the two forms of a checkpoint.
+
+    Attributes:
+        numbers: the file that describes the model.
+        index: names the file of each tensor.
+        weights: the files of weights.
+        tower, output: how the names of their tensors may begin.
+        is_pixtral: whether the numbers are of a Pixtral.
+        is_tied: whether they say that the output is the embeddings.
+        tied: how they say so.
+    """
+
+    numbers: str
+    index: str
+    weights: str
+    tower: tuple[str, ...]
+    output: tuple[str, ...]
+    is_pixtral: Callable[[Mapping[str, Any]], bool]
+    is_tied: Callable[[Mapping[str, Any]], bool]
+    tied: str
+
+
+_MISTRALS = _Form(
+    numbers="params.json",
+    index="consolidated.safetensors.index.json",
+    weights="consolidated*.safetensors",
+    tower=("vision_encoder.",),
+    output=("output.",),
+    is_pixtral=lambda params: isinstance(params.get("vision_encoder"), dict),
+    is_tied=lambda params: bool(params.get("tied_embeddings")),
+    tied="tied_embeddings",
+)
+_HUGGING_FACES = _Form(
+    numbers="config.json",
+    index="model.safetensors.index.json",
+    weights="model*.safetensors",
+    tower=("model.vision_tower.", "vision_tower."),
+    output=("lm_head.", "language_model.lm_head."),
+    is_pixtral=lambda config: (config.get("vision_config") or {}).get("model_type") == "pixtral",
+    is_tied=lambda config: bool(
+        config.get("tie_word_embeddings")
+        or (config.get("text_config") or {}).get("tie_word_embeddings")
+    ),
+    tied="tie_word_embeddings",
+)
+
+
+def form_of(model_dir: Path) -> _Form:
+    """The weights that are there decide, as they do in the tiers."""
+    has_theirs = (model_dir / _HUGGING_FACES.numbers).is_file()
+    if not has_theirs or any(model_dir.glob(_MISTRALS.weights)):
+        return _MISTRALS
+    has_weights = any(model_dir.glob(_HUGGING_FACES.weights))
+    has_weights |= (model_dir / _HUGGING_FACES.index).is_file()
+    has_numbers = (model_dir / _MISTRALS.numbers).is_file()
+    return _HUGGING_FACES if has_weights or not has_numbers else _MISTRALS
+
+
 def check_model(model_dir: Path) -> Findings:
-    """Whether a directory holds a Mistral-format checkpoint with a vision tower, whole."""
-    advice = (
-        "download params.json, tekken.json and consolidated*.safetensors of, say, "
-        "mistralai/Pixtral-12B-2409"
-    )
+    """Whether a directory holds a whole checkpoint with a vision tower, in one of its forms."""
     if not model_dir.is_dir():
-        yield Finding("fail", f"{model_dir} is not a directory", advice)
+        yield Finding("fail", f"{model_dir} is not a directory", GET_ONE)
         return
+    form = form_of(model_dir)
     try:
-        params = json.loads((model_dir / "params.json").read_text())
-        has_vision = isinstance(params.get("vision_encoder"), dict)
+        numbers = json.loads((model_dir / form.numbers).read_text())
+        has_vision = form.is_pixtral(numbers)
     except (OSError, ValueError, AttributeError):
-        params = {}
-        yield Finding("fail", f"{model_dir}/params.json is missing or not JSON", advice)
+        numbers = dict[str, Any]()
+        yield Finding("fail", f"{model_dir}/{form.numbers} is missing or not JSON", GET_ONE)
     else:
         if has_vision:
-            yield Finding("ok", "params.json describes a vision tower")
+            yield Finding("ok", f"{form.numbers} describes a vision tower")
         else:
-            yield Finding("fail", "params.json has no vision_encoder: a text model", advice)
-    if (model_dir / "tekken.json").is_file():
-        yield Finding("ok", "tekken.json is there")
-    else:
-        yield Finding("fail", f"{model_dir}/tekken.json is missing", advice)
-    weights = sorted(model_dir.glob("consolidated*.safetensors"))
+            what = "no vision_encoder" if form is _MISTRALS else "no vision_config of a Pixtral"
+            yield Finding("fail", f"{form.numbers} has {what}: another model", GET_ONE)
+    text = numbers.get("text_config") if form is _HUGGING_FACES else numbers
+    vision = numbers.get("vision_config" if form is _HUGGING_FACES else "vision_encoder")
+    vocab_size = text.get("vocab_size") if isinstance(text, dict) else None
+    yield _check_tokenizer(model_dir, vision, vocab_size)
+    weights = sorted(model_dir.glob(form.weights))
     if not weights:
-        yield Finding("fail", f"{model_dir} holds no consolidated*.safetensors", advice)
+        yield Finding("fail", f"{model_dir} holds no {form.weights}", GET_ONE)
         return
-    yield from _check_weights(model_dir, weights, params)
+    yield from _check_weights(model_dir, form, weights, numbers)
 
 
-def _check_weights(model_dir: Path, weights: list[Path], params: Mapping[str, Any]) -> Findings:
+def _check_tokenizer(model_dir: Path, vision: Any, vocab_size: Any) -> Finding:
+    own = [path.name for path in model_dir.glob(SENTENCEPIECE)]
+    if (model_dir / "tekken.json").is_file():
+        own = ["tekken.json"]
+    if own:
+        return Finding("ok", f"{max(own)} is there")
+    lacks = f"{model_dir}/tekken.json is missing"
+    patch_size = vision.get("patch_size", 16) if isinstance(vision, dict) and vision else None
+    if patch_size == SHIPPED_PATCH_SIZE and vocab_size in SHIPPED_VOCABULARIES:
+        return Finding("ok", f"{lacks}: mistral_common ships a tokenizer of its size")
+    return Finding(
+        "fail", lacks, "put there the one with which Mistral has published the model of this shape"
+    )
+
+
+def _check_weights(
+    model_dir: Path, form: _Form, weights: list[Path], numbers: Mapping[str, Any]
+) -> Findings:
     again = "download it again"
     tensors: dict[str, str] = {}
     for path in weights:
@@ -66,17 +151,18 @@ def _check_weights(model_dir: Path, weights: list[Path], params: Mapping[str, An
             yield Finding("fail", f"{path.name}: {error}", again)
             return
     try:
-        missing = [name for name in _indexed(model_dir / INDEX) if not (model_dir / name).is_file()]
+        named = _indexed(model_dir / form.index)
+        missing = [name for name in named if not (model_dir / name).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError):
-        yield Finding("fail", f"{INDEX} has no weight_map", again)
+        yield Finding("fail", f"{form.index} has no weight_map", again)
         return
     if missing:
-        yield Finding("fail", f"{missing[0]} is missing, which {INDEX} names", again)
+        yield Finding("fail", f"{missing[0]} is missing, which {form.index} names", again)
         return
-    vision = {name: tensors[name] for name in tensors if name.startswith("vision_encoder.")}
+    vision = {name: tensors[name] for name in tensors if name.startswith(form.tower)}
     if not vision:
         yield Finding(
-            "fail", "the weights hold no vision_encoder", "take a checkpoint of a Pixtral"
+            "fail", f"the weights hold no {form.tower[-1][:-1]}", "take a checkpoint of a Pixtral"
         )
     elif quantised := sorted(name for name in vision if vision[name] not in STORED):
         yield Finding(
@@ -84,10 +170,11 @@ def _check_weights(model_dir: Path, weights: list[Path], params: Mapping[str, An
             f"{quantised[0]} is {vision[quantised[0]]}: the vision tower is quantised",
             f"take a checkpoint whose vision tower is one of {', '.join(STORED)}",
         )
-    elif not params.get("tied_embeddings") and not any(n.startswith("output.") for n in tensors):
+    elif not form.is_tied(numbers) and not any(name.startswith(form.output) for name in tensors):
         yield Finding(
             "fail",
-            "the weights hold no output.weight, and params.json does not set tied_embeddings",
+            f"the weights hold no {form.output[0]}weight, and {form.numbers} does not set "
+            f"{form.tied}",
             "download its files again",
         )
     else:
@@ -120,7 +207,8 @@ def tensor_dtypes(path: Path) -> dict[str, str]:
 
 
 def check_memory(model_dir: Path) -> Findings:
-    weights = sum(path.stat().st_size for path in model_dir.glob("consolidated*.safetensors"))
+    files = model_dir.glob(form_of(model_dir).weights)
+    weights = sum(path.stat().st_size for path in files)
     available = available_memory()
     what = f"{available / GIB:.1f} GiB of memory available, {weights / GIB:.1f} GiB of weights"
     # They are mapped while they are loaded, by encoder and decoder alike; 2 GiB is what the
@@ -129,6 +217,58 @@ def check_memory(model_dir: Path) -> Findings:
         yield Finding("warn", what, "on a CPU this is too little; on a GPU loading will be slow")
     else:
         yield Finding("ok", what)
+
+
+def check_card(model_dir: Path, name: str, card_bytes: int) -> Findings:
+    """Whether tower, language model, and keys and values go on one card together."""
+    form = form_of(model_dir)
+    try:
+        sizes = [each for path in model_dir.glob(form.weights) for each in _tensor_bytes(path)]
+        numbers = json.loads((model_dir / form.numbers).read_text())
+        token_bytes = _key_value_bytes(numbers if form is _MISTRALS else numbers["text_config"])
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        # `check_model` says what is wrong; or the model's keys and values are of another kind.
+        return
+    tower = sum(size for tensor, size in sizes if tensor.startswith(form.tower))
+    language = sum(size for _, size in sizes) - tower
+    room = int(card_bytes * ENGINE_SHARE) - language
+    what = f"{name}: {tower / GIB:.1f} GiB of tower, {language / GIB:.1f} GiB of language model"
+    if room <= 0:
+        yield Finding(
+            "warn",
+            f"{what}: more than {card_bytes / GIB:.0f} GiB hold together",
+            "take a quantised checkpoint, or --quantization fp8 if that makes enough room (half of "
+            "16-bit weights), or several cards: --decoder-args '--tensor-parallel N'",
+        )
+    else:
+        yield Finding(
+            "ok",
+            f"{what}, and at most {room // token_bytes} tokens of keys and values",
+        )
+
+
+def _tensor_bytes(path: Path) -> list[tuple[str, int]]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return [
+        (name, tensor["data_offsets"][1] - tensor["data_offsets"][0])
+        for name, tensor in header.items()
+    ]
+
+
+def _key_value_bytes(numbers: Mapping[str, Any]) -> int:
+    """Bytes of a token's keys and values in all layers. Raises KeyError where they are unknown."""
+    if "qk_nope_head_dim" in numbers:
+        raise KeyError("keys and values are compressed")
+    mistrals = ("n_layers", "n_kv_heads", "n_heads", "dim")
+    theirs = ("num_hidden_layers", "num_key_value_heads", "num_attention_heads", "hidden_size")
+    names = mistrals if "n_layers" in numbers else theirs
+    layers, kv_heads, heads, width = (int(numbers[name]) for name in names)
+    head_size = int(numbers.get("head_dim") or width // heads)
+    # Keys and values, of 16 bits.
+    return 2 * 2 * layers * kv_heads * head_size
 
 
 def available_memory() -> int:

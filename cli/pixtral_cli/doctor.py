@@ -22,6 +22,7 @@ from pixtral_cli.checkpoint_report import (
     Finding,
     Findings,
     available_memory,
+    check_card,
     check_memory,
     check_model,
 )
@@ -68,7 +69,7 @@ def examine(model_dir: Path | None, listen: str, http_listen: str) -> Findings:
     checks: list[Callable[[], Findings]] = [
         check_python,
         lambda: check_packages(required=model_dir is not None),
-        check_torch,
+        lambda: check_torch(model_dir),
         check_vllm,
         lambda: check_redis(required=model_dir is not None),
         lambda: check_listen(listen, "--listen"),
@@ -102,7 +103,7 @@ def check_packages(*, required: bool) -> Findings:
             yield Finding("ok", f"{extra}: its packages are installed")
 
 
-def check_torch() -> Findings:
+def check_torch(model_dir: Path | None = None) -> Findings:
     if importlib.util.find_spec("torch") is None:
         return
     found, trouble = _probe(TORCH_PROBE)
@@ -112,6 +113,8 @@ def check_torch() -> Findings:
     elif found["gpus"]:
         gpus = ", ".join(f"{name} ({memory / GIB:.0f} GiB)" for name, memory in found["gpus"])
         yield Finding("ok", f"torch {found['version']} with {gpus}")
+        if model_dir is not None:
+            yield from check_card(model_dir, *found["gpus"][0])
         yield from check_compiler()
         yield from check_host_memory()
     elif has_gpu:
@@ -124,7 +127,7 @@ def check_torch() -> Findings:
         yield Finding(
             "warn",
             f"torch {found['version']}, no GPU",
-            "fine for a small model; Pixtral-12B wants a GPU of 40 GB or more",
+            "fine for a small model; Pixtral-12B wants a GPU, of 40 GB or more in 16 bits",
         )
 
 

@@ -159,9 +159,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_stack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model-dir", type=Path, required=True, help="the model, a directory in Mistral format"
+        "--model-dir",
+        type=Path,
+        required=True,
+        help="the model, a directory in Mistral's format or Hugging Face's",
     )
     parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="(%(default)s)")
+    parser.add_argument(
+        "--quantization",
+        metavar="WAY",
+        help="quantise the language model's weights as they are loaded: fp8 on a GPU, "
+        "int8_per_channel_weight_only on a CPU; by default they stay as the checkpoint has them",
+    )
     parser.add_argument(
         "--redis-max-memory",
         default="1gb",

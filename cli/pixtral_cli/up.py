@@ -44,6 +44,7 @@ def _print_warning(name: str, message: str) -> None:
 
 def start_stack(options: argparse.Namespace, *, listen: str, http_listen: str | None) -> Stack:
     """Starts the stack that the options of `up` and `demo` describe, and shows its progress."""
+    quantization = [] if options.quantization is None else ["--quantization", options.quantization]
     with start_progress() as progress:
         stack = pixtral_stack(
             options.model_dir,
@@ -52,7 +53,7 @@ def start_stack(options: argparse.Namespace, *, listen: str, http_listen: str | 
             http_listen=http_listen,
             redis_max_memory=options.redis_max_memory,
             encoder_args=shlex.split(options.encoder_args),
-            decoder_args=shlex.split(options.decoder_args),
+            decoder_args=[*quantization, *shlex.split(options.decoder_args)],
             gateway_args=shlex.split(options.gateway_args),
             log_dir=options.log_dir,
             progress=progress,

@@ -11,7 +11,8 @@ from pixtral_core.cache.wire_format import DType
 from pixtral_core.concurrency.shared_counts import ALONE, SharedCounts
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import StartupError
-from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
+from pixtral_core.model.checkpoint import read_spec
+from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
 from pixtral_core.server.certificates import WatchedFiles
 from pixtral_core.server.channel import ClientTls, open_channel
 from pixtral_core.server.grpc_interceptor import EarlyCheck, Gate
@@ -180,5 +181,5 @@ def _open(address: str, name: str | None, tls: ClientTls | None) -> grpc.aio.Cha
 
 
 def _load(settings: GatewaySettings) -> tuple[VisionSpec, PromptEncoder]:
-    spec = VisionSpec.from_params(read_params(settings.model_dir))
+    spec = read_spec(settings.model_dir)
     return spec, PromptEncoder.load(settings.model_dir, spec)

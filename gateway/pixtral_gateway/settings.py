@@ -79,7 +79,8 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         "http_listen is a loopback address.",
     )
     model_dir: DirectoryPath = Field(
-        description="Directory of the model in Mistral format: its params.json and tekken.json."
+        description="Directory of the model: its params.json or config.json, and its tokenizer "
+        "(tekken.json, or tokenizer.model.v7m1)."
     )
     served_model_name: Strings = Field(
         (),

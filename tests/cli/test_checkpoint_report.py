@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pixtral_cli.checkpoint_report import INDEX, check_model
+from pixtral_cli.checkpoint_report import check_card, check_model
 
+INDEX = "consolidated.safetensors.index.json"
 VISION = "vision_encoder.patch_conv.weight"
 PIXTRAL = {VISION: "BF16", "tok_embeddings.weight": "BF16", "output.weight": "BF16"}
 
@@ -63,3 +64,76 @@ def test_a_model_without_its_output_is_a_failure_unless_tied(model_dir: Path) ->
         json.dumps({"vision_encoder": {}, "tied_embeddings": True})
     )
     assert failures(model_dir) == []
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """In Hugging Face's form, with a params.json beside it that describes other weights."""
+    config = {
+        "vision_config": {"model_type": "pixtral"},
+        "text_config": {"vocab_size": 131_072},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "params.json").write_text("{}")
+    names = {"vision_tower.patch_conv.weight": "BF16", "language_model.lm_head.weight": "BF16"}
+    write_weights(tmp_path / "model-00001-of-00001.safetensors", names)
+    places = dict.fromkeys(names, "model-00001-of-00001.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return tmp_path
+
+
+def test_a_whole_checkpoint_in_hugging_faces_form_is_fine(theirs: Path) -> None:
+    assert failures(theirs) == []
+    whats = [finding.what for finding in check_model(theirs)]
+    assert any("mistral_common ships a tokenizer" in what for what in whats)
+
+
+def test_a_tokenizer_that_is_not_shipped_must_be_there(theirs: Path) -> None:
+    config = json.loads((theirs / "config.json").read_text())
+    config["vision_config"]["patch_size"] = 14
+    (theirs / "config.json").write_text(json.dumps(config))
+    assert failures(theirs) == [f"{theirs}/tekken.json is missing"]
+    (theirs / "tekken.json").write_text("{}")
+    assert failures(theirs) == []
+
+
+def test_a_shard_in_hugging_faces_form_that_is_missing_is_named(theirs: Path) -> None:
+    index = theirs / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"] | {"x": "model-00002-of-00002.safetensors"}
+    index.write_text(json.dumps({"weight_map": places}))
+    assert failures(theirs) == [
+        "model-00002-of-00002.safetensors is missing, which model.safetensors.index.json names"
+    ]
+
+
+def card(model_dir: Path, gibibytes: float) -> list[tuple[str, str]]:
+    found = check_card(model_dir, "a card", int(gibibytes * 2**30))
+    return [(each.level, each.what) for each in found]
+
+
+MISTRALS = {"vision_encoder": {}, "n_layers": 2, "n_kv_heads": 8, "n_heads": 16, "dim": 2048}
+
+
+def test_what_goes_on_one_card_is_counted_from_the_files(model_dir: Path) -> None:
+    header = {
+        VISION: {"dtype": "BF16", "shape": [2**29], "data_offsets": [0, 2**30]},
+        "output.weight": {"dtype": "F8_E4M3", "shape": [2**32], "data_offsets": [2**30, 5 * 2**30]},
+    }
+    text = json.dumps(header).encode()
+    weights = model_dir / "consolidated.safetensors"
+    weights.write_bytes(struct.pack("<Q", len(text)) + text)
+    (model_dir / "params.json").write_text(json.dumps(MISTRALS))
+    tokens = int(0.9 * 10 * 2**30 - 4 * 2**30) // (2 * 2 * 2 * 8 * 128)
+    sizes = "a card: 1.0 GiB of tower, 4.0 GiB of language model"
+    assert card(model_dir, 10) == [
+        ("ok", f"{sizes}, and at most {tokens} tokens of keys and values")
+    ]
+    assert card(model_dir, 4) == [("warn", f"{sizes}: more than 4 GiB hold together")]
+
+
+def test_nothing_is_said_of_a_card_where_the_numbers_are_not_known(
+    model_dir: Path, theirs: Path
+) -> None:
+    assert card(model_dir, 10) == card(theirs, 10) == []
+    (model_dir / "params.json").write_text(json.dumps(MISTRALS | {"qk_nope_head_dim": 64}))
+    assert card(model_dir, 10) == []

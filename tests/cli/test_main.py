@@ -196,6 +196,21 @@ def test_up_fetches_images_from_the_hosts_that_are_named(
     assert given == ["--image-url-hosts=images.example.org,.example.com,*"]
 
 
+def test_up_quantises_the_language_model_by_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+
+    def plan(_: Path, **others: Any) -> None:
+        given.extend(others["decoder_args"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(up, "pixtral_stack", plan)
+    words = ["--quantization", "fp8", "--decoder-args", "--max-images 2"]
+    assert main.main(["up", "--model-dir", str(tmp_path), *words]) == 130
+    assert given == ["--quantization", "fp8", "--max-images", "2"]
+
+
 def write_weights(path: Path, *, missing: int = 0) -> None:
     header = {
         name: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
@@ -238,7 +253,7 @@ def test_doctor_names_what_a_model_lacks(tmp_path: Path) -> None:
     (tmp_path / "tekken.json").unlink()
     (tmp_path / "params.json").write_text("{}")
     assert failures(tmp_path) == [
-        "params.json has no vision_encoder: a text model",
+        "params.json has no vision_encoder: another model",
         f"{tmp_path}/tekken.json is missing",
     ]
     (tmp_path / "params.json").write_text("[]")

@@ -35,6 +35,21 @@ def test_arguments_of_vllm_are_named_in_flags(tmp_path: Path) -> None:
     }
 
 
+def test_a_quantisation_is_one_word(tmp_path: Path) -> None:
+    argv = ["--model-dir", str(tmp_path), "--quantization", "fp8"]
+    settings = load(DecoderSettings, argv, prog="decoder")
+    assert _engine_options(settings).more == {"quantization": "fp8"}
+
+
+def test_a_quantisation_is_not_set_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--model-dir", str(tmp_path), "--quantization=fp8", "--engine-args=quantization=fp8"]
+    with pytest.raises(SystemExit):
+        load(DecoderSettings, argv, prog="decoder")
+    assert "quantization is set twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

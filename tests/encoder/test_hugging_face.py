@@ -169,6 +169,10 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         lambda config: config.update(vision_feature_layer=-2),
         "vision_feature_layer",
     ),
+    "another adapter": (
+        lambda config: config.update(projector_hidden_act="relu"),
+        "projector_hidden_act must be gelu",
+    ),
     "a wrong number": (lambda config: config["vision_config"].update(patch_size=0), "number"),
     "no number": (lambda config: config["vision_config"].update(patch_size="x"), "number"),
 }
@@ -182,8 +186,3 @@ def test_what_is_not_this_tower_is_refused_by_name(copy: Path, name: str) -> Non
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadCheckpoint, match=said):
         read_spec(copy)
-
-
-def test_where_mistrals_format_is_needed_the_other_is_refused_by_name(copy: Path) -> None:
-    with pytest.raises(BadCheckpoint, match="not Hugging Face's alone"):
-        read_params(copy)

@@ -45,6 +45,15 @@ def merging_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sentencepiece_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As Pixtral-Large's: SentencePiece, in version 7."""
+    small = RandomSpec(
+        dim=8, n_layers=1, n_heads=1, n_kv_heads=1, vision_layers=1, tokenizer="sentencepiece"
+    )
+    return write_random_checkpoint(tmp_path_factory.mktemp("models") / "sentencepiece", small)
+
+
+@pytest.fixture(scope="session")
 def v11_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that names a tool and then its arguments, between control tokens."""
     return of_version("v11", tmp_path_factory)

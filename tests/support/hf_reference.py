@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Ministral3Config,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
@@ -77,7 +78,7 @@ def load_hf(directory: Path) -> Any:
         "image_token_index": vision["image_token_id"],
         "multimodal_projector_bias": vision["adapter_bias"],
         "vision_feature_layer": -1,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": bool(params.get("tied_embeddings")),
     }
     model: Any
     if vision.get("mm_projector_id") == "patch_merge":
@@ -88,8 +89,19 @@ def load_hf(directory: Path) -> Any:
         model = LlavaForConditionalGeneration(
             LlavaConfig(**common, vision_feature_select_strategy="full")
         )
-    model.load_state_dict(_converted(directory, params))
+    state = _converted(directory, params)
+    if params.get("tied_embeddings"):
+        state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
+    model.load_state_dict(state)
     return model.eval()
+
+
+def write_hf(directory: Path, into: Path) -> Path:
+    """The model of a Mistral-format directory as transformers itself writes it, in several files
+    with an index. Returns `into`."""
+    load_hf(directory).save_pretrained(into, max_shard_size="20MB")
+    assert (into / "model.safetensors.index.json").is_file()
+    return into
 
 
 @torch.inference_mode()
@@ -150,8 +162,9 @@ def _vision_config(vision: dict[str, Any]) -> PixtralVisionConfig:
     )
 
 
-def _text_config(params: dict[str, Any]) -> MistralConfig:
-    return MistralConfig(
+def _text_config(params: dict[str, Any]) -> MistralConfig | Ministral3Config:
+    kind = Ministral3Config if "llama_4_scaling" in params else MistralConfig
+    return kind(
         vocab_size=params["vocab_size"],
         hidden_size=params["dim"],
         intermediate_size=params["hidden_dim"],
@@ -162,10 +175,28 @@ def _text_config(params: dict[str, Any]) -> MistralConfig:
         hidden_act="silu",
         max_position_embeddings=params.get("max_position_embeddings", 128_000),
         rms_norm_eps=params["norm_eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": params["rope_theta"]},
+        rope_parameters=_rope(params),
         sliding_window=None,
-        tie_word_embeddings=False,
+        tie_word_embeddings=bool(params.get("tied_embeddings")),
     )
+
+
+def _rope(params: dict[str, Any]) -> dict[str, Any]:
+    if "yarn" not in params:
+        return {"rope_type": "default", "rope_theta": params["rope_theta"]}
+    yarn = params["yarn"]
+    return {
+        "rope_type": "yarn",
+        "type": "yarn",
+        "rope_theta": params["rope_theta"],
+        "factor": float(yarn["factor"]),
+        "original_max_position_embeddings": yarn["original_max_position_embeddings"],
+        "beta_fast": float(yarn["beta"]),
+        "beta_slow": float(yarn["alpha"]),
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": params["llama_4_scaling"]["beta"],
+    }
 
 
 def _converted(

@@ -38,7 +38,7 @@ def pixtral_stack(
     progress: Callable[[Progress], None] | None = None,
     start_timeout: float = START_TIMEOUT,
 ) -> Stack:
-    """The stack that serves the model in `model_dir`, a directory in Mistral format.
+    """The stack that serves the model in `model_dir`, in Mistral's format or Hugging Face's.
 
     Args:
         dtype: of the image embeddings and of the decoder's weights.
@@ -57,8 +57,11 @@ def pixtral_stack(
     """
     require_extra("cli", "a local stack")
     model = Path(model_dir).resolve()
-    if not (model / "params.json").is_file():
-        raise FileNotFoundError(f"{model} holds no params.json: not a model in Mistral format")
+    if not any((model / name).is_file() for name in ("params.json", "config.json")):
+        raise FileNotFoundError(
+            f"{model} holds no params.json (Mistral's format) and no config.json (Hugging Face's): "
+            "not a model's directory"
+        )
 
     def tier(module: str, *args: str) -> list[str]:
         start = [sys.executable, "-m", module, "--metrics-listen", "127.0.0.1:0"]

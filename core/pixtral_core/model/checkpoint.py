@@ -1,17 +1,22 @@
-"""Finds the vision tower in a checkpoint, in Mistral's format or Hugging Face's."""
+"""Reads what a checkpoint is and holds, in Mistral's format or Hugging Face's."""
 
 import json
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pixtral_core.model import hugging_face
+from pixtral_core.model.language_spec import LanguageSpec
+from pixtral_core.model.safetensors_header import read_header
+from pixtral_core.model.tokenizer_file import row_end_ids
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
 
 INDEX = "consolidated.safetensors.index.json"
 VISION_PREFIXES = ("vision_encoder.", "patch_merger.", "pre_mm_projector_norm.")
+ADAPTER_PARTS = ("vision_language_adapter.w_in.", "vision_language_adapter.w_out.")
+# Tower and adapter are computed in these. A tensor of fewer bits has scales beside it, without
+# which its values mean nothing.
+STORED_DTYPES = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,9 @@ def read_spec(model_dir: Path) -> VisionSpec:
     """Raises BadCheckpoint where there is no Pixtral in either format."""
     if hugging_face.is_hugging_face(model_dir):
         return hugging_face.read_spec(model_dir)
-    return VisionSpec.from_params(read_params(model_dir))
+    params = read_params(model_dir)
+    row_ends = row_end_ids(model_dir, params.get("vocab_size"))
+    return VisionSpec.from_params(params, row_ends=row_ends)
 
 
 def vision_tensors(model_dir: Path) -> list[StoredTensor]:
@@ -58,8 +65,15 @@ def vision_tensors(model_dir: Path) -> list[StoredTensor]:
     return sorted(found, key=lambda tensor: tensor.name)
 
 
-def check_language_model(model_dir: Path, params: Mapping[str, Any]) -> None:
-    """Checks that the files in Mistral's format hold every part of the language model.
+def read_language(model_dir: Path) -> LanguageSpec:
+    """Raises BadCheckpoint where the numbers of the language model are wrong."""
+    if hugging_face.is_hugging_face(model_dir):
+        return hugging_face.read_language(model_dir)
+    return LanguageSpec.from_params(read_params(model_dir))
+
+
+def check_language_model(model_dir: Path, language: LanguageSpec) -> None:
+    """Checks that the files hold every part of the language model, and the adapter as it is.
 
     An engine may leave a part that no file holds as it was allocated, and answer all the same.
     Reads headers alone, so that it names a part and not each tensor of it.
@@ -67,19 +81,39 @@ def check_language_model(model_dir: Path, params: Mapping[str, Any]) -> None:
     Raises:
         BadCheckpoint: names the part, or the file of the index that is missing.
     """
-    names = {name for path in _weight_files(model_dir) for name in _read_header(path)[1]}
-    parts = ["tok_embeddings.", "norm."]
-    parts += [f"layers.{number}." for number in range(int(params.get("n_layers") or 0))]
-    if not params.get("tied_embeddings"):
-        parts.append("output.")
+    is_theirs = hugging_face.is_hugging_face(model_dir)
+    if is_theirs:
+        files = hugging_face.weight_files(model_dir, is_all=True)
+        parts = hugging_face.parts(language)
+        mend = "tie_word_embeddings in config.json"
+    else:
+        files = _weight_files(model_dir)
+        parts = _parts(language)
+        mend = "tied_embeddings in params.json"
+    dtypes = {
+        hugging_face.unwrapped(name) if is_theirs else name: entry["dtype"]
+        for path in files
+        for name, entry in read_header(path)[1].items()
+    }
     for part in parts:
-        if not any(name.startswith(part) for name in names):
+        found = [dtype for name, dtype in dtypes.items() if name.startswith(part)]
+        if not found:
             advice = "download its files again"
-            if part == "output.":
-                advice += (
-                    ", or set tied_embeddings in params.json if the model has its embeddings tied"
-                )
+            if part in ("output.", "lm_head."):
+                advice += f", or set {mend} if the model has its embeddings tied"
             raise BadCheckpoint(f"{model_dir}: no file holds {part}weight or the like; {advice}")
+        if part in parts[-len(ADAPTER_PARTS) :] and not set(found) <= {*STORED_DTYPES}:
+            raise BadCheckpoint(
+                f"{model_dir}: {part}weight is quantised, and the adapter must be one of "
+                f"{', '.join(STORED_DTYPES)}: take a checkpoint that leaves it as it is, as nearly "
+                "all published ones do"
+            )
+
+
+def _parts(language: LanguageSpec) -> list[str]:
+    layers = [f"layers.{number}." for number in range(language.layers)]
+    output = [] if language.is_tied else ["output."]
+    return ["tok_embeddings.", "norm.", *layers, *output, *ADAPTER_PARTS]
 
 
 def _weight_files(model_dir: Path) -> list[Path]:
@@ -104,7 +138,7 @@ def _indexed(index: Path) -> list[str]:
 
 
 def _tensors(path: Path, is_theirs: bool) -> Iterator[StoredTensor]:
-    offset, header = _read_header(path)
+    offset, header = read_header(path)
     for stored_name, entry in header.items():
         name = hugging_face.mistral_name(stored_name) if is_theirs else stored_name
         if name is None or not name.startswith(VISION_PREFIXES):
@@ -120,18 +154,3 @@ def _tensors(path: Path, is_theirs: bool) -> Iterator[StoredTensor]:
             end=offset + end,
             has_halves=is_theirs and hugging_face.has_halves(name),
         )
-
-
-def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the data begins, and the header: the safetensors format's length and JSON."""
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 0 < length <= path.stat().st_size - 8:
-            raise BadCheckpoint(f"{path} is not a safetensors file, or is cut short")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            raise BadCheckpoint(f"{path} is not a safetensors file") from None
-    header.pop("__metadata__", None)
-    return 8 + length, header

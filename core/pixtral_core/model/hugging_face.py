@@ -6,10 +6,13 @@ by side (transformers, `convert_mistral3_weights_to_hf.py`).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pixtral_core.model.language_spec import LanguageSpec
+from pixtral_core.model.safetensors_header import read_header
+from pixtral_core.model.tokenizer_file import row_end_ids
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
 
 CONFIG = "config.json"
@@ -25,6 +28,19 @@ DEFAULTS = {
     "patch_size": 16,
 }
 ROPE_THETA = 10_000.0
+# Likewise those of the language models that are served, by the type that text_config names.
+TEXT_DEFAULTS = {
+    "mistral": {
+        "num_hidden_layers": 32,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 131_072,
+    },
+    "ministral3": {
+        "num_hidden_layers": 34,
+        "vocab_size": 131_072,
+        "max_position_embeddings": 262_144,
+    },
+}
 
 _PREFIXES = {
     "vision_tower.": "vision_encoder.",
@@ -42,9 +58,21 @@ _MODULES = {
 }
 
 
+# The module that a published name begins with, and the one that newer names put in front.
+_WRAPPERS = ("model.", "language_model.", "model.")
+_OUTPUT = "lm_head."
+
+
 def is_hugging_face(model_dir: Path) -> bool:
-    """Whether the directory is in this format alone. Published models may be in both."""
-    return (model_dir / CONFIG).is_file() and not (model_dir / "params.json").is_file()
+    """Whether the directory is read in this format: the weights that it holds decide.
+
+    A published model may be in both formats, and is then read in Mistral's. One with these weights
+    may have a `params.json` beside them, which does not describe them.
+    """
+    if not (model_dir / CONFIG).is_file() or any(model_dir.glob("consolidated*.safetensors")):
+        return False
+    has_weights = (model_dir / INDEX).is_file() or any(model_dir.glob("model*.safetensors"))
+    return has_weights or not (model_dir / "params.json").is_file()
 
 
 def read_spec(model_dir: Path) -> VisionSpec:
@@ -60,34 +88,102 @@ def read_spec(model_dir: Path) -> VisionSpec:
         raise BadCheckpoint(f"{CONFIG} is not of a Pixtral: no llava or mistral3 with its tower")
     # The defaults of these differ from published Pixtrals.
     if vision.get("hidden_act") != "silu":
-        raise BadCheckpoint(f"{CONFIG}: vision_config.hidden_act must be silu")
+        raise BadCheckpoint(
+            f"{CONFIG}: vision_config.hidden_act must be silu; where these are a published "
+            "Pixtral's weights, the conversion has it wrong: set it to silu"
+        )
     if config.get("vision_feature_layer", -1 if model_type == "mistral3" else None) != -1:
         raise BadCheckpoint(f"{CONFIG}: vision_feature_layer must be -1")
     if model_type == "llava" and config.get("vision_feature_select_strategy") != "full":
         raise BadCheckpoint(f"{CONFIG}: vision_feature_select_strategy must be full")
+    if config.get("projector_hidden_act", "gelu") != "gelu":
+        raise BadCheckpoint(f"{CONFIG}: projector_hidden_act must be gelu")
+    text = config.get("text_config")
+    vocab_size = text.get("vocab_size") if isinstance(text, Mapping) else None
     try:
-        return VisionSpec.from_params({"vision_encoder": _vision_params(config, vision)})
+        return VisionSpec.from_params(
+            {"vision_encoder": _vision_params(config, vision)},
+            row_ends=row_end_ids(model_dir, vocab_size),
+        )
     except BadCheckpoint:
         raise BadCheckpoint(f"{CONFIG}: a number in vision_config is wrong") from None
 
 
-def weight_files(model_dir: Path) -> list[Path]:
-    """Those with vision tensors in them, where an index says. Raises BadCheckpoint."""
+def read_language(model_dir: Path) -> LanguageSpec:
+    """The language model, as `config.json` and the tensors' names describe it.
+
+    Raises BadCheckpoint.
+    """
+    config = _read(model_dir / CONFIG)
+    text = config.get("text_config")
+    text_type = text.get("model_type", "mistral") if isinstance(text, Mapping) else None
+    if not isinstance(text, Mapping) or text_type not in TEXT_DEFAULTS:
+        raise BadCheckpoint(
+            f"{CONFIG}: text_config.model_type is {text_type}, and in this form "
+            f"{' or '.join(TEXT_DEFAULTS)} is served: take the model's files in Mistral format"
+        )
+    numbers = {name: text.get(name, default) for name, default in TEXT_DEFAULTS[text_type].items()}
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise BadCheckpoint(f"{CONFIG}: text_config.{name} is no number above 0")
+    says_tied = bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+    return LanguageSpec(
+        layers=numbers["num_hidden_layers"],
+        vocab_size=numbers["vocab_size"],
+        context_length=numbers["max_position_embeddings"],
+        # The defaults of transformers' classes for it differ, so that a config.json may lack it.
+        is_tied=says_tied and not _has_output(model_dir),
+        is_quantized=bool(config.get("quantization_config")),
+    )
+
+
+def weight_files(model_dir: Path, *, is_all: bool = False) -> list[Path]:
+    """Those with vision tensors in them, where an index says, or all. Raises BadCheckpoint."""
     index = model_dir / INDEX
     if not index.is_file():
         single = model_dir / "model.safetensors"
         if not single.is_file():
             raise BadCheckpoint(f"{model_dir} holds no {INDEX} and no {single.name}")
         return [single]
-    places = _read(index).get("weight_map")
-    if not isinstance(places, Mapping):
-        raise BadCheckpoint(f"{index} has no weight_map")
-    names = {str(place) for tensor, place in places.items() if mistral_name(tensor)}
+    names = {file for tensor, file in _indexed(index).items() if is_all or mistral_name(tensor)}
     files = [model_dir / Path(name).name for name in sorted(names)]
     for path in files:
         if not path.is_file():
-            raise BadCheckpoint(f"{path} is missing")
+            raise BadCheckpoint(f"{path} is missing, which {INDEX} names")
     return files
+
+
+def parts(language: LanguageSpec) -> list[str]:
+    """How the names begin, without their wrappers, of what the decoder cannot be without."""
+    layers = [f"layers.{number}." for number in range(language.layers)]
+    adapter = [f"multi_modal_projector.linear_{number}." for number in (1, 2)]
+    output = [] if language.is_tied else [_OUTPUT]
+    return ["embed_tokens.", "norm.", *layers, *output, *adapter]
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without the modules in front, whose order has changed with the years."""
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def _has_output(model_dir: Path) -> bool:
+    index, single = model_dir / INDEX, model_dir / "model.safetensors"
+    names: Iterable[str] = ()
+    if index.is_file():
+        names = _indexed(index)
+    elif single.is_file():
+        names = read_header(single)[1]
+    return any(unwrapped(name).startswith(_OUTPUT) for name in names)
+
+
+def _indexed(index: Path) -> dict[str, str]:
+    """The file of each tensor, by an index."""
+    places = _read(index).get("weight_map")
+    if not isinstance(places, Mapping):
+        raise BadCheckpoint(f"{index} has no weight_map")
+    return {tensor: str(file) for tensor, file in places.items()}
 
 
 def mistral_name(name: str) -> str | None:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-# Control tokens of Mistral's Tekken tokenizers. A `params.json` names the first always and the
-# others only since Pixtral-Large.
-IMAGE_BREAK_TOKEN_ID = 12
-IMAGE_END_TOKEN_ID = 13
+# [IMG_BREAK] and [IMG_END] in Mistral's Tekken tokenizers. A `params.json` names [IMG] always, and
+# these only since Pixtral-Large.
+ROW_ENDS = (12, 13)
 
 
 class BadCheckpoint(ValueError):
@@ -58,8 +57,13 @@ class VisionSpec:
     norm_eps: ClassVar[float] = 1e-5
 
     @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> "VisionSpec":
-        """Raises BadCheckpoint where the model has no vision tower or its numbers are wrong."""
+    def from_params(
+        cls, params: Mapping[str, Any], *, row_ends: tuple[int, int] = ROW_ENDS
+    ) -> "VisionSpec":
+        """`row_ends` are the ids of [IMG_BREAK] and [IMG_END] where `params` names none.
+
+        Raises BadCheckpoint where the model has no vision tower or its numbers are wrong.
+        """
         vision = params.get("vision_encoder")
         if not isinstance(vision, Mapping):
             raise BadCheckpoint("params.json has no vision_encoder: not a Pixtral model")
@@ -78,8 +82,8 @@ class VisionSpec:
                 has_pre_projector_norm=bool(vision.get("add_pre_mm_projector_layer_norm", False)),
                 adapter_bias=bool(vision.get("adapter_bias", True)),
                 image_token_id=int(vision["image_token_id"]),
-                image_break_token_id=int(vision.get("image_break_token_id", IMAGE_BREAK_TOKEN_ID)),
-                image_end_token_id=int(vision.get("image_end_token_id", IMAGE_END_TOKEN_ID)),
+                image_break_token_id=int(vision.get("image_break_token_id", row_ends[0])),
+                image_end_token_id=int(vision.get("image_end_token_id", row_ends[1])),
             )
         except KeyError as missing:
             raise BadCheckpoint(
@@ -137,9 +141,9 @@ def read_params(model_dir: Path) -> dict[str, Any]:
     try:
         params = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        theirs = " and not Hugging Face's alone" if (model_dir / "config.json").is_file() else ""
         raise BadCheckpoint(
-            f"{path} is missing: a model in Mistral format{theirs} is needed"
+            f"{path} is missing, and there is no config.json of Hugging Face's format either: "
+            "not a model's directory"
         ) from None
     except ValueError:
         raise BadCheckpoint(f"{path} is not JSON") from None

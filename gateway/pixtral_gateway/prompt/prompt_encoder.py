@@ -5,6 +5,7 @@ import logging
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from mistral_common.protocol.instruct.tool_calls import Function
 from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
 from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
 from mistral_common.utils.json_utils import validate_json_schema_by_draft7
 
 from pixtral_core.errors import InvalidRequest, log_place
+from pixtral_core.model.checkpoint import read_language
+from pixtral_core.model.tokenizer_file import find_tokenizer, own_file
 from pixtral_core.model.vision_spec import BadCheckpoint, Grid, VisionSpec
 from pixtral_gateway.checks.conversation import Conversation, Tool, Tools
 from pixtral_gateway.prompt.image_placeholders import leave_out_pixels
@@ -77,10 +81,10 @@ class PromptEncoder:
 
     @classmethod
     def load(cls, model_dir: Path, spec: VisionSpec) -> "PromptEncoder":
-        """Reads `tekken.json`, which takes a second or two. Raises BadCheckpoint."""
-        path = model_dir / "tekken.json"
-        if not path.is_file():
-            raise BadCheckpoint(f"{path} is missing: a model in Mistral format is needed")
+        """Reads the model's tokenizer, which takes a second or two. Raises BadCheckpoint."""
+        path = own_file(model_dir)
+        if path is None:
+            path = find_tokenizer(model_dir, spec, read_language(model_dir).vocab_size)
         try:
             tokenizer = MistralTokenizer.from_file(path)
         except Exception as error:
@@ -101,11 +105,21 @@ class PromptEncoder:
         """The text of token ids, control tokens by their names. Raises InvalidRequest."""
         if max(token_ids, default=0) >= self.vocabulary_size:
             raise InvalidRequest("tokens", "one is not in the vocabulary")
-        decode = self._tokenizer.instruct_tokenizer.tokenizer.decode
-        ids, policy = list(token_ids), SpecialTokenPolicy.KEEP
+        ids = list(token_ids)
         if len(ids) > OFFLOAD_CHARACTERS:
-            return await asyncio.to_thread(decode, ids, policy)
-        return decode(ids, policy)
+            return await asyncio.to_thread(self._spelled, ids)
+        return self._spelled(ids)
+
+    def _spelled(self, ids: list[int]) -> str:
+        tokenizer = self._tokenizer.instruct_tokenizer.tokenizer
+        if not isinstance(tokenizer, SentencePieceTokenizer):
+            return tokenizer.decode(ids, SpecialTokenPolicy.KEEP)
+        # It spells all tokens as pieces, with a letter for each space, where it keeps the control
+        # tokens.
+        return "".join(
+            "".join(map(tokenizer.id_to_piece, run)) if is_special else tokenizer.decode(list(run))
+            for is_special, run in groupby(ids, tokenizer.is_special)
+        )
 
     async def check(self, conversation: Conversation) -> None:
         """Raises InvalidRequest for messages that mistral_common does not take, and says why."""
@@ -210,7 +224,7 @@ def _check_agreement(
 ) -> None:
     encoder = tokenizer.instruct_tokenizer.image_encoder
     if encoder is None:
-        raise BadCheckpoint("tekken.json has no image settings: not a Pixtral tokenizer")
+        raise BadCheckpoint("its tokenizer has no image settings: not a Pixtral tokenizer")
     config = encoder.image_config
     ids = encoder.special_ids
     for name, in_tokenizer, in_params in (
@@ -223,5 +237,6 @@ def _check_agreement(
     ):
         if in_tokenizer != in_params:
             raise BadCheckpoint(
-                f"tekken.json and params.json disagree on {name}: {in_tokenizer} and {in_params}"
+                f"the tokenizer and the model's numbers disagree on {name}: {in_tokenizer} and "
+                f"{in_params}"
             )

@@ -17,11 +17,13 @@ from mistral_common.tokens.tokenizers.base import (
     SpecialTokenPolicy,
 )
 from mistral_common.tokens.tokenizers.instruct import InstructTokenizerV3, InstructTokenizerV11
+from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
+from pixtral_core.model.sentencepiece import piece_bytes
 from pixtral_core.model.vision_spec import BadCheckpoint
 from pixtral_gateway.checks.conversation import Tool, Tools
 from pixtral_gateway.checks.tools import check_forced
@@ -45,8 +47,10 @@ class ToolFormat:
     def __init__(self, instruct: InstructTokenizer[Any, Any, Any]) -> None:
         """Raises BadCheckpoint for a tokenizer older than Pixtral."""
         tokenizer = instruct.tokenizer
-        if not isinstance(instruct, InstructTokenizerV3) or not isinstance(tokenizer, Tekkenizer):
-            raise BadCheckpoint("tekken.json is of a version that has no images and tool calls")
+        if not isinstance(instruct, InstructTokenizerV3) or not isinstance(
+            tokenizer, Tekkenizer | SentencePieceTokenizer
+        ):
+            raise BadCheckpoint("the tokenizer is of a version that has no images and tool calls")
         self._tokenizer = tokenizer
         self._markers = {int(instruct.TOOL_CALLS): Marker.CALLS}
         self._is_named = isinstance(instruct, InstructTokenizerV11)
@@ -114,9 +118,15 @@ class ToolFormat:
         return _Choice(reader, None, None, is_single=tools.is_single)
 
     def _marked(self) -> "MarkedText":
-        return MarkedText(self._markers, self._bytes_of)
+        # SentencePiece leaves out the space with which a text begins, but not behind other text.
+        loses_space = isinstance(self._tokenizer, SentencePieceTokenizer)
+        return MarkedText(self._markers, self._bytes_of, loses_space=loses_space)
 
     def _bytes_of(self, token_id: int) -> bytes:
+        if isinstance(self._tokenizer, SentencePieceTokenizer):
+            if token_id >= self._tokenizer.n_words or self._tokenizer.is_special(token_id):
+                return b""
+            return piece_bytes(self._tokenizer.id_to_piece(token_id))
         try:
             return self._tokenizer.id_to_byte_piece(token_id, SpecialTokenPolicy.IGNORE)
         except KeyError:
@@ -133,7 +143,15 @@ class MarkedText:
     nothing of others: what is spelled is taken away.
     """
 
-    def __init__(self, markers: Mapping[int, Marker], bytes_of: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        markers: Mapping[int, Marker],
+        bytes_of: Callable[[int], bytes],
+        *,
+        loses_space: bool = False,
+    ) -> None:
+        """`loses_space`: the text may lack the space with which its first token begins."""
+        self._may_lose_space = loses_space
         self._markers = markers
         self._bytes_of = bytes_of
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
@@ -149,7 +167,11 @@ class MarkedText:
                 self._spelled += len(self._characters.decode(b"", final=True))
                 self._ahead.append((self._spelled, marker))
             else:
-                self._spelled += len(self._characters.decode(self._bytes_of(token_id)))
+                spelled = self._characters.decode(self._bytes_of(token_id))
+                if self._may_lose_space and spelled and text:
+                    self._told += spelled[0] == " " != text[0]
+                    self._may_lose_space = False
+                self._spelled += len(spelled)
         text, self._held = self._held + text, ""
         marked: list[str | Marker] = []
         while True:

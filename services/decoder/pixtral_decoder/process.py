@@ -3,9 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import grpc
 import torch
@@ -15,9 +13,10 @@ from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc
 from pixtral_core.cache.embedding_store import EmbeddingStore
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.errors import StartupError
-from pixtral_core.model.checkpoint import check_language_model
+from pixtral_core.model.checkpoint import check_language_model, read_language, read_spec
 from pixtral_core.model.fingerprint import fingerprint
-from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
+from pixtral_core.model.tokenizer_file import find_tokenizer
+from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
 from pixtral_decoder.checks import Limits
 from pixtral_decoder.decoder import Decoder
 from pixtral_decoder.embeddings.source import EmbeddingSource, PeerEncoders
@@ -77,15 +76,13 @@ class DecoderTier:
                 "and if VLLM_PLUGINS is set, let it name pixtral"
             )
         try:
-            params = read_params(settings.model_dir)
-            spec = VisionSpec.from_params(params)
-            vocab_size = _vocab_size(params)
+            spec = read_spec(settings.model_dir)
+            language = read_language(settings.model_dir)
             _check_generation_config(settings.model_dir)
             # With vLLM's `dummy` format there are no weights to look at: for measurements.
             if settings.engine_args.get("load_format") != "dummy":
-                check_language_model(settings.model_dir, params)
-            if not (settings.model_dir / "tekken.json").is_file():
-                raise BadCheckpoint(f"{settings.model_dir} holds no tekken.json")
+                check_language_model(settings.model_dir, language)
+            find_tokenizer(settings.model_dir, spec, language.vocab_size)
             made_by = await asyncio.to_thread(
                 fingerprint, settings.model_dir, settings.dtype, fp8=settings.vision_fp8
             )
@@ -113,7 +110,7 @@ class DecoderTier:
             source=source,
             limits=Limits(
                 spec,
-                vocab_size,
+                language.vocab_size,
                 engine.context_length,
                 settings.max_images,
                 has_priorities=engine.has_priorities,
@@ -169,6 +166,9 @@ class DecoderTier:
 
 def _engine_options(settings: DecoderSettings) -> EngineOptions:
     computes_in = settings.compute_dtype or settings.dtype
+    more = dict(settings.engine_args)
+    if settings.quantization is not None:
+        more["quantization"] = settings.quantization
     return EngineOptions(
         model_dir=settings.model_dir,
         dtype="bfloat16" if computes_in is DType.BF16 else "float32",
@@ -183,15 +183,8 @@ def _engine_options(settings: DecoderSettings) -> EngineOptions:
         tensor_parallel=settings.tensor_parallel,
         cpu_threads=settings.cpu_threads,
         adapters=settings.lora_modules,
-        more=settings.engine_args,
+        more=more,
     )
-
-
-def _vocab_size(params: Mapping[str, Any]) -> int:
-    size = params.get("vocab_size")
-    if not isinstance(size, int) or size < 1:
-        raise BadCheckpoint("params.json: vocab_size is missing or no number of tokens")
-    return size
 
 
 def _check_generation_config(model_dir: Path) -> None:

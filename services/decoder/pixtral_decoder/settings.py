@@ -34,7 +34,8 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     )
     model_dir: DirectoryPath = Field(
         description="Directory of the model in Mistral format: params.json, "
-        "consolidated*.safetensors, tekken.json."
+        "consolidated*.safetensors, tekken.json; or in Hugging Face's: config.json, "
+        "model*.safetensors, and tekken.json where mistral_common does not ship it."
     )
     dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16,
@@ -110,10 +111,16 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
         "directories in PEFT's form in the file, NAME=DIRECTORY in each of several flags, a JSON "
         "object in the variable.",
     )
+    quantization: str | None = Field(
+        None,
+        description="Weights of 16 bits are quantised as they are loaded: vLLM's name of the way, "
+        "such as fp8 on a GPU, or int8_per_channel_weight_only, on a CPU too; unset: they stay as "
+        "the checkpoint has them.",
+    )
     engine_args: Annotated[dict[str, Any], AfterValidator(_check_arguments)] = Field(
         {},
         description="More arguments of vLLM's engine, with the names of its AsyncEngineArgs, "
-        "such as quantization or speculative_config: a table in the file, NAME=VALUE in each "
+        "such as seed or speculative_config: a table in the file, NAME=VALUE in each "
         "of several flags, a JSON object in the variable.",
     )
 
@@ -121,4 +128,10 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     def _check_adapters(self) -> Self:
         if "" in self.lora_modules or self.model_name in self.lora_modules:
             raise ValueError("lora_modules: an adapter needs a name, and not the model's own")
+        return self
+
+    @model_validator(mode="after")
+    def _check_quantization(self) -> Self:
+        if self.quantization is not None and "quantization" in self.engine_args:
+            raise ValueError("quantization is set twice: leave it out of engine_args")
         return self

@@ -1,7 +1,7 @@
-"""The other Mistral models with this tower, in their shapes, in a real engine each."""
+"""The Mistral models with this tower, in the shapes and the forms in which they are published, in a
+real engine each, against transformers' own classes."""
 
 import gc
-import json
 import random
 import warnings
 from collections.abc import Callable
@@ -10,59 +10,49 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from pixtral_core.cache.embedding_key import EmbeddingKey
 from pixtral_core.generation.sampling import Sampling
-from pixtral_core.model.vision_spec import VisionSpec, read_params
+from pixtral_core.model.checkpoint import read_spec
+from pixtral_core.model.hugging_face import is_hugging_face
 from pixtral_decoder.engine.engine import DecoderEngine
 from pixtral_decoder.engine.engine_args import EngineOptions
 from pixtral_decoder.request import ImagePlace, Prompt
 from tests.decoder.memory import in_a_file
+from tests.support.hf_reference import hf_generate, load_hf, write_hf
+from tests.support.published_shapes import ministral_3, mistral_small, pixtral_large
 from tests.support.reference import Reference
 
 
-def pixtral_large(directory: Path) -> Path:
-    """Another patch and head size, and an adapter without biases though no merger is before it."""
-    spec = RandomSpec(vision_hidden_size=208, patch_size=14, max_image_size=1022)
-    write_random_checkpoint(directory, spec)
-    params = read_params(directory)
-    params["vision_encoder"]["adapter_bias"] = False
-    params["max_position_embeddings"] = 131072
-    (directory / "params.json").write_text(json.dumps(params))
-    weights = load_file(directory / "consolidated.safetensors")
-    biases = ("vision_language_adapter.w_in.bias", "vision_language_adapter.w_out.bias")
-    kept = {name: weight for name, weight in weights.items() if name not in biases}
-    assert len(kept) == len(weights) - 2
-    save_file(kept, directory / "consolidated.safetensors", metadata={"format": "pt"})
-    return directory
+def as_it_is(original: Path, _: Path) -> Path:
+    return original
 
 
-def mistral_small(directory: Path) -> Path:
-    """Merged patches, a norm before the adapter, and no biases in it: 3.1 and 3.2."""
-    spec = RandomSpec(patch_size=14, max_image_size=1540, spatial_merge_size=2)
-    return write_random_checkpoint(directory, spec)
-
-
-@pytest.mark.parametrize(("make", "tensor_parallel"), [(pixtral_large, 1), (mistral_small, 2)])
-async def test_greedy_tokens_are_the_plain_models(
+@pytest.mark.parametrize(
+    ("make", "publish", "tensor_parallel"),
+    [(pixtral_large, as_it_is, 1), (mistral_small, write_hf, 2), (ministral_3, write_hf, 1)],
+)
+async def test_greedy_tokens_are_those_of_transformers(
     make: Callable[[Path], Path],
+    publish: Callable[[Path, Path], Path],
     tensor_parallel: int,
     tmp_path: Path,
 ) -> None:
-    model_dir = make(tmp_path / "model")
-    spec = VisionSpec.from_params(read_params(model_dir))
-    reference = Reference(model_dir)
-    pixels = np.random.default_rng(1).standard_normal((3, 12 * 14, 8 * 14)).astype(np.float32)
-    grid = spec.grid(8 * 14, 12 * 14)
+    original = make(tmp_path / "original")
+    model_dir = publish(original, tmp_path / "published")
+    assert is_hugging_face(model_dir) is (publish is write_hf)
+    spec = read_spec(model_dir)
+    cols, rows = 8, 12
+    size = (rows * spec.patch_size, cols * spec.patch_size)
+    pixels = np.random.default_rng(1).standard_normal((3, *size)).astype(np.float32)
+    grid = spec.grid(size[1], size[0])
     image = ImagePlace(EmbeddingKey(bytes(32), "f", "tenant"), 2, grid)
     words = random.Random(0)
-    question = [words.randrange(1000, 131072) for _ in range(5)]
+    question = [words.randrange(1100, 32768) for _ in range(40)]
     token_ids = [1, 3, *spec.placeholder(grid), *question, 4]
-    expected = reference.generate(token_ids, [pixels], 16)
-    embedding = reference.embed_image(pixels)
+    expected = hf_generate(load_hf(original), token_ids, [pixels], 16)
+    embedding = Reference(original).embed_image(pixels)
     assert embedding.shape == (grid.tokens, spec.width)
 
     options = EngineOptions(

@@ -1,11 +1,13 @@
-"""A checkpoint's `params.json`, as vLLM is given it."""
+"""A checkpoint's `params.json` or `config.json`, as vLLM is given it."""
 
+import json
 import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import Ministral3Config, Mistral3Config, PixtralVisionConfig
 
 from tests.support.upstream import assert_still_there
 
@@ -47,6 +49,33 @@ def test_a_model_without_a_context_length_has_vllms_own(checkpoint: Path, looks:
     assert looks == []
     assert params["max_position_embeddings"] == 128_000
     assert parsed.get_text_config().max_position_embeddings == 128_000
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A config.json of Ministral 3, without weights."""
+    text = Ministral3Config(vocab_size=1000, tie_word_embeddings=True)
+    vision = PixtralVisionConfig(patch_size=14, image_size=1540, hidden_act="silu")
+    made = Mistral3Config(
+        text_config=text, vision_config=vision, spatial_merge_size=2, tie_word_embeddings=True
+    )
+    (tmp_path / "config.json").write_text(json.dumps(made.to_dict()))
+    return tmp_path
+
+
+def test_still_needed_while_vllm_passes_over_the_scaling_of_queries(theirs: Path) -> None:
+    _, parsed = config.HFConfigParser().parse(theirs, trust_remote_code=False)
+    assert not hasattr(parsed.text_config, "llama_4_scaling")
+
+
+def test_a_config_json_has_what_the_decoders_model_looks_for(theirs: Path) -> None:
+    _, parsed = config_parser.ParamsParser().parse(theirs, trust_remote_code=False)
+    text, vision = parsed.text_config, parsed.vision_config
+    assert text.llama_4_scaling == {"beta": 0.1, "original_max_position_embeddings": 16384}
+    assert text.architectures == ["MistralForCausalLM"]
+    assert text.tie_word_embeddings
+    assert (vision.max_image_size, vision.spatial_merge_size) == (1540, 2)
+    assert vision.adapter_bias is False
 
 
 def test_a_decoder_takes_vllms_own_format_without_a_warning(

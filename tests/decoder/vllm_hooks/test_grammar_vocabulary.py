@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pixtral_core.model.tokenizer_file import SHIPPED
 from pixtral_decoder.vllm_hooks import grammar_vocabulary
 from pixtral_decoder.vllm_hooks.grammar_vocabulary import compile_json_apart, spell_in_bytes
 from tests.support.upstream import assert_still_there
@@ -92,6 +93,33 @@ def test_still_needed_while_a_bounded_string_of_json_may_have_control_characters
 ) -> None:
     """Once this fails, `compile_json_apart` can go."""
     assert holds(tokenizer, StructuredOutputOptions.JSON, BOUNDED, '"a\tb"')
+
+
+@pytest.fixture
+def sentencepiece(tmp_path: Path) -> Any:
+    """Pixtral-Large's."""
+    (tmp_path / "tokenizer.model.v7m1").symlink_to(SHIPPED[1].path)
+    return MistralTokenizer.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.usefixtures("spelt")
+def test_an_answer_of_sentencepiece_may_have_any_character_too(sentencepiece: Any) -> None:
+    json, grammar = StructuredOutputOptions.JSON, StructuredOutputOptions.GRAMMAR
+    for text in ("cat", "é🙂", "日本語", "👩‍🚀"):
+        assert holds(sentencepiece, grammar, f'root ::= " "? "{text}"', text)
+        assert not holds(sentencepiece, grammar, f'root ::= " "? "{text}"', text[:-1])
+        assert holds(sentencepiece, json, '{"type": "string"}', f'"{text}"')
+    assert not holds(sentencepiece, json, BOUNDED, '"a\x01"')
+
+
+@pytest.mark.usefixtures("spelt")
+def test_a_control_token_of_sentencepiece_is_no_text(sentencepiece: Any) -> None:
+    backend = XgrammarBackend(
+        vllm_config=CONFIG, tokenizer=sentencepiece, vocab_size=sentencepiece.vocab_size
+    )
+    inst = sentencepiece.tokenizer.get_special_token("[INST]")
+    grammar = backend.compile_grammar(StructuredOutputOptions.REGEX, r"\[INST\]")
+    assert not grammar.accept_tokens("request", [inst])
 
 
 def test_still_there() -> None:

@@ -23,6 +23,7 @@ from PIL import ImageFile
 
 from pixtral.v1 import chat_pb2
 from pixtral_core.errors import InvalidRequest
+from pixtral_core.model.tokenizer_file import own_file
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
 from pixtral_gateway.api.grpc.from_proto import read_conversation, read_tools
 from pixtral_gateway.images.image_reader import ImageReader
@@ -143,7 +144,8 @@ def conversations(count: int, seed: int) -> list[list[chat_pb2.Message]]:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "count"), [("model_dir", CONVERSATIONS), ("merging_model_dir", 40)]
+    ("checkpoint", "count"),
+    [("model_dir", CONVERSATIONS), ("merging_model_dir", 40), ("sentencepiece_model_dir", 40)],
 )
 async def test_equals_mistral_common_and_decodes_no_pixels(
     checkpoint: str,
@@ -154,7 +156,7 @@ async def test_equals_mistral_common_and_decodes_no_pixels(
     directory: Path = request.getfixturevalue(checkpoint)
     spec = VisionSpec.from_params(read_params(directory))
     prompts = PromptEncoder.load(directory, spec)
-    tokenizer = MistralTokenizer.from_file(directory / "tekken.json")
+    tokenizer = MistralTokenizer.from_file(own_file(directory) or directory)
     made = conversations(count, seed=7)
     expected = [reference(tokenizer, messages) for messages in made]
 
@@ -170,7 +172,14 @@ async def test_equals_mistral_common_and_decodes_no_pixels(
 
 
 @pytest.mark.parametrize(
-    "checkpoint", ["model_dir", "merging_model_dir", "v11_model_dir", "v13_model_dir"]
+    "checkpoint",
+    [
+        "model_dir",
+        "merging_model_dir",
+        "v11_model_dir",
+        "v13_model_dir",
+        "sentencepiece_model_dir",
+    ],
 )
 async def test_tools_calls_and_results_are_encoded_as_mistral_common_does(
     checkpoint: str, request: pytest.FixtureRequest
@@ -178,7 +187,7 @@ async def test_tools_calls_and_results_are_encoded_as_mistral_common_does(
     directory: Path = request.getfixturevalue(checkpoint)
     spec = VisionSpec.from_params(read_params(directory))
     prompts = PromptEncoder.load(directory, spec)
-    tokenizer = MistralTokenizer.from_file(directory / "tekken.json")
+    tokenizer = MistralTokenizer.from_file(own_file(directory) or directory)
     rng, may_say = random.Random(9), checkpoint != "model_dir"
     seen = set()
     for messages in conversations(80, seed=11):
@@ -398,12 +407,9 @@ def test_tokenizer_that_disagrees_with_params_is_refused(
         PromptEncoder(tokenizer, replace(spec, **other))
 
 
-@pytest.mark.parametrize("content", [None, "{}", "not JSON"])
-def test_unreadable_tokenizer_is_refused(
-    tmp_path: Path, spec: VisionSpec, content: str | None
-) -> None:
-    if content is not None:
-        (tmp_path / "tekken.json").write_text(content)
+@pytest.mark.parametrize("content", ["{}", "not JSON"])
+def test_unreadable_tokenizer_is_refused(tmp_path: Path, spec: VisionSpec, content: str) -> None:
+    (tmp_path / "tekken.json").write_text(content)
 
     with pytest.raises(BadCheckpoint, match=r"tekken\.json"):
         PromptEncoder.load(tmp_path, spec)

@@ -19,6 +19,8 @@ from pixtral_core.concurrency.daemon_threads import in_daemon_thread
 from pixtral_core.errors import log_place
 from pixtral_core.generation.logprobs import TokenLogprobs
 from pixtral_core.generation.sampling import Sampling
+from pixtral_core.model.checkpoint import read_language, read_spec
+from pixtral_core.model.tokenizer_file import TEKKEN, find_tokenizer
 from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.engine.engine_args import EngineOptions, engine_args, prepare_process
 from pixtral_decoder.engine.logprobs import from_vllm, prompt_pieces
@@ -31,7 +33,7 @@ from pixtral_decoder.vllm_hooks.engine_shutdown import shut_down
 from pixtral_decoder.vllm_hooks.image_cache import ImageCache
 from pixtral_decoder.vllm_hooks.image_fan_out import send_images_once
 from pixtral_decoder.vllm_hooks.last_characters import LastCharacters
-from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE
+from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE, HF_ARCHITECTURE
 from pixtral_decoder.vllm_hooks.tensor_handover import Handover, encoder_of
 
 if TYPE_CHECKING:
@@ -167,6 +169,7 @@ class DecoderEngine:
         self._loaded: _Loaded | None = None
         self._handover = Handover()
         self._sockets: tempfile.TemporaryDirectory[str] | None = None
+        self._tokenizer: tempfile.TemporaryDirectory[str] | None = None
         self._sampling_defaults: dict[str, Any] = {}
         self._adapters: dict[str, LoRARequest | None] = {"": None}
 
@@ -317,8 +320,9 @@ class DecoderEngine:
         if loaded is not None:
             await shut_down(loaded.llm)
             self._handover.close()
-        if self._sockets is not None:
-            self._sockets.cleanup()
+        for directory in (self._sockets, self._tokenizer):
+            if directory is not None:
+                directory.cleanup()
 
     @property
     def _parts(self) -> _Loaded:
@@ -333,18 +337,19 @@ class DecoderEngine:
     def _load(self) -> None:
         prepare_process()
         supported.check()
-        arguments = engine_args(self.options)
+        arguments = engine_args(self.options, self._tokenizer_dir())
 
         from vllm import ModelRegistry
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         from pixtral_decoder.grammar.grammar_check import StructureCheck
-        from pixtral_decoder.vllm_hooks.model import PixtralEmbeddingsForConditionalGeneration
+        from pixtral_decoder.vllm_hooks import model
 
-        # The plug-in names the class, and vLLM would start a process to look at it, for 10 s. It
-        # is imported here in any case.
-        ModelRegistry.register_model(ARCHITECTURE, PixtralEmbeddingsForConditionalGeneration)
+        # The plug-in names the classes, and vLLM would start a process to look at one, for 10 s.
+        # They are imported here in any case.
+        for name in (ARCHITECTURE, HF_ARCHITECTURE):
+            ModelRegistry.register_model(name, getattr(model, name))
         structures = StructureCheck()
         with self._handover.listening() as connect, self._own_sockets(), _started_or_why():
             # vLLM chooses the tokens of a step from the context. The frontend stands in no variable
@@ -355,6 +360,18 @@ class DecoderEngine:
             )
             connect(encoder_of(self._llm))
         send_images_once(self._llm, self._loaded.images)
+
+    def _tokenizer_dir(self) -> Path | None:
+        """Where vLLM finds the tokenizer and no other; None is in the model's own directory."""
+        model_dir = self.options.model_dir
+        path = find_tokenizer(model_dir, read_spec(model_dir), read_language(model_dir).vocab_size)
+        if path == model_dir / TEKKEN:
+            return None
+        # vLLM takes a directory, and chooses for itself where it holds several.
+        self._tokenizer = tempfile.TemporaryDirectory(prefix="pixtral-tokenizer-")
+        name = TEKKEN if path.suffix == ".json" else path.name
+        (Path(self._tokenizer.name) / name).symlink_to(path.resolve())
+        return Path(self._tokenizer.name)
 
     @contextmanager
     def _own_sockets(self) -> Iterator[None]:

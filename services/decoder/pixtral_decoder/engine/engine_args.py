@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pixtral_core.model.vision_spec import read_params
+from pixtral_core.model.checkpoint import read_language
+from pixtral_core.model.hugging_face import is_hugging_face
 from pixtral_decoder.engine.compute_dtype import imitates_bfloat16
 from pixtral_decoder.vllm_hooks import exit_with_parent
-from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE, CONFIG_FORMAT
+from pixtral_decoder.vllm_hooks.plugin import ARCHITECTURE, CONFIG_FORMAT, HF_ARCHITECTURE
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -69,7 +70,7 @@ class EngineOptions:
     """The arguments with which the engine starts.
 
     Attributes:
-        model_dir: a checkpoint in Mistral format.
+        model_dir: a checkpoint in Mistral format, or in Hugging Face's.
         dtype: of the language model's weights and activations; "auto" is the checkpoint's own.
         may_widen: take float32 for bfloat16 on a CPU that only imitates it.
         context_length: most tokens that a prompt and its answer hold together, where the model
@@ -124,8 +125,10 @@ def prepare_process() -> None:
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
 
 
-def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
+def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "AsyncEngineArgs":
     """vLLM's arguments. Imports vLLM, which takes seconds.
+
+    `tokenizer_dir` holds the tokenizer's file and no other; None is the model's own directory.
 
     Raises BadEngineArguments for a name that vLLM does not have, and where the machine has less
     shared memory than `kv_host_bytes`.
@@ -134,12 +137,14 @@ def engine_args(options: EngineOptions) -> "AsyncEngineArgs":
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
+    is_theirs = is_hugging_face(options.model_dir)
     arguments: dict[str, Any] = {
         "model": str(options.model_dir),
+        "tokenizer": str(tokenizer_dir or options.model_dir),
         "tokenizer_mode": "mistral",
         "config_format": CONFIG_FORMAT,
-        "load_format": "mistral",
-        "hf_overrides": {"architectures": [ARCHITECTURE]},
+        "load_format": "safetensors" if is_theirs else "mistral",
+        "hf_overrides": {"architectures": [HF_ARCHITECTURE if is_theirs else ARCHITECTURE]},
         "dtype": options.dtype,
         "max_model_len": _context_length(options),
         "max_num_seqs": options.max_running,
@@ -227,18 +232,15 @@ def _check_spare_slot(options: EngineOptions) -> None:
 
 
 def _context_length(options: EngineOptions) -> int:
-    params = read_params(options.model_dir)
-    named = (params.get("max_position_embeddings"), params.get("max_seq_len"))
-    return min([options.context_length, *(int(length) for length in named if length)])
+    models = read_language(options.model_dir).context_length
+    return options.context_length if models is None else min(options.context_length, models)
 
 
 def _is_widened(options: EngineOptions) -> bool:
     if not options.may_widen or options.dtype != "bfloat16":
         return False
     # vLLM's quantized products take 16 bits alone.
-    is_quantized = "quantization" in options.more or "quantization" in read_params(
-        options.model_dir
-    )
+    is_quantized = "quantization" in options.more or read_language(options.model_dir).is_quantized
     return not is_quantized and imitates_bfloat16()
 
 

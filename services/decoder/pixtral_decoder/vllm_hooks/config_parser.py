@@ -1,11 +1,13 @@
-"""Reads a checkpoint's `params.json` for vLLM.
+"""Reads a checkpoint's `params.json`, or its `config.json`, for vLLM.
 
 Library: vLLM
 Changes: a config format of our own, `pixtral-params`, through vLLM's official registration; and, in
     a decoder's processes, vLLM's own format `mistral`, which what loads the tokenizer detects for
     itself.
 Why: published Pixtrals do not name their context length. vLLM then looks for a Hugging Face config
-    beside the checkpoint, in vain and with pauses between the attempts: 10 s of start-up.
+    beside the checkpoint, in vain and with pauses between the attempts: 10 s of start-up. And
+    vLLM's Mistral reads the scaling of queries in long contexts (Ministral 3) where `params.json`
+    has it, and passes over it where `config.json` has it.
 Upstream: https://github.com/vllm-project/vllm/pull/57279 (the length itself; the look is not named)
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -16,11 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm.transformers_utils.config import register_config_parser
+from vllm.transformers_utils.config import HFConfigParser, register_config_parser
 from vllm.transformers_utils.config_parser_base import ConfigParserBase
 from vllm.transformers_utils.configs.mistral import adapt_config_dict
 
 from pixtral_core.hooks import Touch, check_touches
+from pixtral_core.model.checkpoint import read_language, read_spec
+from pixtral_core.model.hugging_face import is_hugging_face
 from pixtral_core.model.vision_spec import read_params
 
 if TYPE_CHECKING:
@@ -33,9 +37,15 @@ _PACKAGE = "vllm.transformers_utils"
 TOUCHES = (
     Touch(f"{_PACKAGE}.config", "register_config_parser", parameters=("config_format",)),
     Touch(f"{_PACKAGE}.config", "MistralConfigParser.parse", mentions=("adapt_config_dict",)),
+    Touch(f"{_PACKAGE}.config", "HFConfigParser.parse", parameters=("model",)),
     Touch(f"{_PACKAGE}.config_parser_base", "ConfigParserBase.parse", parameters=("model",)),
     Touch(
         f"{_PACKAGE}.configs.mistral", "adapt_config_dict", parameters=("config_dict", "defaults")
+    ),
+    Touch(
+        "vllm.model_executor.models.mistral",
+        "MistralAttention.__init__",
+        mentions=("llama_4_scaling", "original_max_position_embeddings", "beta"),
     ),
 )
 
@@ -69,11 +79,30 @@ def _replaced_on_purpose() -> Iterator[None]:
 
 
 class ParamsParser(ConfigParserBase):
-    """vLLM's own parser, but for a model that does not name its context length."""
+    """vLLM's own parsers, with what they leave out of these models."""
 
     def parse(
-        self, model: str | Path, *args: object, **kwargs: object
+        self, model: str | Path, *args: Any, **kwargs: Any
     ) -> "tuple[dict[str, Any], PreTrainedConfig]":
+        if is_hugging_face(Path(model)):
+            found, config = HFConfigParser().parse(model, *args, **kwargs)
+            return found, _completed(Path(model), config)
         params = read_params(Path(model))
         params.setdefault("max_position_embeddings", CONTEXT_LENGTH)
         return params, adapt_config_dict(params, defaults={})
+
+
+def _completed(model_dir: Path, config: Any) -> "PreTrainedConfig":
+    """transformers' config with what the decoder's model and vLLM's Mistral look for in it."""
+    spec, text, vision = read_spec(model_dir), config.text_config, config.vision_config
+    text.architectures = ["MistralForCausalLM"]
+    text.tie_word_embeddings = read_language(model_dir).is_tied
+    rope = getattr(text, "rope_parameters", None) or {}
+    if beta := rope.get("llama_4_scaling_beta"):
+        longest = rope["original_max_position_embeddings"]
+        text.llama_4_scaling = {"beta": beta, "original_max_position_embeddings": longest}
+    vision.max_image_size = spec.max_image_size
+    vision.spatial_merge_size = spec.merge_size
+    vision.adapter_bias = spec.adapter_bias
+    completed: PreTrainedConfig = config
+    return completed

@@ -1,8 +1,9 @@
 """Gives xgrammar Mistral's tokens as bytes, so that a grammar allows every character.
 
 Library: vLLM
-Changes: XgrammarBackend, as it begins, reads each token of a Tekken tokenizer as its bytes, and it
-    compiles JSON for a vocabulary without the control characters that JSON does not have.
+Changes: XgrammarBackend, as it begins, reads each token of a Tekken tokenizer as its bytes, and
+    none of the control tokens of SentencePiece as text. It compiles JSON for a vocabulary without
+    the control characters that JSON does not have.
 Why: vLLM gives xgrammar the tokens as texts, in which a token that is part of a character is
     U+FFFD. A structured output then cannot have a character of several tokens, as most emoji are;
     where it must have one, xgrammar allows no token and the request fails. And vLLM gives a control
@@ -13,11 +14,12 @@ Versions: vLLM 0.25.1 to 0.33.0
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pixtral_core.hooks import Touch, check_touches
+from pixtral_core.model.sentencepiece import piece_bytes
 
 if TYPE_CHECKING:
     from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _BACKEND = "vllm.v1.structured_output.backend_xgrammar"
 _TOKENIZER = "vllm.tokenizers.mistral"
 _TEKKEN = "mistral_common.tokens.tokenizers.tekken"
+_SENTENCEPIECE = "mistral_common.tokens.tokenizers.sentencepiece"
 TOUCHES = (
     Touch(_BACKEND, "XgrammarBackend.__post_init__", mentions=("tokenizer", "vocab", "is_tekken")),
     Touch(_BACKEND, "XgrammarBackend.__post_init__", mentions=("compiler",)),
@@ -35,10 +38,15 @@ TOUCHES = (
         mentions=("compiler", "JSON", "GRAMMAR"),
     ),
     Touch("vllm.v1.structured_output.backend_types", "StructuredOutputOptions"),
-    Touch(_TOKENIZER, "MistralTokenizer.__init__", mentions=("_vocab", "is_tekken", "tokenizer")),
+    Touch(
+        _TOKENIZER,
+        "MistralTokenizer.__init__",
+        mentions=("_vocab", "is_tekken", "is_spm", "tokenizer"),
+    ),
     Touch(_TOKENIZER, "MistralTokenizer.vocab", mentions=("_vocab",)),
     Touch(_TEKKEN, "Tekkenizer.is_special", parameters=("token",)),
     Touch(_TEKKEN, "Tekkenizer.id_to_byte_piece", parameters=("token_id",)),
+    Touch(_SENTENCEPIECE, "SentencePieceTokenizer.is_special", parameters=("token",)),
 )
 
 # Behind this Lark has a schema.
@@ -74,13 +82,21 @@ def spell_in_bytes() -> None:
     def begin_with_bytes(backend: "XgrammarBackend") -> None:
         # A tokenizer may be of several kinds; Mistral's alone is spelled anew.
         tokenizer: Any = backend.tokenizer
-        if not getattr(tokenizer, "is_tekken", False):
+        is_tekken = getattr(tokenizer, "is_tekken", False)
+        if not is_tekken and not getattr(tokenizer, "is_spm", False):
             begin(backend)
             return
         texts = tokenizer._vocab
-        spelled = pieces(tokenizer.tokenizer, len(texts))
+        spelled: list[Any]
+        for_json: list[Any]
+        if is_tekken:
+            spelled = pieces(tokenizer.tokenizer, len(texts))
+            for_json = list(map(in_json, spelled))
+        else:
+            spelled = sentencepieces(tokenizer.tokenizer, texts)
+            for_json = [each if in_json(piece_bytes(each)) else "" for each in spelled]
         try:
-            tokenizer._vocab = list(map(in_json, spelled))
+            tokenizer._vocab = for_json
             begin(backend)
             setattr(backend, _JSON_COMPILER, backend.compiler)
             tokenizer._vocab = spelled
@@ -134,6 +150,14 @@ def pieces(tekkenizer: Tekkenizer, count: int) -> list[bytes]:
     return [
         b"" if tekkenizer.is_special(token) else _in_text(tekkenizer.id_to_byte_piece(token))
         for token in range(count)
+    ]
+
+
+def sentencepieces(tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """Each token's piece, whose bytes xgrammar knows; none of one that can be in no text."""
+    return [
+        "" if tokenizer.is_special(token) or not _in_text(piece_bytes(piece)) else piece
+        for token, piece in enumerate(texts)
     ]
 
 

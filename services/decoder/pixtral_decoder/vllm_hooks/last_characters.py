@@ -15,10 +15,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from pixtral_core.hooks import Touch, check_touches
+from pixtral_core.model.sentencepiece import piece_bytes
 
 _TEKKEN = "mistral_common.tokens.tokenizers.tekken"
+_SENTENCEPIECE = "mistral_common.tokens.tokenizers.sentencepiece"
 TOUCHES = (
-    Touch("vllm.tokenizers.mistral", "MistralTokenizer.__init__", mentions=("tokenizer",)),
+    Touch(
+        "vllm.tokenizers.mistral",
+        "MistralTokenizer.__init__",
+        mentions=("tokenizer", "is_tekken"),
+    ),
     Touch(
         "vllm.v1.engine.detokenizer",
         "BaseIncrementalDetokenizer.update",
@@ -26,6 +32,8 @@ TOUCHES = (
     ),
     Touch(_TEKKEN, "Tekkenizer.is_special", parameters=("token",)),
     Touch(_TEKKEN, "Tekkenizer.id_to_byte_piece", parameters=("token_id",)),
+    Touch(_SENTENCEPIECE, "SentencePieceTokenizer.is_special", parameters=("token",)),
+    Touch(_SENTENCEPIECE, "SentencePieceTokenizer.id_to_piece", parameters=("token_id",)),
 )
 
 # Each of so many tokens in a row would have to end within a character.
@@ -44,7 +52,8 @@ class LastCharacters:
     decoder made."""
 
     def __init__(self, tokenizer: Any, generated: Sequence[int] = ()) -> None:
-        self._tekkenizer = tokenizer.tokenizer
+        self._tokenizer = tokenizer.tokenizer
+        self._is_tekken = tokenizer.is_tekken
         self._recent = deque(generated, RECENT)
 
     def add(self, token_ids: Sequence[int]) -> None:
@@ -67,5 +76,8 @@ class LastCharacters:
         return text if is_sure else ""
 
     def _bytes_of(self, token: int) -> bytes:
-        special = self._tekkenizer.is_special(token)
-        return b"" if special else bytes(self._tekkenizer.id_to_byte_piece(token))
+        if self._tokenizer.is_special(token):
+            return b""
+        if self._is_tekken:
+            return bytes(self._tokenizer.id_to_byte_piece(token))
+        return piece_bytes(self._tokenizer.id_to_piece(token))

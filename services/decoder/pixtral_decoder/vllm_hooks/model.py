@@ -41,6 +41,28 @@ EMBEDDING_FIELD = "image_embeddings"
 """Name of the multimodal field, and of `embed_multimodal`'s argument, that holds embeddings."""
 
 _ADAPTER = "vision_language_adapter."
+_LANGUAGE = "language_model."
+
+# In a model of text alone, and in transformers' Pixtral.
+_PEFT_NAMES = {
+    "model.language_model.": "language_model.model.",
+    "model.layers.": "language_model.model.layers.",
+}
+# In a checkpoint in Hugging Face's format: transformers puts `model.` before them since 4.52. In
+# this order, in which a name goes through all of them.
+_HF_NAMES = {
+    **_PEFT_NAMES,
+    "model.vision_tower.": "vision_encoder.",
+    "vision_tower.": "vision_encoder.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "multi_modal_projector.linear_1.": f"{_ADAPTER}w_in.",
+    "multi_modal_projector.linear_2.": f"{_ADAPTER}w_out.",
+    "multi_modal_projector.patch_merger.": "patch_merger.",
+    "multi_modal_projector.norm.": "pre_mm_projector_norm.",
+    "lm_head": f"{_LANGUAGE}lm_head",
+}
+# The scales of Mistral's own checkpoints in 8 bits, there and in vLLM.
+_HF_SCALES = {".activation_scale": ".input_scale", ".weight_scale_inv": ".weight_scale"}
 
 _MODELS = "vllm.model_executor.models"
 _PROCESSING = "vllm.multimodal.processing"
@@ -176,12 +198,7 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
         # The names that PEFT has for them in a model of text alone, and in transformers' Pixtral.
         # The instance has it, not the class: vLLM would use the class's to rename what a quantized
         # checkpoint leaves out, too.
-        self.hf_to_vllm_mapper = WeightsMapper(
-            orig_to_new_prefix={
-                "model.language_model.": "language_model.model.",
-                "model.layers.": "language_model.model.layers.",
-            }
-        )
+        self.hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=_PEFT_NAMES)
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
@@ -233,4 +250,21 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
                     yield name, weight
 
         language = self.language_model.load_weights(language_weights())
-        return loaded | {f"language_model.{name}" for name in language}
+        return loaded | {f"{_LANGUAGE}{name}" for name in language}
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    _NoProcessor, info=ProcessingInfo, dummy_inputs=_NoDummyInputs
+)
+class HuggingFacePixtralEmbeddingsForConditionalGeneration(
+    PixtralEmbeddingsForConditionalGeneration
+):
+    """The same, with parameters as in a checkpoint in Hugging Face's format."""
+
+    hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=_HF_NAMES, orig_to_new_suffix=_HF_SCALES)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        renamed = type(self).hf_to_vllm_mapper.apply(weights)
+        return super().load_weights(
+            (name.removeprefix(_LANGUAGE), weight) for name, weight in renamed
+        )

@@ -19,11 +19,13 @@ from pixtral_decoder.vllm_hooks import (
 )
 
 ARCHITECTURE = "PixtralEmbeddingsForConditionalGeneration"
+# The class for checkpoints in Hugging Face's format.
+HF_ARCHITECTURE = "HuggingFacePixtralEmbeddingsForConditionalGeneration"
 CONFIG_FORMAT = "pixtral-params"
 
 
 def register() -> None:
-    """Registers the model class and how to read its config. Calling it again changes nothing."""
+    """Registers the model classes and how to read their config. Again, it changes nothing."""
     from vllm import ModelRegistry
 
     from pixtral_decoder.vllm_hooks import config_parser
@@ -32,7 +34,8 @@ def register() -> None:
         return
     # A name, not a class: the class is imported only where the model is built, and never before a
     # worker has chosen its device.
-    ModelRegistry.register_model(ARCHITECTURE, f"pixtral_decoder.vllm_hooks.model:{ARCHITECTURE}")
+    for name in (ARCHITECTURE, HF_ARCHITECTURE):
+        ModelRegistry.register_model(name, f"pixtral_decoder.vllm_hooks.model:{name}")
     # The plug-in is loaded by every vLLM that runs in the same environment.
     is_decoders = exit_with_parent.is_owned()
     config_parser.register(CONFIG_FORMAT, is_decoders=is_decoders)

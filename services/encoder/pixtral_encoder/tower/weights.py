@@ -7,12 +7,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pixtral_core.model.checkpoint import StoredTensor, vision_tensors
+from pixtral_core.model.checkpoint import STORED_DTYPES, StoredTensor, vision_tensors
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
 from pixtral_encoder.tower.tower import VisionTower, tensor_shapes
-
-# A tensor of fewer bits has scales beside it, without which its values mean nothing.
-STORED = ("BF16", "F16", "F32")
 
 
 def load_tower(
@@ -60,11 +57,11 @@ def load_weights(
                 f"{tensor.path}: {tensor.stored_name} is {list(tensor.shape)} and should be "
                 f"{list(shapes[tensor.name])} by the model's own numbers"
             )
-        if tensor.dtype not in STORED:
+        if tensor.dtype not in STORED_DTYPES:
             raise BadCheckpoint(
                 f"{tensor.path}: {tensor.stored_name} is {tensor.dtype}, and a vision tower must "
-                f"be one of {', '.join(STORED)}: take a checkpoint whose vision tower is not "
-                "quantised, as nearly all published ones are"
+                f"be one of {', '.join(STORED_DTYPES)}: take a checkpoint whose vision tower is "
+                "not quantised, as nearly all published ones are"
             )
     weights: dict[str, Tensor] = {}
     for path, tensors in groupby(sorted(stored, key=_path), _path):

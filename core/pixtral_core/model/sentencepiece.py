@@ -1,0 +1,18 @@
+"""The bytes of SentencePiece's pieces: of those of Tekken, mistral_common has them itself."""
+
+import re
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_SPACE = "\u2581"
+_UNKNOWN = "<unk>"
+# SentencePiece's own text for it.
+_UNKNOWN_TEXT = " \u2047 "
+
+
+def piece_bytes(piece: str) -> bytes:
+    """The text of a piece that is no control token; of some, one byte of a character."""
+    if byte := _BYTE.fullmatch(piece):
+        return bytes.fromhex(byte.group(1))
+    if piece == _UNKNOWN:
+        return _UNKNOWN_TEXT.encode()
+    return piece.replace(_SPACE, " ").encode()
