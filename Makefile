@@ -17,7 +17,7 @@ export TORCH
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries go-example
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ $(CLIENTS_NPM): .cache/clients/%/.installed: .cache/clients/bin/pytest
 
 .cache/clients/npm/.installed: tests/clients/commands/package.json
 .cache/clients/examples/.installed: examples/typescript/package.json
+
+go-example: $(INSTALLED) ## Build the example in Go with Debian's packages, and run it if PIXTRAL_TARGET is set
+	@tools/go_example
 
 compare-api: $(INSTALLED) ## Ask stock vLLM and a running stack the same, and compare (needs the network)
 	@$(BIN)/python -m bench.compare_api $(ARGS)

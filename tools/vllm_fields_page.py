@@ -142,7 +142,6 @@ ROUTES: Mapping[str, str] = {
 PASSED_OVER: Mapping[str, str] = {
     "include_reasoning": "the reasoning is an item of its own, which a client may leave unread",
     "reasoning_effort": "a raw prompt has its effort in it already",
-    "thinking": "a model thinks as it has learnt to",
     "length_penalty": "beam search alone has it, which is refused",
     "metadata": "a note of the client's own",
     "mm_payload": "vLLM's render routes alone have it",
@@ -157,7 +156,6 @@ PASSED_OVER: Mapping[str, str] = {
     "stream_interval": "tokens are sent as they come",
     "truncation_side": "it needs a prompt that is cut, which is refused",
     "user": "a note of the client's own",
-    "/v1/messages/count_tokens output_config": "its schema is not in the prompt",
 }
 
 

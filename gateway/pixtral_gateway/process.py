@@ -137,6 +137,7 @@ class GatewayTier:
             admission=admission,
             uploads=Uploads(reader=reader, names=names, admission=admission, room=self._room),
             vocabulary_size=prompts.vocabulary_size,
+            thinking=prompts.thinking,
         )
         self._tenants.start()
         await self._tiers.start()

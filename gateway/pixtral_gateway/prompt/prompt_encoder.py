@@ -53,6 +53,18 @@ class Prompt:
     image_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class ThinkingFormat:
+    """How a checkpoint's models think.
+
+    `token_id` begins a thought, and is None where they have none; `efforts` are those that the
+    template has a place for.
+    """
+
+    token_id: int | None
+    efforts: tuple[str, ...]
+
+
 class PromptEncoder:
     """A checkpoint's own tokenizer. Holds no state of a request; any thread may call it.
 
@@ -60,6 +72,7 @@ class PromptEncoder:
         vocabulary_size: token ids are below it.
         longest_token: in characters.
         tools: how the checkpoint's models call them.
+        thinking: how they think.
     """
 
     def __init__(self, tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], spec: VisionSpec):
@@ -74,7 +87,7 @@ class PromptEncoder:
         self.longest_token = max(map(len, vocabulary))
         self.tools = ToolFormat(tokenizer.instruct_tokenizer)
         self._version = tokenizer.instruct_tokenizer.tokenizer.version
-        self._efforts = _efforts(tokenizer)
+        self.thinking = ThinkingFormat(self.tools.thought_token_id, _efforts(tokenizer))
         self._messages = MessageCheck(self._version)
         self._spec = spec
         leave_out_pixels(tokenizer.instruct_tokenizer, spec)
@@ -134,14 +147,15 @@ class PromptEncoder:
         self._messages.check(messages_of(conversation, self._version, thinks=self.tools.thinks))
 
     def _check_effort(self, effort: str) -> None:
-        if effort and self._efforts and effort not in self._efforts:
-            *others, last = self._efforts
+        efforts = self.thinking.efforts
+        if effort and efforts and effort not in efforts:
+            *others, last = efforts
             known = f"{', '.join(others)} or {last}" if others else last
             raise InvalidRequest("reasoning_effort", f"must be {known} for this model")
 
     def _effort_of(self, conversation: Conversation) -> ReasoningEffort | None:
         """None where the template has no place for it: clients send it to every model."""
-        if not conversation.reasoning_effort or not self._efforts:
+        if not conversation.reasoning_effort or not self.thinking.efforts:
             return None
         return ReasoningEffort(conversation.reasoning_effort)
 

@@ -63,6 +63,11 @@ class ToolFormat:
                 self._markers[tokenizer.get_special_token(each.value)] = each
         self._token_ids = {marker: token_id for token_id, marker in self._markers.items()}
 
+    @property
+    def thought_token_id(self) -> int | None:
+        """The token that begins a thought."""
+        return self._token_ids.get(Marker.THINK)
+
     def opening(self, tools: Tools) -> list[int]:
         """The tokens that end a prompt whose answer must begin with a call."""
         if not tools.forced:

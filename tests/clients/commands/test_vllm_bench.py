@@ -26,6 +26,6 @@ def test_it_measures(url: str, backend: str, tmp_path: Path) -> None:
         "num-prompts": "4",
         **dataset,
     }
-    measured = bench(flags, tmp_path, seconds=110)
+    measured = bench(flags, tmp_path, seconds=300)
     assert (measured["completed"], measured["failed"]) == (4, 0)
     assert measured["total_output_tokens"] == 4 * 6

@@ -51,6 +51,20 @@ def test_what_vllm_tells_by_keywords_is_found(schema: dict[str, Any], keyword: s
         ({"not": {"type": "string"}}, "not at #/properties/tags~0/anyOf/1:"),
         ({"if": {}, "then": {}}, "if at #/properties/tags~0/anyOf/1:"),
         ({"$dynamicRef": "#a"}, "$dynamicRef at #/properties/tags~0/anyOf/1:"),
+        *(
+            ({"type": "object", keyword: {"a": ["b"]}}, f"{keyword} at #/properties/tags~0/anyOf/1")
+            for keyword in ("dependentRequired", "dependencies")
+        ),
+        ({"dependentSchemas": {"a": {}}}, "dependentSchemas at #/properties/tags~0/anyOf/1"),
+        ({"$ref": "#/$defs/a", "maximum": 3}, "maximum beside $ref at #/properties/tags~0/anyOf/1"),
+        (
+            {"type": "object", "properties": {"a": {}}, "anyOf": [{"required": ["a"]}]},
+            "properties beside anyOf at #/properties/tags~0/anyOf/1",
+        ),
+        ({"enum": ["a", "bc"], "maxLength": 1}, "maxLength beside enum at"),
+        ({"const": 5, "maximum": 3}, "maximum beside const at"),
+        ({"anyOf": [{}], "allOf": [{}]}, "allOf beside anyOf at"),
+        ({"oneOf": [{}], "additionalProperties": False}, "additionalProperties beside oneOf at"),
         (
             {"type": "array", "items": {"$ref": "https://example.com/"}},
             "$ref at #/properties/tags~0/anyOf/1/items leads out of the schema",
@@ -69,6 +83,9 @@ def test_references_that_lead_nowhere_are_found() -> None:
 def test_what_is_fine_is_not_told() -> None:
     schema = within({"enum": [{"not": 1, "multipleOf": 2}], "description": "not if"})
     assert [ignored(schema), circular(schema)] == [None, None]
+    named = {"$ref": "#/$defs/a", "type": "object", "title": "a", "additionalProperties": True}
+    vacuous = {"format": "int32", "enum": [[1]], "minItems": 0, "uniqueItems": False, "items": {}}
+    assert [ignored(within(named)), ignored(within(vacuous))] == [None, None]
     assert beyond_xgrammar(within({"type": "integer", "minimum": 3})) is None
 
 

@@ -10,6 +10,7 @@ from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_gateway.api.anthropic.response_schema import SentContent, SentText
+from pixtral_gateway.api.anthropic.thinking import Effort, SentThinking
 from pixtral_gateway.api.openai.request_schema import RequestBody, StopString, UInt32
 from pixtral_gateway.api.openai.schema_limits import Bounded
 from pixtral_gateway.checks.conversation import ToolChoice, Tools
@@ -68,6 +69,7 @@ class OutputConfig(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     format: SentFormat | None = None
+    effort: Effort | None = None
 
 
 class CountTokensRequest(RequestBody):
@@ -79,6 +81,12 @@ class CountTokensRequest(RequestBody):
     ] = None
     tools: Annotated[list[SentTool] | None, Bounded(limits.TOOLS)] = None
     tool_choice: SentToolChoice | None = None
+    thinking: SentThinking | None = None
+    output_config: OutputConfig | None = None
+
+    @property
+    def effort(self) -> Effort | None:
+        return self.output_config.effort if self.output_config is not None else None
 
     def called_tools(self) -> Tools:
         """The tools that are in effect. Raises InvalidRequest."""
@@ -113,15 +121,12 @@ class CountTokensRequest(RequestBody):
 
 
 class MessagesRequest(CountTokensRequest):
-    """`thinking` and `output_config.effort` are passed over: a model thinks as it has learnt to."""
-
     max_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
     stop_sequences: Annotated[list[StopString] | None, Bounded(limits.STOP)] = None
     stream: bool | None = None
     temperature: Annotated[float | None, Bounded(limits.TEMPERATURE)] = None
     top_p: Annotated[float | None, Bounded(limits.TOP_P)] = None
     top_k: Annotated[UInt32 | None, Bounded(limits.TOP_K)] = None
-    output_config: OutputConfig | None = None
 
     def sampling(self, *, disable_any_whitespace: bool = True) -> Sampling:
         """A parameter that is absent or null takes the model's own default.

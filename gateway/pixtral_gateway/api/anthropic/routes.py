@@ -10,6 +10,7 @@ from pixtral_gateway.api.anthropic import errors
 from pixtral_gateway.api.anthropic.blocks import Blocks
 from pixtral_gateway.api.anthropic.request import CountTokensRequest, MessagesRequest
 from pixtral_gateway.api.anthropic.response_schema import TokenCount
+from pixtral_gateway.api.anthropic.thinking import effort_of, without_thought
 from pixtral_gateway.api.anthropic.writer import MessageWriter
 from pixtral_gateway.api.field_names import renamed
 from pixtral_gateway.api.http.event_stream import EventStream
@@ -39,8 +40,9 @@ class AnthropicApi:
             sampling = asked.sampling(
                 disable_any_whitespace=self._front.settings.disable_any_whitespace
             )
-            vocabulary_size = self._front.backend.vocabulary_size
-            check_sampling(sampling, vocabulary_size=vocabulary_size)
+            backend = self._front.backend
+            sampling = without_thought(sampling, asked.thinking, backend.thinking)
+            check_sampling(sampling, vocabulary_size=backend.vocabulary_size)
         writer = MessageWriter(asked.model or self._front.model)
         begun = self._front.begin(
             writer.id,
@@ -84,5 +86,8 @@ class AnthropicApi:
                 tools=tools,
                 # As with Anthropic's own models: the answer goes on from such a message.
                 goes_on=blocks.ends_with_text,
+                reasoning_effort=effort_of(
+                    asked.thinking, asked.effort, self._front.backend.thinking
+                ),
             )
         return conversation, name_of

@@ -12,8 +12,7 @@ from pixtral_decoder.grammar.patterns import located
 
 # These say what is taken, so that no type is missing.
 _SAYS_MORE = frozenset(("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"))
-# These bound the values of a type, and let those of every other pass.
-_KEYWORDS = {
+KEYWORDS = {
     "string": {"minLength", "maxLength", "pattern", "format"},
     "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"},
     "array": {
@@ -25,6 +24,7 @@ _KEYWORDS = {
         *("patternProperties", "propertyNames", "minProperties", "maxProperties"),
     },
 }
+"""The keywords that bound the values of a type, and let those of every other pass."""
 _NAMES = frozenset(("properties", "patternProperties", "propertyNames", "additionalProperties"))
 
 
@@ -38,7 +38,7 @@ def completed(schema: Any) -> Any:
 
 def _complete(schema: dict[str, Any]) -> None:
     if _SAYS_MORE.isdisjoint(schema):
-        meant = [type_ for type_, words in _KEYWORDS.items() if not words.isdisjoint(schema)]
+        meant = [type_ for type_, words in KEYWORDS.items() if not words.isdisjoint(schema)]
         if meant:
             schema["type"] = meant[0] if len(meant) == 1 else meant
     types = schema.get("type")

@@ -5,11 +5,19 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
+from pixtral_decoder.grammar.completion import KEYWORDS
 from pixtral_decoder.grammar.patterns import located, pointer_part
 from pixtral_decoder.vllm_hooks.structure_check import is_beyond_xgrammar
 
 # Passed over without a word, where an answer could then be something else than was asked for.
-_IGNORED = ("not", "if", "$dynamicRef", "$recursiveRef")
+_IGNORED = (
+    *("not", "if", "dependentRequired", "dependentSchemas", "dependencies"),
+    *("$dynamicRef", "$recursiveRef"),
+)
+# Where a schema has one of these, xgrammar passes over what bounds it beside that.
+_ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
+# A format beside values that are listed tells how a program stores them, such as int32.
+_BOUNDS = frozenset(_ALONE).union(*KEYWORDS.values()) - {"format"}
 # A path is for a person to find the place by.
 _LONGEST_PATH = 300
 
@@ -20,6 +28,10 @@ def ignored(schema: Any) -> str | None:
         for keyword in _IGNORED:
             if keyword in each:
                 return not_held_to(keyword, path)
+        alone = next((keyword for keyword in _ALONE if keyword in each), None)
+        for keyword, value in each.items():
+            if alone and keyword in _BOUNDS - {alone} and _bounds(keyword, value):
+                return not_held_to(f"{keyword} beside {alone}", path)
         reference = each.get("$ref", "#")
         if isinstance(reference, str) and not reference.startswith("#"):
             return f"$ref at {_shown(path)} leads out of the schema: put what it names into $defs"
@@ -59,6 +71,16 @@ def beyond_xgrammar(schema: Any) -> str | None:
 
 def not_held_to(keyword: str, path: str) -> str:
     return f"an answer cannot be held to {keyword} at {_shown(path)}: leave it out"
+
+
+def _bounds(keyword: str, value: Any) -> bool:
+    """Whether a keyword forbids anything with this value."""
+    if keyword.startswith("min") and keyword != "minimum":
+        return bool(value != 0)
+    return value is not True and value != {} and value != [] and (keyword, value) != _NOT_UNIQUE
+
+
+_NOT_UNIQUE = ("uniqueItems", False)
 
 
 def _beyond(path: str, schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -259,7 +259,7 @@ async def test_sampling_and_structure_arrive_at_the_decoder(
         top_p=0.5,
         top_k=3,
         stop_sequences=["x"],
-        thinking={"type": "enabled", "budget_tokens": 1024},
+        thinking={"type": "adaptive"},
         metadata={"user_id": "me"},
         output_config={
             "effort": "low",
