@@ -1,6 +1,7 @@
 """`python -m pixtral_gateway`: runs a gateway until SIGTERM."""
 
-import pixtral_core.server.grpc_polling  # noqa: F401 - before grpc
+import pixtral_core.server.grpc_polling  # before grpc
+import pixtral_core.server.quick_start  # noqa: F401 - before all that is large
 from pixtral_core.server.process import run
 from pixtral_core.server.workers import run_workers
 from pixtral_core.settings import load

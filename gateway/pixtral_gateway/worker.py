@@ -2,7 +2,8 @@
 
 from functools import partial
 
-import pixtral_core.server.grpc_polling  # noqa: F401 - before grpc
+import pixtral_core.server.grpc_polling  # before grpc
+import pixtral_core.server.quick_start  # noqa: F401 - before all that is large
 from pixtral_core.server.process import run
 from pixtral_core.server.workers import Worker
 from pixtral_gateway.process import GatewayTier

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 from google.protobuf.wrappers_pb2 import StringValue
 from pydantic import Field
 
+import pixtral_core.server.quick_start  # noqa: F401 - as the tiers do
 from pixtral_core.errors import StartupError
 from pixtral_core.server.process import run
 from pixtral_core.settings import ProcessSettings, load
@@ -49,8 +51,8 @@ class Tier(EchoTier):
             self._settings.stopped.touch()
 
     async def _stream(self, request: StringValue, context: Context) -> AsyncIterator[StringValue]:
-        if request.value == "frozen":
-            yield StringValue(value=str(gc.get_freeze_count()))
+        if request.value == "garbage":
+            yield StringValue(value=json.dumps([gc.get_freeze_count(), gc.get_threshold()]))
             return
         yield StringValue(value="first")
         await exists(self._settings.release)

@@ -20,7 +20,7 @@ import uvloop
 from grpc_health.v1 import health_pb2_grpc
 
 from pixtral_core.errors import StartupError
-from pixtral_core.server import health
+from pixtral_core.server import garbage, health
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
 from pixtral_core.server.grpc_interceptor import CallInterceptor, EarlyCheck, Gate
 from pixtral_core.server.grpc_options import SERVER
@@ -331,6 +331,7 @@ class _Chassis:
             # a tenth of one, in which nobody is answered.
             gc.collect()
             gc.freeze()
+            garbage.search_as_usual()
         self._gate.open()
         self._health.set(SERVING)
 

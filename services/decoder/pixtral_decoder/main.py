@@ -4,6 +4,7 @@ Python's multiprocessing imports the main module of a process into those that it
 anything of theirs, unless that is called `__main__`.
 """
 
+import pixtral_core.server.quick_start  # noqa: F401 - before all that is large
 from pixtral_decoder.vllm_hooks.exit_with_parent import end_with_parent
 
 if __name__ == "__main__":

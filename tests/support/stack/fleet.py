@@ -80,7 +80,8 @@ class Tier:
         return sample_value(self._addresses()["metrics"], sample, **labels)
 
     def until_ready(self) -> Self:
-        wait_until(self._is_serving, "ready", START_SECONDS)
+        # Each look opens a connection, while the machine is at work on the start.
+        wait_until(self._is_serving, "ready", START_SECONDS, pause=0.2)
         return self
 
     def drain(self) -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from importlib.metadata import entry_points
 
+from pixtral_core.server import garbage
 from pixtral_decoder.vllm_hooks import (
     exit_with_parent,
     grammar_vocabulary,
@@ -46,6 +47,7 @@ def register() -> None:
         mask_time.measure()
         thinking_grammar.let_think()
         if multiprocessing.parent_process() is not None:
+            garbage.search_as_usual()
             exit_with_parent.end_with_parent()
             start_failure.record()
             tensor_handover.receive()

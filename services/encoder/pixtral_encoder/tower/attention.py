@@ -1,5 +1,6 @@
 """Attention within each image of a packed sequence, by the fastest kernel for each length."""
 
+import importlib
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 
 from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_encoder.tower.compute_dtype import multiplies_bfloat16
@@ -66,6 +66,10 @@ class Attention:
         self._spec, self._device, self._dtype = spec, device, dtype
         is_gpu = device.type == "cuda"
         self.packs_ragged = is_gpu and dtype in (torch.bfloat16, torch.float16)
+        if self.packs_ragged:
+            # It brings torch's compiler, which takes seconds to import. So it is imported here, not
+            # while an image waits, and on a CPU never.
+            importlib.import_module("torch.nn.attention.varlen")
         self._has_fast_products = (
             device.type == "cpu"
             and dtype == torch.bfloat16
@@ -158,6 +162,8 @@ def _products(heads: Heads, start: int, end: int, images: int) -> Tensor:
 
 
 def _ragged(heads: Heads, start: int, ends: Tensor, longest: int) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
     queries, keys, values = (each[start:] for each in heads)
     attended = varlen_attn(queries, keys, values, ends, ends, longest, longest)
     return cast("Tensor", attended).flatten(1)
