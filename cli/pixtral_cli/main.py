@@ -15,23 +15,33 @@ from typing import Any, NoReturn
 
 from pixtral_cli.doctor import run_doctor
 from pixtral_cli.extras import MissingExtra, require_extra
-from pixtral_cli.plain_output import print_error, print_line
+from pixtral_cli.plain_output import WrongArgument, print_error, print_line
 from pixtral_cli.stack.process_stack import StackError
 from pixtral_client import __version__
 from pixtral_client.errors import PixtralError
 from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET
 
+CHAT_EXIT_CODES = (
+    "exit codes: 0 answered in full; 1 no answer: refused, unreachable or broken off; 2 wrong "
+    "arguments, or an image that is not there, and nothing was sent; 3 the answer was cut at "
+    "--max-tokens or at the end of the model's context; 130 stopped by Ctrl-C. Several questions "
+    "on standard input end with the smallest of 1, 2 and 3 that came."
+)
 TIERS = ("gateway", "encoder", "decoder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments."""
+    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments, and
+    what `pixtral-serve chat --help` lists."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in TIERS:
             _become_tier(arguments[0], arguments[1:])
         options = _parser().parse_args(arguments)
         return int(options.run(options))
+    except WrongArgument as error:
+        print_error(error)
+        return 2
     except (MissingExtra, PixtralError, StackError, OSError, ValueError, TypeError) as error:
         print_error(error)
         return 1
@@ -113,8 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_stack_arguments(up)
 
-    chat = command("chat", _chat, "Ask a question, or have a conversation, with pictures.")
-    chat.add_argument("question", nargs="?", help="without one: an interactive conversation")
+    chat = command("chat", _chat, "Ask a question, or have a conversation, with images.")
+    chat.epilog = CHAT_EXIT_CODES
+    chat.add_argument(
+        "question",
+        nargs="?",
+        help="names images by their paths or URLs; without one: an interactive conversation",
+    )
     chat.add_argument(
         *("--image", "-i"), action="append", default=[], metavar="PATH|URL", help="repeatable"
     )
@@ -122,6 +137,15 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--model", help="a name that the gateway lists; its own by default")
     chat.add_argument(
         "--max-tokens", type=int, default=1024, help="the most tokens of an answer (%(default)s)"
+    )
+    chat.add_argument("--system", metavar="TEXT", help="the system message")
+    chat.add_argument(
+        "--plain",
+        action="store_true",
+        help="show the answer's Markdown as it is, on a terminal too",
+    )
+    chat.add_argument(
+        "--no-history", action="store_true", help="do not keep typed lines for the next session"
     )
     chat.add_argument("--temperature", type=float, help="0 is greedy; the model's own by default")
     chat.add_argument("--tls", action="store_true", help="TLS with the system's authorities")

@@ -9,6 +9,10 @@ from pixtral_client.errors import PixtralError, Unavailable
 _ANSI_CODES = {"red": 31, "green": 32, "yellow": 33}
 
 
+class WrongArgument(ValueError):
+    """An argument is wrong, and nothing was done: exit code 2."""
+
+
 def print_line(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
