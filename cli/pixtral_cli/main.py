@@ -17,6 +17,7 @@ from pixtral_cli.doctor import run_doctor
 from pixtral_cli.extras import MissingExtra, require_extra
 from pixtral_cli.plain_output import WrongArgument, print_error, print_line
 from pixtral_cli.stack.process_stack import StackError
+from pixtral_cli.up_options import add_device_flags, add_vllm_flags, flags_of_file
 from pixtral_client import __version__
 from pixtral_client.errors import PixtralError
 from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in TIERS:
             _become_tier(arguments[0], arguments[1:])
-        options = _parser().parse_args(arguments)
+        options = _parse(arguments)
         return int(options.run(options))
     except WrongArgument as error:
         print_error(error)
@@ -47,6 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; for `up`, over those of its `--config`. Raises WrongArgument."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if getattr(options, "config", None) is None:
+        return options
+    # Once more with the file's flags first; what the command line says comes later and counts.
+    before = [flag for flags in flags_of_file(options.config).values() for flag in flags]
+    # --config, between them, ends a flag of several values.
+    between = f"--config={options.config}"
+    return parser.parse_args([arguments[0], *before, between, *arguments[1:]])
 
 
 def _become_tier(tier: str, arguments: Sequence[str]) -> NoReturn:
@@ -98,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     up = command("up", _up, "Run Redis, encoder, decoder and gateway here until Ctrl-C.")
+    up.add_argument("model", nargs="?", type=Path, help="the model, a directory in Mistral format")
+    up.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file of these flags, with the settings of a tier in [gateway], [encoder] and "
+        "[decoder]; flags of the command line go over it",
+    )
     up.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
     up.add_argument(
         "--http-listen", default=DEFAULT_HTTP, help="its address for OpenAI's API (%(default)s)"
@@ -121,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         help="hosts whose images are fetched by https URL: names, .example.org for all below it, "
         "or '*' for every public one; by default none",
     )
-    _add_stack_arguments(up)
+    add_vllm_flags(up)
+    add_device_flags(up)
+    _add_stack_arguments(up, is_named=False)
 
     chat = command("chat", _chat, "Ask a question, or have a conversation, with images.")
     chat.epilog = CHAT_EXIT_CODES
@@ -177,9 +201,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_stack_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_stack_arguments(parser: argparse.ArgumentParser, *, is_named: bool = True) -> None:
     parser.add_argument(
-        "--model-dir", type=Path, required=True, help="the model, a directory in Mistral format"
+        "--model-dir",
+        type=Path,
+        required=is_named,
+        help="the model, a directory in Mistral format",
     )
     parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="(%(default)s)")
     parser.add_argument(

@@ -151,7 +151,7 @@ def test_ctrl_c_stops_the_answer_only(
 
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["chat", "--target", "127.0.0.1:1", "Hello"]) == 1
-    assert "pixtral-serve up --model-dir" in capsys.readouterr().err
+    assert "pixtral-serve up MODEL" in capsys.readouterr().err
 
 
 def test_answers_cannot_steer_the_terminal(
@@ -163,7 +163,8 @@ def test_answers_cannot_steer_the_terminal(
 
 
 def test_up_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(["up", "--model-dir", str(tmp_path)]) == 1
+    ports = ["--port", "0", "--listen", "127.0.0.1:0"]
+    assert main.main(["up", "--model-dir", str(tmp_path), *ports]) == 1
     assert "holds no params.json" in capsys.readouterr().err
 
 
@@ -175,6 +176,7 @@ def test_up_serves_a_model_by_other_names(tmp_path: Path, monkeypatch: pytest.Mo
         raise Started(options.gateway_args)
 
     monkeypatch.setattr(up, "start_stack", start)
+    monkeypatch.setattr(up, "check_ports", lambda addresses: None)
     names = ["--served-model-name", "mistralai/Pixtral-12B-2409", "pixtral"]
     with pytest.raises(Started, match="--served-model-name=mistralai/Pixtral-12B-2409,pixtral"):
         main.main(["up", "--model-dir", str(tmp_path), *names])
@@ -190,6 +192,7 @@ def test_up_fetches_images_from_the_hosts_that_are_named(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(up, "start_stack", start)
+    monkeypatch.setattr(up, "check_ports", lambda addresses: None)
     hosts = ["--image-urls", "images.example.org", ".example.com", "*"]
     assert main.main(["up", "--model-dir", str(tmp_path), *hosts]) == 130
     assert given == ["--image-url-hosts=images.example.org,.example.com,*"]
