@@ -106,7 +106,7 @@ async def measure(ask: AskAbout, counts: Counts, door: int) -> Workloads:
 
 
 async def measure_grpc(target: str, counts: Counts) -> Workloads:
-    async with pixtral_client.AsyncClient(target) as client:
+    async with pixtral_client.AsyncClient(target, max_retries=0) as client:
 
         async def ask(question: str, picture: bytes | None) -> float:
             content: list[Any] = [{"type": "text", "text": question}]

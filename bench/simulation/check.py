@@ -49,7 +49,7 @@ async def open_loop(stack: Stack, requests: Sequence[Request]) -> list[Outcome]:
         if request.image is not None
     }
     outcomes = [Outcome(request) for request in requests]
-    async with AsyncClient(stack.target, timeout=600) as client:
+    async with AsyncClient(stack.target, timeout=600, max_retries=0) as client:
         began = time.perf_counter()
 
         async def send(outcome: Outcome) -> None:

@@ -90,7 +90,7 @@ async def measure(stack: Stack, rounds: int) -> tuple[ServiceTimes, dict[str, st
     Each is the first quartile: other work of the machine makes some requests slower, and none
     faster.
     """
-    async with AsyncClient(stack.target, timeout=300) as client:
+    async with AsyncClient(stack.target, timeout=300, max_retries=0) as client:
         asker = Asker(client)
         short = await repeat(rounds, asker.ask)
         alone = await repeat(max(rounds // 3, 3), lambda: asker.ask(tokens=STREAMED))

@@ -1,153 +1,279 @@
 """`pixtral-serve chat`: one question, or a conversation with images at any turn."""
 
 import argparse
-import contextlib
-import re
+import base64
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pixtral.v1 import chat_pb2
 from pixtral_cli.plain_output import print_error
+from pixtral_cli.question import ShownImage, load_image, parse, whole_questions
 from pixtral_cli.terminal import console, print_answer
-from pixtral_client.client import Client
-from pixtral_client.errors import InvalidRequest, PixtralError
-from pixtral_client.image_fetch import fetch
-from pixtral_client.requests import Sampling, Tls
+from pixtral_client import Client, InvalidRequest, PixtralError, Tls
+from pixtral_client.messages import has_image_suffix, to_protos
+from pixtral_client.requests import Options, Sampling, chat_request
 
-HELP = (
-    "@cat.jpg or @https://… in a question shows a picture, as does /image PATH_OR_URL before it; "
-    "/reset starts anew, /quit or Ctrl-D ends, Ctrl-C stops an answer."
-)
-_PICTURE = re.compile(r'(?:(?<=\s)|^)@(?:"([^"]+)"|(\S+?)(?=[,.;:!?)]*(?:\s|$)))')
+FAILED, WRONG, CUT, STOPPED = 1, 2, 3, 130
+HELP = """\
+cat.jpg, @cat.jpg, https://…/cat.jpg    in a question show an image; drag a file in for its path
+/image PATH_OR_URL                      shows one with the next question
+/system [TEXT]                          sets the system message, or removes it
+/model [NAME]                           takes another model, or lists them
+/set [NAME [VALUE]]                     sets an option such as temperature, unsets it, or lists them
+/save FILE, /load FILE                  the conversation as JSON, in the form of OpenAI's API
+/reset, /quit                           begins anew; ends, as Ctrl-D does
+A backslash at the end of a line, or \"\"\" before and after, makes a question of several lines.
+Tab completes paths; Ctrl-C stops an answer."""
+_SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"RIFF", "webp"))
 
 
 def run_chat(options: argparse.Namespace) -> int:
+    """Returns one of the exit codes that `--help` lists."""
     # A script that reads the answer wants nothing else on standard output.
     console.stderr = True
     files = (options.tls_ca, options.tls_certificate, options.tls_private_key)
     tls = Tls(*files) if options.tls or any(files) else None
     sampling: Sampling = {"max_tokens": options.max_tokens, "temperature": options.temperature}
     with Client(options.target, tls=tls) as client:
-        conversation = Conversation(client, options.model, sampling)
+        conversation = Conversation(client, options.model, sampling, is_plain=options.plain)
+        if options.system:
+            conversation.system = options.system
         for name in options.image:
-            conversation.add_picture(name)
+            conversation.add_image(name)
         if options.question:
-            conversation.ask(options.question)
-        else:
-            conversation.converse()
-    return 0
-
-
-def load_picture(name: str) -> bytes:
-    """The file at a path or an http(s) URL.
-
-    Raises:
-        OSError, ValueError: the picture cannot be read.
-    """
-    if name.startswith(("http://", "https://")):
-        return fetch(name)
-    return Path(name).expanduser().read_bytes()
-
-
-def parse(line: str) -> list[str | bytes]:
-    """Splits a question at the pictures that it names by `@`; an `@word` that is neither a file nor
-    a URL is text."""
-    parts: list[str | bytes] = []
-    start = 0
-    for match in _PICTURE.finditer(line):
-        name = match[1] or match[2]
-        is_url = name.startswith(("http://", "https://"))
-        if is_url or Path(name).expanduser().is_file():
-            parts += [line[start : match.start()].strip(), load_picture(name)]
-            start = match.end()
-    parts.append(line[start:].strip())
-    return [part for part in parts if part]
+            return conversation.ask(options.question)
+        return conversation.converse(keeps_history=not options.no_history)
 
 
 class Conversation:
-    """The turns so far. Pictures are held as bytes: none is read or fetched twice."""
+    """The turns so far. Images are kept as bytes: each is read or fetched once."""
 
-    def __init__(self, client: Client, model: str | None, sampling: Sampling) -> None:
+    def __init__(
+        self, client: Client, model: str | None, sampling: Sampling, *, is_plain: bool = False
+    ) -> None:
         self._client = client
         self._model = model
-        self._sampling = sampling
-        self._messages: list[dict[str, Any]] = []
-        self._pictures: list[bytes] = []
+        self._sampling: dict[str, Any] = {k: v for k, v in sampling.items() if v is not None}
+        self._is_plain = is_plain
+        self._turns: list[dict[str, Any]] = []
+        self._images: list[ShownImage] = []
+        self.system = ""
 
-    def add_picture(self, name: str) -> None:
-        """Shows a picture with the next question."""
-        self._pictures.append(load_picture(name))
+    @property
+    def _messages(self) -> list[dict[str, Any]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self._turns]
 
-    def ask(self, question: str) -> None:
-        """Prints the answer. The conversation stays as it was where something goes wrong. The text
-        of an interrupted answer is kept.
+    def add_image(self, name: str) -> None:
+        """Shows an image with the next question."""
+        self._images.append(load_image(name))
+
+    def ask(self, question: str) -> int:
+        """Prints the answer. Returns 0 for a whole one, CUT or STOPPED.
+
+        The conversation stays as it was where something goes wrong. The text of an interrupted
+        answer is kept.
 
         Raises:
-            OSError, ValueError: a picture of the question cannot be read.
-            PixtralError: the call has failed.
+            NoSuchImage: an image of the question cannot be read; nothing was sent.
+            PixtralError: there is no answer.
         """
-        content = [*self._pictures, *parse(question)]
-        turn = {"role": "user", "content": content}
-        stream = self._client.stream([*self._messages, turn], model=self._model, **self._sampling)
+        content = [*self._images, *parse(question)]
+        shown = [part.data if isinstance(part, ShownImage) else _text(part) for part in content]
+        turn = {"role": "user", "content": shown}
+        messages = [*self._messages, turn]
+        stream = self._client.stream(messages, model=self._model, **self._options())
+        code = 0
         with stream:
             try:
-                print_answer(stream)
+                print_answer(stream, is_plain=self._is_plain)
             except KeyboardInterrupt:
                 console.print("[dim]stopped[/]")
-            except InvalidRequest:
-                # Perhaps for a picture's sake: it must not spoil the next question, too.
-                self._pictures = []
+                code = STOPPED
+            except PixtralError as error:
+                _name_images(error, content, f"messages[{len(messages) - 1}].content")
+                if isinstance(error, InvalidRequest):
+                    # Perhaps for an image's sake: it must not spoil the next question, too.
+                    self._images = []
                 raise
         if stream.text:
-            self._messages += [turn, {"role": "assistant", "content": stream.text}]
-            self._pictures = []
-
-    def reset(self) -> None:
-        self._messages, self._pictures = [], []
+            self._turns += [turn, {"role": "assistant", "content": stream.text}]
+            self._images = []
+        completion = stream.completion
+        if completion is None or completion.finish_reason != "length":
+            return code
+        count = completion.usage.completion_tokens
+        most = self._sampling.get("max_tokens")
+        why = (
+            f"cut at {count} tokens: --max-tokens or /set max_tokens allows more"
+            if most is not None and count >= most
+            else f"cut at {count} tokens: the model's context is full; /reset begins anew"
+        )
+        console.print(f"[yellow]{why}[/]")
+        return CUT
 
     def command(self, line: str) -> bool:
-        """Does what a line that begins with a slash says. False: the conversation is over."""
+        """Does what a line that begins with a slash says. False: the conversation is over.
+
+        Raises OSError, ValueError and TypeError for a wrong argument.
+        """
         name, _, argument = line.partition(" ")
+        argument = argument.strip()
         match name:
-            case "/quit" | "/exit":
+            case "/quit" | "/exit" | "/bye":
                 return False
+            case "/help" | "/?":
+                console.print(HELP, style="dim", markup=False)
             case "/reset":
-                self.reset()
-                console.print("[dim]a new conversation[/]")
-            case "/image" if argument.strip():
-                self.add_picture(argument.strip().strip('"'))
-                console.print("[dim]shown with the next question[/]")
+                self._turns, self._images = [], []
+                _note("a new conversation")
+            case "/image" if argument:
+                self.add_image(argument.strip("\"'"))
+                _note("shown with the next question")
+            case "/system":
+                self.system = argument
+                _note("the system message is set" if argument else "no system message")
+            case "/model":
+                self._choose_model(argument)
+            case "/set":
+                self._set(*argument.partition(" ")[::2])
+            case "/save" if argument:
+                self._save(Path(argument).expanduser())
+                _note(f"saved in {argument}")
+            case "/load" if argument:
+                self._load(Path(argument).expanduser())
+                _note(f"{len(self._turns)} messages from {argument}")
             case _:
-                console.print(f"[dim]{HELP}[/]")
+                if name in COMMANDS:
+                    raise ValueError(f"{name} needs an argument")
+                raise ValueError(f"there is no command {name}: /help lists them")
         return True
 
-    def converse(self) -> None:
-        """Reads questions from the terminal, or lines from standard input, to the end."""
-        if sys.stdin.isatty():
-            console.print(f"[dim]{HELP}[/]")
-        for line in _lines():
+    def converse(self, *, keeps_history: bool = False) -> int:
+        """Reads questions from the terminal, or lines from standard input, to the end. Returns the
+        exit code."""
+        is_terminal = sys.stdin.isatty()
+        if is_terminal:
+            _note("/help lists what can be done; Ctrl-D ends")
+        codes = set()
+        for line in whole_questions(_reader(is_terminal, keeps_history)):
             try:
-                if line.startswith("/"):
+                if _is_command(line):
                     if not self.command(line):
-                        return
-                elif line:
-                    self.ask(line)
-            except (OSError, ValueError, PixtralError) as error:
+                        break
+                elif line and self.ask(line) == CUT:
+                    codes.add(CUT)
+            except (OSError, ValueError, TypeError, PixtralError) as error:
                 print_error(error)
+                codes.add(FAILED if isinstance(error, PixtralError) else WRONG)
+        # A person has seen each of them; a script sees the worst alone.
+        return 0 if is_terminal else min(codes, default=0)
 
+    def _options(self) -> Options:
+        options: Any = self._sampling
+        return options  # type: ignore[no-any-return]
 
-def _lines() -> Iterator[str]:
-    if not sys.stdin.isatty():
-        yield from (line.strip() for line in sys.stdin)
-        return
-    # Imported here: a question on the command line needs no line editor.
-    from prompt_toolkit import PromptSession
+    def _choose_model(self, name: str) -> None:
+        models = [model.name for model in self._client.models()]
+        if not name:
+            for each in models:
+                console.print(f"{'*' if each == self._model else ' '} {each}", markup=False)
+            return
+        if name not in models:
+            raise ValueError(f"no model {name}; there are {', '.join(models)}")
+        self._model = name
+        _note(f"{name} answers from now on")
 
-    session: PromptSession[str] = PromptSession()
-    with contextlib.suppress(EOFError):
-        while True:
+    def _set(self, name: str, value: str) -> None:
+        if not name:
+            for each, known in self._sampling.items():
+                console.print(f"  {each} {json.dumps(known)}", markup=False)
+            return
+        if name not in Sampling.__annotations__:
+            raise ValueError(f"no option {name}: {', '.join(Sampling.__annotations__)}")
+        changed = {key: known for key, known in self._sampling.items() if key != name}
+        if value:
             try:
-                yield session.prompt("> ").strip()
-            except KeyboardInterrupt:
-                continue
+                changed[name] = json.loads(value)
+            except ValueError:
+                changed[name] = value
+        # The checks that come before a request is sent.
+        chat_request(chat_pb2.CompleteRequest, [], None, changed)
+        self._sampling = changed
+        _note(f"{name} is {value or 'the default'}")
+
+    def _save(self, path: Path) -> None:
+        messages = [
+            {**turn, "content": [_as_openai(part) for part in turn["content"]]}
+            if isinstance(turn["content"], list)
+            else turn
+            for turn in self._messages
+        ]
+        text = json.dumps({"model": self._model, "messages": messages}, indent=1)
+        path.write_text(f"{text}\n", "utf-8")
+
+    def _load(self, path: Path) -> None:
+        try:
+            saved = json.loads(path.read_text("utf-8"))
+            messages = saved["messages"] if isinstance(saved, dict) else saved
+            to_protos(messages)
+        except (KeyError, UnicodeDecodeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no conversation: {error}") from None
+        first = messages[0] if messages else {}
+        has_system = first.get("role") == "system" and isinstance(first.get("content"), str)
+        self.system = first["content"] if has_system else ""
+        self._turns = list(messages[1:] if has_system else messages)
+        self._images = []
+
+
+COMMANDS = (
+    *("/help", "/image", "/system", "/model", "/set", "/save", "/load", "/reset", "/quit"),
+    *("/?", "/exit", "/bye"),
+)
+
+
+def _is_command(line: str) -> bool:
+    """Whether a line is a command, and not a question that begins with a path."""
+    word = line.partition(" ")[0]
+    if word in COMMANDS:
+        return True
+    return word.startswith("/") and "/" not in word[1:] and not has_image_suffix(word)
+
+
+def _reader(is_terminal: bool, keeps_history: bool) -> Callable[[bool], str | None]:
+    if is_terminal:
+        # Imported here: a question on the command line needs no line editor.
+        from pixtral_cli.line_editor import LineEditor
+
+        return LineEditor(COMMANDS, keeps_history=keeps_history).read
+    lines: Iterator[str] = (line.rstrip("\r\n") for line in sys.stdin)
+    return lambda _: next(lines, None)
+
+
+def _name_images(error: PixtralError, content: list[Any], where: str) -> None:
+    """Adds to an error which images its fields are about."""
+    for number, part in enumerate(content):
+        field = f"{where}[{number}]."
+        if isinstance(part, ShownImage) and any(
+            violation.field.startswith(field) for violation in error.violations
+        ):
+            error.add_note(f"{field.removesuffix('.')} is {part.name}")
+
+
+def _as_openai(part: Any) -> Any:
+    if not isinstance(part, bytes):
+        return part
+    form = next((form for sign, form in _SIGNATURES if part.startswith(sign)), "*")
+    url = f"data:image/{form};base64,{base64.b64encode(part).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _note(text: str) -> None:
+    console.print(text, style="dim", markup=False)

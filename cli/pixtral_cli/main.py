@@ -15,29 +15,53 @@ from typing import Any, NoReturn
 
 from pixtral_cli.doctor import run_doctor
 from pixtral_cli.extras import MissingExtra, require_extra
-from pixtral_cli.plain_output import print_error, print_line
+from pixtral_cli.plain_output import WrongArgument, print_error, print_line
 from pixtral_cli.plan import add_plan_arguments, run_plan
 from pixtral_cli.stack.process_stack import StackError
+from pixtral_cli.up_options import add_device_flags, add_vllm_flags, flags_of_file
 from pixtral_client import __version__
 from pixtral_client.errors import PixtralError
 from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET
 
+CHAT_EXIT_CODES = (
+    "exit codes: 0 answered in full; 1 no answer: refused, unreachable or broken off; 2 wrong "
+    "arguments, or an image that is not there, and nothing was sent; 3 the answer was cut at "
+    "--max-tokens or at the end of the model's context; 130 stopped by Ctrl-C. Several questions "
+    "on standard input end with the smallest of 1, 2 and 3 that came."
+)
 TIERS = ("gateway", "encoder", "decoder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments."""
+    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments, and
+    what `pixtral-serve chat --help` lists."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in TIERS:
             _become_tier(arguments[0], arguments[1:])
-        options = _parser().parse_args(arguments)
+        options = _parse(arguments)
         return int(options.run(options))
+    except WrongArgument as error:
+        print_error(error)
+        return 2
     except (MissingExtra, PixtralError, StackError, OSError, ValueError, TypeError) as error:
         print_error(error)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; for `up`, over those of its `--config`. Raises WrongArgument."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if getattr(options, "config", None) is None:
+        return options
+    # Once more with the file's flags first; what the command line says comes later and counts.
+    before = [flag for flags in flags_of_file(options.config).values() for flag in flags]
+    # --config, between them, ends a flag of several values.
+    between = f"--config={options.config}"
+    return parser.parse_args([arguments[0], *before, between, *arguments[1:]])
 
 
 def _become_tier(tier: str, arguments: Sequence[str]) -> NoReturn:
@@ -89,6 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     up = command("up", _up, "Run Redis, encoder, decoder and gateway here until Ctrl-C.")
+    up.add_argument("model", nargs="?", type=Path, help="the model, a directory in Mistral format")
+    up.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file of these flags, with the settings of a tier in [gateway], [encoder] and "
+        "[decoder]; flags of the command line go over it",
+    )
     up.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
     up.add_argument(
         "--http-listen", default=DEFAULT_HTTP, help="its address for OpenAI's API (%(default)s)"
@@ -112,10 +144,17 @@ def _parser() -> argparse.ArgumentParser:
         help="hosts whose images are fetched by https URL: names, .example.org for all below it, "
         "or '*' for every public one; by default none",
     )
-    _add_stack_arguments(up)
+    add_vllm_flags(up)
+    add_device_flags(up)
+    _add_stack_arguments(up, is_named=False)
 
-    chat = command("chat", _chat, "Ask a question, or have a conversation, with pictures.")
-    chat.add_argument("question", nargs="?", help="without one: an interactive conversation")
+    chat = command("chat", _chat, "Ask a question, or have a conversation, with images.")
+    chat.epilog = CHAT_EXIT_CODES
+    chat.add_argument(
+        "question",
+        nargs="?",
+        help="names images by their paths or URLs; without one: an interactive conversation",
+    )
     chat.add_argument(
         *("--image", "-i"), action="append", default=[], metavar="PATH|URL", help="repeatable"
     )
@@ -123,6 +162,15 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--model", help="a name that the gateway lists; its own by default")
     chat.add_argument(
         "--max-tokens", type=int, default=1024, help="the most tokens of an answer (%(default)s)"
+    )
+    chat.add_argument("--system", metavar="TEXT", help="the system message")
+    chat.add_argument(
+        "--plain",
+        action="store_true",
+        help="show the answer's Markdown as it is, on a terminal too",
+    )
+    chat.add_argument(
+        "--no-history", action="store_true", help="do not keep typed lines for the next session"
     )
     chat.add_argument("--temperature", type=float, help="0 is greedy; the model's own by default")
     chat.add_argument("--tls", action="store_true", help="TLS with the system's authorities")
@@ -157,20 +205,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_stack_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_stack_arguments(parser: argparse.ArgumentParser, *, is_named: bool = True) -> None:
     parser.add_argument(
         "--model-dir",
         type=Path,
-        required=True,
+        required=is_named,
         help="the model, a directory in Mistral's format or Hugging Face's",
     )
     parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="(%(default)s)")
-    parser.add_argument(
-        "--quantization",
-        metavar="WAY",
-        help="quantise the language model's weights as they are loaded: fp8 on a GPU, "
-        "int8_per_channel_weight_only on a CPU; by default they stay as the checkpoint has them",
-    )
     parser.add_argument(
         "--redis-max-memory",
         default="1gb",

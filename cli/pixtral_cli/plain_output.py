@@ -9,6 +9,10 @@ from pixtral_client.errors import PixtralError, Unavailable
 _ANSI_CODES = {"red": 31, "green": 32, "yellow": 33}
 
 
+class WrongArgument(ValueError):
+    """An argument is wrong, and nothing was done: exit code 2."""
+
+
 def print_line(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
@@ -18,7 +22,7 @@ def print_error(error: Exception) -> None:
     """Prints an error on standard error, and what a user can do about it."""
     lines = [coloured(f"error: {printable(str(error))}", "red", sys.stderr)]
     if isinstance(error, Unavailable) and not error.reason:
-        lines.append("Is a gateway running there? `pixtral-serve up --model-dir DIR` starts one.")
+        lines.append("Is a gateway running there? `pixtral-serve up MODEL` starts one.")
     if isinstance(error, PixtralError):
         lines += [printable(note) for note in getattr(error, "__notes__", ())]
     sys.stderr.write("".join(f"{line}\n" for line in lines))

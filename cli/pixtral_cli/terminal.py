@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from pixtral_cli.markdown_stream import MarkdownStream
 from pixtral_cli.plain_output import printable
 from pixtral_cli.stack.process_stack import Progress
 from pixtral_client.results import Completion
@@ -16,16 +17,23 @@ answers = Console(highlight=False)
 console = Console(highlight=False, soft_wrap=True)
 
 
-def print_answer(stream: Stream) -> tuple[str, Completion | None]:
-    """Prints an answer as it comes, and its timings. Returns its text and what is known of the
-    call, None where the stream was cut short."""
+def print_answer(stream: Stream, *, is_plain: bool = False) -> tuple[str, Completion | None]:
+    """Prints an answer as it comes, and its timings: as Markdown on a terminal, unless `is_plain`,
+    and as it is elsewhere. Returns its text and what is known of the request, None where the stream
+    was cut short."""
     texts = []
-    try:
-        for delta in stream:
-            texts.append(delta.text)
-            answers.out(printable(delta.text), end="")
-    finally:
-        answers.out()
+    if answers.is_terminal and not is_plain:
+        with MarkdownStream(answers) as shown:
+            for delta in stream:
+                texts.append(delta.text)
+                shown.write(printable(delta.text))
+    else:
+        try:
+            for delta in stream:
+                texts.append(delta.text)
+                answers.out(printable(delta.text), end="")
+        finally:
+            answers.out()
     if stream.completion:
         console.print(f"[dim]{describe(stream.completion)}[/]")
     return "".join(texts), stream.completion

@@ -2,7 +2,9 @@
 
 from importlib.metadata import version
 
-from pixtral_client.client import AsyncClient, Client
+from pixtral_client.async_client import AsyncClient
+from pixtral_client.batch import BatchProgress, Outcome
+from pixtral_client.client import Client
 from pixtral_client.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -12,6 +14,7 @@ from pixtral_client.errors import (
     Unavailable,
     Violation,
 )
+from pixtral_client.functions import ToolError, ToolRun, TooManyRounds
 from pixtral_client.requests import Options, Sampling, StructuredOutput, Tls
 from pixtral_client.results import (
     Choice,
@@ -28,10 +31,13 @@ from pixtral_client.results import (
     Usage,
 )
 from pixtral_client.streams import AsyncStream, Stream
+from pixtral_client.structured import AnswerNotParsed, ParsedCompletion
 
 __all__ = [
+    "AnswerNotParsed",
     "AsyncClient",
     "AsyncStream",
+    "BatchProgress",
     "Choice",
     "Client",
     "Completion",
@@ -43,7 +49,9 @@ __all__ = [
     "Model",
     "NotFound",
     "Options",
+    "Outcome",
     "Overloaded",
+    "ParsedCompletion",
     "PixtralError",
     "Sampling",
     "Stream",
@@ -52,7 +60,10 @@ __all__ = [
     "Tls",
     "TokenCount",
     "TokenLogprobs",
+    "TooManyRounds",
     "ToolCall",
+    "ToolError",
+    "ToolRun",
     "Unavailable",
     "UploadedImage",
     "Usage",

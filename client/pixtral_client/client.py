@@ -1,32 +1,57 @@
-"""Clients of the gateway: `Client`, and `AsyncClient` for asyncio.
+"""`Client`: the gateway's client. `AsyncClient` is the same for asyncio.
 
-A client retries in one case only: when the gateway no longer has an image that the request named
-by its SHA-256 (`pixtral_client.sent_images`). The gateway itself retries, within the deadline, what
-can be retried unseen; its errors say in `retry_after` when another try may succeed. A server that
-cannot be reached is an `Unavailable` at once.
+Both are thin: they send and wait. Code that does neither decides for both what they send again and
+when (`retries`), which of many conversations is next (`batch`), which tool runs (`functions`) and
+how a request is made (`requests`). The sync client runs no event loop of its own: gRPC's asyncio
+logs errors in a program that has two of them.
 """
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import queue
+import threading
+from collections.abc import (
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import grpc
 
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
-from pixtral_client.errors import from_rpc_error, raise_from
-from pixtral_client.messages import Messages, is_text
+from pixtral_client.batch import (
+    DEFAULT_CONCURRENCY,
+    Batch,
+    CompletionT,
+    Item,
+    Outcome,
+    Report,
+    reporter,
+)
+from pixtral_client.client_base import Read, Requests, read_form, run_of, settle
+from pixtral_client.errors import from_rpc_error
+from pixtral_client.functions import (
+    DEFAULT_MAX_ROUNDS,
+    Ask,
+    Function,
+    ToolError,
+    ToolRun,
+    tool_loop,
+)
+from pixtral_client.messages import Messages
 from pixtral_client.requests import (
     DEFAULT_TARGET,
     DEFAULT_TIMEOUT,
     Options,
     Tls,
-    authorization,
     channel_options,
-    chat_request,
     completion,
     image_file,
-    time_left,
     upload,
 )
 from pixtral_client.results import (
@@ -37,13 +62,19 @@ from pixtral_client.results import (
     models_from_proto,
     uploaded_from_proto,
 )
-from pixtral_client.sent_images import KnownImages, Outgoing, Request
-from pixtral_client.streams import AsyncStream, Stream
+from pixtral_client.retries import DEFAULT_MAX_RETRIES, Tries
+from pixtral_client.sent_images import Outgoing, Request
+from pixtral_client.streams import Stream
+from pixtral_client.structured import ParsedCompletion
 
 Response = TypeVar("Response")
+T = TypeVar("T")
+
+# Threads that read and hash the images of a sync `map`.
+_READERS = 4
 
 
-class Client:
+class Client(Requests):
     """A connection to a gateway. Use it from any thread; close it, or use it as a context manager.
 
     Args:
@@ -51,11 +82,15 @@ class Client:
         tls: the connection's certificates; `Tls()` trusts the system's authorities. None is
             plaintext.
         api_key: whose requests these are; else PIXTRAL_API_KEY, if that is set. Over TLS only,
-            but to this machine.
-        timeout: seconds that a call may take, where the call does not say.
+            except to this machine.
+        timeout: seconds that a request may take with all of its tries, where it does not say.
+        max_retries: how often a request is sent again that the server refused (`Overloaded`) or
+            could not do (`Unavailable`): after the time that the server gives or, without one, half
+            a second, then one, both spread at random, if the timeout allows it. A stream is begun
+            again before its first delta only. 0 sends each request once.
 
-    Every call raises `PixtralError` or a subclass of it; messages that cannot be sent raise
-    `TypeError` or `ValueError` before anything is.
+    Every method raises `PixtralError` or a subclass of it; messages that cannot be sent raise
+    `TypeError` or `ValueError` before anything is sent.
     """
 
     def __init__(
@@ -65,16 +100,38 @@ class Client:
         tls: Tls | None = None,
         api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_MAX_RETRIES,
     ) -> None:
-        self._timeout = timeout
-        self._known = KnownImages()
-        self._metadata = authorization(api_key, target, tls)
+        super().__init__(target, tls, api_key, timeout, max_retries)
         options = channel_options(target)
         if tls is None:
             self._channel = grpc.insecure_channel(target, options)
         else:
             self._channel = grpc.secure_channel(target, tls.credentials(), options)
         self._stub = chat_pb2_grpc.ChatServiceStub(self._channel)
+        self._closed = threading.Event()
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        response_model: None = None,
+        **options: Unpack[Options],
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        timeout: float | None = None,
+        response_model: type[T],
+        **options: Unpack[Options],
+    ) -> ParsedCompletion[T]: ...
 
     def chat(
         self,
@@ -82,14 +139,28 @@ class Client:
         *,
         model: str | None = None,
         timeout: float | None = None,
+        response_model: type[Any] | None = None,
         **options: Unpack[Options],
     ) -> Completion:
-        """Answers a conversation; see `pixtral_client.messages` for what it may hold, and
-        `pixtral_client.tools` for what may be called."""
-        outgoing = Outgoing(
-            chat_request(chat_pb2.CompleteRequest, messages, model, options), self._known
-        )
-        return completion(self._call(self._stub.Complete, outgoing, timeout))
+        """Answers a conversation.
+
+        Args:
+            messages: dicts with `role` and `content`, as OpenAI's API and vLLM's `LLM.chat` take
+                them; an image is a `pathlib.Path`, bytes, a PIL image or a URL.
+            model: a name that `models` lists; None is the gateway's own.
+            timeout: seconds with all tries; None is the client's.
+            response_model: a pydantic model, or another type that pydantic reads. The answer is
+                held to its JSON schema, and the result's `parsed` is a value of it.
+            options: the fields of `Options`.
+
+        Raises:
+            AnswerNotParsed: the answer is no value of `response_model`.
+        """
+        wanted, read = read_form(response_model, options)
+        outgoing = self._outgoing(chat_pb2.CompleteRequest, messages, model, wanted)
+        answer = completion(self._call(self._stub.Complete, outgoing, timeout))
+        found: Completion = read(answer)
+        return found
 
     def stream(
         self,
@@ -99,18 +170,163 @@ class Client:
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> Stream:
-        """Answers a conversation as the answer is generated."""
-        outgoing = Outgoing(
-            chat_request(chat_pb2.StreamCompleteRequest, messages, model, options), self._known
-        )
-        left = time_left(timeout or self._timeout)
+        """Answers a conversation as the answer is generated; takes what `chat` takes."""
+        outgoing = self._outgoing(chat_pb2.StreamCompleteRequest, messages, model, options)
+        tries = self._tries(timeout, outgoing)
 
         def begin() -> "grpc._CallIterator[chat_pb2.StreamCompleteResponse]":
             return self._stub.StreamComplete(
-                outgoing.request, timeout=left(), metadata=self._metadata
+                outgoing.request, timeout=tries.left(), metadata=self._metadata
             )
 
-        return Stream(begin(), outgoing, begin)
+        return Stream(begin(), tries, begin)
+
+    @overload
+    def map(
+        self,
+        conversations: Iterable[Messages],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        progress: bool | Report = False,
+        model: str | None = None,
+        timeout: float | None = None,
+        response_model: None = None,
+        **options: Unpack[Options],
+    ) -> Generator[Outcome[Completion], None, None]: ...
+
+    @overload
+    def map(
+        self,
+        conversations: Iterable[Messages],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        progress: bool | Report = False,
+        model: str | None = None,
+        timeout: float | None = None,
+        response_model: type[T],
+        **options: Unpack[Options],
+    ) -> Generator[Outcome[ParsedCompletion[T]], None, None]: ...
+
+    def map(
+        self,
+        conversations: Iterable[Messages],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        progress: bool | Report = False,
+        model: str | None = None,
+        timeout: float | None = None,
+        response_model: type[Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Generator[Outcome[Any], None, None]:
+        """Answers many conversations, several at once, and yields an `Outcome` for each, in order.
+
+        It reads `conversations` as it goes, at most four times `concurrency` ahead of the outcome
+        that comes next. One that fails does not end the others. A conversation that the gateway
+        refuses for overload is sent again until its timeout, however often, and fewer are sent at
+        once meanwhile. Closing the generator, or letting go of it, cancels all that runs.
+
+        Args:
+            conversations: message lists, each as `chat` takes one.
+            concurrency: how many run at once, at most.
+            progress: True shows a line on standard error; a function gets each `BatchProgress`.
+
+        The rest is as `chat` has it, for every conversation; `timeout` begins when one is first
+        sent.
+        """
+        wanted, read = read_form(response_model, options)
+        prepare = partial(self._prepare, model=model, timeout=timeout, options=wanted)
+        return self._mapped(Batch(conversations, concurrency, reporter(progress)), prepare, read)
+
+    def _mapped(
+        self, batch: Batch[CompletionT], prepare: Callable[[Item], None], read: Read[CompletionT]
+    ) -> Generator[Outcome[CompletionT], None, None]:
+        # An item that a thread has prepared, or one whose RPC has ended.
+        events: queue.SimpleQueue[tuple[Item, Any]] = queue.SimpleQueue()
+        calls: dict[int, Any] = {}
+
+        def send(item: Item) -> None:
+            call = self._stub.Complete.future(
+                item.outgoing.request, timeout=item.begun.left(), metadata=self._metadata
+            )
+            calls[item.index] = call
+            call.add_done_callback(lambda done: events.put((item, done)))
+
+        def read_in(item: Item) -> None:
+            future = readers.submit(prepare, item)
+            future.add_done_callback(lambda done: events.put((item, done)))
+
+        readers = ThreadPoolExecutor(_READERS, thread_name_prefix="pixtral-map")
+        try:
+            while True:
+                yield from batch.ready()
+                if batch.is_over:
+                    return
+                while item := batch.take():
+                    if item.tries is None:
+                        read_in(item)
+                    else:
+                        send(item)
+                with suppress(queue.Empty):
+                    item, done = events.get(timeout=batch.wait())
+                    if calls.pop(item.index, None) is None:
+                        error = done.exception()
+                        if isinstance(error, TypeError | ValueError):
+                            batch.failed(item, error)
+                        elif error is not None:
+                            raise error
+                        else:
+                            send(item)
+                    else:
+                        settle(batch, item, done.exception() or done.result(), read)
+        finally:
+            batch.close()
+            for call in calls.values():
+                call.cancel()
+            readers.shutdown(cancel_futures=True)
+
+    def run_tools(
+        self,
+        messages: Messages,
+        functions: Sequence[Function],
+        *,
+        max_rounds: int = DEFAULT_MAX_ROUNDS,
+        model: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[Options],
+    ) -> ToolRun:
+        """Answers a conversation with Python functions as tools: runs what the model calls, and
+        asks again with the results, until an answer calls nothing.
+
+        A function's annotations and docstring make its schema (`pixtral_client.functions`). It
+        gives back text or what JSON can hold, and raises `ToolError` to tell the model what went
+        wrong.
+
+        Args:
+            functions: the tools; the model decides which run, with which arguments.
+            max_rounds: the most answers.
+
+        The rest is as `chat` has it, for each answer; `tool_choice` is for the first.
+
+        Raises:
+            TooManyRounds: the last answer still calls a tool.
+        """
+        loop = tool_loop(messages, functions, max_rounds, options)
+        step = next(loop)
+        while True:
+            try:
+                if isinstance(step, Ask):
+                    result: Any = self.chat(
+                        step.messages, model=model, timeout=timeout, **step.options
+                    )
+                else:
+                    result = step.function(**step.arguments)
+                advance = partial(loop.send, result)
+            except ToolError as error:
+                advance = partial(loop.throw, error)
+            try:
+                step = advance()
+            except StopIteration as end:
+                return run_of(end)
 
     def count_tokens(
         self,
@@ -128,42 +344,41 @@ class Client:
             "tool_choice": tool_choice,
             "continue_final_message": continue_final_message,
         }
-        outgoing = Outgoing(
-            chat_request(chat_pb2.CountTokensRequest, messages, model, options), self._known
-        )
+        outgoing = self._outgoing(chat_pb2.CountTokensRequest, messages, model, options)
         response = self._call(self._stub.CountTokens, outgoing, timeout)
         return TokenCount(response.prompt_tokens, response.image_tokens)
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
         """Lists the models that the gateway serves."""
-        try:
-            request = chat_pb2.ListModelsRequest()
-            response = self._stub.ListModels(
-                request, timeout=timeout or self._timeout, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise_from(error)
+        tries = self._tries(timeout)
+        request = chat_pb2.ListModelsRequest()
+        response = self._run(
+            lambda: self._stub.ListModels(request, timeout=tries.left(), metadata=self._metadata),
+            tries,
+        )
         return models_from_proto(response)
 
     def put_image(self, image: Any, *, timeout: float | None = None) -> UploadedImage:
-        """Uploads a picture, in any form that a message may hold it in.
+        """Uploads an image, in any form that a message takes.
 
-        The result stands for the picture in messages of all the tenant's clients, until it was
-        not used for an hour: then `NotFound` asks for the picture. Without this call, too, a client
-        names by itself what it has sent before.
+        The result stands for the image in messages of all the tenant's clients, until nobody has
+        used it for an hour: then a request with it raises `NotFound`. A client names by itself what
+        it has sent before, without this.
         """
-        pieces = upload(image_file(image))
-        try:
-            response = self._stub.PutImage(
-                pieces, timeout=timeout or self._timeout, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise_from(error)
+        data = image_file(image)
+        tries = self._tries(timeout)
+        response = self._run(
+            lambda: self._stub.PutImage(
+                upload(data), timeout=tries.left(), metadata=self._metadata
+            ),
+            tries,
+        )
         self._known.add(response.sha256)
         return uploaded_from_proto(response)
 
     def close(self) -> None:
         """Cancels what is running and closes the connection."""
+        self._closed.set()
         self._channel.close()
 
     def _call(
@@ -172,16 +387,22 @@ class Client:
         outgoing: Outgoing[Request],
         timeout: float | None,
     ) -> Response:
-        left = time_left(timeout or self._timeout)
+        tries = self._tries(timeout, outgoing)
+        return self._run(
+            lambda: method(outgoing.request, timeout=tries.left(), metadata=self._metadata), tries
+        )
+
+    def _run(self, send: Callable[[], Response], tries: Tries) -> Response:
         while True:
             try:
-                response = method(outgoing.request, timeout=left(), metadata=self._metadata)
+                response = send()
             except grpc.RpcError as error:
                 failed = from_rpc_error(error)
-                if not outgoing.again(failed):
+                wait = tries.wait_after(failed)
+                if wait is None or self._closed.wait(wait):
                     raise failed from None
             else:
-                outgoing.answered()
+                tries.answered()
                 return response
 
     def __enter__(self) -> Self:
@@ -194,147 +415,3 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class AsyncClient:
-    """`Client` for asyncio: the same calls, awaited. Make it where the event loop runs.
-
-    Images are read, fetched and encoded in a thread, never on the loop.
-    """
-
-    def __init__(
-        self,
-        target: str = DEFAULT_TARGET,
-        *,
-        tls: Tls | None = None,
-        api_key: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> None:
-        self._timeout = timeout
-        self._known = KnownImages()
-        self._metadata = authorization(api_key, target, tls)
-        options = channel_options(target)
-        if tls is None:
-            self._channel = grpc.aio.insecure_channel(target, options)
-        else:
-            self._channel = grpc.aio.secure_channel(target, tls.credentials(), options)
-        self._stub = chat_pb2_grpc.ChatServiceStub(self._channel)
-
-    async def chat(
-        self,
-        messages: Messages,
-        *,
-        model: str | None = None,
-        timeout: float | None = None,
-        **options: Unpack[Options],
-    ) -> Completion:
-        """Answers a conversation; see `pixtral_client.messages` for what it may hold."""
-        outgoing = await self._outgoing(
-            messages, lambda: chat_request(chat_pb2.CompleteRequest, messages, model, options)
-        )
-        return completion(await self._call(self._stub.Complete, outgoing, timeout))
-
-    async def stream(
-        self,
-        messages: Messages,
-        *,
-        model: str | None = None,
-        timeout: float | None = None,
-        **options: Unpack[Options],
-    ) -> AsyncStream:
-        """Answers a conversation as the answer is generated."""
-        outgoing = await self._outgoing(
-            messages, lambda: chat_request(chat_pb2.StreamCompleteRequest, messages, model, options)
-        )
-        left = time_left(timeout or self._timeout)
-
-        def begin() -> grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse]:
-            return self._stub.StreamComplete(
-                outgoing.request, timeout=left(), metadata=self._metadata
-            )
-
-        return AsyncStream(begin(), outgoing, begin)
-
-    async def count_tokens(
-        self,
-        messages: Messages,
-        *,
-        model: str | None = None,
-        timeout: float | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        continue_final_message: bool | None = None,
-    ) -> TokenCount:
-        """Counts a conversation's prompt tokens without running the model."""
-        options = {
-            "tools": tools,
-            "tool_choice": tool_choice,
-            "continue_final_message": continue_final_message,
-        }
-        outgoing = await self._outgoing(
-            messages, lambda: chat_request(chat_pb2.CountTokensRequest, messages, model, options)
-        )
-        response = await self._call(self._stub.CountTokens, outgoing, timeout)
-        return TokenCount(response.prompt_tokens, response.image_tokens)
-
-    async def models(self, *, timeout: float | None = None) -> list[Model]:
-        """Lists the models that the gateway serves."""
-        try:
-            request = chat_pb2.ListModelsRequest()
-            response = await self._stub.ListModels(
-                request, timeout=timeout or self._timeout, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise_from(error)
-        return models_from_proto(response)
-
-    async def put_image(self, image: Any, *, timeout: float | None = None) -> UploadedImage:
-        """Uploads a picture, in any form that a message may hold it in.
-
-        The result stands for the picture in messages of all the tenant's clients, until it was
-        not used for an hour: then `NotFound` asks for the picture. Without this call, too, a client
-        names by itself what it has sent before.
-        """
-        pieces = upload(await asyncio.to_thread(image_file, image))
-        try:
-            response = await self._stub.PutImage(
-                pieces, timeout=timeout or self._timeout, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            raise_from(error)
-        self._known.add(response.sha256)
-        return uploaded_from_proto(response)
-
-    async def close(self) -> None:
-        """Cancels what is running and closes the connection."""
-        await self._channel.close()
-
-    async def _outgoing(self, messages: Messages, make: Callable[[], Request]) -> Outgoing[Request]:
-        # A thread's turn takes longer than to convert a text.
-        if is_text(messages):
-            return Outgoing(make(), self._known)
-        return await asyncio.to_thread(lambda: Outgoing(make(), self._known))
-
-    async def _call(
-        self,
-        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
-        outgoing: Outgoing[Request],
-        timeout: float | None,
-    ) -> Response:
-        left = time_left(timeout or self._timeout)
-        while True:
-            try:
-                response = await method(outgoing.request, timeout=left(), metadata=self._metadata)
-            except grpc.RpcError as error:
-                failed = from_rpc_error(error)
-                if not outgoing.again(failed):
-                    raise failed from None
-            else:
-                outgoing.answered()
-                return response
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self.close()

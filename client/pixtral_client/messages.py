@@ -12,7 +12,9 @@ An image may have OpenAI's "detail" beside its type or its URL: "low" shows it s
 URL is a `data:` or http(s) URL. IMAGE is a `pathlib.Path`, the bytes of an image file, a PIL image,
 what `put_image` gave back, or a URL. A file is read only where a `Path` says so, never for a
 string: a message list that came as JSON from elsewhere cannot name the files of this machine. It
-can name URLs, and they are fetched from here.
+can name URLs, and they are fetched from here. A text that stands alone in a list of parts and names
+an image file that exists is an error, because the model would be asked about an image that it never
+gets; {"type": "text", "text": ...} is text whatever it says.
 
 An assistant's message may have `reasoning`, what it thought before it answered, and a part may be
 {"type": "thinking", "thinking": TEXT}. It may have `tool_calls` instead of or beside content (see
@@ -49,6 +51,11 @@ _TEXT_TYPES = ("text", "input_text")
 _IMAGE_TYPES = ("image_url", "input_image", "image", "image_pil")
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
+_IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".heic", ".ico", ".jp2", ".jpeg", ".jpg", ".pdf", ".png", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+)
+
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -84,12 +91,19 @@ def _is_text(content: Any) -> bool:
 
 
 def _is_text_part(part: Any) -> bool:
-    return isinstance(part, str) or (isinstance(part, Mapping) and part.get("type") in _TEXT_TYPES)
+    if isinstance(part, str):
+        return not has_image_suffix(part)
+    return isinstance(part, Mapping) and part.get("type") in _TEXT_TYPES
+
+
+def has_image_suffix(text: str) -> bool:
+    """Whether a text ends as the path of an image file does."""
+    return text[-5:].lower().endswith(_IMAGE_SUFFIXES)
 
 
 def _message(message: Any, where: str) -> chat_pb2.Message:
     if isinstance(message, Sequence) and not isinstance(message, str):
-        raise TypeError(f"{where} is a list: a call takes one conversation")
+        raise TypeError(f"{where} is a list: `chat` takes one conversation, and `map` many")
     if not isinstance(message, Mapping):
         raise TypeError(f"{where} must be a dict with 'role' and 'content', not {_kind(message)}")
     role = message.get("role")
@@ -125,6 +139,11 @@ def _content(content: Any, where: str) -> list[chat_pb2.ContentPart]:
 
 def _part(part: Any, where: str) -> chat_pb2.ContentPart:
     if isinstance(part, str):
+        if has_image_suffix(part) and _is_file(part):
+            raise ValueError(
+                f"{where} is a text that names an image file: give the file as a pathlib.Path, or "
+                'the text as {"type": "text", "text": ...}'
+            )
         return chat_pb2.ContentPart(text=part)
     if not isinstance(part, Mapping):
         return chat_pb2.ContentPart(image=to_image(part, where))
@@ -157,8 +176,16 @@ def _part(part: Any, where: str) -> chat_pb2.ContentPart:
     raise ValueError(f"{where}.type must be one of {known}, not {kind!r}")
 
 
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        # A text that is no path, such as one that is too long for it.
+        return False
+
+
 def to_image(source: Any, where: str) -> chat_pb2.Image:
-    """Converts one picture; `where` is what errors call it."""
+    """Converts one image; `where` is what errors call it."""
     if isinstance(source, bytes | bytearray | memoryview):
         return chat_pb2.Image(data=bytes(source))
     if isinstance(source, str):

@@ -74,6 +74,7 @@ class Tls:
             raise ValueError("certificate and private_key go together")
 
     def credentials(self) -> grpc.ChannelCredentials:
+        """The files as gRPC takes them. Raises OSError where one cannot be read."""
         return grpc.ssl_channel_credentials(
             root_certificates=self.ca.read_bytes() if self.ca else None,
             private_key=self.private_key.read_bytes() if self.private_key else None,

@@ -163,6 +163,8 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
+    """Tokens of a prompt; image tokens are among them."""
+
     prompt_tokens: int
     image_tokens: int
 

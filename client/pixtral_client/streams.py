@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from pixtral.v1 import chat_pb2
 from pixtral_client.errors import from_rpc_error
 from pixtral_client.requests import Answer
 from pixtral_client.results import Completion, Delta
-from pixtral_client.sent_images import Outgoing
+from pixtral_client.retries import Tries
 
 
 class Stream(Iterator[Delta]):
@@ -24,14 +25,15 @@ class Stream(Iterator[Delta]):
     def __init__(
         self,
         call: "grpc._CallIterator[chat_pb2.StreamCompleteResponse]",
-        outgoing: Outgoing[chat_pb2.StreamCompleteRequest],
+        tries: Tries,
         begin: "Callable[[], grpc._CallIterator[chat_pb2.StreamCompleteResponse]]",
     ) -> None:
         self._call = call
-        self._outgoing = outgoing
+        self._tries = tries
         self._begin = begin
         self._answer = Answer()
-        self._closed = False
+        self._closed = threading.Event()
+        self._is_seen = False
 
     @property
     def text(self) -> str:
@@ -44,25 +46,31 @@ class Stream(Iterator[Delta]):
         return self._answer.completion
 
     def __next__(self) -> Delta:
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 for event in self._call:
-                    self._outgoing.answered()
+                    if not self._is_seen:
+                        self._is_seen = True
+                        self._tries.answered()
                     if delta := self._answer.add(event):
                         return delta
                 break
             except grpc.RpcError as error:
                 failed = from_rpc_error(error)
-                if self._closed or not self._outgoing.again(failed):
+                wait = None if self._is_seen else self._tries.wait_after(failed)
+                if self._closed.is_set() or wait is None:
                     raise failed from None
+                if self._closed.wait(wait):
+                    break
                 self._call = self._begin()
-                if self._closed:
+                if self._closed.is_set():
                     # Another thread may do so meanwhile.
                     self._call.cancel()
         raise StopIteration
 
     def close(self) -> None:
-        self._closed = True
+        """Cancels the answer, from any thread."""
+        self._closed.set()
         self._call.cancel()
 
     def __enter__(self) -> Self:
@@ -78,16 +86,16 @@ class AsyncStream(AsyncIterator[Delta]):
     def __init__(
         self,
         call: grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse],
-        outgoing: Outgoing[chat_pb2.StreamCompleteRequest],
+        tries: Tries,
         begin: Callable[[], grpc.aio.UnaryStreamCall[Any, chat_pb2.StreamCompleteResponse]],
     ) -> None:
         self._call = call
-        self._outgoing = outgoing
+        self._tries = tries
         self._begin = begin
         self._events = aiter(self._call)
         self._loop = asyncio.get_running_loop()
         self._answer = Answer()
-        self._closed = False
+        self._closed = self._is_seen = False
 
     @property
     def text(self) -> str:
@@ -103,19 +111,26 @@ class AsyncStream(AsyncIterator[Delta]):
         while not self._closed:
             try:
                 async for event in self._events:
-                    self._outgoing.answered()
+                    if not self._is_seen:
+                        self._is_seen = True
+                        self._tries.answered()
                     if delta := self._answer.add(event):
                         return delta
                 break
             except grpc.RpcError as error:
                 failed = from_rpc_error(error)
-                if self._closed or not self._outgoing.again(failed):
+                wait = None if self._is_seen else self._tries.wait_after(failed)
+                if self._closed or wait is None:
                     raise failed from None
+                await asyncio.sleep(wait)
+                if self._closed:
+                    break
                 self._call = self._begin()
                 self._events = aiter(self._call)
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
+        """Cancels the answer."""
         self._closed = True
         self._call.cancel()
 

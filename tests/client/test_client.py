@@ -49,13 +49,13 @@ def gateway() -> Iterator[FakeGateway]:
 
 @pytest.fixture
 def client(gateway: FakeGateway) -> Iterator[Client]:
-    with Client(gateway.address, timeout=10 * DEADLINE) as client:
+    with Client(gateway.address, timeout=10 * DEADLINE, max_retries=0) as client:
         yield client
 
 
 @pytest.fixture
 async def async_client(gateway: FakeGateway) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(gateway.address, timeout=10 * DEADLINE) as client:
+    async with AsyncClient(gateway.address, timeout=10 * DEADLINE, max_retries=0) as client:
         yield client
 
 
@@ -321,7 +321,7 @@ def test_no_proxy_for_this_machine(gateway: FakeGateway, monkeypatch: pytest.Mon
 
 
 def test_nobody_there() -> None:
-    with Client("127.0.0.1:1") as client, pytest.raises(Unavailable):
+    with Client("127.0.0.1:1", max_retries=0) as client, pytest.raises(Unavailable):
         client.chat(HELLO)
 
 

@@ -208,3 +208,23 @@ def test_what_is_text_alone_needs_no_thread(content: Any, is_it: bool) -> None:
 @pytest.mark.parametrize("messages", [["Hello"], "Hello", {"role": "user"}, 5, None])
 def test_no_conversation_is_text(messages: Any) -> None:
     assert not is_text(messages)
+
+
+def test_a_text_that_names_an_image_file_is_no_question_about_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cat.PNG").write_bytes(b"cat")
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.PNG", f"{tmp_path}/cat.PNG"):
+        with pytest.raises(ValueError, match=r"messages\[0\].content\[0\] .* a pathlib.Path"):
+            parts([name, "What is this?"])
+    as_text = {"type": "text", "text": "cat.PNG"}
+    assert [part.text for part in parts([as_text, "dog.png", "the cat.PNG here"])] == [
+        *("cat.PNG", "dog.png", "the cat.PNG here")
+    ]
+    assert parts("cat.PNG")[0].text == "cat.PNG"
+
+
+def test_texts_that_end_as_a_file_are_looked_up_off_the_event_loop() -> None:
+    assert is_text([{"role": "user", "content": ["What is this?"]}])
+    assert not is_text([{"role": "user", "content": ["cat.png"]}])

@@ -50,7 +50,7 @@ def gateway() -> Iterator[FakeGateway]:
 
 @pytest.fixture
 def client(gateway: FakeGateway) -> Iterator[Client]:
-    with Client(gateway.address, timeout=DEADLINE) as client:
+    with Client(gateway.address, timeout=DEADLINE, max_retries=0) as client:
         yield client
 
 
@@ -299,7 +299,7 @@ def test_picture_can_be_put(
 
 
 async def test_picture_can_be_put_from_asyncio(gateway: FakeGateway) -> None:
-    async with AsyncClient(gateway.address, timeout=DEADLINE) as client:
+    async with AsyncClient(gateway.address, timeout=DEADLINE, max_retries=0) as client:
         put = await client.put_image(MIDDLE)
         await client.chat(about(put, MIDDLE))
     assert put.sha256 == name(MIDDLE)

@@ -159,7 +159,7 @@ def test_embeddings_outlive_the_tiers_that_asked_for_them(trio: Trio) -> None:
     sampling: Sampling = {"max_tokens": 8, "temperature": 0, "ignore_eos": True}
     first = trio.service.client.chat(messages, **sampling)
     encoded = trio.service.encoded()
-    with Client(trio.pair.target, timeout=120) as client:
+    with Client(trio.pair.target, timeout=120, max_retries=0) as client:
         again = client.chat(messages, **sampling)
     assert again.images[0].cached
     assert again.token_ids == first.token_ids
@@ -231,7 +231,7 @@ def test_answer_goes_on_when_its_decoders_grace_is_over_unless_there_is_no_other
         spare.process.wait()
     ready = ("pixtral_gateway_replicas_ready",)
     wait_until(lambda: trio.pair.value(*ready, tier="decoder") == 1, "one of the pair")
-    with Client(trio.pair.target, timeout=120) as client:
+    with Client(trio.pair.target, timeout=120, max_retries=0) as client:
         lone = client.stream(text_turn(0), max_tokens=8000, ignore_eos=True)
         next(lone)
         stream, mortal, text, token_ids = on_a_mortal(trio, picture_turn)

@@ -35,7 +35,7 @@ class Gateways:
     other: Tier
 
     def client(self, tenant: str, target: str | None = None) -> Client:
-        return Client(target or self.one.target, api_key=KEYS[tenant], timeout=120)
+        return Client(target or self.one.target, api_key=KEYS[tenant], timeout=120, max_retries=0)
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ class Clients:
     def client(self, tenant: str, gateway: int) -> AsyncClient:
         """A connection of its own."""
         address = self._stack.address(f"gateway-{gateway}")
-        return AsyncClient(address, tls=self._stack.tls, api_key=key_of(tenant))
+        return AsyncClient(address, tls=self._stack.tls, api_key=key_of(tenant), max_retries=0)
 
     async def ask(self, ask: Ask, client: AsyncClient | None = None) -> Record:
         """Returns once it has ended, however. It is in the history from its begin."""

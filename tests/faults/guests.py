@@ -85,7 +85,9 @@ async def be_hostile(stack: Stack) -> None:
     """A tenant asks for as much as its key allows, in every way at once; see `tests.hostile`."""
     key = key_of(HOSTILE)
     async with (
-        AsyncClient(stack.address("gateway-0"), tls=stack.tls, api_key=key) as client,
+        AsyncClient(
+            stack.address("gateway-0"), tls=stack.tls, api_key=key, max_retries=0
+        ) as client,
         grpc.aio.secure_channel(stack.address("gateway-0"), stack.tls.credentials()) as channel,
     ):
         put: grpc.aio.StreamUnaryMultiCallable[chat_pb2.PutImageRequest, bytes]

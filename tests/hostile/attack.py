@@ -51,7 +51,9 @@ class Ground:
         return found
 
     def client(self, target: str | None = None) -> AsyncClient:
-        return AsyncClient(target or self.target, api_key=key_of(HOSTILE), timeout=600)
+        return AsyncClient(
+            target or self.target, api_key=key_of(HOSTILE), timeout=600, max_retries=0
+        )
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

@@ -47,7 +47,9 @@ def said(text: str, choice: int) -> str:
 class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
     """`requests` holds what came; `failure` is what every call then ends with; with `stuck` a call
     sends its first delta and waits until it is cancelled, which sets `cancelled`; with `calls` the
-    answers are these. `ending` is the `stop_reason` of answers in text, as a field of Choice.
+    answers are these. `failures` end the next calls, one each, and with `breaks` a stream ends so
+    after its first delta. `rounds` are the calls of the next answers, and an answer that `is_cut`
+    ends for its length. `ending` is the `stop_reason` of answers in text, as a field of Choice.
 
     `images` are the digests of files that came; a name among them stands for its file, unless the
     gateway `is_old` and knows no names."""
@@ -56,12 +58,16 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         self.requests: list[Any] = []
         self.authorizations: list[Any] = []
         self.failure: status_pb2.Status | None = None
+        self.failures: list[status_pb2.Status] = []
+        self.breaks: status_pb2.Status | None = None
         self.stuck = False
         self.choices = 1
         self.ending: dict[str, Any] = {}
         self.images: set[str] = set()
         self.is_old = False
         self.calls: list[chat_pb2.ToolCall] = []
+        self.rounds: list[list[chat_pb2.ToolCall]] = []
+        self.is_cut = False
         self.cancelled = threading.Event()
         self.address = ""
 
@@ -69,8 +75,11 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         self, request: chat_pb2.CompleteRequest, context: grpc.ServicerContext
     ) -> chat_pb2.CompleteResponse:
         self._arrive(request, context)
+        if self.rounds:
+            self.calls = self.rounds.pop(0)
         if self.stuck:
             self._wait_for_cancel(context)
+        ended = chat_pb2.FINISH_REASON_LENGTH if self.is_cut else chat_pb2.FINISH_REASON_STOP
         return chat_pb2.CompleteResponse(
             id="call-1",
             model="pixtral",
@@ -79,7 +88,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
                     index=choice,
                     text=said("".join(WORDS), choice),
                     token_ids=range(len(WORDS)),
-                    finish_reason=chat_pb2.FINISH_REASON_STOP,
+                    finish_reason=ended,
                     logprobs=map(likely, range(len(WORDS))),
                     **self.ending,
                 )
@@ -114,9 +123,15 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
                     logprobs=[likely(index)],
                 )
                 if index == len(WORDS) - 1:
-                    delta.finish_reason = chat_pb2.FINISH_REASON_STOP
+                    delta.finish_reason = (
+                        chat_pb2.FINISH_REASON_LENGTH
+                        if self.is_cut
+                        else chat_pb2.FINISH_REASON_STOP
+                    )
                     delta.MergeFrom(chat_pb2.Choice(**self.ending))
                 yield chat_pb2.StreamCompleteResponse(id="call-1", model="pixtral", delta=delta)
+            if self.breaks is not None:
+                context.abort_with_status(rpc_status.to_status(self.breaks))
             if self.stuck:
                 self._wait_for_cancel(context)
                 return
@@ -150,6 +165,8 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         self.requests.append(request)
         self.authorizations.append(dict(context.invocation_metadata()).get("authorization"))
         context.add_callback(self.cancelled.set)
+        if self.failures:
+            context.abort_with_status(rpc_status.to_status(self.failures.pop(0)))
         if self.failure is not None:
             context.abort_with_status(rpc_status.to_status(self.failure))
         self._look_at(request.chat.messages if hasattr(request, "chat") else (), context)
@@ -212,12 +229,21 @@ BAD_IMAGE = failure(
         ]
     ),
 )
-TOO_MUCH = failure(
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "too many requests",
-    error_details_pb2.ErrorInfo(reason="OVERLOADED", domain="pixtral"),
-    error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000)),
-)
+
+
+def refusal(retry_after: float) -> status_pb2.Status:
+    """Of a server that is full."""
+    delay = Duration()
+    delay.FromMicroseconds(round(retry_after * 1e6))
+    return failure(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "too many requests",
+        error_details_pb2.ErrorInfo(reason="OVERLOADED", domain="pixtral"),
+        error_details_pb2.RetryInfo(retry_delay=delay),
+    )
+
+
+TOO_MUCH = refusal(1.5)
 
 
 @contextmanager

@@ -34,6 +34,10 @@ def pixtral_stack(
     encoder_args: Sequence[str] = (),
     decoder_args: Sequence[str] = (),
     gateway_args: Sequence[str] = (),
+    encoders: int = 1,
+    decoders: int = 1,
+    encoder_gpus: Sequence[str] = (),
+    decoder_gpus: Sequence[str] = (),
     log_dir: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     start_timeout: float = START_TIMEOUT,
@@ -47,6 +51,8 @@ def pixtral_stack(
         redis_url: a Redis of one's own; else PIXTRAL_REDIS_URL; else one is started, which holds
             `redis_max_memory` of embeddings (a Redis size, such as `512mb`).
         encoder_args, decoder_args, gateway_args: more flags; see `pixtral-serve encoder --help`.
+        encoders, decoders: how many to start.
+        encoder_gpus, decoder_gpus: the GPUs of each, such as `0,1`; empty is all of the machine's.
 
     The rest is as `Stack` takes it.
 
@@ -79,14 +85,23 @@ def pixtral_stack(
                 "carries one, or name a server by PIXTRAL_REDIS_URL"
             )
         redis = Redis(str(binary), redis_max_memory)
+    encoding = _several(
+        "encoder", encoders, tier("pixtral_encoder", *local, *encoder_args), encoder_gpus
+    )
+    decoding = _several(
+        "decoder", decoders, tier("pixtral_decoder", *local, *decoder_args), decoder_gpus
+    )
     return Stack(
         [
-            Process("encoder", tier("pixtral_encoder", *local, *encoder_args)),
-            Process("decoder", tier("pixtral_decoder", *local, *decoder_args)),
+            *encoding,
+            *decoding,
             Process(
                 "gateway",
                 tier("pixtral_gateway", "--listen", listen, *http, *gateway_args),
-                connects={"--encoders": "encoder", "--decoders": "decoder"},
+                connects={
+                    "--encoders": [process.name for process in encoding],
+                    "--decoders": [process.name for process in decoding],
+                },
             ),
         ],
         redis=redis,
@@ -95,6 +110,18 @@ def pixtral_stack(
         progress=progress,
         start_timeout=start_timeout,
     )
+
+
+def _several(name: str, count: int, command: list[str], gpus: Sequence[str]) -> list[Process]:
+    """So many processes of a tier, the first of which has the tier's name."""
+    return [
+        Process(
+            name if number == 0 else f"{name}-{number + 1}",
+            command,
+            environment={"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {},
+        )
+        for number in range(count)
+    ]
 
 
 @contextmanager

@@ -9,13 +9,22 @@ from dataclasses import asdict, dataclass, field
 class Process:
     """A tier to start: `command` plus `--address-file FILE`, where it writes its addresses.
 
-    `connects` maps a flag to the process whose gRPC address is its value; this process is started
-    once those have bound.
+    `connects` maps a flag to the process, or the processes, whose gRPC addresses are its value;
+    this process is started once those have bound. `environment` goes over that of the plan.
     """
 
     name: str
     command: Sequence[str]
-    connects: Mapping[str, str] = field(default_factory=dict)
+    connects: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def connections(self) -> dict[str, list[str]]:
+        """`connects` with lists of names."""
+        return {
+            flag: [names] if isinstance(names, str) else list(names)
+            for flag, names in self.connects.items()
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from pixtral_cli.stack.linux_processes import become_subreaper, die_with_parent, kill_descendants
@@ -97,18 +98,31 @@ class Supervisor:
         waiting = list(self._plan.processes)
         while len(self._addresses) < len(self._plan.processes):
             for process in [
-                p for p in waiting if set(p.connects.values()) <= self._addresses.keys()
+                p
+                for p in waiting
+                if all(set(names) <= self._addresses.keys() for names in p.connections.values())
             ]:
                 waiting.remove(process)
                 connects = [
                     argument
-                    for flag, name in process.connects.items()
-                    for argument in (flag, self._addresses[name]["grpc"])
+                    for flag, names in process.connections.items()
+                    for argument in (
+                        flag,
+                        ",".join(self._addresses[name]["grpc"] for name in names),
+                    )
                 ]
-                self._start(process.name, [*process.command, *connects])
+                command = [*process.command, *connects]
+                self._start(process.name, command, environment=process.environment)
             self._wait(until=self._read_new_addresses)
 
-    def _start(self, name: str, command: list[str], *, stdin: str | None = None) -> _Running:
+    def _start(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        stdin: str | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> _Running:
         directory = Path(self._plan.directory)
         address_file, log = directory / f"{name}.json", directory / f"{name}.log"
         if stdin is None:
@@ -124,7 +138,7 @@ class Supervisor:
         with log.open("ab") as output:
             popen = subprocess.Popen(  # noqa: S603 - the caller's own command
                 command,
-                env=self._environment,
+                env={**self._environment, **environment},
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

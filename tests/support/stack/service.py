@@ -72,7 +72,7 @@ def serve(
         gateway_args=["--max-image-bytes", str(max_image_bytes), "--max-images", "6"],
         start_timeout=240,
     )
-    with stack, Client(stack.target, timeout=120) as client:
+    with stack, Client(stack.target, timeout=120, max_retries=0) as client:
         yield Service(stack, client)
 
 

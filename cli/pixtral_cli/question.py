@@ -1,0 +1,153 @@
+"""A question as a person types it: its words, and the images that it names."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pixtral_cli.plain_output import WrongArgument
+from pixtral_client.image_fetch import fetch
+from pixtral_client.messages import has_image_suffix
+
+# `@name` and what may be a path: quoted, with escaped spaces, or a word.
+_NAME = re.compile(
+    r"""(?:(?<=[\s(\[])|^)(?P<at>@?)
+    (?:"(?P<double>[^"\n]+)"|'(?P<single>[^'\n]+)'|(?P<word>(?:\\.|[^\s\\"'])+))""",
+    re.VERBOSE,
+)
+_QUOTED = re.compile(r"(`[^`\n]*`)")
+_AFTER = re.compile(r"[,.;:!?)\]]+$")
+_WEB = ("http://", "https://")
+
+
+class NoSuchImage(WrongArgument):
+    """A question names an image that is not there: nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownImage:
+    """An image of a question, and the name that the person gave it."""
+
+    name: str
+    data: bytes
+
+
+def load_image(name: str) -> ShownImage:
+    """The image at a path, a `file:` URL or an http(s) URL. Raises NoSuchImage."""
+    try:
+        return ShownImage(name, fetch(name) if name.startswith(_WEB) else _path(name).read_bytes())
+    except IsADirectoryError:
+        raise NoSuchImage(f"{name} is a directory: name an image in it") from None
+    except OSError as error:
+        raise NoSuchImage(f"{name} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise NoSuchImage(f"{name} cannot be read: {error}") from None
+
+
+def parse(line: str) -> list[str | ShownImage]:
+    """Splits a question at the images that it names.
+
+    An image is `@name`, or alone the path of a file or a URL that ends as images do. Names may be
+    quoted, have escaped spaces, or be a `file:` URL, as a terminal writes a file that is dragged
+    into it. Text in `backquotes` names nothing.
+
+    Raises:
+        NoSuchImage: a word looks like an image file and is none.
+    """
+    parts: list[str | ShownImage] = []
+    text = ""
+    for piece in _QUOTED.split(line):
+        if _QUOTED.fullmatch(piece):
+            text += piece
+            continue
+        start = 0
+        for match in _NAME.finditer(piece):
+            found = _image(match)
+            if found is not None:
+                image, end = found
+                text += piece[start : match.start()]
+                parts += [text.strip(), image]
+                text, start = "", end
+        text += piece[start:]
+    parts.append(text.strip())
+    return [part for part in parts if part]
+
+
+def _image(match: re.Match[str]) -> tuple[ShownImage, int] | None:
+    """The image that a match names, and where its name ends."""
+    quoted = match["double"] or match["single"]
+    if quoted is not None:
+        if not (match["at"] or has_image_suffix(quoted)):
+            return None
+        return load_image(quoted), match.end()
+    word = match["word"]
+    # A file's full name comes before one without the full stop of its sentence.
+    shorter = len(word) - len(_ending(word))
+    for end in (len(word), shorter) if not word.startswith(_WEB) else (shorter,):
+        name = re.sub(r"\\(.)", r"\1", word[:end])
+        if _is_image(name, has_at=bool(match["at"])):
+            return load_image(name), match.start("word") + end
+    name = re.sub(r"\\(.)", r"\1", word[:end])
+    if _looks_like_image(name, has_at=bool(match["at"])):
+        if _exists(name, Path.is_dir):
+            raise NoSuchImage(f"{name} is a directory: name an image in it")
+        raise NoSuchImage(
+            f"there is no image {name}: nothing was sent; write `{name}` in backquotes to speak of "
+            "it without showing it"
+        )
+    return None
+
+
+def _is_image(name: str, *, has_at: bool) -> bool:
+    is_web = name.startswith(_WEB)
+    if not has_at and not has_image_suffix(urlsplit(name).path if is_web else name):
+        return False
+    return is_web or _exists(name, Path.is_file)
+
+
+def _looks_like_image(name: str, *, has_at: bool) -> bool:
+    if has_at and ("/" in name or _exists(name, Path.is_dir)):
+        return True
+    stem = name.rpartition(".")[0].rpartition("/")[2]
+    # An address of mail, and a suffix alone, are none.
+    return has_image_suffix(name) and bool(stem) and "@" not in name
+
+
+def _ending(word: str) -> str:
+    found = _AFTER.search(word)
+    return found[0] if found else ""
+
+
+def _path(name: str) -> Path:
+    if name.startswith("file://"):
+        return Path(unquote(urlsplit(name).path))
+    return Path(name).expanduser()
+
+
+def _exists(name: str, check: Callable[[Path], bool]) -> bool:
+    try:
+        return check(_path(name))
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def whole_questions(read: Callable[[bool], str | None]) -> Iterator[str]:
+    """Joins lines to questions: a backslash at the end of a line, or three quotes around several.
+
+    `read` gives the next line, None at the end; its argument says whether a question goes on.
+    """
+    while (line := read(False)) is not None:
+        if line.lstrip().startswith('"""'):
+            line = line.lstrip()[3:]
+            while not line.rstrip().endswith('"""'):
+                more = read(True)
+                if more is None:
+                    break
+                line += f"\n{more}"
+            yield line.rstrip().removesuffix('"""').strip()
+            continue
+        while line.endswith("\\"):
+            more = read(True)
+            line = f"{line[:-1]}\n{more or ''}"
+        yield line.strip()

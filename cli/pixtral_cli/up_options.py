@@ -1,0 +1,244 @@
+"""The flags of `pixtral-serve up`, with vLLM's names where the meaning is the same."""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import socket
+import tempfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pixtral_cli.plain_output import WrongArgument
+
+TIERS = ("gateway", "encoder", "decoder")
+_KEY_FILE = "pixtral-keys-"
+_UNITS = {"": 1, "k": 1000, "K": 1 << 10, "m": 10**6, "M": 1 << 20}
+
+
+def add_vllm_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `vllm serve` has, too; docs/from-vllm.md has their table."""
+    group = parser.add_argument_group("as vllm serve has them")
+    group.add_argument("--host", help="address of the HTTP API; with 0.0.0.0 others reach it")
+    group.add_argument("--port", type=int, help="port of the HTTP API")
+    group.add_argument(
+        "--max-model-len",
+        type=tokens,
+        metavar="TOKENS",
+        help="prompt and answer, as 32k",
+    )
+    group.add_argument(
+        "--gpu-memory-utilization", type=float, metavar="SHARE", help="share of each decoder's GPUs"
+    )
+    group.add_argument(
+        "--api-key", nargs="+", default=[], metavar="KEY", help="keys of which requests need one"
+    )
+    group.add_argument(
+        *("--quantization", "-q"),
+        metavar="METHOD",
+        help="quantise the language model's weights as they are loaded: fp8 on a GPU, "
+        "int8_per_channel_weight_only on a CPU, too",
+    )
+    group.add_argument(
+        "--limit-mm-per-prompt",
+        type=images_of,
+        metavar="JSON",
+        help="""images in one prompt: {"image": 4} or image=4""",
+    )
+    group.add_argument(
+        *("--tensor-parallel-size", "-tp"), type=int, default=1, metavar="GPUS", help="a decoder's"
+    )
+    group.add_argument(
+        *("--data-parallel-size", "-dp", "--decoders"),
+        type=int,
+        default=1,
+        metavar="COUNT",
+        help="decoders to start, each with GPUs of its own",
+    )
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--encoders", type=int, default=1, metavar="COUNT", help="encoders to start (%(default)s)"
+    )
+    parser.add_argument(
+        "--encoder-gpus", nargs="+", metavar="GPUS", help="GPU of each encoder, such as 0"
+    )
+    parser.add_argument(
+        "--decoder-gpus",
+        nargs="+",
+        metavar="GPUS",
+        help="GPUs of each decoder, such as 0,1 2,3",
+    )
+
+
+def tokens(text: str) -> int:
+    """A count as vLLM reads it: `32k` is 32000, `32K` 32768."""
+    found = re.fullmatch(r"(\d+)([kKmM]?)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text} is no number of tokens, such as 32768 or 32K")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def images_of(text: str) -> int:
+    """The images of a `--limit-mm-per-prompt`."""
+    try:
+        limits = json.loads(text) if text.startswith("{") else dict([text.split("=")])
+        images = limits["image"]
+        return int(images["count"] if isinstance(images, dict) else images)
+    except (ValueError, KeyError, TypeError):
+        raise argparse.ArgumentTypeError("""must be {"image": COUNT} or image=COUNT""") from None
+
+
+def settle(options: argparse.Namespace) -> None:
+    """Turns the flags that mean a tier's setting into that tier's, before those that it has.
+
+    Raises WrongArgument where they contradict each other.
+    """
+    gateway: list[str] = []
+    decoder: list[str] = []
+    if options.no_page:
+        gateway.append("--no-page")
+    if options.served_model_name:
+        gateway.append(f"--served-model-name={','.join(options.served_model_name)}")
+    if options.image_urls:
+        gateway.append(f"--image-url-hosts={','.join(options.image_urls)}")
+    if options.api_key:
+        gateway.append(f"--api-keys={_key_file(options.api_key)}")
+    if options.limit_mm_per_prompt is not None:
+        gateway.append(f"--max-images={options.limit_mm_per_prompt}")
+        decoder.append(f"--max-images={options.limit_mm_per_prompt}")
+    if options.max_model_len is not None:
+        decoder.append(f"--context-length={options.max_model_len}")
+    if options.gpu_memory_utilization is not None:
+        decoder.append(f"--gpu-memory-fraction={options.gpu_memory_utilization}")
+    if options.quantization:
+        decoder.append(f"--quantization={options.quantization}")
+    if options.tensor_parallel_size != 1:
+        decoder.append(f"--tensor-parallel={options.tensor_parallel_size}")
+    options.gateway_args = f"{shlex.join(gateway)} {options.gateway_args}".strip()
+    options.decoder_args = f"{shlex.join(decoder)} {options.decoder_args}".strip()
+    host, _, port = options.http_listen.rpartition(":")
+    if options.host is not None:
+        host = f"[{options.host}]" if ":" in options.host else options.host
+    options.http_listen = f"{host}:{port if options.port is None else options.port}"
+    _settle_gpus(options)
+
+
+def _settle_gpus(options: argparse.Namespace) -> None:
+    for tier, count in (("encoder", options.encoders), ("decoder", options.data_parallel_size)):
+        if count < 1:
+            raise WrongArgument(f"at least one {tier} must run")
+        given = getattr(options, f"{tier}_gpus")
+        if given and len(given) != count:
+            raise WrongArgument(f"--{tier}-gpus names GPUs for {len(given)}, and {count} start")
+    several = options.encoders + options.data_parallel_size > 2
+    if several and not options.decoder_gpus and (gpus := gpus_here()):
+        size = options.tensor_parallel_size
+        needed = size * options.data_parallel_size
+        if needed > len(gpus):
+            raise WrongArgument(
+                f"{options.data_parallel_size} decoders of {size} GPUs need {needed}, and this "
+                f"machine has {len(gpus)}: name them by --decoder-gpus, or start fewer"
+            )
+        options.decoder_gpus = [",".join(gpus[at : at + size]) for at in range(0, needed, size)]
+
+
+def gpus_here() -> list[str]:
+    """The GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [each for each in named.split(",") if each]
+    found = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
+    return sorted(found, key=int)
+
+
+def check_ports(addresses: Mapping[str, str | None]) -> None:
+    """Tries to listen at each address, by the flag that moves it, before anything starts.
+
+    Raises WrongArgument.
+    """
+    for flag, address in addresses.items():
+        if address is None:
+            continue
+        host, _, port = address.rpartition(":")
+        try:
+            with socket.create_server(
+                (host.strip("[]"), int(port)),
+                family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            ):
+                pass
+        except (OSError, ValueError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise WrongArgument(
+                f"cannot listen at {address}: {why}; stop what is there, or choose another: {flag}"
+            ) from None
+
+
+def flags_of_file(path: Path) -> dict[str, list[str]]:
+    """The flags of `up` that a TOML file stands for, by the name that it has for each.
+
+    At its top the file has the flags of `up`, and `model`; its tables `gateway`, `encoder` and
+    `decoder` have the settings of a tier. Raises WrongArgument.
+    """
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise WrongArgument(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise WrongArgument(f"{path}: not a TOML file: {error}") from None
+    flags: dict[str, list[str]] = {}
+    for name, value in table.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name in TIERS:
+            if not isinstance(value, dict):
+                raise WrongArgument(f"{path}: {name} must be a table of its settings")
+            flags[name] = [f"--{name}-args={shlex.join(_tier_flags(value))}"]
+        elif name == "model":
+            flags[name] = [f"--model-dir={value}"]
+        elif isinstance(value, bool):
+            flags[name] = [flag] if value else []
+        elif isinstance(value, list):
+            flags[name] = [flag, *map(str, value)]
+        else:
+            flags[name] = [f"{flag}={json.dumps(value) if isinstance(value, dict) else value}"]
+    return flags
+
+
+def _tier_flags(settings: Mapping[str, Any]) -> list[str]:
+    flags = []
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            flags.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list):
+            flags.append(f"{flag}={','.join(map(str, value))}")
+        elif isinstance(value, dict):
+            flags += [
+                f"{flag}={key}={json.dumps(each) if not isinstance(each, str) else each}"
+                for key, each in value.items()
+            ]
+        else:
+            flags.append(f"{flag}={value}")
+    return flags
+
+
+def _key_file(keys: Sequence[str]) -> Path:
+    """A file of one tenant that has these keys; it holds their digests alone."""
+    digests = [f"sha256:{hashlib.sha256(key.encode()).hexdigest()}" for key in keys]
+    handle, name = tempfile.mkstemp(prefix=_KEY_FILE, suffix=".toml")
+    with os.fdopen(handle, "w") as file:
+        file.write(f"[api-key]\nkeys = {json.dumps(digests)}\n")
+    return Path(name)
+
+
+def remove_key_file(gateway_args: str) -> None:
+    """Removes the file that `settle` made for `--api-key`."""
+    for flag in shlex.split(gateway_args):
+        path = Path(flag.removeprefix("--api-keys="))
+        if flag.startswith("--api-keys=") and path.name.startswith(_KEY_FILE):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,305 @@
+"""Many conversations at once: which is sent next, and when.
+
+A `Batch` knows neither threads nor an event loop: `Client.map` and `AsyncClient.map` send what it
+gives them, and report what came of it.
+
+How many run at once follows the gateway. A refusal leaves as many as it has let in, and answers
+raise that again, by one at a time. Where it refuses one that is alone, requests are spaced by the
+time that would have been right.
+"""
+
+import heapq
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TextIO, TypeVar
+
+from pixtral_client.errors import Overloaded, PixtralError
+from pixtral_client.messages import Messages
+from pixtral_client.results import Completion
+from pixtral_client.retries import Tries
+
+DEFAULT_CONCURRENCY: Final = 32
+# How many of `concurrency` may be begun beyond the one whose outcome comes next.
+_AHEAD: Final = 4
+# After so many answers, and at least as many as run, one more is tried at once.
+_ANSWERS_A_TRY: Final = 8
+# After so many answers in a row, spaced requests are tried at half the space.
+_ANSWERS_A_GAP: Final = 16
+
+CompletionT = TypeVar("CompletionT", bound=Completion)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[CompletionT]):
+    """The end of one conversation of a `map`: either `completion` or `error` is not None.
+
+    `index` is the conversation's place in the input, from 0. `error` is a `PixtralError`, or the
+    `TypeError` or `ValueError` of messages that could not be sent.
+    """
+
+    index: int
+    completion: CompletionT | None = None
+    error: Exception | None = None
+
+    def unwrap(self) -> CompletionT:
+        """The completion. Raises the error where there is none."""
+        if self.completion is None:
+            raise self.error or RuntimeError("neither a completion nor an error")
+        return self.completion
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """How far a `map` has come: conversations that were answered, that failed, that run, and that
+    wait to be sent again. `total` is None where the input does not say its length. `sent` counts
+    requests, repeated ones too, and `seconds` since the beginning; `is_over` is true once, at the
+    end."""
+
+    answered: int
+    failed: int
+    running: int
+    waiting: int
+    sent: int
+    total: int | None
+    seconds: float
+    is_over: bool
+
+    @property
+    def done(self) -> int:
+        """Those that were answered and those that failed."""
+        return self.answered + self.failed
+
+
+Report = Callable[[BatchProgress], None]
+
+
+@dataclass(slots=True)
+class Item:
+    """One conversation. `outgoing` and `tries` are there once it is made into a request."""
+
+    index: int
+    messages: Messages
+    outgoing: Any = None
+    tries: Tries | None = None
+
+    @property
+    def begun(self) -> Tries:
+        if self.tries is None:
+            raise RuntimeError("not made into a request yet")
+        return self.tries
+
+
+@dataclass(slots=True)
+class _Pace:
+    """How many requests may run, and from when on the next may begin."""
+
+    most: int
+    window: float = field(init=False)
+    running: int = 0
+    gap: float = 0.0
+    not_before: float = 0.0
+    _let_in: float | None = None
+    _answers: int = 0
+
+    def __post_init__(self) -> None:
+        self.window = self.most
+
+    def has_room(self, now: float) -> bool:
+        return self.running < int(self.window) and now >= self.not_before
+
+    def begin(self, now: float) -> None:
+        self.running += 1
+        self.not_before = now + self.gap
+
+    def answered(self, begun: float) -> None:
+        self.running -= 1
+        self._let_in = begun
+        self.window = min(self.most, self.window + 1 / max(self.window, _ANSWERS_A_TRY))
+        self._answers += 1
+        if self._answers % _ANSWERS_A_GAP == 0:
+            self.gap = self.gap / 2 if self.gap > 1e-3 else 0.0
+
+    def failed(self) -> None:
+        self.running -= 1
+
+    def refused(self, now: float, retry_after: float) -> None:
+        self.running -= 1
+        self._answers = 0
+        self.window = max(1.0, min(self.window, float(self.running)))
+        if not self.running:
+            since = 0.0 if self._let_in is None else now - self._let_in
+            # A long time since then says more about the answers than about the limit.
+            self.gap = min(since, max(1.0, retry_after)) + retry_after
+            self.not_before = now + retry_after
+
+
+class Batch(Generic[CompletionT]):
+    """The state of a `map`. Everything is called from one thread."""
+
+    def __init__(
+        self,
+        conversations: Iterable[Messages],
+        concurrency: int,
+        report: Report | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if concurrency < 1:
+            raise ValueError("concurrency must be at least 1")
+        self._input = iter(conversations)
+        self._total = len(conversations) if isinstance(conversations, Sized) else None
+        self._is_read = False
+        self._begun = self._next_out = self._sent = self._answered = self._failed = 0
+        self._ahead = _AHEAD * concurrency
+        self._pace = _Pace(concurrency)
+        self._since: dict[int, float] = {}
+        self._waiting: list[tuple[float, int, Item]] = []
+        self._outcomes: dict[int, Outcome[CompletionT]] = {}
+        self._report = report
+        self._clock = clock
+        self._start = clock()
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_read and not (self._pace.running or self._waiting or self._outcomes)
+
+    def take(self) -> Item | None:
+        """The conversation to send now, None where none is. It runs until one of `answered`,
+        `failed` and `again` is called."""
+        now = self._clock()
+        if not self._pace.has_room(now):
+            return None
+        item = None
+        if self._waiting and self._waiting[0][0] <= now:
+            item = heapq.heappop(self._waiting)[2]
+        elif not self._is_read and self._begun - self._next_out < self._ahead:
+            item = self._read()
+        if item is not None:
+            self._pace.begin(now)
+            self._since[item.index] = now
+            self._sent += 1
+        return item
+
+    def wait(self) -> float | None:
+        """Seconds after which `take` may give another, though nothing has come in; None: not
+        before."""
+        if self.is_over:
+            # The end of the input may come to light after the last outcome.
+            return 0.0
+        now = self._clock()
+        if self._pace.running >= int(self._pace.window):
+            return None
+        times = [due for due, _, _ in self._waiting[:1]]
+        if not self._is_read and self._begun - self._next_out < self._ahead:
+            times.append(now)
+        return max(0.0, max(min(times), self._pace.not_before) - now) if times else None
+
+    def answered(self, item: Item, completion: CompletionT) -> None:
+        self._pace.answered(self._since.pop(item.index))
+        self._answered += 1
+        self._outcomes[item.index] = Outcome(item.index, completion)
+        self._tell()
+
+    def failed(self, item: Item, error: Exception) -> None:
+        self._since.pop(item.index)
+        self._pace.failed()
+        self._failed += 1
+        self._outcomes[item.index] = Outcome(item.index, error=error)
+        self._tell()
+
+    def again(self, item: Item, error: PixtralError, seconds: float) -> None:
+        """Sends it again after so many seconds, because of this error."""
+        now = self._clock()
+        self._since.pop(item.index)
+        if isinstance(error, Overloaded):
+            self._pace.refused(now, error.retry_after or seconds)
+        else:
+            self._pace.failed()
+        heapq.heappush(self._waiting, (now + seconds, item.index, item))
+        self._tell()
+
+    def ready(self) -> Iterator[Outcome[CompletionT]]:
+        """The outcomes whose turn it is, in the order of the input."""
+        while (outcome := self._outcomes.pop(self._next_out, None)) is not None:
+            self._next_out += 1
+            yield outcome
+        if self.is_over:
+            self._tell()
+
+    def close(self) -> None:
+        """Ends the line of progress, also of a `map` that is left in the middle."""
+        if isinstance(self._report, _Line):
+            self._report.close()
+
+    def _read(self) -> Item | None:
+        try:
+            messages = next(self._input)
+        except StopIteration:
+            self._is_read = True
+            return None
+        self._begun += 1
+        return Item(self._begun - 1, messages)
+
+    def _tell(self) -> None:
+        if self._report is not None:
+            self._report(
+                BatchProgress(
+                    answered=self._answered,
+                    failed=self._failed,
+                    running=self._pace.running,
+                    waiting=len(self._waiting),
+                    sent=self._sent,
+                    total=self._total,
+                    seconds=self._clock() - self._start,
+                    is_over=self.is_over,
+                )
+            )
+
+
+def reporter(progress: bool | Report) -> Report | None:
+    """The receiver of a `map`'s progress: none, a line on standard error, or the caller's own."""
+    if callable(progress):
+        return progress
+    return _Line(sys.stderr) if progress else None
+
+
+class _Line:
+    """One line that is written over on a terminal, and a line every ten seconds elsewhere."""
+
+    _WIDTH: Final = 24
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._is_terminal = stream.isatty()
+        self._every = 0.1 if self._is_terminal else 10.0
+        self._next = 0.0
+
+    def __call__(self, progress: BatchProgress) -> None:
+        if progress.seconds < self._next and not progress.is_over:
+            return
+        self._next = progress.seconds + self._every
+        text = self._text(progress)
+        self._stream.write(f"\r\x1b[K{text}" if self._is_terminal else f"{text}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._is_terminal and self._next:
+            self._stream.write("\n")
+
+    def _text(self, progress: BatchProgress) -> str:
+        done, total = progress.done, progress.total
+        parts = [f"{done} answered" if total is None else f"{done}/{total}"]
+        if total:
+            filled = self._WIDTH * done // total
+            parts.insert(0, f"[{'#' * filled}{'.' * (self._WIDTH - filled)}]")
+        rate = done / progress.seconds if progress.seconds > 0 else 0.0
+        parts.append(f"{rate:.1f}/s")
+        if total and rate and done < total:
+            minutes, seconds = divmod(round((total - done) / rate), 60)
+            parts.append(f"{minutes}:{seconds:02} left")
+        if progress.failed:
+            parts.append(f"{progress.failed} failed")
+        if progress.waiting:
+            parts.append(f"{progress.waiting} to be sent again")
+        return "  ".join(parts)

@@ -1,0 +1,108 @@
+"""When a request that failed is sent again: how often, after how long, and within which budget.
+
+A client sends again what the server refused (`Overloaded`) or could not do (`Unavailable`), and
+never a request of which the user has seen a part, such as a stream after its first delta. The wait
+is that of the server's `RetryInfo` or, without one, grows from half a second to eight, as in
+OpenAI's SDK; both are spread at random, so that clients that failed together do not come back
+together.
+
+gRPC's own retry policy does not do: it does not read `RetryInfo`, and it retries no request that is
+larger than its buffer, as those with images are.
+"""
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from pixtral_client.errors import Overloaded, PixtralError, Unavailable
+from pixtral_client.sent_images import Outgoing
+
+DEFAULT_MAX_RETRIES: Final = 2
+FIRST_WAIT: Final = 0.5
+LONGEST_WAIT: Final = 8.0
+# Those of gRPC's `retryThrottling`, with the most tokens that it allows.
+BUDGET_TOKENS: Final = 1000.0
+TOKENS_A_SUCCESS: Final = 0.1
+
+
+class RetryBudget:
+    """The retries that all requests of a client may make together; for any thread.
+
+    A failure takes a token and a success gives a tenth back. While half of the tokens or fewer are
+    left, nothing is retried: a service that is down does not get every request three times. A
+    failure that comes with a time to retry after takes none, because the server paces those.
+    """
+
+    def __init__(self, tokens: float = BUDGET_TOKENS) -> None:
+        self._most = self._tokens = tokens
+        self._lock = threading.Lock()
+
+    def succeeded(self) -> None:
+        with self._lock:
+            self._tokens = min(self._most, self._tokens + TOKENS_A_SUCCESS)
+
+    def failed(self) -> None:
+        with self._lock:
+            self._tokens = max(0.0, self._tokens - 1)
+
+    @property
+    def has_room(self) -> bool:
+        return self._tokens > self._most / 2
+
+
+class Tries:
+    """The tries of one request.
+
+    Args:
+        left: the seconds that the request still has.
+        most: how often it may be sent again.
+        outgoing: the request, where it may name images; it is sent again at once, and not counted,
+            with those that the gateway turns out not to have.
+        is_patient: a refusal for overload does not count, only the time does.
+    """
+
+    def __init__(
+        self,
+        left: Callable[[], float],
+        most: int,
+        budget: RetryBudget,
+        outgoing: Outgoing[Any] | None = None,
+        *,
+        is_patient: bool = False,
+    ) -> None:
+        self.left = left
+        self._most = most
+        self._budget = budget
+        self._outgoing = outgoing
+        self._is_patient = is_patient
+        self._made = 0
+
+    def answered(self) -> None:
+        """The server has begun to answer."""
+        self._budget.succeeded()
+        if self._outgoing is not None:
+            self._outgoing.answered()
+
+    def wait_after(self, error: PixtralError) -> float | None:
+        """Seconds to wait before the request is sent again; None where it is not."""
+        if self._outgoing is not None and self._outgoing.again(error):
+            return 0.0
+        if not isinstance(error, Overloaded | Unavailable):
+            return None
+        if error.retry_after is None:
+            self._budget.failed()
+        is_free = self._is_patient and isinstance(error, Overloaded)
+        if not is_free and (self._made >= self._most or not self._budget.has_room):
+            return None
+        if error.retry_after is None:
+            wait = min(LONGEST_WAIT, FIRST_WAIT * 2**self._made) * _random(0.75, 1.0)
+        else:
+            # Never earlier than the server asks.
+            wait = error.retry_after * _random(1.0, 1.25)
+        self._made += not is_free
+        return wait if wait < self.left() else None
+
+
+def _random(low: float, high: float) -> float:
+    return random.uniform(low, high)  # noqa: S311 - no secret
