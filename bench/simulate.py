@@ -148,7 +148,7 @@ def main() -> None:
         "--variation",
         type=float,
         default=1.0,
-        help="of the time between two requests: 1 is a Poisson process, 2.2 has bursts",
+        help="how unequal the times between requests are: 1 is a Poisson process, 2.2 has bursts",
     )
     planned.add_argument("--price", type=float, default=1.0, help="price of a GPU hour")
     given = parser.parse_args()

@@ -10,6 +10,7 @@ import yaml
 from tests.support.overlays import build_once, container, get
 from tools.deploy import guide, images
 from tools.deploy.check import OPTIONAL, RULES, faults_beside_overlays
+from tools.deploy.fit import one_card_is_shared
 from tools.deploy.images import WITHOUT_CLI, compose, dockerfiles, locks
 from tools.deploy.manifests import build, with_component
 from tools.deploy.objects import containers_of, pod_of
@@ -293,6 +294,40 @@ def test_host_memory_that_a_pod_does_not_have_is_found(plant: Plant, said: str) 
     plant(get(objects, "Deployment", "decoder"))
     (rule,) = OPTIONAL["kv-host"]
     (fault,) = rule(objects)
+    assert said in fault
+
+
+@pytest.mark.parametrize(
+    ("kind", "plant", "said"),
+    [
+        ("decoder", lambda o: pod_of(o).pop("resourceClaims"), "does not have the one claim"),
+        (
+            "encoder",
+            lambda o: pod_of(o)["resourceClaims"][0].update(resourceClaimName="another"),
+            "does not have the one claim",
+        ),
+        ("decoder", lambda o: o["spec"].update(replicas=2), "several replicas on one card"),
+        (
+            "encoder",
+            lambda o: container(o)["resources"]["limits"].update({"nvidia.com/gpu": 1}),
+            "has a GPU beside the one that is shared",
+        ),
+        (
+            "decoder",
+            lambda o: next(
+                each
+                for each in container(o)["env"]
+                if each["name"] == "PIXTRAL_GPU_MEMORY_FRACTION"
+            ).update(value="0.9"),
+            "leaves the encoder no memory",
+        ),
+    ],
+)
+def test_a_card_that_two_cannot_share_is_found(kind: str, plant: Plant, said: str) -> None:
+    objects = copy.deepcopy(with_component("gpu", "colocated"))
+    assert list(one_card_is_shared(objects)) == []
+    plant(get(objects, "Deployment", kind))
+    (fault,) = one_card_is_shared(objects)
     assert said in fault
 
 

@@ -10,7 +10,7 @@ import yaml
 from tests.support.overlays import build_once
 from tools.deploy.check import AT_SCALE, EVERYWHERE, SAFE
 from tools.deploy.helm import CHART, ChartError, Templates, render
-from tools.deploy.manifests import kubernetes_versions, schema_violations
+from tools.deploy.manifests import schema_violations, versions_for, with_component
 from tools.deploy.objects import Object, environment, name_of, of_kind, pod_of, tiers
 from tools.deploy.rollout import jobs_let_releases_through
 
@@ -43,9 +43,11 @@ def plain(value: Any) -> Any:
     return HASH.sub(r"\1", value) if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize("overlay", LIKE_OVERLAYS)
+@pytest.mark.parametrize("overlay", [*LIKE_OVERLAYS, "colocated"])
 def test_objects_are_those_of_the_overlay(overlay: str) -> None:
-    ours, theirs = named(rendered(overlay)), named(build_once(overlay))
+    is_shared = overlay == "colocated"
+    built = with_component("gpu", "colocated") if is_shared else build_once(overlay)
+    ours, theirs = named(rendered(overlay)), named(built)
     # Helm makes no namespace, keeps the volume itself, and names the Job by what it downloads.
     theirs.pop(("Namespace", "pixtral"))
     ours["PersistentVolumeClaim", "models"]["metadata"].pop("annotations")
@@ -73,8 +75,10 @@ def test_objects_fit_together(name: str) -> None:
         rules = (*rules, AT_SCALE)
     for rule in rules:
         assert list(rule([*objects, *claims])) == []
-    for version in (kubernetes_versions()[0], kubernetes_versions()[-1]):
-        assert [fault for each in objects for fault in schema_violations(each, version)] == []
+    for each in objects:
+        versions = versions_for(each)
+        for version in (versions[0], versions[-1]):
+            assert list(schema_violations(each, version)) == []
 
 
 def test_values_reach_the_objects() -> None:

@@ -25,6 +25,7 @@ from tools.deploy.fit import (
     devices_are_given,
     drains_end,
     gpus_are_given,
+    one_card_is_shared,
     probes_probe,
     references_exist,
     scalers_scale,
@@ -52,6 +53,7 @@ from tools.deploy.manifests import (
     builder,
     kubernetes_versions,
     schema_violations,
+    versions_for,
     with_component,
 )
 from tools.deploy.objects import Object, Rule
@@ -130,6 +132,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 # Components that no overlay has, and the rule that each is there for.
 OPTIONAL: dict[str, tuple[Rule, ...]] = {
+    "colocated": (one_card_is_shared, devices_are_given, gpus_are_given, surges_need_no_gpu),
     "image-urls": (settings_start_new_pods, network_is_closed),
     "kv-host": (host_memory_fits,),
     "nodes": (gpus_have_memory,),
@@ -137,6 +140,9 @@ OPTIONAL: dict[str, tuple[Rule, ...]] = {
     "traces": (settings_start_new_pods, network_is_closed),
     "writable-root": (roots_can_be_written,),
 }
+
+# The overlays of components that are not for `production`.
+OPTIONAL_OVERLAYS = {"colocated": "gpu"}
 
 
 def faults_of_overlays() -> Iterator[str]:
@@ -147,9 +153,10 @@ def faults_of_overlays() -> Iterator[str]:
             yield from (f"{overlay}: {fault}" for fault in rule(objects))
         yield from (f"{overlay}: {fault}" for fault in jobs_let_releases_through(build(overlay)))
     for component, rules in OPTIONAL.items():
-        objects = with_component("production", component)
+        overlay = OPTIONAL_OVERLAYS.get(component, "production")
+        objects = with_component(overlay, component)
         for rule in rules:
-            yield from (f"production with {component}: {fault}" for fault in rule(objects))
+            yield from (f"{overlay} with {component}: {fault}" for fault in rule(objects))
 
 
 def faults_of_chart() -> Iterator[str]:
@@ -200,7 +207,7 @@ def main(directory: Path | None) -> int:
         *(
             f
             for obj in seen.values()
-            for version in versions
+            for version in versions_for(obj)
             for f in schema_violations(obj, version)
         ),
     ]

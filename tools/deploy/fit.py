@@ -9,6 +9,7 @@ from tools.deploy.objects import (
     Objects,
     containers_of,
     environment,
+    gpus_of,
     labels_of,
     limits_of,
     matches,
@@ -25,6 +26,8 @@ from tools.deploy.objects import (
 SECONDS_AFTER_DRAIN = 38
 # 24 GB at 20 MB/s.
 LOADING_SECONDS = 1200
+# An encoder takes up to a fifth of a card of 24 GB: its weights, and a batch of images.
+MOST_SHARED_FRACTION = 0.85
 
 
 def selectors_select(objects: Objects) -> Iterator[str]:
@@ -186,7 +189,7 @@ def _misplaced_references(where: str, container: Object) -> Iterator[str]:
 def devices_are_given(objects: Objects) -> Iterator[str]:
     for deployment, container in tiers(objects):
         told, name = environment(objects, container), name_of(deployment)
-        gpus = int(limits_of(container).get("nvidia.com/gpu", 0))
+        gpus = gpus_of(container)
         wanted = int(told.get("PIXTRAL_TENSOR_PARALLEL", 1))
         if (gpus and gpus != wanted) or (told.get("PIXTRAL_DEVICE") == "cuda" and not gpus):
             yield f"Deployment {name} has {gpus} GPUs, and works with {wanted}"
@@ -204,8 +207,30 @@ def gpus_are_given(objects: Objects) -> Iterator[str]:
     for deployment, container in tiers(objects):
         if name_of(deployment) == "gateway":
             continue
-        if not limits_of(container).get("nvidia.com/gpu"):
+        if not gpus_of(container):
             yield f"Deployment {name_of(deployment)} has no GPU"
+
+
+def one_card_is_shared(objects: Objects) -> Iterator[str]:
+    """For the component `colocated`."""
+    claims = {name_of(claim) for claim in of_kind(objects, "ResourceClaim")}
+    for deployment, container in tiers(objects):
+        name, pod = name_of(deployment), pod_of(deployment)
+        if name == "gateway":
+            continue
+        used = [each["name"] for each in container.get("resources", {}).get("claims") or ()]
+        named = {
+            each["name"]: each.get("resourceClaimName") for each in pod.get("resourceClaims", ())
+        }
+        if len(claims) != 1 or {named.get(each) for each in used} != claims:
+            yield f"Deployment {name} does not have the one claim that there is"
+        if limits_of(container).get("nvidia.com/gpu"):
+            yield f"Deployment {name} has a GPU beside the one that is shared"
+        if deployment["spec"].get("replicas", 1) != 1:
+            yield f"Deployment {name} has several replicas on one card"
+        fraction = float(environment(objects, container).get("PIXTRAL_GPU_MEMORY_FRACTION", 0.9))
+        if name == "decoder" and fraction > MOST_SHARED_FRACTION:
+            yield f"Deployment {name} leaves the encoder no memory"
 
 
 def tiers_scale(objects: Objects, *, kinds: Sequence[str]) -> Iterator[str]:

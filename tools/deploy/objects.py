@@ -81,5 +81,11 @@ def ports_of(deployment: Object) -> dict[str, int]:
     }
 
 
+def gpus_of(container: Object) -> int:
+    """GPUs of its own, and those of a claim that pods share."""
+    claims = container.get("resources", {}).get("claims") or ()
+    return int(limits_of(container).get("nvidia.com/gpu", 0)) + len(claims)
+
+
 def limits_of(container: Object) -> Object:
     return container.get("resources", {}).get("limits") or {}

@@ -9,6 +9,7 @@ from tools.deploy.objects import (
     Objects,
     containers_of,
     environment,
+    gpus_of,
     limits_of,
     name_of,
     of_kind,
@@ -62,7 +63,7 @@ def rollouts_have_time(objects: Objects) -> Iterator[str]:
 def surges_need_no_gpu(objects: Objects) -> Iterator[str]:
     for deployment, container in tiers(objects):
         rolling = deployment["spec"].get("strategy", {}).get("rollingUpdate", {})
-        if limits_of(container).get("nvidia.com/gpu") and rolling.get("maxSurge", 1) != 0:
+        if gpus_of(container) and rolling.get("maxSurge", 1) != 0:
             yield f"Deployment {name_of(deployment)} needs one GPU more for each upgrade"
 
 
