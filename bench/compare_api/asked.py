@@ -211,7 +211,7 @@ def _images() -> Iterator[Asked]:
     for name, url in urls.items():
         content = [_image(url), _text(SHAPES)]
         yield _chat(f"image: {name}", [_said("user", content)], whys.get(name, ""))
-    for detail in ("auto", "low", "high"):
+    for detail in ("auto", "low", "high", "medium"):
         yield _chat(
             f"image: detail {detail}", [_said("user", [_image(detail=detail), _text(SHAPES)])]
         )
@@ -239,13 +239,13 @@ def _fields() -> Iterator[Asked]:
         "n": (2, 0),
         "seed": (1, -1, None),
         "stop": (None, "shapes", ["3", "5"], [], ["a", "b", "c", "d", "e"]),
-        "stop_token_ids": ([10], []),
+        "stop_token_ids": ([10], [], [10_000_000]),
         "min_tokens": (3, 20),
         "ignore_eos": (True,),
         "logit_bias": ({"100": 5}, {"a": 5}, {"100": 200}),
         "logprobs": (True,),
         "prompt_logprobs": (1,),
-        "bad_words": (["shapes"],),
+        "bad_words": (["shapes"], [" "]),
         "allowed_token_ids": ([1000, 1001], []),
         "include_stop_str_in_output": (True,),
         "skip_special_tokens": (False,),
@@ -344,6 +344,13 @@ def _structures() -> Iterator[Asked]:
     }
     for name, value in outputs.items():
         yield _chat(f"structured_outputs: {name}", [USER], structured_outputs=value)
+    beside: Body = {"structured_outputs": {"choice": ["yes", "no"]}}
+    yield _chat(
+        "structured_outputs: a regex on one line",
+        [USER],
+        structured_outputs={"regex": "[0-9]", "disable_any_whitespace": True},
+    )
+    yield _chat("structured_outputs beside response_format", [USER], **of(LARGE), **beside)
     for field_name, other in (("min_tokens", 2), ("bad_words", ["yes"])):
         both: Body = {"structured_outputs": {"choice": ["yes", "no"]}, field_name: other}
         yield _chat(f"structured_outputs beside {field_name}", [USER], **both)
@@ -369,6 +376,21 @@ def _tools() -> Iterator[Asked]:
     )
     yield _chat("tools: any", [USER], "mistral", tools=[look], tool_choice="any", **one)
     yield _chat("tools: a name that is not there", [USER], tools=[rest], tool_choice=named)
+    yield _chat("tools: two of one name", [USER], tools=[look, look])
+    listed = {"name": "look", "parameters": {"type": "array"}}
+    yield _chat(
+        "tools: arguments of a list", [USER], tools=[{"type": "function", "function": listed}]
+    )
+    many = [{"type": "function", "function": {"name": f"look{i}"}} for i in range(129)]
+    yield _chat("tools: 129", [USER], tools=many)
+    yield _chat(
+        "tools: required, beside structured_outputs",
+        [USER],
+        tools=[look],
+        tool_choice="required",
+        structured_outputs={"choice": ["yes", "no"]},
+        **one,
+    )
     yield _chat("tools: an empty list", [USER], tools=[])
     yield _chat("tool_choice auto without tools", [USER], tool_choice="auto")
     yield _chat("tool_choice none without tools", [USER], tool_choice="none")
@@ -396,6 +418,12 @@ def _completions() -> Iterator[Asked]:
         "echo alone": {"prompt": "There are", "echo": True, "max_tokens": 0},
         "logprobs": {"prompt": "There are", "logprobs": 2},
         "echo and logprobs": {"prompt": "There are", "echo": True, "logprobs": 1},
+        "echo and logprobs in a stream": {
+            "prompt": "There are",
+            "echo": True,
+            "logprobs": 1,
+            "stream": True,
+        },
         "prompt_logprobs": {"prompt": "There are", "prompt_logprobs": 1},
         "n": {"prompt": "There are", "n": 2},
         "a stream": {"prompt": "There are", "stream": True},
@@ -441,6 +469,11 @@ def _responses() -> Iterator[Asked]:
         "store": {"input": SHAPES, "store": True},
         "background": {"input": SHAPES, "background": True},
         "truncation auto": {"input": SHAPES, "truncation": "auto"},
+        "conversation": {"input": SHAPES, "conversation": "conv_1"},
+        "an item by its id": {"input": [{"type": "item_reference", "id": "msg_1"}, USER]},
+        "an image by file_id": {
+            "input": [_said("user", [{"type": "input_image", "file_id": "file-1"}, text])]
+        },
         "no input": {},
         "web_search": {"input": SHAPES, "tools": [{"type": "web_search"}]},
         "a custom tool": {"input": SHAPES, "tools": [{"type": "custom", "name": "a"}]},
@@ -474,7 +507,41 @@ def _messages() -> Iterator[Asked]:
         },
         "an assistant's beginning": {"messages": [*shown, _said("assistant", "There are")]},
         "no max_tokens": {"messages": shown, "max_tokens": None},
-        "thinking": {"messages": [USER], "thinking": {"type": "disabled"}},
+        "thinking disabled": {"messages": [USER], "thinking": {"type": "disabled"}},
+        "thinking adaptive": {"messages": [USER], "thinking": {"type": "adaptive"}},
+        "thinking enabled": {
+            "messages": [USER],
+            "max_tokens": 2000,
+            "thinking": {"type": "enabled", "budget_tokens": 1024},
+        },
+        "effort": {"messages": [USER], "output_config": {"effort": "low"}},
+        "mcp_servers": {
+            "messages": [USER],
+            "mcp_servers": [{"type": "url", "url": "https://a.example", "name": "a"}],
+        },
+        "container": {"messages": [USER], "container": "container_1"},
+        "a tool of Anthropic's": {
+            "messages": [USER],
+            "tools": [{"type": "bash_20250124", "name": "bash"}],
+        },
+        "a document": {
+            "messages": [
+                _said(
+                    "user",
+                    [
+                        {
+                            "type": "document",
+                            "source": {"type": "text", "media_type": "text/plain", "data": "a"},
+                        }
+                    ],
+                )
+            ]
+        },
+        "a file": {
+            "messages": [
+                _said("user", [{"type": "image", "source": {"type": "file", "file_id": "file_1"}}])
+            ]
+        },
     }
     for name, body in given.items():
         asked = {"model": "", "temperature": 0, "max_tokens": 12} | body
@@ -503,4 +570,6 @@ def _others() -> Iterator[Asked]:
     )
     yield Asked("detokenize", "/detokenize", {"tokens": [1000, 1001]})
     plain = {"Content-Type": "text/plain"}
+    elsewhere = {"Host": "example.com"}
+    yield Asked("another machine's host", CHAT, {"messages": [USER]}, headers=elsewhere)
     yield Asked("a body of plain text", CHAT, {"messages": [USER]}, headers=plain)

@@ -41,7 +41,6 @@ OURS: dict[str, tuple[str, ...]] = {
         "must be message, function_call, function_call_output or reasoning",
     ),
     "`mcp_servers`": (
-        "must be custom: this gateway has no tools of its own",
         "must be text, image, tool_use or tool_result, where each may be",
         "this gateway keeps no files: send the image as base64",
     ),
@@ -130,6 +129,7 @@ VLLM_TOO = (
     "must be an object with a type or a role",
     "must be an object with a type, not {}",
     "must be base64 with data, or url with a url",
+    "must be custom: this gateway has no tools of its own",
     "must be function",
     "must be input_text, input_image or output_text",
     "must be none, auto, required, a function with its name, or allowed_tools",
