@@ -20,8 +20,8 @@ from bench.pictures import jpeg
 from pixtral_cli.stack.process_stack import Stack
 from pixtral_client import AsyncClient, BatchProgress
 
-CONCURRENCY = 48
-PERMITS = 32
+CONCURRENCY = 24
+PERMITS = 16
 
 
 def about_images(count: int, first: int = 0) -> Iterator[Any]:
@@ -42,7 +42,7 @@ def value(running: Stack, name: str) -> float:
 async def measure(running: Stack, count: int) -> None:
     seen: list[BatchProgress] = []
     # So many milliseconds a token, of the stand-in.
-    answer: dict[str, Any] = {"max_tokens": 40, "seed": 10}
+    answer: dict[str, Any] = {"max_tokens": 100, "seed": 10}
     async with AsyncClient(running.target) as client:
         start = time.monotonic()
         outcomes = client.map(
