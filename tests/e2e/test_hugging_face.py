@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -34,7 +35,10 @@ def fingerprint(service: Service) -> str:
 
 def ask(service: Service, picture: bytes) -> Completion:
     content = ["Hello", picture, "What is this?"]
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": content},
+    ]
     return service.client.chat(messages, max_tokens=24, temperature=0, ignore_eos=True)
 
 

@@ -41,6 +41,7 @@ def theirs() -> dict[str, Any]:
 @pytest.mark.parametrize("shipped", SHIPPED, ids=lambda each: each.of)
 def test_what_is_known_of_a_shipped_one_is_what_mistral_common_reads(shipped: Shipped) -> None:
     tokenizer = MistralTokenizer.from_file(str(shipped.path)).instruct_tokenizer
+    assert tokenizer.image_encoder is not None
     ids, config = tokenizer.image_encoder.special_ids, tokenizer.image_encoder.image_config
     assert tokenizer.tokenizer.n_words == shipped.vocab_size
     assert (ids.img, ids.img_break, ids.img_end) == shipped.image_ids

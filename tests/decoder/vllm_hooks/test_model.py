@@ -129,7 +129,7 @@ def test_each_weight_of_hugging_faces_format_is_the_one_of_mistrals(
         elif not name.startswith(VISION_PREFIXES):
             renamed, weight = MistralForCausalLM.maybe_remap_mistral(vllms, name, weight)
             expected[f"language_model.{renamed}"] = weight
-    theirs = {}
+    theirs: dict[str, torch.Tensor] = {}
     for path in write_hf(original, tmp_path / "theirs").glob("model-*.safetensors"):
         theirs |= load_file(path)
     mapper = model.HuggingFacePixtralEmbeddingsForConditionalGeneration.hf_to_vllm_mapper
