@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.overlays import build_once, container, get
+from tools import safe_yaml
 from tools.deploy import guide, images
 from tools.deploy.check import OPTIONAL, RULES, faults_beside_overlays
 from tools.deploy.images import WITHOUT_CLI, compose, dockerfiles, locks
@@ -297,7 +297,7 @@ def test_host_memory_that_a_pod_does_not_have_is_found(plant: Plant, said: str) 
 
 
 def test_14_an_alert_that_adds_up_all_namespaces_is_found() -> None:
-    groups = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
+    groups = safe_yaml.load(ALERTS.read_text("utf-8"))["groups"]
     rule = next(r for g in groups for r in g["rules"] if r.get("alert") == "PixtralReplicaEjected")
     rule["expr"] = rule["expr"].replace("by (namespace, tier)", "by (tier)")
 
