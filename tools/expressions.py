@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from tools import safe_yaml
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yaml"
@@ -41,7 +41,7 @@ class Expression:
 
 
 def rules() -> Iterator[Expression]:
-    for group in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]:
+    for group in safe_yaml.load(RULES.read_text(encoding="utf-8"))["groups"]:
         for rule in group["rules"]:
             record = rule.get("record")
             name = record or rule["alert"]

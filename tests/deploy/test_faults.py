@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.overlays import build_once, container, get
+from tools import safe_yaml
 from tools.deploy import guide, images
 from tools.deploy.check import OPTIONAL, RULES, faults_beside_overlays
 from tools.deploy.fit import one_card_is_shared
@@ -332,7 +332,7 @@ def test_a_card_that_two_cannot_share_is_found(kind: str, plant: Plant, said: st
 
 
 def test_14_an_alert_that_adds_up_all_namespaces_is_found() -> None:
-    groups = yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
+    groups = safe_yaml.load(ALERTS.read_text("utf-8"))["groups"]
     rule = next(r for g in groups for r in g["rules"] if r.get("alert") == "PixtralReplicaEjected")
     rule["expr"] = rule["expr"].replace("by (namespace, tier)", "by (tier)")
 

@@ -5,9 +5,9 @@ import re
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.overlays import build_once
+from tools import safe_yaml
 from tools.deploy.check import AT_SCALE, EVERYWHERE, SAFE
 from tools.deploy.helm import CHART, ChartError, Templates, render
 from tools.deploy.manifests import schema_violations, versions_for, with_component
@@ -20,7 +20,7 @@ HASH = re.compile(r"(settings|weights)-[0-9a-z]{10}")
 
 
 def rendered(name: str, **more: Any) -> list[Object]:
-    values = yaml.safe_load(VALUES[name].read_text()) | more
+    values = safe_yaml.load(VALUES[name].read_text()) | more
     return render(values, release="pixtral", namespace="pixtral")
 
 
@@ -108,7 +108,7 @@ def test_values_reach_the_objects() -> None:
 
 
 def test_another_namespace_and_release_are_in_queries_and_selectors() -> None:
-    values = yaml.safe_load(VALUES["production"].read_text())
+    values = safe_yaml.load(VALUES["production"].read_text())
     objects = render(values, release="second", namespace="other")
 
     assert [fault for rule in EVERYWHERE for fault in rule(objects)] == []
@@ -158,7 +158,7 @@ def test_values_that_cannot_be_are_refused_by_their_name(values: dict[str, Any],
 
 def test_every_value_is_described() -> None:
     page = (CHART / "README.md").read_text("utf-8")
-    values = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+    values = safe_yaml.load((CHART / "values.yaml").read_text("utf-8"))
     for name, value in values.items():
         below = value if isinstance(value, dict) and name != "settings" else {"": None}
         for key in below:

@@ -2,15 +2,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tools import safe_yaml
 from tools.expressions import RULES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def load(path: Path) -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document: dict[str, Any] = safe_yaml.load(path.read_text(encoding="utf-8"))
     return document
 
 

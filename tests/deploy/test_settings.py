@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prometheus_client import REGISTRY
 
 import pixtral_encoder.metrics  # noqa: F401
@@ -18,6 +17,7 @@ from pixtral_decoder.settings import DecoderSettings
 from pixtral_encoder.settings import EncoderSettings
 from pixtral_gateway.settings import GatewaySettings
 from tests.support.overlays import build_once
+from tools import safe_yaml
 from tools.deploy.manifests import OVERLAYS, ROOT
 from tools.deploy.objects import Object, environment, name_of, of_kind, tiers
 
@@ -44,7 +44,7 @@ def told_on_kubernetes(overlay: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def told_by_compose() -> Iterator[tuple[str, dict[str, str]]]:
-    services = yaml.safe_load((ROOT / "deploy/docker/compose.yaml").read_text())["services"]
+    services = safe_yaml.load((ROOT / "deploy/docker/compose.yaml").read_text())["services"]
     for tier in SETTINGS:
         told: dict[str, str] = dict(services[tier]["environment"])
         told["PIXTRAL_REDIS_URL"] = re.sub(r"\$\{[^}]*\}", "secret", told["PIXTRAL_REDIS_URL"])
@@ -130,7 +130,7 @@ def test_images_are_made_from_files_that_are_there_and_start_their_tier() -> Non
         entry = re.search(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
         assert entry is not None
         module = f"pixtral_{tier}"
-        assert yaml.safe_load(entry[1])[1:] == ["-m", module]
+        assert safe_yaml.load(entry[1])[1:] == ["-m", module]
         assert (ROOT / folder / module / "__main__.py").is_file()
         assert "USER 10001:10001" in text
         assert (ROOT / "requirements" / f"{tier}.txt").is_file()
@@ -159,7 +159,7 @@ def test_builder_is_sent_the_packages_that_the_project_has() -> None:
 
 
 def test_only_the_gateway_has_a_port_on_the_host() -> None:
-    compose: Any = yaml.safe_load((ROOT / "deploy/docker/compose.yaml").read_text())
+    compose: Any = safe_yaml.load((ROOT / "deploy/docker/compose.yaml").read_text())
     with_ports: list[Object] = [s for s in compose["services"].values() if "ports" in s]
 
     assert [service["image"].partition(":")[0] for service in with_ports] == ["pixtral-gateway"]

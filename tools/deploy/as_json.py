@@ -4,12 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-import yaml
+from tools import safe_yaml
 
 
 def main(directory: Path) -> None:
     texts = [path.read_text("utf-8") for path in sorted(directory.glob("*.yaml"))]
-    print(json.dumps([obj for text in texts for obj in yaml.safe_load_all(text)]))
+    print(json.dumps([obj for text in texts for obj in safe_yaml.load_all(text)]))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from tools import safe_yaml
 from tools.deploy.door import (
     balancers_are_internal,
     names_are_fixed,
@@ -163,7 +164,7 @@ def faults_of_chart() -> Iterator[str]:
     """Those of the Helm chart for each of its files of values."""
     volume: Object = {"kind": "PersistentVolumeClaim", "metadata": {"name": "models"}}
     for path in sorted((CHART / "ci").glob("*.yaml")):
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = safe_yaml.load(path.read_text("utf-8"))
         objects = render(values, release="pixtral", namespace="pixtral")
         for rule in EVERYWHERE if path.stem == "laptop-values" else (*EVERYWHERE, *SAFE):
             yield from (f"{path.name}: {fault}" for fault in rule([*objects, volume]))
@@ -177,7 +178,7 @@ def faults_beside_overlays() -> Iterator[str]:
     yield from temporary_folders_execute(compose()["services"])
     yield from command_line_needs_no_extra()
     yield from locks_fit_every_python(locks())
-    yield from alerts_keep_the_namespace(yaml.safe_load(ALERTS.read_text("utf-8"))["groups"])
+    yield from alerts_keep_the_namespace(safe_yaml.load(ALERTS.read_text("utf-8"))["groups"])
     yield from commands_can_be_typed(PAGE.read_text("utf-8"))
 
 
@@ -195,7 +196,7 @@ def main(directory: Path | None) -> int:
         seen |= {json.dumps(obj, sort_keys=True): obj for obj in objects}
         print(f"{overlay}: {len(objects)} objects, {len(RULES[overlay]) + 1} rules")
     for path in sorted((CHART / "ci").glob("*.yaml")):
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = safe_yaml.load(path.read_text("utf-8"))
         objects = render(values, release="pixtral", namespace="pixtral")
         if directory is not None:
             (directory / f"helm-{path.stem}.yaml").write_text(yaml.safe_dump_all(objects), "utf-8")

@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from tools import safe_yaml
 from tools.deploy.manifests import ROOT
 from tools.deploy.objects import Object
 
@@ -41,14 +42,14 @@ class Block:
 
 def render(values: Mapping[str, Any], *, release: str, namespace: str) -> list[Object]:
     """All objects of the chart with these values over its own. Raises ChartError."""
-    merged = merge(yaml.safe_load((CHART / "values.yaml").read_text("utf-8")), values)
+    merged = merge(safe_yaml.load((CHART / "values.yaml").read_text("utf-8")), values)
     schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
     for error in jsonschema.Draft7Validator(schema).iter_errors(merged):
         raise ChartError(f"{error.json_path}: {error.message}")
     root = {
         "Values": merged,
         "Release": {"Name": release, "Namespace": namespace, "Service": "Helm"},
-        "Chart": _capitals(yaml.safe_load((CHART / "Chart.yaml").read_text("utf-8"))),
+        "Chart": _capitals(safe_yaml.load((CHART / "Chart.yaml").read_text("utf-8"))),
         "Files": Files(CHART),
     }
     templates = Templates()
@@ -58,7 +59,7 @@ def render(values: Mapping[str, Any], *, release: str, namespace: str) -> list[O
     for name, tree in trees.items():
         if name.endswith(".yaml"):
             text = templates.run(tree, root, {"$": root})
-            objects += [each for each in yaml.safe_load_all(text) if each]
+            objects += [each for each in safe_yaml.load_all(text) if each]
     for each in objects:
         each["metadata"].setdefault("namespace", namespace)
     return objects

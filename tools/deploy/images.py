@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
+from tools import safe_yaml
 from tools.deploy.manifests import ROOT
 from tools.deploy.objects import Objects, containers_of, name_of, workloads
 
@@ -33,7 +32,7 @@ def dockerfiles() -> dict[str, str]:
 
 
 def compose() -> Any:
-    return yaml.safe_load(COMPOSE.read_text("utf-8"))
+    return safe_yaml.load(COMPOSE.read_text("utf-8"))
 
 
 def programs_are_the_environments(objects: Objects, files: Dockerfiles) -> Iterator[str]:

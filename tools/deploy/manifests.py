@@ -13,8 +13,8 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import yaml
 
+from tools import safe_yaml
 from tools.deploy.objects import Object
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def _text(directory: Path) -> str:
 
 
 def _built(directory: Path) -> list[Object]:
-    return list(yaml.safe_load_all(_text(directory)))
+    return list(safe_yaml.load_all(_text(directory)))
 
 
 @functools.cache

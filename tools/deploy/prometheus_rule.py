@@ -1,7 +1,6 @@
 """Generates the PrometheusRule of the component `monitoring` from deploy/prometheus/rules.yaml."""
 
-import yaml
-
+from tools import safe_yaml
 from tools.deploy.manifests import K8S
 from tools.expressions import RULES
 
@@ -27,5 +26,5 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    yaml.safe_load(text())
+    safe_yaml.load(text())
     TARGET.write_text(text(), "utf-8")

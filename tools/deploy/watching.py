@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
+from tools import safe_yaml
 from tools.deploy.objects import Object, Objects, name_of, of_kind
 from tools.expressions import RULES, Expression
 
@@ -34,7 +33,7 @@ def monitors_are_selected(objects: Objects) -> Iterator[str]:
 def rules_and_dashboards_are_there(objects: Objects) -> Iterator[str]:
     if not of_kind(objects, "PodMonitor"):
         return
-    groups = yaml.safe_load(RULES.read_text("utf-8"))["groups"]
+    groups = safe_yaml.load(RULES.read_text("utf-8"))["groups"]
     if not any(rule["spec"] == {"groups": groups} for rule in of_kind(objects, "PrometheusRule")):
         yield "no PrometheusRule has the rules of deploy/prometheus/rules.yaml"
     shown = {
