@@ -15,6 +15,8 @@ TEST_PARTS := test-e2e test-decoder test-gateway test-rest test-faults
 # TORCH=cpu takes PyTorch's CPU build, wherever pip would find the larger one for CUDA.
 export TORCH
 export PIP_NO_INPUT := 1
+# The processes of tests import the project very often: bytecode spares them to compile it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries go-example
