@@ -39,9 +39,10 @@ class Model:
         return self._client.chat(ASK, **sampling)
 
     def answer(self, messages: list[dict[str, Any]], **options: Any) -> Completion:
-        return self._client.chat(
+        completion: Completion = self._client.chat(
             messages, max_tokens=TOKENS, temperature=0, ignore_eos=True, **options
         )
+        return completion
 
     def tokens(self, request: ChatCompletionRequest[Any]) -> list[int]:
         return list(self._tokenizer.encode_chat_completion(request).tokens)

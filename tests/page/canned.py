@@ -1,7 +1,7 @@
 """Answers in the gateway's stead, for what no small model says by itself."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ def delta(index: int = 0, finish: str | None = None, **what: Any) -> dict[str, A
 class Canned:
     """Each request gets the next of the answers: a text, the chunks of a stream, or a wait."""
 
-    answers: list[str | list[Mapping[str, Any]] | int]
+    answers: list[str | Sequence[Mapping[str, Any]] | int]
     bodies: list[Any] = field(default_factory=list)
 
     async def fulfil(self, route: Route) -> None:
@@ -38,7 +38,7 @@ class Canned:
 
 @asynccontextmanager
 async def canned(
-    page: Page, *answers: str | list[Mapping[str, Any]] | int
+    page: Page, *answers: str | Sequence[Mapping[str, Any]] | int
 ) -> AsyncIterator[Canned]:
     """Each answer is asked for once, by the end."""
     made = Canned(list(answers))

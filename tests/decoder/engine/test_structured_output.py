@@ -30,6 +30,8 @@ LATE = 'root ::= "a"{4200} s\ns ::= "b" | s s | s s s'
 # So that its answer never ends, which costs nobody more than it.
 NEVER_ENDS = {2: -100.0} | NO_THOUGHT
 SEEDS = range(4)
+# No word of the schema.
+THOUGHT = range(5000, 5006)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ async def engine(thinking: Path) -> AsyncIterator[DecoderEngine]:
 
 
 async def answer(engine: DecoderEngine, prompt: Prompt) -> Answer:
-    said, token_ids, reason = "", [], None
+    token_ids: list[int] = []
+    said, reason = "", None
     async with aclosing(engine.generate(prompt, ())) as deltas:
         async for delta in deltas:
             said, reason = said + delta.text, delta.finish_reason
@@ -114,13 +117,13 @@ CITY = {
 
 
 def drawn(seed: int) -> Sampling:
-    """The thought begins at once and not again, and ends after some tokens by chance."""
+    """The thought begins at once, and ends after some of THOUGHT, each of which comes once."""
     return Sampling(
-        max_tokens=400,
+        max_tokens=100,
         temperature=1.0,
         seed=seed,
         repetition_penalty=1e4,
-        logit_bias={THINK: 100.0, END_THINK: 10.0},
+        logit_bias=dict.fromkeys([THINK, END_THINK, *THOUGHT], 100.0),
         structured_output=StructuredOutput(Structure.JSON_SCHEMA, (json.dumps(CITY),), True),
     )
 
