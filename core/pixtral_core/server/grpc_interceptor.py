@@ -17,7 +17,7 @@ from prometheus_client import Counter, Histogram
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import ServingError, Unavailable, to_status
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
-from pixtral_core.server.reception import Incoming, Parse, Reception
+from pixtral_core.server.reception import Incoming, Reception
 from pixtral_core.server.socket_bytes import host_of
 from pixtral_core.telemetry.metrics import HANDLED, SECONDS, STARTED
 from pixtral_core.telemetry.request_log import REQUEST_ID, Call
@@ -282,15 +282,15 @@ def _body(handler: Handler, check: EarlyCheck | None) -> Body:
 
     async def received(context: Context) -> Any:
         reception = None if check is None else check(context)
-        read = partial((_read if reception is None else reception.read), context, parse)
+        read = context.read if reception is None else partial(reception.read, context)
         if handler.request_streaming:
             if reception is not None:
                 reception.is_paced = False
-            return _messages(read)
-        message = await read()
-        if message is grpc.aio.EOF:
+            return _messages(read, parse)
+        data = await read()
+        if data is grpc.aio.EOF:
             raise _malformed()
-        return message
+        return parse(data)
 
     async def answer(requests: Any, context: Context) -> Any:
         return await inner(await received(context), context)
@@ -315,17 +315,14 @@ def _body(handler: Handler, check: EarlyCheck | None) -> Body:
     return answer if inspect.iscoroutinefunction(inner) else refuse
 
 
-async def _read(context: Context, parse: Parse) -> Any:
-    data = await context.read()
-    return data if data is grpc.aio.EOF else parse(data)
+async def _messages(
+    read: Callable[[], Awaitable[Any]], parse: Callable[[bytes], Any]
+) -> AsyncGenerator[Any]:
+    while (data := await read()) is not grpc.aio.EOF:
+        yield parse(data)
 
 
-async def _messages(read: Callable[[], Awaitable[Any]]) -> AsyncGenerator[Any]:
-    while (message := await read()) is not grpc.aio.EOF:
-        yield message
-
-
-def _strict(parse: Parse | None) -> Parse:
+def _strict(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     def strict(data: bytes) -> Any:
         try:
             return data if parse is None else parse(data)

@@ -2,15 +2,13 @@
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import grpc
 
-from pixtral_core.concurrency.loop_shares import LoopShares
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import DeadlineExceeded, ServingError
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
@@ -30,14 +28,6 @@ UNKNOWN_SECONDS: Final = 1.0
 # The slowest sender that is waited for: so many bytes in each so many seconds.
 PACE_SECONDS: Final = 10.0
 PACE_BYTES: Final = 160 << 10
-# A message of so many bytes waits for its party's turn of the event loop, where gRPC copies it and
-# protobuf reads it. A smaller one takes little time there.
-LARGE_BYTES: Final = 256 << 10
-
-# The connections of which it is known what was read. Messages of others may wait for turns in vain.
-MOST_PEERS: Final = 4096
-
-Parse: TypeAlias = Callable[[bytes], Any]
 
 
 class Pace:
@@ -73,12 +63,8 @@ class Incoming:
 
     def __init__(self, room: SharedLimit) -> None:
         self.room = room
-        self.shares = LoopShares()
         self._sockets = SocketBytes()
         self._flows: dict[tuple[str, str], _Flow] = {}
-        # The messages that are awaited, and the bytes that had come when there were none, by peer.
-        self._pending = Counter[str]()
-        self._read: dict[str, int] = {}
 
     @contextmanager
     def flow(self, peer: str, party: str) -> Iterator["_Flow"]:
@@ -87,32 +73,12 @@ class Incoming:
         if flow is None:
             flow = self._flows[peer, party] = _Flow(self.room, self._sockets, peer, party)
         number = flow.begin()
-        self._pending[peer] += 1
         try:
             yield flow
         finally:
             flow.end(number)
             if not flow.starts:
                 del self._flows[peer, party]
-            self._pending[peer] -= 1
-            if not self._pending[peer]:
-                del self._pending[peer]
-                self._note_read(peer)
-
-    def may_be_large(self, peer: str) -> bool:
-        """Whether a message from `peer` that has come may have LARGE_BYTES.
-
-        Some of it may have come before anybody awaited it, and others come over its connection.
-        """
-        received = self._sockets.received(peer)
-        return received is None or received - self._read.get(peer, 0) >= LARGE_BYTES
-
-    def _note_read(self, peer: str) -> None:
-        self._read.pop(peer, None)
-        if (received := self._sockets.received(peer)) is not None:
-            self._read[peer] = received
-        if len(self._read) > MOST_PEERS:
-            del self._read[next(iter(self._read))]
 
 
 class _Flow:
@@ -179,93 +145,41 @@ class Reception:
     is_paced: bool = True
     counter: Receiving | None = field(default=None)
 
-    async def read(self, context: Context, parse: Parse) -> Any:
-        """The next message as `parse` makes it, or EOF. Raises Overloaded, DeadlineExceeded, what
-        `parse` raises, and MALFORMED_MESSAGE for one that is larger than any of its method's."""
+    async def read(self, context: Context) -> Any:
+        """The next message, or EOF. Raises Overloaded, DeadlineExceeded, and MALFORMED_MESSAGE for
+        one that is larger than any of its method's."""
         # In a task of its own, which ends with the call: gRPC frees nothing of a read that is
         # cancelled.
-        message = _Message(self, context, parse)
-        reading = asyncio.ensure_future(message.receive())
+        reading = asyncio.ensure_future(context.read())
         reading.add_done_callback(_retrieve)
         if self.counter is not None:
             self.counter.receiving += 1
         try:
-            await asyncio.wait((reading,), timeout=YOUNG_SECONDS)
-            if not reading.done():
-                await self._follow(reading, message)
+            with self.incoming.flow(context.peer(), self.party) as flow:
+                await asyncio.wait((reading,), timeout=YOUNG_SECONDS)
+                if not reading.done():
+                    await self._follow(reading, flow)
         finally:
-            message.is_wanted = False
             if self.counter is not None:
                 self.counter.receiving -= 1
-        return reading.result()
-
-    async def _follow(self, reading: "asyncio.Future[Any]", message: "_Message") -> None:
-        pace, before = Pace(), 0
-        while not reading.done():
-            nbytes = message.flow.look()
-            pace.receive(max(0, nbytes - before))
-            before = nbytes
-            if self.is_paced and not message.has_come and not pace.remaining():
-                raise DeadlineExceeded("the message does not come, or too slowly")
-            await asyncio.wait((reading,), timeout=LOOK_SECONDS)
-
-
-class _Message:
-    """One message on its way.
-
-    Attributes:
-        has_come: gRPC has all of it.
-        is_wanted: somebody waits for it.
-    """
-
-    flow: _Flow
-
-    def __init__(self, reception: Reception, context: Context, parse: Parse) -> None:
-        self.has_come = False
-        self.is_wanted = True
-        self._reception = reception
-        self._context = context
-        self._parse = parse
-
-    async def receive(self) -> Any:
-        incoming, party = self._reception.incoming, self._reception.party
-        with incoming.flow(self._context.peer(), party) as self.flow:
-            reading = self._context.read()
-            try:
-                coming = reading.send(None)
-            except StopIteration as ended:
-                # It has come before.
-                return self._parsed(ended.value)
-            await asyncio.wait((coming,))
-            self.has_come = True
-            # gRPC copies it when the coroutine goes on, which is waited for here and not there.
-            if not incoming.may_be_large(self._context.peer()):
-                return self._parsed(_rest_of(reading))
-            async with incoming.shares.turn(party) as turn:
-                data = await turn.run(lambda: _rest_of(reading))
-                if data is grpc.aio.EOF or len(data) < LARGE_BYTES:
-                    return self._parsed(data)
-                return await turn.run(lambda: self._parsed(data))
-
-    def _parsed(self, data: Any) -> Any:
-        if data is grpc.aio.EOF or not self.is_wanted:
-            return grpc.aio.EOF
-        most = self._reception.most
-        if len(data) > most:
+        message = reading.result()
+        if message is not grpc.aio.EOF and len(message) > self.most:
             raise ServingError(
                 grpc.StatusCode.INVALID_ARGUMENT,
                 "MALFORMED_MESSAGE",
-                f"the request is larger than the {most} bytes that this method takes",
+                f"the request is larger than the {self.most} bytes that this method takes",
             )
-        return self._parse(data)
+        return message
 
-
-def _rest_of(reading: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        reading.send(None)
-    except StopIteration as ended:
-        return ended.value
-    raise RuntimeError("gRPC waits for something else behind its message")
+    async def _follow(self, reading: "asyncio.Future[Any]", flow: _Flow) -> None:
+        pace, before = Pace(), 0
+        while not reading.done():
+            nbytes = flow.look()
+            pace.receive(max(0, nbytes - before))
+            before = nbytes
+            if self.is_paced and not pace.remaining():
+                raise DeadlineExceeded("the message does not come, or too slowly")
+            await asyncio.wait((reading,), timeout=LOOK_SECONDS)
 
 
 def _retrieve(reading: "asyncio.Future[Any]") -> None:

@@ -1,12 +1,10 @@
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
-from pixtral_core.concurrency import loop_shares
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.server import grpc_interceptor, reception
 from pixtral_core.server.channel import open_channel
@@ -90,37 +88,6 @@ async def test_what_is_beyond_a_callers_share_is_refused_and_others_are_answered
         for each in floods:
             each.close()
         await eventually(lambda: not tier.room.total)
-
-
-async def test_a_large_message_is_copied_and_parsed_with_room_for_others_between(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # So long that nothing else of the same caller runs.
-    monkeypatch.setattr(loop_shares, "REST", 1e9)
-    copied, copy = list[int](), reception._rest_of
-
-    def watched(reading: Coroutine[Any, Any, Any]) -> Any:
-        data = copy(reading)
-        copied.append(len(data))
-        return data
-
-    monkeypatch.setattr(reception, "_rest_of", watched)
-    tier = CountingTier(64 * MIB)
-    async with (
-        running(tier, ProcessSettings()) as addresses,
-        open_channel(addresses.grpc, None) as channel,
-    ):
-        stub, large = EchoStub(channel), StringValue(value="x" * 4 * MIB)
-        floods = [stub.unary(large, metadata=(("who", "flood"),), timeout=60) for _ in range(2)]
-        await eventually(lambda: max(copied, default=0) > 4 * MIB)
-        small = StringValue(value="x")
-        for who in ("calm", "another", "a third"):
-            answer = await stub.unary(small, metadata=(("who", who),), timeout=60)
-            assert answer.value == "1"
-        assert sum(size > 4 * MIB for size in copied) == 1
-        assert not any(each.done() for each in floods)
-        for each in floods:
-            each.cancel()
 
 
 @pytest.mark.parametrize("method", ["Unary", "Collect"])
