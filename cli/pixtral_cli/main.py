@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; for `up`, over those of its `--config`. Raises WrongArgument."""
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if getattr(options, "config", None) is None:
         return options
@@ -98,7 +98,8 @@ def _key(_: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The commands with their flags; those of a tier are its own."""
     parser = argparse.ArgumentParser(
         prog="pixtral-serve",
         description="Serves Pixtral in three tiers, and talks to it.",
@@ -113,7 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     up = command("up", _up, "Run Redis, encoder, decoder and gateway here until Ctrl-C.")
-    up.add_argument("model", nargs="?", type=Path, help="the model, a directory in Mistral format")
+    up.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        help="the model, a directory in Mistral's format or Hugging Face's",
+    )
     up.add_argument(
         "--config",
         type=Path,
@@ -212,7 +218,12 @@ def _add_stack_arguments(parser: argparse.ArgumentParser, *, is_named: bool = Tr
         required=is_named,
         help="the model, a directory in Mistral's format or Hugging Face's",
     )
-    parser.add_argument("--dtype", choices=["bf16", "f32"], default="bf16", help="(%(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=["bf16", "f32"],
+        default="bf16",
+        help="dtype of the vision tower, its embeddings and the language model (%(default)s)",
+    )
     parser.add_argument(
         "--redis-max-memory",
         default="1gb",

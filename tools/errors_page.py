@@ -1,0 +1,90 @@
+"""Writes docs/errors.md from the proto's reasons; with --check, tells whether it is up to date.
+
+python -m tools.errors_page [--check]
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from pixtral_core.errors import ServingError
+from pixtral_gateway.api.openai.errors import status_of
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "errors.md"
+PROTO = ROOT / "protos" / "pixtral" / "v1" / "chat.proto"
+HEAD = """\
+# Errors and their reasons
+
+Made by `python -m tools.errors_page` from `ErrorReason` in `protos/pixtral/v1/chat.proto`. Over
+gRPC an error has a status code, and `google.rpc` details: `ErrorInfo` with the reason under the
+domain `pixtral`, `BadRequest` with the path of each field, and `RetryInfo` where a later try can
+succeed. Over HTTP it has a status, and a body in OpenAI's form with the reason as `code`, in small
+letters, and the path as `param`; `Retry-After` stands for `RetryInfo`.
+"""
+TABLE = "\n| reason | status code | HTTP | cause | remedy |\n|---|---|---|---|---|\n"
+CLIENTS = "\n## Of requests\n"
+TIERS = """
+## Between tiers
+
+The gateway sees these and tries again. A client sees one of them as `UNAVAILABLE`, if at all.
+"""
+
+_REASON = re.compile(
+    r"(?P<comment>(?:  //[^\n]*\n)+)  ERROR_REASON_(?P<name>\w+) = \d+;", re.MULTILINE
+)
+_BETWEEN = ", between tiers"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    name: str
+    code: str
+    is_between_tiers: bool
+    cause: str
+    remedy: str
+
+    def row(self) -> str:
+        code = getattr(grpc.StatusCode, self.code, None)
+        http = status_of(ServingError(code, self.name, self.cause)) if code else "any"
+        named = f"`{self.code}`" if code else "any"
+        return f"| `{self.name}` | {named} | {http} | {self.cause} | {self.remedy} |\n"
+
+
+def reasons() -> Iterator[Reason]:
+    """The reasons in the order of the proto, which says of each: code, cause, remedy."""
+    text = PROTO.read_text("utf-8")
+    for found in _REASON.finditer(text[text.index("enum ErrorReason") :]):
+        comment = " ".join(line.strip(" /") for line in found["comment"].splitlines())
+        code, cause, remedy = re.split(r"(?<=\.) (?=[A-Z])", comment, maxsplit=2)
+        code = code.rstrip(".")
+        yield Reason(
+            found["name"],
+            code.removesuffix(_BETWEEN).split()[0],
+            code.endswith(_BETWEEN),
+            cause,
+            remedy,
+        )
+
+
+def page() -> str:
+    clients = [each.row() for each in reasons() if not each.is_between_tiers]
+    tiers = [each.row() for each in reasons() if each.is_between_tiers]
+    return "".join([HEAD, CLIENTS, TABLE, *clients, TIERS, TABLE, *tiers])
+
+
+def main(arguments: list[str]) -> int:
+    if "--check" not in arguments:
+        PAGE.write_text(page(), "utf-8")
+    elif PAGE.read_text("utf-8") != page():
+        print("docs/errors.md is not up to date: python -m tools.errors_page")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
