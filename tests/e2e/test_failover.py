@@ -79,7 +79,9 @@ def trio(
         targets.append(addresses["decoder"].grpc)
         gateway = start("pixtral_gateway", encoder, f"--decoders={','.join(targets)}")
         pair.until_ready()
-        client = stack.enter_context(Client(gateway.until_ready().target, timeout=120))
+        client = stack.enter_context(
+            Client(gateway.until_ready().target, timeout=120, max_retries=0)
+        )
         ready = ("pixtral_gateway_replicas_ready",)
         wait_until(lambda: gateway.value(*ready, tier="decoder") == 3, "three decoders")
         yield Trio(service, mortals, gateway, pair, client)

@@ -85,7 +85,7 @@ def open_streams(decoder: Tier) -> float:
 def test_replicas_come_and_go_under_load(fleet: Fleet, names: Names) -> None:
     with (
         fleet.gateway() as gateway,
-        Client(gateway.until_ready().target, timeout=120) as client,
+        Client(gateway.until_ready().target, timeout=120, max_retries=0) as client,
         fleet.another("encoder") as encoder,
         fleet.another("decoder") as decoder,
     ):
@@ -129,7 +129,7 @@ def come_and_go(names: Names, client: Client, load: Load, encoder: Tier, decoder
 def test_a_gateway_goes_while_another_stays(fleet: Fleet) -> None:
     with fleet.gateway() as one, fleet.gateway() as other:
         targets = [gateway.until_ready().target for gateway in (one, other)]
-        with Client(f"ipv4:{','.join(targets)}", timeout=120) as client:
+        with Client(f"ipv4:{','.join(targets)}", timeout=120, max_retries=0) as client:
             streams = Streams(client, TOKENS)
             leaving = one if one.value("pixtral_gateway_permits_in_use") else other
             leaving.drain()

@@ -45,7 +45,7 @@ def gateway(
 
 
 def client_of(gateway: Tier, tenant: str) -> Client:
-    return Client(gateway.target, api_key=f"key-of-{tenant}", timeout=120)
+    return Client(gateway.target, api_key=f"key-of-{tenant}", timeout=120, max_retries=0)
 
 
 def test_a_picture_that_another_tenant_has_shown_is_as_new(service: Service, gateway: Tier) -> None:

@@ -130,7 +130,9 @@ async def test_so_do_ten_turns_of_asyncio(
 ) -> None:
     chat = Chat(picture)
     with ByteCounter(gateways.one.target) as wire:
-        async with AsyncClient(wire.address, api_key=KEYS["acme"], timeout=120) as client:
+        async with AsyncClient(
+            wire.address, api_key=KEYS["acme"], timeout=120, max_retries=0
+        ) as client:
             for _ in range(TURNS):
                 chat.said((await client.chat(chat.turn(), max_tokens=4, temperature=0)).text)
         assert len(picture) < wire.sent < 1.1 * len(picture)

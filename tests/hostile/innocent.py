@@ -69,7 +69,7 @@ async def main(grpc: str, http: str, key: str) -> None:
             proxy.target = target
             doors.append(proxy.address)
         client = await stack.enter_async_context(
-            AsyncClient(doors[0], api_key=key, timeout=TIMEOUT_SECONDS)
+            AsyncClient(doors[0], api_key=key, timeout=TIMEOUT_SECONDS, max_retries=0)
         )
         session = await stack.enter_async_context(
             aiohttp.ClientSession(

@@ -182,7 +182,9 @@ async def more_tenants_than_permits(ground: Ground) -> None:
                     held += 1
             ground.came["held by one"] = held
             for tenant in tenants[1:4]:
-                async with AsyncClient(gateway.target, api_key=key_of(tenant)) as client:
+                async with AsyncClient(
+                    gateway.target, api_key=key_of(tenant), max_retries=0
+                ) as client:
                     try:
                         await client.chat(
                             [{"role": "user", "content": "Hello"}], max_tokens=1, timeout=30
@@ -199,7 +201,7 @@ async def a_key_that_is_revoked(ground: Ground) -> None:
     key = second_key_of(HOSTILE)
     try:
         async with (
-            AsyncClient(ground.target, api_key=key) as client,
+            AsyncClient(ground.target, api_key=key, max_retries=0) as client,
             await client.stream(
                 [{"role": "user", "content": "Tell me a story."}],
                 max_tokens=30_000,
