@@ -795,7 +795,7 @@ async def test_an_answer_that_is_gathered_counts_for_what_it_takes(
 
     for decoder in decoders:
         decoder.behaviours = [long]
-    asked = ask(user(QUESTION))
+    asked = ask(user(QUESTION), sampling=chat_pb2.SamplingParams(logprobs=19))
     for is_gathered in (False, True):
         more.clear()
         events = gateway.pipeline.stream(replace(asked, is_gathered=is_gathered))
@@ -826,8 +826,9 @@ async def test_an_answer_beyond_what_may_be_gathered_ends(
 
     for decoder in decoders:
         decoder.behaviours = [endless]
+    asked = ask(user(QUESTION), sampling=chat_pb2.SamplingParams(logprobs=9))
     with pytest.raises(InvalidRequest, match="stream it"):
-        await drained(gateway.pipeline.stream(replace(ask(user(QUESTION)), is_gathered=True)))
+        await drained(gateway.pipeline.stream(replace(asked, is_gathered=True)))
     await eventually(lambda: not any(each.outstanding for each in gateway.tiers.decoders))
     assert gateway.admission.in_use == 0
 
