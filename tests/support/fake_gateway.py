@@ -232,7 +232,7 @@ BAD_IMAGE = failure(
 
 
 def refusal(retry_after: float) -> status_pb2.Status:
-    """Of a server that is full."""
+    """The status of a server that is full."""
     delay = Duration()
     delay.FromMicroseconds(round(retry_after * 1e6))
     return failure(
