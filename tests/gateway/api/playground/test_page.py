@@ -17,7 +17,7 @@ from tests.support.http_chat import CHAT, HELLO
 
 FOREIGN = ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[", ""]
 ROOT = Path(__file__).parents[4]
-# What a module or a style sheet names: another module, or a font.
+# The files that a module or a style sheet names: another module, or a font.
 NAMED = re.compile(r'(?:from |import\()"(\.[^"]+)"|url\((fonts/[^)]+\.woff2)\)')
 LOCAL = ["localhost", "localhost:9", "127.0.0.1:8000", "[::1]:8000", "pixtral.localhost"]
 

@@ -35,7 +35,7 @@ async function redrawn(image, { name, type }) {
   canvas.width = Math.max(1, Math.round(image.naturalWidth * scale));
   canvas.height = Math.max(1, Math.round(image.naturalHeight * scale));
   const context = canvas.getContext("2d");
-  // What a JPEG has no word for, and a model sees as black.
+  // A JPEG cannot be transparent, and a model sees transparent pixels as black.
   context.fillStyle = "white";
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(image, 0, 0, canvas.width, canvas.height);

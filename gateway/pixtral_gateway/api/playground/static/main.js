@@ -62,7 +62,7 @@ function askForKey() {
   showProblem(wasWrong ? "The gateway does not know this key." : "");
 }
 
-/* What is shown */
+/* The view */
 
 function showProblem(text) {
   find("#problem").textContent = text;

@@ -3,7 +3,7 @@
 import { Conversation, newId } from "../conversation.js";
 
 const NAME = "pixtral-serve";
-// What the list and its search need, apart from the pictures, which may be large.
+// The parts that the list and its search need, apart from the pictures, which may be large.
 const SUMMARIES = "summaries";
 const CONVERSATIONS = "conversations";
 
@@ -69,7 +69,7 @@ export class History {
   }
 }
 
-/** What a search looks through. */
+/** The text that a search looks through. */
 function textOf({ title, turns }) {
   const texts = turns.flatMap(({ question, answers }) => [question, ...answers.map(({ text }) => text)]);
   return [title, ...texts].join("\n").toLowerCase();

@@ -1,4 +1,4 @@
-// Conversations as a file of JSON, out and in. Of a file that comes in, only what is known is taken.
+// Conversations as a file of JSON, out and in. An import takes only the known fields of a file.
 
 import { Conversation, messagesOf } from "../conversation.js";
 

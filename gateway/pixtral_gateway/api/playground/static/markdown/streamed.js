@@ -3,7 +3,7 @@
 import { ABOVE, elementsOf } from "./elements.js";
 import { parse } from "./parser.js";
 
-// Of the time that passes, drawing takes at most one part in so many.
+// Drawing takes at most one part in so many of the time that passes.
 const REST = 4;
 
 export class StreamedMarkdown {

@@ -1,4 +1,4 @@
-// What a question is asked with, and the fields of a request that it becomes.
+// The settings of a question, and the fields of a request that they become.
 
 /**
  * By OpenAI's and vLLM's names; what is absent is the model's own.

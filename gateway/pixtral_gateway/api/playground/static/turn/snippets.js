@@ -3,7 +3,7 @@
 import { messagesOf } from "../conversation.js";
 import { fieldsOf } from "../settings/settings.js";
 
-// What OpenAI's SDK has a parameter for.
+// The fields that OpenAI's SDK has a parameter for.
 const OPENAI = [
   ...["temperature", "top_p", "seed", "max_tokens", "n", "stop", "response_format", "tools"],
   ...["presence_penalty", "frequency_penalty"],

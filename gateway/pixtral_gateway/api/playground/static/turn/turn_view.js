@@ -139,7 +139,7 @@ export class TurnView {
     this.#drawBadges();
   }
 
-  /** Of each picture, whether it had to be encoded for the answer that is shown. */
+  /** Says of each picture whether it had to be encoded for the answer that is shown. */
   #drawBadges() {
     const { pictures, answers, shown } = this.#turn;
     const images = answers[shown]?.pixtral?.images ?? [];
