@@ -11,7 +11,7 @@ from tests.page.tab import Tab, answer_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-SCHEMA = {"type": "object", "properties": {"bars": {"type": "integer"}}, "required": ["bars"]}
+SCHEMA = {"type": "object", "properties": {"bars": {"enum": [3, 4, 5]}}, "required": ["bars"]}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 
 
