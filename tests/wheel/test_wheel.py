@@ -26,8 +26,11 @@ IMPORTABLE = {
     "gateway": ("pixtral", "pixtral_client", "pixtral_cli", "pixtral_core", "pixtral_gateway"),
     "encoder": ("pixtral", "pixtral_client", "pixtral_cli", "pixtral_core", "pixtral_encoder"),
 }
-# Modules that only a command with the extra `cli` imports.
-WITH_RICH = {f"pixtral_cli.{name}" for name in ("chat", "demo", "terminal", "up")}
+# Modules that only a command with the extra `cli` imports: they need rich or prompt_toolkit.
+WITH_RICH = {
+    f"pixtral_cli.{name}"
+    for name in ("chat", "demo", "line_editor", "markdown_stream", "terminal", "up")
+}
 # Triton comes with PyTorch's build for CUDA alone.
 ON_A_GPU = {"pixtral_encoder.tower.gated_mlp_kernel"}
 # Names that applications have for folders of their own.
