@@ -169,7 +169,7 @@ def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     with stack(tmp_path, processes, grace_seconds=0.5):
         pids = descendants(os.getpid())
         assert_whole(pids)
-    assert all_ended(pids)
+    wait_until(lambda: all_ended(pids), "all have ended")
 
 
 def test_death_of_a_process_ends_all(tmp_path: Path) -> None:
