@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pixtral_cli.main import make_parser
+from tools.generated_page import write_or_check
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
 HEAD = """\
@@ -66,12 +67,7 @@ def _value(action: argparse.Action) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if "--check" not in arguments:
-        PAGE.write_text(page(), "utf-8")
-    elif PAGE.read_text("utf-8") != page():
-        print("docs/commands.md is not up to date: python -m tools.commands_page")
-        return 1
-    return 0
+    return write_or_check(PAGE, page(), "tools.commands_page", arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import grpc
 
 from pixtral_core.errors import ServingError
 from pixtral_gateway.api.openai.errors import status_of
+from tools.generated_page import write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "errors.md"
@@ -78,12 +79,7 @@ def page() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if "--check" not in arguments:
-        PAGE.write_text(page(), "utf-8")
-    elif PAGE.read_text("utf-8") != page():
-        print("docs/errors.md is not up to date: python -m tools.errors_page")
-        return 1
-    return 0
+    return write_or_check(PAGE, page(), "tools.errors_page", arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pixtral_core.hooks import FIELDS, header
 from pixtral_decoder.vllm_hooks.supported import TRIED
+from tools.generated_page import write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "hooks.md"
@@ -142,13 +143,7 @@ def main(arguments: list[str]) -> int:
     except BadHook as error:
         print(error)
         return 1
-    if "--check" not in arguments:
-        PAGE.write_text(made, "utf-8")
-        return 0
-    if not PAGE.is_file() or PAGE.read_text("utf-8") != made:
-        print("docs/hooks.md is not that of the hooks: run python -m tools.hooks_page")
-        return 1
-    return 0
+    return write_or_check(PAGE, made, "tools.hooks_page", arguments)
 
 
 if __name__ == "__main__":

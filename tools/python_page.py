@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, is_typeddict
 
 import pixtral_client
+from tools.generated_page import write_or_check
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
 HEAD = '''\
@@ -250,13 +251,7 @@ def _markdown(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if "--check" not in arguments:
-        PAGE.write_text(page(), "utf-8")
-        return 0
-    if PAGE.read_text("utf-8") != page():
-        print("docs/python.md is not that of the docstrings: run python -m tools.python_page")
-        return 1
-    return 0
+    return write_or_check(PAGE, page(), "tools.python_page", arguments)
 
 
 if __name__ == "__main__":

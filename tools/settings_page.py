@@ -13,6 +13,7 @@ from pixtral_core.settings import ENV_PREFIX, ProcessSettings
 from pixtral_decoder.settings import DecoderSettings
 from pixtral_encoder.settings import EncoderSettings
 from pixtral_gateway.settings import GatewaySettings
+from tools.generated_page import write_or_check
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 TIERS: dict[str, type[ProcessSettings]] = {
@@ -91,13 +92,7 @@ def _choices(info: FieldInfo) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    if "--check" not in arguments:
-        PAGE.write_text(page(), "utf-8")
-        return 0
-    if PAGE.read_text("utf-8") != page():
-        print("docs/settings.md is not that of the settings: run python -m tools.settings_page")
-        return 1
-    return 0
+    return write_or_check(PAGE, page(), "tools.settings_page", arguments)
 
 
 if __name__ == "__main__":

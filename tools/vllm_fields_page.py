@@ -28,6 +28,7 @@ from pixtral_gateway.api.openai.request_schema import (
     TokenizeRequest,
 )
 from pixtral_gateway.api.openai.responses.request import ResponsesRequest
+from tools.generated_page import write_or_check
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "vllm_fields.md"
 ENTRYPOINTS = "entrypoints"
@@ -254,13 +255,7 @@ def _rows(of: str) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    if "--check" not in arguments:
-        PAGE.write_text(page(), "utf-8")
-        return 0
-    if PAGE.read_text("utf-8") != page():
-        print("docs/vllm_fields.md is not up to date: run python -m tools.vllm_fields_page")
-        return 1
-    return 0
+    return write_or_check(PAGE, page(), "tools.vllm_fields_page", arguments)
 
 
 if __name__ == "__main__":
