@@ -37,7 +37,7 @@ Read = Callable[[Completion], CompletionT]
 
 
 class Requests:
-    """How both clients make requests, and what is left of their tries."""
+    """Makes the requests of both clients, and counts the tries that are left."""
 
     def __init__(
         self, target: str, tls: Tls | None, api_key: str | None, timeout: float, max_retries: int
@@ -93,7 +93,7 @@ def settle(
     result: chat_pb2.CompleteResponse | grpc.RpcError,
     read: Read[CompletionT],
 ) -> None:
-    """Tells the batch what came of a try."""
+    """Reports the result of a try to the batch."""
     if isinstance(result, chat_pb2.CompleteResponse):
         item.begun.answered()
         try:

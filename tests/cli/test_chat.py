@@ -208,7 +208,7 @@ class Terminal:
         self._text = ""
 
     def expect(self, text: str) -> None:
-        """Waits for it, and forgets what came until then."""
+        """Waits for the text, and drops the output until then."""
         deadline = time.monotonic() + DEADLINE
         while text not in self._text:
             assert time.monotonic() < deadline, f"no {text!r} in {self._text!r}"

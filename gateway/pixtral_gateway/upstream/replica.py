@@ -282,7 +282,7 @@ class DecoderReplica(Replica):
         self.capacity = info.capacity or 2 * info.max_running
         self.adapters = frozenset(info.adapters)
         self._hear(info.responses)
-        # A decoder of before says nothing of it.
+        # A decoder of an older version does not report it.
         if info.HasField("load"):
             self.hear_load(info.load)
         return Contract(info.model, info.fingerprint, info.width, info.dtype)

@@ -69,7 +69,7 @@ export class Conversation {
     if (!this.turns.length) this.title = "";
   }
 
-  /** Takes away what came after a turn, and returns it. */
+  /** Removes the turns after a turn, and returns them. */
   cutAfter(turn) {
     return this.turns.splice(this.turns.indexOf(turn) + 1);
   }

@@ -226,7 +226,7 @@ async function goOn(turn) {
   await send(turn, [...answers].map((column) => goOnRequest(conversation, turn, column)));
 }
 
-/** Asks a question anew; what came after it goes, and can be brought back. */
+/** Asks a question anew. The turns after it are removed; undo brings them back. */
 async function edit(turn, text) {
   const asked = settings();
   if (!asked || running) return;

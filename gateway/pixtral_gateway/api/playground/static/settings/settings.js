@@ -1,7 +1,7 @@
 // The settings of a question, and the fields of a request that they become.
 
 /**
- * By OpenAI's and vLLM's names; what is absent is the model's own.
+ * The names are OpenAI's and vLLM's. An absent setting has the model's own value.
  * @typedef {object} Settings
  * @property {string} [model]
  * @property {string} [system] the system message
