@@ -269,7 +269,7 @@ STRUCTURE_TRIAL_SECONDS = Range(
     unit="seconds of a processor",
 )
 STRUCTURE_WAIT_SECONDS = Range(
-    "sampling.structured_output", "both together", 0, 5, unit="seconds of time"
+    "sampling.structured_output", "both together", 0, 30, unit="seconds of time"
 )
 # Large schemas take half of it.
 STRUCTURE_STEP_SECONDS = Range(

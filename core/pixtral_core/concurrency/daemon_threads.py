@@ -1,9 +1,10 @@
 """Threads that a process does not wait for when it ends."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -26,9 +27,15 @@ async def in_daemon_thread(work: Callable[[], T], name: str) -> T:
         try:
             result = work()
         except BaseException as error:
-            loop.call_soon_threadsafe(settle, None, error)
+            call_in_loop(loop, settle, None, error)
         else:
-            loop.call_soon_threadsafe(settle, result, None)
+            call_in_loop(loop, settle, result, None)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await done
+
+
+def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:
+    """Has the loop make the call, from another thread. A loop that has been closed makes none."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, *args)

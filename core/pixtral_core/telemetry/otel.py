@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
+from pixtral_core.concurrency.daemon_threads import call_in_loop
 from pixtral_core.errors import ServingError
 from pixtral_core.telemetry.tracing import Metadata, Span, Tracer, Value
 
@@ -154,9 +155,7 @@ class OtlpTracer(Tracer):
 
         def flush() -> None:
             self._provider.shutdown()
-            # The loop may be gone, where it took too long.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(done.set)
+            call_in_loop(loop, done.set)
 
         # Not the default executor: the process would wait for it at its end.
         threading.Thread(target=flush, name="flush-traces", daemon=True).start()

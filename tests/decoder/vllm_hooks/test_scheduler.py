@@ -393,8 +393,11 @@ async def test_answers_that_make_room_for_another_tenants_are_the_same(watched: 
     alone = [await eve(number) for number in range(SLOTS)]
     watched.steps()
     together = [asyncio.create_task(eve(number)) for number in range(SLOTS)]
-    while sum(map(len, watched.steps())) < 3 * SLOTS:
+    taken = 0
+    while taken < 3 * SLOTS:
+        assert not any(task.done() for task in together)
         await asyncio.sleep(0.05)
+        taken += sum(map(len, watched.steps()))
     short = Sampling(max_tokens=4, temperature=0.0, ignore_eos=True)
     bob = await watched.answer(text("bob", 50, short, "bob"))
     assert not any(task.done() for task in together)

@@ -16,7 +16,7 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from xgrammar import CompiledGrammar, GrammarCompiler
 
 from pixtral_core import limits
-from pixtral_core.concurrency.daemon_threads import in_daemon_thread
+from pixtral_core.concurrency.daemon_threads import call_in_loop, in_daemon_thread
 from pixtral_core.errors import log_place
 from pixtral_decoder.grammar.completion import completed
 from pixtral_decoder.grammar.cost_trial import NothingFollows, is_slow
@@ -64,7 +64,7 @@ class StructureCheck:
             try:
                 _read(parameters)
             finally:
-                loop.call_soon_threadsafe(self._threads.release)
+                call_in_loop(loop, self._threads.release)
 
         await self._threads.acquire()
         try:
