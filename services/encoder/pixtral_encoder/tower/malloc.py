@@ -5,6 +5,7 @@ import ctypes
 # Names and numbers of glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 
 MIB = 1 << 20
 
@@ -21,3 +22,6 @@ def keep_what_is_freed() -> None:
         # The largest that glibc takes; what is larger is from the system each time.
         set_option(M_MMAP_THRESHOLD, 32 * MIB)
         set_option(M_TRIM_THRESHOLD, 256 * MIB)
+        # The threshold holds in the first heap alone. The tower's thread would have one of its own,
+        # in pieces of 64 MiB, and give each back as soon as it is empty.
+        set_option(M_ARENA_MAX, 1)
