@@ -94,7 +94,7 @@ class Report:
             if (value := metric.of([found])) is not None
         )
         print(f"{workload.name}, turn {turn + 1}, {side}: {seen}{unanswered([found])}", flush=True)
-        about = self._about()
+        about = {**about_run("bench.one_card"), "kv_cache_bytes": self.kv_cache_bytes}
         text = json.dumps({"about": about, "workloads": self.workloads}, indent=1)
         path = self.directory / FILE
         path.with_suffix(".part").write_text(text + "\n", "utf-8")
@@ -104,14 +104,15 @@ class Report:
         for line in markdown(workload.name, self.workloads[workload.name]["turns"]):
             print(line, flush=True)
 
-    def _about(self) -> dict[str, Any]:
-        return {
-            "date": time.strftime("%Y-%m-%d"),
-            "command": shlex.join(["python", "-m", "bench.one_card", *sys.argv[1:]]),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_gpu()}",
-            "versions": dict(_versions()),
-            "kv_cache_bytes": self.kv_cache_bytes,
-        }
+
+def about_run(module: str) -> dict[str, Any]:
+    """The date, the command, the machine and the versions of this run of `module`."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_gpu()}",
+        "versions": dict(_versions()),
+    }
 
 
 def markdown(name: str, turns: Mapping[str, Sequence[Summary]]) -> Iterator[str]:
