@@ -108,6 +108,7 @@ class Fleet:
 
     Attributes:
         stock: of decoders alone, which encode themselves and are called in turn.
+        sticky: an image that comes again goes to the stock decoder that has seen it.
         taken: of the cores that all share, others keep busy.
         policy: by which decoders are chosen.
         colocated: the encoders have no cards of their own: the first has the first decoder's, and
@@ -119,6 +120,7 @@ class Fleet:
     limits: Limits = field(default_factory=Limits)
     starts: Starts = field(default_factory=lambda: Starts(0, 0, 0))
     stock: bool = False
+    sticky: bool = False
     taken: float = 0.0
     policy: Policy = "work"
     colocated: bool = False
@@ -170,21 +172,23 @@ class Fleet:
             self.env.process(self._serve(request, outcome))
             self._shake_hands()
 
-    def saturate(self, requests: Iterable[Request], at_once: int) -> Work:
-        """So many requests are always under way: one comes when another has ended."""
+    def converse(self, sessions: Iterable[Iterable[Request]], at_once: int) -> Work:
+        """So many sessions are always under way; each sends a request when the one before it has
+        ended."""
         room = simpy.Resource(self.env, at_once)
 
-        def serve(turn: simpy.resources.resource.Request, outcome: Outcome) -> Work:
-            yield from self._serve(outcome.request, outcome)
+        def hold(turn: simpy.resources.resource.Request, session: Iterable[Request]) -> Work:
+            for request in session:
+                outcome = Outcome(replace(request, at=self.env.now))
+                self.outcomes.append(outcome)
+                self._shake_hands()
+                yield from self._serve(outcome.request, outcome)
             room.release(turn)
 
-        for request in requests:
+        for session in sessions:
             turn = room.request()
             yield turn
-            outcome = Outcome(replace(request, at=self.env.now))
-            self.outcomes.append(outcome)
-            self.env.process(serve(turn, outcome))
-            self._shake_hands()
+            self.env.process(hold(turn, session))
 
     def _shake_hands(self) -> None:
         if self.env.now < self._next_handshake:
@@ -230,10 +234,12 @@ class Fleet:
         outcome.image = "encoded"
 
     def _decoder(self, gateway: Gateway, request: Request, *, is_known: bool) -> Decoder | None:
-        """As the gateway chooses; stock servers take turns."""
+        """As the gateway chooses; stock servers take turns, or have images of their own."""
         ready = {decoder.address: decoder for decoder in self.decoders.ready}
         if self.stock:
             chosen = self.decoders.in_turn()
+            if self.sticky and request.image is not None:
+                chosen = ready[rendezvous(b"%d" % request.image, ready)[0]]
             return chosen if chosen.has_room else None
         # The image, or else the text.
         head = request.parts[0][0] if self.policy != "load" else f"request {request.number}"
