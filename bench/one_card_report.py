@@ -125,14 +125,14 @@ def markdown(name: str, turns: Mapping[str, Sequence[Summary]]) -> Iterator[str]
         stock = metric.of(turns.get(STOCK_VLLM, ()))
         if stock is None:
             continue
-        cells = [_number(stock)]
+        cells = [number(stock)]
         for side in others:
             ours = metric.of(turns[side])
             if ours is None:
                 cells.append("| | ")
                 continue
             ratio = ours / stock
-            cells.append(f"{_number(ours)} | {ratio:.2f} | {metric.verdict(ratio)}")
+            cells.append(f"{number(ours)} | {ratio:.2f} | {metric.verdict(ratio)}")
         unit = f", {metric.unit}" if metric.unit else ""
         yield f"| {metric.name}{unit} | {' | '.join(cells)} |"
     missing = {side: unanswered(each) for side, each in turns.items()}
@@ -198,7 +198,7 @@ def plot(workloads: Mapping[str, Mapping[str, Any]], side: str, path: Path) -> N
         plt.close(figure)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -294,8 +294,8 @@ def servegen(rate: float = 3.0, requests: int = 120) -> Workload:
     what = (
         "ServeGen's mix of a provider's requests with images: 1 to 4 images (1.4 on average) of "
         "392x300 to 1120x848, 10 to 3,000 words (median 106), 10 to 800 tokens out (median 97); "
-        f"{rate:g} requests a second, in bursts (gaps by a Gamma distribution with a coefficient of "
-        "variation of 2.2)."
+        f"{rate:g} requests a second, in bursts (gaps by a Gamma distribution with a coefficient "
+        "of variation of 2.2)."
     )
 
     def write(author: Author) -> list[Prompt]:

@@ -1,0 +1,75 @@
+"""Service times of this machine, measured with one stack and one stock server on its first GPU."""
+
+import asyncio
+import itertools
+import random
+import time
+from dataclasses import replace
+
+from bench.doors import Answer, Door, open_door
+from bench.fleet.sides import ROUND_ROBIN, Fleet, stock_name
+from bench.mix import Album
+from bench.servers import Address, started
+from bench.simulation.measure import measure, quarter
+from bench.simulation.times import ServiceTimes
+from bench.workloads import Author, Prompt
+from pixtral_cli import pixtral_stack
+
+SIZE = "1024x1024"
+MEASURED = "measured by python -m bench.fleet --service-times measured"
+# vLLM's default on a GPU of 70 GiB or more.
+STEP_TOKENS = 8192
+
+
+def measured(fleet: Fleet, rounds: int) -> tuple[ServiceTimes, dict[str, str]]:
+    """The times, each from `rounds` requests a kind, and the source of each."""
+    alone = replace(fleet, count=1)
+    gpu = fleet.gpus[:1]
+    with pixtral_stack(
+        fleet.model_dir,
+        decoder_args=alone.decoder_args,
+        encoder_gpus=gpu,
+        decoder_gpus=gpu,
+        log_dir=fleet.log_dir / "measured",
+    ) as stack:
+        times, sources = asyncio.run(measure(stack, rounds))
+    with started(alone.servers([ROUND_ROBIN])) as addresses:
+        seconds = asyncio.run(_stock_image_seconds(addresses[stock_name(0)], rounds))
+    times = replace(times, stock_image_seconds=seconds)
+    if gpu:
+        # Of each GPU, as if it were a machine of its own.
+        times = replace(times, shared_cores=0.0, tower_cores=1.0, step_tokens=STEP_TOKENS)
+    sources = {name: MEASURED if "python -m" in each else each for name, each in sources.items()}
+    return times, sources | {"stock_image_seconds": MEASURED}
+
+
+async def _stock_image_seconds(address: Address, rounds: int) -> float:
+    """A new image's first token, less that of a text of as many tokens."""
+    url, model = address
+    album = Album((SIZE,))
+    album.make()
+    author = Author(album, random.Random(1), itertools.count())
+    async with open_door(url, None, model) as door:
+
+        def image() -> Prompt:
+            return author.prompt(author.text(4), tokens=1, shown=author.images(SIZE))
+
+        _, tokens = await _first_token(door, image())
+
+        def text() -> Prompt:
+            return author.prompt(author.text(tokens), tokens=1)
+
+        await _first_token(door, text())
+        images = [(await _first_token(door, image()))[0] for _ in range(rounds)]
+        texts = [(await _first_token(door, text()))[0] for _ in range(rounds)]
+    return max(0.0, quarter(images) - quarter(texts))
+
+
+async def _first_token(door: Door, prompt: Prompt) -> tuple[float, int]:
+    """Seconds to it, and tokens of the prompt. Raises RuntimeError where none comes."""
+    answer = Answer()
+    began = time.perf_counter()
+    outcome = await door(prompt, answer)
+    if outcome.code != "OK":
+        raise RuntimeError(f"stock vLLM answers {outcome.code}")
+    return answer.came[0] - began, answer.prompt_tokens
