@@ -93,7 +93,7 @@ def main() -> None:
     try:
         compare(args)
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(2, f"{error}\n")
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -151,7 +151,7 @@ def plot(runs: Runs, unit: str, path: Path) -> None:
         for axis, metric in zip(axes[:, 0], (RATE, P90), strict=True):
             axis.set_ylabel(f"{metric.name}{', ' * bool(metric.unit)}{metric.unit}")
         handles: list[Any] = [
-            mpl.patches.Patch(color=COLOURS[side], label=TITLES[side]) for side in TITLES
+            mpl.patches.Patch(color=COLOURS[each], label=TITLES[each]) for each in TITLES
         ]
         handles.append(mpl.lines.Line2D([], [], color="black", label="predicted"))
         figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
