@@ -112,6 +112,8 @@ def compare(args: argparse.Namespace) -> None:
     is_to_measure = named == MEASURED and not times_file.exists()
     counts_to_run = [each.count for each in tasks if each.missing_sides(results)]
     needed = max([int(is_to_measure), *counts_to_run])
+    # An error in the arguments is found before anything takes time.
+    service = None if named == MEASURED else read_times(named)
     gpus = [] if is_small else gpus_here()[:needed]
     if not is_small and needed > len(gpus):
         raise ValueError(f"{needed} GPUs are named, and this machine has {len(gpus)}")
@@ -133,7 +135,7 @@ def compare(args: argparse.Namespace) -> None:
         if is_to_measure:
             print(f"measuring service times; logs are in {logs}", flush=True)
             times.write(times_file, *measured(fleet, args.rounds))
-        service = read_times(times_file if named == MEASURED else named)
+        service = service or times.read(times_file)
         if kv_cache_bytes is not None:
             service = replace(service, kv_tokens=kv_tokens(params, kv_cache_bytes))
         writer = Writer(is_small)
@@ -165,7 +167,7 @@ def random_model(scratch: Path, is_small: bool, *, has_weights: bool) -> Path:
     return pixtral_12b(scratch) if has_weights else numbers_of("pixtral-12b", scratch / "model")
 
 
-def read_times(named: Path | str) -> ServiceTimes:
+def read_times(named: str) -> ServiceTimes:
     """A file, by its path or its name in bench/service_times."""
     path = Path(named)
     if not path.is_file():

@@ -7,7 +7,7 @@ from bench.fleet.prediction import first_turn, kv_tokens, predict, requests
 from bench.fleet.sides import COLOCATED, ROUND_ROBIN, SPLIT, STICKY
 from bench.simulation import times
 from bench.simulation.plan import Topology, topologies
-from bench.workloads import chats, for_fleet, servegen, zipf
+from bench.workloads import Workload, chats, for_fleet, servegen, zipf
 from pixtral_core.model.vision_spec import VisionSpec
 
 VISION = VisionSpec.from_params(PIXTRAL_12B)
@@ -18,7 +18,6 @@ def test_a_chats_later_turns_follow_what_was_computed() -> None:
     (session, *_) = first_turn(chats(), is_small=False)
     first, *later = requests(session, VISION, iter(range(6)))
     assert first.patches == 4096
-    # Nineteen or more words and marks, and a few tokens of the template.
     assert 20 < first.text_tokens < 40
     before = [(first.becomes, first.text_tokens)]
     for each in later:
@@ -53,7 +52,7 @@ def test_sticky_servers_compute_an_image_once_each_and_others_again() -> None:
 
 
 @pytest.mark.parametrize("workload", for_fleet(2), ids=lambda each: each.name)
-def test_every_request_is_answered_as_long_as_it_asks_to_be(workload) -> None:
+def test_every_request_is_answered_as_long_as_it_asks_to_be(workload: Workload) -> None:
     sessions = first_turn(workload, is_small=False)
     for name, topology in topologies(2, TIMES).items():
         side = {"split": SPLIT, "co-located": COLOCATED}[name]
