@@ -119,7 +119,8 @@ class Workload:
         """For a CPU: a few requests at a few at once."""
         at_once = self.at_once and min(self.at_once, 4)
         sizes = tuple(map(smaller, self.sizes))
-        return replace(self, units=min(self.units, 4), at_once=at_once, sizes=sizes)
+        what = f"A few of these, and each of them smaller: {self.what}"
+        return replace(self, what=what, units=min(self.units, 4), at_once=at_once, sizes=sizes)
 
 
 def smaller(size: str) -> str:

@@ -67,7 +67,8 @@ async def ask_by_turns(
         album.make()
         for side in dict.fromkeys(side for _, side in missing):
             sessions = writer.sessions(workload, -1, album)
-            del sessions[1 + len(sessions) // WARM_UP_SHARE :]
+            # Each server is to have had some.
+            del sessions[max(2 * task.count, len(sessions) // WARM_UP_SHARE) :]
             await _ask(fleet.addresses(side, started), side, workload, sessions, 0)
         for turn, side in missing:
             sessions = writer.sessions(workload, turn, album)
