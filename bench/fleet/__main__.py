@@ -71,7 +71,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=NAMES, help="workloads (all)")
     parser.add_argument("--sides", nargs="+", choices=[*TITLES], default=[*TITLES], help="(all)")
-    parser.add_argument("--turns", type=int, default=3, help="of each workload (%(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each workload (%(default)s)")
     parser.add_argument("--model-dir", type=Path, help="a model in Mistral's format")
     parser.add_argument(
         "--kv-cache-bytes",

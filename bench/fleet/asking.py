@@ -19,7 +19,7 @@ from bench.workloads import FIRST_OF_POOL, Author, Prompt, Workload
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is to be asked of fleets of one size, or was."""
+    """The workloads, sides and turns for fleets of one size."""
 
     count: int
     workloads: Sequence[Workload]

@@ -74,7 +74,7 @@ def requests(
     for prompt in session:
         number = next(numbers)
         text = TEMPLATE_TOKENS + _tokens(prompt.questions[-1])
-        # What an earlier turn's answer was is replaced by a text that is new to the engine.
+        # A fixed text stands for the answer before, and the engine has not computed that one.
         text += _tokens(ANSWER) if before else 0
         name = f"turn {number}" if len(session) > 1 else ""
         yield Request(

@@ -21,7 +21,7 @@ METRICS = (
 WITHIN = 0.2
 COLOURS = dict(zip(TITLES, ("#b0b0b0", "#707070", "#4f83b5", "#2a7f62"), strict=True))
 
-# By the number of GPUs and the workload; see `bench.fleet.results.Results`.
+# Runs by the number of GPUs and the workload; see `bench.fleet.results.Results`.
 Runs = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 

@@ -37,7 +37,7 @@ def measured(fleet: Fleet, rounds: int) -> tuple[ServiceTimes, dict[str, str]]:
         seconds = asyncio.run(_stock_image_seconds(addresses[stock_name(0)], rounds))
     times = replace(times, stock_image_seconds=seconds)
     if gpu:
-        # Of each GPU, as if it were a machine of its own.
+        # Each GPU is as if it were a machine of its own.
         times = replace(times, shared_cores=0.0, tower_cores=1.0, step_tokens=STEP_TOKENS)
     sources = {name: MEASURED if "python -m" in each else each for name, each in sources.items()}
     return times, sources | {"stock_image_seconds": MEASURED}
