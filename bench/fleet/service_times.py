@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import random
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from bench.doors import Answer, Door, open_door
@@ -34,35 +35,44 @@ def measured(fleet: Fleet, rounds: int) -> tuple[ServiceTimes, dict[str, str]]:
     ) as stack:
         times, sources = asyncio.run(measure(stack, rounds))
     with started(alone.servers([ROUND_ROBIN])) as addresses:
-        seconds = asyncio.run(_stock_image_seconds(addresses[stock_name(0)], rounds))
-    times = replace(times, stock_image_seconds=seconds)
+        host, engine = asyncio.run(_stock_seconds(addresses[stock_name(0)], rounds))
+    times = replace(times, stock_host_seconds=host, stock_image_seconds=engine)
     if gpu:
         # Each GPU is as if it were a machine of its own.
         times = replace(times, shared_cores=0.0, tower_cores=1.0, step_tokens=STEP_TOKENS)
     sources = {name: MEASURED if "python -m" in each else each for name, each in sources.items()}
-    return times, sources | {"stock_image_seconds": MEASURED}
+    stock = dict.fromkeys(("stock_host_seconds", "stock_image_seconds"), MEASURED)
+    return times, sources | stock
 
 
-async def _stock_image_seconds(address: Address, rounds: int) -> float:
-    """A new image's first token, less that of a text of as many tokens."""
+async def _stock_seconds(address: Address, rounds: int) -> tuple[float, float]:
+    """An image before the engine, and a new one in it."""
     url, model = address
     album = Album((SIZE,))
     album.make()
     author = Author(album, random.Random(1), itertools.count())
+    shown = author.images(SIZE)
     async with open_door(url, None, model) as door:
 
-        def image() -> Prompt:
-            return author.prompt(author.text(4), tokens=1, shown=author.images(SIZE))
+        async def first(words: int, shown: tuple[tuple[int, str], ...] = ()) -> tuple[float, int]:
+            return await _first_token(
+                door, author.prompt(author.text(words), tokens=1, shown=shown)
+            )
 
-        _, tokens = await _first_token(door, image())
-
-        def text() -> Prompt:
-            return author.prompt(author.text(tokens), tokens=1)
-
-        await _first_token(door, text())
-        images = [(await _first_token(door, image()))[0] for _ in range(rounds)]
-        texts = [(await _first_token(door, text()))[0] for _ in range(rounds)]
-    return max(0.0, quarter(images) - quarter(texts))
+        _, tokens = await first(4, shown)
+        kinds: dict[str, Callable[[], Awaitable[tuple[float, int]]]] = {
+            "new image": lambda: first(4, author.images(SIZE)),
+            "same image": lambda: first(4, shown),
+            "short text": lambda: first(4),
+            "long text": lambda: first(tokens),
+        }
+        seen = {}
+        for name, ask in kinds.items():
+            await ask()
+            seen[name] = quarter([(await ask())[0] for _ in range(rounds)])
+    # The same image costs no more than a text but for being read, and a new one its tower, too.
+    host = max(0.0, seen["same image"] - seen["short text"])
+    return host, max(0.0, seen["new image"] - seen["long text"] - host)
 
 
 async def _first_token(door: Door, prompt: Prompt) -> tuple[float, int]:

@@ -128,14 +128,17 @@ class Fleet:
     encoders: Pool[Encoder] = field(init=False)
     decoders: Pool[Decoder] = field(init=False)
     outcomes: list[Outcome] = field(default_factory=list)
+    _host: Processor = field(init=False)
+    _hosts: defaultdict[str, simpy.Resource] = field(init=False)
     _stored: set[int] = field(default_factory=set)
     _next_handshake: float = 0.0
 
     def __post_init__(self) -> None:
         env, times, limits = self.env, self.times, self.limits
         shared = Processor(env, times.shared_cores, self.taken) if times.shared_cores else None
-        alone = shared or Processor(env, None)
+        alone = self._host = shared or Processor(env, None)
         cards: defaultdict[str, Processor] = defaultdict(lambda: Processor(env, 1.0))
+        self._hosts = defaultdict(lambda: simpy.Resource(env))
 
         def card(name: str) -> Processor:
             return cards[name.rpartition("-")[2]] if self.colocated else alone
@@ -209,6 +212,10 @@ class Fleet:
         decoder = self._decoder(gateway, request, is_known=outcome.image == "cached")
         if decoder is not None and (outcome.image != "none" or request.image is None or self.stock):
             decoder.in_flight += 1
+            if self.stock and request.image is not None:
+                with self._hosts[decoder.address].request() as turn:
+                    yield turn
+                    yield self._host.work(self.times.stock_host(request.patches))
             yield from self._generate(gateway, decoder, outcome)
             decoder.in_flight -= 1
         gateway.in_flight -= 1

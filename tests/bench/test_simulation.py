@@ -33,6 +33,7 @@ NOTHING = ServiceTimes(
     step_tokens=8192,
     shared_cores=0,
     stock_image_seconds=0,
+    stock_host_seconds=0,
 )
 
 
@@ -58,6 +59,7 @@ def test_one_request_takes_what_its_parts_take() -> None:
         step_tokens=8192,
         shared_cores=0,
         stock_image_seconds=0,
+        stock_host_seconds=0,
     )
     (outcome,) = simulate([request(5, image=1, output=4)], took)
     gateway, encoder, embedding = 1 + 0.5, 4 / 4 + 2 + 1.024, 8 / 4
@@ -292,6 +294,16 @@ def test_sticky_stock_servers_compute_an_image_on_one_of_them() -> None:
         cached[sticky] = sum(each.cached_tokens > 0 for each in fleet.outcomes)
     # Each of five images is new once to its server, or once to each of four.
     assert cached == {True: 40 - 5, False: 40 - 5 * 4}
+
+
+def test_a_stock_server_reads_its_images_one_at_a_time() -> None:
+    # Of 4096 patches it would be a second; these have a quarter.
+    slow = replace(NOTHING, stock_host_seconds=1)
+    images = [request(0, image=1, number=each) for each in range(4)]
+    outcomes = simulate([*images, request(0, number=9)], slow, decoders=2, stock=True)
+    assert [each.first for each in outcomes] == [0.25, 0.25, 0.5, 0.5, 0.0]
+    ours = simulate(images, slow, decoders=2)
+    assert [each.first for each in ours] == [0.0] * 4
 
 
 def test_a_plan_splits_gpus_where_most_new_images_are_served() -> None:
