@@ -27,8 +27,10 @@ loads, to try this command.
 
 import argparse
 import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import uvloop
 
@@ -54,7 +56,7 @@ RESULTS = ROOT / "bench" / "results"
 MEASURED = "measured"
 NAMES = [each.name for each in for_fleet(1)]
 # Whether on GPUs or on a CPU: what a fleet has so many of.
-UNITS = {False: "GPUs", True: "servers on a CPU"}
+UNITS = {False: "GPU", True: "CPU server"}
 SERVICE_TIMES = "h200-pixtral-12b-vllm-0.33"
 
 
@@ -91,64 +93,107 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "fleet")
     args = parser.parse_args()
     try:
-        compare(args)
+        comparison = Comparison.of(args)
     except ValueError as error:
         parser.exit(2, f"{error}\n")
+    comparison.run(args.rounds)
 
 
-def compare(args: argparse.Namespace) -> None:
-    """Raises ValueError where the arguments fit neither this machine nor the results so far."""
-    is_small = args.cpu is not None
-    kv_cache_bytes = None if is_small else args.kv_cache_bytes
-    settings = {
-        "model": str(args.model_dir or ("small, random" if is_small else "Pixtral-12B, random")),
-        "on": UNITS[is_small],
-        "kv_cache_bytes": kv_cache_bytes,
-    }
-    results = Results(args.out, settings)
-    tasks = [task(args, count) for count in args.cpu or args.gpus]
-    named = args.service_times or (MEASURED if is_small else SERVICE_TIMES)
-    times_file = args.out / "service_times.json"
-    is_to_measure = named == MEASURED and not times_file.exists()
-    counts_to_run = [each.count for each in tasks if each.missing_sides(results)]
-    needed = max([int(is_to_measure), *counts_to_run])
-    # An error in the arguments is found before anything takes time.
-    service = None if named == MEASURED else read_times(named)
-    gpus = [] if is_small else gpus_here()[:needed]
-    if not is_small and needed > len(gpus):
-        raise ValueError(f"{needed} GPUs are named, and this machine has {len(gpus)}")
-    logs = RESULTS / "fleet_logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        model_dir = args.model_dir or random_model(Path(scratch), is_small, has_weights=needed > 0)
-        params = read_params(model_dir)
-        fleet = Fleet(
-            count=1,
-            gpus=gpus,
-            model_dir=model_dir,
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A run of the command.
+
+    Attributes:
+        model_dir: None where a random model is to be made.
+        gpus: the GPUs of what is still to be asked.
+        times_file: where measured service times are, or are to be.
+        service: service times that are known before; None where they are measured.
+    """
+
+    tasks: Sequence[Task]
+    results: Results
+    model_dir: Path | None
+    is_small: bool
+    kv_cache_bytes: int | None
+    gpus: Sequence[str]
+    times_file: Path
+    service: ServiceTimes | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        """Raises ValueError where the arguments fit neither this machine nor the results so far."""
+        is_small = args.cpu is not None
+        model = "small" if is_small else "Pixtral-12B"
+        if args.model_dir is not None:
+            read_params(args.model_dir)
+            model = args.model_dir.resolve().name
+        kv_cache_bytes = None if is_small else args.kv_cache_bytes
+        settings = {"model": model, "on": UNITS[is_small], "kv_cache_bytes": kv_cache_bytes}
+        named = args.service_times or (MEASURED if is_small else SERVICE_TIMES)
+        comparison = cls(
+            tasks=[task(args, count) for count in args.cpu or args.gpus],
+            results=Results(args.out, settings),
+            model_dir=args.model_dir,
             is_small=is_small,
-            is_random=args.model_dir is None,
             kv_cache_bytes=kv_cache_bytes,
-            topologies={},
-            log_dir=logs,
+            gpus=[] if is_small else gpus_here(),
+            times_file=args.out / "service_times.json",
+            service=None if named == MEASURED else read_times(named),
         )
-        if is_to_measure:
-            print(f"measuring service times; logs are in {logs}", flush=True)
-            times.write(times_file, *measured(fleet, args.rounds))
-        service = service or times.read(times_file)
-        if kv_cache_bytes is not None:
-            service = replace(service, kv_tokens=kv_tokens(params, kv_cache_bytes))
-        writer = Writer(is_small)
-        for each in tasks:
-            fleet = replace(fleet, count=each.count, topologies=topologies(each.count, service))
-            if sides := each.missing_sides(results):
-                print(f"starting {each.count}: {', '.join(sides)}; logs are in {logs}", flush=True)
-                with started(fleet.servers(sides)) as addresses:
-                    uvloop.run(ask_by_turns(each, fleet, addresses, results, writer))
-            add_predictions(each, fleet, results, VisionSpec.from_params(params), service)
-    for line in tables(results.runs, UNITS[is_small]):
-        print(line)
-    plot(results.runs, UNITS[is_small], args.out / PLOT)
+        if not is_small and comparison.servers_needed > len(comparison.gpus):
+            raise ValueError(
+                f"{comparison.servers_needed} GPUs are named, and this machine has "
+                f"{len(comparison.gpus)}"
+            )
+        return comparison
+
+    @property
+    def is_to_measure(self) -> bool:
+        return self.service is None and not self.times_file.exists()
+
+    @property
+    def servers_needed(self) -> int:
+        """The most servers at once; 0 where all turns are there."""
+        unfinished = [each.count for each in self.tasks if each.missing_sides(self.results)]
+        return max([int(self.is_to_measure), *unfinished])
+
+    def run(self, rounds: int) -> None:
+        """Asks what is missing, predicts, and reports."""
+        logs = RESULTS / "fleet_logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            has_weights = self.servers_needed > 0
+            model_dir = self.model_dir or random_model(Path(scratch), self.is_small, has_weights)
+            fleet = Fleet(
+                count=1,
+                gpus=self.gpus,
+                model_dir=model_dir,
+                is_small=self.is_small,
+                is_random=self.model_dir is None,
+                kv_cache_bytes=self.kv_cache_bytes,
+                topologies={},
+                log_dir=logs,
+            )
+            if self.is_to_measure:
+                print(f"measuring service times; logs are in {logs}", flush=True)
+                times.write(self.times_file, *measured(fleet, rounds))
+            service = self.service or times.read(self.times_file)
+            params = read_params(model_dir)
+            if self.kv_cache_bytes is not None:
+                service = replace(service, kv_tokens=kv_tokens(params, self.kv_cache_bytes))
+            writer = Writer(self.is_small)
+            for each in self.tasks:
+                count, sides = each.count, each.missing_sides(self.results)
+                fleet = replace(fleet, count=count, topologies=topologies(count, service))
+                if sides:
+                    print(f"starting {count}: {', '.join(sides)}; logs are in {logs}", flush=True)
+                    with started(fleet.servers(sides)) as addresses:
+                        uvloop.run(ask_by_turns(each, fleet, addresses, self.results, writer))
+                add_predictions(each, fleet, self.results, VisionSpec.from_params(params), service)
+        unit = UNITS[self.is_small]
+        for line in tables(self.results.runs, unit):
+            print(line)
+        plot(self.results.runs, unit, self.results.directory / PLOT)
 
 
 def task(args: argparse.Namespace, count: int) -> Task:
@@ -160,7 +205,7 @@ def task(args: argparse.Namespace, count: int) -> Task:
     return Task(count, workloads, sides, args.turns)
 
 
-def random_model(scratch: Path, is_small: bool, *, has_weights: bool) -> Path:
+def random_model(scratch: Path, is_small: bool, has_weights: bool) -> Path:
     """A model with random weights; at Pixtral-12B's size without them, its numbers alone."""
     if is_small:
         return write_random_checkpoint(scratch / "model", RandomSpec(dtype="bfloat16"))

@@ -39,13 +39,13 @@ def tables(runs: Runs, unit: str) -> Iterator[str]:
     """All of them in Markdown; `unit` is what a fleet has so many of."""
     for count in _counts(runs):
         for name, run in runs[str(count)].items():
-            yield f"\n{name}, {count} {unit}: {run['what']}\n"
+            yield f"\n{name}, {several(count, unit)}: {run['what']}\n"
             yield from comparison(run["turns"])
             if "predicted" in run:
                 yield ""
                 yield from predictions(run["turns"], run["predicted"])
     if len(_counts(runs)) > 1:
-        yield f"\nScaling: requests/s by the number of {unit}, and the efficiency\n"
+        yield f"\nScaling: requests/s by the number of {unit}s, and the efficiency\n"
         yield from efficiency(runs, unit)
 
 
@@ -104,7 +104,7 @@ def efficiency(runs: Runs, unit: str) -> Iterator[str]:
     """Requests a second of each side and, from the fewest that it was measured on, the share of
     what as many times more would be."""
     counts = _counts(runs)
-    yield f"| workload | side | {' | '.join(f'{count} {unit}' for count in counts)} |"
+    yield f"| workload | side | {' | '.join(several(count, unit) for count in counts)} |"
     yield "|---|---" + "|---" * len(counts) + "|"
     names = dict.fromkeys(name for count in counts for name in runs[str(count)])
     for name in names:
@@ -146,7 +146,7 @@ def plot(runs: Runs, unit: str, path: Path) -> None:
             for axis, metric in zip(axes[:, column], (RATE, P90), strict=True):
                 _draw(axis, runs, counts, name, metric)
                 axis.set_xticks(range(len(counts)), [str(count) for count in counts])
-                axis.set_xlabel(unit)
+                axis.set_xlabel(f"{unit}s")
             axes[0, column].set_title(name, fontsize=10)
         for axis, metric in zip(axes[:, 0], (RATE, P90), strict=True):
             axis.set_ylabel(f"{metric.name}{', ' * bool(metric.unit)}{metric.unit}")
@@ -171,6 +171,10 @@ def _draw(axis: Any, runs: Runs, counts: Sequence[int], name: str, metric: Metri
             axis.bar(left, value, width, align="edge", color=COLOURS[side])
             if side in predicted and (ours := metric.of([predicted[side]])) is not None:
                 axis.hlines(ours, left, left + width, color="black")
+
+
+def several(count: int, unit: str) -> str:
+    return f"{count} {unit}{'s' * (count > 1)}"
 
 
 def _counts(runs: Runs) -> list[int]:

@@ -65,7 +65,7 @@ def test_what_cannot_be_run_is_refused_in_a_line_before_anything_starts(
 def test_results_that_are_whole_are_reported_without_a_gpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    settings = {"model": "Pixtral-12B, random", "on": "GPUs", "kv_cache_bytes": 12 * 10**9}
+    settings = {"model": "Pixtral-12B", "on": "GPU", "kv_cache_bytes": 12 * 10**9}
     results = Results(tmp_path, settings)
     for side in (STICKY, SPLIT):
         results.add(2, "new images", "Some.", side, TURN)

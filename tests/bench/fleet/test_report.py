@@ -70,7 +70,7 @@ def test_efficiency_is_from_the_fewest_gpus_that_a_side_has() -> None:
         "2": {"Zipf": {"turns": {STICKY: [seen(18.0, 0.1)], SPLIT: [seen(10.0, 0.1)]}}},
         "4": {"Zipf": {"turns": {STICKY: [seen(40.0, 0.1)], SPLIT: [seen(30.0, 0.1)]}}},
     }
-    lines = list(efficiency(runs, "GPUs"))
+    lines = list(efficiency(runs, "GPU"))
     cells = {each.split("|")[2].strip(): each.split("|")[3:-1] for each in lines}
     assert [cell.strip() for cell in cells[TITLES[STICKY]]] == ["10", "18 (90%)", "40 (100%)"]
     assert [cell.strip() for cell in cells[TITLES[SPLIT]]] == ["", "10", "30 (150%)"]
@@ -103,10 +103,10 @@ def test_tables_and_plot_have_every_workload_and_side(tmp_path: Path) -> None:
     turns = {side: [seen(4.0, 0.1)] for side in TITLES}
     run = {"what": "Some.", "turns": turns, "predicted": {STICKY: seen(4.0, 0.2)}}
     runs = {"2": {"Zipf": run, "ServeGen": run}, "4": {"Zipf": run}}
-    text = "\n".join(tables(runs, "GPUs"))
+    text = "\n".join(tables(runs, "GPU"))
     assert text.count("Zipf, 2 GPUs") == text.count("Zipf, 4 GPUs") == 1
     assert text.count(METRICS[2].name) == 6
-    plot(runs, "GPUs", tmp_path / "plot.svg")
+    plot(runs, "GPU", tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
     assert all(text in drawn for text in ("Zipf", "ServeGen", "predicted", RATE.name))
     assert all(title in drawn for title in TITLES.values())
