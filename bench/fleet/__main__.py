@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=12, help="requests a kind, to measure times (%(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS / "fleet")
+    parser.add_argument("--out", type=Path, help="a folder (bench/results/fleet, or fleet_on_cpu)")
     args = parser.parse_args()
     try:
         comparison = Comparison.of(args)
@@ -129,15 +129,16 @@ class Comparison:
             model = args.model_dir.resolve().name
         kv_cache_bytes = None if is_small else args.kv_cache_bytes
         settings = {"model": model, "on": UNITS[is_small], "kv_cache_bytes": kv_cache_bytes}
+        out = args.out or RESULTS / ("fleet_on_cpu" if is_small else "fleet")
         named = args.service_times or (MEASURED if is_small else SERVICE_TIMES)
         comparison = cls(
             tasks=[task(args, count) for count in args.cpu or args.gpus],
-            results=Results(args.out, settings),
+            results=Results(out, settings),
             model_dir=args.model_dir,
             is_small=is_small,
             kv_cache_bytes=kv_cache_bytes,
             gpus=[] if is_small else gpus_here(),
-            times_file=args.out / "service_times.json",
+            times_file=out / "service_times.json",
             service=None if named == MEASURED else read_times(named),
         )
         if not is_small and comparison.servers_needed > len(comparison.gpus):

@@ -297,7 +297,7 @@ def test_sticky_stock_servers_compute_an_image_on_one_of_them() -> None:
 
 
 def test_a_stock_server_reads_its_images_one_at_a_time() -> None:
-    # Of 4096 patches it would be a second; these have a quarter.
+    # An image has a quarter of 4096 patches.
     slow = replace(NOTHING, stock_host_seconds=1)
     images = [request(0, image=1, number=each) for each in range(4)]
     outcomes = simulate([*images, request(0, number=9)], slow, decoders=2, stock=True)
