@@ -1,19 +1,12 @@
 """The tables and the plot of results that are made up, and the file that they are kept in."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from bench.fleet.report import METRICS, comparison, efficiency, line, plot, predictions, tables
-from bench.fleet.results import FILE, Results
 from bench.fleet.sides import COLOCATED, ROUND_ROBIN, SPLIT, STICKY, TITLES
 from bench.one_card_report import RATE
-
-SETTINGS = {"model": "small, random"}
-
 
 def seen(rate: float, first: float, **more: Any) -> dict[str, Any]:
     return {
@@ -74,29 +67,6 @@ def test_efficiency_is_from_the_fewest_gpus_that_a_side_has() -> None:
     cells = {each.split("|")[2].strip(): each.split("|")[3:-1] for each in lines}
     assert [cell.strip() for cell in cells[TITLES[STICKY]]] == ["10", "18 (90%)", "40 (100%)"]
     assert [cell.strip() for cell in cells[TITLES[SPLIT]]] == ["", "10", "30 (150%)"]
-
-
-def test_results_are_whole_after_every_turn_and_are_read_again(tmp_path: Path) -> None:
-    results = Results(tmp_path, SETTINGS)
-    for rate in (4.0, 5.0):
-        results.add(2, "Zipf", "Some images.", STICKY, seen(rate, 0.1))
-        read = json.loads((tmp_path / FILE).read_text())
-        assert read["runs"]["2"]["Zipf"]["turns"][STICKY][-1]["answered_per_second"] == rate
-    results.predict(2, "Zipf", {STICKY: seen(4.0, 0.1)})
-    results.predict(2, "Zipf", {SPLIT: seen(9.0, 0.1)})
-    again = Results(tmp_path, SETTINGS)
-    assert again.turns(2, "Zipf", STICKY) == results.turns(2, "Zipf", STICKY)
-    assert set(again.runs["2"]["Zipf"]["predicted"]) == {STICKY, SPLIT}
-    assert again.turns(4, "Zipf", STICKY) == []
-    again.add(2, "Zipf", "Some images.", STICKY, seen(6.0, 0.1))
-    assert len(again.about) == 2
-    assert again.about[0]["versions"]["torch"]
-
-
-def test_results_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
-    Results(tmp_path, SETTINGS).add(2, "Zipf", "", STICKY, seen(1.0, 0.1))
-    with pytest.raises(ValueError, match="--out"):
-        Results(tmp_path, {"model": "another"})
 
 
 def test_tables_and_plot_have_every_workload_and_side(tmp_path: Path) -> None:
