@@ -8,6 +8,7 @@ from bench.fleet.report import METRICS, comparison, efficiency, line, plot, pred
 from bench.fleet.sides import COLOCATED, ROUND_ROBIN, SPLIT, STICKY, TITLES
 from bench.one_card_report import RATE
 
+
 def seen(rate: float, first: float, **more: Any) -> dict[str, Any]:
     return {
         "answered_per_second": rate,
