@@ -29,7 +29,7 @@ LOOK_SECONDS: Final = 0.05
 # while nothing comes of them, and none while more than a burst has come beyond a rate.
 MOST_YOUNG: Final = 2
 QUIET_SECONDS: Final = 0.25
-BURST_BYTES: Final = 8 << 20
+BURST_BYTES: Final = 2 << 20
 BYTES_A_SECOND: Final = 256 << 20
 # The time that it may take to find a connection.
 UNKNOWN_SECONDS: Final = 1.0
