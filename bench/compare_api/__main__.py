@@ -2,7 +2,8 @@
 
     python -m bench.compare_api [--write]
 
-Both serve the small model in float32, one after the other. The exit code is 1 where an answer
+Both serve the small model in float32, one after the other. A server that a request ends is started
+again, and the page says so. The exit code is 1 where an answer
 differs that no argument is given for, where one does not differ that an argument is given for, or
 where the page is no longer what was seen; `--write` writes it anew.
 """
@@ -10,13 +11,14 @@ where the page is no longer what was seen; `--write` writes it anew.
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 
 from bench.compare_api.asked import Asked, everything
 from bench.compare_api.differences import ARGUMENTS
-from bench.compare_api.heard import Heard, ask
+from bench.compare_api.heard import Heard, ask, is_up, read_answers, write_answers
 from bench.stock_vllm import prepare, stock_server
 from pixtral_cli import pixtral_stack
 
@@ -48,10 +50,16 @@ def main() -> int:
     )
     parser.add_argument("--write", action="store_true", help="write the page anew")
     parser.add_argument("--log", type=Path, help="where to write both answers to each request")
+    parser.add_argument(
+        "--stock-answers",
+        type=Path,
+        metavar="FILE",
+        help="take vLLM's answers from here, and ask vLLM only what is not there",
+    )
     options = parser.parse_args()
     requests = everything()
     with tempfile.TemporaryDirectory() as temporary:
-        theirs, version = _of_stock(requests, Path(temporary))
+        theirs, version = _of_stock(requests, Path(temporary), options.stock_answers)
         ours = _of_ours(requests, Path(temporary))
     pairs = list(zip(requests, theirs, ours, strict=True))
     if options.log:
@@ -74,15 +82,28 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def _of_stock(requests: list[Asked], temporary: Path) -> tuple[list[Heard], str]:
+def _of_stock(requests: list[Asked], temporary: Path, kept: Path | None) -> tuple[list[Heard], str]:
     """Its answers, and its version."""
-    log = temporary / "stock.log"
-    with (
-        stock_server(MODEL, prepare(), log, STOCK) as url,
-        httpx2.Client(base_url=url) as http,
-    ):
-        version = http.get("/version").json()["version"]
-        return [ask(http, each) for each in requests], version
+    heard: dict[str, Heard] = {}
+    version = ""
+    if kept and kept.exists():
+        version, heard = read_answers(kept)
+    missing = [each for each in requests if each.digest not in heard]
+    while missing:
+        with (
+            stock_server(MODEL, prepare(), temporary / "stock.log", STOCK) as url,
+            httpx2.Client(base_url=url) as http,
+        ):
+            version = http.get("/version").json()["version"]
+            while missing and is_up(http):
+                asked = missing.pop(0)
+                answer = ask(http, asked)
+                if not is_up(http):
+                    answer = replace(answer, ended_server=True)
+                heard[asked.digest] = answer
+                if kept:
+                    write_answers(kept, version, heard)
+    return [heard[each.digest] for each in requests], version
 
 
 def _of_ours(requests: list[Asked], temporary: Path) -> list[Heard]:

@@ -4,7 +4,9 @@ A request whose answers differ names in `why` the argument for it, in `differenc
 """
 
 import base64
+import hashlib
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,12 @@ class Asked:
     method: str = "POST"
     headers: dict[str, str] = field(default_factory=dict)
     why: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Names what is sent, and not the argument."""
+        sent = [self.path, self.body, self.method, self.headers]
+        return hashlib.sha256(json.dumps(sent).encode()).hexdigest()
 
 
 def everything() -> list[Asked]:
