@@ -2,8 +2,7 @@
 
     python -m bench.compare_api [--write]
 
-Both serve the small model in float32, one after the other. A server that a request ends is started
-again, and the page says so. The exit code is 1 where an answer
+Both serve the small model in float32, one after the other. The exit code is 1 where an answer
 differs that no argument is given for, where one does not differ that an argument is given for, or
 where the page is no longer what was seen; `--write` writes it anew.
 """
@@ -11,14 +10,11 @@ where the page is no longer what was seen; `--write` writes it anew.
 import argparse
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
-
-import httpx2
 
 from bench.compare_api.asked import Asked, everything
 from bench.compare_api.differences import ARGUMENTS
-from bench.compare_api.heard import Heard, ask, is_up, read_answers, write_answers
+from bench.compare_api.heard import Heard, ask, client, read_answers, write_answers
 from bench.stock_vllm import prepare, stock_server
 from pixtral_cli import pixtral_stack
 
@@ -89,20 +85,14 @@ def _of_stock(requests: list[Asked], temporary: Path, kept: Path | None) -> tupl
     if kept and kept.exists():
         version, heard = read_answers(kept)
     missing = [each for each in requests if each.digest not in heard]
-    while missing:
-        with (
-            stock_server(MODEL, prepare(), temporary / "stock.log", STOCK) as url,
-            httpx2.Client(base_url=url) as http,
-        ):
+    if missing:
+        log = temporary / "stock.log"
+        with stock_server(MODEL, prepare(), log, STOCK) as url, client(url) as http:
             version = http.get("/version").json()["version"]
-            while missing and is_up(http):
-                asked = missing.pop(0)
-                answer = ask(http, asked)
-                if not is_up(http):
-                    answer = replace(answer, ended_server=True)
-                heard[asked.digest] = answer
-                if kept:
-                    write_answers(kept, version, heard)
+            for asked in missing:
+                heard[asked.digest] = ask(http, asked)
+        if kept:
+            write_answers(kept, version, heard)
     return [heard[each.digest] for each in requests], version
 
 
@@ -114,7 +104,7 @@ def _of_ours(requests: list[Asked], temporary: Path) -> list[Heard]:
         log_dir=temporary,
         start_timeout=START_SECONDS,
     )
-    with stack, httpx2.Client(base_url=f"http://{stack.http_target}") as http:
+    with stack, client(f"http://{stack.http_target}") as http:
         return [ask(http, each) for each in requests]
 
 

@@ -23,7 +23,6 @@ class Heard:
     status: int
     essence: Any = None
     message: str = ""
-    ended_server: bool = False
 
     @property
     def is_taken(self) -> bool:
@@ -34,19 +33,15 @@ class Heard:
         return (self.is_taken, self.essence) == (other.is_taken, other.essence)
 
     def __str__(self) -> str:
-        if self.ended_server:
-            return "the server ends"
         if not self.is_taken:
             return str(self.status) if self.status else "no answer"
         text = json.dumps(self.essence, ensure_ascii=False)
         return f"{self.status} `{text[:90]}`" if self.essence is not None else str(self.status)
 
 
-def is_up(http: httpx2.Client) -> bool:
-    try:
-        return http.get("/health", timeout=SECONDS).status_code == 200
-    except httpx2.TransportError:
-        return False
+def client(url: str) -> httpx2.Client:
+    """A connection for each request, since vLLM closes one on which it fails unexpectedly."""
+    return httpx2.Client(base_url=url, limits=httpx2.Limits(max_keepalive_connections=0))
 
 
 def write_answers(path: Path, version: str, answers: dict[str, Heard]) -> None:
