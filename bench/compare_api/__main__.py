@@ -13,31 +13,21 @@ import tempfile
 from pathlib import Path
 
 from bench.compare_api.asked import Asked, everything
-from bench.compare_api.differences import ARGUMENTS
+from bench.compare_api.differences import by_request
 from bench.compare_api.heard import Heard, ask, client, read_answers, write_answers
+from bench.compare_api.page import PAGE, page
 from bench.stock_vllm import prepare, stock_server
 from pixtral_cli import pixtral_stack
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "pixtral-mini"
-PAGE = ROOT / "docs" / "api_differences.md"
 START_SECONDS = 400.0
+CONTEXT = 4096
 STOCK = [
-    *("--dtype", "float32", "--max-model-len", "4096", "--max-num-seqs", "16"),
+    *("--dtype", "float32", "--max-model-len", str(CONTEXT), "--max-num-seqs", "16"),
     *("--enable-auto-tool-choice", "--tool-call-parser", "mistral"),
-    *("--limit-mm-per-prompt", '{"image": 16}'),
+    *("--limit-mm-per-prompt", '{"image": 16}', "--served-model-name", MODEL.name),
 ]
-HEADING = """# Where the API differs from stock vLLM
-
-Made by `make compare-api`, which asks stock vLLM {version} and this service {number} requests on
-the same checkpoint: message lists, contents, images, every field, structured output, tools,
-completions, responses, Anthropic's messages. {same} have the same answer: the same text, calls and
-token counts, or a refusal by both. These differ, each for a reason. The status of a refusal is not
-compared.
-
-| request | vLLM | here | why |
-|---|---|---|---|
-"""
 
 
 def main() -> int:
@@ -61,16 +51,19 @@ def main() -> int:
     if options.log:
         lines = [f"{a.name}\t{t} {t.message}\t{o} {o.message}\n" for a, t, o in pairs]
         options.log.write_text("".join(lines), "utf-8")
-    faults = []
+    known = by_request()
+    faults = [
+        f"{name}: no request has this name" for name in known.keys() - {a.name for a in requests}
+    ]
     for asked, stock, here in pairs:
-        if stock.same(here) and asked.why:
+        if stock.same(here) and asked.name in known:
             faults.append(f"{asked.name}: the answers are the same, and an argument is given")
-        elif not stock.same(here) and asked.why not in ARGUMENTS:
+        elif not stock.same(here) and asked.name not in known:
             faults.append(f"{asked.name}: vLLM {stock} {stock.message}; here {here} {here.message}")
-    page = _page(pairs, version)
+    text = page(pairs, version)
     if options.write:
-        PAGE.write_text(page, "utf-8")
-    elif not PAGE.exists() or PAGE.read_text("utf-8") != page:
+        PAGE.write_text(text, "utf-8")
+    elif not PAGE.exists() or PAGE.read_text("utf-8") != text:
         faults.append(f"{PAGE.relative_to(ROOT)} is not what was seen: ARGS=--write writes it")
     differ = sum(not stock.same(here) for _, stock, here in pairs)
     print(f"{len(pairs)} requests: {len(pairs) - differ} answers are the same, {differ} differ")
@@ -101,24 +94,12 @@ def _of_ours(requests: list[Asked], temporary: Path) -> list[Heard]:
         MODEL,
         dtype="f32",
         http_listen="127.0.0.1:0",
+        decoder_args=[f"--context-length={CONTEXT}"],
         log_dir=temporary,
         start_timeout=START_SECONDS,
     )
     with stack, client(f"http://{stack.http_target}") as http:
         return [ask(http, each) for each in requests]
-
-
-def _page(pairs: list[tuple[Asked, Heard, Heard]], version: str) -> str:
-    rows = [
-        f"| {asked.name} | {stock} | {here} | {ARGUMENTS.get(asked.why, '')} |\n".replace(
-            "\\", "\\\\"
-        )
-        for asked, stock, here in pairs
-        if not stock.same(here)
-    ]
-    return HEADING.format(
-        version=version, number=len(pairs), same=len(pairs) - len(rows)
-    ) + "".join(rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,27 @@
 """Why the gateway answers some requests otherwise than stock vLLM."""
 
-ARGUMENTS: dict[str, str] = {
-    "ids": "A history from another server has ids of another form. The prompt has nine characters "
-    "of each, as the tokenizer asks for.",
-    "mistral": "Mistral's own API has it, and its clients send it.",
-    "order": "`mistral_common` refuses the list for the tokenizer's version, or is stricter where "
-    "vLLM goes around it.",
-    "own answers": "Each answer of the gateway can be sent back, also an empty one, and one with "
-    "text beside a call.",
-    "status": "The field is needed, and the refusal names it.",
-    "urls": "The scheme of a URL has no case.",
-}
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An argument, and the names of the requests that it is for."""
+
+    title: str
+    argument: str
+    requests: tuple[str, ...]
+
+
+DIFFERENCES: tuple[Difference, ...] = ()
+
+
+def by_request() -> Mapping[str, Difference]:
+    """Raises ValueError for a request that has two arguments."""
+    found: dict[str, Difference] = {}
+    for difference in DIFFERENCES:
+        for name in difference.requests:
+            if name in found:
+                raise ValueError(f"{name} has two arguments")
+            found[name] = difference
+    return found
