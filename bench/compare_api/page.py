@@ -1,5 +1,6 @@
 """The page of differences, docs/api_differences.md."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ refusal protects.
 
 An answer is shown by its choices and the numbers of its tokens, a refusal by its status.
 """
+WIDTH = 100
 TABLE = """
 | request | vLLM | here |
 |---|---|---|
@@ -37,7 +39,8 @@ def page(pairs: Pairs, version: str) -> str:
         differ=len(differing),
     )
     for difference in DIFFERENCES:
-        text += f"\n## {difference.title}\n\n{difference.argument}\n{TABLE}"
+        argument = textwrap.fill(difference.argument, WIDTH, break_on_hyphens=False)
+        text += f"\n## {difference.title}\n\n{argument}\n{TABLE}"
         for name in difference.requests:
             theirs, ours = differing.get(name, (None, None))
             text += f"| {_cell(name)} | {_cell(theirs)} | {_cell(ours)} |\n"
