@@ -19,8 +19,8 @@ DIFFERENCES = (
         "An answer of the model can always be sent back: an empty one, one with text beside a "
         "call, a thought, which a model that does not think is not shown, and one from another "
         "server, whose ids of calls have another form. The prompt has nine characters of each "
-        "id, as the tokenizer asks for. vLLM refuses them all with a tokenizer before version "
-        "7.",
+        "id, as the tokenizer asks for. vLLM refuses these with the tokenizer of this "
+        "checkpoint.",
         (
             "assistant: an empty text",
             "assistant: null",
@@ -42,7 +42,7 @@ DIFFERENCES = (
     Difference(
         "Images in a URL",
         "A `data:` URL is read as a browser reads it: its scheme has no case, and its base64 "
-        "may have line breaks and spaces, and no padding. vLLM has Python's strict decoder.",
+        "may have line breaks and spaces, and no padding. vLLM's decoder is strict.",
         (
             "image: no padding",
             "image: line breaks",
@@ -68,7 +68,8 @@ DIFFERENCES = (
         "choices are the same text twice, which OpenAI's API answers, too. More than four texts "
         "may be among `stop`. An empty list of tools or of allowed tokens is as none, "
         "`tool_choice: auto` asks for nothing where there are no tools, and `stream_options` "
-        "asks for nothing where there is no stream.",
+        "asks for nothing where there is no stream. `max_tokens` and `model` may be absent on "
+        "`/v1/messages`, as in chat.",
         (
             "max_tokens: 100000",
             "n: 2",
@@ -79,6 +80,9 @@ DIFFERENCES = (
             "tools: an empty list",
             "tool_choice auto without tools",
             "stream_options: {'include_usage': True}",
+            "messages: max_tokens of null",
+            "messages: no max_tokens",
+            "messages: an empty model",
         ),
     ),
     Difference(
@@ -102,6 +106,8 @@ DIFFERENCES = (
             "responses: truncation auto",
             "responses: conversation",
             "responses: a custom tool",
+            "messages: mcp_servers",
+            "messages: container",
         ),
     ),
     Difference(
@@ -139,15 +145,31 @@ DIFFERENCES = (
         "any white space, it writes white space until `max_tokens`. "
         "`PIXTRAL_DISABLE_ANY_WHITESPACE=false` gives vLLM's answer. vLLM has a field for it, "
         "too, and passes over it.",
-        ("responses: text.format",),
+        (
+            "structured_outputs: json on one line",
+            "responses: text.format",
+        ),
     ),
     Difference(
         "Schemas that xgrammar does not hold an answer to",
         "The gateway refuses a schema that an answer would not be held to, and names the "
         "keyword and its place: [refusals.md](refusals.md#schemas-beyond-xgrammar) says why it "
-        "has no second library. vLLM takes these by its second library, and then compiles them "
-        "by the first one.",
-        (),
+        "has no second library. vLLM lets xgrammar pass over `not` and `if`. It checks "
+        "`multipleOf` and `allOf` by its second library, and compiles them by that of its first "
+        "structured request, xgrammar here, which passes over them.",
+        (
+            "response_format: multipleOf",
+            "response_format: allOf",
+            "response_format: not",
+            "response_format: if",
+        ),
+    ),
+    Difference(
+        "An object of any properties",
+        "The decoder writes out that an object without `properties` may have any, and so holds "
+        "an answer to its `minProperties`. xgrammar takes it for an empty object, and vLLM "
+        "fails with 500.",
+        ("response_format: minProperties",),
     ),
     Difference(
         "Structures beside what they contradict",
@@ -157,6 +179,7 @@ DIFFERENCES = (
         (
             "structured_outputs: a regex on one line",
             "structured_outputs beside min_tokens",
+            "structured_outputs beside bad_words",
             "tools: required, beside structured_outputs",
         ),
     ),
@@ -173,6 +196,7 @@ DIFFERENCES = (
             "tools: strict",
             "tools beside an image",
             "responses: a forced tool",
+            "messages: a forced tool",
         ),
     ),
     Difference(
@@ -198,6 +222,11 @@ DIFFERENCES = (
             "responses: input_text",
             "responses: an image",
         ),
+    ),
+    Difference(
+        "An assistant's beginning in Anthropic's API",
+        "A last message of the assistant is the beginning of the answer, as with Anthropic.",
+        ("messages: an assistant's beginning",),
     ),
     Difference(
         "Who may ask",
