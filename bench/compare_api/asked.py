@@ -283,6 +283,8 @@ def _fields() -> Iterator[Asked]:
             sampled = {"temperature": 0.7, "seed": 1} if name in ("top_k", "min_p") else {}
             yield _chat(f"{name}: {value!r}", [USER], **{**sampled, name: value})
     yield _chat("logprobs with top_logprobs", [USER], logprobs=True, top_logprobs=3)
+    by_id: Body = {"logprobs": True, "return_tokens_as_token_ids": True}
+    yield _chat("logprobs of tokens by their ids", [USER], **by_id)
     yield _chat("top_logprobs without logprobs", [USER], top_logprobs=3)
     yield _chat("more top_logprobs than there may be", [USER], logprobs=True, top_logprobs=21)
     for choices in (1, 2):
@@ -417,6 +419,11 @@ def _completions() -> Iterator[Asked]:
         "echo": {"prompt": "There are", "echo": True},
         "echo alone": {"prompt": "There are", "echo": True, "max_tokens": 0},
         "logprobs": {"prompt": "There are", "logprobs": 2},
+        "logprobs of tokens by their ids": {
+            "prompt": "There are",
+            "logprobs": 2,
+            "return_tokens_as_token_ids": True,
+        },
         "echo and logprobs": {"prompt": "There are", "echo": True, "logprobs": 1},
         "echo and logprobs in a stream": {
             "prompt": "There are",

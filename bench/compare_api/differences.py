@@ -115,14 +115,12 @@ DIFFERENCES = (
         "The gateway does not act on these, and refuses them rather than answer something else. "
         "`truncate_prompt_tokens` cuts the beginning of the prompt off, its template and images "
         "with it. A beam search is one request that costs as many. `cache_salt` keeps the "
-        "prefixes of one caller from another, as each tenant's are here already. "
-        "`return_token_ids` has what `return_tokens_as_token_ids` spells into texts. The "
+        "prefixes of one caller from another, as each tenant's are here already. The "
         "log-probabilities of a prompt come with a whole answer, not in a stream.",
         (
             "truncate_prompt_tokens: 4",
             "use_beam_search: True",
             "cache_salt: 'salt'",
-            "return_tokens_as_token_ids: True",
             "repetition_detection: {'max_pattern_size': 2, 'min_count': 2}",
             "completions: echo and logprobs in a stream",
         ),

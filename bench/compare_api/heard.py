@@ -121,7 +121,9 @@ def _choice(choice: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
     made = {"text": message.get("content") or "", "finish": choice["finish_reason"]}
     if calls:
         made["calls"] = calls
-    for name in ("logprobs", "prompt_logprobs", "token_ids"):
+    if found := choice.get("logprobs"):
+        made["tokens"] = found.get("tokens") or [each["token"] for each in found["content"]]
+    for name in ("prompt_logprobs", "token_ids"):
         if choice.get(name) is not None:
             made[name] = True
     return made
