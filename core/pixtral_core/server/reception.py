@@ -1,10 +1,11 @@
 """Receives the messages of a call, within bounds of memory and of time."""
 
 import asyncio
-import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import grpc
@@ -21,8 +22,15 @@ else:
     Context = grpc.aio.ServicerContext
 
 # Most messages have come by then, and nothing is counted for them.
-YOUNG_SECONDS: Final = 0.02
+YOUNG_SECONDS: Final = 0.005
 LOOK_SECONDS: Final = 0.05
+# gRPC copies whole messages on the event loop, all that are whole in one go: twenty of the largest
+# would hold up everybody else for a second. So of one party's on one connection few begin at once,
+# while nothing comes of them, and none while more than a burst has come beyond a rate.
+MOST_YOUNG: Final = 2
+QUIET_SECONDS: Final = 0.25
+BURST_BYTES: Final = 2 << 20
+BYTES_A_SECOND: Final = 256 << 20
 # The time that it may take to find a connection.
 UNKNOWN_SECONDS: Final = 1.0
 # The slowest sender that is waited for: so many bytes in each so many seconds.
@@ -35,16 +43,16 @@ class Pace:
 
     def __init__(self) -> None:
         self._received = 0
-        self._latest = time.monotonic() + PACE_SECONDS
+        self._latest = monotonic() + PACE_SECONDS
 
     def receive(self, nbytes: int) -> None:
         self._received += nbytes
         if self._received >= PACE_BYTES:
-            self._received, self._latest = 0, time.monotonic() + PACE_SECONDS
+            self._received, self._latest = 0, monotonic() + PACE_SECONDS
 
     def remaining(self) -> float:
         """Seconds until more must have come; 0 where it has not."""
-        return max(0.0, self._latest - time.monotonic())
+        return max(0.0, self._latest - monotonic())
 
 
 def when_behind(pace: Pace) -> float:
@@ -68,47 +76,86 @@ class Incoming:
 
     @contextmanager
     def flow(self, peer: str, party: str) -> Iterator["_Flow"]:
-        """One message more that comes from `peer`, as gRPC names it, and is `party`'s."""
+        """For a call from `peer`, as gRPC names it, that awaits a message and is `party`'s."""
         flow = self._flows.get((peer, party))
         if flow is None:
             flow = self._flows[peer, party] = _Flow(self.room, self._sockets, peer, party)
-        number = flow.begin()
+        flow.calls += 1
         try:
             yield flow
         finally:
-            flow.end(number)
-            if not flow.starts:
+            flow.calls -= 1
+            if not flow.calls:
+                flow.close()
                 del self._flows[peer, party]
 
 
 class _Flow:
     """The messages over one connection for one party: the calls of a connection are not told apart.
 
-    `starts` has, of each message, what had come before it: of a connection that nobody has seen
-    before, nothing.
+    They begin in their order. A message shows its size only as it comes, so it is young until a
+    part of it could have come.
+
+    `starts` has, of each message that has begun, what had come before it: of a connection that
+    nobody has seen before, nothing. `calls` are those that await a message, or their turn to.
     """
 
     def __init__(self, room: SharedLimit, sockets: SocketBytes, peer: str, party: str) -> None:
         self.starts: dict[int, int] = {}
+        self.calls = 0
         self._room = room
         self._sockets = sockets
         self._peer = peer
         self._party = party
-        self._began = time.monotonic()
+        self._began = monotonic()
         self._number = 0
         self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._young = 0
+        # Messages that have begun since bytes have come, and what had come when the latest did.
+        self._quiet, self._quiet_at, self._quiet_since = 0, 0, 0.0
+        # Bytes that may come at once.
+        self._left, self._left_at = float(BURST_BYTES), self._began
 
-    def begin(self) -> int:
+    async def begin(self) -> int:
+        """Waits for a turn, and begins a message, which is young until `end_youth`."""
+        if self._waiting or not self._may_begin():
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            self._give_turns()
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():
+                    self.end_youth()
+                raise
+        else:
+            self._young += 1
         self._number += 1
-        self.starts[self._number] = self._sockets.received(self._peer) or 0
+        received = self._sockets.received(self._peer) or 0
+        self.starts[self._number] = received
+        self._quiet, self._quiet_at, self._quiet_since = self._quiet + 1, received, monotonic()
         return self._number
 
+    def end_youth(self) -> None:
+        self._young -= 1
+        self._give_turns()
+
     def end(self, number: int) -> None:
+        if self._taken:
+            self.spend(max(0, self._size() - self._taken))
         del self.starts[number]
+        self._quiet = max(0, self._quiet - 1)
         nbytes = self._size() if self.starts and self._taken else 0
         if nbytes < self._taken:
             self._room.give_back(self._party, self._taken - nbytes)
             self._taken = nbytes
+        self._give_turns()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def look(self) -> int:
         """Takes room for what has come since the last look, and returns all that has come. Raises
@@ -116,15 +163,49 @@ class _Flow:
         nbytes = self._size()
         if nbytes > self._taken:
             self._room.take(self._party, nbytes - self._taken)
+            self.spend(nbytes - self._taken)
             self._taken = nbytes
         return nbytes
+
+    def spend(self, nbytes: int) -> None:
+        """Counts bytes that have come."""
+        now = monotonic()
+        refilled = self._left + (now - self._left_at) * BYTES_A_SECOND
+        self._left, self._left_at = min(refilled, BURST_BYTES) - nbytes, now
+
+    def _may_begin(self) -> bool:
+        self.spend(0)
+        return self._young < MOST_YOUNG and self._left >= 0 and not self._is_quiet()
+
+    def _is_quiet(self) -> bool:
+        if self._quiet >= MOST_YOUNG:
+            received = self._sockets.received(self._peer)
+            is_over = monotonic() - self._quiet_since > QUIET_SECONDS
+            if received is None or received > self._quiet_at or is_over:
+                self._quiet = 0
+        return self._quiet >= MOST_YOUNG
+
+    def _give_turns(self) -> None:
+        while self._waiting and self._may_begin():
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._young += 1
+                turn.set_result(None)
+        if self._waiting and self._timer is None:
+            loop = asyncio.get_running_loop()
+            seconds = max(YOUNG_SECONDS, -self._left / BYTES_A_SECOND)
+            self._timer = loop.call_later(seconds, self._look_again)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._give_turns()
 
     def _size(self) -> int:
         most = len(self.starts) * MAX_MESSAGE_BYTES
         received = self._sockets.received(self._peer)
         if received is None:
             # Where the kernel tells nothing, it may be all that there can be.
-            is_unknown = time.monotonic() - self._began > UNKNOWN_SECONDS
+            is_unknown = monotonic() - self._began > UNKNOWN_SECONDS
             return most if is_unknown else self._taken
         return min(received - next(iter(self.starts.values())), most)
 
@@ -148,21 +229,14 @@ class Reception:
     async def read(self, context: Context) -> Any:
         """The next message, or EOF. Raises Overloaded, DeadlineExceeded, and MALFORMED_MESSAGE for
         one that is larger than any of its method's."""
-        # In a task of its own, which ends with the call: gRPC frees nothing of a read that is
-        # cancelled.
-        reading = asyncio.ensure_future(context.read())
-        reading.add_done_callback(_retrieve)
         if self.counter is not None:
             self.counter.receiving += 1
         try:
             with self.incoming.flow(context.peer(), self.party) as flow:
-                await asyncio.wait((reading,), timeout=YOUNG_SECONDS)
-                if not reading.done():
-                    await self._follow(reading, flow)
+                message = await self._read(context, flow)
         finally:
             if self.counter is not None:
                 self.counter.receiving -= 1
-        message = reading.result()
         if message is not grpc.aio.EOF and len(message) > self.most:
             raise ServingError(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -170,6 +244,23 @@ class Reception:
                 f"the request is larger than the {self.most} bytes that this method takes",
             )
         return message
+
+    async def _read(self, context: Context, flow: _Flow) -> Any:
+        number = await flow.begin()
+        with ExitStack() as message, ExitStack() as youth:
+            message.callback(flow.end, number)
+            youth.callback(flow.end_youth)
+            # In a task of its own, which ends with the call: gRPC frees nothing of a read that is
+            # cancelled.
+            reading = asyncio.ensure_future(context.read())
+            reading.add_done_callback(_retrieve)
+            await asyncio.wait((reading,), timeout=YOUNG_SECONDS)
+            youth.close()
+            if not reading.done():
+                await self._follow(reading, flow)
+            elif (whole := reading.result()) is not grpc.aio.EOF:
+                flow.spend(len(whole))
+            return reading.result()
 
     async def _follow(self, reading: "asyncio.Future[Any]", flow: _Flow) -> None:
         pace, before = Pace(), 0
