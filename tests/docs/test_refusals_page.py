@@ -50,7 +50,7 @@ OURS: dict[str, tuple[str, ...]] = {
         "not thinking parts together with reasoning: send one of the two",
     ),
     "`disable_any_whitespace` without": (
-        "only together with json_schema",
+        "goes with a JSON Schema alone: leave it out",
         "not together with {}",
         "must have one of json, regex, choice, grammar and json_object, and no more",
     ),
@@ -77,7 +77,7 @@ OURS: dict[str, tuple[str, ...]] = {
         "the prompt's {} tokens have {}, and must have {}",
         "an answer that is sent whole must have {}: ask for fewer, or stream it",
     ),
-    "`min_tokens`, `ignore_eos`": ("not together with structured_output",),
+    "`min_tokens`, `ignore_eos`": ("not together with a structured output: leave it out",),
     "a structure beside a call": ("not together with a tool choice that has a tool called",),
     "a schema, expression": ("the grammar of their parameters must have {}",),
     "a schema with what xgrammar": ("their parameters: {}",),
