@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
@@ -290,7 +291,7 @@ class ModelSettings(ProcessSettings):
         "cache of Hugging Face's the repository's id.",
     )
 
-    @property
+    @cached_property
     def model_name(self) -> str:
         return self.model or name_of(self.model_dir)
 
