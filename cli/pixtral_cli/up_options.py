@@ -23,41 +23,54 @@ _UNITS = {"": 1, "k": 1000, "K": 1 << 10, "m": 10**6, "M": 1 << 20}
 def add_vllm_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `vllm serve` has, too; docs/from-vllm.md has their table."""
     group = parser.add_argument_group("as vllm serve has them")
-    group.add_argument("--host", help="address of the HTTP API; with 0.0.0.0 others reach it")
+    group.add_argument(
+        "--host", help="address of the HTTP API; 0.0.0.0 lets other machines reach it"
+    )
     group.add_argument("--port", type=int, help="port of the HTTP API")
     group.add_argument(
         "--max-model-len",
         type=tokens,
         metavar="TOKENS",
-        help="prompt and answer, as 32k",
+        help="most tokens of prompt and answer together, such as 32768 or 32k",
     )
     group.add_argument(
-        "--gpu-memory-utilization", type=float, metavar="SHARE", help="share of each decoder's GPUs"
+        "--gpu-memory-utilization",
+        type=float,
+        metavar="SHARE",
+        help="share of its GPUs' memory that each decoder uses",
     )
     group.add_argument(
-        "--api-key", nargs="+", default=[], metavar="KEY", help="keys of which requests need one"
+        "--api-key",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="API keys; each request needs one of them",
     )
     group.add_argument(
         *("--quantization", "-q"),
         metavar="METHOD",
-        help="quantise the language model's weights as they are loaded: fp8 on a GPU, "
-        "int8_per_channel_weight_only on a CPU, too",
+        help="quantise the language model's weights at load: fp8 on a GPU, or "
+        "int8_per_channel_weight_only, which works on a CPU, too",
     )
     group.add_argument(
         "--limit-mm-per-prompt",
         type=images_of,
         metavar="JSON",
-        help="""images in one prompt: {"image": 4} or image=4""",
+        help='most images in one prompt: {"image": 4} or image=4',
     )
     group.add_argument(
-        *("--tensor-parallel-size", "-tp"), type=int, default=1, metavar="GPUS", help="a decoder's"
+        *("--tensor-parallel-size", "-tp"),
+        type=int,
+        default=1,
+        metavar="GPUS",
+        help="GPUs of each decoder (%(default)s)",
     )
     group.add_argument(
         *("--data-parallel-size", "-dp", "--decoders"),
         type=int,
         default=1,
         metavar="COUNT",
-        help="decoders to start, each with GPUs of its own",
+        help="decoders to start, each with its own GPUs (%(default)s)",
     )
 
 
@@ -72,7 +85,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         "--decoder-gpus",
         nargs="+",
         metavar="GPUS",
-        help="GPUs of each decoder, such as 0,1 2,3",
+        help="GPUs of each decoder, such as 0,1 2,3 for two decoders",
     )
 
 
