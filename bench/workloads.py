@@ -44,7 +44,7 @@ class Prompt:
 
 @dataclass(slots=True)
 class Author:
-    """Writes prompts. `numbers` names images and texts: whoever shares it repeats nothing."""
+    """Writes prompts. `numbers` names images and texts: prompts that share it repeat nothing."""
 
     album: Album
     rng: random.Random

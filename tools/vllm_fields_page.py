@@ -139,7 +139,7 @@ ROUTES: Mapping[str, str] = {
     "/readyz": "not meant: of vLLM's supervisor of several servers; `/health` is here",
 }
 
-# Why a field that is passed over changes no answer; by its name, or by route and name.
+# Why a field that is ignored changes no answer; by its name, or by route and name.
 PASSED_OVER: Mapping[str, str] = {
     "include_reasoning": "the reasoning is an item of its own, which a client may leave unread",
     "reasoning_effort": "a raw prompt has its effort in it already",
@@ -166,7 +166,7 @@ HEAD = """\
 Made by `python -m tools.vllm_fields_page` from the source of the vLLM that is installed and from
 the gateway's own routes and requests; a test fails where they are no longer as here. *Taken*: as
 vLLM has it, within the [limits](limits.md). *Refused*: with status 400 and the field named, unless
-its value asks for nothing. *Passed over*: it changes nothing of an answer here. *Not meant*: a
+its value asks for nothing. *Ignored*: it changes nothing of an answer here. *Not meant*: a
 route that this service does without, and answers with 404. [openai.md](openai.md) and
 [anthropic.md](anthropic.md) say what the fields do.
 
@@ -232,7 +232,7 @@ def fate_of(field: str, of: str = "/v1/chat/completions") -> tuple[str, str]:
         asks_for_nothing = ", ".join(f"`{json.dumps(value)}`" for value in nothing)
         instead = body.reasons.get(field, INSTEAD.get(field, "leave it out"))
         return "refused", instead + (f"; {asks_for_nothing} is taken" if nothing else "")
-    return "passed over", PASSED_OVER.get(f"{of} {field}") or PASSED_OVER[field]
+    return "ignored", PASSED_OVER.get(f"{of} {field}") or PASSED_OVER[field]
 
 
 def page() -> str:

@@ -157,7 +157,7 @@ class Conversation:
         exit code."""
         is_terminal = sys.stdin.isatty()
         if is_terminal:
-            _note("/help lists what can be done; Ctrl-D ends")
+            _note("/help lists the commands; Ctrl-D ends")
         codes = set()
         for line in whole_questions(_reader(is_terminal, keeps_history)):
             try:
@@ -185,7 +185,7 @@ class Conversation:
         if name not in models:
             raise ValueError(f"no model {name}; there are {', '.join(models)}")
         self._model = name
-        _note(f"{name} answers from now on")
+        _note(f"{name} is the model from now on")
 
     def _set(self, name: str, value: str) -> None:
         if not name:
@@ -221,7 +221,7 @@ class Conversation:
             messages = saved["messages"] if isinstance(saved, dict) else saved
             to_protos(messages)
         except (KeyError, UnicodeDecodeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no conversation: {error}") from None
+            raise ValueError(f"{path} has no conversation: {error}") from None
         first = messages[0] if messages else {}
         has_system = first.get("role") == "system" and isinstance(first.get("content"), str)
         self.system = first["content"] if has_system else ""

@@ -135,7 +135,9 @@ def _check_tokenizer(model_dir: Path, vision: Any, vocab_size: Any) -> Finding:
     if patch_size == SHIPPED_PATCH_SIZE and vocab_size in SHIPPED_VOCABULARIES:
         return Finding("ok", f"{lacks}: mistral_common ships a tokenizer of its size")
     return Finding(
-        "fail", lacks, "put there the one with which Mistral has published the model of this shape"
+        "fail",
+        lacks,
+        "copy the tokenizer of Mistral's published model of this shape into the directory",
     )
 
 
@@ -162,7 +164,7 @@ def _check_weights(
     vision = {name: tensors[name] for name in tensors if name.startswith(form.tower)}
     if not vision:
         yield Finding(
-            "fail", f"the weights hold no {form.tower[-1][:-1]}", "take a checkpoint of a Pixtral"
+            "fail", f"the weights have no {form.tower[-1][:-1]}", "take a checkpoint of a Pixtral"
         )
     elif quantised := sorted(name for name in vision if vision[name] not in STORED):
         yield Finding(
@@ -173,7 +175,7 @@ def _check_weights(
     elif not form.is_tied(numbers) and not any(name.startswith(form.output) for name in tensors):
         yield Finding(
             "fail",
-            f"the weights hold no {form.output[0]}weight, and {form.numbers} does not set "
+            f"the weights have no {form.output[0]}weight, and {form.numbers} does not set "
             f"{form.tied}",
             "download its files again",
         )

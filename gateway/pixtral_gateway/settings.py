@@ -172,7 +172,7 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
 
     @property
     def is_for_this_machine(self) -> bool:
-        """Whether whoever asks is let in because nobody from elsewhere can."""
+        """Whether every caller is let in because no other machine can call."""
         return self.api_keys is None and not self.allow_anonymous
 
     @model_validator(mode="after")
@@ -183,6 +183,6 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
                 if address is not None and not is_loopback(address):
                     raise ValueError(
                         f"{door}: {address} is not a loopback address: set api_keys, or "
-                        "allow_anonymous to let in whoever asks"
+                        "allow_anonymous to let in every caller"
                     )
         return self

@@ -132,7 +132,7 @@ def test_commands_shape_what_is_asked(
         ("/set temprature 1", "no option temprature"),
         ("/set temperature hot", "temperature: "),
         ("/model other", "no model other; there are pixtral"),
-        ("/load cat.png", "holds no conversation"),
+        ("/load cat.png", "has no conversation"),
     ],
 )
 def test_wrong_commands_say_what_is_wrong(

@@ -235,7 +235,7 @@ def test_doctor_names_what_a_model_lacks(tmp_path: Path) -> None:
     (tmp_path / "consolidated.safetensors").write_bytes(b"<html>not here</html>")
     assert "not a safetensors file" in failures(tmp_path)[0]
     (tmp_path / "consolidated.safetensors").unlink()
-    assert "holds no consolidated*.safetensors" in failures(tmp_path)[0]
+    assert "has no consolidated*.safetensors" in failures(tmp_path)[0]
 
     write_model(tmp_path)
     (tmp_path / "tekken.json").unlink()

@@ -103,7 +103,7 @@ def come_and_go(names: Names, client: Client, load: Load, encoder: Tier, decoder
     wait_until(lambda: encoded(encoder) > 0 and begun(decoder) > 0, "a share", SHARE_SECONDS)
     before = encoded(encoder), begun(decoder)
     ask_about_new_pictures(client, 100)
-    # Half of a hundred, but for chance: for less than a quarter it is 1 in 10 million.
+    # Half of a hundred, give or take chance: for less than a quarter it is 1 in 10 million.
     assert encoded(encoder) - before[0] >= 25
     assert begun(decoder) - before[1] >= 25
 

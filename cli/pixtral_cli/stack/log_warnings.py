@@ -1,4 +1,4 @@
-"""Warnings that the tiers of a stack write to their logs, for whoever watches the stack."""
+"""Warnings that the tiers of a stack write to their logs, for a user who watches the stack."""
 
 import json
 import re

@@ -105,7 +105,7 @@ def _value(
         if end < size:
             replies.ask(("GETRANGE", key, end, end + PIECE_BYTES - 1))
         if replies.number(b"$") != end - begin:
-            raise RedisConnectionError("another value by now")
+            raise RedisConnectionError("the value has changed")
         replies.into(memory[begin : end + 2])
         if size:
             receiver.piece(memory[begin:end])
@@ -145,7 +145,7 @@ class _Replies:
         while left:
             count = self._socket().recv_into(left)
             if not count:
-                raise RedisConnectionError("ended within a value")
+                raise RedisConnectionError("the connection has ended within a value")
             left = left[count:]
 
     def _socket(self) -> socket:
@@ -154,6 +154,6 @@ class _Replies:
         if left <= 0:
             raise RedisTimeoutError("too late")
         if sock is None:
-            raise RedisConnectionError("closed meanwhile")
+            raise RedisConnectionError("the connection has closed")
         sock.settimeout(left)
         return sock

@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 FAILURES = Counter(
     "pixtral_embedding_store_failures_total",
-    "Operations on Redis that failed and were taken as a miss",
+    "Redis operations that failed and counted as a miss",
     ["operation", "reason"],
 )
 SECONDS = Histogram(
     "pixtral_embedding_store_seconds",
-    "Time of an operation on Redis, failed ones too",
+    "Time of a Redis operation, including failed ones",
     ["operation"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
 )

@@ -123,12 +123,12 @@ class Decoding:
         if magic != MAGIC:
             raise DamagedValue("not an embedding")
         if length != len(payload):
-            raise DamagedValue("not of its own length")
+            raise DamagedValue("its length is not that in its header")
         (checksum,) = CHECKSUM.unpack(value[HEADER.size : PAYLOAD_OFFSET])
         if checksum != self._checksum:
             raise DamagedValue("checksum differs")
         if digest != self._key.digest:
-            raise DamagedValue("another key's")
+            raise DamagedValue("belongs to another key")
         if code != _CODES[self._dtype] or width != self._width:
             raise DamagedValue("has another dtype or width")
         try:

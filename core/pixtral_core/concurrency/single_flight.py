@@ -45,7 +45,7 @@ class SingleFlight(Generic[K, T]):
             current_span().link(flight.span)
         flight.waiters += 1
         try:
-            # Waiting does not raise: else whoever comes last would decide whose error it is.
+            # Waiting does not raise: else the last caller would decide whose error it is.
             await asyncio.wait([flight.task])
         finally:
             flight.waiters -= 1

@@ -22,7 +22,7 @@ class Logprob:
 class TokenLogprobs:
     """A token, and the likeliest in its position, the likeliest first.
 
-    `chosen` is None for the first token of a prompt, which nothing comes before.
+    `chosen` is None for the first token of a prompt, which has no token before it.
     """
 
     chosen: Logprob | None

@@ -2,7 +2,7 @@
 
 An orientation is a number from 1 to 8, and 1 means upright. Where a block is damaged, the answer is
 that of Pillow's `ImageOps.exif_transpose`, by which vLLM turns images. A block without a TIFF
-header leaves the image as it is. An entry of an unknown type is passed over, and nothing is read
+header leaves the image as it is. An entry of an unknown type is ignored, and nothing is read
 behind one whose values lie outside of the block. In one way it differs: vLLM leaves an image as it
 is where Pillow can read the block and not write it again.
 """

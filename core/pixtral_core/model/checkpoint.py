@@ -61,7 +61,7 @@ def vision_tensors(model_dir: Path) -> list[StoredTensor]:
     files = hugging_face.weight_files(model_dir) if is_theirs else _weight_files(model_dir)
     found = [tensor for path in files for tensor in _tensors(path, is_theirs)]
     if not found:
-        raise BadCheckpoint(f"{model_dir}: its safetensors hold no vision weights")
+        raise BadCheckpoint(f"{model_dir}: its safetensors have no vision weights")
     return sorted(found, key=lambda tensor: tensor.name)
 
 
@@ -101,12 +101,12 @@ def check_language_model(model_dir: Path, language: LanguageSpec) -> None:
             advice = "download its files again"
             if part in ("output.", "lm_head."):
                 advice += f", or set {mend} if the model has its embeddings tied"
-            raise BadCheckpoint(f"{model_dir}: no file holds {part}weight or the like; {advice}")
+            raise BadCheckpoint(f"{model_dir}: no file has {part}weight or the like; {advice}")
         if part in parts[-len(ADAPTER_PARTS) :] and not set(found) <= {*STORED_DTYPES}:
             raise BadCheckpoint(
                 f"{model_dir}: {part}weight is quantised, and the adapter must be one of "
-                f"{', '.join(STORED_DTYPES)}: take a checkpoint that leaves it as it is, as nearly "
-                "all published ones do"
+                f"{', '.join(STORED_DTYPES)}: use a checkpoint whose adapter is not quantised, as "
+                "nearly all published ones are"
             )
 
 
@@ -119,7 +119,7 @@ def _parts(language: LanguageSpec) -> list[str]:
 def _weight_files(model_dir: Path) -> list[Path]:
     files = sorted(model_dir.glob("consolidated*.safetensors"))
     if not files:
-        raise BadCheckpoint(f"{model_dir} holds no consolidated*.safetensors")
+        raise BadCheckpoint(f"{model_dir} has no consolidated*.safetensors")
     for name in _indexed(model_dir / INDEX):
         if model_dir / name not in files:
             raise BadCheckpoint(f"{model_dir / name} is missing, which {INDEX} names")

@@ -1,6 +1,6 @@
 """Reads a Pixtral in Hugging Face's format as Mistral's format would describe it.
 
-The tensors are the same under other names, but for queries and keys: the rows of a head's rotary
+The tensors are the same under other names, except queries and keys: the rows of a head's rotary
 pairs are apart there, all first ones in front, where Mistral's format has the two of a pair side
 by side (transformers, `convert_mistral3_weights_to_hf.py`).
 """
@@ -85,12 +85,15 @@ def read_spec(model_dir: Path) -> VisionSpec:
         or not isinstance(vision, Mapping)
         or vision.get("model_type") != "pixtral"
     ):
-        raise BadCheckpoint(f"{CONFIG} is not of a Pixtral: no llava or mistral3 with its tower")
+        raise BadCheckpoint(
+            f"{CONFIG} does not describe a Pixtral: it must be llava or mistral3 "
+            "with a Pixtral tower"
+        )
     # The defaults of these differ from published Pixtrals.
     if vision.get("hidden_act") != "silu":
         raise BadCheckpoint(
-            f"{CONFIG}: vision_config.hidden_act must be silu; where these are a published "
-            "Pixtral's weights, the conversion has it wrong: set it to silu"
+            f"{CONFIG}: vision_config.hidden_act must be silu: set it to silu if these are a "
+            "published Pixtral's weights, because their conversion is wrong"
         )
     if config.get("vision_feature_layer", -1 if model_type == "mistral3" else None) != -1:
         raise BadCheckpoint(f"{CONFIG}: vision_feature_layer must be -1")
@@ -119,13 +122,13 @@ def read_language(model_dir: Path) -> LanguageSpec:
     text_type = text.get("model_type", "mistral") if isinstance(text, Mapping) else None
     if not isinstance(text, Mapping) or text_type not in TEXT_DEFAULTS:
         raise BadCheckpoint(
-            f"{CONFIG}: text_config.model_type is {text_type}, and in this form "
-            f"{' or '.join(TEXT_DEFAULTS)} is served: take the model's files in Mistral format"
+            f"{CONFIG}: text_config.model_type is {text_type}, and must be "
+            f"{' or '.join(TEXT_DEFAULTS)} in this format: use the model's files in Mistral format"
         )
     numbers = {name: text.get(name, default) for name, default in TEXT_DEFAULTS[text_type].items()}
     for name, number in numbers.items():
         if not isinstance(number, int) or number < 1:
-            raise BadCheckpoint(f"{CONFIG}: text_config.{name} is no number above 0")
+            raise BadCheckpoint(f"{CONFIG}: text_config.{name} is not a number above 0")
     says_tied = bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     return LanguageSpec(
         layers=numbers["num_hidden_layers"],
@@ -143,7 +146,7 @@ def weight_files(model_dir: Path, *, is_all: bool = False) -> list[Path]:
     if not index.is_file():
         single = model_dir / "model.safetensors"
         if not single.is_file():
-            raise BadCheckpoint(f"{model_dir} holds no {INDEX} and no {single.name}")
+            raise BadCheckpoint(f"{model_dir} has no {INDEX} and no {single.name}")
         return [single]
     names = {file for tensor, file in _indexed(index).items() if is_all or mistral_name(tensor)}
     files = [model_dir / Path(name).name for name in sorted(names)]

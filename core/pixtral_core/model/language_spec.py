@@ -42,5 +42,5 @@ class LanguageSpec:
             )
         except (TypeError, ValueError):
             raise BadCheckpoint(
-                "params.json: n_layers or max_position_embeddings is no number"
+                "params.json: n_layers or max_position_embeddings is not a number"
             ) from None

@@ -115,14 +115,14 @@ def find_tokenizer(model_dir: Path, spec: VisionSpec, vocab_size: int) -> Path:
     shipped = next((each for each in SHIPPED if each.fits(spec, vocab_size)), None)
     if shipped is None:
         raise BadCheckpoint(
-            f"{model_dir} holds no {TEKKEN}, and of the tokenizers that mistral_common ships none "
-            f"is for {vocab_size} tokens and images of this model's size: {advice}"
+            f"{model_dir} has no {TEKKEN}, and mistral_common ships no tokenizer for {vocab_size} "
+            f"tokens and images of this model's size: {advice}"
         )
     path = shipped.path
     theirs = model_dir / TRANSFORMERS
     if theirs.is_file() and not _is_same(shipped, path, theirs):
         raise BadCheckpoint(
-            f"{model_dir} holds no {TEKKEN}, and its {TRANSFORMERS} is not the tokenizer of "
+            f"{model_dir} has no {TEKKEN}, and its {TRANSFORMERS} is not the tokenizer of "
             f"{shipped.of}, which mistral_common ships: {advice}"
         )
     return path
@@ -138,7 +138,7 @@ def _is_same(shipped: Shipped, path: Path, theirs: Path) -> bool:
         ids = {str(token): int(at) for token, at in found["model"]["vocab"].items()}
         ids |= {str(each["content"]): int(each["id"]) for each in found.get("added_tokens", ())}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadCheckpoint(f"{theirs} is no tokenizer that transformers has written") from None
+        raise BadCheckpoint(f"{theirs} is not a tokenizer that transformers has written") from None
     names = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
     if tuple(ids.get(name) for name in names) != shipped.image_ids:
         return False

@@ -90,15 +90,13 @@ class VisionSpec:
                 f"params.json: vision_encoder.{missing.args[0]} is missing"
             ) from None
         except (TypeError, ValueError):
-            raise BadCheckpoint(
-                "params.json: vision_encoder holds a value of a wrong type"
-            ) from None
+            raise BadCheckpoint("params.json: vision_encoder has a value of a wrong type") from None
         if min(spec.width, spec.layers, spec.heads, spec.patch_size, spec.merge_size) < 1:
-            raise BadCheckpoint("params.json: vision_encoder holds a size below 1")
+            raise BadCheckpoint("params.json: vision_encoder has a size below 1")
         if spec.max_image_size < spec.patch_size * spec.merge_size:
             raise BadCheckpoint("params.json: vision_encoder's image size is below one token")
         if spec.width % (4 * spec.heads):
-            raise BadCheckpoint("params.json: vision_encoder's head size is no multiple of 4")
+            raise BadCheckpoint("params.json: vision_encoder's head size is not a multiple of 4")
         return spec
 
     @property

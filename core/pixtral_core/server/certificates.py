@@ -47,7 +47,7 @@ class ServerCertificate:
         return WatchedFiles(tuple(self._paths()))
 
     def check(self) -> None:
-        """Raises StartupError where the files are no pair that can serve."""
+        """Raises StartupError where the files are not a pair that can serve."""
         try:
             # gRPC itself would only fail every handshake.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
@@ -55,7 +55,7 @@ class ServerCertificate:
             )
         except (ssl.SSLError, ValueError, OSError):
             raise StartupError(
-                f"{self.private_key} is not the private key, without a password, of "
+                f"{self.private_key} must be the private key, without a password, of "
                 f"{self.certificate}"
             ) from None
 
@@ -73,9 +73,11 @@ class ServerCertificate:
             try:
                 found = self._read()
             except StartupError as error:
-                logger.warning("the certificate in use stays: %s", error)
+                logger.warning(
+                    "cannot use the new certificate; the old one stays in use: %s", error
+                )
                 return None
-            logger.info("the certificate was read again: %s", self.certificate)
+            logger.info("the new certificate is in use: %s", self.certificate)
             return found
 
         return grpc.dynamic_ssl_server_credentials(

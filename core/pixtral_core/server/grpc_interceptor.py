@@ -162,7 +162,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _begin(self, name: str, context: Context) -> Call:
         call = Call.begin(name, context.invocation_metadata() or (), self._tracer)
-        # With the status, so that whoever asks about a failed call has it.
+        # With the status, so that a client that asks about a failed call has it.
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         return call
 

@@ -345,20 +345,20 @@ class _Chassis:
         await asyncio.wait((ending,), timeout=GOAWAY_SECONDS)
         self._gate.shut("the server is shutting down")
         if not await self._gate.wait_idle(drain_seconds):
-            logger.warning("calls still in flight after %g s are cancelled", drain_seconds)
+            logger.warning("cancelling calls that still run after %g s", drain_seconds)
         # Health watchers, which never end by themselves, are cut off.
         await self._server.stop(GOAWAY_SECONDS)
         await ending
         if self._http is not None:
             await self._http.close()
         if not await self._gate.wait_idle(CANCEL_SECONDS):
-            logger.error("calls that were cancelled have not ended")
+            logger.error("cancelled calls have not ended")
         await self._health_server.stop(0)
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._tier.stop()
         except Exception:
-            logger.exception("the tier did not stop as it should")
+            logger.exception("the tier failed to stop")
         await self._tracer.close()
         if self._counting is not None:
             self._counting.cancel()

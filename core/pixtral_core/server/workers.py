@@ -5,7 +5,7 @@ answers health checks and keeps the workers; each of these is a whole server wit
 its own, and the kernel deals connections out among them (SO_REUSEPORT). A worker is a new process
 with nothing of its parent's but two pipes and a folder of counts: on one pipe it gets its settings
 and then the word to serve, on the other it tells how far it is. It binds once it is loaded, so that
-whoever accepts can answer. They count together towards one limit. The parent gives back what a
+a worker that accepts can answer. They count together towards one limit. The parent gives back what a
 worker that dies has held.
 
 A worker that dies is started again after a second; what it had accepted is lost, as with a pod.
@@ -91,7 +91,7 @@ class Worker:
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
         os.write(sys.stdout.fileno(), LOADED)
         if await commands.readline() != SERVE:
-            raise StartupError("the process that keeps this worker has ended")
+            raise StartupError("the parent process of this worker has ended")
         self._watching = asyncio.create_task(self._end_with_parent(commands))
 
     def serves(self) -> None:
@@ -208,7 +208,7 @@ class _Parent:
             patience = self._settings.drain_seconds + STOP_SECONDS
             _, late = await asyncio.wait(ending, timeout=patience)
             if late:
-                logger.error("%d workers have not ended and are killed", len(late))
+                logger.error("killing %d workers that have not ended", len(late))
         for process in self._running.values():
             with suppress(ProcessLookupError):
                 process.kill()
@@ -231,10 +231,12 @@ class _Parent:
             multiprocess.mark_process_dead(process.pid, self._directory)  # type: ignore[no-untyped-call]
             SharedCounts(self._counts, index, self._workers).give_back()
             if not self._has_served:
-                raise StartupError(f"a worker has ended with {code} before all have served")
+                raise StartupError(
+                    f"a worker ended with exit code {code} before all workers served"
+                )
             now = time.monotonic()
             self._deaths.append(now)
-            logger.error("worker %d has ended with %d; another is started", index, code)
+            logger.error("worker %d ended with exit code %d; starting another", index, code)
             if len(self._deaths) == MAX_DEATHS and now - self._deaths[0] < DEATHS_WITHIN_SECONDS:
                 raise StartupError(
                     f"{MAX_DEATHS} workers have died within {DEATHS_WITHIN_SECONDS:g} s"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Twice the series, and nothing that Prometheus reads.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
-BUILD = Info("pixtral_build", "Which release this process runs")
+BUILD = Info("pixtral_build", "The release that this process runs")
 with suppress(metadata.PackageNotFoundError):
     BUILD.info({"version": metadata.version("pixtral-serve")})
 
@@ -54,7 +54,7 @@ SECONDS = Histogram(
 # A task that nobody awaits and that never ends shows here first.
 TASKS = Gauge(
     "pixtral_asyncio_tasks",
-    "Tasks of the event loop that are not over",
+    "Unfinished tasks of the event loop",
     multiprocess_mode="livesum",
 )
 TASKS_SECONDS = 2.0
@@ -184,11 +184,11 @@ class _BoundedServer(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away, or says nothing, is no error."""
+        """A client that goes away, or says nothing, is not an error."""
 
 
 def _in_plain_text(app: "WSGIApplication") -> "WSGIApplication":
-    # To whoever takes OpenMetrics, as Prometheus does, prometheus_client writes the samples of
+    # To a scraper that takes OpenMetrics, as Prometheus does, prometheus_client writes the samples of
     # `vllm:num_requests_running` and its like with `vllm_`: names that nobody asks for.
     def plain(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Iterable[bytes]":
         return app({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)

@@ -22,7 +22,7 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 class Span:
     """A piece of work in a trace, ended by `end` or by leaving its `with` block.
 
-    It is never "the current one" of a task: whoever makes a child names the parent, so that work
+    It is never "the current one" of a task: the code that makes a child names the parent, so that work
     done for several callers, or a generator that is closed elsewhere, cannot mix up traces.
 
     Attributes:
@@ -101,7 +101,9 @@ def start_tracing(process: str) -> Tracer:
         return Tracer()
     name, protocol = _first(_PROTOCOLS)
     if protocol not in ("", "grpc"):
-        raise StartupError(f"{name} is {protocol!r}: traces are sent by OTLP over gRPC alone")
+        raise StartupError(
+            f"{name} is {protocol!r}: traces use OTLP over gRPC, so set it to grpc or leave it out"
+        )
     from pixtral_core.telemetry.otel import OtlpTracer
 
     return OtlpTracer(process)

@@ -27,11 +27,11 @@ def check_structured_output(sampling: Sampling, wanted: StructuredOutput) -> Non
             pass
     if wanted.disable_any_whitespace and wanted.structure is not Structure.JSON_SCHEMA:
         raise InvalidRequest(
-            "sampling.structured_output.disable_any_whitespace", "only together with json_schema"
+            "sampling.structured_output.disable_any_whitespace", "needs json_schema"
         )
     for field in INCOMPATIBLE:
         if getattr(sampling, field):
-            raise InvalidRequest(f"sampling.{field}", "not together with structured_output")
+            raise InvalidRequest(f"sampling.{field}", "cannot be combined with structured_output")
 
 
 def read_schema(text: str, path: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def read_schema(text: str, path: str) -> dict[str, Any]:
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError):
-        raise InvalidRequest(path, "is no JSON") from None
+        raise InvalidRequest(path, "is not JSON") from None
     if not isinstance(schema, dict):
         raise InvalidRequest(path, "must be a JSON object")
     check_depth(schema, path, limits.SCHEMA_DEPTH)
@@ -56,7 +56,7 @@ def _check_choice(values: Sequence[str], path: str) -> None:
 def _check_text(text: str, path: str, length: limits.Count) -> None:
     length.check(len(text), path)
     if "\0" in text:
-        raise InvalidRequest(path, "must have no NUL character")
+        raise InvalidRequest(path, "must not have a NUL character")
 
 
 def check_depth(value: Any, path: str, allowed: limits.Count) -> None:

@@ -58,7 +58,7 @@ def check_forced(sampling: Sampling) -> None:
         given.append("structured_output")
     if given:
         raise InvalidRequest(
-            f"sampling.{given[0]}", "not together with a tool choice that has a tool called"
+            f"sampling.{given[0]}", "cannot be combined with a tool choice that forces a tool call"
         )
 
 

@@ -26,7 +26,7 @@ def adapter_of(asked: str, served: Sequence[str], adapters: Collection[str]) -> 
         return ""
     if asked not in adapters:
         names = ", ".join([*served, *adapters])
-        raise NotFound(f"there is no such model here: use {names}", "MODEL_NOT_FOUND")
+        raise NotFound(f"no such model: use {names}", "MODEL_NOT_FOUND")
     return asked
 
 
@@ -39,8 +39,8 @@ def check_parts(parts: Sequence[int], context_length: int) -> None:
     if len(parts) > context_length or sum(parts) > context_length:
         raise InvalidRequest(
             "messages",
-            f"there are more parts than the context of {context_length} tokens holds: leave out "
-            "messages",
+            f"the messages have more parts than the context has tokens ({context_length}): leave "
+            "out messages",
             "PROMPT_TOO_LONG",
         )
 
@@ -139,15 +139,15 @@ def fitted(sampling: Sampling, prompt_tokens: int, context_length: int) -> Sampl
     if prompt_tokens >= context_length:
         raise InvalidRequest(
             "messages",
-            f"the prompt has {prompt_tokens} tokens and the context holds {context_length}, "
-            "the answer among them: leave out messages",
+            f"the prompt has {prompt_tokens} tokens and leaves no room for an answer in the "
+            f"context of {context_length}: leave out messages",
             "PROMPT_TOO_LONG",
         )
     room = context_length - prompt_tokens
     if (sampling.min_tokens or 0) > room:
         raise InvalidRequest(
             "sampling.min_tokens",
-            f"beside the prompt the context holds {room} tokens: ask for no more",
+            f"the context has room for {room} tokens after the prompt: ask for no more",
         )
     if sampling.prompt_logprobs is not None:
         in_all = prompt_tokens * (1 + sampling.prompt_logprobs)
@@ -174,6 +174,6 @@ def check_gathered_logprobs(logprobs: int) -> None:
     if not limits.LOGPROBS_IN_ALL.allows(logprobs):
         raise InvalidRequest(
             "sampling.logprobs",
-            f"an answer that is sent whole must have {limits.LOGPROBS_IN_ALL}: ask for fewer, or "
+            f"an answer that is not streamed must have {limits.LOGPROBS_IN_ALL}: ask for fewer, or "
             "stream it",
         )

@@ -99,8 +99,8 @@ class ImageReader:
                 return await self._fetcher.fetch(url, path)
             raise InvalidRequest(
                 path,
-                "only data: URLs are taken: send the image in one, or have the operator name hosts "
-                "to fetch from by PIXTRAL_IMAGE_URL_HOSTS",
+                "only data: URLs are accepted: send the image in one, or ask the operator to "
+                "allow its host in PIXTRAL_IMAGE_URL_HOSTS",
                 "IMAGE_URL_NOT_ALLOWED",
             )
         head, comma, _ = url[:MAX_HEAD].partition(",")

@@ -110,7 +110,7 @@ class RequestImages:
 
 def _not_found(paths: Sequence[str]) -> NotFound:
     return NotFound(
-        "an image that the request names is not there: send it",
+        "the gateway does not have an image that the request names: send it",
         "IMAGE_NOT_FOUND",
         violations=[(path, "is not there") for path in paths],
     )

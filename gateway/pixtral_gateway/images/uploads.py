@@ -74,11 +74,11 @@ class Uploads:
                     pace.receive(len(piece))
                     pace_ends.reschedule(when_behind(pace))
         except TimeoutError:
-            raise DeadlineExceeded("the file does not come, or too slowly") from None
+            raise DeadlineExceeded("the file arrives too slowly or not at all") from None
 
     async def _keep(self, data: bytes, tenant: Tenant) -> ImageInput:
         image = await self._reader.read(ImageSource(FIELD, data=data), tenant.name)
         size = ImageSize(image.width, image.height, len(data))
         if not await self._names.put(ImageName(image.sha256, tenant.name), size, data):
-            raise Unavailable("images cannot be kept now: send them with the request")
+            raise Unavailable("the gateway cannot store images now: send them with the request")
         return image

@@ -223,7 +223,7 @@ class _CheckedResolver(AbstractResolver):
         """All addresses of a host. Raises OSError where one of them is not allowed."""
         addresses = dict.fromkeys(await self._lookup(host))
         if not addresses or not all(self._is_allowed(address) for address in addresses):
-            raise OSError("not an address that is connected to")
+            raise OSError("the address is not public")
         return [_numeric(host, address, port) for address in addresses]
 
     async def close(self) -> None:

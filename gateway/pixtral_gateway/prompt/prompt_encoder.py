@@ -101,7 +101,7 @@ class PromptEncoder:
         try:
             tokenizer = MistralTokenizer.from_file(path)
         except Exception as error:
-            raise BadCheckpoint(f"{path} is no tokenizer that mistral_common reads") from error
+            raise BadCheckpoint(f"{path} is not a tokenizer that mistral_common reads") from error
         return cls(tokenizer, spec)
 
     async def tokenize(self, text: str, *, bos: bool) -> Sequence[int]:
@@ -230,7 +230,7 @@ def _bad_schema(tools: Tools) -> InvalidRequest:
             validate_json_schema_by_draft7(dict(tool.parameters))
         except ValueError:
             paths.append(f"tools[{i}].parameters")
-    return InvalidRequest((*paths, "tools")[0], "is no JSON Schema (draft 7)")
+    return InvalidRequest((*paths, "tools")[0], "is not a JSON Schema (draft 7)")
 
 
 def _check_agreement(

@@ -50,7 +50,7 @@ class ToolFormat:
         if not isinstance(instruct, InstructTokenizerV3) or not isinstance(
             tokenizer, Tekkenizer | SentencePieceTokenizer
         ):
-            raise BadCheckpoint("the tokenizer is of a version that has no images and tool calls")
+            raise BadCheckpoint("this version of the tokenizer has no images and tool calls")
         self._tokenizer = tokenizer
         self._markers = {int(instruct.TOOL_CALLS): Marker.CALLS}
         self._is_named = isinstance(instruct, InstructTokenizerV11)

@@ -86,7 +86,7 @@ class CallReader:
     def end(self, *, is_cut: bool = False) -> list[str | ToolCallDelta]:
         """The rest, when nothing more is said.
 
-        Where the answer `is_cut` at a limit, the beginning of a call is no text.
+        Where the answer `is_cut` at a limit, the beginning of a call is not a text.
         """
         if is_cut and self._reading is not None:
             self._held = self._rest = ""

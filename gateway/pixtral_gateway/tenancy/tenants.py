@@ -167,7 +167,7 @@ class Tenant:
         if priority < self.highest_priority:
             raise InvalidRequest(
                 "priority",
-                f"must be {self.highest_priority} or more: yours may not be higher",
+                f"must be {self.highest_priority} or more, which is your highest priority",
                 "PRIORITY_NOT_ALLOWED",
             )
 
@@ -276,7 +276,9 @@ class Tenants:
             try:
                 self._take_up(await asyncio.to_thread(read_tenants, path))
             except (ValueError, OSError) as error:
-                logger.error("the tenants stay as they were: %s", error)
+                logger.error(
+                    "the file of tenants is wrong; the last tenants stay in force: %s", error
+                )
             else:
                 logger.info("%d tenants", len(self._by_name))
 

@@ -156,7 +156,7 @@ class Decoders:
                 continue
             if refusal.reason == EMBEDDING_MISSING:
                 if has_encoded_again:
-                    raise Unavailable("an image's embedding is nowhere") from refusal
+                    raise Unavailable("no tier has an image's embedding") from refusal
                 has_encoded_again, attempts = True, 0
                 located = await encode_again(_missing(refusal, len(generation.keys)))
                 for image, key in zip(message.images, generation.keys, strict=True):
@@ -261,7 +261,7 @@ def _missing(error: ServingError, images: int) -> list[int]:
     named = error.metadata.get("images", "").split(",")
     indexes = [int(index) for index in named if index.isdecimal()]
     if not indexes or max(indexes) >= images:
-        raise RuntimeError("a decoder misses images that it was not given")
+        raise RuntimeError("a decoder reports images as missing that the request does not have")
     return indexes
 
 

@@ -146,7 +146,7 @@ class Group(Generic[M]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
-            logger.error("a watch over a tier has broken", exc_info=task.exception())
+            logger.error("the discovery of a tier has failed", exc_info=task.exception())
             self._broken.set()
 
     async def _linger(self, member: M) -> None:

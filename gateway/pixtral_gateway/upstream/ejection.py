@@ -1,6 +1,6 @@
 """Leaves a replica out for a while that answers handshakes but fails or hangs in its work.
 
-Names and numbers are those of Envoy's outlier detection, but for the half: a tenth of few replicas
+Names and numbers are those of Envoy's outlier detection, except the half: a tenth of few replicas
 is none, or with Envoy one, even where it is the last.
 """
 
@@ -42,7 +42,7 @@ class Record:
         return time.monotonic() < self._until
 
     def eject(self) -> float:
-        """Seconds that it is left out for: longer each time, but for the time that it was well."""
+        """Seconds for which it is left out: longer each time, less the time that it was well."""
         now = time.monotonic()
         well = int((now - self._until) / BASE_EJECTION_SECONDS)
         self._ejections = min(max(self._ejections - well, 0) + 1, MOST_EJECTIONS)

@@ -180,7 +180,7 @@ class Replica(ABC):
                 slow, has_failed = 0, False
                 self.fits = contract.width == width
                 if not self.fits:
-                    logger.warning("%s %s is of another model", self.tier, self.address)
+                    logger.warning("%s %s serves another model", self.tier, self.address)
                 self._announce(contract if self.fits else None)
                 changed.set()
             await self._pause(is_urgent=slow > 0)

@@ -2,7 +2,7 @@
 
 vLLM's engine dies, for everyone, of an embedding that does not fit its placeholders
 (CVE-2025-62372) and of ids outside the vocabulary; and its caches believe the names they are
-given. So nothing reaches it unchecked, whoever sent it.
+given. So nothing reaches it unchecked, no matter which process sent it.
 """
 
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def _check_places(prompt: Prompt, limits: Limits) -> None:
     """Every run of image tokens is claimed by exactly one image, and every image's is there."""
     if len(prompt.images) > limits.max_images:
         raise InvalidRequest(
-            "images", f"must hold at most {limits.max_images}", reason="TOO_MANY_IMAGES"
+            "images", f"must have at most {limits.max_images}", reason="TOO_MANY_IMAGES"
         )
     spec, token_ids = limits.spec, prompt.token_ids
     free_from, claimed = 0, 0
@@ -112,7 +112,7 @@ def _check_places(prompt: Prompt, limits: Limits) -> None:
                 raise InvalidRequest(f"{path}.{name}", f"must be 1 to {limits.max_grid_side}")
         if image.offset < free_from:
             raise InvalidRequest(
-                f"{path}.offset", "must lie behind the image before, in the prompt's order"
+                f"{path}.offset", "must come after the previous image in the prompt"
             )
         if image.end > len(token_ids):
             raise InvalidRequest(f"{path}.offset", "the image's tokens end outside the prompt")
@@ -124,7 +124,7 @@ def _check_places(prompt: Prompt, limits: Limits) -> None:
         claimed += grid.placeholder_length
     image_token_ids = (spec.image_token_id, spec.image_break_token_id, spec.image_end_token_id)
     if sum(map(token_ids.count, image_token_ids)) != claimed:
-        raise InvalidRequest("prompt_token_ids", "image tokens belong to none of the images")
+        raise InvalidRequest("prompt_token_ids", "image tokens of the prompt belong to no image")
 
 
 def _check_generated(prompt: Prompt, limits: Limits) -> None:

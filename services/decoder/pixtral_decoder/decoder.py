@@ -100,7 +100,7 @@ class Decoder:
             raise InvalidRequest(slow.field, TOO_SLOW, "STRUCTURE_TOO_SLOW") from None
         except NothingFollows as ended:
             raise InvalidRequest(
-                ended.field, "this answer has come to a place where nothing may follow"
+                ended.field, "this answer cannot be continued: nothing may follow its last token"
             ) from None
         except EngineDead:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None

@@ -188,7 +188,7 @@ def _engine_options(settings: DecoderSettings) -> EngineOptions:
 
 
 def _check_generation_config(model_dir: Path) -> None:
-    """vLLM passes over one that it cannot read, and samples by other numbers than the model's."""
+    """vLLM ignores one that it cannot read, and samples by other numbers than the model's."""
     path = model_dir / "generation_config.json"
     if not path.exists():
         return

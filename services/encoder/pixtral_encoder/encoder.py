@@ -196,7 +196,7 @@ class Encoder:
     ) -> EncodedResult:
         held = self._held.get(key)
         if held is not None:
-            # Redis may have lost it since: whoever asks here has not found it there.
+            # Redis may have lost it since: a decoder that asks here has not found it there.
             stored = await self._is_stored(key) or await self._store.put(key, held.value)
             return EncodedResult(held.grid, Source.LOCAL, stored)
         with current_span().child("lookup"):

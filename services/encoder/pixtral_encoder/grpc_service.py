@@ -65,7 +65,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
     ) -> AsyncGenerator[encoder_pb2.FetchResponse]:
         value = self.encoder.held(_key(request.key))
         if value is None:
-            raise NotFound("this encoder does not hold the embedding", "EMBEDDING_NOT_FOUND")
+            raise NotFound("this encoder does not have the embedding", "EMBEDDING_NOT_FOUND")
         note(bytes=len(value))
         view = memoryview(value)
         for begin in range(0, len(view), PIECE_BYTES):

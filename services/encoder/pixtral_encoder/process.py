@@ -108,7 +108,7 @@ class EncoderTier:
         try:
             await preprocessor.start()
         except NoProcess:
-            raise StartupError("a process that decodes images does not start") from None
+            raise StartupError("cannot start a process that decodes images") from None
         info = EncoderInfo(
             model=settings.model_name,
             fingerprint=made_by,
@@ -133,7 +133,7 @@ class EncoderTier:
         if device.type == "cpu":
             malloc.keep_what_is_freed()
         if settings.vision_fp8 and settings.dtype is not DType.BF16:
-            raise StartupError("vision_fp8 goes with dtype bf16 alone")
+            raise StartupError("vision_fp8 needs dtype bf16")
         if settings.vision_fp8 and not fp8.is_possible(device):
             raise StartupError(
                 f"vision_fp8 needs an H100 or a newer GPU, and this is {_describe(device)}"

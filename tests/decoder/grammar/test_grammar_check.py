@@ -253,7 +253,7 @@ async def test_a_pattern_is_held_to_in_a_string_of_json() -> None:
         (REGEX, "((((b*)*)*)*a?)*"),
         (GRAMMAR, 'root ::= (s s s)*\ns ::= "a" | s s | ""'),
         (GRAMMAR, 'root ::= s\ns ::= s s s | s s | "a"'),
-        # Bytes that must come are no steps of the trial.
+        # Bytes that must come are not steps of the trial.
         (GRAMMAR, 'root ::= "a"{300} s\ns ::= "b" | s s | s s s'),
         (GRAMMAR, 'root ::= "é"{1500} s\ns ::= "b" | s s | s s s'),
         (JSON, {"type": "string", "pattern": "^(a{1,1000}){1,1000}$"}),

@@ -1,4 +1,4 @@
-"""Calls in an answer's deltas, and answers that are held to make one."""
+"""Calls in an answer's deltas, and answers that must make one."""
 
 import itertools
 import json

@@ -125,12 +125,12 @@ def _part(block: Any, path: str, *, may_show: bool) -> list[Part]:
             raise InvalidRequest(f"{path}.text", "must be a text")
         case {"type": "image"}:
             if not may_show:
-                raise InvalidRequest(path, "only user messages may hold images")
+                raise InvalidRequest(path, "only user messages may have images")
             return [_image(block.get("source"), f"{path}.source")]
         case {"type": str()}:
             raise InvalidRequest(
                 f"{path}.type",
-                "must be text, image, tool_use or tool_result, where each may be",
+                "must be text, image, tool_use or tool_result, in a message that may have it",
                 "UNSUPPORTED_PARAMETER",
             )
         case _:
@@ -150,7 +150,7 @@ def _image(source: Any, path: str) -> ImageSource:
         case {"type": "file"}:
             raise InvalidRequest(
                 f"{path}.type",
-                "this gateway keeps no files: send the image as base64",
+                "this gateway stores no files: send the image as base64",
                 "UNSUPPORTED_PARAMETER",
             )
         case _:

@@ -42,7 +42,7 @@ def effort_of(thinking: SentThinking | None, effort: Effort | None, form: Thinki
     kind = thinking.type if thinking is not None else None
     if kind == "enabled" and form.token_id is None:
         raise InvalidRequest(
-            "thinking.type", "this model does not think: leave it out, or say disabled"
+            "thinking.type", "this model does not think: leave it out, or set disabled"
         )
     if kind == "disabled":
         return _NONE if _NONE in form.efforts else ""

@@ -83,7 +83,9 @@ class Bodies:
         except ClientDisconnect:
             raise ClientGone from None
         except TimeoutError:
-            raise Refused(408, "REQUEST_TIMEOUT", "the body does not come, or too slowly") from None
+            raise Refused(
+                408, "REQUEST_TIMEOUT", "the body arrives too slowly or not at all"
+            ) from None
 
 
 def _too_large() -> Refused:

@@ -25,7 +25,7 @@ def check_host(host: str | None) -> None:
         421,
         "HOST_NOT_LOCAL",
         "the host must be localhost or an address of this machine: set PIXTRAL_API_KEYS or "
-        "PIXTRAL_ALLOW_ANONYMOUS to be asked by another name",
+        "PIXTRAL_ALLOW_ANONYMOUS to allow other hosts",
     )
 
 

@@ -51,7 +51,7 @@ class HttpServer:
             )
         except ssl.SSLError:
             raise StartupError(
-                "the TLS files of the HTTP server are not what they must be"
+                "the HTTP server cannot use the files of its TLS certificate"
             ) from None
         except OSError:
             raise StartupError(f"cannot listen on {self._listen}") from None
@@ -112,4 +112,4 @@ async def _follow(certificate: ServerCertificate, context: ssl.SSLContext) -> No
         try:
             certificate.reload(context)
         except StartupError as error:
-            logger.warning("the certificate in use stays: %s", error)
+            logger.warning("cannot use the new certificate; the old one stays in use: %s", error)

@@ -63,7 +63,7 @@ def _turn(message: Message, path: str) -> Turn:
     if message.function_call:
         raise _unsupported(f"{path}.function_call")
     if message.tool_calls and role is not Role.ASSISTANT:
-        raise InvalidRequest(f"{path}.tool_calls", "only assistant messages may hold calls")
+        raise InvalidRequest(f"{path}.tool_calls", "only assistant messages may have tool calls")
     calls = tuple(
         to_call(call, f"{path}.tool_calls.{i}") for i, call in enumerate(message.tool_calls or ())
     )
@@ -73,7 +73,7 @@ def _turn(message: Message, path: str) -> Turn:
     )
     if sum(isinstance(part, Thinking) for part in parts) > 1 and message.has_reasoning:
         raise InvalidRequest(
-            f"{path}.content", "not thinking parts together with reasoning: send one of the two"
+            f"{path}.content", "cannot have thinking parts beside reasoning: send one of the two"
         )
     return Turn(role, parts, calls, message.tool_call_id or "")
 
@@ -106,11 +106,11 @@ def _part(part: Any, path: str, role: Role) -> Part:
             return text
         case {"type": "thinking"}:
             if role not in (Role.SYSTEM, Role.ASSISTANT):
-                raise InvalidRequest(path, "only system and assistant messages may hold thinking")
+                raise InvalidRequest(path, "only system and assistant messages may have thinking")
             return _thinking(part, f"{path}.thinking")
         case {"type": "image_url", "image_url": {"url": str(url)} | str(url) as given}:
             if role is not Role.USER:
-                raise InvalidRequest(f"{path}.image_url", "only user messages may hold images")
+                raise InvalidRequest(f"{path}.image_url", "only user messages may have images")
             low = isinstance(given, dict) and is_low_detail(given, f"{path}.image_url")
             return ImageSource(f"{path}.image_url", url=url, low_detail=low)
         case {"type": "text", **rest}:

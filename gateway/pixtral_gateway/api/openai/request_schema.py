@@ -188,7 +188,7 @@ class RequestBody(BaseModel):
     def check_served(self) -> None:
         """Raises InvalidRequest for a field that asks for what this service cannot do.
 
-        Others that it does not know are passed over, as vLLM does.
+        Others that it does not know are ignored, as vLLM does.
         """
         unknown = 0
         refused = self.all_refused()
@@ -202,7 +202,7 @@ class RequestBody(BaseModel):
                 unknown += 1
         if unknown:
             # Not their names: those are the client's own words.
-            logger.debug("fields that are not known, and passed over: %d", unknown)
+            logger.debug("unknown fields are ignored: %d", unknown)
 
 
 class SamplingBody(RequestBody):
@@ -283,7 +283,9 @@ class SamplingBody(RequestBody):
             wanted = StructuredOutput(Structure.JSON_SCHEMA, values, disable_any_whitespace=True)
         found = [each for each in (wanted, self._of_vllm()) if each is not None]
         if len(found) > 1:
-            raise InvalidRequest("structured_outputs", f"not together with {self.format_field()}")
+            raise InvalidRequest(
+                "structured_outputs", f"cannot be combined with {self.format_field()}"
+            )
         return found[0] if found else None
 
     def _of_vllm(self) -> StructuredOutput | None:
@@ -388,7 +390,7 @@ class ConversationBody(RequestBody):
         if self.continue_final_message and self.add_generation_prompt:
             raise InvalidRequest(
                 "continue_final_message",
-                "not together with add_generation_prompt: leave that out, or set it to false",
+                "cannot be combined with add_generation_prompt: leave that out, or set it to false",
             )
         return bool(self.continue_final_message)
 
@@ -404,14 +406,14 @@ class ChatRequest(CompletionBody, ConversationBody):
     parallel_tool_calls: bool | None = None
     # vLLM's: an answer that goes on from a message begins with it.
     echo: bool | None = None
-    # For templates that have a place for it, and passed over by the others.
+    # For templates that have a place for it, and ignored by the others.
     reasoning_effort: str | None = None
     # vLLM's: false leaves out of the answer what the model thinks.
     include_reasoning: bool | None = None
     _beginning: str | None = PrivateAttr(None)
 
     def forget(self) -> None:
-        """Drops what has been taken over, and what is passed over: an answer takes minutes."""
+        """Drops what has been taken over, and what is ignored: an answer takes minutes."""
         self._beginning = self.beginning()
         self.messages = []
         self.tools = self.tool_choice = self.response_format = None

@@ -74,7 +74,9 @@ class PeerEncoders:
         lacks it, does not answer, sends less or more than an image of that grid, or could only be
         asked without TLS."""
         if self._tls is None and not (self._allow_insecure or is_loopback(address)):
-            logger.warning("an encoder off this machine is not asked without peer_tls_ca")
+            logger.warning(
+                "not fetching an embedding from an encoder off this machine: set peer_tls_ca"
+            )
             return None
         most = wire_format.PAYLOAD_OFFSET + grid.tokens * self._width * self._dtype.itemsize
         pieces: list[bytes] = []
@@ -96,12 +98,12 @@ class PeerEncoders:
                 receiving = Receiving(key, arrival, width=self._width, dtype=self._dtype)
                 return await asyncio.to_thread(_received, pieces, receiving)
         except grpc.aio.AioRpcError as error:
-            # One that holds it no longer is no fault.
+            # One that holds it no longer is not a fault.
             if error.code() is not grpc.StatusCode.NOT_FOUND:
-                logger.warning("an encoder gave no embedding: %s", error.code().name)
+                logger.warning("an encoder sent no embedding: %s", error.code().name)
             return None
         except DamagedValue:
-            logger.warning("an encoder gave a damaged embedding")
+            logger.warning("an encoder sent a damaged embedding")
             return None
         finally:
             call.cancel()
@@ -225,7 +227,7 @@ class Arriving(Arrival[ImageEmbedding]):
 
     def made(self, embedding: Embedding) -> ImageEmbedding | None:
         if not self._is_finite:
-            logger.error("an embedding holds values that are not finite")
+            logger.error("an embedding has values that are not finite")
             return None
         values = torch.frombuffer(embedding.data, dtype=TORCH_DTYPES[self._dtype])
         grid = Grid(embedding.rows, embedding.cols)

@@ -25,7 +25,7 @@ class WaitingBytes:
         sizes = {image.identity: image.grid.tokens * self._token_bytes for image in images}
         more = sum(size for name, size in sizes.items() if not self._requests[name])
         if more and self.bytes and self.bytes + more > self._most:
-            raise Overloaded("the decoder has no memory left for images that wait")
+            raise Overloaded("the decoder has no memory left for images of waiting requests")
         self.bytes += more
         self._requests.update(sizes.keys())
 

@@ -62,7 +62,7 @@ def check_owned(names: Iterable[str]) -> None:
         if setting := OWNED.get(name):
             raise BadEngineArguments(f"{name} is set by {setting}")
         if name in OWNED:
-            raise BadEngineArguments(f"{name} is not to be changed: the decoder stands on it")
+            raise BadEngineArguments(f"{name} must not be set: the decoder needs its own value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +176,8 @@ def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "A
         _prepare_cpu(options)
         if _is_widened(options):
             logger.info(
-                "the language model computes in float32, which this CPU multiplies much faster "
-                "than bfloat16, and takes twice the memory; with compute_dtype it does as you say"
+                "the language model computes in float32 and takes twice the memory, because this "
+                "CPU multiplies float32 much faster than bfloat16; compute_dtype overrules this"
             )
             arguments["dtype"] = "float32"
         arguments |= {

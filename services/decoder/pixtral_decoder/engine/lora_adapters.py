@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-# In whatever library's names. vLLM passes over what an adapter changes there.
+# In whatever library's names. vLLM ignores what an adapter changes there.
 OF_IMAGES = ("vision_", "patch_merger", "multi_modal_projector", "mm_projector")
 
 # As PEFT names what it changes in a model of text alone, in transformers' Pixtral, and in vLLM's;
@@ -14,7 +14,7 @@ OF_LANGUAGE = ("model.layers.", "model.language_model.layers.", "language_model.
 
 
 class BadAdapter(Exception):
-    """The engine does not take a LoRA adapter; the message is for whoever starts it."""
+    """The engine does not take a LoRA adapter; the message is for the operator who starts it."""
 
 
 def check_adapter(directory: Path) -> None:

@@ -1,6 +1,6 @@
-"""Writes out in a schema what xgrammar would else pass over.
+"""Writes out in a schema what xgrammar would otherwise ignore.
 
-Without a type, xgrammar passes over what bounds a text, a number or a list. It takes a list without
+Without a type, xgrammar ignores what bounds a text, a number or a list. It takes a list without
 `items` that has a length for an empty one, and an object's required names for none where
 `properties` does not have them. A completed schema has no answer that the original does not have.
 """

@@ -109,7 +109,7 @@ def _read(parameters: SamplingParams) -> None:
 def _checked(schema: str, until: float) -> str:
     """The schema as the engine is to have it. Raises NotTaken for one that it would not hold to."""
     parsed = json.loads(schema)
-    # With its types, or vLLM passes over keywords that xgrammar does not hold an answer to.
+    # With its types, or vLLM ignores keywords that xgrammar does not hold an answer to.
     made = completed(mended(parsed))
     for trouble in (ignored(parsed), circular(parsed), beyond_xgrammar(made)):
         if trouble is not None:

@@ -1,7 +1,7 @@
 """Patterns of a schema, so that what follows them is a string of JSON.
 
 xgrammar compiles a pattern for the text of the JSON, in which a quotation mark and a backslash are
-escaped. It leaves both out of what a pattern allows, but for two cases.
+escaped. It leaves both out of what a pattern allows, except in two cases.
 """
 
 import json

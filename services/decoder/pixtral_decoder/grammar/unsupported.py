@@ -9,12 +9,12 @@ from pixtral_decoder.grammar.completion import KEYWORDS
 from pixtral_decoder.grammar.patterns import located, pointer_part
 from pixtral_decoder.vllm_hooks.structure_check import is_beyond_xgrammar
 
-# Passed over without a word, where an answer could then be something else than was asked for.
+# Ignored without a word, where an answer could then be something else than was asked for.
 _IGNORED = (
     *("not", "if", "dependentRequired", "dependentSchemas", "dependencies"),
     *("$dynamicRef", "$recursiveRef"),
 )
-# Where a schema has one of these, xgrammar passes over what bounds it beside that.
+# Where a schema has one of these, xgrammar ignores what bounds it beside that.
 _ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
 # A format beside values that are listed tells how a program stores them, such as int32.
 _BOUNDS = frozenset(_ALONE).union(*KEYWORDS.values()) - {"format"}
@@ -23,7 +23,7 @@ _LONGEST_PATH = 300
 
 
 def ignored(schema: Any) -> str | None:
-    """Tells of a keyword that xgrammar passes over, or of a reference that it cannot follow."""
+    """Tells of a keyword that xgrammar ignores, or of a reference that it cannot follow."""
     for path, each in located(schema):
         for keyword in _IGNORED:
             if keyword in each:

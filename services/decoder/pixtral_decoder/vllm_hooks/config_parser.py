@@ -7,7 +7,7 @@ Changes: a config format of our own, `pixtral-params`, through vLLM's official r
 Why: published Pixtrals do not name their context length. vLLM then looks for a Hugging Face config
     beside the checkpoint, in vain and with pauses between the attempts: 10 s of start-up. And
     vLLM's Mistral reads the scaling of queries in long contexts (Ministral 3) where `params.json`
-    has it, and passes over it where `config.json` has it.
+    has it, and ignores it where `config.json` has it.
 Upstream: https://github.com/vllm-project/vllm/pull/57279 (the length itself; the look is not named)
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -224,7 +224,7 @@ class _Steps(Scheduler):
         # vLLM gives out a step's tokens in this order: answers that go on need one each.
         self.running.sort(key=lambda each: each.is_prefill_chunk)
         for request in turn.held:
-            # vLLM counts the step as it begins it, and passes over what is eligible only later.
+            # vLLM counts the step as it begins it, and ignores what is eligible only later.
             request.next_decode_eligible_step = self.current_step + 2
         return turn.is_contended, turn.victims
 

@@ -77,7 +77,7 @@ def encoder_of(llm: "AsyncLLM") -> MessageEncoder:
 class Handover:
     """The decoder's side: vLLM's encoder of messages asks it for each large tensor.
 
-    All of it, but for `listening`, is for one event loop.
+    One event loop uses all of it, except `listening`.
     """
 
     def __init__(self) -> None:

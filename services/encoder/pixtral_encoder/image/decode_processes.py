@@ -27,9 +27,9 @@ from pixtral_encoder.metrics import DECODERS_ENDED_LOST, DECODERS_ENDED_TIMEOUT
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
-# One that was killed from outside is no fault of the image: it is decoded once more.
+# One that was killed from outside is not a fault of the image: it is decoded once more.
 ATTEMPTS = 2
-# An image has its time of a processor, whoever else is at work on it. An image may take so many
+# An image has its time of a processor, no matter what else runs on it. An image may take so many
 # times as long on the clock, for the time in which it has no processor.
 CLOCK_FACTOR = 6
 LEAST_WAIT_SECONDS = 0.02

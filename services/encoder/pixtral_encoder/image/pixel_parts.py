@@ -25,7 +25,7 @@ _PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _LENGTH = struct.Struct(">H")
 _END, _SCAN = 0xD9, 0xDA
-# Those that Pillow and libjpeg pass over as a whole; of any other they look into what follows.
+# Those that Pillow and libjpeg ignore as a whole; of any other they look into what follows.
 _WITH_LENGTH = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE}) - {0xC8}
 # JFIF's segment and Adobe's say what the colours are; the others, and comments, nothing of a pixel.
 _JPEG_NOT_NEEDED = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})

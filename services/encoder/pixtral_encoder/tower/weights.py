@@ -50,7 +50,7 @@ def load_weights(
     names = {tensor.name for tensor in stored}
     for name in shapes:
         if name not in names:
-            raise BadCheckpoint(f"{model_dir}: its safetensors hold no {name}")
+            raise BadCheckpoint(f"{model_dir}: its safetensors have no {name}")
     for tensor in stored:
         if tensor.shape != shapes[tensor.name]:
             raise BadCheckpoint(
@@ -60,7 +60,7 @@ def load_weights(
         if tensor.dtype not in STORED_DTYPES:
             raise BadCheckpoint(
                 f"{tensor.path}: {tensor.stored_name} is {tensor.dtype}, and a vision tower must "
-                f"be one of {', '.join(STORED_DTYPES)}: take a checkpoint whose vision tower is "
+                f"be one of {', '.join(STORED_DTYPES)}: use a checkpoint whose vision tower is "
                 "not quantised, as nearly all published ones are"
             )
     weights: dict[str, Tensor] = {}

@@ -71,7 +71,7 @@ class CompletionRequest(CompletionBody):
             if self.stream:
                 raise InvalidRequest(
                     "echo",
-                    "not with logprobs in a stream: ask for the answer as a whole",
+                    "cannot be combined with logprobs in a stream: leave stream out",
                     "UNSUPPORTED_PARAMETER",
                 )
             values["prompt_logprobs"] = self.logprobs
