@@ -2,8 +2,8 @@
 
 CONTRIBUTING.md has the rule: subject, verb, object. A sentence that begins with "Of", "By" or
 "What" hides its subject; so do the forms of FORMS. Docs describe the present: the forms of HISTORY
-belong to CHANGELOG.md, release notes and dated benchmarks. Arguments are the files and folders to read; none
-means all.
+belong to CHANGELOG.md, release notes and dated benchmarks. Arguments are the files and folders to
+read; none means all.
 """
 
 import ast

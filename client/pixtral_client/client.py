@@ -149,8 +149,8 @@ class Client(Requests):
                 them; an image is a `pathlib.Path`, bytes, a PIL image or a URL.
             model: a name that `models` lists; None is the gateway's own.
             timeout: seconds with all tries; None is the client's.
-            response_model: a pydantic model, or another type that pydantic reads. The answer is
-                held to its JSON schema, and the result's `parsed` is a value of it.
+            response_model: a pydantic model, or another type that pydantic reads. The answer
+                fits its JSON schema, and the result's `parsed` is a value of it.
             options: the fields of `Options`.
 
         Raises:
@@ -362,8 +362,8 @@ class Client(Requests):
         """Uploads an image, in any form that a message takes.
 
         The result stands for the image in messages of all the tenant's clients, until nobody has
-        used it for an hour: then a request with it raises `NotFound`. Without this, a client names by itself
-        the images that it has sent.
+        used it for an hour: then a request with it raises `NotFound`. Without this, a client names
+        by itself the images that it has sent.
         """
         data = image_file(image)
         tries = self._tries(timeout)

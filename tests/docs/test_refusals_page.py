@@ -53,7 +53,7 @@ OURS: dict[str, tuple[str, ...]] = {
     ),
     "`disable_any_whitespace` without": (
         "needs json_schema",
-        "not together with {}",
+        "cannot be combined with {}",
         "must have one of json, regex, choice, grammar and json_object, and no more",
     ),
     "an image by a URL": (
@@ -111,7 +111,7 @@ VLLM_TOO = (
     "a token id must be below {}",
     "an API key is needed, as authorization: Bearer KEY",
     "at least one message is needed",
-    "beside the prompt the context holds {} tokens: ask for no more",
+    "the context has room for {} tokens after the prompt: ask for no more",
     "is needed",
     "is needed: text, image_url or thinking",
     "is not JSON",
@@ -169,10 +169,11 @@ VLLM_TOO = (
     "the image is empty",
     "the image is malformed: {}",
     "the image's header and content disagree",
-    "the prompt has {} tokens and the context holds {}, the answer among them: leave out messages",
+    "the prompt has {} tokens and leaves no room for an answer in the context of {}: "
+    "leave out messages",
     "the text is longer than the context of {} tokens: shorten it",
     "the tokenizer does not take this text: it has too much white space in a row",
-    "there are more parts than the context of {} tokens holds: leave out messages",
+    "the messages have more parts than the context has tokens ({}): leave out messages",
     "there are no tools to choose from",
     "no such model: use {}",
     "this model's template has no thinking in a system message: {}",

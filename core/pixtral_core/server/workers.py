@@ -5,8 +5,8 @@ answers health checks and keeps the workers; each of these is a whole server wit
 its own, and the kernel deals connections out among them (SO_REUSEPORT). A worker is a new process
 with nothing of its parent's but two pipes and a folder of counts: on one pipe it gets its settings
 and then the word to serve, on the other it tells how far it is. It binds once it is loaded, so that
-a worker that accepts can answer. They count together towards one limit. The parent gives back what a
-worker that dies has held.
+a worker that accepts can answer. They count together towards one limit. The parent gives back what
+a worker that dies has held.
 
 A worker that dies is started again after a second; what it had accepted is lost, as with a pod.
 The fifth death within a minute ends the process, as does a worker that cannot start at first.

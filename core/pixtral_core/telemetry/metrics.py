@@ -188,8 +188,8 @@ class _BoundedServer(ThreadingMixIn, WSGIServer):
 
 
 def _in_plain_text(app: "WSGIApplication") -> "WSGIApplication":
-    # To a scraper that takes OpenMetrics, as Prometheus does, prometheus_client writes the samples of
-    # `vllm:num_requests_running` and its like with `vllm_`: names that nobody asks for.
+    # To a scraper that takes OpenMetrics, as Prometheus does, prometheus_client writes the samples
+    # of `vllm:num_requests_running` and its like with `vllm_`: names that nobody asks for.
     def plain(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Iterable[bytes]":
         return app({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)
 

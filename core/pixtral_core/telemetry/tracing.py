@@ -22,8 +22,8 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 class Span:
     """A piece of work in a trace, ended by `end` or by leaving its `with` block.
 
-    It is never "the current one" of a task: the code that makes a child names the parent, so that work
-    done for several callers, or a generator that is closed elsewhere, cannot mix up traces.
+    It is never "the current one" of a task: the code that makes a child names the parent, so that
+    work done for several callers, or a generator that is closed elsewhere, cannot mix up traces.
 
     Attributes:
         trace_id: 32 hexadecimal digits; empty where nothing is recorded.

@@ -23,8 +23,8 @@ from pixtral_core import limits
 # An ordinary grammar takes a tenth of it, one of the other kind many times as much.
 MAX_CPU_SECONDS = limits.STRUCTURE_TRIAL_SECONDS.high
 STEPS = 256
-# Bytes that alone may come are not steps, and have time of their own: many times what one takes that
-# can be read in one way. Behind more of them than that an answer is in the engine's hands.
+# Bytes that alone may come are not steps, and have time of their own: many times what one takes
+# that can be read in one way. Behind more of them than that an answer is in the engine's hands.
 MAX_FORCED = 1 << 12
 FORCED_CPU_SECONDS = 20e-6
 

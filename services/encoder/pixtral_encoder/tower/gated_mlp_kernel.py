@@ -49,8 +49,8 @@ def _kernel(  # type: ignore[no-untyped-def]
             right = weight.load([column, at * tile_depth])
             sums = tl.dot(left, right.T, sums)
         gate, up = tl.split(sums.reshape(tile_patches, tile_columns // 2, 2))
-        # Rounded where torch rounds: the same numbers as without this kernel, except for the order in
-        # which products are summed.
+        # Rounded where torch rounds: the same numbers as without this kernel, except for the order
+        # in which products are summed.
         gate = gate.to(out.dtype).to(tl.float32)
         gate = (gate / (1 + tl.exp(-gate))).to(out.dtype).to(tl.float32)
         up = up.to(out.dtype).to(tl.float32)
