@@ -119,7 +119,7 @@ def check_model(model_dir: Path) -> Findings:
     yield _check_tokenizer(model_dir, vision, vocab_size)
     weights = sorted(model_dir.glob(form.weights))
     if not weights:
-        yield Finding("fail", f"{model_dir} holds no {form.weights}", GET_ONE)
+        yield Finding("fail", f"{model_dir} has no {form.weights}", GET_ONE)
         return
     yield from _check_weights(model_dir, form, weights, numbers)
 

@@ -58,7 +58,7 @@ def pixtral_stack(
 
     Raises:
         MissingExtra: the extra `cli` is not installed.
-        FileNotFoundError: `model_dir` holds no model.
+        FileNotFoundError: `model_dir` has no model.
         StackError: there is no Redis to start.
     """
     require_extra("cli", "a local stack")

@@ -44,7 +44,7 @@ def ico(data: bytes) -> _Found:
         raise TooManyBlocks("too many images in one file")
     entries = [_ICO_ENTRY.unpack_from(data, 6 + i * _ICO_ENTRY.size) for i in range(count)]
     if not entries:
-        raise BadHeader("it holds no image")
+        raise BadHeader("it has no image")
     *_, at = min(entries, key=_ico_order)
     if data.startswith(b"\x89PNG\r\n\x1a\n", at):
         _, kind, width, height = _PNG_BEGINNING.unpack_from(data, at)
