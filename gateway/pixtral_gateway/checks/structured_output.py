@@ -8,7 +8,7 @@ from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 
-# Each could forbid every token that a structure leaves.
+# Each of these fields could forbid every token that a structure allows.
 INCOMPATIBLE = ("min_tokens", "ignore_eos", "bad_words", "allowed_token_ids")
 
 
@@ -35,7 +35,7 @@ def check_structured_output(sampling: Sampling, wanted: StructuredOutput) -> Non
 
 
 def read_schema(text: str, path: str) -> dict[str, Any]:
-    """A JSON Schema that is not too large to be looked at. Raises InvalidRequest."""
+    """A JSON Schema within the limits of size. Raises InvalidRequest."""
     _check_text(text, path, limits.SCHEMA_CHARACTERS)
     try:
         schema = json.loads(text)
@@ -60,7 +60,7 @@ def _check_text(text: str, path: str, length: limits.Count) -> None:
 
 
 def check_depth(value: Any, path: str, allowed: limits.Count) -> None:
-    """Raises InvalidRequest where lists and objects nest deeper than `allowed`."""
+    """Raises InvalidRequest if lists and objects nest deeper than `allowed`."""
     depth, level = 0, _nested([value])
     while level and allowed.allows(depth):
         depth, level = depth + 1, _nested(child for node in level for child in _children(node))

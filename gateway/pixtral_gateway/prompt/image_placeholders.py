@@ -62,14 +62,14 @@ NO_PIXELS = np.empty(0, dtype=np.float32)
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where mistral_common has moved."""
+    """Raises HookBroken if mistral_common has changed."""
     check_touches(__name__, TOUCHES)
 
 
 def leave_out_pixels(instruct: InstructTokenizer[Any, Any, Any], spec: VisionSpec) -> None:
-    """From now on, `instruct` takes `chunk_of` for an image, and makes tokens and no text.
+    """From now on, `instruct` calls `chunk_of` for an image, and makes tokens without text.
 
-    Raises HookBroken where mistral_common has moved.
+    Raises HookBroken if mistral_common has changed.
     """
     check_upstream()
     instruct.image_encoder = _GridEncoder(spec)
@@ -77,12 +77,12 @@ def leave_out_pixels(instruct: InstructTokenizer[Any, Any, Any], spec: VisionSpe
 
 
 def chunk_of(grid: Grid) -> ImageURLChunk:
-    """The chunk that stands for an image in a message."""
+    """The chunk that represents an image in a message."""
     return ImageURLChunk(image_url=f"{grid.rows}x{grid.cols}")
 
 
 class _GridEncoder(ImageEncoder):
-    """Stands where mistral_common's encoder stood: a chunk names the image's grid, no image."""
+    """Replaces mistral_common's image encoder: a chunk has the image's grid, and no image."""
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__(

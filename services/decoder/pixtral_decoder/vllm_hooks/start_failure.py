@@ -32,21 +32,21 @@ TOUCHES = (
     ),
 )
 
-# The file's path, for the processes that are started while it is there.
+# The file's path, for the processes that start while it exists.
 CAUSE = "PIXTRAL_ENGINE_START_FAILURE"
 MOST_CHARACTERS = 500
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 
 @contextmanager
 def recorded() -> Iterator[Callable[[], str]]:
-    """A function that says why an engine which is started in the block did not start.
+    """Yields a function that says why an engine of the block did not start.
 
-    It returns one line, or nothing where no process of the engine has logged an exception.
+    It returns one line, or nothing if no process of the engine has logged an exception.
     """
     with tempfile.TemporaryDirectory(prefix="pixtral-start-") as directory:
         path = Path(directory) / "cause"
@@ -58,7 +58,7 @@ def recorded() -> Iterator[Callable[[], str]]:
 
 
 def record() -> None:
-    """Has the first exception that vLLM logs in this process written where `recorded` reads."""
+    """Writes the first exception that vLLM logs in this process to the file of `recorded`."""
     if path := os.environ.get(CAUSE):
         logging.getLogger("vllm").addHandler(_FirstException(Path(path)))
 
@@ -72,8 +72,8 @@ class _FirstException(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return
-        # Once the engine has started the folder is gone. Where several processes fail, the first
-        # is the cause of the others.
+        # Once the engine has started, the folder is gone. If several processes fail, the first one
+        # causes the others' failures.
         with suppress(OSError), self._path.open("x", encoding="utf-8") as file:
             file.write(one_line(error))
 
