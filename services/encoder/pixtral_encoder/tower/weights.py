@@ -22,7 +22,7 @@ def load_tower(
     is_compiled: bool = False,
     is_fp8: bool = False,
 ) -> VisionTower:
-    """The tower of a model directory, of what `load_weights` reads; its embeddings are `dtype`."""
+    """The tower of a model directory; its embeddings are `dtype`."""
     weights = load_weights(model_dir, spec, dtype=dtype, device=device, computes_in=computes_in)
     return VisionTower(spec, weights, embedding_dtype=dtype, is_compiled=is_compiled, is_fp8=is_fp8)
 
@@ -38,9 +38,9 @@ def load_weights(
     """The tensors of `tensor_shapes`, rounded to `dtype`, on `device`.
 
     They are stored as `computes_in`, which is wider than `dtype` where the device multiplies it
-    faster; their values are those of `dtype`, so that every device serves the same weights.
+    faster. Their values are those of `dtype`, so that every device serves the same weights.
 
-    Reads the vision tensors and no others (0.8 GB of Pixtral-12B's 25). Blocking.
+    Reads the vision tensors and no others. It blocks.
 
     Raises:
         BadCheckpoint: names the first tensor that is missing, of another shape or quantised.
