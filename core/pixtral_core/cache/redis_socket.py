@@ -63,14 +63,14 @@ class Pool(Protocol):
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where redis-py has moved."""
+    """Raises HookBroken if redis-py has changed."""
     check_touches(__name__, TOUCHES)
 
 
 def pool_of(url: str, *, max_connections: int) -> Pool:
-    """A pool whose connections open when they are asked for.
+    """A pool that opens a connection when one is needed.
 
-    Raises ValueError for a malformed URL, HookBroken where redis-py has moved: at the start of a
+    Raises ValueError for a malformed URL, and HookBroken if redis-py has changed: at the start of a
     process, and not as an AttributeError of each request with an image.
     """
     check_upstream()
@@ -82,7 +82,7 @@ def pool_of(url: str, *, max_connections: int) -> Pool:
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
         **_connection.parse_url(url),
-        # The newer protocol could send other messages among the replies.
+        # The newer protocol could send other messages between the replies.
         "protocol": 2,
     }
     pool: Pool = _connection.BlockingConnectionPool(**settings)
@@ -95,5 +95,5 @@ def send(connection: Connection, *commands: tuple[str | int, ...]) -> None:
 
 
 def socket_of(connection: Connection) -> socket.socket | None:
-    """The connection's socket; None where the connection was closed."""
+    """The connection's socket; None if the connection is closed."""
     return connection._sock

@@ -1,4 +1,4 @@
-"""Runs one piece of work for all callers that ask for it at the same time."""
+"""Runs one piece of work for all callers that request it at the same time."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Flight(Generic[T]):
-    """`span` is the first caller's, whose trace the work is in; those of the others link to it."""
+    """`span` is the first caller's, whose trace has the work; the other callers' spans link to
+    it."""
 
     task: asyncio.Task[T]
     span: Span

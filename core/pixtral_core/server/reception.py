@@ -1,4 +1,4 @@
-"""Receives the messages of a call, within bounds of memory and of time."""
+"""Receives the messages of a call, within bounds on memory and time."""
 
 import asyncio
 import time
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 else:
     Context = grpc.aio.ServicerContext
 
-# Most messages have come by then, and nothing is counted for them.
+# Most messages have arrived by then, and are not counted.
 YOUNG_SECONDS: Final = 0.02
 LOOK_SECONDS: Final = 0.05
 # The time that it may take to find a connection.
 UNKNOWN_SECONDS: Final = 1.0
-# The slowest sender that is waited for: so many bytes in each so many seconds.
+# The slowest accepted sender: this many bytes in each period of this many seconds.
 PACE_SECONDS: Final = 10.0
 PACE_BYTES: Final = 160 << 10
 
 
 class Pace:
-    """Tells a sender that is slow on purpose from one that is far away."""
+    """Tells a slow attacker from a distant client."""
 
     def __init__(self) -> None:
         self._received = 0
@@ -43,7 +43,7 @@ class Pace:
             self._received, self._latest = 0, time.monotonic() + PACE_SECONDS
 
     def remaining(self) -> float:
-        """Seconds until more must have come; 0 where it has not."""
+        """Seconds until more must have come; 0 if too little has come."""
         return max(0.0, self._latest - time.monotonic())
 
 
@@ -53,13 +53,13 @@ def when_behind(pace: Pace) -> float:
 
 
 class Receiving(Protocol):
-    """Counts the calls of somebody whose messages are awaited."""
+    """Counts the calls of one caller whose messages have not arrived."""
 
     receiving: int
 
 
 class Incoming:
-    """The messages that are being received, together no more than `room` has bytes."""
+    """The messages that are being received. Together they have at most the bytes of `room`."""
 
     def __init__(self, room: SharedLimit) -> None:
         self.room = room
@@ -68,7 +68,7 @@ class Incoming:
 
     @contextmanager
     def flow(self, peer: str, party: str) -> Iterator["_Flow"]:
-        """One message more that comes from `peer`, as gRPC names it, and is `party`'s."""
+        """Another message comes from `peer`, as gRPC names it, and counts for `party`."""
         flow = self._flows.get((peer, party))
         if flow is None:
             flow = self._flows[peer, party] = _Flow(self.room, self._sockets, peer, party)
@@ -82,10 +82,10 @@ class Incoming:
 
 
 class _Flow:
-    """The messages over one connection for one party: the calls of a connection are not told apart.
+    """The messages over one connection for one party. The calls of a connection cannot be told
+    apart.
 
-    `starts` has, of each message, what had come before it: of a connection that nobody has seen
-    before, nothing.
+    `starts` has, for each message, the bytes that had come before it: none for a new connection.
     """
 
     def __init__(self, room: SharedLimit, sockets: SocketBytes, peer: str, party: str) -> None:
@@ -111,7 +111,7 @@ class _Flow:
             self._taken = nbytes
 
     def look(self) -> int:
-        """Takes room for what has come since the last look, and returns all that has come. Raises
+        """Takes room for the bytes since the last look, and returns the total. Raises
         Overloaded."""
         nbytes = self._size()
         if nbytes > self._taken:
@@ -123,7 +123,7 @@ class _Flow:
         most = len(self.starts) * MAX_MESSAGE_BYTES
         received = self._sockets.received(self._peer)
         if received is None:
-            # Where the kernel tells nothing, it may be all that there can be.
+            # If the kernel does not count, it may be the largest possible message.
             is_unknown = time.monotonic() - self._began > UNKNOWN_SECONDS
             return most if is_unknown else self._taken
         return min(received - next(iter(self.starts.values())), most)
@@ -147,8 +147,8 @@ class Reception:
 
     async def read(self, context: Context) -> Any:
         """The next message, or EOF. Raises Overloaded, DeadlineExceeded, and MALFORMED_MESSAGE for
-        one that is larger than any of its method's."""
-        # In a task of its own, which ends with the call: gRPC frees nothing of a read that is
+        a message that is larger than any of its method."""
+        # It runs in its own task, which ends with the call: gRPC frees nothing of a read that is
         # cancelled.
         reading = asyncio.ensure_future(context.read())
         reading.add_done_callback(_retrieve)
@@ -183,6 +183,6 @@ class Reception:
 
 
 def _retrieve(reading: "asyncio.Future[Any]") -> None:
-    # A message for which nobody waits any more fails with its call.
+    # A message that has no receiver any more fails with its call.
     if not reading.cancelled():
         reading.exception()

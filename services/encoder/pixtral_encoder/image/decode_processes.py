@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 60.0
 # An image is not at fault if its process was killed from outside: it is decoded once more.
 ATTEMPTS = 2
-# The limit is processor time, so other work on the machine does not count. By the clock an image
-# may take this many times as long, because it may have to wait for a processor.
+# The limit is processor time, so other work on the machine does not count. An image may take this
+# many times as long by the clock, because it may have to wait for a processor.
 CLOCK_FACTOR = 6
 LEAST_WAIT_SECONDS = 0.02
 # An image that needs more than this share of the memory is large. The other images have

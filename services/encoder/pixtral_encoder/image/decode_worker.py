@@ -118,7 +118,8 @@ def main() -> None:
 
 
 def _silence_libraries() -> None:
-    """Sends what libraries write to stdout to stderr: libtiff reports oddities of a file there."""
+    """Only Python's own output goes to stderr: libtiff, too, writes about oddities of a file
+    there."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)

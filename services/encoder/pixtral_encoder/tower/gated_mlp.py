@@ -15,7 +15,7 @@ from pixtral_encoder.tower.fp8 import Matrix, linear
 class GatedProduct:
     """`silu(x @ gate.T) * (x @ up.T)`, with both weights in one matrix.
 
-    On a GPU like an H100 one kernel computes everything (`gate_kernel.py`). Without it, torch
+    On a GPU like an H100 one kernel computes everything (`gated_mlp_kernel.py`). Without it, torch
     writes to memory and reads again between product and gate, which takes a third of the product's
     time.
 

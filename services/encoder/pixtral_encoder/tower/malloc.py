@@ -13,9 +13,9 @@ MIB = 1 << 20
 def keep_what_is_freed() -> None:
     """Up to 256 MiB of freed memory stay with the process, for the next layer.
 
-    By default glibc returns the memory of a layer's results to the system as soon as it is free,
-    and the system zeroes it, page by page, for the next ones. This slows a small model much.
-    Another C library is left alone.
+    glibc returns the memory of a layer's results to the system as soon as it is free, and the
+    system zeroes it, page by page, for the next ones. This slows a small model much. Another C
+    library is left alone.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

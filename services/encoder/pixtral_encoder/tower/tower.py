@@ -19,7 +19,7 @@ from pixtral_encoder.tower.packing import runs
 Shape = tuple[int, ...]
 
 # On a CPU a run takes memory by its patches, and more patches do not make it faster. Where the C
-# library keeps little memory (`heap.py`), they make it slower.
+# library keeps little memory (`malloc.py`), they make it slower.
 MOST_PATCHES_ON_CPU = 1024
 
 
