@@ -88,7 +88,9 @@ def test_exit_codes_tell_failures_apart(
     with pytest.raises(SystemExit) as left:
         main.main(["chat", "--help"])
     assert left.value.code == 0
-    assert "3: --max-tokens or the model's context cut the answer" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "3: --max-tokens or the model's context cut the answer" in re.sub(
+        r"\s+", " ", capsys.readouterr().out
+    )
 
 
 def test_an_error_names_the_file_that_it_is_about(

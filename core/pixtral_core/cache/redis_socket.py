@@ -1,11 +1,10 @@
-"""Gives the socket of a redis-py connection, and sends commands on it.
+"""Exposes the socket of a redis-py connection, and sends commands on it.
 
 Library: redis
-Changes: nothing; it makes redis-py's connections, with all that a URL says of them, and reads their
-    sockets past redis-py's parser.
-Why: on its way through asyncio's streams and redis-py's parser a value of 8 MB is copied four
-    times, each time into memory that is new. redis-py has no way to have a reply written into
-    memory of one's own.
+Changes: nothing; redis-py makes its connections from the URL, and the hook reads their sockets past
+    redis-py's parser.
+Why: asyncio's streams and redis-py's parser copy a value of 8 MB four times, each time into new
+    memory. redis-py cannot write a reply into given memory.
 Upstream: https://github.com/redis/redis-py/issues/725
 Versions: redis 6.2 to 8.1
 """

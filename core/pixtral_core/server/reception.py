@@ -82,8 +82,8 @@ class Incoming:
 
 
 class _Flow:
-    """The messages over one connection for one party. The calls of a connection cannot be told
-    apart.
+    """The messages over one connection for one party. Nothing distinguishes the calls
+    of a connection.
 
     `starts` has, for each message, the bytes that had come before it: none for a new connection.
     """

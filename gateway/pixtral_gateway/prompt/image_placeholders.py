@@ -1,11 +1,11 @@
-"""Has mistral_common encode a prompt from the grids of its images, without their pixels.
+"""Makes mistral_common encode a prompt from the grids of its images, without their pixels.
 
 Library: mistral-common
-Changes: of one instruct tokenizer, the image encoder, which here takes a grid for an image, and
-    `decode`, which here spells nothing.
-Why: mistral_common's own image encoder opens and resizes every image, in the gateway. And it spells
-    every prompt out again as text, for its own tests: two thirds of the time that an encoding
-    takes. Nothing but the deprecated `Tokenized.text` has that text.
+Changes: for one instruct tokenizer, the image encoder takes a grid in place of an image, and
+    `decode` returns no text.
+Why: mistral_common's own image encoder opens and resizes every image, in the gateway. It also
+    decodes every prompt to text, for its own tests, which takes two thirds of the time of an
+    encoding. Only the deprecated `Tokenized.text` uses that text.
 Upstream: none known
 Versions: mistral-common 1.13
 """

@@ -1,9 +1,10 @@
 """Bounds on HTTP heads and trailers, which uvicorn leaves to a proxy.
 
 Library: uvicorn
-Changes: HttpToolsProtocol, by a class that derives from it, closes a connection whose client sends
-    a head, or what surrounds a body, without end, or too slowly.
-Why: uvicorn leaves these bounds to a proxy. Its one for a head is of the other parser, h11.
+Changes: a class that derives from HttpToolsProtocol closes a connection whose client sends a head,
+    chunk headers or trailers without end or too slowly.
+Why: uvicorn leaves these bounds to a proxy. It has a bound on heads only with its other parser,
+    h11.
 Upstream: https://github.com/Kludex/uvicorn/issues/157
 Versions: uvicorn 0.50 to 0.54
 """

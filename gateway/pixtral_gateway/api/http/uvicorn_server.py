@@ -2,8 +2,8 @@
 
 Library: uvicorn
 Changes: nothing; it runs the parts of uvicorn.Server.serve one by one.
-Why: `serve` takes the process's signals, which are the gateway's to handle, and no setting leaves
-    them alone. And it lets connections stay that outlast the shutdown.
+Why: `serve` installs handlers for the process's signals, which the gateway handles, and no setting
+    prevents that. It also leaves connections open that outlast the shutdown.
 Upstream: https://github.com/Kludex/uvicorn/issues/526
 Versions: uvicorn 0.50 to 0.54
 """

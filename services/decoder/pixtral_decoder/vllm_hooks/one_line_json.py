@@ -1,11 +1,11 @@
 """Makes the JSON of one request come on one line.
 
 Library: vLLM
-Changes: XgrammarBackend compiles a schema that `on_one_line` has marked for JSON with white space
-    after commas and colons alone.
-Why: vLLM's StructuredOutputsParams has `disable_any_whitespace` for a request, and its xgrammar
+Changes: XgrammarBackend compiles a schema that `on_one_line` has marked to JSON with white space
+    only after commas and colons.
+Why: vLLM's StructuredOutputsParams has `disable_any_whitespace` for a request, but its xgrammar
     backend knows it for a whole engine only. A grammar that xgrammar has printed says it too, but
-    xgrammar reads a character from U+0080 to U+00FF before a hexadecimal digit back as another.
+    xgrammar misreads a character from U+0080 to U+00FF before a hexadecimal digit in it.
 Upstream: none known
 Versions: vLLM 0.32.0 (of 0.25.1 and 0.33.0, the names alone)
 """

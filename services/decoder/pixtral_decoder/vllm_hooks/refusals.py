@@ -1,9 +1,9 @@
-"""Tells a sampling parameter that vLLM refuses from a failure of vLLM.
+"""Distinguishes a sampling parameter that vLLM refuses from a failure of vLLM.
 
 Library: vLLM
 Changes: nothing; it names the exceptions by which vLLM refuses a parameter.
-Why: SamplingParams has no check apart from its construction. Up to vLLM 0.26 it refuses with a
-    ValueError, from 0.27 on mostly with VLLMClientError, which is none.
+Why: SamplingParams checks its values only when it is made. Up to vLLM 0.26 it refuses with a
+    ValueError, and from 0.27 on mostly with VLLMClientError, which is not a ValueError.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,15 +1,15 @@
-"""Chooses what a step of the engine takes: few tokens beside answers, and each tenant's in turn.
+"""Chooses the work of an engine's step: few tokens beside answers, and tenants in turn.
 
 Library: vLLM
-Changes: before each step, the scheduler's limit of tokens, the order of what waits, and what of
-    the running goes on; and it ends a request whose structured output takes too long. It goes in
-    through vLLM's official `scheduler_cls`, by the name of `scheduler`. The classes that it derives
-    from are not public.
-Why: vLLM has one number for all steps. A large one delays every answer for as long as a new image
-    takes; a small one cuts a prompt beside which no answer waits into pieces, each of which costs
-    the GPU some of its rate. vLLM's long_prefill_token_threshold cuts one request's share, also
-    where no answer waits. And vLLM knows no tenants: it answers in the order of arrival, or by
-    priorities that a request is given once.
+Changes: before each step it sets the scheduler's limit of tokens, the order of waiting requests,
+    and which running requests continue. It ends a request whose structured output takes too long.
+    vLLM's official `scheduler_cls` loads it, by the name of `scheduler`. The classes from which it
+    derives are not public.
+Why: vLLM has one limit for all steps. A large one delays every answer for as long as a new image
+    takes. A small one cuts a prompt into pieces even when no answer waits, and each piece costs
+    some of the GPU's rate. vLLM's long_prefill_token_threshold cuts one request's share, even when
+    no answer waits. vLLM also knows no tenants: it orders requests by arrival, or by priorities
+    that a request gets once.
 Upstream: https://github.com/vllm-project/vllm/issues/52906
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,11 +1,11 @@
-"""Brings the cause of an engine's failed start to the process that started it.
+"""Passes the cause of an engine's failed start to the process that started it.
 
 Library: vLLM
 Changes: in the processes that vLLM starts for a decoder, a handler on vLLM's own logger writes the
-    first exception that it logs into a file that the decoder reads, until the engine has started.
-Why: the decoder gets no more than "Engine core initialization failed. See root cause above". The
-    cause, a kernel that the device lacks or a tensor that the checkpoint lacks, stands in the
-    other process's log, a hundred lines higher.
+    first exception of the log into a file for the decoder, until the engine has started.
+Why: the decoder gets only "Engine core initialization failed. See root cause above". The cause,
+    such as a kernel that the device lacks or a tensor that the checkpoint lacks, is in the other
+    process's log, a hundred lines higher.
 Upstream: https://github.com/vllm-project/vllm/issues/19002 (the message names no cause)
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,10 +1,9 @@
 """Reads a structured output as vLLM does, at a place that the decoder chooses.
 
 Library: vLLM
-Changes: nothing; it runs vLLM's own look at a structured output before vLLM does.
-Why: vLLM looks at it on the event loop, where it takes a request, and would keep every stream
-    waiting for a schema or an expression that takes long. It takes whatever compiles, however much
-    that slows the engine.
+Changes: nothing; it runs vLLM's own check of a structured output before vLLM does.
+Why: vLLM checks it on the event loop when it takes a request, so a slow schema or expression would
+    delay every stream. It accepts whatever compiles, however much that slows the engine.
 Upstream: https://github.com/vllm-project/vllm/pull/47312
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,13 +1,14 @@
-"""Hands large image embeddings to the engine's process in memory that both can see.
+"""Passes large image embeddings to the engine's process in shared memory.
 
 Library: vLLM
-Changes: the frontend's message encoder and the engine's message decoder pass a large embedding as
-    a file descriptor, by vLLM's own interface for tensors out of band. The engine's process is
-    given its side in EngineCoreProc.process_input_sockets, since vLLM has no setting for it.
-Why: vLLM sends a tensor through a socket: 8 MB in pieces, each copied twice, into memory that is
-    new each time. The decoder has received embeddings in anonymous files in memory; the engine's
-    process maps the file, which is gone when both have let go of it, whichever way they end.
-    vLLM's own `torch_shm` has tensors in /dev/shm, of which a container by itself has 64 MiB.
+Changes: the frontend's message encoder and the engine's message decoder pass a large embedding as a
+    file descriptor, through vLLM's own interface for tensors out of band.
+    EngineCoreProc.process_input_sockets gives the engine's process its side, because vLLM has no
+    setting for it.
+Why: vLLM sends a tensor through a socket: 8 MB in pieces, each copied twice, into new memory. The
+    decoder receives embeddings in anonymous files in memory, and the engine's process maps the
+    file. The file is gone when both processes have closed it or ended. vLLM's own `torch_shm` puts
+    tensors into /dev/shm, of which a container has only 64 MiB by default.
 Upstream: https://github.com/vllm-project/vllm/pull/32104 (the interface, and torch_shm)
 Versions: vLLM 0.25.1 to 0.33.0
 """

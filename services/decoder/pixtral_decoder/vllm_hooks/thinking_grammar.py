@@ -2,11 +2,11 @@
 
 Library: vLLM
 Changes: StructuredOutputManager._create_grammar wraps the grammar of an answer that may begin with
-    [THINK]: that token may come first, then anything until [/THINK], and then what the grammar
+    [THINK]: that token may come first, then anything until [/THINK], and then only what the grammar
     allows.
-Why: a grammar that holds from the first token on keeps a reasoning model from thinking. vLLM's own
-    way, a reasoning parser of the whole engine, lets an answer without a thought pass unheld to its
-    end, and takes the [/THINK] that a system prompt shows for the end of the answer's thought.
+Why: a grammar that applies from the first token on keeps a reasoning model from thinking. vLLM's
+    own way is a reasoning parser for the whole engine. It does not apply the grammar to an answer
+    without a thought, and takes a [/THINK] in a system prompt for the end of the answer's thought.
 Upstream: none known
 Versions: vLLM 0.32.0 (of 0.25.1 and 0.33.0, the names alone)
 """
