@@ -39,7 +39,7 @@ COLOURS: dict[str, Literal["green", "yellow", "red"]] = {
 PROBE_TIMEOUT = 180.0
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
 MIN_SHM_BYTES = 1 * GIB
-# Less of host memory holds too few images' keys and values to be worth a setting.
+# With less host memory, too few images' keys and values fit for the setting to be useful.
 MIN_KV_HOST_BYTES = 8 * GIB
 
 TORCH_PROBE = """
@@ -48,12 +48,12 @@ count = torch.cuda.device_count() if torch.cuda.is_available() else 0
 gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
 print(json.dumps({"version": torch.__version__, "gpus": [[g.name, g.total_memory] for g in gpus]}))
 """
-# In a process of its own, like the others: the decoder's package takes vLLM and torch.
+# In its own process, like the others: the decoder's package imports vLLM and torch.
 VLLM_PROBE = "from pixtral_decoder.vllm_hooks import supported; supported.main()"
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    """Prints a line for each finding. Returns 1 where one is a failure, else 0."""
+    """Prints a line for each finding. Returns 1 if one is a failure, else 0."""
     failed = False
     for finding in examine(options.model_dir, options.listen, options.http_listen):
         level = coloured(f"{finding.level:<4}", COLOURS[finding.level], sys.stdout)
@@ -65,7 +65,7 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 def examine(model_dir: Path | None, listen: str, http_listen: str) -> Findings:
-    """With a model, what it needs to run here must be here; without, its lack is a warning."""
+    """With a model, a missing requirement is a failure; without one, a warning."""
     checks: list[Callable[[], Findings]] = [
         check_python,
         lambda: check_packages(required=model_dir is not None),
@@ -146,7 +146,7 @@ def check_compiler() -> Findings:
 
 
 def check_host_memory() -> Findings:
-    """Half of what is free can hold keys and values; the rest is the other processes'."""
+    """Half of the free memory can be for keys and values; the rest is for the other processes."""
     room = available_memory() // 2 // GIB * GIB
     if room < MIN_KV_HOST_BYTES:
         return
@@ -256,7 +256,8 @@ def check_shared_memory() -> Findings:
 
 
 def check_image_urls() -> Findings:
-    """Says from where a gateway of this environment fetches images: a model's card has URLs."""
+    """Says from which hosts a gateway of this environment fetches images: a model's card has
+    URLs."""
     hosts = os.environ.get("PIXTRAL_IMAGE_URL_HOSTS")
     if not hosts:
         yield Finding(
@@ -283,7 +284,7 @@ def _reach_redis(url: str) -> Finding:
         with redis.Redis.from_url(url, socket_connect_timeout=3.0, socket_timeout=3.0) as client:
             client.ping()
     except ValueError:
-        # Not its text: that may hold a piece of the password.
+        # Not its text, which may contain a piece of the password.
         return Finding(
             "fail",
             "PIXTRAL_REDIS_URL is not a redis://, rediss:// or unix:// URL",
@@ -304,7 +305,7 @@ def _reach_redis(url: str) -> Finding:
 
 
 def _probe(code: str) -> tuple[Any, str]:
-    """Runs code in a Python of its own: what it prints as JSON, or None and why not."""
+    """Runs code in a separate Python. Returns what it prints as JSON, or None and the reason."""
     try:
         done = subprocess.run(  # noqa: S603 - the code above
             [sys.executable, "-c", code],

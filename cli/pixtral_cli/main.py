@@ -34,8 +34,8 @@ TIERS = ("gateway", "encoder", "decoder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments, and
-    what `pixtral-serve chat --help` lists."""
+    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments, and for
+    `chat` those of `pixtral-serve chat --help`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in TIERS:
@@ -53,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; for `up`, over those of its `--config`. Raises WrongArgument."""
+    """The options; for `up`, they override those of its `--config`. Raises WrongArgument."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     if getattr(options, "config", None) is None:
         return options
-    # Once more with the file's flags first; what the command line says comes later and counts.
+    # Parses again with the file's flags first: flags of the command line come later and override
+    # them.
     before = [flag for flags in flags_of_file(options.config).values() for flag in flags]
     # --config, between them, ends a flag of several values.
     between = f"--config={options.config}"
@@ -100,7 +101,7 @@ def _key(_: argparse.Namespace) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The commands with their flags; those of a tier are its own."""
+    """The commands with their flags; a tier's flags are its own."""
     parser = argparse.ArgumentParser(
         prog="pixtral-serve",
         description="Serves Pixtral in three tiers, and talks to it.",

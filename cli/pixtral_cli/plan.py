@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# ServeGen's coefficient of variation, for a provider's requests with images.
+# ServeGen's coefficient of variation for a provider's requests with images.
 BURSTS = 2.2
 
 

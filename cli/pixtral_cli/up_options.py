@@ -108,9 +108,9 @@ def images_of(text: str) -> int:
 
 
 def settle(options: argparse.Namespace) -> None:
-    """Turns the flags that mean a tier's setting into that tier's, before those that it has.
+    """Turns the flags that mean a setting of a tier into flags of that tier, before the tier's own.
 
-    Raises WrongArgument where they contradict each other.
+    Raises WrongArgument if they contradict each other.
     """
     gateway: list[str] = []
     decoder: list[str] = []
@@ -171,7 +171,8 @@ def gpus_here() -> list[str]:
 
 
 def check_ports(addresses: Mapping[str, str | None]) -> None:
-    """Tries to listen at each address, by the flag that moves it, before anything starts.
+    """Tries to listen on each address before anything starts. An error names the flag that changes
+    the address.
 
     Raises WrongArgument.
     """
@@ -194,10 +195,10 @@ def check_ports(addresses: Mapping[str, str | None]) -> None:
 
 
 def flags_of_file(path: Path) -> dict[str, list[str]]:
-    """The flags of `up` that a TOML file stands for, by the name that it has for each.
+    """The flags of `up` in a TOML file, under the file's names.
 
-    At its top the file has the flags of `up`, and `model`; its tables `gateway`, `encoder` and
-    `decoder` have the settings of a tier. Raises WrongArgument.
+    The top of the file has the flags of `up`, and `model`. Its tables `gateway`, `encoder` and
+    `decoder` have settings of a tier. Raises WrongArgument.
     """
     try:
         table = tomllib.loads(path.read_text("utf-8"))
@@ -242,7 +243,7 @@ def _tier_flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _key_file(keys: Sequence[str]) -> Path:
-    """A file of one tenant that has these keys; it holds their digests alone."""
+    """A file of one tenant with these keys; it contains only their digests."""
     digests = [f"sha256:{hashlib.sha256(key.encode()).hexdigest()}" for key in keys]
     handle, name = tempfile.mkstemp(prefix=_KEY_FILE, suffix=".toml")
     with os.fdopen(handle, "w") as file:

@@ -31,7 +31,7 @@ TOOL_CHOICES: dict[int, ToolChoice] = {
     chat_pb2.TOOL_CHOICE_MODE_NONE: ToolChoice.NONE,
     chat_pb2.TOOL_CHOICE_MODE_REQUIRED: ToolChoice.REQUIRED,
 }
-# Whether an image is shown in low detail.
+# Whether the model sees the image in low detail.
 DETAILS: dict[int, bool] = {
     chat_pb2.IMAGE_DETAIL_UNSPECIFIED: False,
     chat_pb2.IMAGE_DETAIL_LOW: True,
@@ -60,7 +60,7 @@ def read_conversation(
 
 
 def read_tools(chat: chat_pb2.Chat) -> Tools:
-    """The tools of a chat, where its choice leaves them in effect. Raises InvalidRequest."""
+    """The tools of a chat that its tool choice leaves in effect. Raises InvalidRequest."""
     given = [(tool.name, tool.description, tool.parameters) for tool in chat.tools]
     is_single = chat.HasField("parallel_tool_calls") and not chat.parallel_tool_calls
     match chat.tool_choice.WhichOneof("choice"):

@@ -28,10 +28,10 @@ def to_conversation(
     goes_on: bool = False,
     reasoning_effort: str | None = None,
 ) -> Conversation:
-    """The conversation, under the rules that `pixtral_gateway.checks.validation` has for gRPC.
+    """The conversation, under the rules of `pixtral_gateway.checks.validation`, as for gRPC.
 
-    It goes on from its last message where vLLM's `continue_final_message` or Mistral's `prefix`
-    asks for it. Raises InvalidRequest, with paths as OpenAI writes them.
+    It continues its last message if vLLM's `continue_final_message` or Mistral's `prefix` says so.
+    Raises InvalidRequest, with paths as OpenAI writes them.
     """
     parts = [len(m.content) if isinstance(m.content, list) else 1 for m in messages]
     check_parts(parts, context_length)
@@ -79,7 +79,7 @@ def _turn(message: Message, path: str) -> Turn:
 
 
 def _reasoning(message: Message, path: str, role: Role) -> tuple[Thinking, ...]:
-    """The assistant's thought, by vLLM's name for it or by the older one."""
+    """The assistant's thought, under vLLM's name or the older one."""
     given = {message.reasoning, message.reasoning_content} - {None, ""}
     if role is not Role.ASSISTANT or not given:
         return ()
@@ -131,7 +131,7 @@ def _part(part: Any, path: str, role: Role) -> Part:
 
 
 def _thinking(part: Mapping[str, Any], path: str) -> Thinking:
-    """In mistral_common's form, a text, or in that of Mistral's API, a list of text parts."""
+    """Either mistral_common's form, a text, or that of Mistral's API, a list of text parts."""
     is_closed = part.get("closed", True) is not False
     match part.get("thinking"):
         case str(text):
@@ -144,7 +144,7 @@ def _thinking(part: Mapping[str, Any], path: str) -> Thinking:
 
 
 def is_low_detail(image: Mapping[str, Any], path: str) -> bool:
-    """Whether an image asks for OpenAI's low detail; the others are what the model takes at most.
+    """Whether an image has OpenAI's low detail. Any other is as large as the model takes.
 
     Raises InvalidRequest.
     """

@@ -27,13 +27,13 @@ from pixtral_gateway.api.openai.completions.response_schema import (
 from pixtral_gateway.api.openai.response_schema import FinishReason, Usage
 from pixtral_gateway.request import Begun, Delta, Event, Finished
 
-# Each with the index of its prompt.
+# Each event with the index of its prompt.
 Events = Merged[Event]
 
 
 @dataclass(slots=True)
 class _Choice:
-    """The tokens of one choice so far. `offset` is where its next token stands in its text."""
+    """The tokens of one choice so far. `offset` is the position of its next token in its text."""
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -47,8 +47,8 @@ class _Choice:
 class CompletionWriter:
     """Writes the answer to one request, of one or several prompts with `n` choices each.
 
-    `echoes` has for each prompt the text that stands before its choices, and `first_tokens` the
-    text of its first token; either may be empty.
+    `echoes` has for each prompt the text before its choices, and `first_tokens` the text of its
+    first token. Either may be empty.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class CompletionWriter:
         self._choices = [_Choice() for _ in range(self._n * len(echoes))]
 
     async def whole(self, events: Events) -> Completion:
-        """A `text_completion`, once the last token of the last choice is there."""
+        """A `text_completion`, once the last token of the last choice has come."""
         async with aclosing(events):
             async for index, event in events:
                 if isinstance(event, Delta):
@@ -96,7 +96,7 @@ class CompletionWriter:
         return answer
 
     async def chunks(self, events: Events) -> AsyncGenerator[bytes]:
-        """Server-sent events, each a `text_completion` of what is new."""
+        """Server-sent events, each a `text_completion` with the new text."""
         heading: CompletionChunk = {
             "id": self._id,
             "object": "text_completion",
@@ -203,7 +203,7 @@ class CompletionWriter:
 def _logprobs(
     tokens: Iterable[TokenLogprobs], offset: int, first_token: str = ""
 ) -> CompletionLogprobs:
-    """In OpenAI's form. The first token of a prompt, which nothing comes before, has none."""
+    """In OpenAI's form. The first token of a prompt has none, because no token comes before it."""
     made: CompletionLogprobs = {
         "text_offset": [],
         "token_logprobs": [],
@@ -220,8 +220,8 @@ def _logprobs(
             made["top_logprobs"].append(None)
             continue
         made["token_logprobs"].append(_bounded(token.chosen))
-        # The chosen one is among them however unlikely it was; a text that two tokens have is the
-        # likelier one's.
+        # The chosen token is always among them. If two tokens have the same text, the likelier one
+        # has it.
         top = {token.chosen.text: _bounded(token.chosen)}
         for each in token.top:
             top.setdefault(each.text, _bounded(each))
