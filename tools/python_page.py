@@ -17,9 +17,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
 HEAD = '''\
 # The Python SDK
 
-`pixtral_client` asks a gateway over gRPC. It needs grpcio and protobuf; pydantic only where
-`response_model` or a tool's parameter asks for it. `python -m tools.python_page` writes the
-reference below from the docstrings.
+`pixtral_client` sends requests to a gateway over gRPC. It needs grpcio and protobuf, and pydantic
+only for `response_model` and for some types of a tool's parameters. `python -m tools.python_page`
+writes the reference below from the docstrings.
 
 ```python
 from pathlib import Path

@@ -163,12 +163,16 @@ PASSED_OVER: Mapping[str, str] = {
 HEAD = """\
 # vLLM's routes and fields
 
-Made by `python -m tools.vllm_fields_page` from the source of the vLLM that is installed and from
-the gateway's own routes and requests; a test fails where they are no longer as here. *Taken*: as
-vLLM has it, within the [limits](limits.md). *Refused*: with status 400 and the field named, unless
-its value asks for nothing. *Ignored*: it changes nothing of an answer here. *Not meant*: a
-route that this service does without, and answers with 404. [openai.md](openai.md) and
-[anthropic.md](anthropic.md) say what the fields do.
+`python -m tools.vllm_fields_page` makes this page from the source of the installed vLLM and from
+the gateway's own routes and requests. A test fails when it is out of date. [openai.md](openai.md) and
+[anthropic.md](anthropic.md) describe the fields.
+
+| word | meaning |
+|---|---|
+| *taken* | as in vLLM, within the [limits](limits.md) |
+| *refused* | status 400 with the field's name, unless the value asks for nothing |
+| *ignored* | the field changes no answer here |
+| *not meant* | this service does not have the route, and answers 404 |
 
 ## Routes
 

@@ -82,7 +82,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "`min_tokens`, `ignore_eos`": ("cannot be combined with structured_output",),
     "a structure beside a call": ("cannot be combined with a tool choice that forces a tool call",),
     "a schema, expression": ("the grammar of their parameters must have {}",),
-    "a schema with what xgrammar": ("their parameters: {}",),
+    "a schema with a keyword that xgrammar": ("their parameters: {}",),
     "more than 128 tools": (
         "JSON must have {}, and short numbers",
         "a list must have {}, unless all are texts or all are numbers",
