@@ -164,8 +164,8 @@ HEAD = """\
 # vLLM's routes and fields
 
 `python -m tools.vllm_fields_page` makes this page from the source of the installed vLLM and from
-the gateway's own routes and requests. A test fails when it is out of date. [openai.md](openai.md) and
-[anthropic.md](anthropic.md) describe the fields.
+the gateway's own routes and requests. A test fails when it is out of date.
+[openai.md](openai.md) and [anthropic.md](anthropic.md) describe the fields.
 
 | word | meaning |
 |---|---|
