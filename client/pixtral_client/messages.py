@@ -9,9 +9,9 @@ or a list of parts:
 
 - URL is a `data:` or http(s) URL. The client fetches http(s) URLs itself.
 - IMAGE is a `pathlib.Path`, the bytes of an image file, a PIL image, a result of `put_image`, or a
-URL.
+  URL.
 - An image may have OpenAI's "detail" beside its type or its URL: with "low" the model sees it
-smaller.
+  smaller.
 
 A client reads a file only for a `Path`, and never for a string: a message list that came as JSON
 from elsewhere cannot read files of this machine. A lone text in a list of parts that names an
@@ -22,8 +22,7 @@ An assistant's message may have
 
 - `reasoning`, the thought before its answer, or a part {"type": "thinking", "thinking": TEXT};
 - `tool_calls` in place of content or beside it (see `pixtral_client.tools`). A message of role
-"tool"
-  with the `tool_call_id` has the result of a tool call;
+  "tool" with the `tool_call_id` has the result of a tool call;
 - `"prefix": True` if it is the last message: the answer continues it.
 """
 
