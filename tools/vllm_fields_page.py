@@ -80,7 +80,7 @@ ROUTES: Mapping[str, str] = {
     "/generative_scoring": "not meant: `logprobs` and `allowed_token_ids` give the scores",
     "/v1/chat/completions/batch": "refused (404): send each conversation as a request; the "
     "engine batches them",
-    "/v1/responses/{response_id}": "refused (404): responses are not kept",
+    "/v1/responses/{response_id}": "refused (404): the service stores no responses",
     "/v1/responses/{response_id}/cancel": "refused (404): close the connection instead",
     "/scale_elastic_ep": _ADMIN,
     "/is_scaling_elastic_ep": _ADMIN,
@@ -153,7 +153,7 @@ PASSED_OVER: Mapping[str, str] = {
     "session_id": "placement follows the prompt's beginning",
     "skip_special_tokens": "vLLM changes nothing by it with a Mistral tokenizer",
     "spaces_between_special_tokens": "vLLM changes nothing by it with a Mistral tokenizer",
-    "store": "nothing is kept",
+    "store": "the service stores nothing",
     "stream_interval": "tokens are sent as they come",
     "truncation_side": "it needs a prompt that is cut, which is refused",
     "user": "a note of the client's own",

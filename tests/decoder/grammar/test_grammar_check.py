@@ -187,7 +187,7 @@ async def test_a_schema_that_answers_would_not_be_held_to(schema: Any) -> None:
 async def test_what_is_at_fault_is_told_with_its_place() -> None:
     tags = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
     schema = {"type": "object", "properties": {"tags": tags}}
-    told = "an answer cannot be held to uniqueItems at #/properties/tags"
+    told = "the engine cannot enforce uniqueItems at #/properties/tags"
     with pytest.raises(NotTaken, match=f"^{told}"):
         await check(JSON, schema)
     fine, wrong = json.dumps({"type": "integer"}), json.dumps(schema)

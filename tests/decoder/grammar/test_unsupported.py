@@ -39,7 +39,7 @@ def within(schema: Any) -> dict[str, Any]:
     ],
 )
 def test_what_vllm_tells_by_keywords_is_found(schema: dict[str, Any], keyword: str) -> None:
-    assert beyond_xgrammar(schema) == f"an answer cannot be held to {keyword} at #: leave it out"
+    assert beyond_xgrammar(schema) == f"the engine cannot enforce {keyword} at #: leave it out"
     told = beyond_xgrammar(within(schema))
     assert told is not None
     assert f"to {keyword} at #/properties/tags~0/anyOf/1:" in told

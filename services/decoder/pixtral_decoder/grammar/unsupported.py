@@ -70,7 +70,7 @@ def beyond_xgrammar(schema: Any) -> str | None:
 
 
 def not_held_to(keyword: str, path: str) -> str:
-    return f"an answer cannot be held to {keyword} at {_shown(path)}: leave it out"
+    return f"the engine cannot enforce {keyword} at {_shown(path)}: leave it out"
 
 
 def _bounds(keyword: str, value: Any) -> bool:
