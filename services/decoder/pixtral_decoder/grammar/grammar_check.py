@@ -20,7 +20,7 @@ from pixtral_core.errors import log_place
 from pixtral_decoder.grammar.completion import completed
 from pixtral_decoder.grammar.cost_trial import NothingFollows, is_slow
 from pixtral_decoder.grammar.patterns import mended, needs_escapes, patterns, with_caret
-from pixtral_decoder.grammar.unsupported import beyond_xgrammar, circular, ignored, not_held_to
+from pixtral_decoder.grammar.unsupported import beyond_xgrammar, circular, ignored, not_enforced
 from pixtral_decoder.vllm_hooks.grammar_vocabulary import has_json, in_json
 from pixtral_decoder.vllm_hooks.one_line_json import is_on_one_line, on_one_line
 from pixtral_decoder.vllm_hooks.refusals import REFUSALS
@@ -117,7 +117,7 @@ def _checked(schema: str, until: float) -> str:
         if time.thread_time() > until:
             raise NotTaken(LONG_TO_READ)
         if needs_escapes(pattern):
-            raise NotTaken(not_held_to("a pattern with a quotation mark or a backslash", path))
+            raise NotTaken(not_enforced("a pattern with a quotation mark or a backslash", path))
     if made != parsed:
         schema = json.dumps(made)
     validate(SamplingParams(structured_outputs=StructuredOutputsParams(json=schema)))

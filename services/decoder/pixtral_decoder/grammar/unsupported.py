@@ -27,11 +27,11 @@ def ignored(schema: Any) -> str | None:
     for path, each in located(schema):
         for keyword in _IGNORED:
             if keyword in each:
-                return not_held_to(keyword, path)
+                return not_enforced(keyword, path)
         alone = next((keyword for keyword in _ALONE if keyword in each), None)
         for keyword, value in each.items():
             if alone and keyword in _BOUNDS - {alone} and _bounds(keyword, value):
-                return not_held_to(f"{keyword} beside {alone}", path)
+                return not_enforced(f"{keyword} beside {alone}", path)
         reference = each.get("$ref", "#")
         if isinstance(reference, str) and not reference.startswith("#"):
             return f"$ref at {_shown(path)} leads out of the schema: put what it names into $defs"
@@ -66,10 +66,10 @@ def beyond_xgrammar(schema: Any) -> str | None:
     ]
     # Names all keywords that would each suffice, and the schema if none of them alone is the cause.
     told = " beside ".join(each for each in keywords if each != "type")
-    return not_held_to(told or "what stands together", path)
+    return not_enforced(told or "the combination of keywords", path)
 
 
-def not_held_to(keyword: str, path: str) -> str:
+def not_enforced(keyword: str, path: str) -> str:
     return f"the engine cannot enforce {keyword} at {_shown(path)}: leave it out"
 
 
