@@ -118,8 +118,8 @@ def main() -> None:
 
 
 def _silence_libraries() -> None:
-    """Only Python's own output goes to stderr: libtiff, too, writes about oddities of a file
-    there."""
+    """Keeps libraries from writing to stderr, where libtiff reports oddities of a file. Python's
+    own output still goes there."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
