@@ -151,3 +151,61 @@ async def test_without_a_key_no_more_is_received_than_there_is_room_for(
     # Less than all, by what comes between two looks.
     assert sent < 60 * MIB
     assert EXHAUSTED in answer
+
+
+async def turns_of(incoming: Incoming, count: int) -> list["asyncio.Task[None]"]:
+    """Calls of one party that await their turn, or have had it."""
+    with incoming.party("a") as party:
+        tasks = [asyncio.create_task(party.begin()) for _ in range(count)]
+        await asyncio.sleep(0)
+    return tasks
+
+
+async def test_young_messages_of_a_party_begin_in_their_order_a_few_at_a_time() -> None:
+    incoming = Incoming(SharedLimit(MIB, refusal="too much"))
+    with incoming.party("a") as party, incoming.party("b") as other:
+        tasks = await turns_of(incoming, 5)
+        assert [task.done() for task in tasks] == [True, True, False, False, False]
+        # Another party's begins at once.
+        await asyncio.wait_for(other.begin(), 60)
+        tasks[2].cancel()
+        party.end_youth()
+        await asyncio.wait((tasks[2], tasks[3]))
+        assert tasks[2].cancelled()
+        assert not tasks[4].done()
+        # Cancelled when it has its turn already, and does not know yet.
+        party.end_youth()
+        tasks[4].cancel()
+        await asyncio.wait((tasks[4],))
+        # Nobody is young but the fourth, so another one may be.
+        tasks = await turns_of(incoming, 2)
+        assert [task.done() for task in tasks] == [True, False]
+        tasks[1].cancel()
+        await asyncio.wait((tasks[1],))
+
+
+async def test_a_party_that_has_sent_much_at_once_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(reception, "monotonic", lambda: now)
+    incoming = Incoming(SharedLimit(MIB, refusal="too much"))
+    with incoming.party("a") as party, incoming.party("b") as other:
+        party.spend(reception.BURST_BYTES + reception.BYTES_A_SECOND // 100)
+        (task,) = await turns_of(incoming, 1)
+        assert not task.done()
+        await asyncio.wait_for(other.begin(), 60)
+        now += 0.02
+        await asyncio.wait_for(task, 60)
+
+
+async def test_large_messages_of_one_party_at_once_are_all_answered() -> None:
+    tier = CountingTier(640 * MIB)
+    async with (
+        running(tier, ProcessSettings()) as addresses,
+        open_channel(addresses.grpc, None) as channel,
+    ):
+        stub, value = EchoStub(channel), StringValue(value="x" * 20 * MIB)
+        answers = await asyncio.gather(*(stub.unary(value) for _ in range(12)))
+        assert {answer.value for answer in answers} == {str(20 * MIB)}
+        await eventually(lambda: not tier.room.total)
