@@ -19,7 +19,7 @@ export PIP_NO_INPUT := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries go-example
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-fleet bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries go-example
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -137,6 +137,11 @@ bench: $(MODEL)/params.json ## Measure against stock vLLM on the same pictures, 
 bench-public: $(MODEL)/params.json ## Measure everyone's workloads beside stock vLLM, by turns; ARGS=... are more flags
 	@$(BIN)/python -m bench.one_card --public $(if $(shell command -v nvidia-smi), \
 		--out docs/benchmarks/$(shell date +%F), --model-dir $(MODEL)) $(ARGS)
+
+# On GPUs of 140 GB, into docs/benchmarks; GPUS=1,2,4 measures how it scales.
+bench-fleet: $(INSTALLED) ## Measure a fleet beside stock vLLM on GPUS=2, or try it with CPU=2; ARGS=... are more flags
+	@$(BIN)/python -m bench.fleet $(if $(CPU),--cpu $(CPU),--gpus $(or $(GPUS),2) \
+		--out docs/benchmarks/$(shell date +%F)) $(ARGS)
 
 bench-gateway: $(MODEL)/params.json ## Measure what the gateway costs, before a stand-in for the other tiers
 	@$(BIN)/python -m bench.gateway --model-dir $(MODEL)

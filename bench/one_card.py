@@ -27,7 +27,6 @@ are few and short.
 import argparse
 import contextlib
 import itertools
-import multiprocessing
 import os
 import random
 import shlex
@@ -37,25 +36,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import uvloop
 
-import pixtral_cli
 from bench.compare import STOCK, WORKERS, pixtral_12b
-from bench.doors import Answer, open_door
+from bench.doors import Answer, Door, open_door
 from bench.load_summary import Record, spread, summary
 from bench.loops import Outcome, at_times, gamma, in_sessions
 from bench.mix import Album
 from bench.module_path import ROOT
 from bench.one_card_report import STOCK_VLLM, Report
-from bench.stock_vllm import prepare, stock_server
+from bench.servers import Address, Server, ours, started, stock
+from bench.stock_vllm import prepare
 from bench.workloads import FEW, MANY, PUBLIC, Author, Prompt, Workload
 
-START_SECONDS = 500.0
 RESULTS = ROOT / "bench" / "results"
 KV_CACHE_BYTES = 6 * 10**9
 KV_CACHE_BYTES_OF_MANY = 30 * 10**9
@@ -78,69 +75,34 @@ class Side:
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-def hold(
-    name: str,
-    side: Side,
-    model_dir: Path,
-    is_small: bool,
-    are_many: bool,
-    log: Path,
-    to: Connection,
-) -> None:
-    """Runs one side in a process of its own, says where it listens, and ends when told to."""
+def servers(
+    sides: Mapping[str, Side], model_dir: Path, is_small: bool, are_many: bool, directory: Path
+) -> dict[str, Server]:
+    """The server of each side, whose logs go to `directory`."""
     kv_bytes = str(kv_cache_bytes(are_many))
     share = str(SHARE_OF_MANY if are_many else SHARE)
-    if name == STOCK_VLLM:
-        kv_cache = ["--kv-cache-memory-bytes", kv_bytes]
-        given = [*kv_cache, *CONTEXT]
-        given += ["--load-format", "dummy", "--gpu-memory-utilization", share]
-        extra = None
-        if is_small:
-            given, extra = ["--gpu-memory-utilization", "0.1"], prepare()
-        with stock_server(model_dir, extra, log, [*STOCK, *given]) as url:
-            to.send((url, "stock"))
-            to.recv()
-        return
-    given = ["--kv-cache-bytes", kv_bytes, "--gpu-memory-fraction", share]
-    given += ["--engine-args", "load_format=dummy"]
-    with pixtral_cli.pixtral_stack(
-        model_dir,
-        http_listen="127.0.0.1:0",
-        redis_max_memory=REDIS_MEMORY,
-        decoder_args=[*([] if is_small else given), *side.flags],
-        gateway_args=["--workers", str(1 if is_small else WORKERS)],
-        log_dir=log.parent / name,
-    ) as stack:
-        to.send((f"http://{stack.http_target}", model_dir.resolve().name))
-        to.recv()
-
-
-@contextlib.contextmanager
-def started(
-    sides: Mapping[str, Side], model_dir: Path, is_small: bool, are_many: bool, directory: Path
-) -> Iterator[dict[str, tuple[str, str]]]:
-    """All at once; yields each one's URL and the name of its model."""
-    spawn = multiprocessing.get_context("spawn")
-    held = {}
+    found = {}
     for name, side in sides.items():
-        ours, theirs = spawn.Pipe()
-        given = (name, side, model_dir, is_small, are_many, directory / "stock.log", theirs)
-        process = spawn.Process(target=hold, args=given)
-        with patch.dict(os.environ, side.variables):
-            process.start()
-        theirs.close()
-        held[name] = process, ours
-    try:
-        for name, (_, ours) in held.items():
-            if not ours.poll(START_SECONDS):
-                raise RuntimeError(f"{name} is not ready")
-        yield {name: ours.recv() for name, (_, ours) in held.items()}
-    finally:
-        for _, ours in held.values():
-            with contextlib.suppress(OSError):
-                ours.send(None)
-        for process, _ in held.values():
-            process.join()
+        if name == STOCK_VLLM:
+            given = ["--kv-cache-memory-bytes", kv_bytes, *CONTEXT]
+            given += ["--load-format", "dummy", "--gpu-memory-utilization", share]
+            extra = None
+            if is_small:
+                given, extra = ["--gpu-memory-utilization", "0.1"], prepare()
+            run = partial(stock, model_dir, extra, directory / "stock.log", [*STOCK, *given])
+        else:
+            given = ["--kv-cache-bytes", kv_bytes, "--gpu-memory-fraction", share]
+            given += ["--engine-args", "load_format=dummy"]
+            run = partial(
+                ours,
+                model_dir,
+                directory / name,
+                redis_max_memory=REDIS_MEMORY,
+                workers=1 if is_small else WORKERS,
+                decoder_args=[*([] if is_small else given), *side.flags],
+            )
+        found[name] = Server(run, side.variables)
+    return found
 
 
 @contextlib.contextmanager
@@ -160,7 +122,7 @@ def mps_daemon(directory: Path) -> Iterator[dict[str, str]]:
 
 
 async def ask_by_turns(
-    sides: Mapping[str, tuple[str, str]],
+    sides: Mapping[str, Address],
     workloads: Sequence[tuple[Workload, int]],
     is_small: bool,
     report: Report,
@@ -180,33 +142,33 @@ async def ask_by_turns(
                 del sessions[1 + len(sessions) // WARM_UP_SHARE :]
             # Each is first as often as it is last.
             for side in list(sides)[:: -1 if turn % 2 else 1]:
-                found = await ask(*sides[side], workload, sessions, seed=turn)
+                async with open_door(sides[side][0], None, sides[side][1]) as door:
+                    found = await ask(door, workload, sessions, seed=turn)
                 if turn >= 0:
                     report.add(workload, side, turn, found)
         report.end(workload)
 
 
 async def ask(
-    url: str, model: str, workload: Workload, sessions: Sequence[Sequence[Prompt]], seed: int
+    door: Door, workload: Workload, sessions: Sequence[Sequence[Prompt]], seed: int
 ) -> dict[str, Any]:
     """`bench.load_summary.summary` of one turn, and `ttft_later`: of chats' later turns."""
     prompts = list(itertools.chain.from_iterable(sessions))
     answers = [Answer() for _ in prompts]
     numbers = iter(range(len(prompts)))
-    async with open_door(url, None, model) as door:
 
-        async def one(number: int) -> Outcome:
-            outcome: Outcome = await door(prompts[number], answers[number])
-            return outcome
+    async def one(number: int) -> Outcome:
+        outcome: Outcome = await door(prompts[number], answers[number])
+        return outcome
 
-        began = time.perf_counter()
-        if workload.at_once is None:
-            times = gamma(workload.rate, workload.variation, seed)
-            arrivals = await at_times(one, itertools.islice(times, len(prompts)))
-        else:
-            numbered = [list(itertools.islice(numbers, len(each))) for each in sessions]
-            arrivals = await in_sessions(one, numbered, at_once=workload.at_once)
-        seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    if workload.at_once is None:
+        times = gamma(workload.rate, workload.variation, seed)
+        arrivals = await at_times(one, itertools.islice(times, len(prompts)))
+    else:
+        numbered = [list(itertools.islice(numbers, len(each))) for each in sessions]
+        arrivals = await in_sessions(one, numbered, at_once=workload.at_once)
+    seconds = time.perf_counter() - began
     later = spread(
         each.first
         for each in arrivals
@@ -257,7 +219,8 @@ def main() -> None:
         logs = RESULTS / "one_card_logs"
         logs.mkdir(parents=True, exist_ok=True)
         print(f"starting {'; '.join(sides)}; their logs are in {logs}", flush=True)
-        urls = stack.enter_context(started(sides, model_dir, is_small, are_many, logs))
+        started_ones = started(servers(sides, model_dir, is_small, are_many, logs))
+        urls = stack.enter_context(started_ones)
         report = Report(args.out, None if is_small else kv_cache_bytes(are_many))
         uvloop.run(ask_by_turns(urls, workloads, is_small, report))
 

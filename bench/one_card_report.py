@@ -94,7 +94,7 @@ class Report:
             if (value := metric.of([found])) is not None
         )
         print(f"{workload.name}, turn {turn + 1}, {side}: {seen}{unanswered([found])}", flush=True)
-        about = self._about()
+        about = {**about_run("bench.one_card"), "kv_cache_bytes": self.kv_cache_bytes}
         text = json.dumps({"about": about, "workloads": self.workloads}, indent=1)
         path = self.directory / FILE
         path.with_suffix(".part").write_text(text + "\n", "utf-8")
@@ -104,14 +104,15 @@ class Report:
         for line in markdown(workload.name, self.workloads[workload.name]["turns"]):
             print(line, flush=True)
 
-    def _about(self) -> dict[str, Any]:
-        return {
-            "date": time.strftime("%Y-%m-%d"),
-            "command": shlex.join(["python", "-m", "bench.one_card", *sys.argv[1:]]),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_gpu()}",
-            "versions": dict(_versions()),
-            "kv_cache_bytes": self.kv_cache_bytes,
-        }
+
+def about_run(module: str) -> dict[str, Any]:
+    """The date, the command, the machine and the versions of this run of `module`."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_gpu()}",
+        "versions": dict(_versions()),
+    }
 
 
 def markdown(name: str, turns: Mapping[str, Sequence[Summary]]) -> Iterator[str]:
@@ -124,14 +125,14 @@ def markdown(name: str, turns: Mapping[str, Sequence[Summary]]) -> Iterator[str]
         stock = metric.of(turns.get(STOCK_VLLM, ()))
         if stock is None:
             continue
-        cells = [_number(stock)]
+        cells = [number(stock)]
         for side in others:
             ours = metric.of(turns[side])
             if ours is None:
                 cells.append("| | ")
                 continue
             ratio = ours / stock
-            cells.append(f"{_number(ours)} | {ratio:.2f} | {metric.verdict(ratio)}")
+            cells.append(f"{number(ours)} | {ratio:.2f} | {metric.verdict(ratio)}")
         unit = f", {metric.unit}" if metric.unit else ""
         yield f"| {metric.name}{unit} | {' | '.join(cells)} |"
     missing = {side: unanswered(each) for side, each in turns.items()}
@@ -197,7 +198,7 @@ def plot(workloads: Mapping[str, Mapping[str, Any]], side: str, path: Path) -> N
         plt.close(figure)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

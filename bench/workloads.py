@@ -44,12 +44,16 @@ class Prompt:
 
 @dataclass(slots=True)
 class Author:
-    """Writes prompts. `numbers` names images and texts: prompts that share it repeat nothing."""
+    """Writes prompts. `numbers` names images and texts: prompts that share it repeat nothing.
+
+    `first_of_pool` names the first image of a pool, which authors with another do not share.
+    """
 
     album: Album
     rng: random.Random
     numbers: Iterator[int]
     is_small: bool = False
+    first_of_pool: int = FIRST_OF_POOL
 
     def text(self, words: int) -> str:
         if self.is_small:
@@ -61,7 +65,13 @@ class Author:
 
     def of_pool(self, size: str) -> tuple[tuple[int, str], ...]:
         """One of `POOL` images, which are the same in every turn."""
-        return ((FIRST_OF_POOL + self.rng.randrange(POOL), self._sized(size)),)
+        return ((self.first_of_pool + self.rng.randrange(POOL), self._sized(size)),)
+
+    def by_zipf(self, size: str, images: int) -> tuple[tuple[int, str], ...]:
+        """One of so many images of the pool; the n-th comes 1/n times as often as the first."""
+        weights = [1 / (each + 1) for each in range(images)]
+        (image,) = self.rng.choices(range(images), weights)
+        return ((self.first_of_pool + image, self._sized(size)),)
 
     def prompt(
         self, *questions: str, tokens: int, shown: tuple[tuple[int, str], ...] = ()
@@ -109,7 +119,8 @@ class Workload:
         """For a CPU: a few requests at a few at once."""
         at_once = self.at_once and min(self.at_once, 4)
         sizes = tuple(map(smaller, self.sizes))
-        return replace(self, units=min(self.units, 4), at_once=at_once, sizes=sizes)
+        what = f"A few of these, and each of them smaller: {self.what}"
+        return replace(self, what=what, units=min(self.units, 4), at_once=at_once, sizes=sizes)
 
 
 def smaller(size: str) -> str:
@@ -180,11 +191,12 @@ def pool() -> Workload:
     return Workload(f"pool of {POOL}", what, write, units=200, at_once=64, sizes=(size,))
 
 
-def chats() -> Workload:
+def chats(conversations: int = 64, at_once: int = 32) -> Workload:
     size, turns = "1024x1024", 6
     what = (
-        f"64 conversations of {turns} turns on an image of 1024x1024, 20 words a question, 48 "
-        "tokens out; 32 conversations at once. Earlier answers are replaced by a fixed sentence."
+        f"{conversations} conversations of {turns} turns on an image of 1024x1024, 20 words a "
+        f"question, 48 tokens out; {at_once} conversations at once. Earlier answers are replaced "
+        "by a fixed sentence."
     )
 
     def write(author: Author) -> list[Prompt]:
@@ -195,8 +207,27 @@ def chats() -> Workload:
         ]
 
     return Workload(
-        "chats of 6 turns", what, write, units=64, at_once=32, is_chat=True, sizes=(size,)
+        "chats of 6 turns",
+        what,
+        write,
+        units=conversations,
+        at_once=at_once,
+        is_chat=True,
+        sizes=(size,),
     )
+
+
+def zipf(images: int, at_once: int, requests: int) -> Workload:
+    size = "1024x1024"
+    what = (
+        f"Each shows one of {images} images of 1024x1024, by Zipf's law, 20 words, 32 tokens out; "
+        f"{at_once} at once."
+    )
+
+    def write(author: Author) -> list[Prompt]:
+        return [author.prompt(author.text(20), tokens=32, shown=author.by_zipf(size, images))]
+
+    return Workload("Zipf", what, write, units=requests, at_once=at_once, sizes=(size,))
 
 
 def shared_prefix() -> Workload:
@@ -260,12 +291,12 @@ IMAGES_OF_SERVEGEN = {1: 0.80, 2: 0.07, 3: 0.07, 4: 0.06}
 SIZES_OF_SERVEGEN = ("392x300", "720x544", "960x720", "1120x848")
 
 
-def servegen() -> Workload:
+def servegen(rate: float = 3.0, requests: int = 120) -> Workload:
     what = (
         "ServeGen's mix of a provider's requests with images: 1 to 4 images (1.4 on average) of "
         "392x300 to 1120x848, 10 to 3,000 words (median 106), 10 to 800 tokens out (median 97); "
-        "3 requests a second, in bursts (gaps by a Gamma distribution with a coefficient of "
-        "variation of 2.2)."
+        f"{rate:g} requests a second, in bursts (gaps by a Gamma distribution with a coefficient "
+        "of variation of 2.2)."
     )
 
     def write(author: Author) -> list[Prompt]:
@@ -277,7 +308,13 @@ def servegen() -> Workload:
         return [author.prompt(author.text(words), tokens=tokens, shown=shown)]
 
     return Workload(
-        "ServeGen", what, write, units=120, rate=3.0, variation=2.2, sizes=SIZES_OF_SERVEGEN
+        "ServeGen",
+        what,
+        write,
+        units=requests,
+        rate=rate,
+        variation=2.2,
+        sizes=SIZES_OF_SERVEGEN,
     )
 
 
@@ -312,3 +349,13 @@ FEW = (
     texts(1, 60, tokens=1),
     texts(32, 1280, tokens=1),
 )
+
+
+def for_fleet(gpus: int) -> tuple[Workload, ...]:
+    """The loads of `bench.fleet`, whose requests, rates and images grow with the GPUs."""
+    return (
+        replace(new_images(32 * gpus, 64 * gpus), name="new images"),
+        zipf(60 * gpus, 32 * gpus, 160 * gpus),
+        chats(32 * gpus, 32 * gpus),
+        servegen(3.0 * gpus, 60 * gpus),
+    )

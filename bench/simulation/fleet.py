@@ -108,6 +108,7 @@ class Fleet:
 
     Attributes:
         stock: of decoders alone, which encode themselves and are called in turn.
+        sticky: an image that comes again goes to the stock decoder that has seen it.
         taken: of the cores that all share, others keep busy.
         policy: by which decoders are chosen.
         colocated: the encoders have no cards of their own: the first has the first decoder's, and
@@ -119,6 +120,7 @@ class Fleet:
     limits: Limits = field(default_factory=Limits)
     starts: Starts = field(default_factory=lambda: Starts(0, 0, 0))
     stock: bool = False
+    sticky: bool = False
     taken: float = 0.0
     policy: Policy = "work"
     colocated: bool = False
@@ -126,14 +128,17 @@ class Fleet:
     encoders: Pool[Encoder] = field(init=False)
     decoders: Pool[Decoder] = field(init=False)
     outcomes: list[Outcome] = field(default_factory=list)
+    _host: Processor = field(init=False)
+    _hosts: defaultdict[str, simpy.Resource] = field(init=False)
     _stored: set[int] = field(default_factory=set)
     _next_handshake: float = 0.0
 
     def __post_init__(self) -> None:
         env, times, limits = self.env, self.times, self.limits
         shared = Processor(env, times.shared_cores, self.taken) if times.shared_cores else None
-        alone = shared or Processor(env, None)
+        alone = self._host = shared or Processor(env, None)
         cards: defaultdict[str, Processor] = defaultdict(lambda: Processor(env, 1.0))
+        self._hosts = defaultdict(lambda: simpy.Resource(env))
 
         def card(name: str) -> Processor:
             return cards[name.rpartition("-")[2]] if self.colocated else alone
@@ -170,21 +175,23 @@ class Fleet:
             self.env.process(self._serve(request, outcome))
             self._shake_hands()
 
-    def saturate(self, requests: Iterable[Request], at_once: int) -> Work:
-        """So many requests are always under way: one comes when another has ended."""
+    def converse(self, sessions: Iterable[Iterable[Request]], at_once: int) -> Work:
+        """So many sessions are always under way; each sends a request when the one before it has
+        ended."""
         room = simpy.Resource(self.env, at_once)
 
-        def serve(turn: simpy.resources.resource.Request, outcome: Outcome) -> Work:
-            yield from self._serve(outcome.request, outcome)
+        def hold(turn: simpy.resources.resource.Request, session: Iterable[Request]) -> Work:
+            for request in session:
+                outcome = Outcome(replace(request, at=self.env.now))
+                self.outcomes.append(outcome)
+                self._shake_hands()
+                yield from self._serve(outcome.request, outcome)
             room.release(turn)
 
-        for request in requests:
+        for session in sessions:
             turn = room.request()
             yield turn
-            outcome = Outcome(replace(request, at=self.env.now))
-            self.outcomes.append(outcome)
-            self.env.process(serve(turn, outcome))
-            self._shake_hands()
+            self.env.process(hold(turn, session))
 
     def _shake_hands(self) -> None:
         if self.env.now < self._next_handshake:
@@ -205,6 +212,10 @@ class Fleet:
         decoder = self._decoder(gateway, request, is_known=outcome.image == "cached")
         if decoder is not None and (outcome.image != "none" or request.image is None or self.stock):
             decoder.in_flight += 1
+            if self.stock and request.image is not None:
+                with self._hosts[decoder.address].request() as turn:
+                    yield turn
+                    yield self._host.work(self.times.stock_host(request.patches))
             yield from self._generate(gateway, decoder, outcome)
             decoder.in_flight -= 1
         gateway.in_flight -= 1
@@ -230,10 +241,12 @@ class Fleet:
         outcome.image = "encoded"
 
     def _decoder(self, gateway: Gateway, request: Request, *, is_known: bool) -> Decoder | None:
-        """As the gateway chooses; stock servers take turns."""
+        """As the gateway chooses; stock servers take turns, or have images of their own."""
         ready = {decoder.address: decoder for decoder in self.decoders.ready}
         if self.stock:
             chosen = self.decoders.in_turn()
+            if self.sticky and request.image is not None:
+                chosen = ready[rendezvous(b"%d" % request.image, ready)[0]]
             return chosen if chosen.has_room else None
         # The image, or else the text.
         head = request.parts[0][0] if self.policy != "load" else f"request {request.number}"

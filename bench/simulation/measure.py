@@ -25,6 +25,7 @@ SOURCES = {
     "step_tokens": "vLLM's default",
     "shared_cores": "cores of the machine",
     "stock_image_seconds": "not measured",
+    "stock_host_seconds": "not measured",
 }
 PATCHES = 4096
 STREAMED = 128
@@ -140,6 +141,7 @@ async def measure(stack: Stack, rounds: int) -> tuple[ServiceTimes, dict[str, st
         step_tokens=2048,
         shared_cores=float(psutil.cpu_count() or 1),
         stock_image_seconds=0.0,
+        stock_host_seconds=0.0,
     )
     print(
         f"ms: text {text * 1e3:.1f}, the same picture again {image * 1e3:.1f}, "

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.simulation.arrivals import Traffic, constant, trace
+from bench.simulation.arrivals import Request, Traffic, constant, trace
 from bench.simulation.fleet import Outcome
 from bench.simulation.replicas import Limits
 from bench.simulation.run import LIMITS, Summary, simulate, summary
@@ -16,6 +16,9 @@ SECONDS = 180.0
 WARM_SECONDS = 60.0
 MOST = 512
 GATEWAY_USE = 0.6
+# New images at once, and in all, for each GPU of a fleet whose split is sought; nothing is refused.
+IMAGES_AT_ONCE, IMAGES = 32, 128
+UNLIMITED = Limits(permits=1 << 20, queue_patches=1 << 30, max_waiting=1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,40 @@ class Planner:
             limits=self.limits,
             colocated=colocated,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Where encoders and decoders are: each has a GPU, or an encoder is on each decoder's."""
+
+    encoders: int
+    decoders: int
+    colocated: bool
+
+
+def topologies(gpus: int, times: ServiceTimes) -> dict[str, Topology]:
+    """The topologies of a plan, on so many GPUs. The split is the one that serves most new images
+    a second; one GPU has none."""
+    found = {"co-located": Topology(gpus, gpus, colocated=True)}
+    if gpus > 1:
+        splits = [Topology(each, gpus - each, colocated=False) for each in range(1, gpus)]
+        found["split"] = max(splits, key=lambda split: _images_a_second(split, gpus, times))
+    return found
+
+
+def _images_a_second(topology: Topology, gpus: int, times: ServiceTimes) -> float:
+    patches = Traffic().patches
+    images = [Request(0, image, patches, 16, 1, image) for image in range(IMAGES * gpus)]
+    outcomes = simulate(
+        images,
+        times,
+        gateways=gpus,
+        encoders=topology.encoders,
+        decoders=topology.decoders,
+        limits=UNLIMITED,
+        at_once=IMAGES_AT_ONCE * gpus,
+    )
+    return len(images) / max(each.request.at + (each.last or 0.0) for each in outcomes)
 
 
 def _most_at_once(outcomes: Sequence[Outcome]) -> int:

@@ -64,6 +64,9 @@ def simulate(
     fleet.gateways.begin(gateways)
     fleet.encoders.begin(encoders)
     fleet.decoders.begin(decoders)
-    env.process(fleet.saturate(requests, at_once) if at_once else fleet.replay(requests))
+    if at_once:
+        env.process(fleet.converse(([each] for each in requests), at_once))
+    else:
+        env.process(fleet.replay(requests))
     env.run()
     return fleet.outcomes

@@ -28,6 +28,8 @@ class ServiceTimes:
         shared_cores: cores that all processes share; 0: each replica has a machine of its own.
         stock_image_seconds: what a new picture of 4096 patches costs stock vLLM's engine; 0 where
             that was not measured.
+        stock_host_seconds: a picture of 4096 patches, new or not, before the engine of a stock vLLM
+            server, which reads one at a time; 0 where that was not measured.
     """
 
     gateway_seconds: float
@@ -44,6 +46,7 @@ class ServiceTimes:
     step_tokens: int
     shared_cores: float
     stock_image_seconds: float
+    stock_host_seconds: float
 
     def tower(self, patches: int) -> float:
         return self.tower_seconds + patches * self.tower_patch_seconds
@@ -53,6 +56,9 @@ class ServiceTimes:
 
     def embedding(self, patches: int) -> float:
         return self.embedding_seconds * patches / 4096
+
+    def stock_host(self, patches: int) -> float:
+        return self.stock_host_seconds * patches / 4096
 
     def step(self, prompt_tokens: int, decoding: int) -> float:
         """A step that computes prompt tokens and one more token of each decoding sequence."""

@@ -161,13 +161,13 @@ def _settle_gpus(options: argparse.Namespace) -> None:
         options.decoder_gpus = [",".join(gpus[at : at + size]) for at in range(0, needed, size)]
 
 
-def gpus_here() -> list[str]:
+def gpus_here(devices: Path = Path("/dev")) -> list[str]:
     """The GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [each for each in named.split(",") if each]
-    found = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
-    return sorted(found, key=int)
+    # A container sees some of the machine's GPUs under the machine's numbers; CUDA counts from 0.
+    return [str(number) for number, _ in enumerate(devices.glob("nvidia[0-9]*"))]
 
 
 def check_ports(addresses: Mapping[str, str | None]) -> None:

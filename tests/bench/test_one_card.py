@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.doors import open_door
 from bench.mix import Album
 from bench.one_card import ask
 from bench.one_card_report import FIRST_TOKEN, RATE, STOCK_VLLM, Report, markdown, plot
@@ -23,7 +24,8 @@ async def test_each_prompt_is_asked_once_and_later_turns_are_told_apart(
     album.make()
     author = Author(album, random.Random(1), itertools.count(), is_small=True)
     sessions = workload.sessions(author)
-    found = await ask(client.url, "", workload, sessions, seed=1)
+    async with open_door(client.url, None, "") as door:
+        found = await ask(door, workload, sessions, seed=1)
     assert found["failed"] == {}
     assert found["answered"] == found["sent"] == sum(map(len, sessions))
     assert (found["ttft_later"] is not None) == workload.is_chat

@@ -11,7 +11,7 @@ import simpy
 from bench.simulation import times
 from bench.simulation.arrivals import Request, Traffic, bursts, constant, diurnal, trace
 from bench.simulation.fleet import Fleet, Starts
-from bench.simulation.plan import Planner
+from bench.simulation.plan import Planner, Topology, topologies
 from bench.simulation.replicas import Decoder, Encoder, Limits
 from bench.simulation.run import simulate, summary
 from bench.simulation.signals import Scrapes, autoscale, from_manifest, own
@@ -33,6 +33,7 @@ NOTHING = ServiceTimes(
     step_tokens=8192,
     shared_cores=0,
     stock_image_seconds=0,
+    stock_host_seconds=0,
 )
 
 
@@ -58,6 +59,7 @@ def test_one_request_takes_what_its_parts_take() -> None:
         step_tokens=8192,
         shared_cores=0,
         stock_image_seconds=0,
+        stock_host_seconds=0,
     )
     (outcome,) = simulate([request(5, image=1, output=4)], took)
     gateway, encoder, embedding = 1 + 0.5, 4 / 4 + 2 + 1.024, 8 / 4
@@ -265,3 +267,51 @@ def test_replicas_hold_nothing_at_the_end() -> None:
     assert all(replica.in_flight == 0 for replica in everyone)
     assert all(encoder.queued_patches == 0 for encoder in fleet.encoders.ready)
     assert all(decoder.kv_use == 0 for decoder in fleet.decoders.ready)
+
+
+def test_a_session_s_next_request_comes_when_the_one_before_has_ended() -> None:
+    env = simpy.Environment()
+    fleet = Fleet(env, replace(NOTHING, step_seconds=1))
+    fleet.gateways.begin(1)
+    fleet.decoders.begin(1)
+    sessions = [[request(0, output=2, number=chat + turn) for turn in (0, 1)] for chat in (0, 10)]
+    env.process(fleet.converse(sessions, at_once=1))
+    env.run()
+    assert [each.request.at for each in fleet.outcomes] == [0, 2, 4, 6]
+    assert [each.request.number for each in fleet.outcomes] == [0, 1, 10, 11]
+
+
+def test_sticky_stock_servers_compute_an_image_on_one_of_them() -> None:
+    images = [request(each, image=each % 5, number=each) for each in range(40)]
+    cached = {}
+    for sticky in (False, True):
+        env = simpy.Environment()
+        fleet = Fleet(env, NOTHING, stock=True, sticky=sticky)
+        fleet.gateways.begin(1)
+        fleet.decoders.begin(4)
+        env.process(fleet.replay(images))
+        env.run()
+        cached[sticky] = sum(each.cached_tokens > 0 for each in fleet.outcomes)
+    # Each of five images is new once to its server, or once to each of four.
+    assert cached == {True: 40 - 5, False: 40 - 5 * 4}
+
+
+def test_a_stock_server_reads_its_images_one_at_a_time() -> None:
+    # An image has a quarter of 4096 patches.
+    slow = replace(NOTHING, stock_host_seconds=1)
+    images = [request(0, image=1, number=each) for each in range(4)]
+    outcomes = simulate([*images, request(0, number=9)], slow, decoders=2, stock=True)
+    assert [each.first for each in outcomes] == [0.25, 0.25, 0.5, 0.5, 0.0]
+    ours = simulate(images, slow, decoders=2)
+    assert [each.first for each in ours] == [0.0] * 4
+
+
+def test_a_plan_splits_gpus_where_most_new_images_are_served() -> None:
+    # A prompt takes three times as long as its image in the tower.
+    took = replace(NOTHING, tower_seconds=0, tower_patch_seconds=1e-5, prefill_seconds=3e-5)
+    assert topologies(1, took) == {"co-located": Topology(1, 1, colocated=True)}
+    assert topologies(4, took) == {
+        "co-located": Topology(4, 4, colocated=True),
+        "split": Topology(1, 3, colocated=False),
+    }
+    assert topologies(8, took)["split"] == Topology(2, 6, colocated=False)

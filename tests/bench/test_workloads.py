@@ -16,12 +16,14 @@ from bench.workloads import (
     Workload,
     chats,
     drawn,
+    for_fleet,
     new_images,
     pool,
     random_mm,
     servegen,
     shared_prefix,
     sliding_window,
+    zipf,
 )
 from pixtral_core.image.header import read_header
 
@@ -75,6 +77,27 @@ def test_a_pool_is_the_same_in_every_turn() -> None:
     one, other = ({prompt.shown for prompt in prompts(pool(), seed)} for seed in (1, 2))
     assert one & other
     assert len(one | other) <= POOL
+
+
+def test_images_come_again_by_zipfs_law_and_are_others_of_another_pool() -> None:
+    workload = zipf(60, 32, 6000)
+    shown = [prompt.shown for prompt in prompts(workload)]
+    often = [count for _, count in Counter(shown).most_common()]
+    assert len(often) <= 60
+    assert often[0] / often[9] == pytest.approx(10, rel=0.5)
+    album = Album(workload.sizes, b"12345678")
+    author = Author(album, random.Random(1), itertools.count(), first_of_pool=5_000_000)
+    others = {prompt.shown for each in workload.sessions(author) for prompt in each}
+    assert not others & set(shown)
+
+
+def test_a_fleets_load_grows_with_its_gpus() -> None:
+    for one, four in zip(for_fleet(1), for_fleet(4), strict=True):
+        assert four.name == one.name
+        assert four.units == 4 * one.units
+        assert four.at_once == (one.at_once and 4 * one.at_once)
+        assert four.rate == 4 * one.rate
+    assert len({each.name for each in for_fleet(1)}) == 4
 
 
 def test_a_chat_goes_on_with_what_was_shown_and_asked() -> None:

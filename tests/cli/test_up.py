@@ -189,3 +189,12 @@ def test_each_decoder_has_gpus_of_its_own(
 def test_the_gpus_are_those_that_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "2,GPU-5f")
     assert up_options.gpus_here() == ["2", "GPU-5f"]
+
+
+def test_gpus_are_numbered_as_cuda_does_whatever_their_device_files_are_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("nvidia3", "nvidia7", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert up_options.gpus_here(tmp_path) == ["0", "1"]

@@ -1,4 +1,4 @@
-"""Receives the messages of a call, within bounds on memory and time."""
+"""Receives the messages of a call, within bounds of memory and of time."""
 
 import asyncio
 from collections import deque
@@ -21,24 +21,25 @@ if TYPE_CHECKING:
 else:
     Context = grpc.aio.ServicerContext
 
-# Most messages have arrived by then, and are not counted.
+# Most messages have come by then, and nothing is counted for them.
 YOUNG_SECONDS: Final = 0.005
 LOOK_SECONDS: Final = 0.05
-# gRPC copies whole messages on the event loop, all that have arrived in one go: twenty of the
-# largest would delay everybody else for a second. So a party may have this many young messages at
-# once, and none begins while the party has sent more than a burst beyond its rate.
+# gRPC copies whole messages on the event loop, all that are whole in one go: twenty of the largest
+# would hold up everybody else for a second. So of one party's on one connection few begin at once,
+# while nothing comes of them, and none while more than a burst has come beyond a rate.
 MOST_YOUNG: Final = 2
-BURST_BYTES: Final = 16 << 20
+QUIET_SECONDS: Final = 0.25
+BURST_BYTES: Final = 8 << 20
 BYTES_A_SECOND: Final = 256 << 20
 # The time that it may take to find a connection.
 UNKNOWN_SECONDS: Final = 1.0
-# The slowest accepted sender: this many bytes in each period of this many seconds.
+# The slowest sender that is waited for: so many bytes in each so many seconds.
 PACE_SECONDS: Final = 10.0
 PACE_BYTES: Final = 160 << 10
 
 
 class Pace:
-    """Tells a slow attacker from a distant client."""
+    """Tells a sender that is slow on purpose from one that is far away."""
 
     def __init__(self) -> None:
         self._received = 0
@@ -50,7 +51,7 @@ class Pace:
             self._received, self._latest = 0, monotonic() + PACE_SECONDS
 
     def remaining(self) -> float:
-        """Seconds until more must have come; 0 if too little has come."""
+        """Seconds until more must have come; 0 where it has not."""
         return max(0.0, self._latest - monotonic())
 
 
@@ -60,122 +61,48 @@ def when_behind(pace: Pace) -> float:
 
 
 class Receiving(Protocol):
-    """Counts the calls of one caller whose messages have not arrived."""
+    """Counts the calls of somebody whose messages are awaited."""
 
     receiving: int
 
 
 class Incoming:
-    """The messages that are being received. Together they have at most the bytes of `room`."""
+    """The messages that are being received, together no more than `room` has bytes."""
 
     def __init__(self, room: SharedLimit) -> None:
         self.room = room
         self._sockets = SocketBytes()
         self._flows: dict[tuple[str, str], _Flow] = {}
-        self._parties: dict[str, _Party] = {}
 
     @contextmanager
-    def party(self, name: str) -> Iterator["_Party"]:
-        """The party of a call that waits for a message."""
-        party = self._parties.get(name)
-        if party is None:
-            party = self._parties[name] = _Party(name)
-        party.calls += 1
-        try:
-            yield party
-        finally:
-            party.calls -= 1
-            if not party.calls:
-                del self._parties[name]
-
-    @contextmanager
-    def flow(self, peer: str, party: "_Party") -> Iterator["_Flow"]:
-        """Another message comes from `peer`, as gRPC names it, and counts for `party`."""
-        at = peer, party.name
-        flow = self._flows.get(at)
+    def flow(self, peer: str, party: str) -> Iterator["_Flow"]:
+        """For a call from `peer`, as gRPC names it, that awaits a message and is `party`'s."""
+        flow = self._flows.get((peer, party))
         if flow is None:
-            flow = self._flows[at] = _Flow(self.room, self._sockets, peer, party)
-        number = flow.begin()
+            flow = self._flows[peer, party] = _Flow(self.room, self._sockets, peer, party)
+        flow.calls += 1
         try:
             yield flow
         finally:
-            flow.end(number)
-            if not flow.starts:
-                del self._flows[at]
-
-
-class _Party:
-    """Begins a party's messages in their order, no faster than its rate allows.
-
-    A message shows its size only while it arrives, so it is young until a part of it could have
-    come.
-
-    Attributes:
-        calls: those that await a message, or their turn to.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.calls = 0
-        self._young = 0
-        self._left = float(BURST_BYTES)
-        self._counted = monotonic()
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-
-    async def begin(self) -> None:
-        """Waits for a turn, which lasts until `end_youth`."""
-        if not self._waiting and self._may_begin():
-            self._young += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        self._give_turns()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():
-                self.end_youth()
-            raise
-
-    def end_youth(self) -> None:
-        self._young -= 1
-        self._give_turns()
-
-    def spend(self, nbytes: int) -> None:
-        """Counts bytes that have arrived."""
-        now = monotonic()
-        refilled = self._left + (now - self._counted) * BYTES_A_SECOND
-        self._left, self._counted = min(refilled, BURST_BYTES) - nbytes, now
-
-    def _may_begin(self) -> bool:
-        self.spend(0)
-        return self._young < MOST_YOUNG and self._left >= 0
-
-    def _give_turns(self) -> None:
-        while self._waiting and self._may_begin():
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._young += 1
-                turn.set_result(None)
-        if self._waiting and self._left < 0 and self._timer is None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(-self._left / BYTES_A_SECOND, self._after_a_while)
-
-    def _after_a_while(self) -> None:
-        self._timer = None
-        self._give_turns()
+            flow.calls -= 1
+            if not flow.calls:
+                flow.close()
+                del self._flows[peer, party]
 
 
 class _Flow:
-    """The messages over one connection for one party. Nothing distinguishes the calls of a
-    connection.
+    """The messages over one connection for one party: the calls of a connection are not told apart.
 
-    `starts` has, for each message, the bytes that had come before it: none for a new connection.
+    They begin in their order. A message shows its size only as it comes, so it is young until a
+    part of it could have come.
+
+    `starts` has, of each message that has begun, what had come before it: of a connection that
+    nobody has seen before, nothing. `calls` are those that await a message, or their turn to.
     """
 
-    def __init__(self, room: SharedLimit, sockets: SocketBytes, peer: str, party: _Party) -> None:
+    def __init__(self, room: SharedLimit, sockets: SocketBytes, peer: str, party: str) -> None:
         self.starts: dict[int, int] = {}
+        self.calls = 0
         self._room = room
         self._sockets = sockets
         self._peer = peer
@@ -183,36 +110,101 @@ class _Flow:
         self._began = monotonic()
         self._number = 0
         self._taken = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._young = 0
+        # Messages that have begun since bytes have come, and what had come when the latest did.
+        self._quiet, self._quiet_at, self._quiet_since = 0, 0, 0.0
+        # Bytes that may come at once.
+        self._left, self._left_at = float(BURST_BYTES), self._began
 
-    def begin(self) -> int:
+    async def begin(self) -> int:
+        """Waits for a turn, and begins a message, which is young until `end_youth`."""
+        if self._waiting or not self._may_begin():
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            self._give_turns()
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():
+                    self.end_youth()
+                raise
+        else:
+            self._young += 1
         self._number += 1
-        self.starts[self._number] = self._sockets.received(self._peer) or 0
+        received = self._sockets.received(self._peer) or 0
+        self.starts[self._number] = received
+        self._quiet, self._quiet_at, self._quiet_since = self._quiet + 1, received, monotonic()
         return self._number
+
+    def end_youth(self) -> None:
+        self._young -= 1
+        self._give_turns()
 
     def end(self, number: int) -> None:
         if self._taken:
-            self._party.spend(max(0, self._size() - self._taken))
+            self.spend(max(0, self._size() - self._taken))
         del self.starts[number]
+        self._quiet = max(0, self._quiet - 1)
         nbytes = self._size() if self.starts and self._taken else 0
         if nbytes < self._taken:
-            self._room.give_back(self._party.name, self._taken - nbytes)
+            self._room.give_back(self._party, self._taken - nbytes)
             self._taken = nbytes
+        self._give_turns()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def look(self) -> int:
-        """Takes room for the bytes since the last look, and returns the total. Raises
+        """Takes room for what has come since the last look, and returns all that has come. Raises
         Overloaded."""
         nbytes = self._size()
         if nbytes > self._taken:
-            self._room.take(self._party.name, nbytes - self._taken)
-            self._party.spend(nbytes - self._taken)
+            self._room.take(self._party, nbytes - self._taken)
+            self.spend(nbytes - self._taken)
             self._taken = nbytes
         return nbytes
+
+    def spend(self, nbytes: int) -> None:
+        """Counts bytes that have come."""
+        now = monotonic()
+        refilled = self._left + (now - self._left_at) * BYTES_A_SECOND
+        self._left, self._left_at = min(refilled, BURST_BYTES) - nbytes, now
+
+    def _may_begin(self) -> bool:
+        self.spend(0)
+        return self._young < MOST_YOUNG and self._left >= 0 and not self._is_quiet()
+
+    def _is_quiet(self) -> bool:
+        if self._quiet >= MOST_YOUNG:
+            received = self._sockets.received(self._peer)
+            is_over = monotonic() - self._quiet_since > QUIET_SECONDS
+            if received is None or received > self._quiet_at or is_over:
+                self._quiet = 0
+        return self._quiet >= MOST_YOUNG
+
+    def _give_turns(self) -> None:
+        while self._waiting and self._may_begin():
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._young += 1
+                turn.set_result(None)
+        if self._waiting and self._timer is None:
+            loop = asyncio.get_running_loop()
+            seconds = max(YOUNG_SECONDS, -self._left / BYTES_A_SECOND)
+            self._timer = loop.call_later(seconds, self._look_again)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._give_turns()
 
     def _size(self) -> int:
         most = len(self.starts) * MAX_MESSAGE_BYTES
         received = self._sockets.received(self._peer)
         if received is None:
-            # If the kernel does not count, it may be the largest possible message.
+            # Where the kernel tells nothing, it may be all that there can be.
             is_unknown = monotonic() - self._began > UNKNOWN_SECONDS
             return most if is_unknown else self._taken
         return min(received - next(iter(self.starts.values())), most)
@@ -236,12 +228,12 @@ class Reception:
 
     async def read(self, context: Context) -> Any:
         """The next message, or EOF. Raises Overloaded, DeadlineExceeded, and MALFORMED_MESSAGE for
-        a message that is larger than any of its method."""
+        one that is larger than any of its method's."""
         if self.counter is not None:
             self.counter.receiving += 1
         try:
-            with self.incoming.party(self.party) as party:
-                message = await self._read(context, party)
+            with self.incoming.flow(context.peer(), self.party) as flow:
+                message = await self._read(context, flow)
         finally:
             if self.counter is not None:
                 self.counter.receiving -= 1
@@ -253,21 +245,21 @@ class Reception:
             )
         return message
 
-    async def _read(self, context: Context, party: _Party) -> Any:
-        await party.begin()
-        with ExitStack() as youth:
-            youth.callback(party.end_youth)
-            # It runs in its own task, which ends with the call: gRPC frees nothing of a read that
-            # is cancelled.
+    async def _read(self, context: Context, flow: _Flow) -> Any:
+        number = await flow.begin()
+        with ExitStack() as message, ExitStack() as youth:
+            message.callback(flow.end, number)
+            youth.callback(flow.end_youth)
+            # In a task of its own, which ends with the call: gRPC frees nothing of a read that is
+            # cancelled.
             reading = asyncio.ensure_future(context.read())
             reading.add_done_callback(_retrieve)
-            with self.incoming.flow(context.peer(), party) as flow:
-                await asyncio.wait((reading,), timeout=YOUNG_SECONDS)
-                youth.close()
-                if not reading.done():
-                    await self._follow(reading, flow)
-                elif (message := reading.result()) is not grpc.aio.EOF:
-                    party.spend(len(message))
+            await asyncio.wait((reading,), timeout=YOUNG_SECONDS)
+            youth.close()
+            if not reading.done():
+                await self._follow(reading, flow)
+            elif (whole := reading.result()) is not grpc.aio.EOF:
+                flow.spend(len(whole))
             return reading.result()
 
     async def _follow(self, reading: "asyncio.Future[Any]", flow: _Flow) -> None:
@@ -282,6 +274,6 @@ class Reception:
 
 
 def _retrieve(reading: "asyncio.Future[Any]") -> None:
-    # A message that has no receiver any more fails with its call.
+    # A message for which nobody waits any more fails with its call.
     if not reading.cancelled():
         reading.exception()

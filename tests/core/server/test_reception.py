@@ -153,50 +153,99 @@ async def test_without_a_key_no_more_is_received_than_there_is_room_for(
     assert EXHAUSTED in answer
 
 
-async def turns_of(incoming: Incoming, count: int) -> list["asyncio.Task[None]"]:
-    """Calls of one party that await their turn, or have had it."""
-    with incoming.party("a") as party:
-        tasks = [asyncio.create_task(party.begin()) for _ in range(count)]
+PEER = "ipv4:127.0.0.1:1"
+
+
+@dataclass
+class Counted:
+    """Stands in for the kernel's count of a connection's bytes."""
+
+    nbytes: int = 1000
+
+
+@pytest.fixture
+def came(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    counted = Counted()
+    monkeypatch.setattr(SocketBytes, "received", lambda self, peer: counted.nbytes)
+    return counted
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(reception, "monotonic", lambda: now[0])
+    return now
+
+
+async def calls(incoming: Incoming, count: int) -> list["asyncio.Task[int]"]:
+    """Calls that await their turn, or have had it."""
+    with incoming.flow(PEER, "a") as flow:
+        tasks = [asyncio.create_task(flow.begin()) for _ in range(count)]
         await asyncio.sleep(0)
     return tasks
 
 
-async def test_young_messages_of_a_party_begin_in_their_order_a_few_at_a_time() -> None:
+async def test_messages_of_a_party_begin_in_their_order_a_few_at_a_time(
+    came: Counted, clock: list[float]
+) -> None:
     incoming = Incoming(SharedLimit(MIB, refusal="too much"))
-    with incoming.party("a") as party, incoming.party("b") as other:
-        tasks = await turns_of(incoming, 5)
+    with incoming.flow(PEER, "a") as flow, incoming.flow(PEER, "b") as other:
+        tasks = await calls(incoming, 5)
         assert [task.done() for task in tasks] == [True, True, False, False, False]
         # Another party's begins at once.
         await asyncio.wait_for(other.begin(), 60)
         tasks[2].cancel()
-        party.end_youth()
+        came.nbytes += 1
+        flow.end_youth()
         await asyncio.wait((tasks[2], tasks[3]))
         assert tasks[2].cancelled()
         assert not tasks[4].done()
         # Cancelled when it has its turn already, and does not know yet.
-        party.end_youth()
+        came.nbytes += 1
+        flow.end_youth()
         tasks[4].cancel()
         await asyncio.wait((tasks[4],))
         # Nobody is young but the fourth, so another one may be.
-        tasks = await turns_of(incoming, 2)
+        came.nbytes += 1
+        tasks = await calls(incoming, 2)
         assert [task.done() for task in tasks] == [True, False]
         tasks[1].cancel()
         await asyncio.wait((tasks[1],))
 
 
-async def test_a_party_that_has_sent_much_at_once_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_few_messages_begin_while_nothing_comes_of_them(
+    came: Counted, clock: list[float]
 ) -> None:
-    now = 1000.0
-    monkeypatch.setattr(reception, "monotonic", lambda: now)
     incoming = Incoming(SharedLimit(MIB, refusal="too much"))
-    with incoming.party("a") as party, incoming.party("b") as other:
-        party.spend(reception.BURST_BYTES + reception.BYTES_A_SECOND // 100)
-        (task,) = await turns_of(incoming, 1)
-        assert not task.done()
+    with incoming.flow(PEER, "a") as flow:
+        for _ in range(reception.MOST_YOUNG):
+            await flow.begin()
+            flow.end_youth()
+        (waits,) = await calls(incoming, 1)
+        assert not waits.done()
+        came.nbytes += 1
+        await asyncio.wait_for(waits, 60)
+        flow.end_youth()
+        # For no longer than a moment: a stream's next message may be far off.
+        await flow.begin()
+        flow.end_youth()
+        (waits,) = await calls(incoming, 1)
+        assert not waits.done()
+        clock[0] += 2 * reception.QUIET_SECONDS
+        await asyncio.wait_for(waits, 60)
+
+
+async def test_a_connection_over_which_much_has_come_is_waited_for(
+    came: Counted, clock: list[float]
+) -> None:
+    incoming = Incoming(SharedLimit(MIB, refusal="too much"))
+    with incoming.flow(PEER, "a") as flow, incoming.flow(PEER, "b") as other:
+        flow.spend(reception.BURST_BYTES + reception.BYTES_A_SECOND // 100)
+        (waits,) = await calls(incoming, 1)
+        assert not waits.done()
         await asyncio.wait_for(other.begin(), 60)
-        now += 0.02
-        await asyncio.wait_for(task, 60)
+        clock[0] += 0.02
+        await asyncio.wait_for(waits, 60)
 
 
 async def test_large_messages_of_one_party_at_once_are_all_answered() -> None:

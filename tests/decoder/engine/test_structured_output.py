@@ -17,6 +17,7 @@ from models.random_checkpoint import write_random_checkpoint
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_decoder.engine.engine import DecoderEngine, FinishReason, StructureTooSlow
 from pixtral_decoder.engine.engine_args import EngineOptions
+from pixtral_decoder.grammar import cost_trial
 from pixtral_decoder.request import Prompt
 from tests.decoder.prompts import text
 from tests.support.tekken_version import THINKING, set_version
@@ -25,8 +26,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 (THINK, _), (END_THINK, _) = THINKING
 NO_THOUGHT = {THINK: -100.0}
-# A trial takes it for as good as any: what is ambiguous in it lies behind more than is tried.
-LATE = 'root ::= "a"{4200} s\ns ::= "b" | s s | s s s'
+# A trial takes it for as good as any: what is ambiguous in it lies behind more than is tried. An
+# answer takes a step for each letter of it, so here the trial ends earlier.
+TRIED = 512
+LATE = 'root ::= "a"{600} s\ns ::= "b" | s s | s s s'
 # So that its answer never ends, which costs nobody more than it.
 NEVER_ENDS = {2: -100.0} | NO_THOUGHT
 SEEDS = range(4)
@@ -73,8 +76,9 @@ async def answer(engine: DecoderEngine, prompt: Prompt) -> Answer:
 
 
 async def test_a_grammar_that_becomes_ambiguous_ends_its_own_request_alone(
-    engine: DecoderEngine,
+    engine: DecoderEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cost_trial, "MAX_FORCED", TRIED)
     greedy = Sampling(max_tokens=400, temperature=0.0, ignore_eos=True)
     alone = await answer(engine, text("plain", 40, greedy))
     kept = {"type": "array", "items": {"enum": ["é", "🙂"]}, "minItems": 30, "maxItems": 30}
