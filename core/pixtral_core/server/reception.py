@@ -29,7 +29,7 @@ LOOK_SECONDS: Final = 0.05
 # while nothing comes of them, and none while more than a burst has come beyond a rate.
 MOST_YOUNG: Final = 2
 QUIET_SECONDS: Final = 0.25
-BURST_BYTES: Final = 8 << 20
+BURST_BYTES: Final = 2 << 20
 BYTES_A_SECOND: Final = 256 << 20
 # The time that it may take to find a connection.
 UNKNOWN_SECONDS: Final = 1.0
@@ -115,8 +115,9 @@ class _Flow:
         self._young = 0
         # Messages that have begun since bytes have come, and what had come when the latest did.
         self._quiet, self._quiet_at, self._quiet_since = 0, 0, 0.0
-        # Bytes that may come at once.
+        # Bytes that may come at once, and what had come when they were last counted.
         self._left, self._left_at = float(BURST_BYTES), self._began
+        self._received: int | None = None
 
     async def begin(self) -> int:
         """Waits for a turn, and begins a message, which is young until `end_youth`."""
@@ -133,7 +134,7 @@ class _Flow:
         else:
             self._young += 1
         self._number += 1
-        received = self._sockets.received(self._peer) or 0
+        received = self._received or 0
         self.starts[self._number] = received
         self._quiet, self._quiet_at, self._quiet_since = self._quiet + 1, received, monotonic()
         return self._number
@@ -143,8 +144,6 @@ class _Flow:
         self._give_turns()
 
     def end(self, number: int) -> None:
-        if self._taken:
-            self.spend(max(0, self._size() - self._taken))
         del self.starts[number]
         self._quiet = max(0, self._quiet - 1)
         nbytes = self._size() if self.starts and self._taken else 0
@@ -163,27 +162,25 @@ class _Flow:
         nbytes = self._size()
         if nbytes > self._taken:
             self._room.take(self._party, nbytes - self._taken)
-            self.spend(nbytes - self._taken)
             self._taken = nbytes
         return nbytes
 
-    def spend(self, nbytes: int) -> None:
-        """Counts bytes that have come."""
-        now = monotonic()
-        refilled = self._left + (now - self._left_at) * BYTES_A_SECOND
-        self._left, self._left_at = min(refilled, BURST_BYTES) - nbytes, now
-
     def _may_begin(self) -> bool:
-        self.spend(0)
-        return self._young < MOST_YOUNG and self._left >= 0 and not self._is_quiet()
+        received = self._count()
+        if received is None or received > self._quiet_at:
+            self._quiet = 0
+        is_quiet = self._quiet >= MOST_YOUNG and monotonic() - self._quiet_since <= QUIET_SECONDS
+        return self._young < MOST_YOUNG and self._left >= 0 and not is_quiet
 
-    def _is_quiet(self) -> bool:
-        if self._quiet >= MOST_YOUNG:
-            received = self._sockets.received(self._peer)
-            is_over = monotonic() - self._quiet_since > QUIET_SECONDS
-            if received is None or received > self._quiet_at or is_over:
-                self._quiet = 0
-        return self._quiet >= MOST_YOUNG
+    def _count(self) -> int | None:
+        """Bytes that have come on the connection; those since the last time are no longer left."""
+        now, received = monotonic(), self._sockets.received(self._peer)
+        self._left += (now - self._left_at) * BYTES_A_SECOND
+        self._left, self._left_at = min(self._left, BURST_BYTES), now
+        if received is not None and self._received is not None:
+            self._left -= received - self._received
+        self._received = received
+        return received
 
     def _give_turns(self) -> None:
         while self._waiting and self._may_begin():
@@ -202,7 +199,7 @@ class _Flow:
 
     def _size(self) -> int:
         most = len(self.starts) * MAX_MESSAGE_BYTES
-        received = self._sockets.received(self._peer)
+        received = self._count()
         if received is None:
             # Where the kernel tells nothing, it may be all that there can be.
             is_unknown = monotonic() - self._began > UNKNOWN_SECONDS
@@ -258,8 +255,6 @@ class Reception:
             youth.close()
             if not reading.done():
                 await self._follow(reading, flow)
-            elif (whole := reading.result()) is not grpc.aio.EOF:
-                flow.spend(len(whole))
             return reading.result()
 
     async def _follow(self, reading: "asyncio.Future[Any]", flow: _Flow) -> None:

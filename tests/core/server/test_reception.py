@@ -240,7 +240,9 @@ async def test_a_connection_over_which_much_has_come_is_waited_for(
 ) -> None:
     incoming = Incoming(SharedLimit(MIB, refusal="too much"))
     with incoming.flow(PEER, "a") as flow, incoming.flow(PEER, "b") as other:
-        flow.spend(reception.BURST_BYTES + reception.BYTES_A_SECOND // 100)
+        await flow.begin()
+        flow.end_youth()
+        came.nbytes += reception.BURST_BYTES + reception.BYTES_A_SECOND // 100
         (waits,) = await calls(incoming, 1)
         assert not waits.done()
         await asyncio.wait_for(other.begin(), 60)
