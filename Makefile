@@ -19,7 +19,7 @@ export PIP_NO_INPUT := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-fleet bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries go-example
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-fleet bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries go-example java-example
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ $(CLIENTS_NPM): .cache/clients/%/.installed: .cache/clients/bin/pytest
 
 go-example: $(INSTALLED) ## Build the example in Go with Debian's packages, and run it if PIXTRAL_TARGET is set
 	@tools/go_example
+
+java-example: $(INSTALLED) ## Compile the example in Java with Debian's packages, and run it if PIXTRAL_TARGET is set
+	@tools/java_example
 
 compare-api: $(INSTALLED) ## Ask stock vLLM and a running stack the same, and compare (needs the network)
 	@$(BIN)/python -m bench.compare_api $(ARGS)

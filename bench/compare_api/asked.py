@@ -1,10 +1,9 @@
-"""Requests for both servers: every form that clients of `vllm serve` send.
-
-A request whose answers differ names in `why` the argument for it, in `differences`.
-"""
+"""Requests for both servers: every form that clients of `vllm serve` send."""
 
 import base64
+import hashlib
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
 MESSAGES = "/v1/messages"
+MODEL = "pixtral-mini"
 
 Body = dict[str, Any]
 
@@ -33,7 +33,12 @@ class Asked:
     body: Body | None = None
     method: str = "POST"
     headers: dict[str, str] = field(default_factory=dict)
-    why: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Names what is sent."""
+        sent = [self.path, self.body, self.method, self.headers]
+        return hashlib.sha256(json.dumps(sent).encode()).hexdigest()
 
 
 def everything() -> list[Asked]:
@@ -77,9 +82,9 @@ CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = _said("tool", "3", tool_call_id="abcdefghi")
 
 
-def _chat(name: str, messages: Any, why: str = "", **fields: Any) -> Asked:
+def _chat(name: str, messages: Any, **fields: Any) -> Asked:
     body = {"messages": messages, "temperature": 0, "max_tokens": 12, **fields}
-    return Asked(name, CHAT, body, why=why)
+    return Asked(name, CHAT, body)
 
 
 def _message_lists() -> Iterator[Asked]:
@@ -116,13 +121,8 @@ def _message_lists() -> Iterator[Asked]:
         "a message without a role": [{"content": "Hi"}],
         "a function's message": [USER, {"role": "function", "name": "look", "content": "3"}],
     }
-    whys = {
-        "result without a call": "order",
-        "user, assistant": "order",
-        "a message without a role": "status",
-    }
     for name, messages in lists.items():
-        yield _chat(name, messages, whys.get(name, ""))
+        yield _chat(name, messages)
 
 
 def _contents() -> Iterator[Asked]:
@@ -147,14 +147,13 @@ def _contents() -> Iterator[Asked]:
     yield _chat("system: an empty text", [_said("system", ""), USER])
     yield _chat("system: parts", [_said("system", [_text("Be"), _text("brief.")]), USER])
     yield _chat("system: an image", [_said("system", [_image()]), USER])
-    yield _chat("assistant: an empty text", [USER, _said("assistant", ""), USER], "own answers")
-    yield _chat("assistant: null", [USER, _said("assistant", None), USER], "own answers")
+    yield _chat("assistant: an empty text", [USER, _said("assistant", ""), USER])
+    yield _chat("assistant: null", [USER, _said("assistant", None), USER])
     yield _chat("assistant: parts", [USER, _said("assistant", [_text("3")]), USER])
     yield _chat("assistant: an image", [USER, _said("assistant", [_image()]), USER])
     yield _chat(
         "assistant: text beside a call",
         [USER, {**CALLING, "content": "Hm."}, RESULT],
-        "own answers",
     )
     yield _chat(
         "assistant: an empty text beside a call", [USER, {**CALLING, "content": ""}, RESULT]
@@ -166,7 +165,6 @@ def _contents() -> Iterator[Asked]:
             {**CALLING, "tool_calls": [{**CALL, "id": "call_1"}]},
             {**RESULT, "tool_call_id": "call_1"},
         ],
-        "ids",
     )
     yield _chat(
         "assistant: reasoning_content", [USER, {**GREETING, "reasoning_content": "Hm."}, USER]
@@ -182,7 +180,6 @@ def _encoded(form: str, mode: str = "RGB") -> str:
 
 
 def _images() -> Iterator[Asked]:
-    whys = {"a URL as the part's value": "mistral", "DATA:IMAGE/PNG;BASE64": "urls"}
     urls: dict[str, Any] = {
         "PNG": URL,
         "JPEG": f"data:image/jpeg;base64,{_encoded('JPEG')}",
@@ -210,15 +207,13 @@ def _images() -> Iterator[Asked]:
     }
     for name, url in urls.items():
         content = [_image(url), _text(SHAPES)]
-        yield _chat(f"image: {name}", [_said("user", content)], whys.get(name, ""))
+        yield _chat(f"image: {name}", [_said("user", content)])
     for detail in ("auto", "low", "high", "medium"):
         yield _chat(
             f"image: detail {detail}", [_said("user", [_image(detail=detail), _text(SHAPES)])]
         )
     plain = {"type": "image_url", "image_url": URL}
-    yield _chat(
-        "image: a URL as the part's value", [_said("user", [plain, _text(SHAPES)])], "mistral"
-    )
+    yield _chat("image: a URL as the part's value", [_said("user", [plain, _text(SHAPES)])])
     yield _chat("image: none", [_said("user", [{"type": "image_url"}])])
     yield _chat("image: two", [_said("user", [_image(), _image(), _text(SHAPES)])])
     yield _chat("image: behind the text", [_said("user", [_text(SHAPES), _image()])])
@@ -286,10 +281,15 @@ def _fields() -> Iterator[Asked]:
     for name, values in given.items():
         for value in values:
             sampled = {"temperature": 0.7, "seed": 1} if name in ("top_k", "min_p") else {}
-            yield _chat(f"{name}: {value!r}", [USER], "", **{**sampled, name: value})
+            yield _chat(f"{name}: {value!r}", [USER], **{**sampled, name: value})
     yield _chat("logprobs with top_logprobs", [USER], logprobs=True, top_logprobs=3)
+    by_id: Body = {"logprobs": True, "return_tokens_as_token_ids": True}
+    yield _chat("logprobs of tokens by their ids", [USER], **by_id)
     yield _chat("top_logprobs without logprobs", [USER], top_logprobs=3)
     yield _chat("more top_logprobs than there may be", [USER], logprobs=True, top_logprobs=21)
+    for choices in (1, 2):
+        sampled = {"temperature": 0.7, "seed": 1, "n": choices}
+        yield _chat(f"a temperature, a seed and n of {choices}", [USER], **sampled)
     yield _chat("a stream", [SHOWN], stream=True)
     usage = {"include_usage": True}
     yield _chat("a stream with its usage", [SHOWN], stream=True, stream_options=usage)
@@ -298,7 +298,7 @@ def _fields() -> Iterator[Asked]:
     on: Body = {"continue_final_message": True, "add_generation_prompt": False}
     yield _chat("an answer that goes on", begun, **on)
     yield _chat("an answer that goes on, with echo", begun, **on, echo=True)
-    yield _chat("a prefix", [SHOWN, _said("assistant", "There are", prefix=True)], "mistral")
+    yield _chat("a prefix", [SHOWN, _said("assistant", "There are", prefix=True)])
     yield _chat("a model that is not there", [USER], model="gpt-4o")
     yield _chat("an empty model", [USER], model="")
     yield _chat("a prompt longer than the context", [_said("user", "word " * 9000)])
@@ -316,20 +316,8 @@ def _structures() -> Iterator[Asked]:
     yield _chat("response_format: text", [USER], response_format={"type": "text"})
     yield _chat("response_format: nothing known", [USER], response_format={"type": "xml"})
     yield _chat("response_format: no schema", [USER], response_format={"type": "json_schema"})
-    values: dict[str, Body] = {
-        "multipleOf": {"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 9},
-        "allOf": {"allOf": [{"type": "string"}, {"enum": ["a", "b"]}]},
-        "not": {"not": {"type": "string"}},
-        "if": {"if": {"type": "string"}, "then": {"enum": ["a"]}},
-        "uniqueItems": {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True},
-        "contains": {"type": "array", "contains": {"const": 1}},
-        "minProperties": {"type": "object", "minProperties": 1},
-        "a $ref to nothing": {"$ref": "#/$defs/nothing"},
-        "a type that nobody knows": {"type": "smell"},
-    }
-    for name, value in values.items():
-        schema = {"type": "object", "properties": {"a": value}, "required": ["a"]}
-        yield _chat(f"response_format: {name}", [USER], **of(schema))
+    # These come first: vLLM keeps to the library of its first structured request, which is
+    # xgrammar where it can be.
     outputs: dict[str, Body] = {
         "choice": {"choice": ["yes", "no"]},
         "regex": {"regex": "[0-9]{3}"},
@@ -354,6 +342,20 @@ def _structures() -> Iterator[Asked]:
     for field_name, other in (("min_tokens", 2), ("bad_words", ["yes"])):
         both: Body = {"structured_outputs": {"choice": ["yes", "no"]}, field_name: other}
         yield _chat(f"structured_outputs beside {field_name}", [USER], **both)
+    values: dict[str, Body] = {
+        "multipleOf": {"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 9},
+        "allOf": {"allOf": [{"type": "string"}, {"enum": ["a", "b"]}]},
+        "not": {"not": {"type": "string"}},
+        "if": {"if": {"type": "string"}, "then": {"enum": ["a"]}},
+        "uniqueItems": {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True},
+        "contains": {"type": "array", "contains": {"const": 1}},
+        "minProperties": {"type": "object", "minProperties": 1},
+        "a $ref to nothing": {"$ref": "#/$defs/nothing"},
+        "a type that nobody knows": {"type": "smell"},
+    }
+    for name, value in values.items():
+        schema = {"type": "object", "properties": {"a": value}, "required": ["a"]}
+        yield _chat(f"response_format: {name}", [USER], **of(schema))
 
 
 def _tools() -> Iterator[Asked]:
@@ -374,7 +376,7 @@ def _tools() -> Iterator[Asked]:
         stream=True,
         **one,
     )
-    yield _chat("tools: any", [USER], "mistral", tools=[look], tool_choice="any", **one)
+    yield _chat("tools: any", [USER], tools=[look], tool_choice="any", **one)
     yield _chat("tools: a name that is not there", [USER], tools=[rest], tool_choice=named)
     yield _chat("tools: two of one name", [USER], tools=[look, look])
     listed = {"name": "look", "parameters": {"type": "array"}}
@@ -417,6 +419,11 @@ def _completions() -> Iterator[Asked]:
         "echo": {"prompt": "There are", "echo": True},
         "echo alone": {"prompt": "There are", "echo": True, "max_tokens": 0},
         "logprobs": {"prompt": "There are", "logprobs": 2},
+        "logprobs of tokens by their ids": {
+            "prompt": "There are",
+            "logprobs": 2,
+            "return_tokens_as_token_ids": True,
+        },
         "echo and logprobs": {"prompt": "There are", "echo": True, "logprobs": 1},
         "echo and logprobs in a stream": {
             "prompt": "There are",
@@ -506,7 +513,8 @@ def _messages() -> Iterator[Asked]:
             "messages": [USER, _said("assistant", [use]), _said("user", [result])]
         },
         "an assistant's beginning": {"messages": [*shown, _said("assistant", "There are")]},
-        "no max_tokens": {"messages": shown, "max_tokens": None},
+        "max_tokens of null": {"messages": shown, "max_tokens": None},
+        "an empty model": {"messages": shown, "model": ""},
         "thinking disabled": {"messages": [USER], "thinking": {"type": "disabled"}},
         "thinking adaptive": {"messages": [USER], "thinking": {"type": "adaptive"}},
         "thinking enabled": {
@@ -544,9 +552,10 @@ def _messages() -> Iterator[Asked]:
         },
     }
     for name, body in given.items():
-        asked = {"model": "", "temperature": 0, "max_tokens": 12} | body
+        asked = {"model": MODEL, "temperature": 0, "max_tokens": 12} | body
         yield Asked(f"messages: {name}", MESSAGES, asked)
-    yield Asked("count_tokens", f"{MESSAGES}/count_tokens", {"model": "", "messages": shown})
+    yield Asked("messages: no max_tokens", MESSAGES, {"model": MODEL, "messages": shown})
+    yield Asked("count_tokens", f"{MESSAGES}/count_tokens", {"model": MODEL, "messages": shown})
 
 
 def _others() -> Iterator[Asked]:

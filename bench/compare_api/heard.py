@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -14,7 +15,10 @@ SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """`essence` is what an answer comes to, and None where the request was refused."""
+    """`essence` is what an answer comes to, and None where the request was refused.
+
+    `status` is 0 where the connection broke, or nothing came in time.
+    """
 
     status: int
     essence: Any = None
@@ -22,7 +26,7 @@ class Heard:
 
     @property
     def is_taken(self) -> bool:
-        return self.status < 400
+        return 0 < self.status < 400
 
     def same(self, other: "Heard") -> bool:
         """Which status a refusal has makes no difference to a client that has asked wrongly."""
@@ -30,15 +34,34 @@ class Heard:
 
     def __str__(self) -> str:
         if not self.is_taken:
-            return str(self.status)
+            return str(self.status) if self.status else "no answer"
         text = json.dumps(self.essence, ensure_ascii=False)
         return f"{self.status} `{text[:90]}`" if self.essence is not None else str(self.status)
 
 
+def client(url: str) -> httpx2.Client:
+    """A connection for each request, since vLLM closes one on which it fails unexpectedly."""
+    return httpx2.Client(base_url=url, limits=httpx2.Limits(max_keepalive_connections=0))
+
+
+def write_answers(path: Path, version: str, answers: dict[str, Heard]) -> None:
+    heard = {name: asdict(answer) for name, answer in answers.items()}
+    path.write_text(json.dumps({"version": version, "answers": heard}), "utf-8")
+
+
+def read_answers(path: Path) -> tuple[str, dict[str, Heard]]:
+    """A server's version, and its answers as `write_answers` wrote them."""
+    found = json.loads(path.read_text("utf-8"))
+    return found["version"], {name: Heard(**each) for name, each in found["answers"].items()}
+
+
 def ask(http: httpx2.Client, asked: Asked) -> Heard:
-    response = http.request(
-        asked.method, asked.path, json=asked.body, headers=asked.headers, timeout=SECONDS
-    )
+    try:
+        response = http.request(
+            asked.method, asked.path, json=asked.body, headers=asked.headers, timeout=SECONDS
+        )
+    except httpx2.TransportError as error:
+        return Heard(0, message=repr(error))
     text = response.text
     if response.status_code >= 400:
         return Heard(response.status_code, message=text[:300])
@@ -98,7 +121,9 @@ def _choice(choice: dict[str, Any], message: dict[str, Any]) -> dict[str, Any]:
     made = {"text": message.get("content") or "", "finish": choice["finish_reason"]}
     if calls:
         made["calls"] = calls
-    for name in ("logprobs", "prompt_logprobs", "token_ids"):
+    if found := choice.get("logprobs"):
+        made["tokens"] = found.get("tokens") or [each["token"] for each in found["content"]]
+    for name in ("prompt_logprobs", "token_ids"):
         if choice.get(name) is not None:
             made[name] = True
     return made
@@ -116,11 +141,12 @@ def _of_stream(path: str, events: list[dict[str, Any]]) -> Any:
     if path == "/v1/messages":
         deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
         return "".join(delta.get("text", "") for delta in deltas)
-    texts: dict[int, str] = {}
+    texts: dict[str, str] = {}
     calls = ""
     for choice in _choices(events):
         delta = choice.get("delta") or {"content": choice.get("text")}
-        texts[choice["index"]] = texts.get(choice["index"], "") + (delta.get("content") or "")
+        index = str(choice["index"])
+        texts[index] = texts.get(index, "") + (delta.get("content") or "")
         for call in delta.get("tool_calls") or ():
             calls += call["function"].get("name") or ""
             calls += call["function"].get("arguments") or ""

@@ -52,7 +52,7 @@ OURS: dict[str, tuple[str, ...]] = {
         "cannot have thinking parts beside reasoning: send one of the two",
     ),
     "`disable_any_whitespace` without": (
-        "needs json_schema",
+        "needs a JSON Schema: leave it out",
         "cannot be combined with {}",
         "must have one of json, regex, choice, grammar and json_object, and no more",
     ),
@@ -79,7 +79,7 @@ OURS: dict[str, tuple[str, ...]] = {
         "the prompt's {} tokens have {}, and must have {}",
         "an answer that is not streamed must have {}: ask for fewer, or stream it",
     ),
-    "`min_tokens`, `ignore_eos`": ("cannot be combined with structured_output",),
+    "`min_tokens`, `ignore_eos`": ("cannot be combined with a structured output: leave it out",),
     "a structure beside a call": ("cannot be combined with a tool choice that forces a tool call",),
     "a schema, expression": ("the grammar of their parameters must have {}",),
     "a schema with a keyword that xgrammar": ("their parameters: {}",),

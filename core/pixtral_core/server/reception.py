@@ -25,9 +25,11 @@ else:
 YOUNG_SECONDS: Final = 0.005
 LOOK_SECONDS: Final = 0.05
 # gRPC copies whole messages on the event loop, all that are whole in one go: twenty of the largest
-# would hold up everybody else for a second. So of one party's on one connection few begin at once,
-# while nothing comes of them, and none while more than a burst has come beyond a rate.
-MOST_YOUNG: Final = 2
+# would hold up everybody else for a second. So of one party's on one connection one is young at a
+# time, few begin while nothing comes of them, and none while more than a burst has come beyond a
+# rate.
+MOST_YOUNG: Final = 1
+MOST_QUIET: Final = 2
 QUIET_SECONDS: Final = 0.25
 BURST_BYTES: Final = 2 << 20
 BYTES_A_SECOND: Final = 256 << 20
@@ -169,7 +171,7 @@ class _Flow:
         received = self._count()
         if received is None or received > self._quiet_at:
             self._quiet = 0
-        is_quiet = self._quiet >= MOST_YOUNG and monotonic() - self._quiet_since <= QUIET_SECONDS
+        is_quiet = self._quiet >= MOST_QUIET and monotonic() - self._quiet_since <= QUIET_SECONDS
         return self._young < MOST_YOUNG and self._left >= 0 and not is_quiet
 
     def _count(self) -> int | None:

@@ -27,11 +27,14 @@ def check_structured_output(sampling: Sampling, wanted: StructuredOutput) -> Non
             pass
     if wanted.disable_any_whitespace and wanted.structure is not Structure.JSON_SCHEMA:
         raise InvalidRequest(
-            "sampling.structured_output.disable_any_whitespace", "needs json_schema"
+            "sampling.structured_output.disable_any_whitespace",
+            "needs a JSON Schema: leave it out",
         )
     for field in INCOMPATIBLE:
         if getattr(sampling, field):
-            raise InvalidRequest(f"sampling.{field}", "cannot be combined with structured_output")
+            raise InvalidRequest(
+                f"sampling.{field}", "cannot be combined with a structured output: leave it out"
+            )
 
 
 def read_schema(text: str, path: str) -> dict[str, Any]:

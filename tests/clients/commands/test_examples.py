@@ -20,14 +20,14 @@ PATH = f"{NPM / 'node_modules' / '.bin'}:{os.environ['PATH']}"
 TARGET = os.environ.get("PIXTRAL_CLIENTS_GRPC", "")
 
 
-def run(command: Sequence[str | Path], folder: Path = ROOT) -> str:
+def run(command: Sequence[str | Path], folder: Path = ROOT, seconds: float = 100) -> str:
     ended = subprocess.run(
         command,
         cwd=folder,
         env={**os.environ, "PATH": PATH, "PIXTRAL_TARGET": TARGET, "PIXTRAL_URL": URL},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=seconds,
     )
     assert ended.returncode == 0, ended.stdout[-1000:] + ended.stderr[-2000:]
     return ended.stdout
@@ -45,7 +45,7 @@ def typescript() -> Path:
     return NPM
 
 
-def assert_told(output: str) -> None:
+def assert_answered(output: str) -> None:
     lines = dict(line.split(": ", 1) for line in output.splitlines())
     assert lines["model"] == MODEL
     assert lines["whole"] == lines["stream"] == ANSWER
@@ -53,17 +53,17 @@ def assert_told(output: str) -> None:
 
 
 def test_python_over_grpc() -> None:
-    assert_told(run([sys.executable, EXAMPLES / "python" / "over_grpc.py"]))
+    assert_answered(run([sys.executable, EXAMPLES / "python" / "over_grpc.py"]))
 
 
 def test_python_over_http() -> None:
-    assert_told(run([CLIENTS, EXAMPLES / "python" / "over_http.py"]))
+    assert_answered(run([CLIENTS, EXAMPLES / "python" / "over_http.py"]))
 
 
 @pytest.mark.parametrize("script", ["grpc_js.ts", "connect.ts"])
 def test_typescript(typescript: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setenv("PIXTRAL_PROTOS", str(ROOT / "protos"))
-    assert_told(run(["tsx", script, PICTURE, QUESTION], typescript))
+    assert_answered(run(["tsx", script, PICTURE, QUESTION], typescript))
 
 
 def test_typescript_is_of_its_types(typescript: Path) -> None:
@@ -77,3 +77,13 @@ def test_curl() -> None:
     assert events.pop() == "[DONE]"
     deltas = [choice["delta"] for each in events for choice in json.loads(each)["choices"]]
     assert "".join(delta.get("content") or "" for delta in deltas) == ANSWER
+
+
+@pytest.mark.parametrize(("tool", "needs"), [("go_example", ()), ("java_example", ("javac",))])
+def test_with_packages_of_debian(tool: str, needs: Sequence[str]) -> None:
+    missing = [each for each in ("apt-get", "dpkg", *needs) if shutil.which(each) is None]
+    if missing:
+        pytest.skip(f"this machine has no {missing[0]}")
+    built, _, output = run([ROOT / "tools" / tool], seconds=380).partition("\n")
+    assert built.startswith("the example in ")
+    assert_answered(output)

@@ -202,6 +202,24 @@ async def test_what_is_at_fault_is_told_with_its_place() -> None:
 
 
 @pytest.mark.parametrize(
+    ("structure", "value", "told"),
+    [
+        (JSON, {"items": {"type": "smell"}}, "^type at #/items must be of string, number"),
+        (JSON, {"items": {"$ref": "#/$defs/a"}}, r"^\$ref at #/items names nothing"),
+        (JSON, {"enum": []}, "^is not a JSON Schema"),
+        (REGEX, "(", "^is not a regular expression"),
+        (GRAMMAR, 'root ::= "a" b', "^is not a grammar"),
+        (GRAMMAR, 'start: "a" b', "^is not a grammar"),
+    ],
+)
+async def test_a_malformed_structure_is_told_as_such(
+    structure: Structure, value: Any, told: str
+) -> None:
+    with pytest.raises(NotTaken, match=told):
+        await check(structure, value)
+
+
+@pytest.mark.parametrize(
     ("schema", "taken", "refused"),
     [
         ({"minLength": 3}, ['"abc"'], ['"ab"', "12"]),
@@ -215,6 +233,7 @@ async def test_what_is_at_fault_is_told_with_its_place() -> None:
             ['{"a": "bc"}'],
         ),
         ({"type": "object", "required": ["a"]}, ['{"a": 1}'], ["{}", '{"b": 1}']),
+        ({"type": "object", "minProperties": 1}, ['{"a": 1}', '{"a": 1, "b": []}'], ["{}"]),
         (
             {"type": "object", "properties": {"b": {"type": "null"}}, "required": ["a"]},
             ['{"b": null, "a": [1]}', '{"a": 1}'],

@@ -9,7 +9,7 @@ import pytest
 with warnings.catch_warnings():
     # vLLM's own, at import.
     warnings.simplefilter("ignore")
-    from pixtral_decoder.grammar.unsupported import beyond_xgrammar, circular, ignored
+    from pixtral_decoder.grammar.unsupported import beyond_xgrammar, circular, ignored, malformed
 
 TEXTS = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 
@@ -82,7 +82,7 @@ def test_references_that_lead_nowhere_are_found() -> None:
 
 def test_what_is_fine_is_not_told() -> None:
     schema = within({"enum": [{"not": 1, "multipleOf": 2}], "description": "not if"})
-    assert [ignored(schema), circular(schema)] == [None, None]
+    assert [ignored(schema), circular(schema), malformed(schema)] == [None, None, None]
     named = {"$ref": "#/$defs/a", "type": "object", "title": "a", "additionalProperties": True}
     vacuous = {"format": "int32", "enum": [[1]], "minItems": 0, "uniqueItems": False, "items": {}}
     assert [ignored(within(named)), ignored(within(vacuous))] == [None, None]

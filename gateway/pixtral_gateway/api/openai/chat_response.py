@@ -47,7 +47,9 @@ class _Gathered:
     """One choice as it grows. Log-probabilities, of which a choice may have a million, are JSON
     already: as objects they would take six times the memory, and seconds to write at the end."""
 
-    def __init__(self, beginning: str, *, has_token_ids: bool, has_reasoning: bool) -> None:
+    def __init__(
+        self, beginning: str, *, has_token_ids: bool, has_reasoning: bool, has_ids_as_tokens: bool
+    ) -> None:
         self.reasoning = StringIO() if has_reasoning else None
         self.text = StringIO()
         self.text.write(beginning)
@@ -55,13 +57,17 @@ class _Gathered:
         self.logprobs: list[str] = []
         self.token_ids: list[int] | None = [] if has_token_ids else None
         self.last: request.Delta | None = None
+        self._has_ids_as_tokens = has_ids_as_tokens
 
     def add(self, delta: request.Delta) -> None:
         self.text.write(delta.text)
         if self.reasoning is not None:
             self.reasoning.write(delta.reasoning)
         self.calls.extend(delta.tool_calls)
-        self.logprobs += (_json(token_logprobs_of(each)) for each in delta.logprobs)
+        self.logprobs += (
+            _json(token_logprobs_of(each, as_ids=self._has_ids_as_tokens))
+            for each in delta.logprobs
+        )
         if self.token_ids is not None:
             self.token_ids.extend(delta.token_ids)
         self.last = delta
@@ -95,6 +101,7 @@ async def whole(
             asked.beginning(),
             has_token_ids=has_token_ids,
             has_reasoning=asked.include_reasoning is not False,
+            has_ids_as_tokens=bool(asked.return_tokens_as_token_ids),
         )
         for _ in range(choices)
     ]
@@ -226,7 +233,7 @@ class _Chunks:
             event.index,
             _content(event),
             FINISH_REASONS[event.finish_reason],
-            _logprobs(event.logprobs),
+            _logprobs(event.logprobs, as_ids=bool(self._asked.return_tokens_as_token_ids)),
             event.stop_reason,
         )
         if self._has_token_ids:
@@ -301,20 +308,30 @@ def _delta(
     }
 
 
-def _logprobs(found: Sequence[logprobs.TokenLogprobs]) -> Logprobs | None:
+def _logprobs(found: Sequence[logprobs.TokenLogprobs], *, as_ids: bool) -> Logprobs | None:
     if not found:
         return None
-    return {"content": [token_logprobs_of(each) for each in found], "refusal": None}
+    return {"content": [token_logprobs_of(each, as_ids=as_ids) for each in found], "refusal": None}
 
 
-def token_logprobs_of(token: logprobs.TokenLogprobs) -> TokenLogprobs:
+def token_logprobs_of(token: logprobs.TokenLogprobs, *, as_ids: bool = False) -> TokenLogprobs:
     assert token.chosen is not None  # noqa: S101 - for mypy: a completion's tokens were chosen
-    return {**_logprob(token.chosen), "top_logprobs": [_logprob(each) for each in token.top]}
+    top = [_logprob(each, as_ids=as_ids) for each in token.top]
+    return {**_logprob(token.chosen, as_ids=as_ids), "top_logprobs": top}
 
 
-def _logprob(token: logprobs.Logprob) -> Logprob:
+def name_of(token: logprobs.Logprob, *, as_ids: bool) -> str:
+    """A token's text, or its id in vLLM's form."""
+    return as_id(token.token_id) if as_ids else token.text
+
+
+def as_id(token_id: int) -> str:
+    return f"token_id:{token_id}"
+
+
+def _logprob(token: logprobs.Logprob, *, as_ids: bool) -> Logprob:
     return {
-        "token": token.text,
+        "token": name_of(token, as_ids=as_ids),
         # JSON has no infinity, so this is vLLM's own replacement.
         "logprob": max(token.logprob, LEAST_LOGPROB),
         "bytes": list(token.text.encode()),

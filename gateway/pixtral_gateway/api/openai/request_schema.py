@@ -337,6 +337,7 @@ class CompletionBody(SamplingBody):
     ] = None
     response_format: ResponseFormat | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     # vLLM's field: a part of the answer's id.
     request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
 
@@ -505,7 +506,6 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "repetition_detection": (),
     "return_prompt_text": (False,),
     "return_token_strs": (False,),
-    "return_tokens_as_token_ids": (False,),
     "routed_experts_prompt_start": (0,),
     "safe_prompt": (False,),
     "thinking_token_budget": (),
@@ -537,7 +537,6 @@ INSTEAD = {
     "media_io_kwargs": "an image is read as the checkpoint says",
     "mm_processor_kwargs": "an image is read as the checkpoint says",
     "return_prompt_text": "set return_token_ids",
-    "return_tokens_as_token_ids": "set return_token_ids",
     "routed_experts_prompt_start": "these models have no experts to route to",
     "safe_prompt": "put the rules into a system message",
     "truncate_prompt_tokens": "leave out messages; POST /tokenize counts the tokens",

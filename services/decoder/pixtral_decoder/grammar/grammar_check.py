@@ -20,7 +20,13 @@ from pixtral_core.errors import log_place
 from pixtral_decoder.grammar.completion import completed
 from pixtral_decoder.grammar.cost_trial import NothingFollows, is_slow
 from pixtral_decoder.grammar.patterns import mended, needs_escapes, patterns, with_caret
-from pixtral_decoder.grammar.unsupported import beyond_xgrammar, circular, ignored, not_enforced
+from pixtral_decoder.grammar.unsupported import (
+    beyond_xgrammar,
+    circular,
+    ignored,
+    malformed,
+    not_enforced,
+)
 from pixtral_decoder.vllm_hooks.grammar_vocabulary import has_json, in_json
 from pixtral_decoder.vllm_hooks.one_line_json import is_on_one_line, on_one_line
 from pixtral_decoder.vllm_hooks.refusals import REFUSALS
@@ -31,12 +37,21 @@ MAX_CPU_SECONDS = limits.STRUCTURE_READ_SECONDS.high
 MAX_SECONDS = limits.STRUCTURE_WAIT_SECONDS.high
 
 # The errors that parsers raise about a structure. Another type may be a fault of this code.
-MISTAKES = (*REFUSALS, RuntimeError)
+MISTAKES: tuple[type[Exception], ...] = (*REFUSALS, RuntimeError)
 
 
 LONG_TO_READ = "takes too long to read: make it smaller"
 SLOW = "takes too long to follow: write it so that a text can be read in one way"
 LEADS_NOWHERE = "an answer can come to a place where nothing may follow"
+MALFORMED_SCHEMA = "is not a JSON Schema that the engine can follow: check its types and values"
+MALFORMED_REGEX = (
+    "is not a regular expression that the engine can read: leave out look-around and back "
+    "references, and close each bracket"
+)
+MALFORMED_GRAMMAR = (
+    "is not a grammar that the engine can read: write EBNF with a rule root, or Lark with a rule "
+    "start, and define each rule that it names"
+)
 
 
 class NotTaken(Exception):
@@ -77,9 +92,19 @@ class StructureCheck:
             raise NotTaken(LEADS_NOWHERE) from None
         except Exception as error:
             # Each of four parsers shows mistakes in its own way.
-            level = logging.DEBUG if isinstance(error, MISTAKES) else logging.WARNING
+            is_mistake = isinstance(error, MISTAKES)
+            level = logging.DEBUG if is_mistake else logging.WARNING
             log_place(error, "a structure could not be read", level)
-            raise NotTaken from None
+            raise NotTaken(_malformed(parameters) if is_mistake else "") from None
+
+
+def _malformed(parameters: SamplingParams) -> str:
+    wanted = parameters.structured_outputs
+    if wanted is not None and wanted.regex is not None:
+        return MALFORMED_REGEX
+    if wanted is not None and wanted.grammar is not None:
+        return MALFORMED_GRAMMAR
+    return MALFORMED_SCHEMA
 
 
 def _read(parameters: SamplingParams) -> None:
@@ -91,13 +116,13 @@ def _read(parameters: SamplingParams) -> None:
     if wanted.regex is not None:
         wanted.regex = with_caret(wanted.regex)
     if schema is not None:
-        schema = _checked(schema, until)
+        wanted.json = schema = _checked(schema, until)
     elif has_json(wanted.grammar or ""):
         wanted.grammar = _with_schemas_checked(wanted.grammar or "", until)
     # Leaves choices as a grammar.
     validate(parameters)
-    if schema is not None:
-        wanted.json = on_one_line(schema) if wanted.disable_any_whitespace else schema
+    if schema is not None and wanted.disable_any_whitespace:
+        wanted.json = on_one_line(schema)
     if time.thread_time() - began > MAX_CPU_SECONDS:
         raise NotTaken(LONG_TO_READ)
     is_json = schema is not None or has_json(wanted.grammar or "")
@@ -120,7 +145,11 @@ def _checked(schema: str, until: float) -> str:
             raise NotTaken(not_enforced("a pattern with a quotation mark or a backslash", path))
     if made != parsed:
         schema = json.dumps(made)
-    validate(SamplingParams(structured_outputs=StructuredOutputsParams(json=schema)))
+    try:
+        validate(SamplingParams(structured_outputs=StructuredOutputsParams(json=schema)))
+    except MISTAKES as error:
+        log_place(error, "a structure could not be read", logging.DEBUG)
+        raise NotTaken(malformed(parsed) or MALFORMED_SCHEMA) from None
     return schema
 
 

@@ -22,6 +22,26 @@ _BOUNDS = frozenset(_ALONE).union(*KEYWORDS.values()) - {"format"}
 _LONGEST_PATH = 300
 
 
+_TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
+
+
+def malformed(schema: Any) -> str | None:
+    """Tells of a type that JSON Schema does not have, or of a reference to nothing.
+
+    Only for a schema that does not compile: a keyword that nobody knows may hold anything.
+    """
+    for path, each in located(schema):
+        types = each.get("type", [])
+        if not all(one in _TYPES for one in (types if isinstance(types, list) else [types])):
+            return f"type at {_shown(path)} must be of {', '.join(_TYPES)}"
+        reference = each.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            continue
+        if _resolved(schema, reference) is None:
+            return f"$ref at {_shown(path)} names nothing in the schema: put it into $defs"
+    return None
+
+
 def ignored(schema: Any) -> str | None:
     """Names a keyword that xgrammar ignores, or a reference that it cannot follow."""
     for path, each in located(schema):

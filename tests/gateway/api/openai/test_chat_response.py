@@ -36,6 +36,16 @@ async def stops_at_a_token(_: decoder_pb2.GenerateRequest) -> Responses:
     yield last
 
 
+async def tells_of_a_token(_: decoder_pb2.GenerateRequest) -> Responses:
+    told = [
+        chat_pb2.Logprob(token_id=token_id, text=text, logprob=-1, rank=rank)
+        for token_id, text, rank in ((7, "é", 2), (8, "b", 1))
+    ]
+    last = delta("é", 7, finish=chat_pb2.FINISH_REASON_STOP)
+    last.delta.logprobs.append(chat_pb2.TokenLogprobs(chosen=told[0], top=told[1:]))
+    yield last
+
+
 async def is_cut_in_a_call(request: decoder_pb2.GenerateRequest) -> Responses:
     if request.prompt_token_ids[-1] != TOOL_CALLS:
         yield delta("[TOOL_CALLS]", TOOL_CALLS)
@@ -82,6 +92,25 @@ async def test_token_ids_are_told_where_they_are_asked_for(http: httpx.AsyncClie
     plain = await ask(http)
     assert "prompt_token_ids" not in plain
     assert "token_ids" not in plain["choices"][0]
+
+
+@pytest.mark.parametrize("as_ids", [False, True])
+async def test_a_token_is_named_by_its_id_where_that_is_asked_for(
+    http: httpx.AsyncClient, decoders: list[FakeDecoder], as_ids: bool
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [tells_of_a_token]
+    asked = {"logprobs": True, "top_logprobs": 1, "return_tokens_as_token_ids": as_ids}
+    whole = await ask(http, **asked)
+    chunks = chunks_of(await stream(http, **asked))
+    streamed = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    for told in (whole["choices"][0]["logprobs"], *filter(None, streamed)):
+        (token,) = told["content"]
+        (likelier,) = token["top_logprobs"]
+        names = ["token_id:7", "token_id:8"] if as_ids else ["é", "b"]
+        assert [token["token"], likelier["token"]] == names
+        assert [token["bytes"], likelier["bytes"]] == [list("é".encode()), [98]]
+    assert any(streamed)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from pixtral_gateway.api.openai.chat_response import (
     DONE,
     FINISH_REASONS,
     LEAST_LOGPROB,
+    as_id,
     ending_of,
     event_of,
+    name_of,
     prompt_logprobs_of,
     running_usage,
 )
@@ -65,6 +67,7 @@ class CompletionWriter:
         self._echoes = echoes
         self._first_tokens = first_tokens
         self._n = asked.n or 1
+        self._as_ids = bool(asked.return_tokens_as_token_ids)
         self._prompts: dict[int, Sequence[int]] = {}
         self._finished: dict[int, Finished] = {}
         self._choices = [_Choice() for _ in range(self._n * len(echoes))]
@@ -141,8 +144,8 @@ class CompletionWriter:
             text = self._echoes[prompt] + text
         logprobs = None
         if delta.logprobs:
-            logprobs = _logprobs(delta.logprobs, choice.offset)
-            choice.offset += sum(map(len, logprobs["tokens"]))
+            logprobs = _logprobs(delta.logprobs, choice.offset, as_ids=self._as_ids)
+            choice.offset += sum(len(each.chosen.text) for each in delta.logprobs if each.chosen)
         made: CompletionChoice = {
             "index": at,
             "text": text,
@@ -162,6 +165,7 @@ class CompletionWriter:
         for at, choice in enumerate(self._choices):
             prompt = at // self._n
             text, logprobs = "".join(choice.texts), choice.logprobs
+            prompt_ids = self._prompts[prompt]
             if asked.is_echo_alone:
                 text, logprobs = "", []
             if asked.echo:
@@ -172,12 +176,14 @@ class CompletionWriter:
                 "text": text,
                 "logprobs": None
                 if asked.logprobs is None
-                else _logprobs(logprobs, 0, self._first_tokens[prompt]),
+                else _logprobs(
+                    logprobs, 0, self._first_tokens[prompt], prompt_ids, as_ids=self._as_ids
+                ),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
             }
             if asked.return_token_ids:
-                answered["prompt_token_ids"] = list(self._prompts[prompt])
+                answered["prompt_token_ids"] = list(prompt_ids)
                 answered["token_ids"] = choice.token_ids
             if asked.prompt_logprobs is not None:
                 answered["prompt_logprobs"] = prompt_logprobs_of(
@@ -201,9 +207,17 @@ class CompletionWriter:
 
 
 def _logprobs(
-    tokens: Iterable[TokenLogprobs], offset: int, first_token: str = ""
+    tokens: Iterable[TokenLogprobs],
+    offset: int,
+    first_text: str = "",
+    prompt: Sequence[int] = (),
+    *,
+    as_ids: bool,
 ) -> CompletionLogprobs:
-    """In OpenAI's form. The first token of a prompt has none, because no token comes before it."""
+    """In OpenAI's form. The first token of a prompt has none, because no token comes before it.
+
+    Offsets are positions in the text, even if tokens are named by their ids.
+    """
     made: CompletionLogprobs = {
         "text_offset": [],
         "token_logprobs": [],
@@ -211,20 +225,21 @@ def _logprobs(
         "top_logprobs": [],
     }
     for token in tokens:
-        text = first_token if token.chosen is None else token.chosen.text
         made["text_offset"].append(offset)
-        made["tokens"].append(text)
-        offset += len(text)
+        offset += len(first_text if token.chosen is None else token.chosen.text)
         if token.chosen is None:
+            made["tokens"].append(as_id(prompt[0]) if as_ids else first_text)
             made["token_logprobs"].append(None)
             made["top_logprobs"].append(None)
             continue
+        name = name_of(token.chosen, as_ids=as_ids)
+        made["tokens"].append(name)
         made["token_logprobs"].append(_bounded(token.chosen))
         # The chosen token is always among them. If two tokens have the same text, the likelier one
         # has it.
-        top = {token.chosen.text: _bounded(token.chosen)}
+        top = {name: _bounded(token.chosen)}
         for each in token.top:
-            top.setdefault(each.text, _bounded(each))
+            top.setdefault(name_of(each, as_ids=as_ids), _bounded(each))
         made["top_logprobs"].append(top)
     return made
 

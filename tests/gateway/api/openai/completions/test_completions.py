@@ -215,6 +215,24 @@ async def test_logprobs_are_lists_of_each_token(
     assert {"decoded_token": "p1", "logprob": -1.0, "rank": 2} in second.values()
 
 
+async def test_tokens_are_named_by_their_ids_where_that_is_asked_for(
+    http: httpx.AsyncClient, decoders: list[FakeDecoder]
+) -> None:
+    for decoder in decoders:
+        decoder.behaviours = [tells_of_all]
+    tokens = await tokens_of(http, "Hi there")
+    asked = {"logprobs": 1, "return_tokens_as_token_ids": True}
+    answer = await complete(http, "Hi there", echo=True, **asked)
+    logprobs = answer["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == [f"token_id:{each}" for each in (*tokens, 7, 7)]
+    assert logprobs["top_logprobs"][-1] == {"token_id:7": -2.0, "token_id:8": -9999.0}
+    assert logprobs["text_offset"][:3] == [0, 3, 5]
+    chunks = await stream(http, "Hi", **asked)
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [each["tokens"] for each in told if each] == [["token_id:7"]] * 2
+    assert [each["text_offset"] for each in told if each] == [[0], [1]]
+
+
 @pytest.mark.parametrize("as_ids", [False, True])
 async def test_an_echo_has_the_prompt_and_its_logprobs(
     http: httpx.AsyncClient, decoders: list[FakeDecoder], as_ids: bool
