@@ -8,7 +8,7 @@ On a CPU, with a small random checkpoint, to see that it runs:
 
     python -m bench.decoder --preset small
 
-Both engines have the same settings, but for what the decoder sets by itself: weights in bf16,
+Both engines have the same settings, except those that the decoder sets by itself: weights in bf16,
 16,384 tokens of context, 64 requests at once, compiled and with CUDA graphs on a GPU, not compiled
 with `--eager` and on a CPU. `--ours NAME=JSON` and `--stock NAME=JSON` add arguments of vLLM's
 AsyncEngineArgs to one of them. `--steps 8192/1536` has ours take at most 8,192 tokens in a step and

@@ -45,7 +45,7 @@ class Dial:
 
 
 def scheduler(**given: Any) -> Any:
-    """The decoder's own, but for its numbers: they are the dial's."""
+    """The decoder's own, except its numbers: they are the dial's."""
     from pixtral_decoder.vllm_hooks import scheduler
 
     made = scheduler.scheduler(**given)

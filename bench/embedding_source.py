@@ -4,7 +4,7 @@
 
 A real Redis of its own over loopback, embeddings of Pixtral-12B's width in bf16, each asked for
 once by a decoder whose own memory has room for a few. Milliseconds, the median: the `whole` of it,
-that but for looking at what comes (`received`), and the two looks by themselves, by pieces.
+that without looking at what comes (`received`), and the two looks by themselves, by pieces.
 """
 
 import argparse

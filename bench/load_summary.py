@@ -18,7 +18,7 @@ GIVEN_UP = "GIVEN_UP"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Times in seconds; but for `due`, which is since the load's begin, and `late`, by which the
+    """Times in seconds; except `due`, which is since the load's begin, and `late`, by which the
     generator was, all are since the request was due. `gaps` are between messages with tokens."""
 
     due: float

@@ -160,5 +160,5 @@ def plan(mix: Mix, arrivals: Iterable[Request], album: Album, seed: int) -> Iter
 def _sides(size: str) -> tuple[int, int]:
     width, _, height = size.partition("x")
     if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise ValueError(f"{size} is no WIDTHxHEIGHT")
+        raise ValueError(f"{size} is not a WIDTHxHEIGHT")
     return int(width), int(height)

@@ -44,7 +44,7 @@ class Prompt:
 
 @dataclass(slots=True)
 class Author:
-    """Writes prompts. `numbers` names images and texts: whoever shares it repeats nothing.
+    """Writes prompts. `numbers` names images and texts: prompts that share it repeat nothing.
 
     `first_of_pool` names the first image of a pool, which authors with another do not share.
     """

@@ -2,8 +2,8 @@
 
 CONTRIBUTING.md has the rule: subject, verb, object. A sentence that begins with "Of", "By" or
 "What" hides its subject; so do the forms of FORMS. Docs describe the present: the forms of HISTORY
-belong to CHANGELOG.md and to dated benchmarks. Arguments are the files and folders to read; none
-means all.
+belong to CHANGELOG.md, release notes and dated benchmarks. Arguments are the files and folders to
+read; none means all.
 """
 
 import ast
@@ -30,9 +30,23 @@ FORMS = {
     "a negated noun": r"\bis no (?:permit|promise)\b",
     "an inverted clause": r"\b[Ss]o it is (?:at|in|with)\b|\b[Ff]rom the first that\b",
     "'named by'": r"\bcan be named by\b",
+    "'whoever'": r"(?<!\")\b[Ww]hoever\b",
+    "'but for' in place of 'except'": r"^(?!.*\bnot for\b).*\bbut for\b",
+    "'passed over' in place of 'ignored'": r"\b[Pp]assed over\b",
+    "'held to' in place of 'fits'": r"\b(?:is|are) (?:always )?held to\b",
+    "a compressed reason": r"(?:^|, )[Ss]o (?:is|are) (?:it|they) with\b",
 }
-HISTORY = {"history": r"\bearlier build\b|\bwas then\b|\bbuilds? before\b"}
-MAY_TELL_HISTORY = re.compile(r"CHANGELOG\.md|docs/benchmarks/.*")
+HISTORY = {
+    "history": r"\bearlier (?:build|version)\b|\bwas then\b|\bbuilds? before\b"
+    r"|\b(?:[Pp]reviously|[Ff]ormerly)\b"
+}
+# Pages, in addition: "before" without what comes after it compares with a past that the reader
+# does not know.
+HISTORY_OF_PAGES = {
+    "'before' without an object": r"\b[Bb]efore(?=[.,;:)]|$)",
+    "history": r"\b[Ss]ince then\b|\bused to (?:be|have|do|take)\b|\buntil now\b",
+}
+MAY_TELL_HISTORY = re.compile(r"CHANGELOG\.md|docs/(?:benchmarks|release-notes)/.*")
 # Arguments of a call whose texts a user reads, beside those of exceptions and log records.
 HELP_TEXTS = {"description", "help", "title"}
 LOG_METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
@@ -77,12 +91,14 @@ def reader(name: str) -> Callable[[str], Iterable[Paragraph]] | None:
 def faults(name: str, text: str) -> Iterator[tuple[int, str]]:
     """The line and kind of each fault in a file's prose, with the sentence."""
     read = reader(name)
-    forms = FORMS if MAY_TELL_HISTORY.fullmatch(name) else FORMS | HISTORY
+    rules = [FORMS]
+    if not MAY_TELL_HISTORY.fullmatch(name):
+        rules += [HISTORY, HISTORY_OF_PAGES] if name.endswith(".md") else [HISTORY]
     for paragraph in read(text) if read else ():
         for sentence in re.split(r"(?<=[.!?])\s+(?=[\"'(*`]*[A-Z])", paragraph.words):
             if beginning := BEGINNINGS.match(sentence):
                 yield paragraph.line, f"begins with '{beginning[1]}': {sentence}"
-            for fault, form in forms.items():
+            for fault, form in ((f, each) for rule in rules for f, each in rule.items()):
                 if re.search(form, sentence):
                     yield paragraph.line, f"{fault}: {sentence}"
 

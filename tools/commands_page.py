@@ -15,8 +15,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
 HEAD = """\
 # The command line
 
-Made by `python -m tools.commands_page` from the help texts. [settings.md](settings.md) has the
-flags of `pixtral-serve gateway`, `encoder` and `decoder`.
+`python -m tools.commands_page` makes this page from the help texts. [settings.md](settings.md) has
+the flags of `pixtral-serve gateway`, `encoder` and `decoder`.
 
 """
 COLUMNS = "| argument | default | |\n|---|---|---|\n"

@@ -21,18 +21,21 @@ PROTO = ROOT / "protos" / "pixtral" / "v1" / "chat.proto"
 HEAD = """\
 # Errors and their reasons
 
-Made by `python -m tools.errors_page` from `ErrorReason` in `protos/pixtral/v1/chat.proto`. Over
-gRPC an error has a status code, and `google.rpc` details: `ErrorInfo` with the reason under the
-domain `pixtral`, `BadRequest` with the path of each field, and `RetryInfo` where a later try can
-succeed. Over HTTP it has a status, and a body in OpenAI's form with the reason as `code`, in small
-letters, and the path as `param`; `Retry-After` stands for `RetryInfo`.
+`python -m tools.errors_page` makes this page from `ErrorReason` in `protos/pixtral/v1/chat.proto`.
+
+| an error has | over gRPC | over HTTP, in OpenAI's form |
+|---|---|---|
+| its kind | the status code | the status |
+| its reason | `ErrorInfo` under the domain `pixtral` | `code`, in small letters |
+| the path of each wrong field | `BadRequest` | `param` |
+| the time to retry after, if a retry can succeed | `RetryInfo` | `Retry-After` |
 """
 TABLE = "\n| reason | status code | HTTP | cause | remedy |\n|---|---|---|---|---|\n"
-CLIENTS = "\n## Of requests\n"
+CLIENTS = "\n## Errors of requests\n"
 TIERS = """
-## Between tiers
+## Errors between tiers
 
-The gateway sees these and tries again. A client sees one of them as `UNAVAILABLE`, if at all.
+The gateway gets these errors and tries again. If that fails, the client gets `UNAVAILABLE`.
 """
 
 _REASON = re.compile(

@@ -30,18 +30,26 @@ STILL_NEEDED = "test_still_needed"
 HEAD = """\
 # Hooks
 
-Made by `python -m tools.hooks_page` from the hooks' own headers. A hook is a module that reaches
-into a library beyond what the library promises to others. Each has a file of its own, which lists
-every name that it touches, and two tests.
+`python -m tools.hooks_page` makes this page from the hooks' own headers. A hook is a module that
+uses a part of a library that the library does not promise to keep. Each hook is a file of its own,
+which lists every name that it touches, and has two tests:
 
-*Still there* looks for those names. It runs without an engine, and also where the process starts:
-a library that has moved stops the start with a sentence that names the hook and what it misses, and
-`pixtral-serve doctor` says the same of vLLM. *Still needed* shows the fault that the hook is for,
-in the library as it is installed. It fails once upstream has mended it, and the hook can go.
+- *Still there* looks for those names, without an engine. The check also runs at the start of a
+process:
+  a library that has changed stops the start with a sentence that names the hook and the missing
+  name. `pixtral-serve doctor` says the same for vLLM.
+- *Still needed* shows the fault of the installed library that the hook corrects. It fails when
+upstream
+  has corrected it; then remove the hook.
 
-When *still there* fails after an upgrade: read the hook's header, find in the library's changes
-what has become of the name, mend the hook or take it out, and run its tests and those that its test
-file names for a whole engine. Until then, install a version from the table.
+When *still there* fails after an upgrade:
+
+1. Read the hook's header.
+2. Find in the library's changes what has become of the name.
+3. Repair or remove the hook.
+4. Run its tests, and those that its test file names for a whole engine.
+
+Until then, install a version from the table.
 
 Some code uses a library closely and needs no hook, because the library documents what it uses:
 prometheus_client's multiprocess mode and its server, xgrammar's compiler and matcher, and vLLM's
@@ -49,8 +57,9 @@ engine arguments, inputs, sampling parameters and AsyncLLM.
 
 ## Versions of vLLM
 
-The decoder warns of another one and starts, unless a hook misses something. On a GPU vLLM runs its
-model runner V2, on a CPU V1: a test on a CPU shows nothing of V2, `tests.decoder.on_gpu` does.
+With another version the decoder warns and starts, unless a hook misses something. vLLM runs its
+model runner V2 on a GPU, and V1 on a CPU. A test on a CPU shows nothing of V2;
+`tests.decoder.on_gpu` does.
 """
 
 

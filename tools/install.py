@@ -44,7 +44,9 @@ def torch() -> tuple[str, list[str]]:
             # An index that holds only CUDA builds makes this fail.
             return f"{pin}+cpu (200 MB to fetch)", ["--index-url", index, f"{pin}+cpu"]
         case other:
-            sys.exit(f"TORCH={other} is no build of torch: TORCH=cpu is one; without, pip chooses")
+            sys.exit(
+                f"TORCH={other} is not a build of torch: TORCH=cpu is one; without, pip chooses"
+            )
 
 
 def step(number: int, what: str, arguments: list[str]) -> None:

@@ -18,23 +18,27 @@ PAGE, API = DOCS / "limits.md", DOCS / "api.md"
 HEAD = """\
 # Limits
 
-Made by `python -m tools.limits_page` from `core/pixtral_core/limits.py`, which every tier reads. A
-request beyond one fails with `INVALID_ARGUMENT` and the field's path, over HTTP with 400 and the
-path in `param`. The gateway refuses it before any image is encoded, but for two: the encoder finds
-the scans of a JPEG, and the decoder measures the seconds that a structure takes. A message or body
-that is too large as a whole is `RESOURCE_EXHAUSTED`, over HTTP 413. `[]` is an entry of a list or a
-map.
+`python -m tools.limits_page` makes this page from `core/pixtral_core/limits.py`, which every tier
+reads. `[]` is an entry of a list or a map.
 
-## Of every service
+| a request | over gRPC | over HTTP |
+|---|---|---|
+| beyond a field's limit | `INVALID_ARGUMENT` with the field's path | 400 with the path in `param` |
+| too large as a whole | `RESOURCE_EXHAUSTED` | 413 |
+
+The gateway refuses such a request before any image is encoded. There are two exceptions: the
+encoder counts the scans of a JPEG, and the decoder measures the seconds that a structure takes.
+
+## Fixed limits
 
 | field | limit | |
 |---|---|---|
 """
 SET = """
-## By settings
+## Limits that settings change
 
-A prompt and its answer have `PIXTRAL_CONTEXT_LENGTH` tokens together, and messages no more parts.
-[settings.md](settings.md) has all settings, [tenants.md](tenants.md) the limits of a tenant.
+`PIXTRAL_CONTEXT_LENGTH` also bounds the number of all parts of the messages.
+[settings.md](settings.md) has all settings, and [tenants.md](tenants.md) the limits of a tenant.
 
 | variable | default | |
 |---|---|---|

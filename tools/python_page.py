@@ -17,9 +17,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
 HEAD = '''\
 # The Python SDK
 
-`pixtral_client` asks a gateway over gRPC. It needs grpcio and protobuf; pydantic only where
-`response_model` or a tool's parameter asks for it. `python -m tools.python_page` writes the
-reference below from the docstrings.
+`pixtral_client` sends requests to a gateway over gRPC. It needs grpcio and protobuf, and pydantic
+only for `response_model` and for some types of a tool's parameters. `python -m tools.python_page`
+writes the reference below from the docstrings.
 
 ```python
 from pathlib import Path
@@ -42,7 +42,7 @@ with Client("127.0.0.1:50051") as client:
 ## Many images
 
 `map` answers thousands of conversations with a bounded number at once. It keeps the order of the
-input, goes on where one fails, and slows down where the gateway refuses:
+input, continues when one fails, and slows down when the gateway refuses:
 
 ```python
 from collections.abc import Iterator
@@ -66,8 +66,8 @@ with Client() as client:
             print(paths[outcome.index], "failed:", outcome.error)
 ```
 
-Without a gateway that runs already, `pixtral_cli.local` starts a stack on this machine for the life
-of the block, as vLLM's `LLM.chat([...])` does its engine:
+Without a running gateway, `pixtral_cli.local` starts a stack on this machine for the time of the
+block, as vLLM's `LLM.chat([...])` starts an engine:
 
 ```python
 import pixtral_cli
@@ -79,7 +79,8 @@ with pixtral_cli.local("models/pixtral-mini") as client:
 
 ## Answers of a type
 
-A pydantic model as `response_model` holds the answer to the model's JSON schema and reads it:
+With a pydantic model as `response_model`, the answer fits the model's JSON schema, and the client
+reads it:
 
 ```python
 from pathlib import Path

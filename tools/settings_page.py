@@ -30,11 +30,14 @@ OF_THE_MACHINE = {
 HEAD = """\
 # Settings
 
-Made by `python -m tools.settings_page` from the settings classes. Each can be given as a flag
-(`--drain-seconds`), as a variable (`PIXTRAL_DRAIN_SECONDS`) or in the TOML file that `--config` or
-`PIXTRAL_CONFIG` names (`drain_seconds`); a flag goes over a variable, a variable over the file.
-They are read once, at start. OpenTelemetry's own variables configure traces:
-[observing.md](observing.md).
+`python -m tools.settings_page` makes this page from the settings classes. A setting is
+
+1. a flag (`--drain-seconds`), or else
+2. a variable (`PIXTRAL_DRAIN_SECONDS`), or else
+3. an entry (`drain_seconds`) of the TOML file that `--config` or `PIXTRAL_CONFIG` names.
+
+A process reads its settings once, at start. OpenTelemetry's own variables configure
+[traces](observing.md#switching-traces-on).
 """
 
 
@@ -44,10 +47,10 @@ def page() -> str:
         for name in cls.model_fields:
             names.setdefault(name, []).append(tier)
     common = [name for name, tiers in names.items() if len(tiers) > 1 and _is_alike(name, tiers)]
-    sections = [HEAD, _table("Of more than one tier", common, names)]
+    sections = [HEAD, _table("Several tiers", common, names)]
     for tier, cls in TIERS.items():
         own = [name for name in cls.model_fields if name not in common]
-        sections.append(_table(f"Of the {tier}", own, {name: [tier] for name in own}))
+        sections.append(_table(f"The {tier}", own, {name: [tier] for name in own}))
     return "\n".join(sections)
 
 

@@ -80,7 +80,7 @@ ROUTES: Mapping[str, str] = {
     "/generative_scoring": "not meant: `logprobs` and `allowed_token_ids` give the scores",
     "/v1/chat/completions/batch": "refused (404): send each conversation as a request; the "
     "engine batches them",
-    "/v1/responses/{response_id}": "refused (404): responses are not kept",
+    "/v1/responses/{response_id}": "refused (404): the service stores no responses",
     "/v1/responses/{response_id}/cancel": "refused (404): close the connection instead",
     "/scale_elastic_ep": _ADMIN,
     "/is_scaling_elastic_ep": _ADMIN,
@@ -139,7 +139,7 @@ ROUTES: Mapping[str, str] = {
     "/readyz": "not meant: of vLLM's supervisor of several servers; `/health` is here",
 }
 
-# Why a field that is passed over changes no answer; by its name, or by route and name.
+# Why a field that is ignored changes no answer; by its name, or by route and name.
 PASSED_OVER: Mapping[str, str] = {
     "include_reasoning": "the reasoning is an item of its own, which a client may leave unread",
     "reasoning_effort": "a raw prompt has its effort in it already",
@@ -153,7 +153,7 @@ PASSED_OVER: Mapping[str, str] = {
     "session_id": "placement follows the prompt's beginning",
     "skip_special_tokens": "vLLM changes nothing by it with a Mistral tokenizer",
     "spaces_between_special_tokens": "vLLM changes nothing by it with a Mistral tokenizer",
-    "store": "nothing is kept",
+    "store": "the service stores nothing",
     "stream_interval": "tokens are sent as they come",
     "truncation_side": "it needs a prompt that is cut, which is refused",
     "user": "a note of the client's own",
@@ -163,12 +163,16 @@ PASSED_OVER: Mapping[str, str] = {
 HEAD = """\
 # vLLM's routes and fields
 
-Made by `python -m tools.vllm_fields_page` from the source of the vLLM that is installed and from
-the gateway's own routes and requests; a test fails where they are no longer as here. *Taken*: as
-vLLM has it, within the [limits](limits.md). *Refused*: with status 400 and the field named, unless
-its value asks for nothing. *Passed over*: it changes nothing of an answer here. *Not meant*: a
-route that this service does without, and answers with 404. [openai.md](openai.md) and
-[anthropic.md](anthropic.md) say what the fields do.
+`python -m tools.vllm_fields_page` makes this page from the source of the installed vLLM and from
+the gateway's own routes and requests. A test fails when it is out of date.
+[openai.md](openai.md) and [anthropic.md](anthropic.md) describe the fields.
+
+| word | meaning |
+|---|---|
+| *taken* | as in vLLM, within the [limits](limits.md) |
+| *refused* | status 400 with the field's name, unless the value asks for nothing |
+| *ignored* | the field changes no answer here |
+| *not meant* | this service does not have the route, and answers 404 |
 
 ## Routes
 
@@ -232,7 +236,7 @@ def fate_of(field: str, of: str = "/v1/chat/completions") -> tuple[str, str]:
         asks_for_nothing = ", ".join(f"`{json.dumps(value)}`" for value in nothing)
         instead = body.reasons.get(field, INSTEAD.get(field, "leave it out"))
         return "refused", instead + (f"; {asks_for_nothing} is taken" if nothing else "")
-    return "passed over", PASSED_OVER.get(f"{of} {field}") or PASSED_OVER[field]
+    return "ignored", PASSED_OVER.get(f"{of} {field}") or PASSED_OVER[field]
 
 
 def page() -> str:

@@ -70,7 +70,8 @@ async def _stock_seconds(address: Address, rounds: int) -> tuple[float, float]:
         for name, ask in kinds.items():
             await ask()
             seen[name] = quarter([(await ask())[0] for _ in range(rounds)])
-    # The same image costs no more than a text but for being read, and a new one its tower, too.
+    # The same image costs no more than a text, except that it is read; a new one also costs its
+    # tower.
     host = max(0.0, seen["same image"] - seen["short text"])
     return host, max(0.0, seen["new image"] - seen["long text"] - host)
 

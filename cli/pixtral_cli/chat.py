@@ -31,8 +31,8 @@ _SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"
 
 
 def run_chat(options: argparse.Namespace) -> int:
-    """Returns one of the exit codes that `--help` lists."""
-    # A script that reads the answer wants nothing else on standard output.
+    """Returns one of the exit codes of `--help`."""
+    # A script that reads the answer needs a standard output with nothing else.
     console.stderr = True
     files = (options.tls_ca, options.tls_certificate, options.tls_private_key)
     tls = Tls(*files) if options.tls or any(files) else None
@@ -49,7 +49,7 @@ def run_chat(options: argparse.Namespace) -> int:
 
 
 class Conversation:
-    """The turns so far. Images are kept as bytes: each is read or fetched once."""
+    """The turns so far. Images are bytes: each is read or fetched once."""
 
     def __init__(
         self, client: Client, model: str | None, sampling: Sampling, *, is_plain: bool = False
@@ -68,14 +68,13 @@ class Conversation:
         return [*system, *self._turns]
 
     def add_image(self, name: str) -> None:
-        """Shows an image with the next question."""
+        """Adds an image to the next question."""
         self._images.append(load_image(name))
 
     def ask(self, question: str) -> int:
         """Prints the answer. Returns 0 for a whole one, CUT or STOPPED.
 
-        The conversation stays as it was where something goes wrong. The text of an interrupted
-        answer is kept.
+        After an error the conversation stays as it was. The text of an interrupted answer is kept.
 
         Raises:
             NoSuchImage: an image of the question cannot be read; nothing was sent.
@@ -96,7 +95,7 @@ class Conversation:
             except PixtralError as error:
                 _name_images(error, content, f"messages[{len(messages) - 1}].content")
                 if isinstance(error, InvalidRequest):
-                    # Perhaps for an image's sake: it must not spoil the next question, too.
+                    # An image may be the cause: it must not spoil the next question, too.
                     self._images = []
                 raise
         if stream.text:
@@ -116,7 +115,7 @@ class Conversation:
         return CUT
 
     def command(self, line: str) -> bool:
-        """Does what a line that begins with a slash says. False: the conversation is over.
+        """Runs a line that begins with a slash. Returns False at the end of the conversation.
 
         Raises OSError, ValueError and TypeError for a wrong argument.
         """
@@ -153,11 +152,11 @@ class Conversation:
         return True
 
     def converse(self, *, keeps_history: bool = False) -> int:
-        """Reads questions from the terminal, or lines from standard input, to the end. Returns the
-        exit code."""
+        """Reads questions from the terminal, or lines from standard input, until the end. Returns
+        the exit code."""
         is_terminal = sys.stdin.isatty()
         if is_terminal:
-            _note("/help lists what can be done; Ctrl-D ends")
+            _note("/help lists the commands; Ctrl-D ends")
         codes = set()
         for line in whole_questions(_reader(is_terminal, keeps_history)):
             try:
@@ -169,7 +168,7 @@ class Conversation:
             except (OSError, ValueError, TypeError, PixtralError) as error:
                 print_error(error)
                 codes.add(FAILED if isinstance(error, PixtralError) else WRONG)
-        # A person has seen each of them; a script sees the worst alone.
+        # A person has seen each of them. A script gets only the worst code.
         return 0 if is_terminal else min(codes, default=0)
 
     def _options(self) -> Options:
@@ -185,7 +184,7 @@ class Conversation:
         if name not in models:
             raise ValueError(f"no model {name}; there are {', '.join(models)}")
         self._model = name
-        _note(f"{name} answers from now on")
+        _note(f"{name} is the model from now on")
 
     def _set(self, name: str, value: str) -> None:
         if not name:
@@ -221,7 +220,7 @@ class Conversation:
             messages = saved["messages"] if isinstance(saved, dict) else saved
             to_protos(messages)
         except (KeyError, UnicodeDecodeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no conversation: {error}") from None
+            raise ValueError(f"{path} has no conversation: {error}") from None
         first = messages[0] if messages else {}
         has_system = first.get("role") == "system" and isinstance(first.get("content"), str)
         self.system = first["content"] if has_system else ""
@@ -245,7 +244,7 @@ def _is_command(line: str) -> bool:
 
 def _reader(is_terminal: bool, keeps_history: bool) -> Callable[[bool], str | None]:
     if is_terminal:
-        # Imported here: a question on the command line needs no line editor.
+        # Imported here, because a question on the command line needs no line editor.
         from pixtral_cli.line_editor import LineEditor
 
         return LineEditor(COMMANDS, keeps_history=keeps_history).read
@@ -254,7 +253,7 @@ def _reader(is_terminal: bool, keeps_history: bool) -> Callable[[bool], str | No
 
 
 def _name_images(error: PixtralError, content: list[Any], where: str) -> None:
-    """Adds to an error which images its fields are about."""
+    """Adds to an error the names of the images in its fields."""
     for number, part in enumerate(content):
         field = f"{where}[{number}]."
         if isinstance(part, ShownImage) and any(

@@ -19,7 +19,7 @@ GET_ONE = (
     "download params.json, tekken.json and consolidated*.safetensors of, say, "
     "mistralai/Pixtral-12B-2409"
 )
-# A vision tower in fewer bits has scales beside it, which the encoder does not read.
+# A vision tower with fewer bits has scales beside it, which the encoder does not read.
 STORED = ("BF16", "F16", "F32")
 
 
@@ -85,7 +85,7 @@ _HUGGING_FACES = _Form(
 
 
 def form_of(model_dir: Path) -> _Form:
-    """The weights that are there decide, as they do in the tiers."""
+    """The existing weights decide, as in the tiers."""
     has_theirs = (model_dir / _HUGGING_FACES.numbers).is_file()
     if not has_theirs or any(model_dir.glob(_MISTRALS.weights)):
         return _MISTRALS
@@ -96,7 +96,7 @@ def form_of(model_dir: Path) -> _Form:
 
 
 def check_model(model_dir: Path) -> Findings:
-    """Whether a directory holds a whole checkpoint with a vision tower, in one of its forms."""
+    """Whether a directory has a whole checkpoint with a vision tower, in one of its forms."""
     if not model_dir.is_dir():
         yield Finding("fail", f"{model_dir} is not a directory", GET_ONE)
         return
@@ -119,7 +119,7 @@ def check_model(model_dir: Path) -> Findings:
     yield _check_tokenizer(model_dir, vision, vocab_size)
     weights = sorted(model_dir.glob(form.weights))
     if not weights:
-        yield Finding("fail", f"{model_dir} holds no {form.weights}", GET_ONE)
+        yield Finding("fail", f"{model_dir} has no {form.weights}", GET_ONE)
         return
     yield from _check_weights(model_dir, form, weights, numbers)
 
@@ -135,7 +135,9 @@ def _check_tokenizer(model_dir: Path, vision: Any, vocab_size: Any) -> Finding:
     if patch_size == SHIPPED_PATCH_SIZE and vocab_size in SHIPPED_VOCABULARIES:
         return Finding("ok", f"{lacks}: mistral_common ships a tokenizer of its size")
     return Finding(
-        "fail", lacks, "put there the one with which Mistral has published the model of this shape"
+        "fail",
+        lacks,
+        "copy the tokenizer of Mistral's published model of this shape into the directory",
     )
 
 
@@ -162,7 +164,7 @@ def _check_weights(
     vision = {name: tensors[name] for name in tensors if name.startswith(form.tower)}
     if not vision:
         yield Finding(
-            "fail", f"the weights hold no {form.tower[-1][:-1]}", "take a checkpoint of a Pixtral"
+            "fail", f"the weights have no {form.tower[-1][:-1]}", "take a checkpoint of a Pixtral"
         )
     elif quantised := sorted(name for name in vision if vision[name] not in STORED):
         yield Finding(
@@ -173,7 +175,7 @@ def _check_weights(
     elif not form.is_tied(numbers) and not any(name.startswith(form.output) for name in tensors):
         yield Finding(
             "fail",
-            f"the weights hold no {form.output[0]}weight, and {form.numbers} does not set "
+            f"the weights have no {form.output[0]}weight, and {form.numbers} does not set "
             f"{form.tied}",
             "download its files again",
         )
@@ -182,7 +184,7 @@ def _check_weights(
 
 
 def _indexed(index: Path) -> list[str]:
-    """Names of the files that an index says the checkpoint has; none where there is no index."""
+    """The files that an index says the checkpoint has; none without an index."""
     if not index.is_file():
         return []
     return sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -191,8 +193,7 @@ def _indexed(index: Path) -> list[str]:
 def tensor_dtypes(path: Path) -> dict[str, str]:
     """The tensors of a safetensors file's header, with the format's names for their dtypes.
 
-    Raises:
-        ValueError: the file is not one, or is shorter than its header says.
+    Raises: ValueError: the file is not one, or is shorter than its header says.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -211,8 +212,7 @@ def check_memory(model_dir: Path) -> Findings:
     weights = sum(path.stat().st_size for path in files)
     available = available_memory()
     what = f"{available / GIB:.1f} GiB of memory available, {weights / GIB:.1f} GiB of weights"
-    # They are mapped while they are loaded, by encoder and decoder alike; 2 GiB is what the
-    # processes take beside them.
+    # Encoder and decoder map them while they load; the processes take 2 GiB beside them.
     if available < weights + 2 * GIB:
         yield Finding("warn", what, "on a CPU this is too little; on a GPU loading will be slow")
     else:
@@ -220,14 +220,14 @@ def check_memory(model_dir: Path) -> Findings:
 
 
 def check_card(model_dir: Path, name: str, card_bytes: int) -> Findings:
-    """Whether tower, language model, and keys and values go on one card together."""
+    """Whether tower, language model, and keys and values fit on one card together."""
     form = form_of(model_dir)
     try:
         sizes = [each for path in model_dir.glob(form.weights) for each in _tensor_bytes(path)]
         numbers = json.loads((model_dir / form.numbers).read_text())
         token_bytes = _key_value_bytes(numbers if form is _MISTRALS else numbers["text_config"])
     except (OSError, ValueError, KeyError, TypeError, struct.error):
-        # `check_model` says what is wrong; or the model's keys and values are of another kind.
+        # `check_model` reports the problem; or the model's keys and values are of another kind.
         return
     tower = sum(size for tensor, size in sizes if tensor.startswith(form.tower))
     language = sum(size for _, size in sizes) - tower
@@ -259,7 +259,7 @@ def _tensor_bytes(path: Path) -> list[tuple[str, int]]:
 
 
 def _key_value_bytes(numbers: Mapping[str, Any]) -> int:
-    """Bytes of a token's keys and values in all layers. Raises KeyError where they are unknown."""
+    """Bytes of a token's keys and values in all layers. Raises KeyError if they are unknown."""
     if "qk_nope_head_dim" in numbers:
         raise KeyError("keys and values are compressed")
     mistrals = ("n_layers", "n_kv_heads", "n_heads", "dim")

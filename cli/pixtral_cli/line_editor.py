@@ -15,7 +15,7 @@ _ENDS = " \t\n\"'"
 
 
 class LineEditor:
-    """Reads lines, and keeps them for the next session in a file that its owner alone can read."""
+    """Reads lines, and stores them for the next session in a file that only its owner can read."""
 
     def __init__(self, commands: Sequence[str], *, keeps_history: bool) -> None:
         self._session: PromptSession[str] = PromptSession(
@@ -26,7 +26,7 @@ class LineEditor:
         )
 
     def read(self, goes_on: bool) -> str | None:
-        """The next line; None after Ctrl-D. Ctrl-C gives up the line."""
+        """The next line, or None after Ctrl-D. Ctrl-C discards the line."""
         while True:
             try:
                 line: str = self._session.prompt("… " if goes_on else "> ")
@@ -39,7 +39,7 @@ class LineEditor:
 
 
 class _Words(Completer):  # type: ignore[misc]
-    """Commands at the beginning of a line, and elsewhere folders and images."""
+    """Completes commands at the beginning of a line, and folders and images elsewhere."""
 
     def __init__(self, commands: Sequence[str]) -> None:
         self._commands = commands
@@ -57,7 +57,7 @@ class _Words(Completer):  # type: ignore[misc]
 
 
 def history_file() -> Path:
-    """Where typed lines are kept."""
+    """The file of typed lines."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "pixtral-serve" / "chat_history"
 
@@ -68,7 +68,7 @@ def _history() -> History:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
     except OSError:
-        # A home that cannot be written to is no reason not to talk.
+        # The conversation works even if the home directory is read-only.
         return InMemoryHistory()
     return FileHistory(str(path))
 

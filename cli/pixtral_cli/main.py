@@ -24,17 +24,18 @@ from pixtral_client.errors import PixtralError
 from pixtral_client.requests import DEFAULT_HTTP, DEFAULT_TARGET
 
 CHAT_EXIT_CODES = (
-    "exit codes: 0 answered in full; 1 no answer: refused, unreachable or broken off; 2 wrong "
-    "arguments, or an image that is not there, and nothing was sent; 3 the answer was cut at "
-    "--max-tokens or at the end of the model's context; 130 stopped by Ctrl-C. Several questions "
-    "on standard input end with the smallest of 1, 2 and 3 that came."
+    "exit codes: 0: the answer is whole. 1: no answer, because the gateway refused or is "
+    "unreachable, or the answer broke off. 2: the arguments are wrong or an image does not exist, "
+    "and nothing was sent. 3: --max-tokens or the model's context cut the answer. 130: Ctrl-C. "
+    "Several questions on standard input end with the smallest code among 1, 2 and 3 that "
+    "occurred."
 )
 TIERS = ("gateway", "encoder", "decoder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments, and
-    what `pixtral-serve chat --help` lists."""
+    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments, and for
+    `chat` those of `pixtral-serve chat --help`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in TIERS:
@@ -52,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; for `up`, over those of its `--config`. Raises WrongArgument."""
+    """The options; for `up`, they override those of its `--config`. Raises WrongArgument."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     if getattr(options, "config", None) is None:
         return options
-    # Once more with the file's flags first; what the command line says comes later and counts.
+    # Parses again with the file's flags first: flags of the command line come later and override
+    # them.
     before = [flag for flags in flags_of_file(options.config).values() for flag in flags]
     # --config, between them, ends a flag of several values.
     between = f"--config={options.config}"
@@ -99,7 +101,7 @@ def _key(_: argparse.Namespace) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The commands with their flags; those of a tier are its own."""
+    """The commands with their flags; a tier's flags are its own."""
     parser = argparse.ArgumentParser(
         prog="pixtral-serve",
         description="Serves Pixtral in three tiers, and talks to it.",
@@ -113,33 +115,33 @@ def make_parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    up = command("up", _up, "Run Redis, encoder, decoder and gateway here until Ctrl-C.")
+    up = command("up", _up, "Run Redis, encoder, decoder and gateway on this machine until Ctrl-C.")
     up.add_argument(
         "model",
         nargs="?",
         type=Path,
-        help="the model, a directory in Mistral's format or Hugging Face's",
+        help="directory of the model, in Mistral's format or Hugging Face's",
     )
     up.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="TOML file of these flags, with the settings of a tier in [gateway], [encoder] and "
-        "[decoder]; flags of the command line go over it",
-    )
-    up.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
-    up.add_argument(
-        "--http-listen", default=DEFAULT_HTTP, help="its address for OpenAI's API (%(default)s)"
+        help="TOML file of these flags, with settings of the tiers in [gateway], [encoder] and "
+        "[decoder]; flags of the command line override it",
     )
     up.add_argument(
-        "--no-page", action="store_true", help="do not serve the page to try it on there"
+        "--listen", default=DEFAULT_TARGET, help="gRPC address of the gateway (%(default)s)"
     )
+    up.add_argument(
+        "--http-listen", default=DEFAULT_HTTP, help="HTTP address of the gateway (%(default)s)"
+    )
+    up.add_argument("--no-page", action="store_true", help="do not serve the page in the browser")
     up.add_argument(
         "--served-model-name",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="names by which requests may ask for the model; by default the directory's, or the "
+        help="names of the model in requests; by default the directory's name, or the "
         "repository's id",
     )
     up.add_argument(
@@ -147,25 +149,34 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="HOST",
-        help="hosts whose images are fetched by https URL: names, .example.org for all below it, "
-        "or '*' for every public one; by default none",
+        help="hosts from which the gateway fetches images by https URL: names, .example.org for "
+        "all names below it, or '*' for every public host; by default none",
     )
     add_vllm_flags(up)
     add_device_flags(up)
     _add_stack_arguments(up, is_named=False)
 
-    chat = command("chat", _chat, "Ask a question, or have a conversation, with images.")
+    chat = command("chat", _chat, "Ask a question with images, or have a conversation.")
     chat.epilog = CHAT_EXIT_CODES
     chat.add_argument(
         "question",
         nargs="?",
-        help="names images by their paths or URLs; without one: an interactive conversation",
+        help="the question, which may name images by path or URL; without a question: an "
+        "interactive conversation",
     )
     chat.add_argument(
-        *("--image", "-i"), action="append", default=[], metavar="PATH|URL", help="repeatable"
+        *("--image", "-i"),
+        action="append",
+        default=[],
+        metavar="PATH|URL",
+        help="an image to send; repeatable",
     )
-    chat.add_argument("--target", default=DEFAULT_TARGET, help="the gateway (%(default)s)")
-    chat.add_argument("--model", help="a name that the gateway lists; its own by default")
+    chat.add_argument(
+        "--target", default=DEFAULT_TARGET, help="gRPC address of the gateway (%(default)s)"
+    )
+    chat.add_argument(
+        "--model", help="a model that the gateway lists; by default the gateway's own"
+    )
     chat.add_argument(
         "--max-tokens", type=int, default=1024, help="the most tokens of an answer (%(default)s)"
     )
@@ -173,36 +184,48 @@ def make_parser() -> argparse.ArgumentParser:
     chat.add_argument(
         "--plain",
         action="store_true",
-        help="show the answer's Markdown as it is, on a terminal too",
+        help="show the answer's Markdown unrendered, even on a terminal",
     )
     chat.add_argument(
-        "--no-history", action="store_true", help="do not keep typed lines for the next session"
+        "--no-history", action="store_true", help="do not store typed lines for the next session"
     )
-    chat.add_argument("--temperature", type=float, help="0 is greedy; the model's own by default")
-    chat.add_argument("--tls", action="store_true", help="TLS with the system's authorities")
-    chat.add_argument("--tls-ca", type=Path, metavar="PEM", help="TLS with this authority")
-    chat.add_argument("--tls-certificate", type=Path, metavar="PEM", help="this client's own")
-    chat.add_argument("--tls-private-key", type=Path, metavar="PEM", help="and its key")
+    chat.add_argument("--temperature", type=float, help="0 is greedy; by default the model's own")
+    chat.add_argument("--tls", action="store_true", help="use TLS with the system's authorities")
+    chat.add_argument(
+        "--tls-ca", type=Path, metavar="PEM", help="use TLS with the authority in this file"
+    )
+    chat.add_argument(
+        "--tls-certificate", type=Path, metavar="PEM", help="certificate of this client"
+    )
+    chat.add_argument(
+        "--tls-private-key", type=Path, metavar="PEM", help="private key of that certificate"
+    )
 
-    demo = command("demo", _demo, "Start all, ask questions about pictures, and stop all.")
+    demo = command(
+        "demo", _demo, "Start a stack, ask questions about pictures, and stop the stack."
+    )
     demo.add_argument(
         "questions",
         type=Path,
-        help="TOML file of [[ask]] tables: pictures, a question and, where it is known, the answer",
+        help="TOML file of [[ask]] tables: pictures, a question and, if known, the answer",
     )
     _add_stack_arguments(demo)
 
-    doctor = command("doctor", run_doctor, "Say what is missing or misconfigured here.")
-    doctor.add_argument("--model-dir", type=Path, help="the model that is to run here")
-    doctor.add_argument("--listen", default=DEFAULT_TARGET, help="gateway's address (%(default)s)")
+    doctor = command("doctor", run_doctor, "List what this machine lacks, and how to get it.")
     doctor.add_argument(
-        "--http-listen", default=DEFAULT_HTTP, help="its address for OpenAI's API (%(default)s)"
+        "--model-dir", type=Path, help="directory of the model that will run on this machine"
+    )
+    doctor.add_argument(
+        "--listen", default=DEFAULT_TARGET, help="gRPC address of the gateway (%(default)s)"
+    )
+    doctor.add_argument(
+        "--http-listen", default=DEFAULT_HTTP, help="HTTP address of the gateway (%(default)s)"
     )
 
-    plan = command("plan", run_plan, "Say how many GPUs a load needs, next to stock vLLM.")
+    plan = command("plan", run_plan, "Compute how many GPUs a load needs, beside stock vLLM.")
     add_plan_arguments(plan)
 
-    command("key", _key, "Make an API key, for its caller, and its digest, for the gateway's file.")
+    command("key", _key, "Print a new API key for a caller, and its digest for the gateway's file.")
 
     for name in TIERS:
         commands.add_parser(
@@ -216,7 +239,7 @@ def _add_stack_arguments(parser: argparse.ArgumentParser, *, is_named: bool = Tr
         "--model-dir",
         type=Path,
         required=is_named,
-        help="the model, a directory in Mistral's format or Hugging Face's",
+        help="directory of the model, in Mistral's format or Hugging Face's",
     )
     parser.add_argument(
         "--dtype",
@@ -228,7 +251,7 @@ def _add_stack_arguments(parser: argparse.ArgumentParser, *, is_named: bool = Tr
         "--redis-max-memory",
         default="1gb",
         metavar="SIZE",
-        help="memory of the Redis that is started where PIXTRAL_REDIS_URL names none (%(default)s)",
+        help="memory of the Redis that starts if PIXTRAL_REDIS_URL names none (%(default)s)",
     )
     for name in TIERS:
         parser.add_argument(
@@ -238,7 +261,9 @@ def _add_stack_arguments(parser: argparse.ArgumentParser, *, is_named: bool = Tr
             help=f"more flags for the {name}, in one string",
         )
     parser.add_argument(
-        "--log-dir", type=Path, help="where logs go; by default they are kept on failure only"
+        "--log-dir",
+        type=Path,
+        help="directory for the logs; by default they remain only after a failure",
     )
 
 

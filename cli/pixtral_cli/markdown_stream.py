@@ -1,4 +1,4 @@
-"""An answer as it comes, shown as Markdown on a terminal."""
+"""Shows an answer as Markdown on a terminal while it arrives."""
 
 from rich.console import Console
 from rich.live import Live
@@ -8,7 +8,7 @@ _FENCES = ("```", "~~~")
 
 
 class MarkdownStream:
-    """Shows each block for good once it is whole, and the one that is being written below it.
+    """Prints each block once it is whole, and shows the incomplete one below it.
 
     Use it as a context manager. Whole blocks stay in the terminal's scrollback, however long the
     answer is.
@@ -41,7 +41,7 @@ class MarkdownStream:
 
 
 def _end_of_block(text: str) -> int | None:
-    """Where the first block of a text ends, if it has: at a blank line outside a fence."""
+    """The end of the first block of a text, if it has ended: a blank line outside a fence."""
     fence = ""
     at = 0
     for line in text.splitlines(keepends=True):

@@ -1,4 +1,4 @@
-"""How the commands print that work without the extra `cli`, so without rich; and all errors."""
+"""Output of the commands that work without the extra `cli`, and so without rich; and all errors."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ def print_line(text: str) -> None:
 
 
 def print_error(error: Exception) -> None:
-    """Prints an error on standard error, and what a user can do about it."""
+    """Prints an error on standard error, with advice."""
     lines = [coloured(f"error: {printable(str(error))}", "red", sys.stderr)]
     if isinstance(error, Unavailable) and not error.reason:
         lines.append("Is a gateway running there? `pixtral-serve up MODEL` starts one.")
@@ -29,7 +29,7 @@ def print_error(error: Exception) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without what could steer a terminal: an image can make a model write it."""
+    """`text` without characters that steer a terminal: an image can make a model write them."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 

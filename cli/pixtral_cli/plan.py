@@ -6,32 +6,35 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# ServeGen's coefficient of variation, for a provider's requests with images.
+# ServeGen's coefficient of variation for a provider's requests with images.
 BURSTS = 2.2
 
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, required=True, help="requests a second")
     parser.add_argument(
-        "--reuse", type=float, required=True, help="share of images that were shown before, 0 to 1"
+        "--reuse", type=float, required=True, help="share of images that come again, 0 to 1"
     )
     parser.add_argument(
         "--first-token",
         type=float,
         default=2.5,
         metavar="SECONDS",
-        help="most seconds to the first token, for 95 of 100 requests (%(default)s)",
+        help="most seconds to the first token for 95 of 100 requests (%(default)s)",
     )
     parser.add_argument(
         "--bursts",
         action="store_true",
-        help="requests come in bursts, as a provider's do, and not by a Poisson process",
+        help="simulate bursts, as a provider sees them, instead of a Poisson process",
     )
     parser.add_argument(
-        "--output-tokens", type=int, default=100, help="tokens of an answer, mean (%(default)s)"
+        "--output-tokens",
+        type=int,
+        default=100,
+        help="mean number of tokens of an answer (%(default)s)",
     )
     parser.add_argument(
-        "--price", type=float, default=1.0, help="price of a GPU's hour (%(default)s)"
+        "--price", type=float, default=1.0, help="price of a GPU for an hour (%(default)s)"
     )
     parser.add_argument(
         "--times",

@@ -22,12 +22,12 @@ _WEB = ("http://", "https://")
 
 
 class NoSuchImage(WrongArgument):
-    """A question names an image that is not there: nothing was sent."""
+    """A question names an image that does not exist, and nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShownImage:
-    """An image of a question, and the name that the person gave it."""
+    """An image of a question, and the person's name for it."""
 
     name: str
     data: bytes
@@ -48,8 +48,8 @@ def load_image(name: str) -> ShownImage:
 def parse(line: str) -> list[str | ShownImage]:
     """Splits a question at the images that it names.
 
-    An image is `@name`, or alone the path of a file or a URL that ends as images do. Names may be
-    quoted, have escaped spaces, or be a `file:` URL, as a terminal writes a file that is dragged
+    An image is `@name`, or the path of a file, or a URL, that ends as image files do. Names may
+    have quotes, escaped spaces, or be a `file:` URL, as a terminal writes a file that is dragged
     into it. Text in `backquotes` names nothing.
 
     Raises:
@@ -75,14 +75,14 @@ def parse(line: str) -> list[str | ShownImage]:
 
 
 def _image(match: re.Match[str]) -> tuple[ShownImage, int] | None:
-    """The image that a match names, and where its name ends."""
+    """The image that a match names, and the end of its name."""
     quoted = match["double"] or match["single"]
     if quoted is not None:
         if not (match["at"] or has_image_suffix(quoted)):
             return None
         return load_image(quoted), match.end()
     word = match["word"]
-    # A file's full name comes before one without the full stop of its sentence.
+    # A file with the full name comes before one without the full stop of the sentence.
     shorter = len(word) - len(_ending(word))
     for end in (len(word), shorter) if not word.startswith(_WEB) else (shorter,):
         name = re.sub(r"\\(.)", r"\1", word[:end])
@@ -110,7 +110,7 @@ def _looks_like_image(name: str, *, has_at: bool) -> bool:
     if has_at and ("/" in name or _exists(name, Path.is_dir)):
         return True
     stem = name.rpartition(".")[0].rpartition("/")[2]
-    # An address of mail, and a suffix alone, are none.
+    # A mail address and a lone suffix are not names.
     return has_image_suffix(name) and bool(stem) and "@" not in name
 
 
@@ -133,9 +133,10 @@ def _exists(name: str, check: Callable[[Path], bool]) -> bool:
 
 
 def whole_questions(read: Callable[[bool], str | None]) -> Iterator[str]:
-    """Joins lines to questions: a backslash at the end of a line, or three quotes around several.
+    """Joins lines into questions: after a backslash at the end of a line, or between three quotes.
 
-    `read` gives the next line, None at the end; its argument says whether a question goes on.
+    `read` returns the next line, or None at the end. Its argument says whether a question
+    continues.
     """
     while (line := read(False)) is not None:
         if line.lstrip().startswith('"""'):

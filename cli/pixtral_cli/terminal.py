@@ -18,9 +18,8 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def print_answer(stream: Stream, *, is_plain: bool = False) -> tuple[str, Completion | None]:
-    """Prints an answer as it comes, and its timings: as Markdown on a terminal, unless `is_plain`,
-    and as it is elsewhere. Returns its text and what is known of the request, None where the stream
-    was cut short."""
+    """Prints an answer while it arrives, and its timings. On a terminal it renders Markdown, unless
+    `is_plain`. Returns the text and the facts of the request, or None if the stream broke off."""
     texts = []
     if answers.is_terminal and not is_plain:
         with MarkdownStream(answers) as shown:
@@ -40,7 +39,7 @@ def print_answer(stream: Stream, *, is_plain: bool = False) -> tuple[str, Comple
 
 
 def describe(completion: Completion) -> str:
-    """A line on where a request's time went, and what was cached."""
+    """A line about the time of a request, and about what was cached."""
     timings, usage = completion.timings, completion.usage
     parts = [
         f"queue {duration(timings.queue)}",
@@ -60,7 +59,7 @@ def duration(seconds: float) -> str:
 
 
 class StartProgress:
-    """Shows how far the processes of a stack have come."""
+    """Shows the progress of a stack's processes."""
 
     def __init__(self, bars: Bars | None) -> None:
         self._bars = bars

@@ -51,7 +51,7 @@ def _serve(options: argparse.Namespace, stack: Stack) -> int:
 
 
 def summary(options: argparse.Namespace, stack: Stack) -> list[tuple[str, str]]:
-    """Names and values of what a person wants to know of a stack that is ready."""
+    """Names and values that a person needs of a stack that is ready."""
     http = stack.http_target
     lines = [("ready", f"logs are in {stack.log_dir}"), ("OpenAI's API", f"http://{http}/v1")]
     lines.append(("gRPC", stack.target))
@@ -82,7 +82,7 @@ def _describe(model: Model) -> str:
 
 
 def _room(stack: Stack, context_length: int) -> str | None:
-    """How many tokens' keys and values the decoders have memory for."""
+    """The number of tokens for whose keys and values the decoders have memory."""
     total = 0
     for name in stack.addresses:
         if name.startswith("decoder"):

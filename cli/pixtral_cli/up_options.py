@@ -23,41 +23,54 @@ _UNITS = {"": 1, "k": 1000, "K": 1 << 10, "m": 10**6, "M": 1 << 20}
 def add_vllm_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that `vllm serve` has, too; docs/from-vllm.md has their table."""
     group = parser.add_argument_group("as vllm serve has them")
-    group.add_argument("--host", help="address of the HTTP API; with 0.0.0.0 others reach it")
+    group.add_argument(
+        "--host", help="address of the HTTP API; 0.0.0.0 lets other machines reach it"
+    )
     group.add_argument("--port", type=int, help="port of the HTTP API")
     group.add_argument(
         "--max-model-len",
         type=tokens,
         metavar="TOKENS",
-        help="prompt and answer, as 32k",
+        help="most tokens of prompt and answer together, such as 32768 or 32k",
     )
     group.add_argument(
-        "--gpu-memory-utilization", type=float, metavar="SHARE", help="share of each decoder's GPUs"
+        "--gpu-memory-utilization",
+        type=float,
+        metavar="SHARE",
+        help="share of its GPUs' memory that each decoder uses",
     )
     group.add_argument(
-        "--api-key", nargs="+", default=[], metavar="KEY", help="keys of which requests need one"
+        "--api-key",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="API keys; each request needs one of them",
     )
     group.add_argument(
         *("--quantization", "-q"),
         metavar="METHOD",
-        help="quantise the language model's weights as they are loaded: fp8 on a GPU, "
-        "int8_per_channel_weight_only on a CPU, too",
+        help="quantise the language model's weights at load: fp8 on a GPU, or "
+        "int8_per_channel_weight_only, which works on a CPU, too",
     )
     group.add_argument(
         "--limit-mm-per-prompt",
         type=images_of,
         metavar="JSON",
-        help="""images in one prompt: {"image": 4} or image=4""",
+        help='most images in one prompt: {"image": 4} or image=4',
     )
     group.add_argument(
-        *("--tensor-parallel-size", "-tp"), type=int, default=1, metavar="GPUS", help="a decoder's"
+        *("--tensor-parallel-size", "-tp"),
+        type=int,
+        default=1,
+        metavar="GPUS",
+        help="GPUs of each decoder (%(default)s)",
     )
     group.add_argument(
         *("--data-parallel-size", "-dp", "--decoders"),
         type=int,
         default=1,
         metavar="COUNT",
-        help="decoders to start, each with GPUs of its own",
+        help="decoders to start, each with its own GPUs (%(default)s)",
     )
 
 
@@ -72,7 +85,7 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         "--decoder-gpus",
         nargs="+",
         metavar="GPUS",
-        help="GPUs of each decoder, such as 0,1 2,3",
+        help="GPUs of each decoder, such as 0,1 2,3 for two decoders",
     )
 
 
@@ -80,7 +93,7 @@ def tokens(text: str) -> int:
     """A count as vLLM reads it: `32k` is 32000, `32K` 32768."""
     found = re.fullmatch(r"(\d+)([kKmM]?)", text)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text} is no number of tokens, such as 32768 or 32K")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of tokens, such as 32768 or 32K")
     return int(found[1]) * _UNITS[found[2]]
 
 
@@ -95,9 +108,9 @@ def images_of(text: str) -> int:
 
 
 def settle(options: argparse.Namespace) -> None:
-    """Turns the flags that mean a tier's setting into that tier's, before those that it has.
+    """Turns the flags that mean a setting of a tier into flags of that tier, before the tier's own.
 
-    Raises WrongArgument where they contradict each other.
+    Raises WrongArgument if they contradict each other.
     """
     gateway: list[str] = []
     decoder: list[str] = []
@@ -158,7 +171,8 @@ def gpus_here(devices: Path = Path("/dev")) -> list[str]:
 
 
 def check_ports(addresses: Mapping[str, str | None]) -> None:
-    """Tries to listen at each address, by the flag that moves it, before anything starts.
+    """Tries to listen on each address before anything starts. An error names the flag that changes
+    the address.
 
     Raises WrongArgument.
     """
@@ -175,15 +189,16 @@ def check_ports(addresses: Mapping[str, str | None]) -> None:
         except (OSError, ValueError, OverflowError) as error:
             why = getattr(error, "strerror", None) or error
             raise WrongArgument(
-                f"cannot listen at {address}: {why}; stop what is there, or choose another: {flag}"
+                f"cannot listen at {address}: {why}; stop the process that listens there, or "
+                f"choose another: {flag}"
             ) from None
 
 
 def flags_of_file(path: Path) -> dict[str, list[str]]:
-    """The flags of `up` that a TOML file stands for, by the name that it has for each.
+    """The flags of `up` in a TOML file, under the file's names.
 
-    At its top the file has the flags of `up`, and `model`; its tables `gateway`, `encoder` and
-    `decoder` have the settings of a tier. Raises WrongArgument.
+    The top of the file has the flags of `up`, and `model`. Its tables `gateway`, `encoder` and
+    `decoder` have settings of a tier. Raises WrongArgument.
     """
     try:
         table = tomllib.loads(path.read_text("utf-8"))
@@ -228,7 +243,7 @@ def _tier_flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _key_file(keys: Sequence[str]) -> Path:
-    """A file of one tenant that has these keys; it holds their digests alone."""
+    """A file of one tenant with these keys; it contains only their digests."""
     digests = [f"sha256:{hashlib.sha256(key.encode()).hexdigest()}" for key in keys]
     handle, name = tempfile.mkstemp(prefix=_KEY_FILE, suffix=".toml")
     with os.fdopen(handle, "w") as file:

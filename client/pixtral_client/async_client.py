@@ -66,7 +66,7 @@ T = TypeVar("T")
 class AsyncClient(Requests):
     """`Client` for asyncio: the same methods, awaited. Make it where the event loop runs.
 
-    A thread reads, fetches and encodes images, never the loop.
+    A thread reads, fetches and encodes images, and never the loop.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class AsyncClient(Requests):
         """Answers many conversations, several at once, and yields an `Outcome` for each, in order;
         see `Client.map`.
 
-        Cancelling the task that reads it, and `aclose()`, cancel all that runs.
+        A cancel of the task that reads it, or `aclose()`, cancels everything that runs.
         """
         wanted, read = read_form(response_model, options)
         prepare = partial(self._prepare, model=model, timeout=timeout, options=wanted)
@@ -349,5 +349,5 @@ class AsyncClient(Requests):
 
 async def _made(make: Callable[[], T], messages: Messages) -> T:
     """The result of `make`, in a thread if an image of the messages must be read or encoded."""
-    # A thread's turn takes longer than to convert a text.
+    # A switch to a thread takes longer than converting a text.
     return make() if is_text(messages) else await asyncio.to_thread(make)

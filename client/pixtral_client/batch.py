@@ -1,11 +1,11 @@
-"""Many conversations at once: which is sent next, and when.
+"""Many conversations at once: which one is sent next, and when.
 
-A `Batch` knows neither threads nor an event loop: `Client.map` and `AsyncClient.map` send what it
-gives them, and report what came of it.
+A `Batch` uses neither threads nor an event loop: `Client.map` and `AsyncClient.map` send what it
+returns, and report the outcome.
 
-How many run at once follows the gateway. A refusal leaves as many as it has let in, and answers
-raise that again, by one at a time. Where it refuses one that is alone, requests are spaced by the
-time that would have been right.
+The gateway determines how many run at once. After a refusal, as many run as the gateway had let in,
+and answers raise that number again, one at a time. If the gateway refuses a request that is alone,
+requests are spaced by the time that would have been right.
 """
 
 import heapq
@@ -21,11 +21,11 @@ from pixtral_client.results import Completion
 from pixtral_client.retries import Tries
 
 DEFAULT_CONCURRENCY: Final = 32
-# How many of `concurrency` may be begun beyond the one whose outcome comes next.
+# How many of `concurrency` may begin ahead of the one whose outcome comes next.
 _AHEAD: Final = 4
-# After so many answers, and at least as many as run, one more is tried at once.
+# After this many answers, and at least as many as run, one more runs at once.
 _ANSWERS_A_TRY: Final = 8
-# After so many answers in a row, spaced requests are tried at half the space.
+# After this many answers in a row, the space between requests is halved.
 _ANSWERS_A_GAP: Final = 16
 
 CompletionT = TypeVar("CompletionT", bound=Completion)
@@ -44,7 +44,7 @@ class Outcome(Generic[CompletionT]):
     error: Exception | None = None
 
     def unwrap(self) -> CompletionT:
-        """The completion. Raises the error where there is none."""
+        """The completion. Raises the error if there is none."""
         if self.completion is None:
             raise self.error or RuntimeError("neither a completion nor an error")
         return self.completion
@@ -68,7 +68,7 @@ class BatchProgress:
 
     @property
     def done(self) -> int:
-        """Those that were answered and those that failed."""
+        """The conversations that were answered or failed."""
         return self.answered + self.failed
 
 
@@ -77,7 +77,7 @@ Report = Callable[[BatchProgress], None]
 
 @dataclass(slots=True)
 class Item:
-    """One conversation. `outgoing` and `tries` are there once it is made into a request."""
+    """One conversation. It has `outgoing` and `tries` once it has become a request."""
 
     index: int
     messages: Messages
@@ -93,7 +93,7 @@ class Item:
 
 @dataclass(slots=True)
 class _Pace:
-    """How many requests may run, and from when on the next may begin."""
+    """How many requests may run, and when the next may begin."""
 
     most: int
     window: float = field(init=False)
@@ -130,7 +130,7 @@ class _Pace:
         self.window = max(1.0, min(self.window, float(self.running)))
         if not self.running:
             since = 0.0 if self._let_in is None else now - self._let_in
-            # A long time since then says more about the answers than about the limit.
+            # A long wait since then says more about the answers than about the limit.
             self.gap = min(since, max(1.0, retry_after)) + retry_after
             self.not_before = now + retry_after
 
@@ -165,8 +165,8 @@ class Batch(Generic[CompletionT]):
         return self._is_read and not (self._pace.running or self._waiting or self._outcomes)
 
     def take(self) -> Item | None:
-        """The conversation to send now, None where none is. It runs until one of `answered`,
-        `failed` and `again` is called."""
+        """The conversation to send now, or None. It runs until `answered`, `failed` or `again` is
+        called."""
         now = self._clock()
         if not self._pace.has_room(now):
             return None
@@ -182,10 +182,9 @@ class Batch(Generic[CompletionT]):
         return item
 
     def wait(self) -> float | None:
-        """Seconds after which `take` may give another, though nothing has come in; None: not
-        before."""
+        """Seconds until `take` may return another one without an outcome meanwhile, or None."""
         if self.is_over:
-            # The end of the input may come to light after the last outcome.
+            # The end of the input may become known after the last outcome.
             return 0.0
         now = self._clock()
         if self._pace.running >= int(self._pace.window):
@@ -209,7 +208,7 @@ class Batch(Generic[CompletionT]):
         self._tell()
 
     def again(self, item: Item, error: PixtralError, seconds: float) -> None:
-        """Sends it again after so many seconds, because of this error."""
+        """Sends it again after this many seconds, because of this error."""
         now = self._clock()
         self._since.pop(item.index)
         if isinstance(error, Overloaded):
@@ -220,7 +219,7 @@ class Batch(Generic[CompletionT]):
         self._tell()
 
     def ready(self) -> Iterator[Outcome[CompletionT]]:
-        """The outcomes whose turn it is, in the order of the input."""
+        """The outcomes whose turn has come, in the order of the input."""
         while (outcome := self._outcomes.pop(self._next_out, None)) is not None:
             self._next_out += 1
             yield outcome
@@ -228,7 +227,7 @@ class Batch(Generic[CompletionT]):
             self._tell()
 
     def close(self) -> None:
-        """Ends the line of progress, also of a `map` that is left in the middle."""
+        """Ends the line of progress, even if a `map` is left in the middle."""
         if isinstance(self._report, _Line):
             self._report.close()
 
@@ -265,7 +264,7 @@ def reporter(progress: bool | Report) -> Report | None:
 
 
 class _Line:
-    """One line that is written over on a terminal, and a line every ten seconds elsewhere."""
+    """One line that is overwritten on a terminal, and a line every ten seconds elsewhere."""
 
     _WIDTH: Final = 24
 

@@ -1,9 +1,9 @@
 """`Client`: the gateway's client. `AsyncClient` is the same for asyncio.
 
-Both are thin: they send and wait. Code that does neither decides for both what they send again and
-when (`retries`), which of many conversations is next (`batch`), which tool runs (`functions`) and
-how a request is made (`requests`). The sync client runs no event loop of its own: gRPC's asyncio
-logs errors in a program that has two of them.
+Both are thin: they send and wait. Common code decides which requests are sent again and when
+(`retries`), the order of many conversations (`batch`), the tool that runs (`functions`) and the
+form of a request (`requests`). The sync client runs no event loop of its own, because gRPC's
+asyncio logs errors in a program with two loops.
 """
 
 import queue
@@ -149,12 +149,12 @@ class Client(Requests):
                 them; an image is a `pathlib.Path`, bytes, a PIL image or a URL.
             model: a name that `models` lists; None is the gateway's own.
             timeout: seconds with all tries; None is the client's.
-            response_model: a pydantic model, or another type that pydantic reads. The answer is
-                held to its JSON schema, and the result's `parsed` is a value of it.
+            response_model: a pydantic model, or another type that pydantic reads. The answer
+                fits its JSON schema, and the result's `parsed` is a value of it.
             options: the fields of `Options`.
 
         Raises:
-            AnswerNotParsed: the answer is no value of `response_model`.
+            AnswerNotParsed: the answer is not a value of `response_model`.
         """
         wanted, read = read_form(response_model, options)
         outgoing = self._outgoing(chat_pb2.CompleteRequest, messages, model, wanted)
@@ -220,18 +220,18 @@ class Client(Requests):
     ) -> Generator[Outcome[Any], None, None]:
         """Answers many conversations, several at once, and yields an `Outcome` for each, in order.
 
-        It reads `conversations` as it goes, at most four times `concurrency` ahead of the outcome
-        that comes next. One that fails does not end the others. A conversation that the gateway
-        refuses for overload is sent again until its timeout, however often, and fewer are sent at
-        once meanwhile. Closing the generator, or letting go of it, cancels all that runs.
+        It reads `conversations` as it goes, at most four times `concurrency` ahead of the next
+        outcome. A conversation that fails does not end the others. The client sends a conversation
+        again that the gateway refuses for overload, as often as its timeout allows, and meanwhile
+        runs fewer at once. Closing or dropping the generator cancels everything that runs.
 
         Args:
             conversations: message lists, each as `chat` takes one.
             concurrency: how many run at once, at most.
             progress: True shows a line on standard error; a function gets each `BatchProgress`.
 
-        The rest is as `chat` has it, for every conversation; `timeout` begins when one is first
-        sent.
+        The other arguments are those of `chat`, for every conversation; `timeout` begins when one
+        is first sent.
         """
         wanted, read = read_form(response_model, options)
         prepare = partial(self._prepare, model=model, timeout=timeout, options=wanted)
@@ -294,18 +294,17 @@ class Client(Requests):
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> ToolRun:
-        """Answers a conversation with Python functions as tools: runs what the model calls, and
-        asks again with the results, until an answer calls nothing.
+        """Answers a conversation with Python functions as tools: runs the tools that the model
+        calls, and asks again with the results, until an answer calls no tool.
 
         A function's annotations and docstring make its schema (`pixtral_client.functions`). It
-        gives back text or what JSON can hold, and raises `ToolError` to tell the model what went
-        wrong.
+        returns text or a JSON value, and raises `ToolError` to tell the model what went wrong.
 
         Args:
             functions: the tools; the model decides which run, with which arguments.
             max_rounds: the most answers.
 
-        The rest is as `chat` has it, for each answer; `tool_choice` is for the first.
+        The other arguments are those of `chat`, for each answer; `tool_choice` is for the first.
 
         Raises:
             TooManyRounds: the last answer still calls a tool.
@@ -362,8 +361,8 @@ class Client(Requests):
         """Uploads an image, in any form that a message takes.
 
         The result stands for the image in messages of all the tenant's clients, until nobody has
-        used it for an hour: then a request with it raises `NotFound`. A client names by itself what
-        it has sent before, without this.
+        used it for an hour: then a request with it raises `NotFound`. Without this, a client names
+        by itself the images that it has sent.
         """
         data = image_file(image)
         tries = self._tries(timeout)

@@ -1,4 +1,4 @@
-"""The parts that both clients share: how they make requests, and the ends of a `map`."""
+"""The common parts of both clients: how they make requests, and the ends of a `map`."""
 
 from collections.abc import (
     Callable,
@@ -37,7 +37,7 @@ Read = Callable[[Completion], CompletionT]
 
 
 class Requests:
-    """Makes the requests of both clients, and counts the tries that are left."""
+    """Makes the requests of both clients, and counts the remaining tries."""
 
     def __init__(
         self, target: str, tls: Tls | None, api_key: str | None, timeout: float, max_retries: int
@@ -80,7 +80,7 @@ class Requests:
 def read_form(
     response_model: type[Any] | None, options: Mapping[str, Any]
 ) -> tuple[Any, Read[Any]]:
-    """The options with the form of the answer, and what reads it."""
+    """The options with the form of the answer, and the reader of the answer."""
     if response_model is None:
         return options, lambda answer: answer
     wanted = ResponseModel(response_model)

@@ -21,7 +21,7 @@ class Violation:
 
 
 class PixtralError(Exception):
-    """A call that failed.
+    """An RPC that failed.
 
     Attributes:
         code: the gRPC status code.
@@ -63,15 +63,16 @@ class InvalidRequest(PixtralError):
 
 
 class NotFound(PixtralError):
-    """No such model, or a picture by name that the gateway does not have (any more)."""
+    """There is no such model, or the gateway does not have an image that the request names."""
 
 
 class Overloaded(PixtralError):
-    """The server refused more work than it can hold; try again after `retry_after`."""
+    """The server refused the request because it has too much work; try again after
+    `retry_after`."""
 
 
 class Unavailable(PixtralError):
-    """The server is not there, not ready, or cannot do this now."""
+    """The server is absent, not ready, or cannot do this now."""
 
 
 class DeadlineExceeded(PixtralError):
@@ -88,7 +89,7 @@ _CLASSES: dict[grpc.StatusCode, type[PixtralError]] = {
 
 
 def raise_from(error: grpc.RpcError) -> NoReturn:
-    """Raises the `PixtralError` that a failed call, sync or asyncio, stands for."""
+    """Raises the `PixtralError` of a failed RPC, sync or asyncio."""
     raise from_rpc_error(error) from None
 
 
@@ -115,7 +116,7 @@ def from_rpc_error(error: grpc.RpcError) -> PixtralError:
             retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     made = _CLASSES.get(code, PixtralError)
     if made is Overloaded and not reason:
-        # gRPC's own, for a message above its limit: no other time will do.
+        # gRPC's own error for a message above its limit: a later try fails, too.
         made = PixtralError
     return made(code, message, reason=reason, violations=violations, retry_after=retry_after)
 

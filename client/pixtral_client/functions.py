@@ -1,8 +1,8 @@
 """Typed Python functions as tools, and the loop that calls them: `Client.run_tools`.
 
-A function's name and docstring tell the model what it does, its annotations what it takes. The
-first paragraph of the docstring is the description; lines `name: ...` below `Args:` describe
-parameters, as does text in `Annotated[T, "..."]`.
+A function's name and docstring tell the model what the function does, and its annotations what it
+takes. The first paragraph of the docstring is the description. Lines `name: ...` below `Args:`
+describe parameters, and so does text in `Annotated[T, "..."]`.
 
 Parameters are `str`, `int`, `float`, `bool`, `None`, `Any`, `Literal`, lists, dicts of `str` and
 unions of these. Pydantic, which is imported then, reads any other type, such as a pydantic model, a
@@ -70,7 +70,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The loop needs this function's result; send it that, or throw what it raised."""
+    """The loop needs this function's result; send it that, or throw its exception."""
 
     function: Function
     arguments: dict[str, Any]
@@ -79,7 +79,7 @@ class Run:
 class FunctionTool:
     """A function that a model can call.
 
-    Raises TypeError where the function has a parameter of no known type.
+    Raises TypeError if the function has a parameter of an unknown type.
     """
 
     def __init__(self, function: Function) -> None:
@@ -193,7 +193,7 @@ def _as_json(value: Any) -> Any:
         return value.model_dump(mode="json")
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    raise TypeError(f"a tool gives back text or what JSON holds, not {type(value).__name__}")
+    raise TypeError(f"a tool must return text or a JSON value, not {type(value).__name__}")
 
 
 def _described(documented: str) -> dict[str, str]:

@@ -31,7 +31,7 @@ def fetch(url: str, *, timeout: float = TIMEOUT_SECONDS, max_bytes: int = MAX_BY
     except URLError as error:
         raise OSError(str(error.reason)) from None
     except HTTPException as error:
-        raise OSError(f"not HTTP as it should be ({type(error).__name__})") from None
+        raise OSError(f"invalid HTTP ({type(error).__name__})") from None
 
 
 def _opener() -> urllib.request.OpenerDirector:

@@ -1,25 +1,29 @@
 """Message lists as people write them, made into `pixtral.v1.Message`.
 
-Taken as they are: the message lists of OpenAI's chat API and of vLLM's `LLM.chat`. Content is a
-string or a list of parts:
+A client takes the message lists of OpenAI's chat API and of vLLM's `LLM.chat`. Content is a string
+or a list of parts:
 
     {"type": "text", "text": "What is this?"}           or "What is this?"
     {"type": "image_url", "image_url": {"url": URL}}    or "image_url": URL
-    {"type": "image", "image": IMAGE}                   or IMAGE ("image_pil" names it too)
+    {"type": "image", "image": IMAGE}                   or IMAGE ("image_pil" works, too)
 
-An image may have OpenAI's "detail" beside its type or its URL: "low" shows it smaller to the model.
+- URL is a `data:` or http(s) URL. The client fetches http(s) URLs itself.
+- IMAGE is a `pathlib.Path`, the bytes of an image file, a PIL image, a result of `put_image`, or a
+  URL.
+- An image may have OpenAI's "detail" beside its type or its URL: with "low" the model sees it
+  smaller.
 
-URL is a `data:` or http(s) URL. IMAGE is a `pathlib.Path`, the bytes of an image file, a PIL image,
-what `put_image` gave back, or a URL. A file is read only where a `Path` says so, never for a
-string: a message list that came as JSON from elsewhere cannot name the files of this machine. It
-can name URLs, and they are fetched from here. A text that stands alone in a list of parts and names
-an image file that exists is an error, because the model would be asked about an image that it never
-gets; {"type": "text", "text": ...} is text whatever it says.
+A client reads a file only for a `Path`, and never for a string: a message list that came as JSON
+from elsewhere cannot read files of this machine. A lone text in a list of parts that names an
+existing image file is an error, because the model would get a question about an image that it never
+sees. {"type": "text", "text": ...} is always text.
 
-An assistant's message may have `reasoning`, what it thought before it answered, and a part may be
-{"type": "thinking", "thinking": TEXT}. It may have `tool_calls` instead of or beside content (see
-`pixtral_client.tools`); what a tool gave back is a message of role "tool" with the `tool_call_id`.
-The last message may be an assistant's with `"prefix": True`: the answer goes on from it.
+An assistant's message may have
+
+- `reasoning`, the thought before its answer, or a part {"type": "thinking", "thinking": TEXT};
+- `tool_calls` in place of content or beside it (see `pixtral_client.tools`). A message of role
+  "tool" with the `tool_call_id` has the result of a tool call;
+- `"prefix": True` if it is the last message: the answer continues it.
 """
 
 import io

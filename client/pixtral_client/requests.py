@@ -71,7 +71,7 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.private_key is None):
-            raise ValueError("certificate and private_key go together")
+            raise ValueError("certificate and private_key must be set together")
 
     def credentials(self) -> grpc.ChannelCredentials:
         """The files as gRPC takes them. Raises OSError where one cannot be read."""

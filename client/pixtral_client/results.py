@@ -142,7 +142,7 @@ class Completion:
     all of them; text, reasoning, tokens, finish and stop reason, logprobs and tool calls are the
     first one's.
     `prompt_logprobs` has one for each token of the prompt, where they were asked for, and None for
-    the first, which nothing comes before.
+    the first, which has no token before it.
     """
 
     id: str

@@ -1,13 +1,13 @@
 """When a request that failed is sent again: how often, after how long, and within which budget.
 
-A client sends again what the server refused (`Overloaded`) or could not do (`Unavailable`), and
-never a request of which the user has seen a part, such as a stream after its first delta. The wait
-is that of the server's `RetryInfo` or, without one, grows from half a second to eight, as in
-OpenAI's SDK; both are spread at random, so that clients that failed together do not come back
+A client repeats a request that the server refused (`Overloaded`) or could not do (`Unavailable`).
+It never repeats one of which the user has seen a part, such as a stream after its first delta. The
+wait is that of the server's `RetryInfo`. Without one, it grows from half a second to eight, as in
+OpenAI's SDK. Both waits have a random part, so that clients that failed together do not come back
 together.
 
-gRPC's own retry policy does not do: it does not read `RetryInfo`, and it retries no request that is
-larger than its buffer, as those with images are.
+gRPC's own retry policy is not enough: it does not read `RetryInfo`, and it repeats no request that
+is larger than its buffer, as requests with images are.
 """
 
 import random

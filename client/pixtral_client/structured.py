@@ -17,7 +17,7 @@ class ParsedCompletion(Completion, Generic[T]):
 
 
 class AnswerNotParsed(ValueError):
-    """The text of an answer is no value of the `response_model`; `completion` is the answer.
+    """The text of an answer is not a value of the `response_model`; `completion` is the answer.
 
     An answer that ends for its length (`completion.finish_reason`) needs a larger `max_tokens`.
     Else a check of the model refuses it that its JSON schema does not express.
@@ -45,7 +45,9 @@ class ResponseModel(Generic[T]):
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The options of a request, with the form of its answer."""
         if given.get("structured_output") is not None:
-            raise TypeError("response_model and structured_output: give one of them")
+            raise TypeError(
+                "response_model and structured_output exclude each other: give one of them"
+            )
         schema = self._adapter.json_schema()
         return {**given, "structured_output": {"json_schema": schema}}
 

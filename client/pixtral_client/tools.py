@@ -75,7 +75,7 @@ def _choice(choice: Any) -> chat_pb2.ToolChoice:
 def _function(value: Any, where: str) -> Mapping[str, Any]:
     function = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(function, Mapping):
-        raise TypeError(f"{where} must be a dict with a 'function', or with what is in one")
+        raise TypeError(f"{where} must be a dict with a 'function', or with the entries of one")
     return function
 
 

@@ -1,4 +1,5 @@
-"""The errors of an RPC: exceptions here, gRPC statuses with google.rpc details on the wire."""
+"""The errors of an RPC: exceptions in Python, and gRPC statuses with google.rpc details on the
+wire."""
 
 import logging
 import re
@@ -18,20 +19,20 @@ logger = logging.getLogger(__name__)
 DOMAIN = "pixtral"
 DETAILS_KEY = "grpc-status-details-bin"
 
-# A client refuses trailing metadata above 8 KiB, and would then see nothing of the error. Texts
-# are sent in base64 and, the message, once more with three bytes for one.
+# A client refuses trailing metadata above 8 KiB, and would then see nothing of the error. All texts
+# are sent in base64, and the message again with up to three bytes for one.
 MAX_TEXT_BYTES = 512
 MAX_FIELD_BYTES = 256
 # The bytes of all violations, each with its frame.
 MAX_VIOLATION_BYTES = 3200
 VIOLATION_FRAME_BYTES = 10
 
-# Within these stand names that a client gives, such as those of a schema's properties.
+# After these fields a path has names of the client, such as those of a schema's properties.
 _SCHEMA = re.compile(r".*?\b(?:parameters|json_schema|json)\b")
 
 
 class ServingError(Exception):
-    """A failure that a client learns of.
+    """A failure that the client sees.
 
     `reason` is a name of pixtral.v1.ErrorReason without its prefix, `message` and `violations`
     (path of the field, what is wrong with it) are safe to show, `retry_after` is in seconds,
@@ -67,7 +68,7 @@ class ServingError(Exception):
         return {"reason": self.reason, "field": schema[0] if schema else path}
 
     def within(self, field: str) -> "ServingError":
-        """The same error of a request that has, as its `field`, what this one's paths begin at."""
+        """The same error for a request that contains this one's fields in its `field`."""
         return ServingError(
             self.code,
             self.reason,
@@ -94,7 +95,7 @@ def _cut(text: str, size: int) -> str:
 
 
 class InvalidRequest(ServingError):
-    """The request is wrong, and will be wrong again; `field` is a path in the request's proto."""
+    """The request is wrong, and would fail again; `field` is a path in the request's proto."""
 
     def __init__(self, field: str, description: str, reason: str = "INVALID_FIELD") -> None:
         super().__init__(
@@ -135,7 +136,7 @@ class Overloaded(ServingError):
 
 
 class Unavailable(ServingError):
-    """Something that the call needs is not there now; `retry_after` is in seconds."""
+    """The service lacks something for the call now; `retry_after` is in seconds."""
 
     def __init__(self, message: str, retry_after: float = 1.0, reason: str = "UNAVAILABLE") -> None:
         super().__init__(grpc.StatusCode.UNAVAILABLE, reason, message, retry_after=retry_after)
@@ -163,7 +164,7 @@ _CLASSES: dict[grpc.StatusCode, type[ServingError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 
-# gRPC's own texts name addresses and files; these stand for a status that is not one of ours.
+# gRPC's own texts contain addresses and files. These replace them in a status of another server.
 _MESSAGES = {
     grpc.StatusCode.UNAVAILABLE: "the service cannot be reached",
     grpc.StatusCode.DEADLINE_EXCEEDED: "the deadline has passed",
@@ -175,10 +176,10 @@ _MESSAGES = {
 
 
 def client_error(error: BaseException) -> ServingError:
-    """The part of an error that a client learns.
+    """The part of an error that a client sees.
 
-    Anything but a ServingError is a bug: its type and where it happened are logged, and the client
-    reads "internal error" alone.
+    Any error but a ServingError is a bug: its type and place are logged, and the client gets only
+    "internal error".
     """
     if isinstance(error, ServingError):
         return error
@@ -187,13 +188,13 @@ def client_error(error: BaseException) -> ServingError:
 
 
 def log_place(error: BaseException, what: str, level: int) -> None:
-    """Logs an error's type and where it happened; its text may quote a prompt, and is left out."""
+    """Logs an error's type and place. Its text may quote a prompt, and is left out."""
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.log(level, "%s: %s\n%s", what, type(error).__name__, where)
 
 
 def to_status(error: BaseException) -> grpc.Status:
-    """The rich gRPC status of an error, as `client_error` gives it."""
+    """The rich gRPC status of an error, as `client_error` returns it."""
     error = client_error(error)
     metadata = tuple(error.metadata.items())
     return _status(
@@ -201,7 +202,7 @@ def to_status(error: BaseException) -> grpc.Status:
     )
 
 
-# Under overload, it is the same one for each of many calls.
+# Under overload, many calls get the same status.
 @lru_cache(64)
 def _status(
     code: grpc.StatusCode,
@@ -227,10 +228,10 @@ def _status(
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> ServingError:
-    """The error that the other side raised, as the class that stands for its code.
+    """The error of the other side, as an instance of the class for its code.
 
-    A status without this project's details keeps its code and gets a message of ours. Its reason is
-    the code's name where gRPC itself ends calls with that code, else UNKNOWN.
+    A status without this project's details keeps its code and gets one of these messages. Its
+    reason is the code's name if gRPC itself ends calls with that code, and UNKNOWN otherwise.
     """
     code = error.code()
     made = _CLASSES.get(code, ServingError)
@@ -275,4 +276,5 @@ def _read_details(
 
 
 class StartupError(Exception):
-    """The process cannot start, for a reason that the operator can mend: told in one line."""
+    """The process cannot start, for a reason that the operator can correct. It is logged in one
+    line."""

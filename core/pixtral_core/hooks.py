@@ -1,9 +1,10 @@
-"""Hooks into other libraries: what each one touches, and a check that it is still there.
+"""Hooks into other libraries: the names that each one touches, and a check that they still exist.
 
-A hook is a module that reaches into a library beyond what the library promises. Its docstring has
-the fields in FIELDS, from which `tools/hooks_page.py` makes docs/hooks.md. It lists what it
-touches, and its `check_upstream` is run where the process starts: a library that has moved then
-stops the start with a sentence, and not the first request with an AttributeError.
+A hook is a module that uses a part of a library that the library does not promise to keep. Its
+docstring has the fields in FIELDS, from which `tools/hooks_page.py` makes docs/hooks.md. It lists
+the names that it touches, and its `check_upstream` runs at the start of the process: a library that
+has changed stops the start with a sentence, instead of failing the first request with an
+AttributeError.
 """
 
 import importlib
@@ -25,7 +26,8 @@ the hook was tried with.
 
 
 class HookBroken(StartupError):
-    """A library has no longer what a hook touches; the message says what, and what to do."""
+    """A library no longer has a name that a hook touches; the message says which, and what to
+    do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,14 @@ class Touch:
         return f"{self.module}.{self.path}"
 
     def missing(self) -> str | None:
-        """The parts that the library lacks, as the end of a sentence; None where all is there."""
+        """The parts that the library lacks, as the end of a sentence; None if it has all."""
         try:
             found: Any = importlib.import_module(self.module)
         except ImportError:
             return f"has no module {self.module}"
         for name in self.path.split("."):
-            # A class's is not bound, so that a property is looked at and not run. A module may have
-            # names that it finds when it is asked for them.
+            # A class's attribute is not bound, so that a property is examined and not run. A module
+            # may find names only when they are requested.
             attribute = getattr if isinstance(found, ModuleType) else inspect.getattr_static
             try:
                 found = attribute(found, name)
@@ -80,7 +82,8 @@ class Touch:
 
 
 def check_touches(hook: str, touches: Iterable[Touch]) -> None:
-    """Raises HookBroken for the first of `touches` that is gone; `hook` is a hook's `__name__`."""
+    """Raises HookBroken for the first of `touches` that is missing; `hook` is a hook's
+    `__name__`."""
     for touch in touches:
         if missing := touch.missing():
             raise HookBroken(broken(hook, missing))
@@ -99,7 +102,7 @@ def broken(hook: str, missing: str) -> str:
 
 
 def header(docstring: str | None) -> Mapping[str, str]:
-    """The fields of a hook's docstring, by their names; empty where it is no hook's."""
+    """The fields of a hook's docstring, by their names; empty for another module."""
     fields: dict[str, str] = {}
     last = ""
     for line in (docstring or "").splitlines():

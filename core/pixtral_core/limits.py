@@ -89,7 +89,7 @@ class Count(Limit):
 
 IMAGE_URL_LENGTH = Count(
     "messages[].content[].image.url",
-    "where the gateway fetches an image from",
+    "the URL of an image",
     4096,
     least=1,
     of="characters of an `https:` URL",
@@ -128,7 +128,7 @@ IMAGE_JUNK_BYTES = Count(
 TOOL_CALLS = Count("messages[].tool_calls", "tool calls of one message", 128)
 TOOL_CALL_ID = Count(
     "messages[].tool_calls[].id",
-    "the id with which a tool's result names its call",
+    "the id by which a result refers to its tool call",
     256,
     least=1,
     of="characters",
@@ -137,7 +137,7 @@ TOOL_CALL_ID = Count(
 # mistral_common reads JSON recursively.
 ARGUMENTS_DEPTH = Count(
     "messages[].tool_calls[].arguments",
-    "objects and lists within each other, here and in a tool's result",
+    "nesting of objects and lists, here and in a tool's result",
     64,
     of="levels of JSON",
 )
@@ -160,7 +160,7 @@ TOOL_NAME = Count(
 # The check of a schema compares each entry of such a list with every other.
 SCHEMA_LIST = Count(
     "tools[].parameters",
-    "a list in a schema is longer where all are texts, or all are numbers",
+    "a list in a schema may be longer if all its entries are texts, or all are numbers",
     64,
     of="entries in a list of mixed types",
 )
@@ -170,9 +170,11 @@ SCHEMA_LIST = Count(
 MAX_TOKENS = Range("sampling.max_tokens", "tokens of an answer", 1, INT32_MAX)
 MIN_TOKENS = Range("sampling.min_tokens", "tokens before an answer may end", 0, INT32_MAX)
 TEMPERATURE = Range("sampling.temperature", "0 is greedy", 0, 2)
-TOP_P = Range("sampling.top_p", "probability of the tokens to pick from", 0, 1, low_inclusive=False)
+TOP_P = Range(
+    "sampling.top_p", "total probability of the tokens to pick from", 0, 1, low_inclusive=False
+)
 TOP_K = Range("sampling.top_k", "tokens to pick from; 0 is all", 0, UINT32_MAX)
-MIN_P = Range("sampling.min_p", "least part of the likeliest token's probability", 0, 1)
+MIN_P = Range("sampling.min_p", "least probability, as a share of the likeliest token's", 0, 1)
 REPETITION_PENALTY = Range(
     "sampling.repetition_penalty", "1 changes nothing", 0, low_inclusive=False
 )
@@ -180,25 +182,25 @@ PRESENCE_PENALTY = Range("sampling.presence_penalty", "0 changes nothing", -2, 2
 FREQUENCY_PENALTY = Range("sampling.frequency_penalty", "0 changes nothing", -2, 2)
 SEED = Range("sampling.seed", "-1 is none", INT64_MIN, INT64_MAX)
 # As many as vLLM's engine computes unless it is started with another `max_logprobs`.
-LOGPROBS = Range("sampling.logprobs", "likeliest tokens to name beside each one", 0, 20)
+LOGPROBS = Range("sampling.logprobs", "likeliest tokens to return for each token", 0, 20)
 PROMPT_LOGPROBS = Range(
-    "sampling.prompt_logprobs", "likeliest tokens to name beside each one of the prompt", 0, 20
+    "sampling.prompt_logprobs", "likeliest tokens to return for each token of the prompt", 0, 20
 )
 # vLLM makes an object of each in the process that serves all streams.
 PROMPT_LOGPROBS_IN_ALL = Count(
     "sampling.prompt_logprobs",
-    "the sum over all tokens of a prompt, the tokens' own among them",
+    "the sum over all tokens of a prompt, the tokens' own included",
     1 << 17,
     of="log-probabilities in all",
 )
 # They are gathered in the gateway. One choice has no more in the whole context.
 LOGPROBS_IN_ALL = Count(
     "sampling.logprobs",
-    "the sum over all choices of an answer that is not streamed, the tokens' own among them",
+    "the sum over all choices of an answer that is not streamed, the tokens' own included",
     1 << 20,
     of="log-probabilities in all",
 )
-N = Range("sampling.n", "answers to one request", 1, 64)
+N = Range("sampling.n", "choices of one request", 1, 64)
 
 # The decoder searches for each after every token.
 STOP = Count("sampling.stop", "strings that end an answer", 64)
@@ -225,7 +227,7 @@ SCHEMA_CHARACTERS = Count(
 )
 SCHEMA_DEPTH = Count(
     "sampling.structured_output.json_schema",
-    "objects and lists of a JSON Schema within each other",
+    "nesting of objects and lists in a JSON Schema",
     32,
     of="levels of JSON",
     also=("tools[].parameters",),
@@ -256,25 +258,25 @@ STRUCTURE_CHARACTERS = Count(
 # Large schemas that are in use take a tenth of either.
 STRUCTURE_READ_SECONDS = Range(
     "sampling.structured_output",
-    "reading a schema, expression or grammar",
+    "time to read a schema, expression or grammar",
     0,
     0.1,
     unit="seconds of a processor",
 )
 STRUCTURE_TRIAL_SECONDS = Range(
     "sampling.structured_output",
-    "making answers of it on trial",
+    "time to write trial answers",
     0,
     0.1,
     unit="seconds of a processor",
 )
 STRUCTURE_WAIT_SECONDS = Range(
-    "sampling.structured_output", "both together", 0, 30, unit="seconds of time"
+    "sampling.structured_output", "time for both", 0, 30, unit="seconds of time"
 )
 # Large schemas take half of it.
 STRUCTURE_STEP_SECONDS = Range(
     "sampling.structured_output",
-    "each token of an answer, before the tenant's budget is charged",
+    "time for each token of an answer; the tenant's budget pays for more",
     0,
     0.002,
     unit="seconds of a processor",
@@ -282,7 +284,7 @@ STRUCTURE_STEP_SECONDS = Range(
 # A twentieth of the time that passes comes back.
 STRUCTURE_BUDGET_SECONDS = Range(
     "sampling.structured_output",
-    "the time that a tenant's answers may take beyond that, before the one that takes it ends",
+    "the tenant's budget; the request that spends it ends",
     0,
     1,
     unit="seconds of a processor",
@@ -291,9 +293,7 @@ STRUCTURE_BUDGET_SECONDS = Range(
 # A request as a whole.
 
 PRIORITY = Range("priority", "requests of a lower number go first", INT64_MIN, INT64_MAX)
-MESSAGE_BYTES = Count(
-    "request", "as a message of gRPC, or as a body over HTTP", 64 << 20, of="bytes"
-)
+MESSAGE_BYTES = Count("request", "a gRPC message, or an HTTP body", 64 << 20, of="bytes")
 # Parsing a body holds up all of the gateway: by a microsecond for each value, and by a tenth of one
 # for each escape, of which a text in a language without Latin letters has one a character.
 BODY_VALUES = Count("request", "over HTTP", 1 << 16, of="values in the JSON of a body")
@@ -304,9 +304,7 @@ HEAD_BYTES = Count("request", "over HTTP", 64 << 10, of="bytes of a head")
 
 # The bytes that the gateway itself adds to a request for the decoder.
 
-REQUEST_ID = Count(
-    "request_id", "the gateway's own name for a request", 128, least=1, of="characters"
-)
+REQUEST_ID = Count("request_id", "the gateway's id of a request", 128, least=1, of="characters")
 CACHE_SALT = Count("cache_salt", "the tenant's name, from the gateway", 256, of="characters")
 
 SAMPLING: Mapping[str, Range] = {

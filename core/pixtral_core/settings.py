@@ -93,7 +93,7 @@ def _check_image_formats(names: object) -> object:
     by_name = {each.lower(): each for each in ImageFormat}
     unknown = [name for name in names if str(name).lower() not in by_name]
     if unknown or not names:
-        raise ValueError(f"must be some of {', '.join(by_name)}")
+        raise ValueError(f"must be one or more of {', '.join(by_name)}")
     return tuple(by_name[str(name).lower()] for name in names)
 
 
@@ -104,8 +104,8 @@ ImageFormats = Annotated[
     BeforeValidator(_split),
 ]
 IMAGE_FORMATS_DESCRIPTION = (
-    "Formats of images that are taken, of png, jpeg, webp, gif, bmp, ico, avif, tiff, jpeg2000 and "
-    "ppm; gateways and encoders must have the same."
+    "Accepted image formats, from png, jpeg, webp, gif, bmp, ico, avif, tiff, jpeg2000 and ppm; "
+    "gateways and encoders must have the same value."
 )
 
 
@@ -137,26 +137,28 @@ class ProcessSettings(BaseSettings):
     # The fields with addresses that clients come in by: with TLS, or on this machine alone.
     doors: ClassVar[tuple[str, ...]] = ("listen",)
 
-    listen: Address = Field("127.0.0.1:0", description="host:port to serve gRPC on; port 0 is any.")
+    listen: Address = Field(
+        "127.0.0.1:0", description="host:port of gRPC; port 0 is any free port."
+    )
     metrics_listen: Address = Field(
-        "127.0.0.1:0", description="host:port to serve Prometheus metrics on; port 0 is any."
+        "127.0.0.1:0", description="host:port of the Prometheus metrics; port 0 is any free port."
     )
     health_listen: Address | None = Field(
         None,
-        description="host:port to answer health checks alone on, without TLS, which the gRPC "
-        "probes of Kubernetes cannot speak.",
+        description="host:port of health checks without TLS, for Kubernetes' gRPC probes, which "
+        "do not support TLS.",
     )
     address_file: Path | None = Field(
-        None, description="File to write the addresses to, as JSON, once they are bound."
+        None, description="File in which the process writes its addresses as JSON once it listens."
     )
     drain_seconds: float = Field(
-        30.0, ge=0, description="How long calls in flight may go on after SIGTERM."
+        30.0, ge=0, description="How long running requests may continue after SIGTERM."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="The least severe messages to log."
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="How to log to stderr: lines of text or of JSON."
+        "text", description="The form of a log line on stderr."
     )
     tls_certificate: FilePath | None = Field(
         None, description="PEM file of this server's certificate chain."
@@ -165,10 +167,14 @@ class ProcessSettings(BaseSettings):
         None, description="PEM file of the certificate's private key."
     )
     tls_client_ca: FilePath | None = Field(
-        None, description="PEM file of the authority that every client must be signed by (mTLS)."
+        None,
+        description="PEM file of the authority that must have signed each client's "
+        "certificate (mTLS).",
     )
     allow_insecure: bool = Field(
-        False, description="Do without TLS, and Redis without a password, off this machine."
+        False,
+        description="Allow addresses off this machine without TLS, and a Redis there "
+        "without a password.",
     )
 
     @property
@@ -212,19 +218,21 @@ class PeerTlsSettings(ProcessSettings):
     peer_fields: ClassVar[tuple[str, ...]] = ()
 
     peer_tls_ca: FilePath | None = Field(
-        None, description="PEM file of the authority that other tiers are signed by; none: no TLS."
+        None,
+        description="PEM file of the authority of the other tiers' certificates; unset: no TLS.",
     )
     peer_tls_certificate: FilePath | None = Field(
-        None, description="PEM file of the certificate shown to other tiers (mTLS)."
+        None,
+        description="PEM file of the certificate that this process shows to other tiers (mTLS).",
     )
     peer_tls_private_key: FilePath | None = Field(
-        None, description="PEM file of that certificate's private key."
+        None, description="PEM file of the private key of peer_tls_certificate."
     )
     peer_tls_server_name: str | None = Field(
         None,
         min_length=1,
-        description="The name that other tiers' certificates carry; unset: the host that is "
-        "called, or the name behind dns:///.",
+        description="The name in the other tiers' certificates; unset: the called host, or the "
+        "name after dns:///.",
     )
 
     @property
@@ -261,7 +269,7 @@ class RedisSettings(ProcessSettings):
 
     redis_url: Annotated[str, AfterValidator(_check_redis_url)] = Field(
         "redis://127.0.0.1:6379/0",
-        description="The Redis that holds the embeddings: unix://, redis:// on this machine, "
+        description="URL of the Redis for the embeddings: unix://, redis:// on this machine, "
         "rediss:// (TLS) with a password elsewhere.",
     )
 
@@ -272,7 +280,7 @@ class RedisSettings(ProcessSettings):
         if not (is_local or self.allow_insecure or (url.scheme == "rediss" and url.password)):
             raise ValueError(
                 "redis_url: the host is not a loopback address: use rediss:// and a password, or "
-                "allow_insecure to do without"
+                "set allow_insecure"
             )
         return self
 
@@ -287,8 +295,8 @@ class ModelSettings(ProcessSettings):
     model_dir: DirectoryPath = Field(description="Directory of the model in Mistral format.")
     model: str = Field(
         "",
-        description="The model's name, the same in every tier; empty: the directory's, or in a "
-        "cache of Hugging Face's the repository's id.",
+        description="The model's name, the same in every tier; empty: the name of its directory, "
+        "or the repository's id in a cache of Hugging Face.",
     )
 
     @cached_property

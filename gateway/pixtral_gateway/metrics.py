@@ -8,51 +8,51 @@ REQUESTS = Counter("pixtral_gateway_requests_total", "Completions ended, by stat
 # With several workers, their sum; what all of them see alike is the one that sees most.
 PERMITS = Gauge(
     "pixtral_gateway_permits_in_use",
-    "Completions, counts and uploads running",
+    "Running completions, token counts and uploads",
     multiprocess_mode="livesum",
 )
 PERMITS_LIMIT = Gauge(
     "pixtral_gateway_permits_limit",
-    "Completions, counts and uploads that may run at once",
+    "How many completions, token counts and uploads may run at once",
     multiprocess_mode="livemax",
 )
 MEMORY = Gauge(
     "pixtral_gateway_memory_bytes",
-    "Memory that is counted, by what for",
+    "Counted memory, by use",
     ["use"],
     multiprocess_mode="livesum",
 )
 MEMORY_LIMIT = Gauge(
     "pixtral_gateway_memory_limit_bytes",
-    "How much of it there may be",
+    "The limit of counted memory, by use",
     ["use"],
     multiprocess_mode="livesum",
 )
 TIME_TO_FIRST_TOKEN = Histogram(
     "pixtral_gateway_time_to_first_token_seconds",
-    "From a request's arrival to its first token, by what became of its images",
+    "Time from a request's arrival to its first token, by the source of its images",
     ["images"],
     buckets=SECONDS,
 )
 ENCODE_SECONDS = Histogram(
     "pixtral_gateway_encode_seconds",
-    "Wait of a request for images that no cache held",
+    "Time that a request waits for images that no cache has",
     buckets=SECONDS,
 )
 IMAGES = Counter(
-    "pixtral_gateway_images_total", "Images of answered requests, by where they were", ["result"]
+    "pixtral_gateway_images_total", "Images of answered requests, by source", ["result"]
 )
 NAMED_IMAGES = Counter(
     "pixtral_gateway_named_images_total", "Images named by their SHA-256", ["result"]
 )
 FETCHES = Counter(
-    "pixtral_gateway_image_fetches_total", "Images by https URL, by how it went", ["result"]
+    "pixtral_gateway_image_fetches_total", "Fetches of images by URL, by result", ["result"]
 )
 FETCH_SECONDS = Histogram(
-    "pixtral_gateway_image_fetch_seconds", "Time of a fetch, failed ones too", buckets=SECONDS
+    "pixtral_gateway_image_fetch_seconds", "Time of a fetch, including failed ones", buckets=SECONDS
 )
 TENANT_TOKENS = Counter(
-    "pixtral_gateway_tenant_tokens_total", "Tokens by whose they were", ["tenant", "kind"]
+    "pixtral_gateway_tenant_tokens_total", "Tokens by tenant", ["tenant", "kind"]
 )
 TENANT_REFUSALS = Counter(
     "pixtral_gateway_tenant_refusals_total",
@@ -61,7 +61,7 @@ TENANT_REFUSALS = Counter(
 )
 REPLICAS = Gauge(
     "pixtral_gateway_replicas_ready",
-    "Replicas that calls are made to",
+    "Replicas that get calls",
     ["tier"],
     multiprocess_mode="livemax",
 )

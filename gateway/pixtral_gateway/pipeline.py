@@ -49,20 +49,21 @@ from pixtral_gateway.upstream.registry import Tiers
 from pixtral_gateway.upstream.replica import Contract
 from pixtral_gateway.upstream.retry_budget import RetryBudget
 
-# The memory of a token of the prompt: here, and in the message to the decoder.
+# The memory of a prompt's token: in this process, and in the message to the decoder.
 TOKEN_BYTES = 8
-# The memory of a delta and of a log-probability, as the APIs gather them.
+# The memory of a delta and of a log-probability that the APIs gather.
 DELTA_BYTES = 64
 LOGPROB_BYTES = 128
 
-# The tiers keep the deadline; after this long only a client that has stopped reading is left.
+# The tiers observe the deadline. A request that still runs this long after it waits for a client
+# that has stopped reading.
 GRACE_SECONDS = 1.0
-# Prompts that begin with this many equal tokens have keys and values to share.
+# Prompts that begin with this many equal tokens can share keys and values.
 HEAD_TOKENS = 64
 
 
 class Pipeline:
-    """Answers requests. One for the life of the process, used by all requests at once."""
+    """Answers requests. One pipeline serves all requests of the process at once."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Pipeline:
         admission: Admission,
         most_retries: Callable[[], int],
     ) -> None:
-        """`most_retries` bounds the retries under way at once, in each tier; see RetryBudget."""
+        """`most_retries` bounds the retries that run at once in each tier; see RetryBudget."""
         self._images = images
         self._prompts = prompts
         self._tiers = tiers
@@ -85,10 +86,10 @@ class Pipeline:
         self._admission = admission
 
     async def stream(self, request: Request) -> AsyncGenerator[Event]:
-        """Streams `Begun`, the deltas of all choices as they come, and `Finished`.
+        """Streams `Begun`, the deltas of all choices as they arrive, and `Finished`.
 
         Raises ServingError. Closing the generator stops the work in every tier and frees the
-        permit. A task that does not take what it is streamed is cancelled soon after the deadline.
+        permit. A task that stops taking events is cancelled soon after the deadline.
         """
         with (
             _counted(request),
@@ -150,7 +151,7 @@ class Pipeline:
             yield completion.finished(0 if answer is None else answer.reasoning_tokens)
 
     async def count(self, conversation: Conversation, tenant: Tenant) -> Prompt:
-        """The prompt that a conversation makes. Raises InvalidRequest and Overloaded."""
+        """The prompt of a conversation. Raises InvalidRequest and Overloaded."""
         with self._admission.permit(tenant, len(conversation.images)) as permit:
             _, prompt = await self._read(conversation, tenant, None, permit)
         return prompt
@@ -192,7 +193,7 @@ class Pipeline:
             images = await self._images.read_all(
                 conversation.images, tenant, None if contract is None else contract.fingerprint
             )
-        # `image_bytes` has URLs as they were sent; the files behind them come on top.
+        # `image_bytes` counts URLs as text. The files behind them count on top.
         sources = zip(images, conversation.images, strict=True)
         permit.reserve(sum(len(image.data) for image, source in sources if source.url))
         with current_span().child("prompt"):
@@ -212,11 +213,11 @@ class Pipeline:
         return Prompt(token_ids, (), 0)
 
     def _constrained(self, request: Request) -> Sampling:
-        """The parameters that calls which must be made follow."""
+        """The sampling parameters with the structure that forced tool calls follow."""
         return self._prompts.tools.constrain(request.conversation.tools, request.sampling)
 
     def _answer_reader(self, request: Request, prompt: Prompt) -> AnswerReader | None:
-        """A reader of tool calls and thoughts, if there may be any."""
+        """A parser of tool calls and thoughts, or None if the answer can have neither."""
         conversation, tool_format = request.conversation, self._prompts.tools
         if isinstance(conversation, RawPrompt):
             return None
@@ -255,12 +256,12 @@ class _Completion:
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._queue = self._encode = self._time_to_first = 0.0
         self._cached_tokens = self._tokens = self._gathered_logprobs = 0
-        # The finish of each choice that is over, by its index.
+        # The finish reason of each choice that has ended, by its index.
         self._finish_reasons: dict[int, FinishReason] = {}
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
-        """Counts the time of the block as a wait for encodings, if there were any."""
+        """Counts the time of the block as a wait for encoders, if any image was encoded."""
         began = time.monotonic()
         yield
         if any_encoded(self.located):
@@ -268,7 +269,7 @@ class _Completion:
         note(**image_facts([self.located[key] for key in self.keys], self._encode))
 
     def begin(self, delta: Delta) -> None:
-        """Takes the first delta. A later decoder's `cached_tokens` and `queue` are its own."""
+        """Takes the first delta. `cached_tokens` and `queue` of a later decoder are not counted."""
         self.has_begun = True
         self._time_to_first = time.monotonic() - self._request.arrival
         self._cached_tokens, self._queue = delta.cached_tokens, delta.queue
@@ -279,7 +280,7 @@ class _Completion:
         TIME_TO_FIRST_TOKEN.labels(images).observe(self._time_to_first)
 
     def add(self, delta: Delta) -> bool:
-        """Whether the delta has something for the client, and is not of the prompt alone."""
+        """Whether the client gets the delta: a delta of the prompt alone has nothing for it."""
         self._tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             self._finish_reasons[delta.index] = delta.finish_reason
@@ -344,7 +345,7 @@ class _Completion:
 
 @contextmanager
 def _counted(request: Request) -> Iterator[None]:
-    """Counts the request by its code, and cancels its task when its deadline is long over."""
+    """Counts the request by its code, and cancels its task long after its deadline."""
     code = "OK"
     overdue = _cancel_task(request.deadline.remaining() + GRACE_SECONDS)
     try:
@@ -369,17 +370,17 @@ def _cancel_task(seconds: float) -> asyncio.TimerHandle:
 
 
 def _is_late(request: Request) -> bool:
-    # A client's deadline arrives here as its cancel, a little before it passes on this side: the
-    # client's value was rounded up by as much as a hundredth.
+    # A client's deadline arrives here as its cancel, a little early: the client rounds its value up
+    # by as much as a hundredth.
     granted = request.deadline.at - request.arrival
     return time.monotonic() >= request.deadline.at - 0.05 - granted / 100
 
 
 def _head(request: Request, images: Sequence[ImageInput], prompt: Prompt) -> bytes:
-    """Stands for a prompt's beginning: adapter, tools, system messages, first image or else text.
+    """Identifies a prompt's beginning: adapter, tools, system messages, first image or else text.
 
-    Equal for all turns of a conversation, and for all questions on one image. A raw prompt has its
-    first tokens.
+    It is equal for all turns of a conversation, and for all questions on one image. For a raw
+    prompt it covers the first tokens.
     """
     conversation = request.conversation
     digest = hashlib.sha256(request.adapter.encode())

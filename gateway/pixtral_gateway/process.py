@@ -40,18 +40,18 @@ from pixtral_gateway.upstream.replica import DecoderReplica, EncoderReplica
 
 
 class GatewayTier:
-    """Ready once its tokenizer is loaded and a decoder has answered."""
+    """The gateway is ready once its tokenizer is loaded and a decoder has answered."""
 
     name = "gateway"
     services: tuple[str, ...] = (SERVICE,)
     quiet: tuple[str, ...] = ()
 
     def __init__(self, settings: GatewaySettings, counts: SharedCounts = ALONE) -> None:
-        """`counts` are those of all workers, where there are several."""
+        """`counts` belong to all workers, if there are several."""
         self._settings = settings
         self._counts = counts
         self._tenants = Tenants(settings.api_keys, counts)
-        # Messages that are being received count in this process alone.
+        # Each worker counts the messages that it receives.
         most = max(settings.max_incoming_bytes // settings.workers, LEAST_INCOMING_BYTES)
         refusal = "as much as this gateway receives at once is being sent: try again later"
         self._room = SharedLimit(most, refusal=refusal, show=MEMORY.labels("incoming").set)
@@ -77,14 +77,14 @@ class GatewayTier:
         return HttpServer(self._openai.app(gate, tracer), listen, self._settings)
 
     async def start(self) -> None:
-        """Raises StartupError where the checkpoint or a setting cannot be served."""
+        """Raises StartupError if the checkpoint or a setting cannot be served."""
         settings = self._settings
         try:
             spec, prompts = await asyncio.to_thread(_load, settings)
         except BadCheckpoint as error:
             raise StartupError(str(error)) from error
         redis = GuardedRedis.from_url(settings.redis_url)
-        # Only asked which keys are there: the dtype is the tiers' own affair.
+        # It only asks which keys exist, so the dtype does not matter.
         store = EmbeddingStore(redis, width=spec.width, dtype=DType.BF16)
         self._store = store
         transfers = GuardedRedis.from_url(
@@ -145,7 +145,8 @@ class GatewayTier:
             self._sizing = asyncio.create_task(follow_capacity(admission, self._tiers.decoders))
 
     async def failed(self) -> None:
-        """Returns only for a fault of our own: what goes wrong behind a gateway can mend itself."""
+        """Returns only after a fault of the gateway itself: faults of other tiers can mend
+        themselves."""
         if self._tiers is not None:
             await self._tiers.failed()
 
@@ -175,7 +176,7 @@ def _fetcher(settings: GatewaySettings) -> Fetcher | None:
 
 
 def _open(address: str, name: str | None, tls: ClientTls | None) -> grpc.aio.Channel:
-    # A certificate is made out to the name, not to the address that it has today.
+    # A certificate has the name, and not the name's current address.
     if tls is not None and tls.server_name is None:
         tls = replace(tls, server_name=name)
     return open_channel(address, tls)

@@ -14,7 +14,8 @@ from pixtral_gateway.tenancy.tenants import Tenant
 
 
 class FinishReason(StrEnum):
-    """Why a choice ended: by itself or a stop string, at a limit of tokens, or with tool calls."""
+    """Why a choice ended: at the end of sequence or a stop, at a limit of tokens, or with tool
+    calls."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -23,9 +24,9 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RawPrompt:
-    """A prompt that the model goes on from as it stands, outside any conversation.
+    """A prompt outside any conversation, which the model continues as it stands.
 
-    It is a text, which begins a sequence where `bos` is set, or else token ids. It has no images.
+    It has a text, which begins a sequence if `bos` is set, or else token ids. It has no images.
     """
 
     text: str = ""
@@ -74,9 +75,9 @@ class Request:
         priority: int = 0,
         is_gathered: bool = False,
     ) -> "Request":
-        """The current call's request, to be answered within `seconds` of its arrival.
+        """The current call's request, which must be answered within `seconds` of its arrival.
 
-        Raises InvalidRequest for a priority that the tenant may not ask for.
+        Raises InvalidRequest for a priority that the tenant may not use.
         """
         tenant.check_priority(priority)
         note(completion_id=completion_id)
@@ -107,7 +108,7 @@ class ToolCallDelta:
 
 
 def whole_calls(pieces: Iterable[ToolCallDelta]) -> list[ToolCallDelta]:
-    """The calls that the deltas of one choice add up to, in the order of their indexes."""
+    """The tool calls that the deltas of one choice add up to, in the order of their indexes."""
     first: list[ToolCallDelta] = []
     arguments: list[list[str]] = []
     for piece in pieces:
@@ -121,10 +122,10 @@ def whole_calls(pieces: Iterable[ToolCallDelta]) -> list[ToolCallDelta]:
     ]
 
 
-# Not frozen: every token makes one, and to make a frozen one takes several times as long.
+# Not frozen: every token makes one, and a frozen one takes several times as long to make.
 @dataclass(slots=True)
 class Delta:
-    """New parts of one choice. Nobody changes one.
+    """New parts of one choice. No code changes it.
 
     Attributes:
         index: the choice's, from 0 up to, not including, `sampling.n`.
@@ -176,7 +177,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """In seconds: the waits for the engine and for images, then the time since the arrival."""
+    """In seconds: the waits for the engine and for images, the time to the first token, and the
+    time to the end."""
 
     queue: float
     encode: float
@@ -186,7 +188,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """`encode` is the wait for this image in seconds, zero where it was cached."""
+    """`encode` is the wait for this image in seconds, and zero if it was cached."""
 
     sha256: str
     width: int

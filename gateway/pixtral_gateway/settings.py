@@ -51,31 +51,30 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     peer_fields: ClassVar[tuple[str, ...]] = ("encoders", "decoders")
 
     listen: Address = Field(
-        "127.0.0.1:50051", description="host:port to serve gRPC on; port 0 is any."
+        "127.0.0.1:50051", description="host:port of gRPC; port 0 is any free port."
     )
     http_listen: Address | None = Field(
         None,
-        description="host:port to serve OpenAI's HTTP API on; port 0 is any; unset: gRPC alone.",
+        description="host:port of the HTTP APIs; port 0 is any free port; unset: gRPC alone.",
     )
     force_include_usage: bool = Field(
         False,
-        description="End each stream over HTTP with a chunk of its usage, as if the client had set "
+        description="End each HTTP stream with a chunk of its usage, as if the client had set "
         "stream_options.include_usage.",
     )
     disable_any_whitespace: bool = Field(
         True,
-        description="Have the JSON that response_format, text.format and output_config.format ask "
-        "for come on one line, which ends the answers of small models; false: with any white "
-        "space, as vLLM has it.",
+        description="Write the JSON of response_format, text.format and output_config.format on "
+        "one line, so that small models end it; false: with any white space, as in vLLM.",
     )
     allowed_origins: Origins = Field(
         (),
-        description="Origins whose pages may ask from within a browser (CORS), such as "
-        "https://chat.example.org, or * for every page; empty: none but this gateway's own.",
+        description="Origins whose pages may send requests from a browser (CORS), such as "
+        "https://chat.example.org, or * for every page; empty: this gateway's own page alone.",
     )
     page: bool | None = Field(
         None,
-        description="Serve the page to try it on, at / of the HTTP server; unset: where "
+        description="Serve the page at / of the HTTP server, to try the model; unset: only if "
         "http_listen is a loopback address.",
     )
     model_dir: DirectoryPath = Field(
@@ -84,78 +83,76 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     )
     served_model_name: Strings = Field(
         (),
-        description="Names by which requests may ask for the model, the first of which answers "
-        "have where a request names none; empty: the model's own.",
+        description="Names of the model in requests. Answers to a request without a name have the "
+        "first one; empty: the model's own name.",
     )
     encoders: Targets = Field(
         (),
-        description="host:port of each encoder, or dns:///name:port for one at every address that "
-        "the name has at the time.",
+        description="host:port of each encoder, or dns:///name:port for an encoder at each "
+        "current address of the name.",
     )
     decoders: Targets = Field(
-        min_length=1, description="The address of each decoder: host:port or dns:///name:port."
+        min_length=1, description="host:port of each decoder, or dns:///name:port as for encoders."
     )
     max_concurrent_requests: int | None = Field(
         None,
         ge=1,
-        description="Answers and token counts that may run at once; more are refused. Unset: two "
-        "for each answer that the decoders which are ready run and let wait.",
+        description="How many answers and token counts may run at once; more are refused. Unset: "
+        "two for each answer that the ready decoders run and let wait.",
     )
     max_concurrent_image_bytes: int = Field(
         MAX_IMAGE_BYTES,
         ge=1,
-        description="Memory of the requests that run: images as files and as URLs that hold one, "
-        "long prompts, and answers that are sent whole. More is refused, but for a request that is "
-        "alone.",
+        description="Memory for running requests: image files and data: URLs, long prompts, and "
+        "answers that are not streamed. A request beyond it is refused, unless no other runs.",
     )
     max_incoming_bytes: int = Field(
         MAX_INCOMING_BYTES,
         ge=LEAST_INCOMING_BYTES,
-        description="Memory of messages, bodies and uploads that are being received; more is "
-        "refused. A tenant has three quarters of it at most, and each worker an equal share.",
+        description="Memory for messages, bodies and uploads while they arrive; more is refused. "
+        "A tenant gets at most three quarters of it, and each worker an equal share.",
     )
     workers: int = Field(
         1,
         ge=1,
-        description="Processes that serve on the same port, for more than one core; a limit is one "
-        "for all of them together.",
+        description="Processes that serve on the same ports, to use several cores. All of them "
+        "share each limit.",
     )
     request_timeout_seconds: float = Field(
-        600.0, gt=0, description="The longest that a completion may take."
+        600.0, gt=0, description="The most seconds that a completion may take."
     )
     stall_seconds: float = Field(
         30.0,
         gt=0,
-        description="An encoder or decoder that owes answers and says nothing to anyone for this "
-        "long is left out for a while, and what ran on it goes to another.",
+        description="The gateway leaves out a replica for a while that owes answers and sends "
+        "nothing to anyone for this long. Its requests move to another replica.",
     )
     api_keys: FilePath | None = Field(
         None,
-        description="TOML file of tenants, the digests of their API keys and their limits; it is "
-        "read again when it changes.",
+        description="TOML file of tenants, with the digests of their API keys and their limits. "
+        "The gateway reads it again when it changes.",
     )
     allow_anonymous: bool = Field(
-        False, description="Without api_keys, let in whoever reaches this gateway off this machine."
+        False, description="Without api_keys, let in every caller, even off this machine."
     )
-    max_images: int = Field(16, ge=0, description="Images that one request may hold.")
-    max_image_bytes: int = Field(
-        20 << 20, ge=1, description="The largest image file that is taken, in bytes."
-    )
+    max_images: int = Field(16, ge=0, description="The most images in one request.")
+    max_image_bytes: int = Field(20 << 20, ge=1, description="The most bytes of an image file.")
     image_url_hosts: ImageHosts = Field(
         (),
-        description="Hosts whose images are fetched by https URL: names, .example.org for all "
-        "below it, name:port, or * for every public host; empty: no URL but data:.",
+        description="Hosts from which the gateway fetches images by https URL: names, "
+        ".example.org for all names below it, name:port, or * for every public host; empty: data: "
+        "URLs alone.",
     )
     image_url_http: bool = Field(
         False,
-        description="Fetch images from those hosts by http URL, too, which anyone on the way can "
-        "read and change.",
+        description="Fetch images from image_url_hosts by http URL, too. Anyone on the way can "
+        "read and change them.",
     )
     image_url_timeout_seconds: float = Field(
-        5.0, gt=0, description="The longest that an image may take to be fetched."
+        5.0, gt=0, description="The most seconds for fetching an image."
     )
     max_image_pixels: int = Field(
-        64_000_000, ge=1, description="The largest image that is taken, as width times height."
+        64_000_000, ge=1, description="The most pixels of an image: width times height."
     )
     image_formats: ImageFormats = Field(
         DEFAULT_FORMATS,
@@ -175,7 +172,7 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
 
     @property
     def is_for_this_machine(self) -> bool:
-        """Whether whoever asks is let in because nobody from elsewhere can."""
+        """Whether every caller is let in because no other machine can call."""
         return self.api_keys is None and not self.allow_anonymous
 
     @model_validator(mode="after")
@@ -186,6 +183,6 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
                 if address is not None and not is_loopback(address):
                     raise ValueError(
                         f"{door}: {address} is not a loopback address: set api_keys, or "
-                        "allow_anonymous to let in whoever asks"
+                        "allow_anonymous to let in every caller"
                     )
         return self

@@ -105,7 +105,7 @@ async def test_a_closed_loop_keeps_so_many_under_way(clock: Clock) -> None:
 
     arrivals = await keep_at_once(ask, at_once=4, seconds=10)
     assert most == 4
-    # Each second one ends, and another is sent but for the last four.
+    # Each second one ends, and another is sent, except for the last four.
     assert len(arrivals) == 10 + 3
 
 

@@ -88,7 +88,9 @@ def test_exit_codes_tell_failures_apart(
     with pytest.raises(SystemExit) as left:
         main.main(["chat", "--help"])
     assert left.value.code == 0
-    assert "3 the answer was cut" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "3: --max-tokens or the model's context cut the answer" in re.sub(
+        r"\s+", " ", capsys.readouterr().out
+    )
 
 
 def test_an_error_names_the_file_that_it_is_about(
@@ -132,7 +134,7 @@ def test_commands_shape_what_is_asked(
         ("/set temprature 1", "no option temprature"),
         ("/set temperature hot", "temperature: "),
         ("/model other", "no model other; there are pixtral"),
-        ("/load cat.png", "holds no conversation"),
+        ("/load cat.png", "has no conversation"),
     ],
 )
 def test_wrong_commands_say_what_is_wrong(

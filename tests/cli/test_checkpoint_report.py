@@ -59,7 +59,7 @@ def test_a_model_without_its_output_is_a_failure_unless_tied(model_dir: Path) ->
     kept = {name: dtype for name, dtype in PIXTRAL.items() if name != "output.weight"}
     write_weights(model_dir / "consolidated.safetensors", kept)
     (failure,) = failures(model_dir)
-    assert failure.startswith("the weights hold no output.weight")
+    assert failure.startswith("the weights have no output.weight")
     (model_dir / "params.json").write_text(
         json.dumps({"vision_encoder": {}, "tied_embeddings": True})
     )

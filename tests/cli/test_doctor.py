@@ -31,7 +31,7 @@ def findings(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("hosts", "http", "told"),
     [
-        ("", "", "none is fetched"),
+        ("", "", "fetches none"),
         ("images.example.org", "", "by https from images.example.org"),
         ("*", "true", "by https and http from *"),
     ],

@@ -86,7 +86,7 @@ def test_a_key_without_its_certificate_is_not_passed_over(
 ) -> None:
     arguments = ["chat", "--target", gateway.address, "--tls-private-key", "key.pem", "Hello?"]
     assert main.main(arguments) == 1
-    assert "go together" in capsys.readouterr().err
+    assert "must be set together" in capsys.readouterr().err
     assert not gateway.requests
 
 
@@ -166,7 +166,7 @@ def test_answers_cannot_steer_the_terminal(
 def test_up_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ports = ["--port", "0", "--listen", "127.0.0.1:0"]
     assert main.main(["up", "--model-dir", str(tmp_path), *ports]) == 1
-    assert "holds no params.json" in capsys.readouterr().err
+    assert "has no params.json" in capsys.readouterr().err
 
 
 def test_up_serves_a_model_by_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_doctor_names_what_a_model_lacks(tmp_path: Path) -> None:
     (tmp_path / "consolidated.safetensors").write_bytes(b"<html>not here</html>")
     assert "not a safetensors file" in failures(tmp_path)[0]
     (tmp_path / "consolidated.safetensors").unlink()
-    assert "holds no consolidated*.safetensors" in failures(tmp_path)[0]
+    assert "has no consolidated*.safetensors" in failures(tmp_path)[0]
 
     write_model(tmp_path)
     (tmp_path / "tekken.json").unlink()

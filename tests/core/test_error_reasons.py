@@ -28,7 +28,7 @@ def declared() -> set[str]:
 
 @cache
 def modules() -> dict[Path, ast.Module]:
-    """Those of the tiers, but for the gateway's other doors, whose errors have no ErrorInfo."""
+    """Those of the tiers, except the gateway's other doors, whose errors have no ErrorInfo."""
     paths = sorted(path for tier in TIERS for path in (ROOT / tier).rglob("*.py"))
     return {
         path: ast.parse(path.read_text("utf-8"))

@@ -203,7 +203,7 @@ def test_formats_of_images_are_named_in_any_case() -> None:
     assert made.validate_python("PNG, jpeg2000") == (ImageFormat.PNG, ImageFormat.JPEG_2000)
     assert made.validate_python(DEFAULT_FORMATS) == DEFAULT_FORMATS
     for wrong in ("heic", "", "png,svg"):
-        with pytest.raises(ValidationError, match="must be some of png, jpeg, webp"):
+        with pytest.raises(ValidationError, match="must be one or more of png, jpeg, webp"):
             made.validate_python(wrong)
 
 

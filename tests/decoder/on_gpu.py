@@ -5,8 +5,8 @@
 Small random checkpoints; prompts of text and of an image. First in float32: greedy answers and the
 prompt's log-probabilities, also of a prompt of several steps, and the first token after large
 steps. Then in bfloat16, which vLLM's LoRA kernels need, two adapters and none of them in the same
-steps. And in each an answer that is held to characters of several tokens. It needs vLLM with all
-that it depends on, and neither pytest, gRPC nor Redis; it runs on a CPU, too. Ends with 1 where
+steps. And in each an answer of a structure with characters of several tokens. It needs vLLM with
+all that it depends on, and neither pytest, gRPC nor Redis; it runs on a CPU, too. Ends with 1 where
 something differs.
 """
 

@@ -54,7 +54,7 @@ def test_a_quantisation_is_not_set_twice(
     ("name", "says"),
     [
         ("tensor_parallel_size=2", "tensor_parallel_size is set by tensor_parallel"),
-        ("tokenizer_mode=hf", "tokenizer_mode is not to be changed"),
+        ("tokenizer_mode=hf", "tokenizer_mode must not be set"),
     ],
 )
 def test_what_the_decoder_sets_itself_is_refused_by_name(

@@ -53,7 +53,7 @@ async def test_a_model_without_its_output(model_dir: Path) -> None:
     del tensors["output.weight"]
     weights.unlink()
     save_file(tensors, weights)
-    assert "no file holds output.weight" in await refusal(model_dir)
+    assert "no file has output.weight" in await refusal(model_dir)
 
 
 async def test_a_measurement_without_weights_needs_none(model_dir: Path) -> None:
@@ -61,7 +61,7 @@ async def test_a_measurement_without_weights_needs_none(model_dir: Path) -> None
     vision = {name: each for name, each in load_file(weights).items() if "vision" in name}
     weights.unlink()
     save_file(vision, weights)
-    assert "no file holds tok_embeddings.weight" in await refusal(model_dir)
+    assert "no file has tok_embeddings.weight" in await refusal(model_dir)
     # It goes on to the engine, which refuses an argument that does not exist.
     dummy = {"load_format": "dummy", "no_such_argument": 1}
     with warnings.catch_warnings():

@@ -105,13 +105,13 @@ def without(key: str) -> Callable[[Object], object]:
             "Deployment",
             "gateway",
             lambda o: set_variable(o, "PIXTRAL_ENCODERS", "dns:///encoder:50053"),
-            "PIXTRAL_ENCODERS dns:///encoder:50053 is no Service's name",
+            "PIXTRAL_ENCODERS dns:///encoder:50053 is not a Service's name",
         ),
         (
             "Deployment",
             "gateway",
             lambda o: set_variable(o, "PIXTRAL_DECODERS", "decoder:50053"),
-            "PIXTRAL_DECODERS decoder:50053 is no Service's name",
+            "PIXTRAL_DECODERS decoder:50053 is not a Service's name",
         ),
         (
             "Deployment",
@@ -278,13 +278,13 @@ def without(key: str) -> Callable[[Object], object]:
             "Deployment",
             "encoder",
             lambda o: set_variable(o, "PIXTRAL_TLS_CLIENT_CA", ""),
-            "Deployment encoder lets in whoever asks",
+            "Deployment encoder lets in every caller",
         ),
         (
             "Deployment",
             "gateway",
             lambda o: set_variable(o, "PIXTRAL_API_KEYS", ""),
-            "Deployment gateway answers whoever asks",
+            "Deployment gateway answers every caller",
         ),
         (
             "NetworkPolicy",

@@ -34,29 +34,31 @@ NOT_OF_HTTP = {
 # Messages of refusals by the row of the page's first table that has them; `{}` is a value.
 OURS: dict[str, tuple[str, ...]] = {
     "a field that vLLM acts on": ("is not supported: leave it out",),
-    "`suffix`, `prompt_embeds`": ("not with logprobs in a stream: ask for the answer as a whole",),
+    "`suffix`, `prompt_embeds`": (
+        "cannot be combined with logprobs in a stream: leave stream out",
+    ),
     "`previous_response_id`": (
-        "this gateway keeps no items: send each item itself",
-        "is needed: this gateway keeps no files to name by file_id",
+        "this gateway stores no items: send each item itself",
+        "is needed: this gateway stores no files that file_id could name",
         "must be message, function_call, function_call_output or reasoning",
     ),
     "`mcp_servers`": (
-        "must be text, image, tool_use or tool_result, where each may be",
-        "this gateway keeps no files: send the image as base64",
+        "must be text, image, tool_use or tool_result, in a message that may have it",
+        "this gateway stores no files: send the image as base64",
     ),
-    "`thinking` of type": ("this model does not think: leave it out, or say disabled",),
+    "`thinking` of type": ("this model does not think: leave it out, or set disabled",),
     "two different thoughts": (
         "must be equal to reasoning_content",
-        "not thinking parts together with reasoning: send one of the two",
+        "cannot have thinking parts beside reasoning: send one of the two",
     ),
     "`disable_any_whitespace` without": (
-        "goes with a JSON Schema alone: leave it out",
-        "not together with {}",
+        "needs a JSON Schema: leave it out",
+        "cannot be combined with {}",
         "must have one of json, regex, choice, grammar and json_object, and no more",
     ),
     "an image by a URL": (
-        "only data: URLs are taken: send the image in one, or have the operator name hosts to "
-        "fetch from by PIXTRAL_IMAGE_URL_HOSTS",
+        "only data: URLs are accepted: send the image in one, or ask the operator to allow its "
+        "host in PIXTRAL_IMAGE_URL_HOSTS",
     ),
     "an image in TIFF": (
         "the image is larger than {} bytes",
@@ -67,7 +69,7 @@ OURS: dict[str, tuple[str, ...]] = {
         "there are {} images, and a request may have {}: leave some out",
         "the body is larger than {} bytes",
         "a request must have {}",
-        "the body does not come, or too slowly",
+        "the body arrives too slowly or not at all",
     ),
     "`logit_bias` or": (
         "must be at most {} on this gateway",
@@ -75,22 +77,22 @@ OURS: dict[str, tuple[str, ...]] = {
     ),
     "`prompt_logprobs` of more": (
         "the prompt's {} tokens have {}, and must have {}",
-        "an answer that is sent whole must have {}: ask for fewer, or stream it",
+        "an answer that is not streamed must have {}: ask for fewer, or stream it",
     ),
-    "`min_tokens`, `ignore_eos`": ("not together with a structured output: leave it out",),
-    "a structure beside a call": ("not together with a tool choice that has a tool called",),
+    "`min_tokens`, `ignore_eos`": ("cannot be combined with a structured output: leave it out",),
+    "a structure beside a call": ("cannot be combined with a tool choice that forces a tool call",),
     "a schema, expression": ("the grammar of their parameters must have {}",),
-    "a schema with what xgrammar": ("their parameters: {}",),
+    "a schema with a keyword that xgrammar": ("their parameters: {}",),
     "more than 128 tools": (
         "JSON must have {}, and short numbers",
         "a list must have {}, unless all are texts or all are numbers",
     ),
     "two tools of one name": ("another tool has this name", "must be the schema of an object"),
-    "a `priority` below": ("must be {} or more: yours may not be higher",),
+    "a `priority` below": ("must be {} or more, which is your highest priority",),
     "a body that is not `application/json`": (
         "the content type must be application/json",
         "the host must be localhost or an address of this machine: set PIXTRAL_API_KEYS or "
-        "PIXTRAL_ALLOW_ANONYMOUS to be asked by another name",
+        "PIXTRAL_ALLOW_ANONYMOUS to allow other hosts",
     ),
 }
 # In the text below the table.
@@ -100,7 +102,7 @@ LIMITS_OF_ALL = (
     "no memory is left for images and long texts: try again later",
 )
 OWN = (
-    "an image that the request names is not there: send it",
+    "the gateway does not have an image that the request names: send it",
     "is not supported",
     "must be on an assistant message",
     "must be on the last message only",
@@ -109,11 +111,11 @@ VLLM_TOO = (
     "a token id must be below {}",
     "an API key is needed, as authorization: Bearer KEY",
     "at least one message is needed",
-    "beside the prompt the context holds {} tokens: ask for no more",
+    "the context has room for {} tokens after the prompt: ask for no more",
     "is needed",
     "is needed: text, image_url or thinking",
-    "is no JSON",
-    "is no JSON Schema (draft 7)",
+    "is not JSON",
+    "is not a JSON Schema (draft 7)",
     "messages or a prompt is needed",
     "must be a JSON object",
     "must be a URL or an object with a url, not {}",
@@ -124,7 +126,7 @@ VLLM_TOO = (
     "must be a text, not {}",
     "must be a type such as image/png",
     "must be an object",
-    "must be an object with a function, and that with a name",
+    "must be an object with a function that has a name",
     "must be an object with a type",
     "must be an object with a type or a role",
     "must be an object with a type, not {}",
@@ -140,7 +142,7 @@ VLLM_TOO = (
     "must be text, image_url or thinking",
     "must be user, assistant, system or developer",
     "must be {} for this model",
-    "must have no NUL character",
+    "must not have a NUL character",
     "must have {}: {}",
     "must not be above max_tokens",
     "must not be empty",
@@ -152,12 +154,12 @@ VLLM_TOO = (
     "no tool has this name",
     "not in a stream",
     "not in the vocabulary",
-    "not together with add_generation_prompt: leave that out, or set it to false",
+    "cannot be combined with add_generation_prompt: leave that out, or set it to false",
     "one is not in the vocabulary",
-    "only assistant messages may hold calls",
-    "only system and assistant messages may hold thinking",
-    "only user messages and results of calls may hold images",
-    "only user messages may hold images",
+    "only assistant messages may have tool calls",
+    "only system and assistant messages may have thinking",
+    "only user messages and results of tool calls may have images",
+    "only user messages may have images",
     "the API key is not valid",
     "the API key was revoked",
     "the base64 is malformed",
@@ -167,12 +169,13 @@ VLLM_TOO = (
     "the image is empty",
     "the image is malformed: {}",
     "the image's header and content disagree",
-    "the prompt has {} tokens and the context holds {}, the answer among them: leave out messages",
+    "the prompt has {} tokens and leaves no room for an answer in the context of {}: "
+    "leave out messages",
     "the text is longer than the context of {} tokens: shorten it",
     "the tokenizer does not take this text: it has too much white space in a row",
-    "there are more parts than the context of {} tokens holds: leave out messages",
+    "the messages have more parts than the context has tokens ({}): leave out messages",
     "there are no tools to choose from",
-    "there is no such model here: use {}",
+    "no such model: use {}",
     "this model's template has no thinking in a system message: {}",
 )
 

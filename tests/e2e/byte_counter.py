@@ -29,7 +29,7 @@ class ByteCounter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Unlike close alone this wakes whoever waits in it.
+        # Unlike close alone this wakes the thread that waits in it.
         for each in (self._listener, *self._sockets):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -103,7 +103,7 @@ def come_and_go(names: Names, client: Client, load: Load, encoder: Tier, decoder
     wait_until(lambda: encoded(encoder) > 0 and begun(decoder) > 0, "a share", SHARE_SECONDS)
     before = encoded(encoder), begun(decoder)
     ask_about_new_pictures(client, 60)
-    # Half of sixty, but for chance: for less than a sixth it is 1 in 25 million.
+    # Half of sixty, give or take chance: for less than a sixth it is 1 in 25 million.
     assert encoded(encoder) - before[0] >= 10
     assert begun(decoder) - before[1] >= 10
 

@@ -17,7 +17,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.stack.fleet import Tier
 from tests.support.stack.service import Service
 
-# As it stands there, but for the addresses of the server and of the images.
+# As it stands there, except for the addresses of the server and of the images.
 CURL = """
 curl --location 'http://<your-node-url>:8000/v1/chat/completions' \\
 --header 'Content-Type: application/json' \\

@@ -161,7 +161,7 @@ def test_without_redis_a_chat_goes_on(
         empty.stop()
         try:
             converse(client, chat, 2)
-            with pytest.raises(Unavailable, match="cannot be kept") as refused:
+            with pytest.raises(Unavailable, match="cannot store images") as refused:
                 client.put_image(picture)
             assert refused.value.retry_after
         finally:

@@ -99,7 +99,7 @@ def test_several_calls_in_one_answer(service: Service) -> None:
 
 
 def test_the_control_token_is_not_told_as_text(service: Service) -> None:
-    # It says this and nothing else, which is no call.
+    # It says this and nothing else, which is not a call.
     options: dict[str, Any] = {
         "temperature": 0, "max_tokens": 3, "logit_bias": {TOOL_CALLS: 100}
     }  # fmt: skip

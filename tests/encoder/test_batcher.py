@@ -46,7 +46,7 @@ class Device:
 
 
 class Clock:
-    """In place of the module `time`: stands still but for what a test adds to it."""
+    """In place of the module `time`: stands still, except for what a test adds to it."""
 
     now = 1000.0
 

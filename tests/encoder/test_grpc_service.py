@@ -278,7 +278,7 @@ async def test_embeddings_of_8_bits_are_not_taken_for_others(
 async def test_where_there_are_no_products_of_8_bits_it_does_not_start(
     checkpoint_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(StartupError, match="bf16 alone"):
+    with pytest.raises(StartupError, match="vision_fp8 needs dtype bf16"):
         async with serving(checkpoint_dir, "redis://127.0.0.1:1", vision_fp8=True, dtype="f32"):
             pass
     monkeypatch.setattr(fp8, "is_possible", lambda device: False)

@@ -156,10 +156,13 @@ def test_a_file_that_the_index_names_and_that_is_not_there_is_named(copy: Path) 
 
 
 REFUSED: dict[str, tuple[Edit, str]] = {
-    "another model": (lambda config: config.update(model_type="qwen2_vl"), "not of a Pixtral"),
+    "another model": (
+        lambda config: config.update(model_type="qwen2_vl"),
+        "does not describe a Pixtral",
+    ),
     "another tower": (
         lambda config: config["vision_config"].update(model_type="siglip"),
-        "not of a Pixtral",
+        "does not describe a Pixtral",
     ),
     "another activation": (
         lambda config: config["vision_config"].update(hidden_act="gelu"),

@@ -9,7 +9,7 @@ import psutil
 
 
 class Clock:
-    """The wall clock of whoever is started with its `environment`, children and all.
+    """The wall clock of a process that is started with its `environment`, children and all.
 
     libfaketime does it, which stands between a process and the time. The monotonic clock goes on as
     it is, as it does where an operator or NTP sets the time.

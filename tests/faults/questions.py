@@ -158,7 +158,7 @@ class Asker:
         """A second question about pictures, behind the answer to a first."""
         pictures, text = _scene(rng, _PICTURES["talk"])
         first = self.question(name, pictures, text)
-        # One that is cut off at its most tokens is no answer.
+        # One that is cut off at its most tokens is not an answer.
         if first is None or len(first.tokens) == MAX_TOKENS:
             return None
         again = scenes.choose(rng, _OPENINGS)

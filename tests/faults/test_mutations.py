@@ -111,7 +111,7 @@ def shows(
 
 
 def all_sorts(bench: Bench) -> list[Ask]:
-    """A load that is enough to find any of the bugs, but for the checksum."""
+    """A load that is enough to find any of the bugs, except the checksum."""
     singles, (long,) = bench.some("single"), bench.some("long")
     tag = str(time.monotonic_ns())
     asks = [shows(question, tag) for question in singles]

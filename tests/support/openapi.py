@@ -26,7 +26,7 @@ class Described:
     def answer_problem(
         self, method: str, path: str, response: httpx.Response | httpx2.Response
     ) -> str | None:
-        """The fault of an answer, but for the events of a stream. It has been read."""
+        """The fault of an answer, except those of a stream's events. It has been read."""
         told = self.document["paths"][path][method]["responses"].get(str(response.status_code))
         if told is None:
             return f"{response.status_code} is not among the statuses"
@@ -61,7 +61,7 @@ class Described:
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
-    """The data of a stream's events, but for OpenAI's [DONE]."""
+    """The data of a stream's events, without OpenAI's [DONE]."""
     lines = (line for line in text.split("\n") if line.startswith("data: "))
     data = (line.removeprefix("data: ") for line in lines)
     return [json.loads(each) for each in data if each != "[DONE]"]

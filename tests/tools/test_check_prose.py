@@ -31,6 +31,10 @@ As far as it is of our own words: behind them come a client's, and pydantic's
 Of which the device knows: one, and another behind it
 Behind a piece is the end of a line
 Until memory is had or given back: not while an embedding that was waited for goes on its way
+the message is for whoever starts it
+Numbers are those of Envoy, but for the half
+a field that the model does not know is passed over
+JSON is held to its schema, once the client asks
 """.strip().splitlines()
 
 PLAIN = """
@@ -42,6 +46,8 @@ Priority does not bypass admission limits.
 Load is balanced per connection, not per request.
 What does `make demo` need?
 Offices and bylaws begin with no such word.
+It is not for users but for operators.
+The process held to its limit ends at once.
 """.strip().splitlines()
 
 
@@ -106,3 +112,28 @@ def test_docs_describe_the_present_but_for_the_changelog_and_dated_benchmarks() 
     assert found("docs/performance.md", text)
     assert not found("CHANGELOG.md", text)
     assert not found("docs/benchmarks/2026-11.md", text)
+    assert not found("docs/release-notes/0.1.0.md", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It changed nothing before.",
+        "A record is written as before, and read.",
+        "Go back to the one before; then wait.",
+        "Since then it takes less.",
+        "The gateway used to take more.",
+    ],
+)
+def test_a_page_compares_with_no_past(text: str) -> None:
+    assert found("docs/performance.md", text)
+    assert not found("CHANGELOG.md", text)
+    assert not found("a.py", f"# {text}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Before the first token, nothing is lost.", "It reads the header before it decodes an image."],
+)
+def test_a_page_may_say_what_comes_first(text: str) -> None:
+    assert not found("docs/performance.md", text)

@@ -72,7 +72,7 @@ def tiers_are_found_by_name(objects: Objects) -> Iterator[str]:
                 host, _, port = target.removeprefix("dns:///").rpartition(":")
                 if not target.startswith("dns:///") or (host, int(port)) not in served:
                     where = f"Deployment {name_of(deployment)}: {variable}"
-                    yield f"{where} {target} is no Service's name"
+                    yield f"{where} {target} is not a Service's name"
         for variable, port_name in (
             ("PIXTRAL_LISTEN", "grpc"),
             ("PIXTRAL_METRICS_LISTEN", "metrics"),

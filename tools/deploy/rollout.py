@@ -169,7 +169,7 @@ def certificates_can_change(objects: Objects) -> Iterator[str]:
 
 
 def probes_prove_an_answer(objects: Objects) -> Iterator[str]:
-    """`redis-cli ping` ends with 0 where the password is wrong, but for -e."""
+    """`redis-cli ping` ends with 0 where the password is wrong, unless -e is given."""
     for deployment in of_kind(objects, "Deployment"):
         for container in containers_of(deployment):
             for kind in ("startupProbe", "readinessProbe", "livenessProbe"):

@@ -83,7 +83,7 @@ def traffic_is_encrypted(objects: Objects) -> Iterator[str]:
         if not told.get("PIXTRAL_TLS_CERTIFICATE"):
             yield f"Deployment {name} has no certificate"
         if name != "gateway" and not told.get("PIXTRAL_TLS_CLIENT_CA"):
-            yield f"Deployment {name} lets in whoever asks"
+            yield f"Deployment {name} lets in every caller"
 
 
 def callers_are_known(objects: Objects) -> Iterator[str]:
@@ -92,7 +92,7 @@ def callers_are_known(objects: Objects) -> Iterator[str]:
             continue
         told = environment(objects, container)
         if "PIXTRAL_ALLOW_ANONYMOUS" in told or not told.get("PIXTRAL_API_KEYS"):
-            yield "Deployment gateway answers whoever asks"
+            yield "Deployment gateway answers every caller"
 
 
 def network_is_closed(objects: Objects) -> Iterator[str]:

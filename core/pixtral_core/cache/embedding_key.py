@@ -12,7 +12,7 @@ class BadKey(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingKey:
-    """Whose embedding of which image, made by what.
+    """Names an embedding by its image, its tenant, and everything that determines its values.
 
     Only servers make keys, from bytes that they have read themselves.
 
@@ -50,7 +50,7 @@ class EmbeddingKey:
 
     @property
     def identity(self) -> str:
-        """The digest in hexadecimal: what the image is called in the engine's caches."""
+        """The digest in hexadecimal: the image's name in the engine's caches."""
         return self.digest.hex()
 
 
@@ -64,7 +64,7 @@ def to_proto(key: EmbeddingKey) -> encoder_pb2.EmbeddingKey:
 
 
 def from_proto(message: encoder_pb2.EmbeddingKey) -> EmbeddingKey:
-    """Raises BadKey where a part is missing or malformed."""
+    """Raises BadKey if a part is missing or malformed."""
     return EmbeddingKey(
         message.image_sha256, message.fingerprint, message.scope, message.low_detail
     )

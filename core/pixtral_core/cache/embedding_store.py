@@ -45,7 +45,7 @@ class EmbeddingStore:
         return cls(redis, width=width, dtype=dtype)
 
     async def check(self) -> bool:
-        """Whether Redis answers; where it does not, a line of the log says so."""
+        """Whether Redis answers. If it does not, the log says so."""
         return await self._redis.check()
 
     async def get(self, key: EmbeddingKey, arrival: Arrival[T]) -> T | None:
@@ -57,7 +57,7 @@ class EmbeddingStore:
         async def read() -> T | None:
             return await self._redis.values.get(key.redis_key, seconds, receiving)
 
-        # Twice: another encoder may have put its own there while the first was being read.
+        # Twice, because another encoder may have replaced the value while the first was being read.
         for _ in range(2):
             with suppress(DamagedValue):
                 return await self._redis.attempt("get", seconds, read)
@@ -75,7 +75,7 @@ class EmbeddingStore:
         return bool(stored)
 
     async def exist(self, keys: Sequence[EmbeddingKey]) -> list[bool]:
-        """Which of the keys Redis holds a value for, in one round trip."""
+        """The keys that have a value in Redis, with one round trip."""
         if not keys:
             return []
 

@@ -1,4 +1,4 @@
-"""A Redis client whose every fault ends in time and reads as nothing found."""
+"""A Redis client whose faults end in time and read as nothing found."""
 
 import asyncio
 import time
@@ -20,38 +20,38 @@ T = TypeVar("T")
 
 FAILURES = Counter(
     "pixtral_embedding_store_failures_total",
-    "Operations on Redis that failed and were taken as a miss",
+    "Redis operations that failed and counted as a miss",
     ["operation", "reason"],
 )
 SECONDS = Histogram(
     "pixtral_embedding_store_seconds",
-    "Time of an operation on Redis, failed ones too",
+    "Time of a Redis operation, including failed ones",
     ["operation"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
 )
 
-# Errors that mean that a connection has ended. uvloop has no error of its own for a write to one
-# that was reset, and redis-py knows asyncio's alone.
+# Errors that mean that a connection has ended. uvloop has no error of its own for a write to a
+# connection that was reset, and redis-py knows asyncio's errors alone.
 ENDED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, RuntimeError)
 
 CHECK_SECONDS = 1.0
 
-# redis-py reads 64 KiB at a time unless told; an 8 MiB value reads a quarter faster so.
+# redis-py reads 64 KiB at a time by default; an 8 MiB value reads faster with more.
 READ_SIZE = 1 << 20
 
 
 def show_from_the_start(*operations: str) -> None:
-    """No rate sees a counter that begins at one."""
+    """A rate needs a counter that begins at zero."""
     for operation in operations:
         for reason in ("timeout", "connection", "refused", "paused"):
             FAILURES.labels(operation, reason)
 
 
 class GuardedRedis:
-    """A connection pool whose every operation ends within its time, with a result or with None.
+    """A connection pool whose operations end within their time, with a result or with None.
 
-    After a fault of the connection, Redis is left alone for `pause_seconds`, so that a Redis that
-    hangs costs one timeout a pause and not one a request.
+    After a fault of the connection, the pool does not use Redis for `pause_seconds`, so that a
+    Redis that hangs costs one timeout for each pause and not for each request.
 
     Attributes:
         client, values: for the calls that `attempt` is given.
@@ -86,8 +86,8 @@ class GuardedRedis:
             timeout=None,
             socket_connect_timeout=0.25,
             socket_read_size=READ_SIZE,
-            # At once and once: a connection may have ended while it lay idle in the pool, after a
-            # restart of Redis every one of them, and says nothing of Redis now.
+            # At once, and only once: a connection may have ended while it was idle in the pool.
+            # After a restart of Redis all have, which says nothing about Redis now.
             retry=Retry(NoBackoff(), 1, ENDED),
             health_check_interval=0,
         )
@@ -98,7 +98,7 @@ class GuardedRedis:
         )
 
     async def check(self) -> bool:
-        """Whether Redis answers; a process that starts without it then says so at once."""
+        """Whether Redis answers. A process that starts without Redis then logs it at once."""
         return bool(await self.attempt("ping", CHECK_SECONDS, self.client.ping))
 
     async def close(self) -> None:

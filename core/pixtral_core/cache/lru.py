@@ -29,9 +29,9 @@ class ByteLru(Generic[K, V]):
         return entry[0]
 
     def put(self, key: K, value: V, nbytes: int) -> list[V]:
-        """Keeps the value as the most recently used; one larger than the bound is not kept.
+        """Stores the value as the most recently used one, unless it is larger than the bound.
 
-        Returns those that had to go for it.
+        Returns the values that were removed for it.
         """
         self.pop(key)
         gone: list[V] = []

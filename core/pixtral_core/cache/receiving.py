@@ -1,4 +1,4 @@
-"""Buffers for values from Redis, and what becomes of a value while it arrives."""
+"""Buffers for values from Redis, and the work on a value while it arrives."""
 
 import mmap
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from pixtral_core.cache.wire_format import Decoding, DType, Embedding
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-# Looked at while it is in a processor's cache.
+# Processed while it is in a processor's cache.
 PIECE_BYTES = 512 << 10
 
 
@@ -20,15 +20,16 @@ class Receiver(Protocol[T_co]):
     """The receiver of one value; called in a thread."""
 
     def memory(self, size: int) -> memoryview:
-        """To write to, of that many bytes. Asked again, the value comes anew."""
+        """A buffer of that many bytes. A second call means that the value comes again from its
+        beginning."""
         ...
 
     def piece(self, piece: memoryview) -> None:
-        """The next of it is there, in that memory, while others are on their way."""
+        """The next piece is in that memory, while others are on their way."""
         ...
 
     def end(self, value: memoryview) -> T_co:
-        """All of it is there, in that memory."""
+        """The whole value is in that memory."""
         ...
 
 
@@ -40,11 +41,11 @@ class Arrival(ABC, Generic[T]):
         return new_memory(size)
 
     def values(self, values: memoryview) -> None:
-        """The next of them, which may still turn out to be damaged, as bytes."""
+        """The next piece, as bytes. It may still turn out to be damaged."""
 
     @abstractmethod
     def made(self, embedding: Embedding) -> T | None:
-        """It has come in that memory, and is the one that was waited for."""
+        """The whole embedding is in that memory, and is the requested one."""
 
 
 class Receiving(Generic[T]):
@@ -67,10 +68,10 @@ class Receiving(Generic[T]):
 
 
 def in_pieces(value: memoryview) -> Iterator[memoryview]:
-    """As they come where a value is received piece by piece."""
+    """The pieces as they come, if a value is received in pieces."""
     return (value[begin : begin + PIECE_BYTES] for begin in range(0, len(value), PIECE_BYTES))
 
 
 def new_memory(size: int) -> memoryview:
-    """Zeros, had from the system as they are written over."""
+    """Zeros: the system allocates the memory when it is written."""
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))

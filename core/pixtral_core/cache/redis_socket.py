@@ -1,11 +1,10 @@
-"""Gives the socket of a redis-py connection, and sends commands on it.
+"""Exposes the socket of a redis-py connection, and sends commands on it.
 
 Library: redis
-Changes: nothing; it makes redis-py's connections, with all that a URL says of them, and reads their
-    sockets past redis-py's parser.
-Why: on its way through asyncio's streams and redis-py's parser a value of 8 MB is copied four
-    times, each time into memory that is new. redis-py has no way to have a reply written into
-    memory of one's own.
+Changes: nothing; redis-py makes its connections from the URL, and the hook reads their sockets past
+    redis-py's parser.
+Why: asyncio's streams and redis-py's parser copy a value of 8 MB four times, each time into new
+    memory. redis-py cannot write a reply into given memory.
 Upstream: https://github.com/redis/redis-py/issues/725
 Versions: redis 6.2 to 8.1
 """
@@ -63,14 +62,14 @@ class Pool(Protocol):
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where redis-py has moved."""
+    """Raises HookBroken if redis-py has changed."""
     check_touches(__name__, TOUCHES)
 
 
 def pool_of(url: str, *, max_connections: int) -> Pool:
-    """A pool whose connections open when they are asked for.
+    """A pool that opens a connection when one is needed.
 
-    Raises ValueError for a malformed URL, HookBroken where redis-py has moved: at the start of a
+    Raises ValueError for a malformed URL, and HookBroken if redis-py has changed: at the start of a
     process, and not as an AttributeError of each request with an image.
     """
     check_upstream()
@@ -82,7 +81,7 @@ def pool_of(url: str, *, max_connections: int) -> Pool:
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
         **_connection.parse_url(url),
-        # The newer protocol could send other messages among the replies.
+        # The newer protocol could send other messages between the replies.
         "protocol": 2,
     }
     pool: Pool = _connection.BlockingConnectionPool(**settings)
@@ -95,5 +94,5 @@ def send(connection: Connection, *commands: tuple[str | int, ...]) -> None:
 
 
 def socket_of(connection: Connection) -> socket.socket | None:
-    """The connection's socket; None where the connection was closed."""
+    """The connection's socket; None if the connection is closed."""
     return connection._sock

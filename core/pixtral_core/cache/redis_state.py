@@ -1,4 +1,4 @@
-"""Whether Redis answers: one WARNING for each change, whatever the number of requests."""
+"""Whether Redis answers: one WARNING for each change, however many requests notice it."""
 
 import logging
 
@@ -8,10 +8,10 @@ _CONNECTION = "connection"
 
 
 class RedisState:
-    """The last state of one Redis, as all connections of a process have seen it.
+    """The last state of one Redis, as all connections of a process see it.
 
-    Redis may refuse one kind of operation and do another, such as writing and reading when it is
-    full: each kind has a state of its own.
+    Redis may refuse one kind of operation and do another: a full Redis refuses writes and answers
+    reads. So each kind has its own state.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """The binary format of an image embedding, in Redis and between encoder and decoder.
 
-A fixed header and the raw little-endian values. A value that does not check out in full is damaged;
-there is no partial or best-effort read.
+A fixed header and the raw little-endian values. A value that fails any check is damaged: nothing
+reads a part of it, or guesses.
 """
 
 import struct
@@ -39,7 +39,7 @@ _CODES = {DType.BF16: 1, DType.F32: 2}
 
 
 class DamagedValue(ValueError):
-    """Not the embedding that was asked for; the message holds no part of the value."""
+    """Not the requested embedding; the message has no part of the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +84,25 @@ def encode(key: EmbeddingKey, embedding: Embedding) -> bytes:
 
 
 def decode(key: EmbeddingKey, value: Buffer, *, width: int, dtype: DType) -> Embedding:
-    """As `Decoding`, of a value that is there."""
+    """As `Decoding`, for a value that has come as a whole."""
     view, decoding = memoryview(value).cast("B"), Decoding(key, width=width, dtype=dtype)
     decoding.piece(view)
     return decoding.end(view)
 
 
 class Decoding:
-    """Reads the embedding of `key` out of a value that comes in pieces; its data is not copied."""
+    """Reads the embedding of `key` from a value that comes in pieces, without copying its data."""
 
     def __init__(self, key: EmbeddingKey, *, width: int, dtype: DType) -> None:
         self._key = key
         self._width = width
         self._dtype = dtype
-        # The checksum of what has come.
+        # The checksum of the pieces so far.
         self._checksum: int | None = None
 
     def piece(self, piece: memoryview) -> memoryview:
-        """The next one, bytes; the first is the header at the least. The part of the data that is
-        in it."""
+        """Takes the next piece, as bytes; the first has at least the header. Returns its part of
+        the data."""
         if self._checksum is None:
             self._checksum = zlib_ng.crc32(piece[: HEADER.size])
             piece = piece[PAYLOAD_OFFSET:]
@@ -110,7 +110,7 @@ class Decoding:
         return piece
 
     def end(self, value: memoryview) -> Embedding:
-        """The bytes of all that has come.
+        """The number of bytes of all pieces so far.
 
         Raises:
             DamagedValue: where the value is truncated, altered, another key's, or not of the
@@ -123,12 +123,12 @@ class Decoding:
         if magic != MAGIC:
             raise DamagedValue("not an embedding")
         if length != len(payload):
-            raise DamagedValue("not of its own length")
+            raise DamagedValue("its length is not that in its header")
         (checksum,) = CHECKSUM.unpack(value[HEADER.size : PAYLOAD_OFFSET])
         if checksum != self._checksum:
             raise DamagedValue("checksum differs")
         if digest != self._key.digest:
-            raise DamagedValue("another key's")
+            raise DamagedValue("belongs to another key")
         if code != _CODES[self._dtype] or width != self._width:
             raise DamagedValue("has another dtype or width")
         try:

@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 
 async def in_daemon_thread(work: Callable[[], T], name: str) -> T:
-    """Returns or raises what `work` does. Cancelling leaves it running, and its result to
-    nobody."""
+    """Returns or raises what `work` does. After a cancel `work` continues, and its result is
+    dropped."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -36,6 +36,6 @@ async def in_daemon_thread(work: Callable[[], T], name: str) -> T:
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:
-    """Has the loop make the call, from another thread. A loop that has been closed makes none."""
+    """Schedules the call in the loop, from another thread. A closed loop makes no call."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(call, *args)

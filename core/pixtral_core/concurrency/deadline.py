@@ -1,4 +1,4 @@
-"""The moment by which a request is answered or given up."""
+"""The time until which a request must be answered."""
 
 import time
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Deadline:
         return cls(time.monotonic() + seconds)
 
     def remaining(self) -> float:
-        """Seconds left: what a call to another process may take. Raises DeadlineExceeded."""
+        """The seconds that are left for a call to another process. Raises DeadlineExceeded."""
         left = self.at - time.monotonic()
         if left <= 0:
             raise DeadlineExceeded()

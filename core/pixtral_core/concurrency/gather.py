@@ -8,8 +8,8 @@ T = TypeVar("T")
 
 
 async def run_all(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The result of each, in their order. The first that fails cancels the others, and its error is
-    raised as it is."""
+    """The results, in the order of the coroutines. The first that fails cancels the others, and its
+    error is raised unchanged."""
     if len(works) < 2:
         return [await work for work in works]
     try:

@@ -1,4 +1,4 @@
-"""Merges several asynchronous generators into one, so many of them at a time."""
+"""Merges several asynchronous generators into one, and runs a limited number of them at a time."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
@@ -22,11 +22,11 @@ class Merged(Protocol[C]):
 
 
 def merged(sources: Sequence[AsyncGenerator[T]], *, at_once: int) -> Merged[T]:
-    """Yields what each source yields, with its index, as it comes.
+    """Yields the items of each source, with the source's index, as they come.
 
-    No more than `at_once` of them have begun and not ended. None goes on while an item of its own
-    waits to be taken. The first that fails ends the others, and its error is raised as it is.
-    Closing it closes every source.
+    At most `at_once` sources run at a time. A source does not continue while its last item waits to
+    be taken. The first that fails ends the others, and its error is raised unchanged. Closing this
+    generator closes every source.
     """
     if len(sources) == 1:
         return _Only(sources[0])
@@ -64,7 +64,7 @@ async def _several(
                     await taken.wait()
         except asyncio.CancelledError as cancelled:
             reason = next(iter(cancelled.args), None)
-            # A source that has itself cancelled with an error for the reason has failed with it.
+            # A source that cancels itself with an error as the reason has failed with that error.
             raise reason if isinstance(reason, Exception) else cancelled from None
 
     async def drain_all() -> None:

@@ -10,24 +10,24 @@ SPARE = 0.25
 
 
 def is_within_share(taken: Mapping[str, int], tenant: str, amount: int, limit: int) -> bool:
-    """Whether a full queue takes so much more of a tenant, beside what each one has in it."""
+    """Whether a full queue takes this much more from a tenant, given what each tenant has in it."""
     share = limit // len(taken.keys() | {tenant})
     total = sum(taken.values()) + amount
     return total <= limit * (1 + SPARE) and taken.get(tenant, 0) + amount <= share
 
 
 class QueueShares:
-    """One tenant alone may fill the queue; others then still find room, up to their shares."""
+    """One tenant alone may fill the queue. Others then still find room, up to their shares."""
 
     def __init__(self, limit: int, full: str) -> None:
-        """`full` is what an error says."""
+        """`full` is the message of the error."""
         self._limit = limit
         self._full = full
         self._taken: dict[str, int] = {}
 
     @contextmanager
     def room(self, tenant: str, amount: int) -> Iterator[None]:
-        """Raises Overloaded where there is none; what is alone always has it."""
+        """Raises Overloaded if the queue has no room; an entry that is alone always gets in."""
         if not self._has_room(tenant, amount):
             raise Overloaded(self._full)
         self._taken[tenant] = self._taken.get(tenant, 0) + amount

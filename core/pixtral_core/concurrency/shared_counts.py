@@ -1,8 +1,8 @@
 """Counts that several processes keep together, in files that all of them map into their memory.
 
-Each process writes a cell of its own and reads those of all, so that no lock is needed and none can
-be left behind by a process that dies. The process that cleans up after it gives back what it held;
-what it has taken stays taken.
+Each process writes its own cell and reads the cells of all, so it needs no lock that a dead process
+could leave taken. The process that cleans up after a dead one gives back what that one had; spent
+amounts stay spent.
 """
 
 import mmap
@@ -16,7 +16,7 @@ _HELD, _TAKEN = "held-", "taken-"
 
 
 class Count:
-    """The sum of what each process has added. A process adds from one thread."""
+    """The sum of the amounts of all processes. A process adds from one thread."""
 
     __slots__ = ("_cells", "_own")
 
@@ -44,9 +44,9 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class SharedCounts:
-    """The counts of process number `own` of so many; they are in `directory`, by their names.
+    """The counts of process number `own`; they are files in `directory`, by their names.
 
-    Names are those of files. With no directory there is one process.
+    Names are those of files. Without a directory there is one process.
     """
 
     directory: Path | None = None
@@ -54,7 +54,7 @@ class SharedCounts:
     processes: int = 1
 
     def held(self, name: str) -> Count:
-        """A count of what is given back in the end."""
+        """A count of something that is given back at the end."""
         return self._count(_HELD + name)
 
     def taken(self, name: str) -> Count:
@@ -62,7 +62,8 @@ class SharedCounts:
         return self._count(_TAKEN + name)
 
     def give_back(self) -> None:
-        """Gives back what this number's process held; only after it has ended. Blocking."""
+        """Gives back what this number's process had. Call it only after that process has ended.
+        Blocking."""
         if self.directory is None:
             return
         for path in self.directory.glob(f"{_HELD}*"):
@@ -73,8 +74,9 @@ class SharedCounts:
         if self.directory is None:
             return Count.alone()
         size = self.processes * CELL_BYTES
-        # The first process makes the file, of zeros. Its blocks are taken now: on a full disk, an
-        # error here is better than the signal that ends a process which writes to it later.
+        # The first process makes the file, filled with zeros. It allocates the blocks now: on a
+        # full disk, an error here is better than the signal that ends a process which writes to the
+        # file later.
         with (self.directory / name).open("a+b") as file:
             os.posix_fallocate(file.fileno(), 0, size)
             cells = memoryview(mmap.mmap(file.fileno(), size)).cast("q")

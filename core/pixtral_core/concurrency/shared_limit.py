@@ -1,4 +1,4 @@
-"""A quantity that several parties take from, of which none of them can take all."""
+"""A quantity that several parties share, so that no party can take all of it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from pixtral_core.errors import Overloaded
 
 
 def is_room(most: int, taken: int, own: int, amount: int, parties: int) -> bool:
-    """Whether a party that has `own` of what is taken may take so much more, where so many parties
-    have some; see SharedLimit. Without parties there are no shares."""
+    """Whether a party that has `own` of it may take this much more, while this many parties have
+    some; see SharedLimit. Without parties there are no shares."""
     total = taken + amount
     if total > most:
         return False
@@ -21,8 +21,8 @@ class SharedLimit:
     """At most `most` of something, such as bytes or permits.
 
     A party that has some takes from the last quarter only up to an equal share of all parties that
-    have some, itself and one other at the least: so there is room for those who come next. Who has
-    nothing yet is let in wherever there is room.
+    have some. It counts at least itself and one other, so that the next party finds room. A party
+    that has none gets some wherever there is room.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class SharedLimit:
         has_shares: bool = True,
         show: Callable[[float], object] | None = None,
     ) -> None:
-        """`refusal` is what `take` tells; without shares the first who comes may have all. `show`
-        is called with the total, when it changes."""
+        """`refusal` is the error's message. Without shares, the first party may have all. `show` is
+        called with the total when it changes."""
         self.most = most
         self.has_shares = has_shares
         self._refusal = refusal
@@ -54,7 +54,7 @@ class SharedLimit:
         return is_room(self.most, self._total, self._taken[party], amount, parties)
 
     def check(self, party: str, amount: int) -> None:
-        """Raises Overloaded where there is no room for it, or none for this party."""
+        """Raises Overloaded if there is no room, or no room for this party."""
         if not self.has_room(party, amount):
             raise Overloaded(self._refusal)
 
@@ -65,7 +65,7 @@ class SharedLimit:
             self.add(party, amount)
 
     def add(self, party: str, amount: int) -> None:
-        """Takes it, whether there is room or not."""
+        """Takes it, even if there is no room."""
         if amount:
             self._change(party, amount)
 

@@ -1,4 +1,4 @@
-"""Runs one piece of work for all callers that ask for it at the same time."""
+"""Runs one piece of work for all callers that request it at the same time."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Flight(Generic[T]):
-    """`span` is the first caller's, whose trace the work is in; those of the others link to it."""
+    """`span` is the first caller's, whose trace has the work; the other callers' spans link to
+    it."""
 
     task: asyncio.Task[T]
     span: Span
@@ -24,8 +25,8 @@ class Flight(Generic[T]):
 class SingleFlight(Generic[K, T]):
     """Concurrent calls with one key share the first one's work, and its error.
 
-    The work goes on for as long as anyone waits: a caller that is cancelled leaves the others
-    undisturbed, and the last one to be cancelled cancels the work.
+    The work continues while a caller waits. A caller that is cancelled does not disturb the others,
+    and the last one to be cancelled cancels the work.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class SingleFlight(Generic[K, T]):
             current_span().link(flight.span)
         flight.waiters += 1
         try:
-            # Waiting does not raise: else whoever comes last would decide whose error it is.
+            # Waiting does not raise: otherwise the last caller would decide whose error it is.
             await asyncio.wait([flight.task])
         finally:
             flight.waiters -= 1
@@ -58,5 +59,5 @@ class SingleFlight(Generic[K, T]):
             del self._flights[key]
         flight.task.cancel()
         if flight.task.done() and not flight.task.cancelled():
-            # Read even where every caller is gone, so that asyncio does not report it lost.
+            # Read even if every caller has gone, so that asyncio does not report a lost error.
             flight.task.exception()

@@ -1,4 +1,4 @@
-"""Lets a few pieces of work run at once, and has tenants take turns where more of them wait."""
+"""Runs a limited number of pieces of work at once; tenants take turns if more of them wait."""
 
 import asyncio
 from collections import deque
@@ -17,14 +17,15 @@ class Turned(Protocol):
 
 W = TypeVar("W", bound=Turned)
 
-# A new tenant is this much ahead of those that are even with it.
+# A new tenant goes ahead of equal tenants by this much.
 FIRST = 1e-6
 
 
 class Given:
-    """How much each tenant has been given since it has had to wait for others.
+    """How much each tenant has got since it had to wait for others.
 
-    One that is new, or comes back, has as much as the one with the least: nobody saves up turns.
+    A tenant that is new, or comes back, counts as having as much as the one with the least: nobody
+    saves up turns.
     """
 
     def __init__(self) -> None:
@@ -34,14 +35,14 @@ class Given:
         self._given[tenant] = self._given.get(tenant, 0.0) + amount
 
     def keep(self, tenants: Iterable[str]) -> None:
-        """Forgets all but these, and takes those in that are new."""
+        """Forgets all other tenants, and adds the new ones among these."""
         wanted = set(tenants)
         least = min((self._given[each] for each in wanted if each in self._given), default=0.0)
         self._given = {each: max(self._given.get(each, 0.0), least - FIRST) for each in wanted}
 
     def by_turns(self, waiting: Iterable[W]) -> list[W]:
-        """The waiting entries in the order in which they are due; a tenant's own in the order
-        given."""
+        """The waiting entries in the order of their turns; a tenant's own entries keep their
+        order."""
         queues: dict[str, deque[W]] = {}
         for each in waiting:
             queues.setdefault(each.tenant, deque()).append(each)
@@ -67,7 +68,7 @@ class _Waiting:
 
 
 class Turns:
-    """Runs `most` pieces of work at once; next is the tenant that has been given least."""
+    """Runs `most` pieces of work at once. The tenant with the least work done is next."""
 
     def __init__(self, most: int) -> None:
         self._free = most
@@ -76,7 +77,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, tenant: str, amount: float = 1.0) -> AsyncIterator[None]:
-        """Waits for a turn, which lasts as long as the block. `amount` is how long that may be."""
+        """Waits for a turn, which lasts as long as the block. `amount` is the work of the turn."""
         await self._acquire(_Waiting(tenant, amount))
         try:
             yield

@@ -1,4 +1,4 @@
-"""How likely the tokens of a completion, or of a prompt, were."""
+"""The log-probabilities of a completion's tokens, or of a prompt's."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,9 @@ class Logprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """A token, and the likeliest in its position, the likeliest first.
+    """A token, and the likeliest tokens in its position, the likeliest first.
 
-    `chosen` is None for the first token of a prompt, which nothing comes before.
+    `chosen` is None for the first token of a prompt, which has no token before it.
     """
 
     chosen: Logprob | None

@@ -1,4 +1,4 @@
-"""How to pick the next token."""
+"""The sampling parameters of a completion."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -21,7 +21,7 @@ class Structure(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutput:
-    """`values` are the strings to choose from, or the one text of any other structure.
+    """`values` are the strings to choose from, or the only text of any other structure.
 
     `disable_any_whitespace` keeps the JSON of a schema on one line.
     """
@@ -38,10 +38,10 @@ class StructuredOutput:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """A field that is None takes the default of the model's generation_config.json, else vLLM's.
+    """A field that is None takes the default of the model's generation_config.json, or else vLLM's.
 
-    The names and meanings are vLLM's. With `max_tokens` None a completion may fill the context;
-    with `logprobs` or `prompt_logprobs` None there are none.
+    Names and meanings are vLLM's. With `max_tokens` None a completion may fill the context; with
+    `logprobs` or `prompt_logprobs` None it has none.
     """
 
     max_tokens: int | None = None
@@ -73,7 +73,7 @@ _DEFAULTS = Sampling()
 
 
 def from_proto(sampling: chat_pb2.SamplingParams) -> Sampling:
-    """Raises InvalidRequest for structured output without a constraint."""
+    """Raises InvalidRequest for a structured output without a constraint."""
     given: dict[str, Any] = {each.name: value for each, value in sampling.ListFields()}
     for name in _TUPLES:
         if name in given:

@@ -1,4 +1,5 @@
-"""The formats of images: their names, how a file of each begins, and which are taken by default."""
+"""The formats of images: their names, the first bytes of their files, and those that are accepted
+by default."""
 
 from collections.abc import Collection
 from enum import StrEnum
@@ -7,15 +8,15 @@ FORMATS_SETTING = "PIXTRAL_IMAGE_FORMATS"
 
 
 class BadHeader(ValueError):
-    """The bytes begin as an image of a known format and do not go on as one."""
+    """The bytes begin as an image of a known format and do not continue as one."""
 
 
 class TooManyBlocks(BadHeader):
-    """They go on for longer than anyone's image."""
+    """A longer beginning belongs to no real image."""
 
 
 class ImageFormat(StrEnum):
-    """Each by the name that messages have; Pillow's is the same in capitals."""
+    """Each format by its name in messages; Pillow's name is the same in capitals."""
 
     PNG = "PNG"
     JPEG = "JPEG"
@@ -36,7 +37,7 @@ DEFAULT_FORMATS = tuple(
     if each not in (ImageFormat.TIFF, ImageFormat.JPEG_2000, ImageFormat.PPM)
 )
 
-# Servers name the others by one type each.
+# Servers use one media type for each of the others.
 MEDIA_TYPES: dict[str, ImageFormat] = {
     "image/png": ImageFormat.PNG,
     "image/jpeg": ImageFormat.JPEG,
@@ -74,13 +75,13 @@ _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 
 
 def sniff(data: bytes) -> ImageFormat | None:
-    """The format that a file begins as, of those known here; None for any other."""
+    """The known format with which a file begins; None for any other."""
     for beginning, format_ in _BEGINNINGS:
         if data.startswith(beginning):
             return format_
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return ImageFormat.WEBP
-    # Two letters alone begin many a text.
+    # Two letters alone begin many texts.
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return ImageFormat.BMP
     if data[:1] == b"P" and data[1:2] in b"123456f" and data[2:3].isspace():
@@ -91,13 +92,13 @@ def sniff(data: bytes) -> ImageFormat | None:
 
 
 def list_formats(formats: Collection[ImageFormat]) -> str:
-    """As a sentence has them: `PNG, JPEG or GIF`."""
+    """As in a sentence: `PNG, JPEG or GIF`."""
     *all_but_last, last = [each.value for each in ImageFormat if each in formats]
     return f"{', '.join(all_but_last)} or {last}" if all_but_last else last
 
 
 def why_unsupported(data: bytes, formats: Collection[ImageFormat]) -> str:
-    """The words for a file that is of none of `formats`."""
+    """The words for a file that has none of `formats`."""
     found = sniff(data)
     if found is not None and found not in formats:
         return (
@@ -110,6 +111,6 @@ def why_unsupported(data: bytes, formats: Collection[ImageFormat]) -> str:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """Those that the first box names, which says what a file of ISO's container holds."""
+    """The brands in the first box, which say what a file of ISO's container contains."""
     end = min(int.from_bytes(data[:4], "big"), len(data), 256)
     return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}

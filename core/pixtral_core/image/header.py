@@ -1,6 +1,6 @@
 """Reads format, size and orientation from an image file, with bounded work for any bytes.
 
-Gateway and encoder both go by this reader, so that they cannot differ about an image's grid: the
+Gateway and encoder both use this reader, so that they cannot differ about an image's grid: the
 encoder refuses a file in which Pillow finds another size. Pillow itself does more than read: it
 inflates the text and the colour profile of a PNG, walks any number of JPEG and GIF blocks, and
 makes a WebP decoder with room for the whole canvas.
@@ -41,8 +41,8 @@ GIF_EXTENSION, GIF_IMAGE = 0x21, 0x2C
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """The header's size and format; of a file with several images, those of the one that Pillow
-    shows first.
+    """The header's size and format. For a file with several images they are those of the image that
+    Pillow shows first.
 
     Attributes:
         width, height: pixels of the upright image, both at least 1.
@@ -56,7 +56,7 @@ class ImageHeader:
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """Width and height of the pixels as they lie in the file."""
+        """Width and height of the pixels in the file's own orientation."""
         is_sideways = self.orientation in SIDEWAYS
         return (self.height, self.width) if is_sideways else (self.width, self.height)
 
@@ -68,7 +68,7 @@ _Found = tuple[int, int, int]
 def read_header(
     data: bytes, formats: Collection[ImageFormat] = DEFAULT_FORMATS
 ) -> ImageHeader | None:
-    """None where the bytes are of none of `formats`. Raises BadHeader."""
+    """None if the bytes have none of `formats`. Raises BadHeader."""
     format_ = sniff(data)
     if format_ is None or format_ not in formats:
         return None
@@ -91,7 +91,7 @@ def _png(data: bytes) -> _Found:
 
 
 def _png_orientation(data: bytes) -> int:
-    # Either block may stand behind the pixels. Compressed text is never inflated.
+    # Either block may come after the pixels. Compressed text is never inflated.
     exif, xmp = None, None
     at = len(PNG_SIGNATURE)
     for _ in range(MAX_BLOCKS):
@@ -114,7 +114,7 @@ def _png_orientation(data: bytes) -> int:
 
 def _jpeg(data: bytes) -> _Found:
     size: tuple[int, int] | None = None
-    # A block of more than 64 KiB goes on in the next segment.
+    # A block of more than 64 KiB continues in the next segment.
     exif, xmp = list[bytes](), None
     at = 2
     for _ in range(MAX_BLOCKS):
@@ -147,7 +147,7 @@ def _jpeg(data: bytes) -> _Found:
 
 
 def _webp(data: bytes) -> _Found:
-    # RFC 9649: the lossy, lossless and extended forms each give the size in their own way.
+    # RFC 9649: the lossy, lossless and extended forms each encode the size in their own way.
     kind = data[12:16]
     if kind == b"VP8X":
         width, height = (int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
@@ -198,7 +198,7 @@ def _gif(data: bytes) -> _Found:
             in_extension = True
         elif data[at] == GIF_IMAGE:
             left, top, width, height = struct.unpack_from("<HHHH", data, at + 1)
-            # A first frame that sticks out of the screen widens it.
+            # A first frame that extends beyond the screen widens it.
             width, height = max(screen_width, left + width), max(screen_height, top + height)
             return width, height, UPRIGHT
         else:

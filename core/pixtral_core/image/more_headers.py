@@ -1,7 +1,7 @@
 """Reads the size of BMP, ICO, AVIF, TIFF, JPEG 2000 and PPM files, as Pillow finds it.
 
-Each reader takes a file that begins as its format, and gives width, height and orientation as they
-lie in the file. It raises BadHeader, or IndexError and struct.error where the file is cut short.
+Each reader takes a file that begins as its format, and returns width, height and orientation of the
+file. It raises BadHeader, or IndexError and struct.error if the file is cut short.
 """
 
 import re
@@ -13,11 +13,11 @@ from pixtral_core.image.formats import JPEG_2000_CODESTREAM, BadHeader, TooManyB
 from pixtral_core.image.orientation import SIDEWAYS, UPRIGHT, orientation
 
 MAX_BLOCKS = limits.IMAGE_BLOCKS.most
-# People's comments in a PPM are shorter.
+# Comments in a real PPM are shorter.
 MAX_PPM_HEADER = 4096
 
 _Found = tuple[int, int, int]
-# A box's kind, and where in the file its content begins and ends.
+# A box's kind, and the begin and end of its content in the file.
 _Box = tuple[bytes, int, int]
 
 _CORE_HEADER_BYTES = 12
@@ -28,8 +28,8 @@ _WIDTH, _HEIGHT, _XMP = 256, 257, 700
 _SHORT, _LONG = 3, 4
 _PPM_TOKEN = re.compile(rb"(?:[ \t\n\v\f\r]|#[^\r\n]*[\r\n])*([0-9]{1,10})(?=[ \t\n\v\f\r])")
 
-# EXIF's number for a turn against the clock by so many quarters, and for the mirror that an AVIF
-# has beside it: none, one that swaps top and bottom, one that swaps left and right.
+# EXIF's number for an anticlockwise turn by this many quarters, and for the mirror that an AVIF has
+# beside it: none, one that swaps top and bottom, one that swaps left and right.
 _TURNED = {0: (1, 4, 2), 1: (8, 5, 7), 2: (3, 2, 4), 3: (6, 7, 5)}
 
 
@@ -38,13 +38,14 @@ def bmp(data: bytes) -> _Found:
 
 
 def ico(data: bytes) -> _Found:
-    """The size is that of the image that Pillow chooses: the largest, of the fewest colours."""
+    """The size is that of the image that Pillow chooses: the largest, and of several such the one
+    with the fewest colours."""
     (count,) = struct.unpack_from("<H", data, 4)
     if count > MAX_BLOCKS:
         raise TooManyBlocks("too many images in one file")
     entries = [_ICO_ENTRY.unpack_from(data, 6 + i * _ICO_ENTRY.size) for i in range(count)]
     if not entries:
-        raise BadHeader("it holds no image")
+        raise BadHeader("it has no image")
     *_, at = min(entries, key=_ico_order)
     if data.startswith(b"\x89PNG\r\n\x1a\n", at):
         _, kind, width, height = _PNG_BEGINNING.unpack_from(data, at)
@@ -52,7 +53,7 @@ def ico(data: bytes) -> _Found:
             raise BadHeader("no IHDR at the beginning of its PNG")
         return width, height, UPRIGHT
     width, height = _bitmap_size(data, at)
-    # Below the image lies its mask.
+    # The lower half is the image's mask.
     return width, height // 2, UPRIGHT
 
 
@@ -68,7 +69,7 @@ def _bitmap_size(data: bytes, at: int) -> tuple[int, int]:
         width, height = struct.unpack_from("<HH", data, at + 4)
         return width, height
     width, height = struct.unpack_from("<Ii", data, at + 4)
-    # One whose first row is the top one.
+    # The first row is the top one.
     return width, abs(height)
 
 
@@ -86,7 +87,7 @@ def ppm(data: bytes) -> _Found:
 
 
 def tiff(data: bytes) -> _Found:
-    """The size is the first image's, and upright: Pillow turns it itself."""
+    """The size is that of the first image, upright, because Pillow turns it itself."""
     order = "<" if data.startswith(b"II") else ">"
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, at)
@@ -122,7 +123,7 @@ def avif(data: bytes) -> _Found:
     if data[8:12] == b"avis":
         raise BadHeader("an AVIF that begins as an animation is not taken")
     _, begin, end = _only(data, b"meta", 0, len(data))
-    # Its boxes begin behind a version and flags.
+    # Its boxes come after a version and flags.
     meta = begin + 4, end
     _, at, _ = _only(data, b"pitm", *meta)
     primary = int.from_bytes(data[at + 4 : at + (6 if data[at] == 0 else 8)], "big")

@@ -1,10 +1,10 @@
-"""Finds which way up an image is: the orientation in its EXIF block or, without one, in its XMP.
+"""Finds an image's orientation: that in its EXIF block or, without one, in its XMP.
 
-An orientation is a number from 1 to 8, and 1 means upright. Where a block is damaged, the answer is
-that of Pillow's `ImageOps.exif_transpose`, by which vLLM turns images. A block without a TIFF
-header leaves the image as it is. An entry of an unknown type is passed over, and nothing is read
-behind one whose values lie outside of the block. In one way it differs: vLLM leaves an image as it
-is where Pillow can read the block and not write it again.
+An orientation is a number from 1 to 8, and 1 means upright. For a damaged block the result is that
+of Pillow's `ImageOps.exif_transpose`, with which vLLM turns images. A block without a TIFF header
+leaves the image as it is. An entry of an unknown type is ignored, and nothing after an entry is
+read whose values lie outside of the block. There is one difference: vLLM leaves an image as it is
+if Pillow can read the block and cannot write it again.
 """
 
 import re
@@ -21,19 +21,19 @@ _ALL = range(1, 9)
 _TAG = 0x0112
 _PREFIXES = re.compile(rb"(?:Exif\0\0){0,2}")
 _XMP_TAG = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-# The last two of the first row are not the standard's, and Pillow takes them.
+# The last two of the first row are not in the standard, and Pillow accepts them.
 _BYTE_ORDERS = {b"MM\0*": ">", b"II*\0": "<", b"MM*\0": ">", b"II\0*": "<", b"MM\0+": ">"}
 _HEADER_BYTES = 8
 _INLINE_BYTES = 4
 
-# Sizes of TIFF's types, and those of which a value may be a number from 1 to 8.
+# Sizes of TIFF's types, and the types whose values may be a number from 1 to 8.
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 _NUMBERS = {3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 11: "f", 12: "d", 13: "L", 16: "Q"}
 _FRACTIONS = {5: "LL", 10: "ll"}
 
 
 def orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """The orientation that the blocks give, each as it stands in the file, or UPRIGHT."""
+    """The orientation in the blocks, each as it is in the file, or UPRIGHT."""
     found = None
     if exif is not None and len(exif) > (begin := _end_of_prefixes(exif)):
         try:
@@ -56,7 +56,7 @@ def _end_of_prefixes(exif: bytes) -> int:
 
 
 def _in_tiff(block: bytes) -> int | None:
-    """None where the first directory has no such entry; 0 where its value is none of the eight."""
+    """None if the first directory has no such entry; 0 if its value is none of the eight."""
     order = _BYTE_ORDERS.get(block[:4])
     if order is None:
         raise _NoTiffError

@@ -1,4 +1,4 @@
-"""Reads what a checkpoint is and holds, in Mistral's format or Hugging Face's."""
+"""Reads the type and the tensors of a checkpoint, in Mistral's format or Hugging Face's."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_param
 INDEX = "consolidated.safetensors.index.json"
 VISION_PREFIXES = ("vision_encoder.", "patch_merger.", "pre_mm_projector_norm.")
 ADAPTER_PARTS = ("vision_language_adapter.w_in.", "vision_language_adapter.w_out.")
-# Tower and adapter are computed in these. A tensor of fewer bits has scales beside it, without
+# Tower and adapter compute in these dtypes. A tensor with fewer bits has scales beside it, without
 # which its values mean nothing.
 STORED_DTYPES = ("BF16", "F16", "F32")
 
@@ -43,7 +43,7 @@ class StoredTensor:
 
 
 def read_spec(model_dir: Path) -> VisionSpec:
-    """Raises BadCheckpoint where there is no Pixtral in either format."""
+    """Raises BadCheckpoint if the directory has no Pixtral in either format."""
     if hugging_face.is_hugging_face(model_dir):
         return hugging_face.read_spec(model_dir)
     params = read_params(model_dir)
@@ -52,7 +52,7 @@ def read_spec(model_dir: Path) -> VisionSpec:
 
 
 def vision_tensors(model_dir: Path) -> list[StoredTensor]:
-    """All that belong to the vision tower, by their names; reads nothing but headers.
+    """All tensors of the vision tower, by their names. It reads headers alone.
 
     Raises:
         BadCheckpoint: where files are missing or malformed, or hold none.
@@ -61,22 +61,22 @@ def vision_tensors(model_dir: Path) -> list[StoredTensor]:
     files = hugging_face.weight_files(model_dir) if is_theirs else _weight_files(model_dir)
     found = [tensor for path in files for tensor in _tensors(path, is_theirs)]
     if not found:
-        raise BadCheckpoint(f"{model_dir}: its safetensors hold no vision weights")
+        raise BadCheckpoint(f"{model_dir}: its safetensors have no vision weights")
     return sorted(found, key=lambda tensor: tensor.name)
 
 
 def read_language(model_dir: Path) -> LanguageSpec:
-    """Raises BadCheckpoint where the numbers of the language model are wrong."""
+    """Raises BadCheckpoint if the numbers of the language model are wrong."""
     if hugging_face.is_hugging_face(model_dir):
         return hugging_face.read_language(model_dir)
     return LanguageSpec.from_params(read_params(model_dir))
 
 
 def check_language_model(model_dir: Path, language: LanguageSpec) -> None:
-    """Checks that the files hold every part of the language model, and the adapter as it is.
+    """Checks that the files have every part of the language model, and the adapter unquantised.
 
-    An engine may leave a part that no file holds as it was allocated, and answer all the same.
-    Reads headers alone, so that it names a part and not each tensor of it.
+    An engine may leave a missing part as it was allocated, and answer all the same. This check
+    reads headers alone, so it names a part and not each tensor of it.
 
     Raises:
         BadCheckpoint: names the part, or the file of the index that is missing.
@@ -101,12 +101,12 @@ def check_language_model(model_dir: Path, language: LanguageSpec) -> None:
             advice = "download its files again"
             if part in ("output.", "lm_head."):
                 advice += f", or set {mend} if the model has its embeddings tied"
-            raise BadCheckpoint(f"{model_dir}: no file holds {part}weight or the like; {advice}")
+            raise BadCheckpoint(f"{model_dir}: no file has {part}weight or the like; {advice}")
         if part in parts[-len(ADAPTER_PARTS) :] and not set(found) <= {*STORED_DTYPES}:
             raise BadCheckpoint(
                 f"{model_dir}: {part}weight is quantised, and the adapter must be one of "
-                f"{', '.join(STORED_DTYPES)}: take a checkpoint that leaves it as it is, as nearly "
-                "all published ones do"
+                f"{', '.join(STORED_DTYPES)}: use a checkpoint whose adapter is not quantised, as "
+                "nearly all published ones are"
             )
 
 
@@ -119,7 +119,7 @@ def _parts(language: LanguageSpec) -> list[str]:
 def _weight_files(model_dir: Path) -> list[Path]:
     files = sorted(model_dir.glob("consolidated*.safetensors"))
     if not files:
-        raise BadCheckpoint(f"{model_dir} holds no consolidated*.safetensors")
+        raise BadCheckpoint(f"{model_dir} has no consolidated*.safetensors")
     for name in _indexed(model_dir / INDEX):
         if model_dir / name not in files:
             raise BadCheckpoint(f"{model_dir / name} is missing, which {INDEX} names")
@@ -127,7 +127,7 @@ def _weight_files(model_dir: Path) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[str]:
-    """Names of the files that an index says the checkpoint has; none where there is no index."""
+    """Names of the files that an index says the checkpoint has; none without an index."""
     if not index.is_file():
         return []
     try:

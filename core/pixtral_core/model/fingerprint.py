@@ -12,15 +12,14 @@ from pixtral_core.cache.wire_format import DType
 from pixtral_core.model.checkpoint import StoredTensor, read_spec, vision_tensors
 from pixtral_core.model.vision_spec import VisionSpec
 
-# To be raised with any change that moves an embedding's values: decoding, resizing,
-# normalisation, or the tower's arithmetic beyond rounding.
-# 2: photographs are turned upright, and 16-bit grey is scaled.
+# Raise it with any change of an embedding's values: decoding, resizing, normalisation, or the
+# tower's arithmetic beyond rounding. 2: photographs are turned upright, and 16-bit grey is scaled.
 PREPROCESSING_VERSION = 2
 
-# To be raised with any change of what the tower's products in 8 bits do beyond rounding.
+# Raise it with any change of the tower's products in 8 bits beyond rounding.
 FP8_VERSION = 1
 
-# They are of what comes after the cut.
+# These belong to the part after the cut.
 _NOT_THE_TOWERS = {
     "adapter_bias",
     "image_token_id",
@@ -32,14 +31,13 @@ _NOT_THE_TOWERS = {
 def fingerprint(model_dir: Path, dtype: DType, *, fp8: bool = False) -> str:
     """32 hexadecimal digits, equal in every process that serves the same model.
 
-    The dtype in which a device computes is not part of it: a CPU that computes in float32 has
-    weights of `dtype` and rounds to it at the end, which differs from a GPU's embedding by less
-    than the rounding between layers does (docs/performance.md). `fp8` says that the tower
-    multiplies in 8 bits, and makes it another.
+    It does not include the dtype in which a device computes: a CPU that computes in float32 has
+    weights of `dtype` and rounds to it at the end. Its embedding differs from a GPU's by less than
+    the rounding between layers does (docs/performance.md). `fp8` means that the tower multiplies in
+    8 bits, and changes the fingerprint.
 
-    A model in Hugging Face's format has the one that it has in Mistral's. Reads the vision weights
-    (0.8 GB for Pixtral-12B) and nothing else of the checkpoint. Blocking: for start-up, in a
-    thread.
+    A model in Hugging Face's format has the fingerprint that it has in Mistral's. This reads the
+    vision weights and nothing else of the checkpoint. It blocks: call it at start, in a thread.
 
     Raises:
         BadCheckpoint: where files are missing or malformed.
@@ -68,7 +66,7 @@ def _numbers(spec: VisionSpec) -> list[tuple[str, Any]]:
 
 
 def _pieces(tensor: StoredTensor, length: int, heads: int) -> Iterator[tuple[int, int]]:
-    """Where the bytes lie, in the order in which Mistral's format has them."""
+    """The place of the bytes, in the order of Mistral's format."""
     if not tensor.has_halves:
         yield 0, length
         return

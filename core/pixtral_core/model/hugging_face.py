@@ -1,7 +1,7 @@
-"""Reads a Pixtral in Hugging Face's format as Mistral's format would describe it.
+"""Reads a Pixtral in Hugging Face's format, in the terms of Mistral's format.
 
-The tensors are the same under other names, but for queries and keys: the rows of a head's rotary
-pairs are apart there, all first ones in front, where Mistral's format has the two of a pair side
+The tensors are the same under other names, except queries and keys. There the rows of a head's
+rotary pairs are apart, with all first ones in front; in Mistral's format the two of a pair are side
 by side (transformers, `convert_mistral3_weights_to_hf.py`).
 """
 
@@ -17,7 +17,7 @@ from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-# The defaults of transformers' PixtralVisionConfig, for what a config.json leaves out.
+# The defaults of transformers' PixtralVisionConfig, for fields that a config.json leaves out.
 DEFAULTS = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -28,7 +28,7 @@ DEFAULTS = {
     "patch_size": 16,
 }
 ROPE_THETA = 10_000.0
-# Likewise those of the language models that are served, by the type that text_config names.
+# The same for the served language models, by the type in text_config.
 TEXT_DEFAULTS = {
     "mistral": {
         "num_hidden_layers": 32,
@@ -58,16 +58,16 @@ _MODULES = {
 }
 
 
-# The module that a published name begins with, and the one that newer names put in front.
+# The module with which a published name begins, and the one that newer names put in front.
 _WRAPPERS = ("model.", "language_model.", "model.")
 _OUTPUT = "lm_head."
 
 
 def is_hugging_face(model_dir: Path) -> bool:
-    """Whether the directory is read in this format: the weights that it holds decide.
+    """Whether the directory is read in this format: its weights decide.
 
-    A published model may be in both formats, and is then read in Mistral's. One with these weights
-    may have a `params.json` beside them, which does not describe them.
+    A published model may be in both formats, and is then read in Mistral's. A directory with these
+    weights may also have a `params.json`, which does not describe them.
     """
     if not (model_dir / CONFIG).is_file() or any(model_dir.glob("consolidated*.safetensors")):
         return False
@@ -85,12 +85,15 @@ def read_spec(model_dir: Path) -> VisionSpec:
         or not isinstance(vision, Mapping)
         or vision.get("model_type") != "pixtral"
     ):
-        raise BadCheckpoint(f"{CONFIG} is not of a Pixtral: no llava or mistral3 with its tower")
-    # The defaults of these differ from published Pixtrals.
+        raise BadCheckpoint(
+            f"{CONFIG} does not describe a Pixtral: it must be llava or mistral3 "
+            "with a Pixtral tower"
+        )
+    # For these fields the defaults differ from published Pixtrals.
     if vision.get("hidden_act") != "silu":
         raise BadCheckpoint(
-            f"{CONFIG}: vision_config.hidden_act must be silu; where these are a published "
-            "Pixtral's weights, the conversion has it wrong: set it to silu"
+            f"{CONFIG}: vision_config.hidden_act must be silu: set it to silu if these are a "
+            "published Pixtral's weights, because their conversion is wrong"
         )
     if config.get("vision_feature_layer", -1 if model_type == "mistral3" else None) != -1:
         raise BadCheckpoint(f"{CONFIG}: vision_feature_layer must be -1")
@@ -119,31 +122,31 @@ def read_language(model_dir: Path) -> LanguageSpec:
     text_type = text.get("model_type", "mistral") if isinstance(text, Mapping) else None
     if not isinstance(text, Mapping) or text_type not in TEXT_DEFAULTS:
         raise BadCheckpoint(
-            f"{CONFIG}: text_config.model_type is {text_type}, and in this form "
-            f"{' or '.join(TEXT_DEFAULTS)} is served: take the model's files in Mistral format"
+            f"{CONFIG}: text_config.model_type is {text_type}, and must be "
+            f"{' or '.join(TEXT_DEFAULTS)} in this format: use the model's files in Mistral format"
         )
     numbers = {name: text.get(name, default) for name, default in TEXT_DEFAULTS[text_type].items()}
     for name, number in numbers.items():
         if not isinstance(number, int) or number < 1:
-            raise BadCheckpoint(f"{CONFIG}: text_config.{name} is no number above 0")
+            raise BadCheckpoint(f"{CONFIG}: text_config.{name} is not a number above 0")
     says_tied = bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
     return LanguageSpec(
         layers=numbers["num_hidden_layers"],
         vocab_size=numbers["vocab_size"],
         context_length=numbers["max_position_embeddings"],
-        # The defaults of transformers' classes for it differ, so that a config.json may lack it.
+        # The defaults of transformers' classes differ, and a config.json may lack this field.
         is_tied=says_tied and not _has_output(model_dir),
         is_quantized=bool(config.get("quantization_config")),
     )
 
 
 def weight_files(model_dir: Path, *, is_all: bool = False) -> list[Path]:
-    """Those with vision tensors in them, where an index says, or all. Raises BadCheckpoint."""
+    """The files with vision tensors, if an index says so, or all files. Raises BadCheckpoint."""
     index = model_dir / INDEX
     if not index.is_file():
         single = model_dir / "model.safetensors"
         if not single.is_file():
-            raise BadCheckpoint(f"{model_dir} holds no {INDEX} and no {single.name}")
+            raise BadCheckpoint(f"{model_dir} has no {INDEX} and no {single.name}")
         return [single]
     names = {file for tensor, file in _indexed(index).items() if is_all or mistral_name(tensor)}
     files = [model_dir / Path(name).name for name in sorted(names)]
@@ -154,7 +157,7 @@ def weight_files(model_dir: Path, *, is_all: bool = False) -> list[Path]:
 
 
 def parts(language: LanguageSpec) -> list[str]:
-    """How the names begin, without their wrappers, of what the decoder cannot be without."""
+    """The beginnings of the names, without their wrappers, that the decoder requires."""
     layers = [f"layers.{number}." for number in range(language.layers)]
     adapter = [f"multi_modal_projector.linear_{number}." for number in (1, 2)]
     output = [] if language.is_tied else [_OUTPUT]
@@ -162,7 +165,7 @@ def parts(language: LanguageSpec) -> list[str]:
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name without the modules in front, whose order has changed with the years."""
+    """A tensor's name without the modules in front, whose order has changed over the years."""
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
     return name
@@ -179,7 +182,7 @@ def _has_output(model_dir: Path) -> bool:
 
 
 def _indexed(index: Path) -> dict[str, str]:
-    """The file of each tensor, by an index."""
+    """The file of each tensor, from an index."""
     places = _read(index).get("weight_map")
     if not isinstance(places, Mapping):
         raise BadCheckpoint(f"{index} has no weight_map")
@@ -201,7 +204,7 @@ def mistral_name(name: str) -> str | None:
 
 
 def has_halves(name: str) -> bool:
-    """Whether a tensor, by its name in Mistral's format, has rows in another order here."""
+    """Whether a tensor, by its name in Mistral's format, has its rows in another order here."""
     return name.endswith((".attention.wq.weight", ".attention.wk.weight"))
 
 

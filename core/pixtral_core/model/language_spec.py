@@ -1,4 +1,4 @@
-"""The language model behind the cut, as far as the tiers look at it."""
+"""The language model after the cut, as far as the tiers need to know it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pixtral_core.model.vision_spec import BadCheckpoint
 
 @dataclass(frozen=True, slots=True)
 class LanguageSpec:
-    """The facts of a language model that are looked at outside vLLM.
+    """Facts of a language model that code outside vLLM uses.
 
     Attributes:
         layers: 0 where the checkpoint does not say.
@@ -27,7 +27,7 @@ class LanguageSpec:
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> "LanguageSpec":
-        """Reads a `params.json`. Raises BadCheckpoint where its numbers are wrong."""
+        """Reads a `params.json`. Raises BadCheckpoint if its numbers are wrong."""
         size = params.get("vocab_size")
         if not isinstance(size, int) or size < 1:
             raise BadCheckpoint("params.json: vocab_size is missing or no number of tokens")
@@ -42,5 +42,5 @@ class LanguageSpec:
             )
         except (TypeError, ValueError):
             raise BadCheckpoint(
-                "params.json: n_layers or max_position_embeddings is no number"
+                "params.json: n_layers or max_position_embeddings is not a number"
             ) from None

@@ -1,4 +1,4 @@
-"""Reads the header of a safetensors file, and nothing behind it."""
+"""Reads the header of a safetensors file, and nothing after it."""
 
 import json
 import struct
@@ -9,7 +9,7 @@ from pixtral_core.model.vision_spec import BadCheckpoint
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the data begins, and for each tensor its dtype, shape and place in the data.
+    """The begin of the data, and for each tensor its dtype, shape and place in the data.
 
     Raises:
         BadCheckpoint: where the file is not one, or is cut short within its header.

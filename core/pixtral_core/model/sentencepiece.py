@@ -1,16 +1,16 @@
-"""The bytes of SentencePiece's pieces: of those of Tekken, mistral_common has them itself."""
+"""The bytes of SentencePiece's pieces. For Tekken's tokens, mistral_common has the bytes itself."""
 
 import re
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"
 _UNKNOWN = "<unk>"
-# SentencePiece's own text for it.
+# SentencePiece's own text for a space.
 _UNKNOWN_TEXT = " \u2047 "
 
 
 def piece_bytes(piece: str) -> bytes:
-    """The text of a piece that is no control token; of some, one byte of a character."""
+    """The text of a piece that is not a control token. Some pieces are one byte of a character."""
     if byte := _BYTE.fullmatch(piece):
         return bytes.fromhex(byte.group(1))
     if piece == _UNKNOWN:

@@ -1,4 +1,4 @@
-"""Finds the tokenizer of a model: its own file, or the one of mistral_common that is the same."""
+"""Finds the tokenizer of a model: its own file, or an equal one in mistral_common."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
 TEKKEN = "tekken.json"
 # The name under which Mistral has published SentencePiece with images: `tokenizer.model.v7m1`.
 SENTENCEPIECE = "*.model.v*m*"
-# As transformers writes it, beside weights in Hugging Face's format.
+# In the form that transformers writes, beside weights in Hugging Face's format.
 TRANSFORMERS = "tokenizer.json"
 
 
@@ -49,7 +49,8 @@ class Shipped:
 
     @property
     def path(self) -> Path:
-        """Raises BadCheckpoint where mistral_common is not installed, or ships it no more."""
+        """Raises BadCheckpoint if mistral_common is not installed, or no longer ships the
+        tokenizer."""
         try:
             path = Path(str(resources.files("mistral_common"))) / "data" / self.name
         except ModuleNotFoundError:
@@ -83,7 +84,7 @@ _TEKKENS, _SENTENCEPIECES = SHIPPED
 
 
 def own_file(model_dir: Path) -> Path | None:
-    """The tokenizer that lies in a model's directory, in one of Mistral's formats."""
+    """The tokenizer in a model's directory, in one of Mistral's formats."""
     tekken = model_dir / TEKKEN
     if tekken.is_file():
         return tekken
@@ -115,30 +116,30 @@ def find_tokenizer(model_dir: Path, spec: VisionSpec, vocab_size: int) -> Path:
     shipped = next((each for each in SHIPPED if each.fits(spec, vocab_size)), None)
     if shipped is None:
         raise BadCheckpoint(
-            f"{model_dir} holds no {TEKKEN}, and of the tokenizers that mistral_common ships none "
-            f"is for {vocab_size} tokens and images of this model's size: {advice}"
+            f"{model_dir} has no {TEKKEN}, and mistral_common ships no tokenizer for {vocab_size} "
+            f"tokens and images of this model's size: {advice}"
         )
     path = shipped.path
     theirs = model_dir / TRANSFORMERS
     if theirs.is_file() and not _is_same(shipped, path, theirs):
         raise BadCheckpoint(
-            f"{model_dir} holds no {TEKKEN}, and its {TRANSFORMERS} is not the tokenizer of "
+            f"{model_dir} has no {TEKKEN}, and its {TRANSFORMERS} is not the tokenizer of "
             f"{shipped.of}, which mistral_common ships: {advice}"
         )
     return path
 
 
 def _is_same(shipped: Shipped, path: Path, theirs: Path) -> bool:
-    """Whether transformers' file has the vocabulary of the one that is shipped.
+    """Whether transformers' file has the vocabulary of the shipped tokenizer.
 
-    A SentencePiece file is compared by its size and its tokens for images alone.
+    A SentencePiece file is compared only by its size and its tokens for images.
     """
     try:
         found = json.loads(theirs.read_text(encoding="utf-8"))
         ids = {str(token): int(at) for token, at in found["model"]["vocab"].items()}
         ids |= {str(each["content"]): int(each["id"]) for each in found.get("added_tokens", ())}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadCheckpoint(f"{theirs} is no tokenizer that transformers has written") from None
+        raise BadCheckpoint(f"{theirs} is not a tokenizer that transformers has written") from None
     names = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
     if tuple(ids.get(name) for name in names) != shipped.image_ids:
         return False
@@ -146,7 +147,7 @@ def _is_same(shipped: Shipped, path: Path, theirs: Path) -> bool:
         return max(ids.values()) < shipped.vocab_size
     entries = json.loads(path.read_text(encoding="utf-8"))["vocab"]
     others = _differing(ids, entries, shipped)
-    # A token that is spelled like a control token has its place in one of the two alone.
+    # Only one of the two has a token that is spelled like a control token.
     return others <= shipped.vocab_size // 1000
 
 
@@ -163,10 +164,10 @@ def _differing(
 
 
 def _letters() -> list[str]:
-    """The letter that stands for each byte in transformers' byte-level tokenizers.
+    """The letter for each byte in transformers' byte-level tokenizers.
 
-    A byte that Latin-1 prints stands for itself, and the others in their order for what comes
-    behind Latin-1 (transformers, `bytes_to_unicode`).
+    A byte that Latin-1 prints is its own letter. The others get the characters after Latin-1, in
+    their order (transformers, `bytes_to_unicode`).
     """
     printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

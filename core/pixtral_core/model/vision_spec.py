@@ -1,4 +1,4 @@
-"""The shape of a Pixtral vision tower, and the grid of tokens that an image becomes."""
+"""The shape of a Pixtral vision tower, and the token grid of an image."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-# [IMG_BREAK] and [IMG_END] in Mistral's Tekken tokenizers. A `params.json` names [IMG] always, and
+# [IMG_BREAK] and [IMG_END] in Mistral's Tekken tokenizers. A `params.json` always names [IMG], and
 # these only since Pixtral-Large.
 ROW_ENDS = (12, 13)
 
 
 class BadCheckpoint(ValueError):
-    """A model directory that cannot be served; the message says what to mend."""
+    """A model directory that cannot be served; the message says what to correct."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Grid:
 
     @property
     def placeholder_length(self) -> int:
-        """Prompt tokens that stand for the image: each row ends with a token of its own."""
+        """Prompt tokens of the image, with one more token at the end of each row."""
         return self.rows * (self.cols + 1)
 
 
@@ -52,17 +52,17 @@ class VisionSpec:
     image_break_token_id: int
     image_end_token_id: int
 
-    # Not in any params.json: the tower's norms have it fixed (mistral-inference,
-    # vision_encoder.py), whatever the language model's is.
+    # No params.json has it: the tower's norms fix it (mistral-inference, vision_encoder.py),
+    # whatever the language model's is.
     norm_eps: ClassVar[float] = 1e-5
 
     @classmethod
     def from_params(
         cls, params: Mapping[str, Any], *, row_ends: tuple[int, int] = ROW_ENDS
     ) -> "VisionSpec":
-        """`row_ends` are the ids of [IMG_BREAK] and [IMG_END] where `params` names none.
+        """`row_ends` are the ids of [IMG_BREAK] and [IMG_END] if `params` names none.
 
-        Raises BadCheckpoint where the model has no vision tower or its numbers are wrong.
+        Raises BadCheckpoint if the model has no vision tower or its numbers are wrong.
         """
         vision = params.get("vision_encoder")
         if not isinstance(vision, Mapping):
@@ -90,27 +90,25 @@ class VisionSpec:
                 f"params.json: vision_encoder.{missing.args[0]} is missing"
             ) from None
         except (TypeError, ValueError):
-            raise BadCheckpoint(
-                "params.json: vision_encoder holds a value of a wrong type"
-            ) from None
+            raise BadCheckpoint("params.json: vision_encoder has a value of a wrong type") from None
         if min(spec.width, spec.layers, spec.heads, spec.patch_size, spec.merge_size) < 1:
-            raise BadCheckpoint("params.json: vision_encoder holds a size below 1")
+            raise BadCheckpoint("params.json: vision_encoder has a size below 1")
         if spec.max_image_size < spec.patch_size * spec.merge_size:
             raise BadCheckpoint("params.json: vision_encoder's image size is below one token")
         if spec.width % (4 * spec.heads):
-            raise BadCheckpoint("params.json: vision_encoder's head size is no multiple of 4")
+            raise BadCheckpoint("params.json: vision_encoder's head size is not a multiple of 4")
         return spec
 
     @property
     def token_size(self) -> int:
-        """Pixels, along one side, that one image token covers."""
+        """The pixels along one side of an image token."""
         return self.patch_size * self.merge_size
 
     def grid(self, width_px: int, height_px: int, *, low_detail: bool = False) -> Grid:
-        """The grid of an image of that size, shrunk to `max_image_size` where it is larger.
+        """The grid of an image of that size, shrunk to `max_image_size` if it is larger.
 
-        Agrees with mistral_common's `ImageEncoder` (`tokens/tokenizers/image.py`). In low detail it
-        is shrunk to half of that, and a large image has a quarter of the tokens.
+        It agrees with mistral_common's `ImageEncoder` (`tokens/tokenizers/image.py`). In low detail
+        the limit is half of that, and a large image has a quarter of the tokens.
         """
         longest = self.max_image_size
         if low_detail:
@@ -124,11 +122,11 @@ class VisionSpec:
         )
 
     def resized(self, grid: Grid) -> tuple[int, int]:
-        """(width, height) in pixels to which an image of that grid is resized."""
+        """(width, height) in pixels of an image of that grid after resizing."""
         return grid.cols * self.token_size, grid.rows * self.token_size
 
     def placeholder(self, grid: Grid) -> list[int]:
-        """The token ids that stand for an image in a prompt."""
+        """The token ids of an image in a prompt."""
         row = [self.image_token_id] * grid.cols + [self.image_break_token_id]
         ids = row * grid.rows
         ids[-1] = self.image_end_token_id

@@ -1,4 +1,4 @@
-"""Certificates from files, read again when the files change: no restart, and no stream is cut."""
+"""Certificates from files, read again when the files change, without a restart or a cut stream."""
 
 import logging
 import ssl
@@ -18,7 +18,7 @@ Stamp = tuple[int, int, int] | None
 
 @dataclass(slots=True)
 class WatchedFiles:
-    """Tells when one of several files has become another, by its inode, size and time."""
+    """Notices when one of several files has been replaced, by its inode, size and time."""
 
     paths: tuple[Path, ...]
     _seen: tuple[Stamp, ...] = field(init=False)
@@ -27,7 +27,7 @@ class WatchedFiles:
         self._seen = self._stamps()
 
     def changed(self) -> bool:
-        """Whether they are others than at the last call, or at the beginning."""
+        """Whether the files differ from those at the last call, or at the beginning."""
         before, self._seen = self._seen, self._stamps()
         return self._seen != before
 
@@ -47,7 +47,7 @@ class ServerCertificate:
         return WatchedFiles(tuple(self._paths()))
 
     def check(self) -> None:
-        """Raises StartupError where the files are no pair that can serve."""
+        """Raises StartupError if the files are not a pair that can serve."""
         try:
             # gRPC itself would only fail every handshake.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
@@ -55,15 +55,16 @@ class ServerCertificate:
             )
         except (ssl.SSLError, ValueError, OSError):
             raise StartupError(
-                f"{self.private_key} is not the private key, without a password, of "
+                f"{self.private_key} must be the private key, without a password, of "
                 f"{self.certificate}"
             ) from None
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials that look for other files before each handshake.
+        """Credentials that look for new files before each handshake.
 
-        Files that cannot serve are logged, and the ones before them stay. Raises StartupError where
-        the first cannot. gRPC keeps no reference: the caller does, as long as the server serves.
+        New files that cannot serve are logged, and the last ones stay in use. Raises StartupError
+        if the first ones cannot. gRPC keeps no reference, so the caller must keep one while the
+        server serves.
         """
         files = self.files()
 
@@ -73,9 +74,11 @@ class ServerCertificate:
             try:
                 found = self._read()
             except StartupError as error:
-                logger.warning("the certificate in use stays: %s", error)
+                logger.warning(
+                    "cannot use the new certificate; the old one stays in use: %s", error
+                )
                 return None
-            logger.info("the certificate was read again: %s", self.certificate)
+            logger.info("the new certificate is in use: %s", self.certificate)
             return found
 
         return grpc.dynamic_ssl_server_credentials(
@@ -85,7 +88,7 @@ class ServerCertificate:
         )
 
     def reload(self, context: ssl.SSLContext) -> None:
-        """Gives new handshakes of `context` the files as they are now. Raises StartupError."""
+        """Gives new handshakes of `context` the current files. Raises StartupError."""
         self.check()
         context.load_cert_chain(self.certificate, self.private_key)
         if self.client_ca is not None:

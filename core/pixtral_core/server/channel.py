@@ -16,19 +16,20 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # A replica that comes back is found within seconds; gRPC's own limit is two minutes.
+    # A replica that returns is found within seconds; gRPC's own limit is two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 3_000),
-    # A proxy set for the way out of the cluster is none between its tiers.
+    # A proxy for traffic out of the cluster must not be used between its tiers.
     ("grpc.enable_http_proxy", 0),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ClientTls:
-    """PEM files: the authority that peers are checked against and, for mTLS, our own identity.
+    """PEM files: the authority that signs peers' certificates and, for mTLS, this process's own
+    certificate.
 
-    `server_name` is what a peer's certificate must carry; None: the host that is called.
+    `server_name` is the name in a peer's certificate; None is the called host.
     """
 
     ca: Path
@@ -61,7 +62,7 @@ def open_channel(address: str, tls: ClientTls | None) -> grpc.aio.Channel:
 
 
 def read_pem(path: Path) -> bytes:
-    """The file's content. Raises StartupError where it cannot be read or is not PEM."""
+    """The file's content. Raises StartupError if it cannot be read or is not PEM."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,5 @@
-"""The processors and the memory that this process may use: its container's, not the whole node's.
+"""The processors and the memory that this process may use: those of its container, not of the whole
+node.
 
 Linux alone. The limits are those of the process's control group and of all groups above it, in
 version 2 or version 1.
@@ -14,13 +15,14 @@ _ROOT = Path("/")
 
 
 def cpus(root: Path = _ROOT) -> int:
-    """Processors that this process may run on, at least 1; a part of one counts as one."""
+    """The number of processors that this process may use, at least 1; a part of one counts as
+    one."""
     quotas = [quota for quota in _cpu_quotas(root) if quota > 0]
     return max(1, min(len(os.sched_getaffinity(0)), *(math.ceil(each) for each in quotas), 1 << 16))
 
 
 def memory_bytes(root: Path = _ROOT) -> int:
-    """Bytes above which this process, and those that it starts, are ended or the node is full."""
+    """The bytes above which this process and its children are ended, or the node is full."""
     node = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = (
         _number(directory / name)
@@ -33,7 +35,7 @@ def memory_bytes(root: Path = _ROOT) -> int:
 def _cpu_quotas(root: Path) -> Iterator[float]:
     for directory in _groups(root, ""):
         with suppress(OSError, ValueError):
-            # "max 100000" where there is none.
+            # "max 100000" means no limit.
             quota, period = (directory / "cpu.max").read_text().split()
             yield int(quota) / int(period)
     for directory in _groups(root, "cpu"):
@@ -44,9 +46,9 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The directories of the group that this process is in, and of those above it.
+    """The directories of the process's group, and of the groups above it.
 
-    `controller` is one of version 1; version 2 has all of them in one tree, and no name.
+    `controller` is one of version 1. Version 2 has all of them in one tree, and no name.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -58,13 +60,13 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
             continue
         top = root / "sys/fs/cgroup" / controllers
         group = top / path.lstrip("/")
-        # A container without a namespace of its own sees the node's path, and its own group on top.
+        # A container without its own namespace sees the node's path, and its own group on top.
         yield group
         yield from (above for above in group.parents if above.is_relative_to(top))
 
 
 def _number(path: Path) -> int | None:
-    """None where there is no file, or no limit in it."""
+    """None if there is no file, or no limit in it."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -1,13 +1,13 @@
-"""How often Python searches for garbage: as always, or rarely while a process starts.
+"""How often Python searches for garbage: as usual, or rarely while a process starts.
 
-Libraries make hundreds of thousands of objects when they are imported, and keep nearly all. Python
-would look through them again and again, for a tenth of the time of an import and more.
+Libraries make hundreds of thousands of objects at import, and keep nearly all. Python would search
+them again and again, for a tenth of the time of an import and more.
 """
 
 import gc
 
-# Objects that are made, less those that are freed, between two searches of the youngest. A start
-# makes garbage, too: a search is not put off for good.
+# The allocated objects, less the freed ones, between two searches of the youngest generation. A
+# start makes garbage, too, so searches are not put off forever.
 _RARELY = 100_000
 _USUAL = gc.get_threshold()
 

@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 else:
     Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
 Body: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
-# Raises ServingError for a call that is refused whatever its message says, before that is received;
-# else says how it is received, where that is to be counted.
+# Raises ServingError for a call that is refused whatever its message says, before the message is
+# received. Otherwise it says how the message is received, if that is to be counted.
 EarlyCheck: TypeAlias = Callable[[Context], Reception | None]
 
-# The time that the status of a call may take to be sent where its client reads nothing.
+# The most seconds for sending the status of a call to a client that does not read.
 GIVE_UP_SECONDS = 1.0
 
 # The size of a request to health or reflection, which anyone may send: the name of a service or a
 # file.
 MAX_UNGATED_BYTES = 4 << 10
-# The bytes of all these that are being received.
+# The limit on the bytes of all these requests that are being received.
 UNGATED_BYTES_AT_ONCE = MAX_MESSAGE_BYTES
 
 
 class Gate:
-    """Refuses the tier's calls while it is not ready, and counts those in flight."""
+    """Refuses the tier's calls while it is not ready, and counts running calls."""
 
     def __init__(self, refusal: str) -> None:
         self._refusal: str | None = refusal
@@ -70,7 +70,7 @@ class Gate:
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
-        """Counts whatever the block serves. Raises Unavailable while shut."""
+        """Counts the work of the block. Raises Unavailable while shut."""
         self._enter()
         try:
             yield
@@ -78,7 +78,7 @@ class Gate:
             self._leave()
 
     async def wait_idle(self, seconds: float) -> bool:
-        """Waits until no call is in flight; False where that took longer than `seconds`."""
+        """Waits until no call runs; False if that takes longer than `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -102,8 +102,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps each method once.
 
     `ungated` services answer while the gate is shut. Neither they nor the `quiet` methods
-    (package.Service/Method) are logged or traced: they are called all the time. `early_checks`
-    are by method too.
+    (package.Service/Method) are logged or traced, because they are called all the time.
+    `early_checks` are by method, too.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call = self._begin(full_name, context) if is_recorded else None
             return await _run(method, gate, body, request, context, call)
 
-        # Requests are received inside, where they can be refused before, and a malformed one is
-        # answered and counted. gRPC itself never answers a call that ends without one.
+        # Requests are received inside, so that they can be refused first, and a malformed one is
+        # answered and counted. gRPC itself never answers a call that ends without a request.
         return _MAKERS[handler.response_streaming](
             behavior,
             None,
@@ -162,12 +162,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _begin(self, name: str, context: Context) -> Call:
         call = Call.begin(name, context.invocation_metadata() or (), self._tracer)
-        # With the status, so that whoever asks about a failed call has it.
+        # With the status, so that a client that asks about a failed call has it.
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         return call
 
 
-# The makers of a handler with one response and with a stream; both take streams of requests.
+# The makers of a handler with one response, and of one with a stream. Both take streams of
+# requests.
 _MAKERS = {
     False: grpc.stream_unary_rpc_method_handler,
     True: grpc.stream_stream_rpc_method_handler,
@@ -212,7 +213,7 @@ async def _run(
         code = context.code()
         raise
     except grpc.aio.InternalError:
-        # gRPC's own: the client went away while it was written to or read from.
+        # gRPC's own error: the client left while the server wrote to it or read from it.
         code = _why_cancelled(granted, context)
         raise
     except asyncio.CancelledError as error:
@@ -221,7 +222,7 @@ async def _run(
             task.uncancel()
             code = given.code
             _note_reason(call, given)
-            # Behind what the client has not read: told in time or not, the call is over here.
+            # The client may not have read everything, but the call ends here.
             with suppress(TimeoutError):
                 async with asyncio.timeout(GIVE_UP_SECONDS):
                     await _abort(context, to_status(given), error, call)
@@ -229,7 +230,7 @@ async def _run(
         if task is not None and task.cancelling():
             code = _why_cancelled(granted, context)
             raise
-        # Something that the handler awaited was cancelled, not the call; gRPC would never answer.
+        # A call that the handler awaited was cancelled, and not this one; gRPC would never answer.
         code = grpc.StatusCode.INTERNAL
         await _abort(context, to_status(error), error, call)
     except Exception as error:
@@ -261,14 +262,14 @@ async def _abort(
 ) -> None:
     if context.done():
         raise error
-    # The status's own code replaces the one that was set before.
+    # The status's own code replaces the earlier one.
     ours = () if call is None else ((REQUEST_ID, call.request_id),)
     await context.abort(status.code, status.details, (*status.trailing_metadata, *ours))
 
 
 def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:
-    # A deadline is seen here as the client's cancel, a little before it passes on this side: the
-    # client started to count earlier, and what it sent was rounded up by as much as a hundredth.
+    # A deadline arrives here as the client's cancel, a little early: the client started to count
+    # earlier, and rounds its value up by as much as a hundredth.
     if granted is not None and context.time_remaining() <= 0.05 + granted / 100:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
@@ -296,8 +297,8 @@ def _body(handler: Handler, check: EarlyCheck | None) -> Body:
         return await inner(await received(context), context)
 
     async def stream(requests: Any, context: Context) -> None:
-        # Written here and not yielded on, so that a cancelled call closes the servicer's generator
-        # at once, wherever it stands, and not when the garbage collector finds it.
+        # It writes here and does not yield, so that a cancelled call closes the servicer's
+        # generator at once, and not when the garbage collector finds it.
         request = await received(context)
         async with aclosing(inner(request, context)) as responses:
             del request
@@ -311,7 +312,7 @@ def _body(handler: Handler, check: EarlyCheck | None) -> Body:
 
     if inspect.isasyncgenfunction(inner):
         return stream
-    # Generated servicers hold no coroutine for a method that nobody wrote.
+    # Generated servicers have no coroutine for a method that nobody implemented.
     return answer if inspect.iscoroutinefunction(inner) else refuse
 
 

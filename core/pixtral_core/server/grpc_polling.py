@@ -1,8 +1,8 @@
 """Chooses how gRPC waits for its sockets; a process imports this before grpc.
 
-gRPC's own event engine gives what a socket has to say to a thread of its pool, which wakes the
-thread of grpc.aio, which wakes the event loop. Without it, the thread of grpc.aio waits for the
-sockets itself: one thread less to wake for each message. A GRPC_EXPERIMENTS that is set stays.
+With gRPC's own event engine, a thread of a pool reads a socket, wakes the thread of grpc.aio, and
+that wakes the event loop. Without it, the thread of grpc.aio waits for the sockets itself, so each
+message wakes one thread less. A GRPC_EXPERIMENTS that is set stays.
 """
 
 import os

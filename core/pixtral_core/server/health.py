@@ -1,4 +1,4 @@
-"""gRPC's health service, whose watchers cost a bounded part of the process and hold up nobody."""
+"""gRPC's health service, with bounded watchers that delay nobody."""
 # ruff: noqa: N802 - methods have the names of the proto
 
 import asyncio
@@ -32,10 +32,10 @@ MAX_WATCHERS_OF_A_HOST: Final = 100
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The health of a process and, as the same, of its services.
+    """The health of a process, which is also that of its services.
 
-    A name that is not served is refused by Watch too, where gRPC's own servicer keeps the name and
-    tells SERVICE_UNKNOWN: there are no services that come later.
+    Watch, too, refuses a name that is not served. gRPC's own servicer would store the name and
+    report SERVICE_UNKNOWN, but no service comes later here.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
@@ -86,7 +86,7 @@ class Health(health_pb2_grpc.HealthServicer):
 
 
 def health_server(health: Health) -> grpc.aio.Server:
-    """A server of health alone, for those who can show neither a certificate nor a key."""
+    """A server for health checks alone, for callers without a certificate and a key."""
     server = grpc.aio.server(options=OPTIONS)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     return server

@@ -37,32 +37,33 @@ S = TypeVar("S", bound=ProcessSettings)
 
 MAX_FILES = 1 << 20
 
-# The time that it may take to end connections, calls or a start that were cancelled, and a tier.
+# The most seconds for ending connections, cancelled calls, a cancelled start, and a tier.
 GOAWAY_SECONDS = 0.2
 CANCEL_SECONDS = 5.0
 STOP_SECONDS = 30.0
-# A thread that computes in Python keeps the event loop waiting for as long, each time that the loop
-# has something to do. Python's own 5 ms make seconds of it where a request needs many turns.
+# A thread that computes in Python delays the event loop by this much each time that the loop has
+# work. With Python's own 5 ms these delays add up to seconds for a request that needs many turns.
 SWITCH_SECONDS = 0.0005
 
 
 class Tier(Protocol):
-    """The part of a process that serves."""
+    """The part of a process that serves requests."""
 
-    # The name of the process in traces, behind "pixtral-".
+    # The name of the process in traces, after "pixtral-".
     name: str
-    # Full names, for health and reflection.
+    # Full names of its services, for health and reflection.
     services: tuple[str, ...]
-    # Methods (package.Service/Method) that others call all the time: neither logged nor traced.
+    # Methods (package.Service/Method) that others call all the time: they are neither logged nor
+    # traced.
     quiet: tuple[str, ...]
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicers. They are called only between `start` and `stop`."""
 
     async def start(self) -> None:
-        """Loads. Until it returns, calls are refused as UNAVAILABLE and health is NOT_SERVING.
+        """Loads the tier. Until it returns, calls get UNAVAILABLE and health is NOT_SERVING.
 
-        Cancelled by a signal. A StartupError is logged in one line, anything else with its
+        A signal cancels it. A StartupError is logged in one line, any other error with its
         traceback.
         """
 
@@ -70,14 +71,15 @@ class Tier(Protocol):
         """Returns when the process must end, for a reason that it has logged."""
 
     async def stop(self) -> None:
-        """Frees everything. After the drain; after a `start` that failed or was cut short too."""
+        """Frees everything. It runs after the drain, and after a `start` that failed or was
+        cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a process can be reached: host:port, with the ports that were bound.
+    """The addresses of a process, host:port each, with the ports that it listens on.
 
-    `http` is None where it does not speak HTTP.
+    `http` is None if the process does not serve HTTP.
     """
 
     grpc: str
@@ -86,26 +88,26 @@ class Addresses:
 
 
 class SideServer(Protocol):
-    """A server that a tier has beside gRPC. It is opened, drained and closed with it."""
+    """A server that a tier has beside gRPC. It opens, drains and closes with the tier."""
 
     async def open(self) -> str:
         """Binds and serves; returns host:port. Raises StartupError."""
 
     async def close(self) -> None:
-        """After the drain: cuts off what is still in flight, and all connections."""
+        """Runs after the drain: ends all requests and connections that are left."""
 
 
 @runtime_checkable
 class ServesHttp(Protocol):
-    """A tier that also answers over HTTP."""
+    """A tier that also serves HTTP."""
 
     def http_server(self, gate: Gate, tracer: Tracer) -> SideServer | None:
-        """Its requests go through `gate` and `tracer`, as calls of gRPC do."""
+        """HTTP requests go through `gate` and `tracer`, as gRPC calls do."""
 
 
 @runtime_checkable
 class ChecksEarly(Protocol):
-    """A tier that knows of some calls, before their messages are received, that it refuses them."""
+    """A tier that can refuse some calls before their messages are received."""
 
     def early_checks(self) -> Mapping[str, EarlyCheck]:
         """The key is the method, package.Service/Method."""
@@ -124,13 +126,13 @@ async def running(tier: Tier, settings: ProcessSettings) -> AsyncIterator[Addres
 
 
 class StartupBarrier(Protocol):
-    """Lets one of several processes on the same ports serve; `workers` implements it."""
+    """Coordinates one of several processes on the same ports; `workers` implements it."""
 
     async def may_serve(self) -> None:
-        """Returns once this process, which is loaded, may bind. Raises StartupError."""
+        """Returns once this process, which is loaded, may listen. Raises StartupError."""
 
     def serves(self) -> None:
-        """Told once it does."""
+        """Reports that the process serves."""
 
 
 def run(
@@ -138,8 +140,8 @@ def run(
 ) -> NoReturn:
     """Serves until SIGTERM or SIGINT, then drains and exits 0. A second signal ends it at once.
 
-    Exits 1 where the tier cannot start or has failed. `in_turn`: it is a worker, which binds when
-    it is loaded and not before, and whose parent shows its metrics.
+    Exits 1 if the tier cannot start or has failed. `in_turn` means that it is a worker: it listens
+    only when it is loaded, and its parent shows its metrics.
     """
     configure_logging(settings.log_level, settings.log_format)
     raise_file_limit()
@@ -149,15 +151,16 @@ def run(
     if outcome.start_cut_short:
         _leave_at_once(outcome.exit_code)
     runner.close()
-    # Else the rest would be searched for garbage once more.
+    # Otherwise the rest would be searched for garbage once more.
     gc.freeze()
     sys.exit(outcome.exit_code)
 
 
 def raise_file_limit() -> None:
-    """Lets the process, and those that it starts, have as many connections as they may.
+    """Raises the limit on connections of the process, and of those that it starts, as far as it
+    may.
 
-    The soft limit, of 1024 at many places, is for programs that call select().
+    The soft limit, often 1024, is for programs that call select().
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
@@ -212,7 +215,7 @@ async def _serve(
 
 
 async def _start_in_turn(chassis: "_Chassis", in_turn: StartupBarrier) -> None:
-    # Loaded before it is bound: the kernel would give it connections that it cannot answer.
+    # It loads before it listens: the kernel would give it connections that it cannot answer.
     await chassis.start()
     await in_turn.may_serve()
     await chassis.open()
@@ -255,7 +258,7 @@ def _leave_at_once(exit_code: int) -> NoReturn:
 
 
 class _Chassis:
-    """`freezes`: the process is the tier's own, and what it has loaded stays."""
+    """`freezes`: the process is the tier's own, and its loaded objects stay."""
 
     def __init__(
         self,
@@ -282,7 +285,7 @@ class _Chassis:
             self._tracer,
             tier.early_checks() if isinstance(tier, ChecksEarly) else {},
         )
-        # Unless it is one of several, a second process on the same port is a mistake.
+        # Except for workers, a second process on the same port is a mistake.
         self._server = grpc.aio.server(
             interceptors=(interceptor,),
             options=(
@@ -295,16 +298,16 @@ class _Chassis:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._health_server = health_server(self._health)
         serve_reflection((*tier.services, health.SERVICE), self._server)
-        # gRPC calls it back for each handshake, and keeps no reference.
+        # gRPC calls it for each handshake, and keeps no reference.
         self._credentials: grpc.ServerCredentials | None = None
         self._http: SideServer | None = None
         if isinstance(tier, ServesHttp):
             self._http = tier.http_server(self._gate, self._tracer)
 
     async def open(self) -> Addresses:
-        """Binds, tells the addresses, and answers health checks. Raises StartupError.
+        """Listens, reports the addresses, and answers health checks. Raises StartupError.
 
-        One that shares its ports is started before that, and shows no metrics.
+        A worker has started by then, and shows no metrics.
         """
         if not self._shares_ports:
             self._metrics = start_metrics_server(self._settings.metrics_listen)
@@ -327,8 +330,8 @@ class _Chassis:
     async def start(self) -> None:
         await self._tier.start()
         if self._freezes:
-            # A collection would look through all that was loaded, under load every few seconds for
-            # a tenth of one, in which nobody is answered.
+            # A collection would look through all loaded objects, every few seconds under load, and
+            # delay all requests for a tenth of a second.
             gc.collect()
             gc.freeze()
             garbage.search_as_usual()
@@ -336,29 +339,30 @@ class _Chassis:
         self._health.set(SERVING)
 
     async def close(self, drain_seconds: float) -> None:
-        """Not ready, then drained, then stopped. Logs what fails on the way, raises nothing."""
+        """Sets NOT_SERVING, drains, then stops. It logs what fails on the way, and raises
+        nothing."""
         self._health.set(NOT_SERVING)
-        # Connections are asked to end and the server accepts no more, so that callers go elsewhere:
-        # over a connection that stays open they would come until their next lookup.
+        # Connections are asked to end, and the server accepts no more, so that callers go
+        # elsewhere. Over an open connection they would send calls until their next look-up.
         ending = asyncio.create_task(self._server.stop(drain_seconds + CANCEL_SECONDS))
-        # A call that was accepted at that moment has yet to reach the gate.
+        # A call that was accepted at that moment has not reached the gate yet.
         await asyncio.wait((ending,), timeout=GOAWAY_SECONDS)
         self._gate.shut("the server is shutting down")
         if not await self._gate.wait_idle(drain_seconds):
-            logger.warning("calls still in flight after %g s are cancelled", drain_seconds)
-        # Health watchers, which never end by themselves, are cut off.
+            logger.warning("cancelling calls that still run after %g s", drain_seconds)
+        # Ends health watchers, which never end by themselves.
         await self._server.stop(GOAWAY_SECONDS)
         await ending
         if self._http is not None:
             await self._http.close()
         if not await self._gate.wait_idle(CANCEL_SECONDS):
-            logger.error("calls that were cancelled have not ended")
+            logger.error("cancelled calls have not ended")
         await self._health_server.stop(0)
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await self._tier.stop()
         except Exception:
-            logger.exception("the tier did not stop as it should")
+            logger.exception("the tier failed to stop")
         await self._tracer.close()
         if self._counting is not None:
             self._counting.cancel()

@@ -1,4 +1,4 @@
-"""Searches for garbage rarely until the process is ready; a process imports this before the rest.
+"""Collects garbage rarely until the process is ready; a process imports this before the rest.
 
 `pixtral_core.server.process` ends it.
 """

@@ -266,7 +266,7 @@ class Reception:
             pace.receive(max(0, nbytes - before))
             before = nbytes
             if self.is_paced and not pace.remaining():
-                raise DeadlineExceeded("the message does not come, or too slowly")
+                raise DeadlineExceeded("the message arrives too slowly or not at all")
             await asyncio.wait((reading,), timeout=LOOK_SECONDS)
 
 

@@ -31,14 +31,14 @@ def serve_reflection(services: Iterable[str], server: grpc.aio.Server) -> None:
 
 
 def _describe_v1() -> None:
-    """Lets clients ask about the v1 service itself, as those do that describe all services."""
+    """Lets clients ask about the v1 service itself: clients that describe all services do that."""
     pool = descriptor_pool.Default()
     try:
         pool.FindServiceByName(V1)
     except KeyError:
         alpha = FileDescriptorProto()
         reflection_pb2.DESCRIPTOR.CopyToProto(alpha)
-        # Its types differ in the package's name alone.
+        # Only the package's name differs in its types.
         text = text_format.MessageToString(alpha).replace("v1alpha", "v1")
         file = text_format.Parse(text, FileDescriptorProto())
         file.options.ClearField("deprecated")

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 _RECEIVED: Final = struct.Struct("=Q")
 _OFFSET: Final = 128
 _DESCRIPTORS: Final = "/proc/self/fd"
-# How often all descriptors are looked through: seldom, and where there are many more so.
+# How often all descriptors are read: seldom, and less often if there are many.
 _LOOK_SECONDS: Final = 0.05
 _LOOK_SHARE: Final = 0.05
 
@@ -23,10 +23,10 @@ Peer = tuple[str, int]
 
 
 class SocketBytes:
-    """Finds the connections of a server that shows nothing of its sockets, such as gRPC's.
+    """Finds the connections of a server that does not expose its sockets, such as gRPC's.
 
-    A message of gRPC is seen when it is whole. How much of it is in memory before that, only the
-    kernel tells.
+    gRPC shows a message when it is whole. Only the kernel knows how much of it is in memory until
+    then.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class SocketBytes:
         self._next_look = 0.0
 
     def received(self, peer: str) -> int | None:
-        """Bytes that have come from `peer`, as gRPC names it; None where that is not known yet, or
+        """The bytes that have come from `peer`, as gRPC names it; None if that is not known yet, or
         cannot be."""
         at = _parse(peer)
         if at is None:
@@ -60,8 +60,8 @@ class SocketBytes:
 
 
 def host_of(peer: str) -> str:
-    """The address of a peer as gRPC names it, without its port; of IPv6 the network, which is one
-    customer's."""
+    """The address of a peer as gRPC names it, without its port. For IPv6 it is the network of one
+    customer."""
     at = _parse(peer)
     if at is None:
         return peer
@@ -89,27 +89,28 @@ def _plain(host: str) -> str:
 
 
 def _normal(name: Any) -> Peer:
-    """Raises ValueError for what is no address of IP."""
+    """Raises ValueError for a text that is not an IP address."""
     if not isinstance(name, tuple):
         raise ValueError
     return _plain(name[0]), name[1]
 
 
 def _count(descriptor: int, at: Peer) -> int | None:
-    # The descriptor may be another connection's by now.
+    # The descriptor may belong to another connection by now.
     with suppress(OSError, ValueError), _borrowed(descriptor) as found:
         if _normal(found.getpeername()) != at:
             return None
         told = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         if len(told) >= _OFFSET + _RECEIVED.size:
-            # Who calls has sent something: zero is said by a kernel that does not count.
+            # A caller has sent something, so zero means that the kernel does not count.
             return int(_RECEIVED.unpack_from(told, _OFFSET)[0]) or None
     return None
 
 
 @contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    # Raises OSError for what is no socket. Without a family, Python would ask the kernel for it.
+    # Raises OSError for a descriptor that is not a socket. Without a family, Python would ask the
+    # kernel for it.
     found = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=descriptor)
     try:
         yield found

@@ -1,15 +1,16 @@
 """Several worker processes on one port, and the parent that supervises them.
 
-The parent, which the operator started, holds the ports, shows the metrics of all on one page,
-answers health checks and keeps the workers; each of these is a whole server with an event loop of
-its own, and the kernel deals connections out among them (SO_REUSEPORT). A worker is a new process
-with nothing of its parent's but two pipes and a folder of counts: on one pipe it gets its settings
-and then the word to serve, on the other it tells how far it is. It binds once it is loaded, so that
-whoever accepts can answer. They count together towards one limit. The parent gives back what a
-worker that dies has held.
+The operator starts the parent. The parent owns the ports, shows the metrics of all workers on one
+page, answers health checks and supervises the workers. Each worker is a whole server with its own
+event loop, and the kernel distributes connections among them (SO_REUSEPORT). A worker is a new
+process that gets only two pipes and a folder of counts from its parent. On one pipe it gets its
+settings, and then the command to serve; on the other it reports its progress. It listens once it is
+loaded, so that a worker that accepts can answer. Workers count together towards one limit. The
+parent gives back what a dead worker had taken.
 
-A worker that dies is started again after a second; what it had accepted is lost, as with a pod.
-The fifth death within a minute ends the process, as does a worker that cannot start at first.
+The parent restarts a worker that dies after a second. The worker's requests are lost, as with a
+pod. The fifth death within a minute ends the process, and so does a worker that cannot start at
+first.
 """
 
 import asyncio
@@ -62,16 +63,16 @@ DEATHS_WITHIN_SECONDS = 60.0
 
 
 class Worker:
-    """A worker's own side of its pipes, which are its standard input and output.
+    """A worker's side of its pipes, which are its standard input and output.
 
     Attributes:
         counts: what it counts together with the other workers.
     """
 
     def __init__(self) -> None:
-        """Reads what the parent sends first. Blocking."""
+        """Reads the parent's first message. Blocking."""
         line = bytearray()
-        # Not by sys.stdin, which would read on into what follows.
+        # sys.stdin would read on into the bytes that follow.
         while (read := os.read(sys.stdin.fileno(), 1)) not in (b"\n", b""):
             line += read
         self._given = json.loads(line)
@@ -85,13 +86,13 @@ class Worker:
         return cls.model_validate(self._given["settings"])
 
     async def may_serve(self) -> None:
-        """Tells that this worker is loaded; returns once all are."""
+        """Reports that this worker is loaded, and returns when all are."""
         commands = self._commands = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
         os.write(sys.stdout.fileno(), LOADED)
         if await commands.readline() != SERVE:
-            raise StartupError("the process that keeps this worker has ended")
+            raise StartupError("the parent process of this worker has ended")
         self._watching = asyncio.create_task(self._end_with_parent(commands))
 
     def serves(self) -> None:
@@ -99,7 +100,7 @@ class Worker:
 
     async def _end_with_parent(self, commands: asyncio.StreamReader) -> None:
         await commands.read()
-        # Nobody else removes it now.
+        # No other process removes it now.
         atexit.register(shutil.rmtree, os.environ[METRICS_VARIABLE], ignore_errors=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -107,9 +108,9 @@ class Worker:
 def run_workers(
     module: str, settings: ProcessSettings, workers: int, services: Sequence[str]
 ) -> NoReturn:
-    """Keeps so many workers, `python -m MODULE`, until SIGTERM or SIGINT.
+    """Supervises this many workers, `python -m MODULE`, until SIGTERM or SIGINT.
 
-    Then all drain, and it exits 0; a second signal ends all at once. Exits 1 where they cannot
+    Then all drain, and it exits 0. A second signal ends all at once. It exits 1 if they cannot
     start, or die too often.
     """
     configure_logging(settings.log_level, settings.log_format)
@@ -169,7 +170,7 @@ class _Parent:
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
 
     async def open(self) -> None:
-        """Holds the ports that the workers will listen on. Raises StartupError."""
+        """Reserves the ports of the workers. Raises StartupError."""
         bound: dict[str, str] = {}
         for door in self._settings.doors:
             listen: str | None = getattr(self._settings, door)
@@ -188,7 +189,7 @@ class _Parent:
             await self._health_server.start()
 
     async def keep(self) -> None:
-        """Runs until cancelled. Raises StartupError where the workers do not last."""
+        """Runs until cancelled. Raises StartupError if the workers die too often."""
         try:
             async with asyncio.TaskGroup() as group:
                 for index in range(self._workers):
@@ -208,7 +209,7 @@ class _Parent:
             patience = self._settings.drain_seconds + STOP_SECONDS
             _, late = await asyncio.wait(ending, timeout=patience)
             if late:
-                logger.error("%d workers have not ended and are killed", len(late))
+                logger.error("killing %d workers that have not ended", len(late))
         for process in self._running.values():
             with suppress(ProcessLookupError):
                 process.kill()
@@ -231,10 +232,12 @@ class _Parent:
             multiprocess.mark_process_dead(process.pid, self._directory)  # type: ignore[no-untyped-call]
             SharedCounts(self._counts, index, self._workers).give_back()
             if not self._has_served:
-                raise StartupError(f"a worker has ended with {code} before all have served")
+                raise StartupError(
+                    f"a worker ended with exit code {code} before all workers served"
+                )
             now = time.monotonic()
             self._deaths.append(now)
-            logger.error("worker %d has ended with %d; another is started", index, code)
+            logger.error("worker %d ended with exit code %d; starting another", index, code)
             if len(self._deaths) == MAX_DEATHS and now - self._deaths[0] < DEATHS_WITHIN_SECONDS:
                 raise StartupError(
                     f"{MAX_DEATHS} workers have died within {DEATHS_WITHIN_SECONDS:g} s"
@@ -249,7 +252,7 @@ class _Parent:
             stdin=PIPE,
             stdout=PIPE,
             env={**os.environ, METRICS_VARIABLE: self._directory},
-            # A Ctrl-C at the terminal is the parent's, which tells them.
+            # The parent gets a Ctrl-C at the terminal, and ends the workers.
             start_new_session=True,
         )
         self._running[index] = process
@@ -292,14 +295,14 @@ class _Parent:
 
 
 def _hold(listen: str) -> tuple[socket.socket, str]:
-    """A socket that keeps an address for the workers, and the address with the port it got."""
+    """A socket that reserves an address for the workers, and the address with its actual port."""
     host, _, port = listen.rpartition(":")
     bare = host.strip("[]")
     family = socket.AF_INET6 if ":" in bare else socket.AF_INET
     held = socket.socket(family, socket.SOCK_STREAM)
     try:
         if int(port):
-            # Where a process that has nothing to do with this one shares it too, it is a mistake.
+            # If an unrelated process shares the port, too, that is a mistake.
             with socket.socket(family, socket.SOCK_STREAM) as alone:
                 alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 alone.bind((bare, int(port)))

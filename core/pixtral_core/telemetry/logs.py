@@ -16,8 +16,8 @@ _PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record: time (RFC 3339, UTC), level, logger, message, the call it belongs
-    to, the call's facts where it is over, and any traceback."""
+    """One JSON object for each record: time (RFC 3339, UTC), level, logger, message, the ids of its
+    call, the call's facts when it has ended, and any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -45,9 +45,9 @@ class TextFormatter(logging.Formatter):
 
 
 def configure_logging(level: str, form: Literal["text", "json"]) -> None:
-    """Sends the root logger's records to stderr, in place of whatever was set before.
+    """Sends the root logger's records to stderr, and removes earlier handlers.
 
-    "debug" is for this project's own; of libraries it has "info" and above.
+    "debug" is for this project's own loggers; libraries log from "info" on.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
@@ -56,8 +56,8 @@ def configure_logging(level: str, form: Literal["text", "json"]) -> None:
     logging.basicConfig(level=others, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(least)
-    # A fifth of what a line costs, and no line shows it. The numbers of process and thread cost
-    # nothing, and a library's own format, as vLLM's, fails without them.
+    # This takes a fifth of the time of a line, and no line shows it. The numbers of process and
+    # thread cost nothing, and a library's own format, such as vLLM's, fails without them.
     logging.logMultiprocessing = False
 
 

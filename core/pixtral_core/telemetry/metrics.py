@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Twice the series, and nothing that Prometheus reads.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
-BUILD = Info("pixtral_build", "Which release this process runs")
+BUILD = Info("pixtral_build", "The release that this process runs")
 with suppress(metadata.PackageNotFoundError):
     BUILD.info({"version": metadata.version("pixtral-serve")})
 
@@ -51,15 +51,16 @@ SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
-# A task that nobody awaits and that never ends shows here first.
+# A task that nothing awaits and that never ends shows here first.
 TASKS = Gauge(
     "pixtral_asyncio_tasks",
-    "Tasks of the event loop that are not over",
+    "Unfinished tasks of the event loop",
     multiprocess_mode="livesum",
 )
 TASKS_SECONDS = 2.0
 
-# The number of readers of the metrics at once, and the seconds that each of them may take to ask.
+# The number of simultaneous readers of the metrics, and the seconds that each of them may take to
+# send a request.
 MAX_CONNECTIONS = 16
 SCRAPE_SECONDS = 10.0
 
@@ -72,7 +73,7 @@ async def count_tasks() -> None:
 
 
 class MetricsServer:
-    """The default registry over HTTP, in a thread of its own, until `close`."""
+    """Serves the default registry over HTTP, in its own thread, until `close`."""
 
     def __init__(self, address: str, server: WSGIServer, thread: Thread) -> None:
         self.address = address
@@ -83,7 +84,7 @@ class MetricsServer:
         """Blocks until the thread has ended."""
         shutdown = Thread(target=self._server.shutdown)
         shutdown.start()
-        # The thread looks whether it should end twice a second, or when somebody connects.
+        # The thread checks whether it should end twice a second, and at each new connection.
         while shutdown.is_alive():
             with suppress(OSError):
                 address = self._server.socket.getsockname()[:2]
@@ -94,7 +95,7 @@ class MetricsServer:
 
 
 class _Workers(Collector):
-    """The memory that all workers' processes take together."""
+    """The memory of all workers' processes together."""
 
     def __init__(self, pids: Callable[[], Sequence[int]]) -> None:
         self._pids = pids
@@ -114,8 +115,8 @@ class _Workers(Collector):
 
 
 def metrics_of(directory: str, pids: Callable[[], Sequence[int]]) -> CollectorRegistry:
-    """One page with the counts of the workers that write to `directory`, those that have died
-    too."""
+    """One page with the counts of the workers that write to `directory`, including those that have
+    died."""
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
     registry.register(BUILD)
@@ -126,7 +127,7 @@ def metrics_of(directory: str, pids: Callable[[], Sequence[int]]) -> CollectorRe
 def start_metrics_server(listen: str, registry: CollectorRegistry = REGISTRY) -> MetricsServer:
     """Serves on `listen` (host:port; port 0 takes a free one, told in `address`).
 
-    Raises StartupError where the address cannot be bound.
+    Raises StartupError if it cannot listen on the address.
     """
     host, _, port = listen.rpartition(":")
     try:
@@ -148,11 +149,11 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 class _BoundedServer(ThreadingMixIn, WSGIServer):
-    """A thread for each connection, of which there are few: one too many ends the oldest, so that a
-    scraper gets in beside connections that say nothing."""
+    """Each connection has a thread, and there are few: one too many ends the oldest, so that a
+    scraper gets in beside silent connections."""
 
     daemon_threads = True
-    # A thread that is waited for at the end would be one for each connection there ever was.
+    # Otherwise each connection would leave a thread that is waited for at the end.
     block_on_close = False
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
@@ -163,7 +164,7 @@ class _BoundedServer(ThreadingMixIn, WSGIServer):
         super().__init__(address, handler)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's, which looks up the name of the host.
+        # HTTPServer's own method looks up the name of the host.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
@@ -184,12 +185,12 @@ class _BoundedServer(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away, or says nothing, is no error."""
+        """A client that leaves, or says nothing, is not an error."""
 
 
 def _in_plain_text(app: "WSGIApplication") -> "WSGIApplication":
-    # To whoever takes OpenMetrics, as Prometheus does, prometheus_client writes the samples of
-    # `vllm:num_requests_running` and its like with `vllm_`: names that nobody asks for.
+    # To a scraper that takes OpenMetrics, as Prometheus does, prometheus_client writes the samples
+    # of `vllm:num_requests_running` and its like with `vllm_`: names that nobody asks for.
     def plain(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Iterable[bytes]":
         return app({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)
 

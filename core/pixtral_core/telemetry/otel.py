@@ -22,14 +22,13 @@ from pixtral_core.errors import ServingError
 from pixtral_core.telemetry.tracing import Metadata, Span, Tracer, Value
 
 FLUSH_SECONDS = 2.0
-# The headers that the standard asks everyone to pass on; a client's more would crowd out our own
-# metadata.
+# The headers that the standard asks every service to pass on. Other headers of a client could crowd
+# out this service's own metadata.
 MAX_TRACESTATE = 512
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 
-# The names of OpenTelemetry's semantic conventions; a fact without a name there is `pixtral.` and a
-# name of its own.
+# The names of OpenTelemetry's semantic conventions. Any other fact is `pixtral.` and its own name.
 _STANDARD = {
     "operation": "gen_ai.operation.name",
     "model": "gen_ai.request.model",
@@ -40,7 +39,7 @@ _STANDARD = {
     "ttft_seconds": "gen_ai.response.time_to_first_chunk",
     "http_status": "http.response.status_code",
 }
-# The codes that are a server's own fault, as the same conventions say.
+# The codes that mean a fault of the server, by the same conventions.
 _FAULTS = frozenset(
     {
         grpc.StatusCode.UNKNOWN,
@@ -54,7 +53,7 @@ _FAULTS = frozenset(
 
 
 class OtlpSpan(Span):
-    """A span of OpenTelemetry's. Where its trace is not sampled, the parts are the whole."""
+    """A span of OpenTelemetry. If its trace is not sampled, it has no parts."""
 
     __slots__ = ("_span", "_tracer", "span_id", "trace_id")
 
@@ -74,7 +73,7 @@ class OtlpSpan(Span):
     def part(self, name: str, began: float, ended: float, **attributes: Value) -> None:
         if not self.trace_id:
             return
-        # Both clocks now: what lies between them changes when the wall clock is set.
+        # Reads both clocks: their difference changes when the wall clock is set.
         offset = time.time_ns() - time.monotonic_ns()
         span = self._begin(name, False, attributes, round(began * 1e9) + offset)
         span.end(round(ended * 1e9) + offset)
@@ -129,11 +128,11 @@ class OtlpSpan(Span):
 
 
 class OtlpTracer(Tracer):
-    """All that OTEL_* variables can say is read by OpenTelemetry's own SDK."""
+    """OpenTelemetry's own SDK reads the OTEL_* variables."""
 
     def __init__(self, process: str) -> None:
         self._exporter = OTLPSpanExporter()
-        # At exit there is no time limit: `close` has one.
+        # The SDK's exit has no time limit, and `close` has one.
         self._provider = TracerProvider(resource=_resource(process), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("pixtral-serve")
@@ -157,13 +156,13 @@ class OtlpTracer(Tracer):
             self._provider.shutdown()
             call_in_loop(loop, done.set)
 
-        # Not the default executor: the process would wait for it at its end.
+        # The process would wait for the default executor at its end.
         threading.Thread(target=flush, name="flush-traces", daemon=True).start()
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 await done.wait()
         except TimeoutError:
-            # Cuts off the export that is under way.
+            # Cancels the running export.
             self._exporter.shutdown()
 
 

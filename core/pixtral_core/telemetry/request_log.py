@@ -20,7 +20,7 @@ _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
 
 class Call:
-    """From `begin` to `end`, both in the task that serves it.
+    """One request in one tier, from `begin` to `end`, both in the task that serves it.
 
     Attributes:
         method: package.Service/Method, or of HTTP the verb and the route: POST /v1/models.
@@ -42,7 +42,7 @@ class Call:
     def begin(
         cls, method: str, metadata: Iterable[tuple[str, str | bytes]], tracer: Tracer
     ) -> "Call":
-        """From now on this task's call, and that of the tasks which it starts."""
+        """Makes it the call of this task, and of the tasks which it starts."""
         texts = tuple((key, value) for key, value in metadata if isinstance(value, str))
         call = cls(method, _request_id(texts), tracer.serve(method, texts))
         _CURRENT.set(call)
@@ -70,21 +70,21 @@ def current() -> Call | None:
 
 
 def note(**facts: Value) -> None:
-    """Adds to what the current call's log line and span tell."""
+    """Adds facts to the current call's log line and span."""
     call = _CURRENT.get()
     if call is not None:
         call.facts.update(facts)
 
 
 def count(name: str) -> None:
-    """One more of what the current call's log line and span count."""
+    """Counts one more in the current call's log line and span."""
     call = _CURRENT.get()
     if call is not None:
         call.facts[name] = int(call.facts.get(name, 0)) + 1
 
 
 def first_token() -> None:
-    """The current call has its first token."""
+    """The current call has produced its first token."""
     call = _CURRENT.get()
     if call is not None:
         call.facts["ttft_seconds"] = call.seconds
@@ -97,7 +97,7 @@ def current_span() -> Span:
 
 
 def outgoing(span: Span) -> Metadata:
-    """The metadata of a call to another tier that `span` stands for."""
+    """The metadata of a call to another tier, with `span` as its parent."""
     call = _CURRENT.get()
     return () if call is None else ((REQUEST_ID, call.request_id), *span.headers())
 

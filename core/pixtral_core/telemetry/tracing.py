@@ -20,10 +20,10 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 
 
 class Span:
-    """A piece of work in a trace, ended by `end` or by leaving its `with` block.
+    """A piece of work in a trace. `end`, or leaving its `with` block, ends it.
 
-    It is never "the current one" of a task: whoever makes a child names the parent, so that work
-    done for several callers, or a generator that is closed elsewhere, cannot mix up traces.
+    It is never "the current one" of a task: the code that makes a child names the parent, so that
+    work done for several callers, or a generator that is closed elsewhere, cannot mix up traces.
 
     Attributes:
         trace_id: 32 hexadecimal digits; empty where nothing is recorded.
@@ -36,11 +36,11 @@ class Span:
     span_id = ""
 
     def child(self, name: str, *, is_call: bool = False, **attributes: Value) -> "Span":
-        """Begins a part of this work; `is_call`: one that another process does."""
+        """Begins a part of this work; `is_call` means that another process does it."""
         return self
 
     def part(self, name: str, began: float, ended: float, **attributes: Value) -> None:
-        """A part that is over; its times are on the monotonic clock, in seconds."""
+        """Adds a part that has ended; its times are on the monotonic clock, in seconds."""
 
     def set(self, **attributes: Value) -> None:
         pass
@@ -49,17 +49,17 @@ class Span:
         pass
 
     def link(self, other: "Span") -> None:
-        """This work waits for what the other one does."""
+        """This work waits for the work of the other span."""
 
     def headers(self) -> Metadata:
         """W3C Trace Context, for a call that is part of this work."""
         return ()
 
     def fail(self, reason: str) -> None:
-        """`reason` is one of few: a status code's name, an exception's type."""
+        """`reason` is one of few: a status code's name, or an exception's type."""
 
     def answer(self, code: grpc.StatusCode) -> None:
-        """The status of the call that this span stands for."""
+        """The status of the call of this span."""
 
     def end(self) -> None:
         pass
@@ -80,28 +80,30 @@ OFF = Span()
 
 
 class Tracer:
-    """Begins the spans that have no parent in this process: here, none."""
+    """Begins the spans without a parent in this process. This class begins none."""
 
     def serve(self, method: str, metadata: Metadata) -> Span:
-        """For a call that came with `metadata`. `method` is package.Service/Method, or of HTTP the
-        verb and the route."""
+        """Begins the span of a call with `metadata`. `method` is package.Service/Method, or for
+        HTTP the verb and the route."""
         return OFF
 
     async def close(self) -> None:
-        """Sends what is left, for two seconds at most."""
+        """Sends the remaining spans, for at most two seconds."""
 
 
 def start_tracing(process: str) -> Tracer:
     """A tracer that the standard OTEL_* variables describe.
 
-    `process` names the service where OTEL_SERVICE_NAME does not. Raises StartupError for a
-    protocol that is not spoken.
+    `process` names the service unless OTEL_SERVICE_NAME does. Raises StartupError for an
+    unsupported protocol.
     """
     if not _is_on():
         return Tracer()
     name, protocol = _first(_PROTOCOLS)
     if protocol not in ("", "grpc"):
-        raise StartupError(f"{name} is {protocol!r}: traces are sent by OTLP over gRPC alone")
+        raise StartupError(
+            f"{name} is {protocol!r}: traces use OTLP over gRPC, so set it to grpc or leave it out"
+        )
     from pixtral_core.telemetry.otel import OtlpTracer
 
     return OtlpTracer(process)
@@ -116,6 +118,6 @@ def _is_on() -> bool:
 
 
 def _first(names: tuple[str, ...]) -> tuple[str, str]:
-    """The first that is set, and its value."""
+    """The first variable that is set, and its value."""
     told = ((name, os.environ.get(name, "").strip()) for name in names)
     return next(((name, value) for name, value in told if value), ("", ""))

@@ -1,4 +1,4 @@
-"""The writer of an answer in an API whose streams name their events: whole, and event by event."""
+"""The writer of an answer in an API whose streams name their events: as a whole, or as events."""
 
 import json
 from abc import ABC, abstractmethod
@@ -14,10 +14,10 @@ E = TypeVar("E")
 
 
 class EventWriter(ABC, Generic[E]):
-    """Adds up one answer. Each step of that is events for a stream; a whole answer drops them."""
+    """Builds one answer. Each step returns events for a stream; a whole answer drops them."""
 
     async def gathered(self, events: Events) -> Finished:
-        """Adds all deltas. Returns the end, once the last token is there."""
+        """Adds all deltas. Returns the end of the answer, once the last token has come."""
         async with aclosing(events):
             async for event in events:
                 match event:
@@ -29,8 +29,8 @@ class EventWriter(ABC, Generic[E]):
         return finished
 
     async def events(self, events: Events, name_of: Callable[[str], str]) -> AsyncGenerator[bytes]:
-        """Server-sent events; the first come with the first token. Errors name what `name_of`
-        makes of a field.
+        """Server-sent events; the first come with the first token. `name_of` translates a field's
+        path in errors.
         """
         with renamed(name_of):
             async with aclosing(events):
@@ -48,12 +48,12 @@ class EventWriter(ABC, Generic[E]):
 
     @abstractmethod
     def _end(self) -> Iterable[E]:
-        """The step that closes what is open."""
+        """The step that closes every open item."""
 
 
 def sent(events: Iterable[Any]) -> bytes:
-    """Events as they go over the wire, each with its `type` as its name."""
-    # In ASCII: some clients take U+2028 and its like for the end of a line.
+    """Events in the wire format, each with its `type` as its name."""
+    # In ASCII: some clients take U+2028 and similar characters for the end of a line.
     return b"".join(
         f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
         for event in events

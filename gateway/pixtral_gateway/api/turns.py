@@ -19,7 +19,7 @@ _CALL = re.compile(r"\.tool_calls\[(\d+)\](.*)")
 
 @dataclass(slots=True)
 class _OpenTurn:
-    """A turn that may still gain from the next item. `path` is its first item's."""
+    """A turn that the next item may extend. `path` is the path of its first item."""
 
     role: Role
     path: str
@@ -30,15 +30,15 @@ class _OpenTurn:
 
 
 class Turns:
-    """Turns, and the path in the client's request that each came from.
+    """Turns, and each one's path in the client's request.
 
     An assistant's thoughts, its text and the calls beside it are one turn. Images in the results of
     calls come in a user's turn after those results: no template has a place for them in a result.
     """
 
     def __init__(self, field: str, names: Mapping[str, str]) -> None:
-        """`field` holds the items; `names` has the client's names for what a turn has, by theirs:
-        `.tool_call_id`, and `.id` of a call.
+        """`field` has the items; `names` translates the gateway's names into the client's:
+        `.tool_call_id`, and `.id` of a tool call.
         """
         self._field = field
         self._names = names
@@ -56,7 +56,7 @@ class Turns:
     def assistant(self, path: str, parts: Sequence[Part]) -> None:
         self._show()
         last = self._last_assistant()
-        # Its thoughts and calls are of the same turn.
+        # Its thoughts and tool calls belong to the same turn.
         has_said = last is not None and not all(isinstance(p, Thinking) for p in last.parts)
         if last is not None and not has_said and (last.calls or last.parts):
             last.parts.extend(parts)
@@ -86,12 +86,12 @@ class Turns:
 
     @property
     def ends_with_text(self) -> bool:
-        """Whether the last turn is an assistant's, and calls nothing."""
+        """Whether the last turn is an assistant's without tool calls."""
         last = self._last_assistant()
         return last is not None and not last.calls
 
     def name_of(self, field: str) -> str:
-        """The client's path for a field of the gateway's own messages."""
+        """The client's path for a field of the gateway's messages."""
         if field == "messages":
             return self._field
         found = _TURN.fullmatch(field)

@@ -16,10 +16,10 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """An image as the client gave it: the file itself, a URL that holds it, or its 32-byte SHA-256.
+    """An image as the client sent it: the file, a URL, or its 32-byte SHA-256.
 
-    `path` is the field that it came in, such as `messages[1].content[0].image.data`. In low detail
-    it is shown smaller to the model.
+    `path` is the field of the image, such as `messages[1].content[0].image.data`. In low detail the
+    model sees it smaller.
     """
 
     path: str
@@ -33,7 +33,7 @@ class ImageSource:
 class Thinking:
     """An assistant's thought before its answer, or a thought that a system message shows.
 
-    `is_closed`: the thought has come to its end; else an answer may go on from within it.
+    `is_closed`: the thought has ended. Otherwise an answer may continue it.
     """
 
     text: str
@@ -45,7 +45,8 @@ Part = str | ImageSource | Thinking
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that a model may call. `parameters` is a JSON Schema; empty: it has none."""
+    """A function that a model may call. `parameters` is a JSON Schema, or empty for no
+    parameters."""
 
     name: str
     description: str
@@ -53,7 +54,7 @@ class Tool:
 
 
 class ToolChoice(StrEnum):
-    """Whether a model calls tools: as it likes, never, or always."""
+    """Whether a model may, must not or must call tools."""
 
     AUTO = "auto"
     NONE = "none"
@@ -82,7 +83,7 @@ NO_TOOLS = Tools()
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that a model made. `arguments` should be, and may not be, a JSON object."""
+    """A tool call of a model. `arguments` should be a JSON object, but need not be."""
 
     id: str
     name: str
@@ -91,7 +92,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """`calls` are an assistant's, `call_id` is what a tool's result answers."""
+    """An assistant's turn has `calls`, and a tool's result has the `call_id` that it answers."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -101,10 +102,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns, one at least, in any order: mistral_common knows what the model's template takes.
+    """At least one turn, in any order: mistral_common knows the orders that the model's template
+    takes.
 
-    `goes_on`: the last turn is an assistant's, and the beginning of the answer. `reasoning_effort`
-    is for templates that have a place for it; empty: as the model has it by itself.
+    `goes_on`: the answer continues the last turn, an assistant's. `reasoning_effort` is for
+    templates that have a place for it; empty is the template's default.
     """
 
     turns: tuple[Turn, ...]
@@ -114,24 +116,24 @@ class Conversation:
 
     @property
     def images(self) -> list[ImageSource]:
-        """In the order of the conversation, which is also that of the prompt."""
+        """In the order of the conversation and of the prompt."""
         return [part for turn in self.turns for part in turn.parts if isinstance(part, ImageSource)]
 
     @property
     def image_bytes(self) -> int:
-        """The bytes of files, and of URLs that hold one."""
+        """The number of bytes in files, and in URLs with data."""
         return sum(len(image.data) + len(image.url or "") for image in self.images)
 
     @property
     def text_bytes(self) -> int:
-        """The memory that its texts take, in bytes."""
+        """The memory of its texts, in bytes."""
         said = sum(map(getsizeof, self._texts()))
         calls = (call for turn in self.turns for call in turn.calls)
         return said + sum(getsizeof(call.name) + getsizeof(call.arguments) for call in calls)
 
     @property
     def characters(self) -> int:
-        """The number of characters of all text; tools and their calls count."""
+        """The number of characters in all texts, tools and tool calls."""
         said = sum(map(len, self._texts()))
         called = sum(len(c.name) + len(c.arguments) for turn in self.turns for c in turn.calls)
         return said + called + self.tools.characters

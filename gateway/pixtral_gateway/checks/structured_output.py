@@ -8,7 +8,7 @@ from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 
-# Each could forbid every token that a structure leaves.
+# Each of these fields could forbid every token that a structure allows.
 INCOMPATIBLE = ("min_tokens", "ignore_eos", "bad_words", "allowed_token_ids")
 
 
@@ -28,22 +28,22 @@ def check_structured_output(sampling: Sampling, wanted: StructuredOutput) -> Non
     if wanted.disable_any_whitespace and wanted.structure is not Structure.JSON_SCHEMA:
         raise InvalidRequest(
             "sampling.structured_output.disable_any_whitespace",
-            "goes with a JSON Schema alone: leave it out",
+            "needs a JSON Schema: leave it out",
         )
     for field in INCOMPATIBLE:
         if getattr(sampling, field):
             raise InvalidRequest(
-                f"sampling.{field}", "not together with a structured output: leave it out"
+                f"sampling.{field}", "cannot be combined with a structured output: leave it out"
             )
 
 
 def read_schema(text: str, path: str) -> dict[str, Any]:
-    """A JSON Schema that is not too large to be looked at. Raises InvalidRequest."""
+    """A JSON Schema within the limits of size. Raises InvalidRequest."""
     _check_text(text, path, limits.SCHEMA_CHARACTERS)
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError):
-        raise InvalidRequest(path, "is no JSON") from None
+        raise InvalidRequest(path, "is not JSON") from None
     if not isinstance(schema, dict):
         raise InvalidRequest(path, "must be a JSON object")
     check_depth(schema, path, limits.SCHEMA_DEPTH)
@@ -59,11 +59,11 @@ def _check_choice(values: Sequence[str], path: str) -> None:
 def _check_text(text: str, path: str, length: limits.Count) -> None:
     length.check(len(text), path)
     if "\0" in text:
-        raise InvalidRequest(path, "must have no NUL character")
+        raise InvalidRequest(path, "must not have a NUL character")
 
 
 def check_depth(value: Any, path: str, allowed: limits.Count) -> None:
-    """Raises InvalidRequest where lists and objects nest deeper than `allowed`."""
+    """Raises InvalidRequest if lists and objects nest deeper than `allowed`."""
     depth, level = 0, _nested([value])
     while level and allowed.allows(depth):
         depth, level = depth + 1, _nested(child for node in level for child in _children(node))

@@ -21,9 +21,9 @@ def tools_of(
     *,
     is_single: bool = False,
 ) -> Tools:
-    """The tools that are in effect: each has a name, a description, and a JSON Schema or nothing.
+    """The tools in effect. Each has a name, a description, and a JSON Schema or nothing.
 
-    `named` is the one that must be called, once. Raises InvalidRequest.
+    `named` is the tool that the model must call once. Raises InvalidRequest.
     """
     limits.TOOLS.check(len(given), "tools")
     characters = sum(len(text) for tool in given for text in tool)
@@ -52,26 +52,28 @@ def tools_of(
 
 
 def check_forced(sampling: Sampling) -> None:
-    """Raises InvalidRequest for what does not go together with a call that must be made."""
+    """Raises InvalidRequest for parameters that exclude a forced tool call."""
     given = [field for field in INCOMPATIBLE if getattr(sampling, field)]
     if sampling.structured_output is not None:
         given.append("structured_output")
     if given:
         raise InvalidRequest(
-            f"sampling.{given[0]}", "not together with a tool choice that has a tool called"
+            f"sampling.{given[0]}", "cannot be combined with a tool choice that forces a tool call"
         )
 
 
 def check_call(call: ToolCall, path: str) -> None:
-    """Raises InvalidRequest for a call that no template takes. The arguments may be any text."""
+    """Raises InvalidRequest for a tool call that no template takes. The arguments may be any
+    text."""
     _check_id(call.id, f"{path}.id")
     _check_name(call.name, f"{path}.name")
 
 
 def check_calls(turns: Iterable[Turn]) -> None:
-    """Raises InvalidRequest for too many calls in a message, and for a result that names none.
+    """Raises InvalidRequest for too many tool calls in a message, and for a result that names no
+    tool call.
 
-    Which result belongs to which call, mistral_common checks.
+    mistral_common checks which result belongs to which tool call.
     """
     for i, turn in enumerate(turns):
         limits.TOOL_CALLS.check(len(turn.calls), f"messages[{i}].tool_calls")

@@ -18,7 +18,8 @@ from pixtral_gateway.checks.tools import check_calls
 
 
 def adapter_of(asked: str, served: Sequence[str], adapters: Collection[str]) -> str:
-    """The adapter that a request asks for; empty for the model itself, as is asking for none.
+    """The adapter that a request names. It is empty if the request names the model itself, or
+    nothing.
 
     `served` are the model's own names. Raises NotFound for any other name.
     """
@@ -26,21 +27,22 @@ def adapter_of(asked: str, served: Sequence[str], adapters: Collection[str]) -> 
         return ""
     if asked not in adapters:
         names = ", ".join([*served, *adapters])
-        raise NotFound(f"there is no such model here: use {names}", "MODEL_NOT_FOUND")
+        raise NotFound(f"no such model: use {names}", "MODEL_NOT_FOUND")
     return asked
 
 
 def check_parts(parts: Sequence[int], context_length: int) -> None:
-    """Raises InvalidRequest for more parts than the context has tokens: each takes one or more.
+    """Raises InvalidRequest if the messages have more parts than the context has tokens: each part
+    takes at least one.
 
-    `parts` has each message's. Before the messages are read, which goes through all of them while
-    nothing else is served.
+    `parts` has the number of parts of each message. This check runs before the messages are read,
+    because reading blocks the loop.
     """
     if len(parts) > context_length or sum(parts) > context_length:
         raise InvalidRequest(
             "messages",
-            f"there are more parts than the context of {context_length} tokens holds: leave out "
-            "messages",
+            f"the messages have more parts than the context has tokens ({context_length}): leave "
+            "out messages",
             "PROMPT_TOO_LONG",
         )
 
@@ -53,10 +55,10 @@ def conversation_of(
     goes_on: bool = False,
     reasoning_effort: str = "",
 ) -> Conversation:
-    """The conversation, whose last turn is the beginning of the answer where it `goes_on`.
+    """The conversation. If it `goes_on`, the answer continues its last turn.
 
-    Raises InvalidRequest for none, and for more than `max_images` images. Which order of roles the
-    model's template takes, `pixtral_gateway.prompt` knows.
+    Raises InvalidRequest for no message, and for more than `max_images` images.
+    `pixtral_gateway.prompt` checks the order of roles.
     """
     if not turns:
         raise InvalidRequest("messages", "at least one message is needed")
@@ -77,7 +79,7 @@ def conversation_of(
 
 
 def check_sampling(sampling: Sampling, *, vocabulary_size: int) -> None:
-    """Raises InvalidRequest for a value that the engine would refuse, or could not bear."""
+    """Raises InvalidRequest for a value that the engine would refuse, or that would harm it."""
     for field, allowed in limits.SAMPLING.items():
         value = getattr(sampling, field)
         if value is not None:
@@ -122,7 +124,7 @@ def _check_strings(
 
 
 def check_characters(characters: int, field: str, longest_token: int, context_length: int) -> None:
-    """Raises InvalidRequest for text too long for the context, however it would be tokenized."""
+    """Raises InvalidRequest for text that is too long for the context, whatever its tokens are."""
     if characters > longest_token * context_length:
         raise InvalidRequest(
             field,
@@ -134,20 +136,20 @@ def check_characters(characters: int, field: str, longest_token: int, context_le
 def fitted(sampling: Sampling, prompt_tokens: int, context_length: int) -> Sampling:
     """The parameters with no more `max_tokens` than the prompt leaves of the context, as in vLLM.
 
-    Raises InvalidRequest where prompt and answer do not fit in `context_length` tokens.
+    Raises InvalidRequest if prompt and answer do not fit in `context_length` tokens.
     """
     if prompt_tokens >= context_length:
         raise InvalidRequest(
             "messages",
-            f"the prompt has {prompt_tokens} tokens and the context holds {context_length}, "
-            "the answer among them: leave out messages",
+            f"the prompt has {prompt_tokens} tokens and leaves no room for an answer in the "
+            f"context of {context_length}: leave out messages",
             "PROMPT_TOO_LONG",
         )
     room = context_length - prompt_tokens
     if (sampling.min_tokens or 0) > room:
         raise InvalidRequest(
             "sampling.min_tokens",
-            f"beside the prompt the context holds {room} tokens: ask for no more",
+            f"the context has room for {room} tokens after the prompt: ask for no more",
         )
     if sampling.prompt_logprobs is not None:
         in_all = prompt_tokens * (1 + sampling.prompt_logprobs)
@@ -163,17 +165,17 @@ def fitted(sampling: Sampling, prompt_tokens: int, context_length: int) -> Sampl
 
 
 def check_gathered(sampling: Sampling) -> None:
-    """Raises InvalidRequest for more log-probabilities than an answer may have that is sent whole,
-    as far as that is known before."""
+    """Raises InvalidRequest if an answer that is not streamed would have too many
+    log-probabilities, as far as the request shows it."""
     if sampling.logprobs is not None and sampling.max_tokens is not None:
         check_gathered_logprobs(sampling.n * sampling.max_tokens * (1 + sampling.logprobs))
 
 
 def check_gathered_logprobs(logprobs: int) -> None:
-    """Raises InvalidRequest for more of them than an answer may have that is sent whole."""
+    """Raises InvalidRequest if an answer that is not streamed has too many log-probabilities."""
     if not limits.LOGPROBS_IN_ALL.allows(logprobs):
         raise InvalidRequest(
             "sampling.logprobs",
-            f"an answer that is sent whole must have {limits.LOGPROBS_IN_ALL}: ask for fewer, or "
+            f"an answer that is not streamed must have {limits.LOGPROBS_IN_ALL}: ask for fewer, or "
             "stream it",
         )

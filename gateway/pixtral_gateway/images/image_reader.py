@@ -22,11 +22,11 @@ from pixtral_gateway.checks.conversation import ImageSource
 from pixtral_gateway.images.named_images import ImageSize
 from pixtral_gateway.images.url_fetch import Fetcher
 
-# Hashing this much holds up the loop for 0.15 ms, which is about what a thread's turn costs.
+# Hashing this much blocks the loop for about as long as a switch to a thread takes.
 OFFLOAD_BYTES = 256 << 10
-# So much can be thousands of segments, which take milliseconds.
+# A header of this length can have thousands of segments, which take milliseconds.
 OFFLOAD_HEADER_BYTES = 32 << 10
-# A media type with its parameters has no more.
+# The longest media type with its parameters.
 MAX_HEAD = 1024
 
 _BASE64_HEAD = re.compile(r";[ ]*base64[ \t\n\f\r]*\Z", re.IGNORECASE)
@@ -37,10 +37,10 @@ _WHITE_SPACE = {ord(each): None for each in " \t\n\f\r"}
 class ImageInput:
     """An image file that passed the gateway's checks.
 
-    `width` and `height` are pixels of the upright image, `grid` the tokens that stand for
-    it, `sha256` the 32-byte digest of the file; `path` is the request's field that it came in.
-    `low_detail` is False where low detail was asked for and leaves the image as large as it is.
-    `data` is empty where the request named the image: `request_images` loads it where it is needed.
+    `width` and `height` are pixels of the upright image, and `grid` has its tokens. `sha256` is the
+    32-byte digest of the file, and `path` the request's field with the image. `low_detail` is False
+    if low detail was requested and leaves the image as large as it is. `data` is empty if the
+    request named the image: `request_images` loads it on demand.
     """
 
     data: bytes
@@ -55,7 +55,7 @@ class ImageInput:
 class ImageReader:
     """Reads images of `formats`, up to `max_bytes` of file and `max_pixels` of width times height.
 
-    Without a fetcher, data: is the only kind of URL that is taken.
+    Without a fetcher, only data: URLs are accepted.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class ImageReader:
         self._max_pixels = max_pixels
         self._fetcher = fetcher
         self._formats = formats
-        # Threads that run Python at once only hold up each other, and the loop.
+        # Threads that run Python at once only delay each other, and the loop.
         self._headers = Turns(1)
 
     async def read(self, source: ImageSource, tenant: str = "") -> ImageInput:
-        """Takes turns among tenants. Raises InvalidRequest naming the source's field."""
+        """Takes turns among tenants. Raises InvalidRequest with the source's field."""
         data = source.data if source.url is None else await self._from_url(source.url, source.path)
         if not data:
             raise InvalidRequest(source.path, "the image is empty", "IMAGE_EMPTY")
@@ -99,8 +99,8 @@ class ImageReader:
                 return await self._fetcher.fetch(url, path)
             raise InvalidRequest(
                 path,
-                "only data: URLs are taken: send the image in one, or have the operator name hosts "
-                "to fetch from by PIXTRAL_IMAGE_URL_HOSTS",
+                "only data: URLs are accepted: send the image in one, or ask the operator to "
+                "allow its host in PIXTRAL_IMAGE_URL_HOSTS",
                 "IMAGE_URL_NOT_ALLOWED",
             )
         head, comma, _ = url[:MAX_HEAD].partition(",")
@@ -130,13 +130,13 @@ class ImageReader:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
     def named(self, sha256: bytes, size: ImageSize, source: ImageSource) -> ImageInput:
-        """An image of which only this is known. Raises InvalidRequest as `read` does."""
+        """An image of which only the size is known. Raises InvalidRequest as `read` does."""
         self.check_size(size.nbytes, source.path)
         self._check_pixels(size.width, size.height, source.path)
         return self._input(b"", sha256, size, source)
 
     def again(self, image: ImageInput, source: ImageSource) -> ImageInput:
-        """The image as another field of the request names it, perhaps in another detail."""
+        """The same image in another field of the request, perhaps in another detail."""
         size = ImageSize(image.width, image.height, len(image.data))
         return self._input(image.data, image.sha256, size, source)
 
@@ -150,7 +150,7 @@ class ImageReader:
         )
 
     def check_size(self, nbytes: int, path: str) -> None:
-        """Raises InvalidRequest for more bytes than an image may have."""
+        """Raises InvalidRequest if an image has too many bytes."""
         if nbytes > self._max_bytes:
             raise InvalidRequest(
                 path, f"the image is larger than {self._max_bytes} bytes", "IMAGE_TOO_LARGE"

@@ -1,8 +1,8 @@
 """Sizes and files of images in Redis, by tenant, so that requests can name them.
 
-An image that came with a request leaves a record of its size. The prompt needs no more, and the
-embedding is in Redis for as long as there is room. An image that was put leaves its file as well,
-because no embedding of it may exist yet. A client sends an image again that is no longer there.
+An image that came with a request leaves a record of its size. The prompt needs no more, and Redis
+has the embedding while it has room. An uploaded image leaves its file as well, because no embedding
+of it may exist yet. A client sends an image again that the gateway no longer has.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from typing import Final, cast
 from pixtral_core.cache.embedding_key import EmbeddingKey
 from pixtral_core.cache.guarded_redis import FAILURES, GuardedRedis, show_from_the_start
 
-# From the last time that an image was named, put or sent.
+# Counted from the last time that an image was named, uploaded or sent.
 KEEP_SECONDS: Final = 3600
 LOOKUP_SECONDS: Final = 0.25
 TRANSFER_SECONDS: Final = 5.0
-# Files on their way to or from Redis at once. Lookups have connections of their own.
+# The most files on their way to or from Redis at once. Lookups have their own connections.
 TRANSFERS: Final = 4
 
 # magic, width, height, bytes of the file, SHA-256 of the key; the CRC-32 of these follows.
@@ -36,13 +36,13 @@ for operation in ("image_find", "image_get"):
 
 @dataclass(frozen=True, slots=True)
 class ImageName:
-    """`sha256` is the file's 32-byte digest, made by a gateway from the bytes themselves; `scope`
-    is the tenant whose it is."""
+    """`sha256` is the file's 32-byte digest, which a gateway computed from the bytes; `scope` is
+    its tenant."""
 
     sha256: bytes
     scope: str
 
-    # The braces: on one shard with the image's embeddings.
+    # The braces put the record on one shard with the image's embeddings.
     @property
     def record_key(self) -> str:
         return f"pixtral:image:{{{self.sha256.hex()}}}:{self.scope}"
@@ -62,7 +62,7 @@ class ImageSize:
 
 
 class NamedImages:
-    """A cache: no fault of Redis is an error, it is an image that is not there.
+    """A cache: a fault of Redis is not an error, and the image counts as missing.
 
     Args:
         lookups: for what is small and waited for.
@@ -77,8 +77,9 @@ class NamedImages:
     async def find(
         self, names: Sequence[ImageName], fingerprint: str | None
     ) -> dict[ImageName, ImageSize]:
-        """Those that a request can be answered about, in one round trip: either an embedding under
-        `fingerprint` is there, or the file. Without a fingerprint, all whose size is known."""
+        """The images about which a request can be answered, with one round trip: Redis has either
+        the file, or an embedding under `fingerprint`. Without a fingerprint, all whose size is
+        known."""
         if not names:
             return {}
         redis = self._lookups.client
@@ -87,10 +88,10 @@ class NamedImages:
             async with redis.pipeline(transaction=False) as pipeline:
                 for name in names:
                     pipeline.getex(name.record_key, ex=KEEP_SECONDS)
-                    # Says, too, whether it is there.
+                    # Also says whether Redis has the file or the embedding.
                     pipeline.expire(name.file_key, KEEP_SECONDS)
                     if fingerprint is not None:
-                        # In either detail: the file of one that is not there is asked for later.
+                        # In either detail: if one has no embedding, the file is asked for later.
                         pipeline.exists(
                             *(
                                 EmbeddingKey(name.sha256, fingerprint, name.scope, low).redis_key
@@ -117,14 +118,14 @@ class NamedImages:
         return found
 
     def keep_sizes(self, sizes: Mapping[ImageName, ImageSize]) -> None:
-        """Has sizes recorded; nothing waits for it."""
+        """Records sizes in the background."""
         if sizes:
             task = asyncio.create_task(self._keep_sizes(sizes))
             self._keeping.add(task)
             task.add_done_callback(self._keeping.discard)
 
     async def put(self, name: ImageName, size: ImageSize, data: bytes) -> bool:
-        """Keeps a file whose digest is `name`'s; True once Redis has it."""
+        """Stores a file with the digest of `name`; True once Redis has it."""
         redis = self._transfers.client
 
         async def store() -> list[object]:
@@ -136,7 +137,7 @@ class NamedImages:
         return await self._transfers.attempt("image_put", TRANSFER_SECONDS, store) is not None
 
     async def get(self, name: ImageName) -> bytes | None:
-        """The file, or None. One that is not what its name says is deleted."""
+        """The file, or None. A file with another digest than its name is deleted."""
         redis = self._transfers.client
         data = cast(
             "bytes | None",
@@ -151,7 +152,7 @@ class NamedImages:
         return None
 
     async def close(self) -> None:
-        """Leaves `lookups` open, which is shared."""
+        """Does not close `lookups`, which others use."""
         for task in self._keeping:
             task.cancel()
         await asyncio.gather(*self._keeping, return_exceptions=True)
@@ -179,7 +180,7 @@ def _pack(name: ImageName, size: ImageSize) -> bytes:
 
 
 def _unpack(name: ImageName, value: bytes) -> ImageSize | None:
-    """None where it is damaged, or another image's."""
+    """None if the record is damaged or belongs to another image."""
     if len(value) != _RECORD.size + _CHECKSUM.size:
         return None
     magic, width, height, nbytes, digest = _RECORD.unpack_from(value)

@@ -1,4 +1,4 @@
-"""Reads all images of a request, whichever way each was given."""
+"""Reads all images of a request: files, URLs and names."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -14,12 +14,12 @@ from pixtral_gateway.images.named_images import ImageName, ImageSize, NamedImage
 from pixtral_gateway.metrics import NAMED_IMAGES
 from pixtral_gateway.tenancy.tenants import Tenant
 
-# Files of named images that are held in memory at once, each while it is encoded.
+# The most files of named images in memory at once; each is there while it is encoded.
 MAX_LOADED_FILES: Final = 8
 
 
 class RequestImages:
-    """Files and URLs by `reader`, names by what `names` keeps."""
+    """Reads files and URLs with `reader`, and names with the records in `names`."""
 
     def __init__(self, reader: ImageReader, names: NamedImages) -> None:
         self._reader = reader
@@ -29,13 +29,13 @@ class RequestImages:
     async def read_all(
         self, sources: Sequence[ImageSource], tenant: Tenant, fingerprint: str | None
     ) -> list[ImageInput]:
-        """At once, so that the slowest URL is what all of them take.
+        """All at once, so that the whole takes as long as the slowest URL.
 
-        One is named by what is kept, or by another of the request that came as bytes. Where it is
-        kept it has no data: see `whole`. With a fingerprint, an embedding or the file of each was
-        there a moment ago.
+        A name refers to a stored record, or to another image of the request that came as bytes. An
+        image from a record has no data: see `whole`. With a fingerprint, Redis had its embedding or
+        file a moment ago.
 
-        Raises InvalidRequest naming a source's field, and NotFound naming each that is not there.
+        Raises InvalidRequest with a source's field, and NotFound with each missing image's.
         """
         if not sources:
             return []
@@ -64,8 +64,8 @@ class RequestImages:
     def keep(
         self, sources: Sequence[ImageSource], images: Sequence[ImageInput], tenant: Tenant
     ) -> None:
-        """Has those that came as bytes be named from now on; nothing waits for it. They have been
-        encoded: what no encoder takes is not kept."""
+        """Records images that came as bytes, so that requests can name them, in the background.
+        They have been encoded, so no image is recorded that encoders refuse."""
         self._names.keep_sizes(
             {
                 ImageName(image.sha256, tenant.name): ImageSize(
@@ -78,7 +78,7 @@ class RequestImages:
 
     @asynccontextmanager
     async def whole(self, image: ImageInput, scope: str) -> AsyncIterator[ImageInput]:
-        """The image with its data. Raises NotFound where that is gone."""
+        """The image with its data. Raises NotFound if Redis has lost it."""
         if image.data:
             yield image
             return
@@ -102,7 +102,7 @@ class RequestImages:
         NAMED_IMAGES.labels("found").inc(len(sizes))
         NAMED_IMAGES.labels("missing").inc(len(names) - len(sizes))
         if len(sizes) < len(names):
-            # It comes again with the bytes, and its images are counted then.
+            # The client will send it with the bytes, and its images count then.
             tenant.images.take(-images)
             raise _not_found([path for sha256, path in named if sha256 not in sizes])
         return sizes
@@ -110,7 +110,7 @@ class RequestImages:
 
 def _not_found(paths: Sequence[str]) -> NotFound:
     return NotFound(
-        "an image that the request names is not there: send it",
+        "the gateway does not have an image that the request names: send it",
         "IMAGE_NOT_FOUND",
         violations=[(path, "is not there") for path in paths],
     )

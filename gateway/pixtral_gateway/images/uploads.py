@@ -19,8 +19,7 @@ FIELD: Final = "data"
 
 
 class Uploads:
-    """Receives files under the limits that images of requests have, as many at once as `room` has
-    bytes for."""
+    """Receives files under the limits of images in requests, as many at once as fit into `room`."""
 
     def __init__(
         self,
@@ -42,14 +41,15 @@ class Uploads:
         deadline: Deadline,
         party: str | None = None,
     ) -> ImageInput:
-        """Keeps the image that the pieces make up; `party` has the room for it, or the tenant.
+        """Stores the image that the pieces make up. `party` is the tenant, or the sender whose room
+        it takes.
 
-        Raises InvalidRequest where it is none that is taken, Overloaded, DeadlineExceeded, and
-        Unavailable where there is nowhere to keep it.
+        Raises InvalidRequest if the file is not an accepted image, Overloaded, DeadlineExceeded,
+        and Unavailable if Redis is away.
         """
         party = tenant.name if party is None else party
         with self._admission.permit(tenant, images=1):
-            # Unlike a bytearray it gives out its bytes without a copy.
+            # Unlike a bytearray, it returns its bytes without a copy.
             received = io.BytesIO()
             try:
                 async with asyncio.timeout(deadline.remaining()):
@@ -74,11 +74,11 @@ class Uploads:
                     pace.receive(len(piece))
                     pace_ends.reschedule(when_behind(pace))
         except TimeoutError:
-            raise DeadlineExceeded("the file does not come, or too slowly") from None
+            raise DeadlineExceeded("the file arrives too slowly or not at all") from None
 
     async def _keep(self, data: bytes, tenant: Tenant) -> ImageInput:
         image = await self._reader.read(ImageSource(FIELD, data=data), tenant.name)
         size = ImageSize(image.width, image.height, len(data))
         if not await self._names.put(ImageName(image.sha256, tenant.name), size, data):
-            raise Unavailable("images cannot be kept now: send them with the request")
+            raise Unavailable("the gateway cannot store images now: send them with the request")
         return image

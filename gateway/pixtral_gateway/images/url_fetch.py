@@ -1,9 +1,8 @@
 """Fetches an image by URL, under rules against server-side request forgery.
 
-Only https, or http by a setting of its own; only hosts by name that are allowed, only public
-addresses. Every address that a name has is checked, and the connection is made to one of those and
-to no other: what the name says a moment later does not matter. A redirect is a new URL, with every
-check anew.
+Only https is allowed, and http by a setting; only allowed hosts, by name; and only public
+addresses. The fetcher checks every address of a name, and connects to one of the checked addresses:
+a later change of the name has no effect. A redirect is a new URL, with every check again.
 """
 
 import asyncio
@@ -30,8 +29,8 @@ ANY_HOST: Final = "*"
 PIECE: Final = 1 << 16
 ANY_CONTENT: Final = "application/octet-stream"
 
-# A name's last label begins with a letter. Some function on the way takes the others for addresses:
-# 127.1, 2130706433, 0x7f000001.
+# A name's last label begins with a letter. Libraries take other forms for addresses: 127.1,
+# 2130706433, 0x7f000001.
 _NAME = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z][a-z0-9-]{0,62}")
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
@@ -40,13 +39,13 @@ Lookup = Callable[[str], Awaitable[Sequence[str]]]
 
 
 class NotFetched(Exception):
-    """Why is for us alone: it would tell a stranger of the network behind the gateway."""
+    """The cause stays in the log: it would tell a stranger about the network behind the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Whom images are fetched from: `example.org`, `example.org:8443`, `.example.org` for all names
-    below, `*` for every public host. `http` allows URLs of that scheme beside https."""
+    """The hosts from which images may come: `example.org`, `example.org:8443`, `.example.org` for
+    all names below, `*` for every public host. `http` allows URLs of that scheme beside https."""
 
     allowed: tuple[str, ...]
     http: bool = False
@@ -62,7 +61,7 @@ class Hosts:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the internet's own, and no way to another."""
+    """Whether an IP address is public, and does not lead to a private one."""
     ip = ipaddress.ip_address(address)
     if ip.is_multicast or not ip.is_global:
         return False
@@ -82,7 +81,7 @@ async def lookup(host: str) -> list[str]:
 class Fetcher:
     """Fetches from `hosts` up to `max_bytes`, each image within `timeout_seconds`.
 
-    `is_allowed` says of an address whether it may be connected to.
+    `is_allowed` decides whether the fetcher may connect to an address.
     """
 
     def __init__(
@@ -112,15 +111,15 @@ class Fetcher:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "pixtral-serve", "Accept-Encoding": "identity"},
-            # A packed body stays packed, and is refused.
+            # A compressed body stays compressed, and is refused.
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
         )
 
     async def fetch(self, url: str, path: str) -> bytes:
-        """The bytes at `url`; `path` is the request's field that it came in.
+        """The bytes at `url`; `path` is the request's field with the URL.
 
-        Raises InvalidRequest where the URL is not allowed, or no image comes from it.
+        Raises InvalidRequest if the URL is not allowed, or returns no image.
         """
         result = "failed"
         try:
@@ -152,7 +151,7 @@ class Fetcher:
             try:
                 target = self._check(str(target.join(URL(location))), path)
             except InvalidRequest:
-                # Where a host that is allowed sends to, is not for the client to learn.
+                # The client must not learn where an allowed host redirects.
                 raise NotFetched from None
         raise NotFetched
 
@@ -223,7 +222,7 @@ class _CheckedResolver(AbstractResolver):
         """All addresses of a host. Raises OSError where one of them is not allowed."""
         addresses = dict.fromkeys(await self._lookup(host))
         if not addresses or not all(self._is_allowed(address) for address in addresses):
-            raise OSError("not an address that is connected to")
+            raise OSError("the address is not public")
         return [_numeric(host, address, port) for address in addresses]
 
     async def close(self) -> None:

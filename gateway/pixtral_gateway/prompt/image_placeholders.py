@@ -1,11 +1,11 @@
-"""Has mistral_common encode a prompt from the grids of its images, without their pixels.
+"""Makes mistral_common encode a prompt from the grids of its images, without their pixels.
 
 Library: mistral-common
-Changes: of one instruct tokenizer, the image encoder, which here takes a grid for an image, and
-    `decode`, which here spells nothing.
-Why: mistral_common's own image encoder opens and resizes every image, in the gateway. And it spells
-    every prompt out again as text, for its own tests: two thirds of the time that an encoding
-    takes. Nothing but the deprecated `Tokenized.text` has that text.
+Changes: for one instruct tokenizer, the image encoder takes a grid in place of an image, and
+    `decode` returns no text.
+Why: mistral_common's own image encoder opens and resizes every image, in the gateway. It also
+    decodes every prompt to text, for its own tests, which takes two thirds of the time of an
+    encoding. Only the deprecated `Tokenized.text` uses that text.
 Upstream: none known
 Versions: mistral-common 1.13
 """
@@ -62,14 +62,14 @@ NO_PIXELS = np.empty(0, dtype=np.float32)
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where mistral_common has moved."""
+    """Raises HookBroken if mistral_common has changed."""
     check_touches(__name__, TOUCHES)
 
 
 def leave_out_pixels(instruct: InstructTokenizer[Any, Any, Any], spec: VisionSpec) -> None:
-    """From now on, `instruct` takes `chunk_of` for an image, and makes tokens and no text.
+    """From now on, `instruct` calls `chunk_of` for an image, and makes tokens without text.
 
-    Raises HookBroken where mistral_common has moved.
+    Raises HookBroken if mistral_common has changed.
     """
     check_upstream()
     instruct.image_encoder = _GridEncoder(spec)
@@ -77,12 +77,12 @@ def leave_out_pixels(instruct: InstructTokenizer[Any, Any, Any], spec: VisionSpe
 
 
 def chunk_of(grid: Grid) -> ImageURLChunk:
-    """The chunk that stands for an image in a message."""
+    """The chunk that represents an image in a message."""
     return ImageURLChunk(image_url=f"{grid.rows}x{grid.cols}")
 
 
 class _GridEncoder(ImageEncoder):
-    """Stands where mistral_common's encoder stood: a chunk names the image's grid, no image."""
+    """Replaces mistral_common's image encoder: a chunk has the image's grid, and no image."""
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__(

@@ -25,8 +25,8 @@ from pixtral_gateway.checks.conversation import Conversation, Part, Role, Thinki
 from pixtral_gateway.checks.structured_output import check_depth
 from pixtral_gateway.prompt.image_placeholders import chunk_of
 
-# mistral_common takes no assistant message without text, and strips spaces at the end of one: what
-# is left is the end-of-sequence token alone, as the model wrote it.
+# mistral_common takes no assistant message without text, and strips spaces at its end. The rest is
+# the end-of-sequence token alone, as the model wrote it.
 NO_TEXT = " "
 
 _ID_LENGTH = 9
@@ -41,13 +41,13 @@ def messages_of(
     *,
     thinks: bool = False,
 ) -> list[ChatMessage]:
-    """A message for each turn. Images have these grids, or any while they are unknown.
+    """A message for each turn. Images have these grids, or any grid while theirs are unknown.
 
-    An answer of the model can always be sent back. So where mistral_common takes no text beside
-    tool calls (before version 7), an assistant's text before its calls is left out, and an empty
-    answer stays as its end-of-sequence token. And what an assistant thought is left out where the
-    model does not think: another may have answered before. Raises InvalidRequest for JSON that
-    mistral_common cannot read, and for a system message with thinking that has no place.
+    Clients can send back every answer of the model. Before version 7 mistral_common takes no text
+    beside tool calls, so an assistant's text before its tool calls is left out. An empty answer is
+    its end-of-sequence token. A thought is left out if the model does not think: another model may
+    have answered earlier. Raises InvalidRequest for JSON that mistral_common cannot read, and for a
+    system message with thinking that has no place.
     """
     maker = _Maker(conversation, version, grids, thinks=thinks)
     made: list[ChatMessage] = []
@@ -92,7 +92,7 @@ class _Maker:
                 raise AssertionError("assistants come in runs")
 
     def assistants(self, run: Sequence[tuple[int, Turn]]) -> list[ChatMessage]:
-        """The messages of assistant turns in a row, which mistral_common makes one of."""
+        """The messages of consecutive assistant turns, which mistral_common joins."""
         parts = [
             tuple(part for part in turn.parts if self._thinks or not isinstance(part, Thinking))
             for _, turn in run
@@ -111,7 +111,7 @@ class _Maker:
     def _assistant(self, index: int, turn: Turn, parts: Sequence[Part]) -> AssistantMessage:
         content = [self._chunk(part) for part in parts if part]
         if not content and not turn.calls:
-            # Taken beside other text, as no content is not.
+            # mistral_common takes this beside other text, and does not take missing content.
             content = [TextChunk(text="")]
         calls = [
             self._call(call, f"messages[{index}].tool_calls[{k}]")
@@ -142,16 +142,16 @@ class _Maker:
 
 
 def _mistral_ids(turns: Sequence[Turn]) -> dict[str, str]:
-    """The text that stands in the prompt for the id of each call.
+    """The text in the prompt for the id of each tool call.
 
-    Mistral's own form of id stands for itself. vLLM's prompts have the last nine characters of a
-    longer one; where these are not of the form, or another id's, a digest stands for it.
+    An id of Mistral's form is its own text. vLLM's prompts have the last nine characters of a
+    longer id. If these do not have Mistral's form, or are another id's, a digest replaces the id.
     """
     stands: dict[str, str] = {}
     taken: set[str] = set()
     given = [call.id for turn in turns for call in turn.calls]
     given += [turn.call_id for turn in turns if turn.role is Role.TOOL]
-    # First those that stand for themselves: none other may.
+    # First the ids that are their own text: no other id may take their place.
     for call_id in sorted(set(given), key=lambda each: (len(each) != _ID_LENGTH, each)):
         end = call_id[-_ID_LENGTH:]
         if not _MISTRAL_ID.fullmatch(end) or end in taken:
@@ -168,7 +168,7 @@ def _joined(turn: Turn) -> str:
 
 
 def _check_readable(text: str, path: str) -> None:
-    """mistral_common reads a text that is JSON and writes it anew. Raises InvalidRequest where it
+    """mistral_common parses a text that is JSON and writes it again. Raises InvalidRequest if it
     cannot."""
     try:
         value = json.loads(text)

@@ -1,4 +1,4 @@
-"""Encodes a conversation to token ids by mistral_common, without looking into an image."""
+"""Encodes a conversation to token ids with mistral_common, without reading an image."""
 
 import asyncio
 import logging
@@ -28,15 +28,15 @@ from pixtral_gateway.prompt.mistral_messages import messages_of
 from pixtral_gateway.prompt.refusals import MessageCheck
 from pixtral_gateway.prompt.tool_format import ToolFormat
 
-# Tokenizing this many characters takes about a millisecond.
+# Tokenizing this many characters takes about a millisecond, off the event loop.
 OFFLOAD_CHARACTERS = 1 << 13
-# And so does making so many messages and parts of mistral_common's.
+# Making this many messages and parts of mistral_common takes as long.
 OFFLOAD_PARTS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedImage:
-    """Where an image stands in a prompt: `length` tokens from `offset` on."""
+    """The place of an image in a prompt: `length` tokens from `offset` on."""
 
     offset: int
     rows: int
@@ -57,8 +57,8 @@ class Prompt:
 class ThinkingFormat:
     """How a checkpoint's models think.
 
-    `token_id` begins a thought, and is None where they have none; `efforts` are those that the
-    template has a place for.
+    `token_id` begins a thought, or is None if the models do not think. `efforts` are those for
+    which the template has a place.
     """
 
     token_id: int | None
@@ -66,7 +66,7 @@ class ThinkingFormat:
 
 
 class PromptEncoder:
-    """A checkpoint's own tokenizer. Holds no state of a request; any thread may call it.
+    """A checkpoint's own tokenizer. It has no state of a request, and any thread may use it.
 
     Attributes:
         vocabulary_size: token ids are below it.
@@ -76,9 +76,9 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], spec: VisionSpec):
-        """Raises BadCheckpoint where tokenizer and `spec` disagree.
+        """Raises BadCheckpoint if tokenizer and `spec` disagree.
 
-        And HookBroken where mistral_common has moved.
+        Raises HookBroken if mistral_common has changed.
         """
         _check_agreement(tokenizer, spec)
         self._tokenizer = tokenizer
@@ -101,11 +101,11 @@ class PromptEncoder:
         try:
             tokenizer = MistralTokenizer.from_file(path)
         except Exception as error:
-            raise BadCheckpoint(f"{path} is no tokenizer that mistral_common reads") from error
+            raise BadCheckpoint(f"{path} is not a tokenizer that mistral_common reads") from error
         return cls(tokenizer, spec)
 
     async def tokenize(self, text: str, *, bos: bool) -> Sequence[int]:
-        """Token ids of a text alone, after the one that begins a sequence where `bos` is set."""
+        """Token ids of a text alone; with `bos`, after the token that begins a sequence."""
         encode = self._tokenizer.instruct_tokenizer.tokenizer.encode
         try:
             if len(text) > OFFLOAD_CHARACTERS:
@@ -127,15 +127,15 @@ class PromptEncoder:
         tokenizer = self._tokenizer.instruct_tokenizer.tokenizer
         if not isinstance(tokenizer, SentencePieceTokenizer):
             return tokenizer.decode(ids, SpecialTokenPolicy.KEEP)
-        # It spells all tokens as pieces, with a letter for each space, where it keeps the control
-        # tokens.
+        # The tokenizer spells all tokens as pieces, with a letter for each space, if it keeps the
+        # control tokens.
         return "".join(
             "".join(map(tokenizer.id_to_piece, run)) if is_special else tokenizer.decode(list(run))
             for is_special, run in groupby(ids, tokenizer.is_special)
         )
 
     async def check(self, conversation: Conversation) -> None:
-        """Raises InvalidRequest for messages that mistral_common does not take, and says why."""
+        """Raises InvalidRequest with the reason for messages that mistral_common does not take."""
         if _is_long(conversation):
             await asyncio.to_thread(self.check_now, conversation)
         else:
@@ -154,19 +154,19 @@ class PromptEncoder:
             raise InvalidRequest("reasoning_effort", f"must be {known} for this model")
 
     def _effort_of(self, conversation: Conversation) -> ReasoningEffort | None:
-        """None where the template has no place for it: clients send it to every model."""
+        """None if the template has no place for it: clients send it to every model."""
         if not conversation.reasoning_effort or not self.thinking.efforts:
             return None
         return ReasoningEffort(conversation.reasoning_effort)
 
     async def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
-        """As `encode_now`, off the event loop where the conversation is long."""
+        """As `encode_now`, and off the event loop for a long conversation."""
         if _is_long(conversation):
             return await asyncio.to_thread(self.encode_now, conversation, grids)
         return self.encode_now(conversation, grids)
 
     def encode_now(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
-        """Encodes a checked conversation whose images have these grids, in its order.
+        """Encodes a checked conversation. Its images have these grids, in its order.
 
         Raises InvalidRequest for tools that mistral_common does not take.
         """
@@ -187,11 +187,11 @@ class PromptEncoder:
         tokens += self.tools.opening(conversation.tools)
         images, at = [], 0
         for grid in grids:
-            # Text never becomes a control token, so that the next one is the next image's.
+            # Text never becomes a control token, so the next image token belongs to the next image.
             offset = tokens.index(self._spec.image_token_id, at)
             at = offset + grid.placeholder_length
             images.append(PlacedImage(offset, grid.rows, grid.cols, grid.placeholder_length))
-        # Four bytes each, and not forty: they stay until the last one of the answer.
+        # Four bytes for each token, and not forty: the ids stay until the answer ends.
         return Prompt(array("I", tokens), tuple(images), sum(image.length for image in images))
 
 
@@ -230,7 +230,7 @@ def _bad_schema(tools: Tools) -> InvalidRequest:
             validate_json_schema_by_draft7(dict(tool.parameters))
         except ValueError:
             paths.append(f"tools[{i}].parameters")
-    return InvalidRequest((*paths, "tools")[0], "is no JSON Schema (draft 7)")
+    return InvalidRequest((*paths, "tools")[0], "is not a JSON Schema (draft 7)")
 
 
 def _check_agreement(

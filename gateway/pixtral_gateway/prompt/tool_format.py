@@ -1,7 +1,7 @@
 """The form in which a checkpoint's models call tools.
 
-It is read here and not in the decoder: this side has the tokenizer's control tokens and the
-request's tools, and an answer goes on through here whichever decoder continues it.
+The gateway parses this form, and not the decoder: the gateway has the tokenizer's control tokens
+and the request's tools, and an answer passes through it whichever decoder continues it.
 """
 
 import codecs
@@ -30,19 +30,19 @@ from pixtral_gateway.checks.tools import check_forced
 from pixtral_gateway.prompt.tool_parser import CallReader, Marker
 from pixtral_gateway.request import Delta, FinishReason, ToolCallDelta
 
-# How a decoder tells of one of several schemas.
+# The words with which a decoder names one of several schemas.
 _SCHEMA_OF_A_GRAMMAR = re.compile(r"^schema ([0-9]+) of the grammar: ")
 _THINKING = (Marker.THINK, Marker.END_THINK)
 
-# The schema of a function's arguments where a tool has none.
+# The schema of the arguments of a function without parameters.
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
-# The first hold schemas by name; the second hold none.
+# The first contain schemas by name; the second contain none.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _PLAIN = ("const", "default", "enum", "example", "examples")
 
 
 class ToolFormat:
-    """Any thread may call it."""
+    """Any thread may use it."""
 
     def __init__(self, instruct: InstructTokenizer[Any, Any, Any]) -> None:
         """Raises BadCheckpoint for a tokenizer older than Pixtral."""
@@ -50,7 +50,7 @@ class ToolFormat:
         if not isinstance(instruct, InstructTokenizerV3) or not isinstance(
             tokenizer, Tekkenizer | SentencePieceTokenizer
         ):
-            raise BadCheckpoint("the tokenizer is of a version that has no images and tool calls")
+            raise BadCheckpoint("this version of the tokenizer has no images and tool calls")
         self._tokenizer = tokenizer
         self._markers = {int(instruct.TOOL_CALLS): Marker.CALLS}
         self._is_named = isinstance(instruct, InstructTokenizerV11)
@@ -69,7 +69,7 @@ class ToolFormat:
         return self._token_ids.get(Marker.THINK)
 
     def opening(self, tools: Tools) -> list[int]:
-        """The tokens that end a prompt whose answer must begin with a call."""
+        """The tokens that end a prompt whose answer must begin with a tool call."""
         if not tools.forced:
             return []
         name = _only_name(tools) if self._is_named else None
@@ -81,7 +81,7 @@ class ToolFormat:
     def constrain(self, tools: Tools, sampling: Sampling) -> Sampling:
         """The parameters with which a choice, after `opening`, follows the tools' schemas.
 
-        Raises InvalidRequest for parameters that do not go together with that.
+        Raises InvalidRequest for parameters that exclude a structure.
         """
         if not tools.forced:
             return sampling
@@ -100,7 +100,7 @@ class ToolFormat:
         return AnswerReader(tools, lambda: self._choice(tools, is_thinking))
 
     def ends_within_thought(self, token_ids: Sequence[int]) -> bool:
-        """Whether what follows a prompt is thought, until [/THINK] comes."""
+        """Whether the text after a prompt is a thought until [/THINK] comes."""
         if not self.thinks:
             return False
         begin, end = (self._token_ids[each] for each in _THINKING)
@@ -123,7 +123,7 @@ class ToolFormat:
         return _Choice(reader, None, None, is_single=tools.is_single)
 
     def _marked(self) -> "MarkedText":
-        # SentencePiece leaves out the space with which a text begins, but not behind other text.
+        # SentencePiece drops the space at the beginning of a text, but not after other text.
         loses_space = isinstance(self._tokenizer, SentencePieceTokenizer)
         return MarkedText(self._markers, self._bytes_of, loses_space=loses_space)
 
@@ -135,17 +135,17 @@ class ToolFormat:
         try:
             return self._tokenizer.id_to_byte_piece(token_id, SpecialTokenPolicy.IGNORE)
         except KeyError:
-            # A row of the model's that the vocabulary does not reach to.
+            # The model has rows for more tokens than the vocabulary.
             return b""
 
 
 class MarkedText:
-    """An answer's text, with the control tokens where they stood in it.
+    """An answer's text, with the control tokens at their places in it.
 
-    The text may come later than its tokens: characters wait for all of their bytes, and what may be
-    the beginning of a stop string for what follows. So a token's place is counted in characters,
-    from the tokens before it. vLLM spells some control tokens out there, by its version, and has
-    nothing of others: what is spelled is taken away.
+    Text may come later than its tokens: a character waits for all of its bytes, and a possible stop
+    string waits for the text after it. So a token's place is counted in characters, from the tokens
+    before it. Some versions of vLLM spell some control tokens in the text; this class removes the
+    spelling.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class MarkedText:
         *,
         loses_space: bool = False,
     ) -> None:
-        """`loses_space`: the text may lack the space with which its first token begins."""
+        """With `loses_space`, the text may lack the space with which its first token begins."""
         self._may_lose_space = loses_space
         self._markers = markers
         self._bytes_of = bytes_of
@@ -197,12 +197,12 @@ class MarkedText:
             self._due = marker.value
 
     def end(self) -> list[str | Marker]:
-        """The text that could still have become a control token."""
+        """The text that could still become a control token."""
         return [self._held] if self._held else []
 
 
 class AnswerReader:
-    """Moves tool calls and thoughts in a completion's deltas from their text to fields of their
+    """Moves tool calls and thoughts from the text of a completion's deltas to fields of their
     own."""
 
     def __init__(self, tools: Tools, choice: Callable[[], "_Choice"]) -> None:
@@ -217,25 +217,25 @@ class AnswerReader:
 
     @property
     def reasoning_tokens(self) -> int:
-        """The tokens of thoughts in all choices, until now."""
+        """The number of tokens in the thoughts of all choices so far."""
         return sum(choice.reasoning_tokens for choice in self._choices.values())
 
     def error(self, error: InvalidRequest) -> InvalidRequest:
-        """The error in terms of the request's tools, where their schemas caused it."""
+        """The error with the name of the request's tool whose schema caused it."""
         if self._tools.forced and error.violations[0][0].startswith("sampling.structured_output"):
             why = _SCHEMA_OF_A_GRAMMAR.sub(self._name_of, error.violations[0][1], count=1)
             return InvalidRequest("tools", f"their parameters: {why}", error.reason)
         return error
 
     def _name_of(self, found: re.Match[str]) -> str:
-        """Names the tool of that schema of the grammar; `_grammar` writes one schema a tool."""
+        """Names the tool of a schema in the grammar; `_grammar` writes one schema for each tool."""
         return f"of {self._tools.forced[int(found[1]) - 1].name}, "
 
 
 class _Thoughts:
-    """Tells what an answer thinks from what it says, as vLLM does.
+    """Separates an answer's thought from the rest, as vLLM does.
 
-    A thought ends with [/THINK], or where a tool is called, and has no white space at its end.
+    A thought ends with [/THINK] or at a tool call, and has no white space at its end.
     """
 
     def __init__(self, token_ids: Mapping[Marker, int], *, is_thinking: bool) -> None:
@@ -256,7 +256,7 @@ class _Thoughts:
                 self.tokens += self._is_counting
 
     def take(self, part: str | Marker) -> tuple[str, str | Marker | None]:
-        """The thought in a part, and the part that is left to be said."""
+        """Splits a part into thought and text."""
         if part in _THINKING:
             self.is_thinking, self._space = part is Marker.THINK, ""
             return "", None
@@ -282,7 +282,7 @@ class _Choice:
         *,
         is_single: bool,
     ) -> None:
-        """Without a reader, calls are text."""
+        """Without a parser, tool calls are text."""
         self._reader = reader
         self._marked = marked
         self._thoughts = thoughts
@@ -302,7 +302,7 @@ class _Choice:
         reasoning, said = self._thought(delta, marked)
         found = [each for part in said for each in self._read(part)]
         if delta.finish_reason and self._reader is not None:
-            # A forced call has no end of its own but its structure's.
+            # A forced tool call ends where its structure ends.
             is_cut = self._marked is None or delta.finish_reason is FinishReason.LENGTH
             found += self._reader.end(is_cut=is_cut)
         calls = self._joined([each for each in found if isinstance(each, ToolCallDelta)])
@@ -318,7 +318,7 @@ class _Choice:
     def _thought(
         self, delta: Delta, marked: Sequence[str | Marker]
     ) -> tuple[str, Sequence[str | Marker]]:
-        """The thought in a delta, and the parts that are said."""
+        """Splits a delta's parts into the thought and the rest."""
         if self._thoughts is None:
             return "", marked
         self._thoughts.count(delta.token_ids)
@@ -332,11 +332,12 @@ class _Choice:
             return self._reader.add(part)
         if isinstance(part, str):
             return [part]
-        # As vLLM has it where nothing may be called.
+        # As in vLLM when the model may call no tool.
         return [part.value] if part is Marker.CALLS else []
 
     def _joined(self, pieces: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
-        """The pieces of each call as one: clients take a call to be named once in a delta."""
+        """Joins the pieces of each tool call: clients expect one entry for a tool call in a
+        delta."""
         calls: list[ToolCallDelta] = []
         for piece in pieces:
             if self._is_single and piece.index:
@@ -350,7 +351,7 @@ class _Choice:
 
 
 def _checked(structure: str) -> str:
-    """Raises InvalidRequest for more than the decoder reads."""
+    """Raises InvalidRequest if the structure is longer than the decoder's limit."""
     if not limits.STRUCTURE_CHARACTERS.allows(len(structure)):
         raise InvalidRequest(
             "tools", f"the grammar of their parameters must have {limits.STRUCTURE_CHARACTERS}"
@@ -390,7 +391,7 @@ def _list_schema(tools: Tools) -> dict[str, Any]:
 
 
 def _moved(schema: Any, name: str) -> Any:
-    """The schema where it lies under `name`, its references with it."""
+    """The schema with its references moved below `name`."""
     if isinstance(schema, list):
         return [_moved(each, name) for each in schema]
     if not isinstance(schema, dict):
@@ -407,7 +408,7 @@ def _moved(schema: Any, name: str) -> Any:
 
 
 def _grammar(tools: Tools) -> str:
-    """In Lark: calls in the form of version 11, behind the first [TOOL_CALLS]."""
+    """A Lark grammar: tool calls in the form of version 11, after the first [TOOL_CALLS]."""
     calls = [
         f'call{i}: "{tool.name}" "{Marker.ARGS.value}" %json {json.dumps(_arguments(tool))}'
         for i, tool in enumerate(tools.forced)

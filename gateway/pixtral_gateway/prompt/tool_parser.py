@@ -19,7 +19,7 @@ from typing import TypeAlias
 from pixtral_gateway.checks.tools import NAME
 from pixtral_gateway.request import ToolCallDelta
 
-# The most characters that the parser waits for: the end of a name, of a key or of white space.
+# The most characters that the parser waits for: the end of a name, a key or white space.
 MAX_WAIT = 256
 
 _SPACE = " \t\r\n"
@@ -29,7 +29,7 @@ _ID_LETTERS = string.ascii_letters + string.digits
 
 
 class Marker(Enum):
-    """A control token, wherever in an answer it stands."""
+    """A control token, and its place in the answer's text."""
 
     CALLS = "[TOOL_CALLS]"
     ARGS = "[ARGS]"
@@ -39,23 +39,24 @@ class Marker(Enum):
 
 
 class Malformed(Exception):
-    """The text that should have been a call is none."""
+    """The text is not a tool call after all."""
 
 
-# Reads what there is of a form, and yields where it needs more.
+# Reads a form as its text arrives, and yields where it needs more.
 Reading: TypeAlias = Generator[None, None, None]
 
 
 class CallReader:
     """Reads one answer.
 
-    A form is a method of this class that reads from [TOOL_CALLS] on. Two parts are not sent yet:
-    `_held` has been read and `_rest` has not. Both are sent as text where they turn out to be no
-    call.
+    Each form is a method of this class that reads the text after [TOOL_CALLS]. Two texts are not
+    sent yet: `_held` has been read, and `_rest` has not. If they turn out not to be a tool call,
+    both are sent as text.
     """
 
     def __init__(self, form: Callable[["CallReader"], Reading], *, has_begun: bool = False) -> None:
-        """`has_begun`: [TOOL_CALLS] is not waited for, since the prompt ends with it."""
+        """With `has_begun`, the prompt ends with [TOOL_CALLS], and the parser does not wait for
+        it."""
         self._form = form
         self._told: list[str | ToolCallDelta] = []
         self._held = ""
@@ -67,7 +68,7 @@ class CallReader:
             self._begin_reading()
 
     def add(self, said: str | Marker) -> list[str | ToolCallDelta]:
-        """The text and the parts of calls that are now certain."""
+        """The text and the parts of tool calls that are certain now."""
         if said is Marker.CALLS:
             self._give_up()
             self._begin_reading()
@@ -84,9 +85,9 @@ class CallReader:
         return self._take_told()
 
     def end(self, *, is_cut: bool = False) -> list[str | ToolCallDelta]:
-        """The rest, when nothing more is said.
+        """The rest of the text, when the answer has ended.
 
-        Where the answer `is_cut` at a limit, the beginning of a call is no text.
+        When a limit has cut the answer (`is_cut`), the beginning of a tool call is dropped.
         """
         if is_cut and self._reading is not None:
             self._held = self._rest = ""
@@ -110,7 +111,8 @@ class CallReader:
         yield from self._nothing()
 
     def spelled(self) -> Reading:
-        """As `named`, with the control tokens in the text: it was held to have them there."""
+        """Like `named`, for a grammar that makes the answer spell the control tokens in its
+        text."""
         while True:
             name = yield from self._name()
             yield from self._call(name.removesuffix(Marker.ARGS.value))
@@ -118,7 +120,7 @@ class CallReader:
                 yield from self._one_of(letter)
 
     def called(self, name: str) -> Reading:
-        """The arguments of a call whose name the prompt ends with."""
+        """The arguments of a tool call whose name the prompt ends with."""
         yield from self._call(name)
         yield from self._nothing()
 
@@ -149,7 +151,7 @@ class CallReader:
             self._tell(name, arguments)
 
     def _call(self, name: str) -> Reading:
-        """An object, told as arguments of a new call."""
+        """A JSON object, as the arguments of a new tool call."""
         if (yield from self._first()) != "{":
             raise Malformed
         self._tell(name, "")
@@ -166,7 +168,7 @@ class CallReader:
     def _name(self) -> Generator[None, None, str]:
         while self._marker is None and "{" not in self._rest:
             yield from self._more()
-        # Where [ARGS] was left out, the arguments end the name.
+        # If the model left out [ARGS], the arguments end the name.
         name = self._read(len(self._rest.partition("{")[0])).strip(_SPACE)
         if self._marker is Marker.CALL_ID:
             yield from self._until(Marker.ARGS)
@@ -175,7 +177,7 @@ class CallReader:
         return name
 
     def _value(self) -> Generator[None, None, str]:
-        """Any JSON value, whole."""
+        """Any whole JSON value."""
         if (yield from self._first()) in '{["':
             begun, extent = len(self._held), _Extent()
             while (end := extent.end_in(self._rest)) is None:
@@ -190,7 +192,7 @@ class CallReader:
         raise Malformed
 
     def _string(self) -> Generator[None, None, str]:
-        """A JSON string that is not long."""
+        """A short JSON string."""
         if (yield from self._first()) != '"':
             raise Malformed
         while (match := _STRING.match(self._rest)) is None:
@@ -213,7 +215,7 @@ class CallReader:
         raise Malformed
 
     def _first(self) -> Generator[None, None, str]:
-        """The next letter that is no white space; it is not read."""
+        """The next character that is not white space; it stays unread."""
         while not (rest := self._rest.lstrip(_SPACE)):
             yield from self._more()
         if len(self._read(len(self._rest) - len(rest))) > MAX_WAIT:
@@ -264,7 +266,7 @@ class CallReader:
 
 
 class _Extent:
-    """Finds the end of an object, a list or a string of JSON that comes in pieces."""
+    """Finds the end of a JSON object, list or string that arrives in pieces."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -272,7 +274,7 @@ class _Extent:
         self._is_escaped = False
 
     def end_in(self, text: str) -> int | None:
-        """How much of the text belongs to it, where it ends there."""
+        """How many characters of the text belong to the value."""
         for at, letter in enumerate(text, start=1):
             if self._is_escaped:
                 self._is_escaped = False

@@ -1,4 +1,4 @@
-"""Admission: permits for requests that run, and an immediate refusal of more."""
+"""Admission: permits for running requests, and an immediate refusal of more."""
 
 from collections import Counter
 from collections.abc import Iterator, Sized
@@ -12,7 +12,7 @@ from pixtral_gateway.metrics import MEMORY, MEMORY_LIMIT, PERMITS, PERMITS_LIMIT
 from pixtral_gateway.tenancy.tenants import Tenant
 
 MAX_IMAGE_BYTES: Final = 512 << 20
-# Bytes beside images that a request may hold without being counted: nearly all hold less.
+# Bytes beside images that each request has uncounted; nearly all requests need less.
 FREE_BYTES: Final = 64 << 10
 
 
@@ -29,14 +29,14 @@ class Permit:
     def reserve(self, nbytes: int) -> None:
         """Reserves memory for images until the request ends.
 
-        Raises Overloaded where there is none left. A request that runs alone always gets it.
+        Raises Overloaded if none is left. A request that runs alone always gets it.
         """
         self._admission.reserve(self._tenant, nbytes)
         self._held += nbytes
 
     def hold(self, nbytes: int) -> None:
-        """Counts memory for what the request holds beside images, such as an answer that is
-        gathered: the first FREE_BYTES are everybody's, and the rest is reserved. Raises Overloaded.
+        """Counts the request's memory beside images, such as an answer that is gathered. The first
+        FREE_BYTES are free, and the rest is reserved. Raises Overloaded.
         """
         self._beside += nbytes
         if self._beside > self._covered:
@@ -49,13 +49,13 @@ class Permit:
 
 
 class Admission:
-    """Admits requests while there are permits, one for each choice that a request asks for.
+    """Admits requests while permits are free. Each choice of a request needs one.
 
     A request has its permits until its last byte is sent or given up, even when `limit` shrinks.
-    The images of all running requests, long prompts and answers that are gathered take at most
-    `max_image_bytes`; images stay in memory as long as one of them may have to be encoded again.
-    Several workers count together, in `counts`: two
-    that look at the same moment may both refuse the last permit, and never both give it.
+    The images of all running requests, long prompts and gathered answers take at most
+    `max_image_bytes`; an image stays in memory while a decoder may still ask for its encoding.
+    Several workers count together, in `counts`: two that look at the same moment may both refuse
+    the last permit, but never both give it.
 
     With several tenants, permits and bytes are shared among those that have some; see SharedLimit.
     """
@@ -71,7 +71,7 @@ class Admission:
         self._tenants = tenants
         self._permits = counts.held("permits")
         self._image_bytes = counts.held("image-bytes")
-        # The share of either that this worker's tenants have.
+        # The share of permits or bytes that this worker's tenants have.
         self._running = Counter[str]()
         self._holding = Counter[str]()
         self._largest = 0
@@ -100,9 +100,9 @@ class Admission:
 
     @contextmanager
     def permit(self, tenant: Tenant, images: int, answers: int = 1) -> Iterator[Permit]:
-        """A permit for a request with so many images and choices.
+        """A permit for a request with this many images and choices.
 
-        Raises Overloaded at once where too few permits are left, or left to this tenant.
+        Raises Overloaded at once if too few permits are left, or left to this tenant.
         """
         if answers > self._largest:
             most = self._largest
@@ -115,7 +115,7 @@ class Admission:
             permit = Permit(self, tenant)
             try:
                 if self.in_use > self._limit:
-                    # Another worker has taken the same room at the same time.
+                    # Another worker has taken the same permits at the same time.
                     raise _full()
                 yield permit
             finally:
@@ -142,9 +142,9 @@ class Admission:
         MEMORY.labels("running").set(self._image_bytes.own)
 
     def check(self, tenant: Tenant, *, is_completion: bool = True) -> None:
-        """Raises Overloaded where this tenant would be refused, and counts a completion that is.
+        """Raises Overloaded if this tenant would be refused, and counts a refused completion.
 
-        It runs before the request's message is received.
+        It runs before the gateway receives the request's message.
         """
         try:
             self._check_room(tenant, 1)

@@ -1,4 +1,4 @@
-"""Tenants: who asks, by API key, and each one's limits.
+"""Tenants: who sends a request, by API key, and the limits of each tenant.
 
 The file of tenants is TOML:
 
@@ -9,7 +9,8 @@ The file of tenants is TOML:
     images_per_minute = 600
     highest_priority = -10          # 0 if left out; the lower the number, the higher it is
 
-It is read again when it changes, without a restart; one that cannot be read changes nothing.
+The gateway reads the file again when it changes, without a restart. A file that it cannot read
+changes nothing.
 """
 
 import asyncio
@@ -42,10 +43,10 @@ _BEARER: Final = "bearer "
 
 @dataclass(slots=True)
 class Budget:
-    """So much a minute, gathered for a minute at most. A request may take more than there is. Then
-    there is a debt, and the bucket gives nothing until it is paid off.
+    """A limit for each minute, which gathers for at most a minute. A request may take more than the
+    bucket has. The bucket then has a debt, and refuses requests until the debt is paid off.
 
-    `taken` counts what all workers take together; each keeps the level of all for itself.
+    `taken` counts the use of all workers together; each worker computes the level for itself.
     """
 
     a_minute: int | None
@@ -59,7 +60,7 @@ class Budget:
         self.seen = self.taken.total
 
     def wait(self) -> float:
-        """Seconds until something is given again; 0 is now."""
+        """Seconds until the bucket gives again; 0 is now."""
         if self.a_minute is None:
             return 0.0
         self._fill()
@@ -93,7 +94,7 @@ class TenantFile(BaseModel):
 
 @dataclass(slots=True, eq=False)
 class Tenant:
-    """`name` is the scope of a tenant's images and of its prompts' keys and values."""
+    """`name` is the scope of a tenant's images, and of its prompts' keys and values."""
 
     name: str
     requests_at_once: int | None = None
@@ -107,7 +108,7 @@ class Tenant:
 
     @classmethod
     def counted(cls, name: str, counts: SharedCounts) -> "Tenant":
-        """One whose requests several workers count together."""
+        """A tenant whose requests several workers count together."""
         return cls(
             name,
             tokens=Budget(None, taken=counts.taken(f"tokens-{name}")),
@@ -127,7 +128,7 @@ class Tenant:
             TENANT_REFUSALS.labels(self.name, limit)
 
     def limit(self, read: TenantFile) -> None:
-        """Takes up the limits; what is used up of one that stays as it was stays used up."""
+        """Takes new limits. The use under a limit that stays the same stays counted."""
         self.highest_priority = read.highest_priority
         self.requests_at_once = read.requests_at_once
         if self.tokens.a_minute != read.tokens_per_minute:
@@ -136,7 +137,7 @@ class Tenant:
             self.images = Budget(read.images_per_minute, taken=self.images.taken)
 
     def check_room(self, answers: int = 1) -> None:
-        """Raises Overloaded where no request for so many answers would be let in now."""
+        """Raises Overloaded if a request for this many answers would be refused now."""
         most = self.requests_at_once
         if most is not None and self.in_use + self.receiving + answers > most:
             raise self._refusal("requests", 1.0)
@@ -145,8 +146,8 @@ class Tenant:
 
     @contextmanager
     def request(self, images: int, answers: int = 1) -> Iterator[None]:
-        """A request with so many images for so many answers, from its admission to its end. Raises
-        Overloaded, and InvalidRequest where it can never be let in."""
+        """A request with this many images and answers, from its admission to its end. Raises
+        Overloaded, and InvalidRequest if the tenant's limits can never admit it."""
         most = self.requests_at_once
         if most is not None and answers > most:
             raise InvalidRequest(
@@ -163,11 +164,11 @@ class Tenant:
             self.requests.add(-answers)
 
     def check_priority(self, priority: int) -> None:
-        """Raises InvalidRequest where this tenant may not go ahead of others so far."""
+        """Raises InvalidRequest if this tenant may not use so low a number."""
         if priority < self.highest_priority:
             raise InvalidRequest(
                 "priority",
-                f"must be {self.highest_priority} or more: yours may not be higher",
+                f"must be {self.highest_priority} or more, which is your highest priority",
                 "PRIORITY_NOT_ALLOWED",
             )
 
@@ -184,19 +185,19 @@ class Tenant:
 
 
 class Tenants:
-    """The tenants of a file; without one, `public` is the only one, and everyone is it.
+    """The tenants of a file. Without a file, all callers are the tenant `public`.
 
-    Each limit is one for all workers, which count in `counts`.
+    All workers share each limit, and count in `counts`.
     """
 
     def __init__(self, path: Path | None, counts: SharedCounts = ALONE) -> None:
-        """Raises StartupError where the file is not one of tenants."""
+        """Raises StartupError if the file is not a file of tenants."""
         self._path = path
         self._counts = counts
         self._public = Tenant.counted("public", counts) if path is None else None
         self._by_digest: dict[str, Tenant] = {}
         self._by_name: dict[str, Tenant] = {}
-        # The streams of each key, which end with it.
+        # The streams of each key, which end when the key is revoked.
         self._running: defaultdict[str, WeakSet[asyncio.Task[Any]]] = defaultdict(WeakSet)
         self._watching: asyncio.Task[None] | None = None
         self._seen: object = None
@@ -211,8 +212,8 @@ class Tenants:
         return len(self._by_name) or 1
 
     def party(self, tenant: Tenant, host: str) -> str:
-        """Whose share of what is received a request takes: the tenant's, or that of its address
-        where nobody shows a key."""
+        """The party whose share of incoming bytes a request uses: the tenant, or the sender's
+        address where no keys are needed."""
         return host if self._public is not None else tenant.name
 
     def start(self) -> None:
@@ -226,9 +227,10 @@ class Tenants:
                 await self._watching
 
     def of(self, *headers: str) -> Tenant:
-        """Whose key the call's header `Bearer KEY` holds. Raises Unauthenticated.
+        """The tenant of the key in the header `Bearer KEY`. Raises Unauthenticated.
 
-        A proxy on the way may have looked at either of several headers.
+        With several such headers, a proxy on the way may have checked another one than this
+        gateway.
         """
         if self._public is not None:
             return self._public
@@ -244,8 +246,8 @@ class Tenants:
         return tenant
 
     def serve(self, *headers: str) -> Tenant:
-        """As `of`, for a call that the current task serves. The task is cancelled, with the same
-        error, when the key is revoked."""
+        """As `of`, for the call that the current task serves. When the key is revoked, the task is
+        cancelled with the same error."""
         tenant = self.of(*headers)
         task = asyncio.current_task()
         if self._public is None and task is not None:
@@ -276,13 +278,15 @@ class Tenants:
             try:
                 self._take_up(await asyncio.to_thread(read_tenants, path))
             except (ValueError, OSError) as error:
-                logger.error("the tenants stay as they were: %s", error)
+                logger.error(
+                    "the file of tenants is wrong; the last tenants stay in force: %s", error
+                )
             else:
                 logger.info("%d tenants", len(self._by_name))
 
 
 def read_tenants(path: Path) -> dict[str, TenantFile]:
-    """Raises ValueError, which holds nothing of the file but names of tables and fields."""
+    """Raises ValueError, whose message has nothing of the file but names of tables and fields."""
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -308,12 +312,13 @@ def read_tenants(path: Path) -> dict[str, TenantFile]:
 
 
 def digest_of(key: str) -> str:
-    """As the file has it. A key is random and long: no salt and no slowness is needed."""
+    """The digest in the file. A key is random and long, so it needs no salt and no slow hash."""
     return f"sha256:{hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest()}"
 
 
 def _stamp(path: Path) -> object:
-    # A mounted Secret changes by the exchange of a link: another file behind the same name.
+    # Kubernetes changes a mounted Secret by replacing a link, so the same name leads to another
+    # file.
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,5 @@
-"""Knows how much a decoder has left to compute, and which beginnings of prompts it has computed."""
+"""Tracks how much a decoder has left to compute, and which beginnings of prompts it has
+computed."""
 
 import hashlib
 import math
@@ -11,12 +12,11 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final
 
-# Beginnings of prompts are compared in blocks of so many tokens.
+# Beginnings of prompts are compared in blocks of this many tokens.
 BLOCK_TOKENS: Final = 128
-# Blocks that one decoder is remembered to have: more than fit on a card with a host's memory
-# behind it.
+# The most blocks that are remembered for a decoder: more than a card with a host's memory has.
 MOST_BLOCKS: Final = 32_768
-# An answer that is being written takes as much of each step as so many tokens of a prompt.
+# An answer that is being written takes as much of each step as this many tokens of a prompt.
 ANSWER_TOKENS: Final = 16
 
 # Names of a prompt's whole blocks, each standing for everything up to its end.
@@ -26,7 +26,7 @@ Blocks = Sequence[int]
 def blocks_of(
     token_ids: Sequence[int], images: Iterable[tuple[int, bytes]], scope: Sequence[str]
 ) -> Blocks:
-    """The blocks of a prompt whose images are at these offsets, by their keys' digests.
+    """The blocks of a prompt with images at these offsets, by the digests of the images' keys.
 
     Prompts of different `scope` (tenant and adapter) share no keys and values. Images of one size
     have equal token ids: their digests tell them apart.
@@ -49,42 +49,43 @@ def blocks_of(
 
 
 class Beginnings:
-    """The blocks that a decoder has, or will have when it comes to the next request.
+    """The blocks that a decoder has computed, or will have when it begins the next request.
 
-    An engine drops what was used longest ago. When its answer shows that a block is gone, what was
-    used before that block is therefore gone, too.
+    An engine drops the least recently used blocks first. When an answer shows that a block is gone,
+    the blocks that were used earlier are gone, too.
     """
 
     def __init__(self) -> None:
-        # The value: an answer has shown that the block is there. The oldest are first.
+        # The value says whether an answer has shown the block. The oldest blocks come first.
         self._blocks: OrderedDict[int, bool] = OrderedDict()
 
     def tokens(self, blocks: Blocks) -> int:
-        """Tokens at the beginning of a prompt that need not be computed."""
+        """The number of tokens at the prompt's beginning that need no computation."""
         return BLOCK_TOKENS * sum(1 for _ in takewhile(self._blocks.__contains__, blocks))
 
     def shown(self, blocks: Blocks) -> int:
-        """The same, as far as answers have shown it."""
+        """The same, counting only blocks that answers have shown."""
         return BLOCK_TOKENS * sum(1 for _ in takewhile(self._blocks.get, blocks))
 
     def expect(self, blocks: Blocks) -> list[int]:
-        """A request is sent, after which the decoder will have them; gives those that are new."""
+        """A request is sent, and the decoder will have its blocks. Returns the blocks that are
+        new."""
         new = [block for block in blocks if block not in self._blocks]
         self._blocks.update(dict.fromkeys(reversed(new), False))
         return new
 
     def give_up(self, new: Iterable[int]) -> None:
-        """The request ended before it began: it has computed nothing that anyone knows of."""
+        """The request ended before it began, so nobody knows that it computed anything."""
         for block in new:
             if self._blocks.get(block) is False:
                 del self._blocks[block]
 
     def computed(self, blocks: Blocks, shown: int, cached_tokens: int) -> None:
-        """The request has begun, and found so many tokens; `shown` were expected without doubt."""
-        # An engine computes a prompt's last token in any case, and with it the block that it is in.
+        """The request began, and `shown` of its tokens were expected with certainty."""
+        # An engine always computes a prompt's last token, and with it the block of that token.
         if cached_tokens < shown - BLOCK_TOKENS:
             self._drop_until(blocks[cached_tokens // BLOCK_TOKENS])
-        # The later ones of a prompt are dropped before the earlier ones.
+        # An engine drops the later blocks of a prompt before the earlier ones.
         for block in reversed(blocks):
             self._blocks[block] = True
             self._blocks.move_to_end(block)
@@ -115,13 +116,13 @@ class Prompted:
         return not self.left
 
     def begin(self, cached_tokens: int) -> None:
-        """The first answer is there."""
+        """The first response of the answer has come."""
         self.work.begun(self, cached_tokens)
 
 
 class DecoderWork:
-    """One decoder's work, as far as one gateway knows: its own requests, and what the decoder
-    reports of all gateways'.
+    """One decoder's work as one gateway knows it: its own requests, and the decoder's report of all
+    gateways' requests.
 
     Attributes:
         tokens: of this gateway's prompts, that the decoder has to compute before it comes to the
@@ -142,36 +143,37 @@ class DecoderWork:
         self._clock = clock
 
     def left(self, tokens_per_second: float) -> float:
-        """Tokens to compute before the next prompt, other gateways' among them.
+        """Tokens to compute before the next prompt, including those of other gateways' requests.
 
-        Theirs are as of the last report, less what the decoder has computed since.
+        Other gateways' tokens are those of the last report, less what the decoder has computed
+        since.
         """
         since = self._clock() - self._reported_at
         others = max(0.0, self._others_tokens - since * tokens_per_second)
         return self.tokens + others + ANSWER_TOKENS * (self.answers + self._others_answers)
 
     def new_tokens(self, blocks: Blocks, tokens: int) -> int:
-        """Tokens of a prompt that it would compute; at least its last one."""
+        """How many tokens of a prompt the decoder would compute; at least the last one."""
         return max(tokens - self.beginnings.tokens(blocks), 1)
 
     def report(self, tokens: int, answers: int, tokens_per_second: float) -> None:
-        """Takes what the decoder says of all gateways' requests, this one's included."""
+        """Takes the decoder's report of all gateways' requests, this gateway's included."""
         self._reported_at = self._clock()
         self._others_tokens = max(0, tokens - self.tokens)
         self._others_answers = max(0, answers - self.answers)
         self.tokens_per_second = tokens_per_second
 
     def forget(self) -> None:
-        """Another process is there, or will be: it has computed nothing."""
+        """Another process has this address or will have it, and has computed nothing."""
         self.beginnings.clear()
         self._others_tokens = self._others_answers = 0
         self.tokens_per_second = 0.0
 
     @contextmanager
     def sent(self, blocks: Blocks, tokens: int, answers: int) -> Iterator[Prompted]:
-        """While a request of so many prompt tokens and answers is at the decoder.
+        """A request of this many prompt tokens and answers is at the decoder during the block.
 
-        However the block ends, the request counts for nothing after it.
+        However the block ends, the request stops counting.
         """
         prompted = Prompted(self, blocks, tokens, self.beginnings.shown(blocks))
         prompted.left = self.new_tokens(blocks, tokens)

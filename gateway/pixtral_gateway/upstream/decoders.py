@@ -40,7 +40,7 @@ from pixtral_gateway.upstream.replica import (
 from pixtral_gateway.upstream.resume import Progress
 from pixtral_gateway.upstream.retry_budget import RetryBudget
 
-# A completion survives three decoders; one that brings decoders down brings down no more.
+# A completion survives the loss of three decoders. One that kills decoders kills no more than that.
 MAX_ATTEMPTS = 4
 
 EMBEDDING_MISSING = "EMBEDDING_MISSING"
@@ -54,10 +54,10 @@ FINISH_REASONS: dict[int, FinishReason] = {
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A request as a decoder takes it.
+    """A request in the form that a decoder takes.
 
-    `keys` name the embeddings of the prompt's images, in their order; `located` says for each which
-    encoder has it. `head` stands for the prompt's beginning.
+    `keys` name the embeddings of the prompt's images, in their order; `located` has the encoder of
+    each embedding. `head` identifies the prompt's beginning.
     """
 
     request: Request
@@ -68,12 +68,12 @@ class Generation:
     contract: Contract
 
 
-# Has embeddings encoded again, by the indexes of their images; gives their new encoders.
+# Encodes images again, by their indexes, and returns the encoders of the new embeddings.
 EncodeAgain = Callable[[Sequence[int]], Awaitable[Mapping[EmbeddingKey, Encoded]]]
 
 
 class Decoders:
-    """Sends a request to the replica that would have computed its prompt first."""
+    """Sends a request to the replica that would compute its prompt first."""
 
     def __init__(self, replicas: Iterable[DecoderReplica], budget: RetryBudget) -> None:
         self._replicas = replicas
@@ -86,12 +86,12 @@ class Decoders:
 
         When a replica is full, goes away, hangs or fails, the request goes to another: from the
         beginning, or from where the completion broke off. When a replica cannot get an embedding,
-        `encode_again` is called, once.
+        this method calls `encode_again` once.
 
-        Raises Unavailable where no replica answers, where one goes away in the middle of a
-        completion that cannot be continued, and where an embedding is missing again; Overloaded
-        where the replicas that answer are full; and whatever else the decoder refuses with. Closing
-        the generator cancels the RPC, and with it the work in the engine.
+        Raises Unavailable when no replica answers, when a replica goes away in the middle of a
+        completion that cannot be continued, and when an embedding is missing again. Raises
+        Overloaded when all replicas that answer are full, and the other errors of a decoder as they
+        are. Closing the generator cancels the RPC, and with it the work in the engine.
         """
         sampling, deadline = generation.request.sampling, generation.request.deadline
         message, blocks = _generate_request(generation), _blocks(generation)
@@ -109,7 +109,7 @@ class Decoders:
             message.new_tokens = replica.work.new_tokens(blocks, tokens)
             attempts += 1
             number = next(numbers)
-            # Each attempt has an id of its own: a decoder that hangs may still have the last one.
+            # Each attempt has its own id, because a decoder that hangs may still have the last one.
             message.request_id = f"{generation.request.id}-{number}"
             span = current_span().child(
                 "generate", is_call=True, peer=replica.address, attempt=number
@@ -150,13 +150,14 @@ class Decoders:
                 # Only the status was lost.
                 return
             if isinstance(refusal, Overloaded):
-                # Other gateways' requests fill it. It did no work, so this spends no retry.
+                # Requests of other gateways fill the decoder. It did no work, so this attempt
+                # spends no retry.
                 passed_over.add(replica.address)
                 failure = None if progress.has_begun else refusal
                 continue
             if refusal.reason == EMBEDDING_MISSING:
                 if has_encoded_again:
-                    raise Unavailable("an image's embedding is nowhere") from refusal
+                    raise Unavailable("no tier has an image's embedding") from refusal
                 has_encoded_again, attempts = True, 0
                 located = await encode_again(_missing(refusal, len(generation.keys)))
                 for image, key in zip(message.images, generation.keys, strict=True):
@@ -172,7 +173,7 @@ class Decoders:
                 passed_over.add(replica.address)
                 failure = refusal
             elif message.generated_token_ids and not isinstance(refusal, DeadlineExceeded):
-                # The client asked for nothing that only a continuation is refused for.
+                # The client did not send the fields for which only a continuation is refused.
                 failure = None
                 break
             else:
@@ -193,7 +194,7 @@ class Decoders:
         if not preference:
             return None
         works = {address: replica.work for address, replica in ready.items()}
-        # An image that was encoded for this request was nowhere before.
+        # No cache had an image that was encoded for this request.
         located = generation.located.values()
         is_known = bool(located) and all(each.cached for each in located)
         return ready[by_work(preference, works, blocks, tokens, is_known=is_known)]
@@ -202,7 +203,7 @@ class Decoders:
 def _blocks(generation: Generation) -> Blocks:
     request, prompt = generation.request, generation.prompt
     if request.sampling.prompt_logprobs is not None:
-        # The engine computes such a prompt as a whole, whatever it has computed before.
+        # The engine computes such a prompt as a whole, and uses no computed blocks.
         return ()
     digests = (key.digest for key in generation.keys)
     images = zip((placed.offset for placed in prompt.images), digests, strict=True)
@@ -231,7 +232,7 @@ def _generate_request(generation: Generation) -> decoder_pb2.GenerateRequest:
 
 
 def _delta(choice: chat_pb2.Choice) -> Delta:
-    """A delta as most are. Every token passes here, and each field that is read takes its time."""
+    """The common kind of delta. Every token passes here, so it reads few fields."""
     reason = choice.finish_reason
     if not reason:
         return Delta(choice.index, choice.text, choice.token_ids)
@@ -246,7 +247,7 @@ def _delta(choice: chat_pb2.Choice) -> Delta:
 
 
 def _full_delta(response: decoder_pb2.GenerateResponse) -> Delta:
-    """A delta with what the first of an answer has, and with log-probabilities."""
+    """A delta with log-probabilities, or the first of an answer."""
     return replace(
         _delta(response.delta),
         logprobs=tuple(map(logprobs.from_proto, response.delta.logprobs)),
@@ -261,7 +262,7 @@ def _missing(error: ServingError, images: int) -> list[int]:
     named = error.metadata.get("images", "").split(",")
     indexes = [int(index) for index in named if index.isdecimal()]
     if not indexes or max(indexes) >= images:
-        raise RuntimeError("a decoder misses images that it was not given")
+        raise RuntimeError("a decoder reports images as missing that the request does not have")
     return indexes
 
 
@@ -269,14 +270,15 @@ def _refusal(error: grpc.aio.AioRpcError) -> ServingError:
     refusal = from_rpc_error(error)
     if not isinstance(refusal, InvalidRequest):
         return refusal
-    # A decoder names the fields of its own request, of which the client's has few.
+    # A decoder names the fields of its own request. The client's request has only some of them.
     field, description = (*refusal.violations, ("", "the model does not take the prompt"))[0]
     path = field if field == "priority" or field.startswith("sampling.") else "messages"
     return InvalidRequest(path, description, refusal.reason)
 
 
 def _is_gone(refusal: ServingError) -> bool:
-    # A replica restarted with other weights refuses the keys, and with other adapters the name.
+    # A replica that restarted with other weights refuses the keys, and one that restarted with
+    # other adapters refuses the name.
     is_other = refusal.code is grpc.StatusCode.FAILED_PRECONDITION
     return refusal.code in GONE or (is_other and refusal.reason != EMBEDDING_MISSING)
 

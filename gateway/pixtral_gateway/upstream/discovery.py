@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 LOOKUP_SECONDS = 3.0
 SECONDS_BETWEEN_LOOKUPS = 5.0
 
-# From a name and a port to host:port of each of its addresses. Raises OSError.
+# Resolves a name and a port to host:port of each address. Raises OSError.
 Resolve = Callable[[str, int], Awaitable[set[str]]]
 
 
 async def resolve(name: str, port: int) -> set[str]:
-    """host:port of every address that a name has now. Raises OSError, TimeoutError among them."""
+    """host:port of every current address of a name. Raises OSError, such as TimeoutError."""
     async with asyncio.timeout(LOOKUP_SECONDS):
         found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
     return {
@@ -30,7 +30,7 @@ async def resolve(name: str, port: int) -> set[str]:
 
 
 class Member(Protocol):
-    """The part of a replica that a group reads."""
+    """The part of a replica that this module uses."""
 
     address: str
 
@@ -46,12 +46,12 @@ Watch: TypeAlias = Callable[[M], Coroutine[None, None, None]]
 class Group(Generic[M]):
     """The members of one tier; iterating gives those there are now.
 
-    A target host:port is one member. dns:///name:port stands for one at each address of the name,
-    which is looked up every few seconds. A new address joins. One that is gone gets no new work,
-    and is closed `linger_seconds` later. A lookup that fails changes nothing. When `files` change,
-    which a member reads as it is made, each of these members gets a successor.
+    A target host:port is one member. dns:///name:port stands for a member at each address of the
+    name, which is looked up every few seconds. A new address joins. A missing address gets no new
+    work, and is closed `linger_seconds` later. A lookup that fails changes nothing. Members read
+    `files` when they are made; when these change, each member gets a successor.
 
-    `make` takes host:port and, for one found behind a name, the name.
+    `make` takes host:port and, for a member behind a name, the name.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class Group(Generic[M]):
         return iter(self._members)
 
     def start(self, watch: Watch[M], broken: asyncio.Event) -> None:
-        """Runs `watch` for each member for as long as it is one.
+        """Runs `watch` for each current member.
 
-        `broken` is set where a watch or a lookup ends with an error.
+        An error of a watch or a lookup sets `broken`.
         """
         self._broken = broken
         for member in self._members:
@@ -88,7 +88,7 @@ class Group(Generic[M]):
         self._lookups = [self._run(self._follow(name, watch)) for name in self._names]
 
     async def stop(self) -> None:
-        """Ends every task and closes all that is open."""
+        """Ends every task and closes every member."""
         tasks = (*self._lookups, *self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -107,7 +107,7 @@ class Group(Generic[M]):
                     self._leave(member)
                 replaced = []
             if self._files is not None and self._files.changed():
-                # They go at a later lookup, when their successors have answered a handshake.
+                # A later lookup removes them, when their successors have answered a handshake.
                 replaced, members = [*replaced, *members.values()], {}
             try:
                 found = await self._resolve(host.strip("[]"), int(port))
@@ -123,7 +123,7 @@ class Group(Generic[M]):
                     try:
                         members[address] = self._join(address, host, watch)
                     except StartupError as error:
-                        # A certificate that is being replaced: there again at the next lookup.
+                        # The certificate is being replaced. The next lookup finds it.
                         logger.warning("%s cannot be called: %s", address, error)
             await asyncio.sleep(SECONDS_BETWEEN_LOOKUPS)
 
@@ -146,7 +146,7 @@ class Group(Generic[M]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
-            logger.error("a watch over a tier has broken", exc_info=task.exception())
+            logger.error("the discovery of a tier has failed", exc_info=task.exception())
             self._broken.set()
 
     async def _linger(self, member: M) -> None:

@@ -1,7 +1,7 @@
 """Leaves a replica out for a while that answers handshakes but fails or hangs in its work.
 
-Names and numbers are those of Envoy's outlier detection, but for the half: a tenth of few replicas
-is none, or with Envoy one, even where it is the last.
+Names and numbers are those of Envoy's outlier detection, except one: at most half of the replicas
+are left out. A tenth of few replicas would be none; Envoy leaves out at least one, even the last.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 CONSECUTIVE_FAILURES = 5
 BASE_EJECTION_SECONDS = 30.0
-# Those that count: for 300 s at the longest.
+# The ejections that count; the longest lasts 300 s.
 MOST_EJECTIONS = 10
 MAX_EJECTED_SHARE = 0.5
 
@@ -42,7 +42,7 @@ class Record:
         return time.monotonic() < self._until
 
     def eject(self) -> float:
-        """Seconds that it is left out for: longer each time, but for the time that it was well."""
+        """Seconds for which it is left out: longer each time, less the time that it was well."""
         now = time.monotonic()
         well = int((now - self._until) / BASE_EJECTION_SECONDS)
         self._ejections = min(max(self._ejections - well, 0) + 1, MOST_EJECTIONS)
@@ -53,13 +53,13 @@ class Record:
 
 
 def failed(replica: "Replica", peers: Iterable["Replica"]) -> None:
-    """A call to the replica ended with a fault of its own.
+    """A call to the replica failed because of the replica.
 
-    It is ejected for failing on and on while another replica does not: what fails everywhere is
-    the request's fault, or that of something behind them all.
+    The replica is ejected when it fails again and again while another replica does not. A failure
+    everywhere comes from the request, or from a service behind all replicas.
     """
     if replica.contract is None:
-        # All that ran on a process that has died fails at once, and once is enough.
+        # All calls to a process that has died fail at once, and count once.
         return
     replica.record.failures += 1
     is_alone = any(peer.contract == replica.contract and not peer.record.failures for peer in peers)
@@ -68,7 +68,7 @@ def failed(replica: "Replica", peers: Iterable["Replica"]) -> None:
 
 
 def eject(replica: "Replica", peers: Iterable["Replica"], reason: str) -> bool:
-    """Leaves the replica out for a while, unless half of those like it are left out already."""
+    """Leaves the replica out for a while, unless half of its tier is left out already."""
     alike = [peer for peer in peers if peer.announced == replica.announced]
     ejected = sum(peer.record.is_ejected for peer in alike)
     if replica.contract is None or ejected + 1 > MAX_EJECTED_SHARE * len(alike):

@@ -1,4 +1,4 @@
-"""Finds the embeddings of a request's images, and has the missing ones encoded."""
+"""Finds the embeddings of a request's images, and asks encoders for the missing ones."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from pixtral_gateway.upstream.replica import Contract
 
 
 class EmbeddingLocator:
-    """Looks embeddings up in Redis, and asks the encoders for those that are not there."""
+    """Looks embeddings up in Redis, and asks the encoders for the missing ones."""
 
     def __init__(self, store: EmbeddingStore, images: RequestImages, encoders: Encoders) -> None:
         self._store = store
@@ -26,7 +26,7 @@ class EmbeddingLocator:
     async def find(
         self, wanted: Mapping[EmbeddingKey, ImageInput], contract: Contract, deadline: Deadline
     ) -> dict[EmbeddingKey, Encoded]:
-        """The encoder of each embedding. Those that Redis does not have are encoded."""
+        """The encoder of each embedding. Images without an embedding in Redis are encoded."""
         with current_span().child("lookup", images=len(wanted)):
             stored = dict(zip(wanted, await self._store.exist(list(wanted)), strict=True))
         located = {
@@ -40,7 +40,7 @@ class EmbeddingLocator:
         try:
             return located | await self.encode(misses, contract, deadline)
         except Unavailable:
-            # A decoder may still have them, and says so where it does not.
+            # A decoder may still have them, and reports the ones that it lacks.
             return located | {key: Encoded("", cached=True) for key in misses}
 
     async def encode(
@@ -60,6 +60,6 @@ def any_encoded(located: Mapping[EmbeddingKey, Encoded]) -> bool:
 
 
 def image_facts(located: Sequence[Encoded], encode: float) -> dict[str, int | float]:
-    """For the log line; `encode` in seconds."""
+    """Fields of the log line; `encode` is in seconds."""
     cached = sum(each.cached for each in located)
     return {"cached_images": cached, "encode_seconds": encode}

@@ -26,16 +26,16 @@ from pixtral_gateway.upstream.replica import (
 )
 from pixtral_gateway.upstream.retry_budget import RetryBudget
 
-# An image that brings encoders down must not bring all of them down.
+# An image that kills encoders must not kill all of them.
 MAX_ATTEMPTS = 3
 
-# A replica restarted with other weights refuses the key.
+# A replica that restarted with other weights refuses the key.
 RETRIED = GONE | FAILED | {grpc.StatusCode.FAILED_PRECONDITION}
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """`encoder` is the address of the replica that holds the embedding now, `seconds` the wait."""
+    """`encoder` is the address of the replica that has the embedding now, `seconds` the wait."""
 
     encoder: str
     cached: bool
@@ -43,7 +43,7 @@ class Encoded:
 
 
 class Encoders:
-    """Sends an image to the replica that its key names, so that no two ever encode the same one."""
+    """Sends an image to the replica that its key names, so that no two encode the same image."""
 
     def __init__(self, replicas: Iterable[EncoderReplica], budget: RetryBudget) -> None:
         self._replicas = replicas
@@ -57,10 +57,10 @@ class Encoders:
     async def encode(
         self, image: ImageInput, key: EmbeddingKey, contract: Contract, deadline: Deadline
     ) -> Encoded:
-        """Has the image encoded, where no cache of the encoder's holds it.
+        """Encodes the image, unless a cache of the encoder has its embedding.
 
-        Raises InvalidRequest naming the image's field where it cannot be decoded, Unavailable
-        where no replica answers, and whatever else the encoder refuses with.
+        Raises InvalidRequest with the image's field if it cannot be decoded, Unavailable if no
+        replica answers, and the other errors of an encoder as they are.
         """
         began = time.monotonic()
         request = encoder_pb2.EncodeRequest(key=to_proto(key), image=image.data)

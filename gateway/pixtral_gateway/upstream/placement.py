@@ -1,23 +1,23 @@
-"""Chooses the replica that a request goes to."""
+"""Chooses the replica for a request."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from pixtral_gateway.upstream.decoder_work import Blocks, DecoderWork
 
-# A token that another decoder has computed costs so much more than one that none has: to compute it
-# again makes all that come after it wait, and takes room from what others have computed.
+# The extra cost of a token that another decoder has computed: computing it again delays all later
+# requests, and takes room from computed prompts.
 AGAIN = 3
-# Decoders whose costs differ by less are taken for equal, and the first in the key's own order is
-# chosen: the costs are not known better, and gateways then agree.
+# Decoders whose costs differ by at most this factor count as equal, and the first in the key's own
+# order is chosen: costs are not known more exactly, and so gateways agree.
 SLACK = 1.25
 
 
 def rendezvous(key: bytes, addresses: Iterable[str]) -> list[str]:
     """The addresses in the key's own order of preference, its owner first.
 
-    Highest random weight hashing: gateways that know of each other nothing agree on the order,
-    and where an address goes, only the keys that it owned move.
+    Highest random weight hashing: gateways that know nothing of each other agree on the order. When
+    an address goes, only the keys that it owned move.
     """
 
     def weight(address: str) -> bytes:
@@ -34,19 +34,19 @@ def by_work(
     *,
     is_known: bool = False,
 ) -> str:
-    """The address whose decoder takes a prompt of so many tokens at the least cost.
+    """The address of the decoder with the least cost for a prompt of this many tokens.
 
         cost = (left + new + AGAIN * again) / rate
 
-    `left` are tokens that the decoder has to compute before, `new` those of this prompt that it has
-    not computed, `again` those of them that another decoder has, and `rate` how many it was seen to
-    compute in a second. A decoder that was not yet seen to compute is taken for as fast as the
-    mean of the others.
+    `left` are tokens that the decoder has to compute first, `new` those of this prompt that it has
+    not computed, `again` those of them that another decoder has computed, and `rate` the number
+    that it computes in a second, as measured. A decoder without a measured rate has the mean of the
+    others.
 
-    It is the first in the order of preference whose cost is within SLACK of the least. Where no
-    decoder is known to have any of the prompt, and `is_known` says that its images were shown
-    before, another gateway has sent them: most likely to the first in that order, which is taken
-    to have them.
+    Among the addresses within SLACK of the least cost, the first in the order of preference wins.
+    `is_known` means that the prompt's images were shown earlier. If no decoder is known to have
+    computed any of the prompt then, another gateway has sent them, most likely to the first in that
+    order, and this function assumes so.
     """
     seen = [rate for address in preference if (rate := works[address].tokens_per_second)]
     usual = sum(seen) / len(seen) if seen else 1.0

@@ -35,7 +35,7 @@ class Tiers:
     _broken: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
-        """Starts to watch the replicas; returns once there is a decoder to work with."""
+        """Starts to watch the replicas. Returns once a decoder can serve."""
         changed = asyncio.Event()
         self._watch(self.encoders, changed)
         self._watch(self.decoders, changed)
@@ -44,19 +44,19 @@ class Tiers:
             await changed.wait()
 
     async def failed(self) -> None:
-        """Returns once a watch over the replicas has broken, which leaves one as it last was."""
+        """Returns once a watch over the replicas has failed, and the registry no longer changes."""
         await self._broken.wait()
 
     async def stop(self) -> None:
         await asyncio.gather(self.encoders.stop(), self.decoders.stop())
 
     def contract(self, adapter: str = "") -> Contract:
-        """The contract to serve the next request by, for an adapter of the model if one is named.
+        """The contract for the next request, and for an adapter of the model if one is named.
 
         Raises Unavailable without a decoder.
 
-        While a rolling upgrade makes for two, the one that images can be encoded under and that
-        has more decoders.
+        During a rolling upgrade there may be two contracts. The one wins that has encoders and more
+        decoders.
         """
         decoders = Counter(
             d.contract for d in self.decoders if d.contract is not None and d.has(adapter)
@@ -74,7 +74,8 @@ class Tiers:
 
     @property
     def context_length(self) -> int:
-        """Tokens that fit on every decoder that has answered. Raises Unavailable where none has."""
+        """The most tokens that fit on every decoder that has answered. Raises Unavailable if none
+        has."""
         lengths = [decoder.context_length for decoder in self.decoders if decoder.fits]
         if not lengths:
             raise Unavailable("no decoder is ready", RETRY_SECONDS)

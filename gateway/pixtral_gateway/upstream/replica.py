@@ -1,4 +1,4 @@
-"""One process of another tier: whether it is ready, what it serves, and what runs on it."""
+"""One process of another tier: whether it is ready, which model it serves, and what runs on it."""
 
 import asyncio
 import logging
@@ -18,17 +18,18 @@ from pixtral_gateway.upstream.ejection import Record, eject
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 2.0
-# A replica that is not there is asked often, so that it is found as soon as it comes.
+# An absent replica gets frequent handshakes, so that it is found soon after it starts.
 SECONDS_BETWEEN_HANDSHAKES = 5.0
 SECONDS_BETWEEN_ATTEMPTS = 0.5
-# A replica too busy for a handshake is not gone: only so many in a row say that it hangs.
+# A replica too busy for a handshake is not gone: only this many failures in a row mean that it
+# hangs.
 SLOW_HANDSHAKES = 3
 SECONDS_BETWEEN_LOOKS = 1.0
 
-# The codes with which a call ends when the process behind it has gone, or goes.
+# The codes with which a call ends when its process has gone or shuts down.
 GONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
-# The codes with which it ends where the process behind it has not done its work.
+# The codes with which a call ends when its process failed to do the work.
 FAILED = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
 
 RETRY_SECONDS = 1.0
@@ -40,7 +41,7 @@ class Cancellable(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """A call under way to a replica.
+    """A running call to a replica.
 
     Attributes:
         is_awaited: its next response is. Not so while the last one waits for a client to read it.
@@ -51,14 +52,14 @@ class Work:
 
 
 def is_cancelled() -> bool:
-    """Whether what was caught as CancelledError is this task's own end, and not a call's."""
+    """Whether a CancelledError is the end of this task, and not of a call."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The facts in which an encoder and a decoder must agree to work together."""
+    """The facts on which an encoder and a decoder must agree to work together."""
 
     model: str
     fingerprint: str
@@ -98,13 +99,14 @@ class Replica(ABC):
 
     @abstractmethod
     async def handshake(self) -> Contract:
-        """Asks the process what it is. Raises AioRpcError."""
+        """Asks the process for its facts. Raises AioRpcError."""
 
     @contextmanager
     def serving(self, call: Cancellable, answers: int = 1) -> Iterator[Work]:
-        """While the replica works at `call`, which is over with the block.
+        """The replica works at `call` until the block ends.
 
-        Should the replica hang, the call is cancelled: `is_cancelled` tells whether it is that.
+        If the replica hangs, the call is cancelled, and `is_cancelled` is true for that reason
+        alone.
         """
         work = Work(call)
         self._under_way.add(work)
@@ -117,12 +119,13 @@ class Replica(ABC):
             call.cancel()
 
     def lost(self) -> None:
-        """A call found the process gone: it is used again when it answers a handshake."""
+        """A call found that the process is gone. The replica is used again after its next
+        handshake."""
         self._announce(None)
         self._asked_to_look.set()
 
     def leave_out(self) -> None:
-        """It is not used until its record says so."""
+        """The replica is not used until its record allows it."""
         self._set(None)
 
     async def watch(
@@ -180,13 +183,13 @@ class Replica(ABC):
                 slow, has_failed = 0, False
                 self.fits = contract.width == width
                 if not self.fits:
-                    logger.warning("%s %s is of another model", self.tier, self.address)
+                    logger.warning("%s %s serves another model", self.tier, self.address)
                 self._announce(contract if self.fits else None)
                 changed.set()
             await self._pause(is_urgent=slow > 0)
 
     def retire(self) -> None:
-        """It is not used for anything new; calls under way go on."""
+        """The replica gets no new calls; running calls continue."""
         self._announce(None)
 
     async def close(self) -> None:
@@ -198,8 +201,8 @@ class Replica(ABC):
             work.call.cancel()
 
     def _hear(self, responses: int) -> None:
-        """A handshake proves that the replica answers: it may answer others while this gateway
-        waits in a queue."""
+        """A handshake proves that the replica answers: it may answer other gateways while this one
+        waits in its queue."""
         if responses != self._told:
             self._told = responses
             self.responses += 1
@@ -249,8 +252,9 @@ class EncoderReplica(Replica):
 
 
 class DecoderReplica(Replica):
-    """`context_length`, in tokens, `capacity`, in answers that run and wait there before others are
-    refused, and `adapters`, by name, are as of the last handshake. `work` is what it has to do."""
+    """`context_length` is in tokens. `capacity` is the number of answers that run and wait there
+    before it refuses others, and `adapters` are names, both from the last handshake. `work` is what
+    the decoder has left to compute."""
 
     tier = "decoder"
 
@@ -270,7 +274,7 @@ class DecoderReplica(Replica):
         self.work.report(load.new_tokens, load.answers, load.tokens_per_second)
 
     def has(self, adapter: str) -> bool:
-        """Whether it can answer with an adapter; empty is none."""
+        """Whether the decoder has an adapter; the empty name is no adapter."""
         return not adapter or adapter in self.adapters
 
     async def handshake(self) -> Contract:
@@ -278,7 +282,7 @@ class DecoderReplica(Replica):
             decoder_pb2.GetDecoderInfoRequest(), timeout=HANDSHAKE_SECONDS
         )
         self.context_length = info.context_length
-        # A decoder of before has no word of it.
+        # A decoder of an older version has no such field.
         self.capacity = info.capacity or 2 * info.max_running
         self.adapters = frozenset(info.adapters)
         self._hear(info.responses)

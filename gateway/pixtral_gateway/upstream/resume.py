@@ -1,4 +1,4 @@
-"""How far a completion has come, and whether another decoder can go on with it."""
+"""How far a completion has come, and whether another decoder can continue it."""
 
 from array import array
 from dataclasses import fields
@@ -7,7 +7,8 @@ from typing import Final
 from pixtral_core.generation.sampling import Sampling
 from pixtral_gateway.request import Delta
 
-# They choose the next token by the tokens before it alone, wherever the prompt ends.
+# With these parameters the next token depends on the tokens before it alone, wherever the prompt
+# ends.
 STATELESS: Final = frozenset(
     {
         "max_tokens",
@@ -25,16 +26,16 @@ STATELESS: Final = frozenset(
         "include_stop_str_in_output",
     }
 )
-# The others, with values that change nothing.
+# The other parameters, with values that have no effect.
 IDLE: Final = {"seed": -1, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _DEFAULTS: Final = Sampling()
 
 
 def can_be_continued(sampling: Sampling) -> bool:
-    """Whether another decoder can go on with a completion as the one that began it would have.
+    """Whether another decoder can continue a completion exactly as the first one would have.
 
-    It cannot where the next token depends on state that the engine alone has: of a grammar, of a
-    seeded generator, or of penalties, which count the completion's own tokens.
+    It cannot if the next token depends on state that only the engine has: of a grammar, of a seeded
+    generator, or of penalties, which count the completion's own tokens.
     """
     is_greedy = sampling.temperature == 0
     return all(
@@ -46,9 +47,10 @@ def can_be_continued(sampling: Sampling) -> bool:
 
 
 class Progress:
-    """The deltas of a request's choices so far, from all decoders that it was sent to.
+    """The deltas of a request's choices so far, from all decoders.
 
-    `made` are token ids that the next decoder goes on from. `has_begun`: the client has some of it.
+    `made` are the token ids from which the next decoder continues. `has_begun`: the client has some
+    of them.
     """
 
     __slots__ = ("_can_be_continued", "_new", "_unfinished", "has_begun", "made")
@@ -72,7 +74,7 @@ class Progress:
             self._unfinished -= 1
 
     def resume(self) -> bool:
-        """Whether another decoder can make what is missing; if so, `made` is complete."""
+        """Whether another decoder can make the missing part; if so, `made` is complete."""
         if self.has_begun and not self._can_be_continued:
             return False
         self.made.extend(self._new)

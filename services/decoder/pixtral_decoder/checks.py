@@ -1,8 +1,8 @@
 """Checks before the engine: a request that passes them cannot end it.
 
 vLLM's engine dies, for everyone, of an embedding that does not fit its placeholders
-(CVE-2025-62372) and of ids outside the vocabulary; and its caches believe the names they are
-given. So nothing reaches it unchecked, whoever sent it.
+(CVE-2025-62372) and of ids outside the vocabulary, and its caches trust the keys that they get. So
+every request is checked, no matter which process sent it.
 """
 
 from dataclasses import dataclass
@@ -88,7 +88,8 @@ def check_sampling(sampling: Sampling, limits: Limits, prompt_length: int) -> No
 
 
 def check_fits(index: int, claimed: Grid, found: Grid) -> None:
-    """Whether image `index`'s embedding is as large as the request says."""
+    """Raises InvalidRequest if the embedding of image `index` has another size than the request
+    says."""
     if claimed != found:
         raise InvalidRequest(
             f"images[{index}].rows",
@@ -98,10 +99,11 @@ def check_fits(index: int, claimed: Grid, found: Grid) -> None:
 
 
 def _check_places(prompt: Prompt, limits: Limits) -> None:
-    """Every run of image tokens is claimed by exactly one image, and every image's is there."""
+    """Checks that each run of image tokens belongs to exactly one image, and that every image has
+    one."""
     if len(prompt.images) > limits.max_images:
         raise InvalidRequest(
-            "images", f"must hold at most {limits.max_images}", reason="TOO_MANY_IMAGES"
+            "images", f"must have at most {limits.max_images}", reason="TOO_MANY_IMAGES"
         )
     spec, token_ids = limits.spec, prompt.token_ids
     free_from, claimed = 0, 0
@@ -112,7 +114,7 @@ def _check_places(prompt: Prompt, limits: Limits) -> None:
                 raise InvalidRequest(f"{path}.{name}", f"must be 1 to {limits.max_grid_side}")
         if image.offset < free_from:
             raise InvalidRequest(
-                f"{path}.offset", "must lie behind the image before, in the prompt's order"
+                f"{path}.offset", "must come after the previous image in the prompt"
             )
         if image.end > len(token_ids):
             raise InvalidRequest(f"{path}.offset", "the image's tokens end outside the prompt")
@@ -124,7 +126,7 @@ def _check_places(prompt: Prompt, limits: Limits) -> None:
         claimed += grid.placeholder_length
     image_token_ids = (spec.image_token_id, spec.image_break_token_id, spec.image_end_token_id)
     if sum(map(token_ids.count, image_token_ids)) != claimed:
-        raise InvalidRequest("prompt_token_ids", "image tokens belong to none of the images")
+        raise InvalidRequest("prompt_token_ids", "image tokens of the prompt belong to no image")
 
 
 def _check_generated(prompt: Prompt, limits: Limits) -> None:
@@ -145,7 +147,8 @@ def _check_generated(prompt: Prompt, limits: Limits) -> None:
 
 
 def _check_structure(wanted: StructuredOutput) -> None:
-    # vLLM judges its content, off the event loop; the time that this may take is bounded here.
+    # vLLM checks its content off the event loop. The size is checked here, because it bounds the
+    # time.
     needs_text = wanted.structure is not Structure.JSON_OBJECT
     if needs_text and not (wanted.values and all(wanted.values)):
         raise InvalidRequest(wanted.path, "must not be empty")

@@ -31,7 +31,7 @@ TOO_SLOW = (
 
 
 class Decoder:
-    """Generates as many choices as `queue` admits; a request has `n` of them.
+    """Generates as many choices as `queue` admits. A request has `n` choices.
 
     Attributes:
         work: the prompts that the engine has to compute.
@@ -76,7 +76,8 @@ class Decoder:
             computed = begun.enter_context(self.work.prompt(prompt.expected_tokens))
             awaited = (image for image in prompt.images if not self._engine.holds(image))
             begun.callback(self._waiting_bytes.take(awaited))
-            # The engine may drop an image after it was asked for it: then all are sent again.
+            # The engine may drop an image between this check and the request. Then all images are
+            # sent.
             for resend in (False, True):
                 embeddings = await self._embeddings(prompt.images, skip_held=not resend)
                 stream.begin()
@@ -100,7 +101,7 @@ class Decoder:
             raise InvalidRequest(slow.field, TOO_SLOW, "STRUCTURE_TOO_SLOW") from None
         except NothingFollows as ended:
             raise InvalidRequest(
-                ended.field, "this answer has come to a place where nothing may follow"
+                ended.field, "this answer cannot be continued: nothing may follow its last token"
             ) from None
         except EngineDead:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None
@@ -123,7 +124,7 @@ class Decoder:
             check_fits(index, image.grid, embedding.grid)
             return embedding
 
-        # All are awaited: the gateway then has every missing image encoded at once.
+        # It awaits all of them, so that the gateway has every missing image encoded at once.
         results = await asyncio.gather(
             *(one(index, image) for index, image in enumerate(images)), return_exceptions=True
         )
@@ -152,7 +153,7 @@ class Decoder:
 
 
 class _StreamRecord:
-    """Puts the times and tokens of one stream into the request's log line and span."""
+    """Writes the times and tokens of one stream to the request's log line and span."""
 
     __slots__ = ("_began", "_first", "_scheduled", "_tokens")
 
@@ -163,7 +164,7 @@ class _StreamRecord:
 
     @property
     def run_seconds(self) -> float | None:
-        """How long the engine has run it so far; None where it has not begun."""
+        """How long the engine has run the request so far; None if it has not begun."""
         return None if self._first is None else time.monotonic() - self._scheduled
 
     def begin(self) -> None:

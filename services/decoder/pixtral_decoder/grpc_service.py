@@ -31,7 +31,7 @@ FINISH_REASONS = {
 @dataclass(frozen=True, slots=True)
 class DecoderInfo:
     """The facts that a gateway compares with an encoder's before it pairs the two, and those that
-    it plans with."""
+    it uses for placement."""
 
     model: str
     fingerprint: str
@@ -112,7 +112,7 @@ def _image(index: int, image: decoder_pb2.PromptImage) -> ImagePlace:
     try:
         key = from_proto(image.key)
     except BadKey as error:
-        # Its texts are its own and hold nothing of the message.
+        # Its messages are its own, and have nothing of the request.
         raise InvalidRequest(f"images[{index}].key", str(error)) from None
     return ImagePlace(key, image.offset, Grid(image.rows, image.cols), image.encoder)
 
@@ -125,7 +125,7 @@ def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
             finish_reason=FINISH_REASONS[delta.finish_reason],
         )
     )
-    # Few have them, and this is done for every token.
+    # Few deltas have them, and this runs for every token.
     match delta.stop_reason:
         case None:
             pass

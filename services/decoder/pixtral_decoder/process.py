@@ -30,7 +30,7 @@ from pixtral_decoder.settings import DecoderSettings
 from pixtral_decoder.vllm_hooks import plugin
 from pixtral_decoder.waiting_queue import WaitingQueue
 
-# The fields that vLLM takes from a generation_config.json where a request leaves them out.
+# The fields that vLLM takes from a generation_config.json if a request leaves them out.
 SAMPLING_DEFAULTS = (
     "frequency_penalty",
     "max_new_tokens",
@@ -52,7 +52,7 @@ class DecoderTier:
     services: tuple[str, ...] = (
         decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name,
     )
-    # Every gateway's handshake, every few seconds.
+    # For every gateway's handshake, every few seconds.
     quiet: tuple[str, ...] = (f"{services[0]}/GetDecoderInfo",)
 
     def __init__(self, settings: DecoderSettings) -> None:
@@ -65,7 +65,7 @@ class DecoderTier:
         decoder_pb2_grpc.add_DecoderServiceServicer_to_server(self._service, server)
 
     async def start(self) -> None:
-        """Raises StartupError where the checkpoint or the installation is no good."""
+        """Raises StartupError if the checkpoint or the installation cannot serve."""
         settings, engine = self._settings, self._engine
         # To look at an embedding's values takes a third of a millisecond. A team of threads, where
         # there are several teams and other work, takes five to come together.
@@ -79,7 +79,7 @@ class DecoderTier:
             spec = read_spec(settings.model_dir)
             language = read_language(settings.model_dir)
             _check_generation_config(settings.model_dir)
-            # With vLLM's `dummy` format there are no weights to look at: for measurements.
+            # vLLM's `dummy` format has no weights to check: it is for measurements.
             if settings.engine_args.get("load_format") != "dummy":
                 check_language_model(settings.model_dir, language)
             find_tokenizer(settings.model_dir, spec, language.vocab_size)
@@ -188,7 +188,7 @@ def _engine_options(settings: DecoderSettings) -> EngineOptions:
 
 
 def _check_generation_config(model_dir: Path) -> None:
-    """vLLM passes over one that it cannot read, and samples by other numbers than the model's."""
+    """vLLM ignores a file that it cannot read, and samples with other values than the model's."""
     path = model_dir / "generation_config.json"
     if not path.exists():
         return

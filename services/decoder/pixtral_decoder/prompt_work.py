@@ -6,21 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-# A prompt with fewer tokens to compute waits for a step rather than for its own computation, and
-# says nothing of the rate.
+# A prompt with fewer new tokens waits for a step rather than for its own computation, so its time
+# says nothing about the rate.
 MEASURED_TOKENS: Final = 512
-# A sample of this age counts a third of a new one.
+# A sample of this age counts a third as much as a new one.
 MEMORY_SECONDS: Final = 30.0
-# With less than this of work to go by, a rate is not known.
+# With less work than this in the samples, the rate is unknown.
 LEAST_SECONDS: Final = 0.1
 
 
 class PromptWork:
-    """The prompts that have no first token yet.
+    """The prompts that wait for their first token.
 
-    The rate is that of the time in which a long prompt waited or was computed. It is forgotten when
-    the decoder has had no long prompt for a while, so that one slow moment is not held against it
-    for ever.
+    The rate is measured while a long prompt waits or is computed. Without a long prompt for a while
+    it is forgotten, so that one slow moment does not count forever.
 
     Attributes:
         tokens: that the engine is expected to compute for them.
@@ -31,20 +30,21 @@ class PromptWork:
         self._clock = clock
         self._looked_at = clock()
         self._long = 0
-        # Tokens of long prompts that were computed, and the time that it took; the past fades.
+        # Computed tokens of long prompts, and the time for them. Old samples fade.
         self._computed = self._seconds = 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """0 where nothing was seen lately."""
+        """0 without recent samples."""
         self._look()
         return self._computed / self._seconds if self._seconds >= LEAST_SECONDS else 0.0
 
     @contextmanager
     def prompt(self, tokens: int) -> Iterator[Callable[[int], None]]:
-        """While a prompt waits for its first token; gives what is to be called then.
+        """A prompt waits for its first token during the block. Yields a function to call when it
+        comes.
 
-        It is called with the tokens that were computed, and may be called again to no effect.
+        Call it with the number of computed tokens. A second call changes nothing.
         """
         self._look()
         self.tokens += tokens

@@ -10,9 +10,9 @@ from pixtral_core.model.vision_spec import Grid
 
 @dataclass(frozen=True, slots=True)
 class ImagePlace:
-    """An image and where it stands in the prompt: `grid.placeholder_length` tokens at `offset`.
+    """An image and its place in the prompt: `grid.placeholder_length` tokens at `offset`.
 
-    `encoder` is the host:port that the embedding can be fetched from, or empty.
+    `encoder` is the host:port from which the embedding can be fetched, or empty.
     """
 
     key: EmbeddingKey
@@ -24,8 +24,8 @@ class ImagePlace:
     def identity(self) -> str:
         """The image's name in the engine's caches.
 
-        With its grid: what is cached under a name can then never meet placeholders of another
-        size, which would end the engine.
+        It includes the grid: a cached value can then never meet placeholders of another size, which
+        would end the engine.
         """
         return f"{self.key.identity}-{self.grid.rows}x{self.grid.cols}"
 
@@ -62,11 +62,11 @@ class Prompt:
 
     @property
     def expected_tokens(self) -> int:
-        """Tokens that the engine is expected to compute before the first of the answer."""
+        """Tokens that the engine is expected to compute before the first token of the answer."""
         every = len(self.token_ids) + len(self.generated)
         return every if self.new_tokens is None else min(self.new_tokens, every)
 
     @property
     def engine_token_ids(self) -> list[int]:
-        """The tokens that the engine is to continue."""
+        """The tokens that the engine continues."""
         return [*self.token_ids, *self.generated] if self.generated else self.token_ids

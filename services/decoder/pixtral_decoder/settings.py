@@ -30,92 +30,96 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     """Answers prompts for a Pixtral model: its language model, in vLLM, on GPUs or a CPU."""
 
     listen: Address = Field(
-        "127.0.0.1:50053", description="host:port to serve gRPC on; port 0 is any."
+        "127.0.0.1:50053", description="host:port of gRPC; port 0 is any free port."
     )
     model_dir: DirectoryPath = Field(
-        description="Directory of the model in Mistral format: params.json, "
-        "consolidated*.safetensors, tekken.json; or in Hugging Face's: config.json, "
-        "model*.safetensors, and tekken.json where mistral_common does not ship it."
+        description="Directory of the model, in Mistral's format (params.json, "
+        "consolidated*.safetensors, tekken.json) or Hugging Face's (config.json, "
+        "model*.safetensors, and tekken.json unless mistral_common ships it)."
     )
     dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16,
-        description="The dtype of embeddings and weights; the encoders must have the same.",
+        description="The dtype of embeddings and weights; the encoders must have the same value.",
     )
     compute_dtype: Literal[DType.BF16, DType.F32] | None = Field(
         None,
-        description="The dtype in which the language model computes; unset: dtype, or f32 on a CPU "
-        "without instructions for bf16, where it is several times as fast and takes twice the "
-        "memory.",
+        description="The dtype in which the language model computes; unset: dtype. On a CPU "
+        "without instructions for bf16 the default is f32, which is several times as fast there "
+        "and takes twice the memory.",
     )
     vision_fp8: bool = Field(
         False,
-        description="Take the embeddings of encoders that multiply in 8 bits; the encoders must "
-        "have the same.",
+        description="Take embeddings of encoders that multiply in 8 bits; the encoders must have "
+        "the same value.",
     )
     cache_bytes: int = Field(
-        512 * MIB, ge=64 * MIB, description="Embeddings kept in this process's memory, in bytes."
+        512 * MIB, ge=64 * MIB, description="Bytes of embeddings in this process's memory."
     )
     engine_cache_bytes: int = Field(
-        1024 * MIB, ge=64 * MIB, description="Embeddings kept in the engine's process, in bytes."
+        1024 * MIB, ge=64 * MIB, description="Bytes of embeddings in the engine's process."
     )
     context_length: int = Field(
         32_768,
         ge=1,
-        description="Tokens of a prompt and its answer together; at most the model's own.",
+        description="The most tokens of a prompt and its answer together; at most the model's own "
+        "limit.",
     )
     max_images: int = Field(32, ge=1, description="The most images in one prompt.")
     max_running: int | None = Field(
         None,
         ge=1,
-        description="Answers that the engine works on at once; unset: as many as vLLM runs by "
-        "itself on the device, 1024 on a GPU of 70 GiB or more, 256 on a smaller one or an A100, "
-        "128 on a CPU.",
+        description="How many answers the engine works on at once; unset: as many as vLLM does by "
+        "default, 1024 on a GPU of 70 GiB or more, 256 on a smaller one or an A100, 128 on a CPU.",
     )
     max_wait_seconds: float = Field(
         60.0,
         ge=0,
-        description="How long an answer may wait for the engine, by the rate at which answers were "
-        "seen to end; one that would wait longer is refused at once.",
+        description="The most seconds that an answer waits for the engine. The decoder estimates "
+        "them from the rate at which answers end, and at once refuses an answer that would wait "
+        "longer.",
     )
     max_waiting_bytes: int = Field(
         4096 * MIB,
         ge=64 * MIB,
-        description="Embeddings of requests that the engine has not begun, each image once; "
-        "requests with more are refused.",
+        description="The most bytes of embeddings of requests that wait for the engine; each "
+        "image counts once, and more are refused.",
     )
     peer_seconds: float = Field(
-        5.0, gt=0, description="How long fetching one embedding from an encoder may take."
+        5.0, gt=0, description="The most seconds for fetching an embedding from an encoder."
     )
     kv_cache_bytes: int | None = Field(
         None,
         ge=64 * MIB,
-        description="Memory for keys and values; unset: what the GPU has left, 1 GiB on a CPU.",
+        description="Bytes of memory for keys and values; unset: the rest of the GPU's memory, or "
+        "1 GiB on a CPU.",
     )
     kv_host_bytes: int = Field(
         0,
         ge=0,
-        description="Memory of the machine, in /dev/shm, for keys and values that the GPU has no "
-        "room for, of all its GPUs together; 0 is none. `pixtral-serve doctor` says how much there "
-        "is. No effect on a CPU.",
+        description="Bytes of the machine's memory, in /dev/shm, for keys and values beyond the "
+        "memory of all the decoder's GPUs; 0 is none. `pixtral-serve doctor` says how much the "
+        "machine has. No effect on a CPU.",
     )
     gpu_memory_fraction: float = Field(
         0.9, gt=0, le=1, description="The share of each GPU's memory that the engine may use."
     )
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that share the model.")
+    tensor_parallel: int = Field(1, ge=1, description="How many GPUs share the model.")
     cpu_threads: int | None = Field(
-        None, ge=1, description="Threads that compute on a CPU; unset: all cores but one."
+        None,
+        ge=1,
+        description="How many threads compute on a CPU; unset: one fewer than the cores.",
     )
     lora_modules: dict[str, DirectoryPath] = Field(
         {},
-        description="LoRA adapters that requests can name as their model: a table of names and "
-        "directories in PEFT's form in the file, NAME=DIRECTORY in each of several flags, a JSON "
-        "object in the variable.",
+        description="LoRA adapters in PEFT's form, by the names that requests use as their model: "
+        "a table of names and directories in the file, NAME=DIRECTORY in each of several flags, a "
+        "JSON object in the variable.",
     )
     quantization: str | None = Field(
         None,
-        description="Weights of 16 bits are quantised as they are loaded: vLLM's name of the way, "
-        "such as fp8 on a GPU, or int8_per_channel_weight_only, on a CPU too; unset: they stay as "
-        "the checkpoint has them.",
+        description="Quantise weights of 16 bits at load, by the method with this name in vLLM, "
+        "such as fp8 on a GPU, or int8_per_channel_weight_only, which works on a CPU, too; unset: "
+        "weights stay as in the checkpoint.",
     )
     engine_args: Annotated[dict[str, Any], AfterValidator(_check_arguments)] = Field(
         {},

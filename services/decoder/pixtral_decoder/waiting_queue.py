@@ -1,4 +1,4 @@
-"""Admits answers to the engine and to the queue before it, which is bounded by time."""
+"""Admits answers to the engine and to the queue before it. Time bounds the queue."""
 
 import math
 import time
@@ -10,23 +10,23 @@ from pixtral_core.concurrency.queue_shares import is_within_share
 from pixtral_core.errors import Overloaded
 from pixtral_decoder.metrics import ADMITTED, ADMITTED_LIMIT
 
-# A sample of this age counts a third of a new one.
+# A sample of this age counts a third as much as a new one.
 MEMORY_SECONDS: Final = 30.0
-# For so long after answers begin to wait, their rate is mostly what they took before that.
+# For this long after answers begin to wait, their rate mostly shows an earlier time without a
+# queue.
 PRIOR_SECONDS: Final = 1.0
-# Each one that waits keeps its prompt in memory.
+# Each waiting answer keeps its prompt in memory.
 MOST_WAITING: Final = 10_000
 MOST_RETRY_SECONDS: Final = 60
 
 
 class WaitingQueue:
-    """Counts the answers that run and wait, and knows how long the next one would wait.
+    """Counts the answers that run and wait, and estimates the next one's wait.
 
-    The engine runs `max_running` at once. Behind them, an answer waits until as many as are ahead
-    of it have ended. They end at the rate that was seen while answers waited, and before any has
-    ended in such a time, at the rate that follows from how long one took to run. Before any has
-    ended at all, as many may wait as run. Beyond that there is a quarter more for tenants that have
-    less than their share.
+    The engine runs `max_running` answers at once. The next answer waits until as many answers as
+    are ahead of it have ended. They end at the rate that was measured while answers waited. Without
+    such a rate, the time that one answer ran gives the rate. Without that time, as many answers may
+    wait as run. Tenants with less than their share have a quarter more room.
 
     Attributes:
         admitted: answers that run or wait.
@@ -44,21 +44,21 @@ class WaitingQueue:
         self._max_seconds = max_wait_seconds
         self._clock = clock
         self._looked_at = clock()
-        # While answers waited: how many ended, and in how long; what is long past fades.
+        # How many answers ended while others waited, and in how much time. Old samples fade.
         self._ended = self._seconds = 0.0
-        # How long an answer runs: a moving mean.
+        # How long an answer runs, as a moving mean.
         self._run_seconds: float | None = None
         ADMITTED_LIMIT.set(self.capacity)
 
     @property
     def capacity(self) -> int:
-        """How many answers may run and wait before others are refused, as of now."""
+        """How many answers may currently run and wait."""
         return self._max_running + self._most_waiting(self._rate())
 
     def enter(self, answers: int, tenant: str = "") -> None:
-        """Admits so many answers to one request. A request that is alone always gets in.
+        """Admits this many answers of one request. A request that is alone always gets in.
 
-        Raises Overloaded where they would wait too long.
+        Raises Overloaded if they would wait too long.
         """
         rate = self._rate()
         ahead = self.admitted + answers - self._max_running
@@ -67,7 +67,7 @@ class WaitingQueue:
         if is_full and not is_within_share(
             self._tenants, tenant, answers, self._max_running + most
         ):
-            # Whole seconds, so that most refusals are the same message.
+            # Whole seconds, so that most refusals have the same message.
             retry = math.ceil(ahead / rate - self._max_seconds) if rate else 0
             raise Overloaded(
                 "the decoder's queue is full: an answer would wait longer than "
@@ -78,13 +78,13 @@ class WaitingQueue:
         self._count(answers)
 
     def leave(self, answers: int, run_seconds: float | None, tenant: str = "") -> None:
-        """Counts out so many answers, which ran for so long; None says that they never ran."""
+        """Removes this many answers, which ran for this long; None means that they never ran."""
         if run_seconds is not None:
             self._look()
             if self.admitted > self._max_running:
                 self._ended += answers
             known = self._run_seconds
-            # The newest of as many as run at once is a small part of them.
+            # The newest answer is a small part of all that run at once.
             part = 1.0 if known is None else answers / (self._max_running + answers)
             self._run_seconds = run_seconds * part + (known or 0.0) * (1 - part)
         self._tenants[tenant] -= answers
@@ -107,7 +107,7 @@ class WaitingQueue:
             self._seconds = self._seconds * fading + MEMORY_SECONDS * (1 - fading)
 
     def _rate(self) -> float | None:
-        """Answers that end in a second while others wait; None where nothing is known of it."""
+        """How many answers end in a second while others wait; None if that is unknown."""
         self._look()
         if self._run_seconds is None:
             return None

@@ -1,4 +1,4 @@
-"""Continuous batching: all images that wait when the device is free go as one ragged batch."""
+"""Continuous batching: when the device is free, all waiting images become one ragged batch."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # An image on the device, ready to be embedded.
 Image = TypeVar("Image")
-# Submits images to the device; the function that it returns waits until they are embedded.
+# Submits images to the device. The returned function waits until they are embedded.
 Begin = Callable[[Sequence[Image]], Callable[[], list[Tensor]]]
 Outcome = Tensor | Exception
 
@@ -59,7 +59,7 @@ class Batch:
 
 @dataclass(slots=True, eq=False)
 class QueueSlot:
-    """Room in the queue for one image; `run` is its batch, once that has begun."""
+    """The room of one image in the queue; `run` is its batch, once that has begun."""
 
     patches: int
     latest_deadline: WaitingDeadline
@@ -88,16 +88,18 @@ class Waiting(Generic[Image]):
 
 
 class Batcher(Generic[Image]):
-    """Gives images to the device, one batch at a time: tenants by turns, each one's as they came.
+    """Gives images to the device, one batch at a time. Tenants take turns, and each tenant's images
+    keep their order.
 
-    There is no timer: an image that finds the device free starts at once, and those that come
-    meanwhile are the next batch, as many as `batch_patches` lets in: the one whose turn it is, and
-    of the others, in their order, whatever still fits. An image larger than that is a batch of its
-    own. When more waits than a batch holds, the device gets the next one while it works on another,
-    so that it need not wait for this process in between.
+    It has no timer: an image that finds the device free starts at once. The images that come
+    meanwhile are the next batch, up to `batch_patches`: the image whose turn it is, and in their
+    order all others that still fit. A larger image is a batch of its own. When more images wait
+    than fit into a batch, the device gets the next batch while it works on the last one, so that it
+    never waits for this process.
 
-    An image is dropped instead where its embedding would come too late for every caller that waits.
-    Too late is what the fastest batch so far, by its patches, and what is ahead leave no doubt of.
+    An image is dropped if its embedding would come too late for every caller that waits. It is too
+    late only without doubt: by the time per patch of the fastest batch so far, and by the batches
+    ahead.
     """
 
     def __init__(
@@ -108,9 +110,9 @@ class Batcher(Generic[Image]):
         queue_patches: int,
         device_lost: asyncio.Event,
     ) -> None:
-        """`begin` runs in a thread of its own, what it returns in another.
+        """`begin` runs in one thread, and the functions that it returns in another.
 
-        `device_lost` is set when nothing can be embedded any more in this process.
+        `device_lost` is set when this process cannot embed any more.
         """
         self._begin = begin
         self._batch_patches = batch_patches
@@ -118,7 +120,7 @@ class Batcher(Generic[Image]):
         # In patches.
         self._given = Given()
         self._waiting: deque[Waiting[Image]] = deque()
-        # The most batches that the device has: one runs, one waits behind it.
+        # The most batches that the device has: one runs, and one waits.
         self._runs: dict[Batch, asyncio.Task[None]] = {}
         self._free_since = 0.0
         self._seconds_per_patch = 0.0
@@ -131,7 +133,8 @@ class Batcher(Generic[Image]):
     def admit(
         self, patches: int, latest_deadline: WaitingDeadline, tenant: str = ""
     ) -> Iterator[QueueSlot]:
-        """Room for an image from before it is decoded until it is embedded.
+        """Room in the queue for an image, until it is embedded. Take it before the image is
+        decoded.
 
         Raises:
             Overloaded: where `queue_patches` are taken; an image that is alone always fits, and
@@ -153,13 +156,13 @@ class Batcher(Generic[Image]):
                 raise
 
     async def prepare(self, work: Callable[[], None]) -> None:
-        """Runs in the thread that batches run in, before any of them."""
+        """Runs in the thread of the batches, before any of them."""
         await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def embed(self, image: Image, slot: QueueSlot) -> Tensor:
-        """The embedding, (tokens, width) on the device, of an image that was let in.
+        """The embedding, (tokens, width) on the device, of an image that has room in the queue.
 
-        One that is cancelled before its batch begins is not embedded.
+        An image that is cancelled before its batch begins is not embedded.
 
         Raises:
             TooLate: where it would be embedded for nobody.
@@ -176,7 +179,7 @@ class Batcher(Generic[Image]):
             _tell(waiting)
 
     async def close(self) -> None:
-        """Returns when the batches that run have ended."""
+        """Returns when the running batches have ended."""
         while self._runs:
             await asyncio.wait(self._runs.values())
         for thread in (self._thread, self._waiter):
@@ -200,7 +203,7 @@ class Batcher(Generic[Image]):
     def _may_start(self) -> bool:
         if not self._runs:
             return True
-        # More images may still join a batch that is not full.
+        # More images may still join a batch that has room.
         is_full = sum(waiting.slot.patches for waiting in self._waiting) >= self._batch_patches
         return is_full and len(self._runs) == 1 and all(run.is_submitted for run in self._runs)
 
@@ -213,7 +216,7 @@ class Batcher(Generic[Image]):
             self._start_batch()
             outcomes = await in_thread(self._waiter, self._wait_for, run, wait)
         except Exception:
-            # A CUDA context does not recover from this: only a new process helps.
+            # A CUDA context does not recover from this error: only a new process helps.
             logger.exception("a batch of %d images failed on the device", len(batch))
             self._device_lost.set()
         if self._device_lost.is_set():
@@ -244,17 +247,17 @@ class Batcher(Generic[Image]):
         return False
 
     def _is_too_late(self, slot: QueueSlot) -> bool:
-        """Whether an image that comes now is embedded for nobody."""
+        """Whether an image that comes now would be embedded too late for its caller."""
         left, latest_deadline = self._seconds_left(), slot.latest_deadline
         due = self._given.by_turns([*(waiting.slot for waiting in self._waiting), slot])
         ahead = sum(each.patches for each in due[: due.index(slot)])
         if latest_deadline.lasts(left + self._seconds(ahead + slot.patches)):
             return False
-        # It may be small enough to get in before others.
+        # The image may be small enough to join a batch before others.
         return not latest_deadline.lasts(left + self._seconds(self._patches_through(slot.patches)))
 
     def _patches_through(self, patches: int) -> int:
-        """The patches of all batches from the next one to that in which a new image would be."""
+        """The patches of all batches from the next one up to the batch of a new image."""
         waiting = [each.slot.patches for each in self._given.by_turns(self._waiting)]
         through = 0
         while True:
@@ -269,11 +272,11 @@ class Batcher(Generic[Image]):
             through, waiting = through + taken, left
 
     def _seconds(self, patches: int) -> float:
-        """The least seconds that so many patches take."""
+        """The least seconds for this many patches."""
         return patches * self._seconds_per_patch
 
     def _seconds_left(self) -> float:
-        """The least seconds that the device still takes for the batches that it has."""
+        """The least seconds that the device still needs for the batches that it has."""
         if not self._runs:
             return 0.0
         began = next(iter(self._runs)).began
@@ -289,7 +292,8 @@ class Batcher(Generic[Image]):
             if len(images) == 1:
                 failed = [error]
                 return lambda: failed
-        # A batch may fail where its images do not: for want of memory, or for one of them.
+        # A batch may fail although its images are good: for lack of memory, or because of one
+        # image.
         outcomes = [outcome for image in images for outcome in self._begun([image])()]
         return lambda: outcomes
 
@@ -331,8 +335,8 @@ def _counted(patches: int) -> Iterator[None]:
 
 
 def _tell(waiting: Waiting[Image]) -> None:
-    """Reports a batch that has begun to the call whose image it has. A batch that is cancelled
-    midway is reported as far as it came."""
+    """Reports a batch that has begun to the call with the image. A batch that is cancelled midway
+    reports what was done."""
     run = waiting.slot.run
     if run is None:
         return

@@ -1,4 +1,4 @@
-"""From an image file to its embedding in Redis, where every image is encoded once."""
+"""From an image file to its embedding in Redis. Every image is encoded once."""
 
 import asyncio
 import hashlib
@@ -37,7 +37,7 @@ OFFLOAD_BYTES = 1 << 20
 
 
 class Source(StrEnum):
-    """Where an embedding was found."""
+    """The place where an embedding was."""
 
     LOCAL = "local"
     REDIS = "redis"
@@ -46,7 +46,7 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EncodedResult:
-    """The outcome of one request; `stored` says that Redis holds the embedding."""
+    """The outcome of one request. `stored` is true if Redis has the embedding."""
 
     grid: Grid
     source: Source
@@ -62,12 +62,12 @@ class CachedEmbedding:
 
 
 class Encoder:
-    """Finds embeddings in memory or Redis, and makes those that are in neither.
+    """Finds embeddings in memory or Redis, and makes the missing ones.
 
-    Concurrent requests for one key share one piece of work. It goes on for as long as one of
-    them waits, and is cancelled with the last: an image that nobody waits for any more is not
-    decoded, nor put into a batch; one whose batch is running is computed in vain. Nor is one
-    encoded that would come too late for all of them.
+    Concurrent requests for one key share one piece of work. The work continues while a request
+    waits for it, and is cancelled with the last one: then the image is not decoded, and joins no
+    batch. If its batch runs already, the result is discarded. An image is not encoded if its
+    embedding would come too late for all of them.
     """
 
     def __init__(
@@ -97,19 +97,19 @@ class Encoder:
         self._flights: SingleFlight[EmbeddingKey, EncodedResult] = SingleFlight()
         self._latest_deadlines: dict[EmbeddingKey, WaitingDeadline] = {}
         self._images = QueueShares(queue_images, "too many images are waiting to be encoded")
-        # The bytes of the files of all calls: more than one may bring the same image.
+        # The bytes of the files of all calls: several calls may send the same image.
         self._files = QueueShares(queue_bytes, "too many bytes of images are waiting to be encoded")
-        # As many as decode at once, so that none waits there, where there are no turns.
+        # As many as decode at once: images wait where tenants take turns, and not here.
         self._decoding = Turns(images_decoding)
-        # Large images leave a process to the others, where there are two: nobody's ordinary image
-        # waits for seconds while somebody's large ones are decoded.
+        # Large images leave a process to other images, if there are two, so that no ordinary image
+        # waits for seconds while large ones are decoded.
         self._large = Turns(max(1, images_decoding - 1))
         self._max_image_bytes = max_image_bytes
 
     async def encode(
         self, key: EmbeddingKey, image: bytes, deadline: float = math.inf
     ) -> EncodedResult:
-        """Sees to it that the embedding of `image` is in memory or in Redis.
+        """Makes sure that the embedding of `image` is in memory or in Redis.
 
         `deadline` is on the monotonic clock.
 
@@ -134,12 +134,12 @@ class Encoder:
         return result
 
     def held(self, key: EmbeddingKey) -> bytes | None:
-        """The embedding in its wire form, where this process has it in memory."""
+        """The embedding in its wire form, if this process has it in memory."""
         held = self._held.get(key)
         return None if held is None else held.value
 
     async def close(self) -> None:
-        """Ends the threads and the connections."""
+        """Ends the threads and closes the connections."""
         await asyncio.to_thread(self._preprocessor.close)
         await self._batcher.close()
         await self._store.close()
@@ -162,7 +162,7 @@ class Encoder:
 
     @contextmanager
     def _waiting_for(self, key: EmbeddingKey, deadline: float) -> Iterator[WaitingDeadline]:
-        """The latest deadline of all callers that wait for the key, this caller among them."""
+        """The latest deadline of all callers that wait for the key, including this caller."""
         latest_deadline = self._latest_deadlines.setdefault(key, WaitingDeadline())
         try:
             with latest_deadline.of(deadline):
@@ -180,14 +180,15 @@ class Encoder:
                     key, lambda: self._admitted(key, image, latest_deadline)
                 )
             except TooLate as late:
-                # Who came as it was being dropped for the others may have more time than they.
+                # A caller that came while the others' image was dropped may have more time than
+                # they.
                 if deadline <= late.until:
                     raise
 
     async def _admitted(
         self, key: EmbeddingKey, image: bytes, latest_deadline: WaitingDeadline
     ) -> EncodedResult:
-        # Once for all calls that wait for the image.
+        # Runs once for all calls that wait for the image.
         with self._images.room(key.scope, 1):
             return await self._find_or_encode(key, image, latest_deadline)
 
@@ -196,13 +197,14 @@ class Encoder:
     ) -> EncodedResult:
         held = self._held.get(key)
         if held is not None:
-            # Redis may have lost it since: whoever asks here has not found it there.
+            # Redis may have lost it since: a decoder that asks here has not found it there.
             stored = await self._is_stored(key) or await self._store.put(key, held.value)
             return EncodedResult(held.grid, Source.LOCAL, stored)
         with current_span().child("lookup"):
             found = await self._store.get(key, Arriving(key))
         if found is not None:
-            # Held too, for Fetch: a gateway or decoder that asks here may not get it from Redis.
+            # Also stays in memory for Fetch: a gateway or decoder that asks here may not get it
+            # from Redis.
             self._held.put(key, found, len(found.value))
             return EncodedResult(found.grid, Source.REDIS, stored=True)
         with current_span().child("open"):

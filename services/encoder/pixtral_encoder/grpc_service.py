@@ -18,7 +18,7 @@ from pixtral_encoder.encoder import Encoder, Source
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-# Under 1 MiB with room for the message around it.
+# Under 1 MiB, with room for the rest of the message.
 PIECE_BYTES = 1000 << 10
 
 SOURCES = {
@@ -65,7 +65,7 @@ class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
     ) -> AsyncGenerator[encoder_pb2.FetchResponse]:
         value = self.encoder.held(_key(request.key))
         if value is None:
-            raise NotFound("this encoder does not hold the embedding", "EMBEDDING_NOT_FOUND")
+            raise NotFound("this encoder does not have the embedding", "EMBEDDING_NOT_FOUND")
         note(bytes=len(value))
         view = memoryview(value)
         for begin in range(0, len(view), PIECE_BYTES):
@@ -89,5 +89,5 @@ def _key(message: encoder_pb2.EmbeddingKey) -> EmbeddingKey:
     try:
         return from_proto(message)
     except BadKey as error:
-        # Its texts are its own and hold nothing of the message.
+        # Its messages are its own, and have nothing of the request.
         raise InvalidRequest("key", str(error)) from None

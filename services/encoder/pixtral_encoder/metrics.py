@@ -9,14 +9,16 @@ IMAGES_ENCODED = Counter(
 )
 IMAGES_DROPPED = Counter(
     "pixtral_encoder_images_dropped_total",
-    "Images not encoded: late, their deadline could not be met; left, nobody waited any more",
+    "Images that were not encoded: late, because their deadline could not be met; left, because "
+    "no caller waited any more",
     ["reason"],
 )
 DROPPED_LATE = IMAGES_DROPPED.labels("late")
 DROPPED_LEFT = IMAGES_DROPPED.labels("left")
 DECODERS_ENDED = Counter(
     "pixtral_encoder_decoders_ended_total",
-    "Processes that ended at an image: timeout, it took too long to decode; lost, by themselves",
+    "Processes that ended while they decoded an image: timeout, because it took too long; lost, "
+    "by themselves",
     ["reason"],
 )
 DECODERS_ENDED_TIMEOUT = DECODERS_ENDED.labels("timeout")
@@ -25,7 +27,7 @@ QUEUED_PATCHES = Gauge(
     "pixtral_encoder_queued_patches", "Patches of images that are admitted and not yet embedded"
 )
 QUEUE_PATCHES_LIMIT = Gauge(
-    "pixtral_encoder_queue_patches_limit", "Patches above which images are refused"
+    "pixtral_encoder_queue_patches_limit", "Limit of queued patches; images beyond it are refused"
 )
 BATCH_PATCHES = Histogram(
     "pixtral_encoder_batch_patches",
@@ -34,7 +36,7 @@ BATCH_PATCHES = Histogram(
 )
 QUEUE_SECONDS = Histogram(
     "pixtral_encoder_queue_seconds",
-    "Wait of a decoded image for the vision tower",
+    "Time that a decoded image waits for the vision tower",
     buckets=SECONDS,
 )
 ENCODE_SECONDS = Histogram(

@@ -40,7 +40,7 @@ class EncoderTier:
     services: tuple[str, ...] = (
         encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
     )
-    # Every gateway's handshake, every few seconds.
+    # For every gateway's handshake, every few seconds.
     quiet: tuple[str, ...] = (f"{services[0]}/GetEncoderInfo",)
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -53,10 +53,10 @@ class EncoderTier:
         encoder_pb2_grpc.add_EncoderServiceServicer_to_server(self._service, server)
 
     async def start(self) -> None:
-        """Raises StartupError where the checkpoint or the device is no good."""
+        """Raises StartupError if the checkpoint or the device cannot serve."""
         settings = self._settings
-        # OpenMP's threads wait awake for the next step of a layer only while one thread alone has
-        # them at its side. That one is the tower's; all others compute by themselves.
+        # OpenMP's threads stay awake for the next step of a layer only while one thread alone uses
+        # them. That thread is the tower's; all others compute without them.
         torch.set_num_threads(1)
         try:
             spec = read_spec(settings.model_dir)
@@ -70,7 +70,7 @@ class EncoderTier:
             device_lost=self._device_lost,
         )
         try:
-            # It holds for the thread that sets it, and for those that begin later.
+            # It holds for the thread that sets it, and for those that start later.
             await batcher.prepare(lambda: torch.set_num_threads(settings.threads or THREADS))
             torch.set_num_threads(1)
             await batcher.prepare(tower.prepare)
@@ -108,7 +108,7 @@ class EncoderTier:
         try:
             await preprocessor.start()
         except NoProcess:
-            raise StartupError("a process that decodes images does not start") from None
+            raise StartupError("cannot start a process that decodes images") from None
         info = EncoderInfo(
             model=settings.model_name,
             fingerprint=made_by,
@@ -133,7 +133,7 @@ class EncoderTier:
         if device.type == "cpu":
             malloc.keep_what_is_freed()
         if settings.vision_fp8 and settings.dtype is not DType.BF16:
-            raise StartupError("vision_fp8 goes with dtype bf16 alone")
+            raise StartupError("vision_fp8 needs dtype bf16")
         if settings.vision_fp8 and not fp8.is_possible(device):
             raise StartupError(
                 f"vision_fp8 needs an H100 or a newer GPU, and this is {_describe(device)}"
@@ -141,7 +141,7 @@ class EncoderTier:
         if settings.vision_fp8:
             fp8.check_upstream()
         dtype = TORCH_DTYPES[settings.dtype]
-        # Between products in 8 bits, the model that the fingerprint names rounds to bf16.
+        # Between products in 8 bits, the model of the fingerprint rounds to bf16.
         computes_in = dtype if settings.vision_fp8 else compute_dtype(dtype, device)
         logger.info("the vision tower computes in %s", _reason(computes_in, dtype, device))
         tower = load_tower(

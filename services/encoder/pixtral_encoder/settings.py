@@ -26,74 +26,88 @@ class EncoderSettings(ModelSettings, RedisSettings):
     """Encodes images for a Pixtral model: its vision tower, on a GPU or CPU."""
 
     listen: Address = Field(
-        "127.0.0.1:50052", description="host:port to serve gRPC on; port 0 is any."
+        "127.0.0.1:50052", description="host:port of gRPC; port 0 is any free port."
     )
     model_dir: DirectoryPath = Field(
-        description="Directory of the model in Mistral format: params.json, "
-        "consolidated*.safetensors; or in Hugging Face's: config.json, model*.safetensors."
+        description="Directory of the model, in Mistral's format (params.json, "
+        "consolidated*.safetensors) or Hugging Face's (config.json, model*.safetensors)."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where the vision tower runs; auto: on a GPU where there is one."
+        "auto", description="The vision tower's device; auto: a GPU if the machine has one."
     )
     dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16,
-        description="The dtype of weights and embeddings; the decoders must have the same.",
+        description="The dtype of weights and embeddings; the decoders must have the same value.",
     )
     vision_fp8: bool = Field(
         False,
-        description="Multiply in 8 bits in the vision tower, which a GPU of the kind of an H100 or "
-        "newer does faster; embeddings are other ones, and the decoders must have the same.",
+        description="Multiply in 8 bits in the vision tower, which is faster on an H100 or a "
+        "newer GPU. Embeddings differ, and the decoders must have the same value.",
     )
     cache_bytes: int = Field(
-        1024 * MIB, ge=64 * MIB, description="Embeddings kept in this process's memory, in bytes."
+        1024 * MIB, ge=64 * MIB, description="Bytes of embeddings in this process's memory."
     )
     enforce_eager: bool = Field(
         False,
-        description="On a GPU, run the vision tower as it is instead of compiling it at start: "
-        "slower, and needs no C compiler.",
+        description="Do not compile the vision tower at start: it is slower on a GPU, and needs "
+        "no C compiler.",
     )
     threads: int = Field(
-        0, ge=0, description="CPU threads of the vision tower; 0: one a physical core."
+        0, ge=0, description="CPU threads of the vision tower; 0: one for each physical core."
     )
     decode_processes: int = Field(
-        min(8, container.cpus()), ge=1, description="Processes that decode images, one each."
+        min(8, container.cpus()),
+        ge=1,
+        description="Processes that decode images; each decodes one at a time.",
     )
     decode_bytes: int = Field(
         container.memory_bytes() // 4,
         ge=1,
-        description="Memory for images that are being decoded, all together: 64 million pixels "
-        "need 1.1 GiB, and up to 2.2 in other formats than PNG, JPEG and GIF. A large image that "
-        "is alone is decoded in any case.",
+        description="Memory for all images that are being decoded. An image of 64 million pixels "
+        "needs 1.1 GiB, and up to 2.2 in formats other than PNG, JPEG and GIF. One large image is "
+        "decoded in any case.",
     )
     decode_seconds: float = Field(
         10.0,
         gt=0,
-        description="Processor time that an image may take to decode and resize, and a sixth of "
-        "its time by the clock.",
+        description="The most processor time for decoding and resizing an image; by the clock it "
+        "may take six times as long.",
     )
     batch_patches: int = Field(
-        16_384, ge=1, description="Patches in one batch; a 1024x1024 image has 4096 at 16 pixels."
+        16_384,
+        ge=1,
+        description="The most patches in a batch; an image of 1024x1024 has 4096 "
+        "patches of 16 pixels.",
     )
     queue_patches: int = Field(
-        262_144, ge=1, description="Patches of images being decoded or encoded, before refusal."
+        262_144,
+        ge=1,
+        description="The most patches of images that are being decoded or encoded; "
+        "more are refused.",
     )
     queue_images: int = Field(
-        1024, ge=1, description="Images of any size being looked up or encoded, before refusal."
+        1024,
+        ge=1,
+        description="The most images that are being looked up or encoded; more are refused.",
     )
     queue_bytes: int = Field(
         1024 * MIB,
         ge=1,
-        description="The size of image files being looked up or encoded; more is refused.",
+        description="The most bytes of image files that are being looked up or encoded; more are "
+        "refused.",
     )
     max_image_bytes: int = Field(
         20 * MIB,
         ge=1,
         # A message holds the key, too.
         le=MAX_MESSAGE_BYTES - MIB,
-        description="The largest image file.",
+        description="The most bytes of an image file.",
     )
     max_image_pixels: int = Field(
-        64_000_000, ge=1, le=PILLOW_MAX_PIXELS, description="The most pixels of an image."
+        64_000_000,
+        ge=1,
+        le=PILLOW_MAX_PIXELS,
+        description="The most pixels of an image: width times height.",
     )
     image_formats: ImageFormats = Field(
         DEFAULT_FORMATS,

@@ -9,7 +9,8 @@ from pixtral_core.errors import DeadlineExceeded
 
 
 class TooLate(DeadlineExceeded):
-    """The image can no longer be encoded for anyone who waits; `until` is what they would have."""
+    """The image can no longer be encoded in time for any caller; `until` is the deadline that they
+    would have."""
 
     def __init__(self, until: float) -> None:
         super().__init__("the image cannot be encoded before the deadline", "TOO_LATE_TO_ENCODE")
@@ -17,14 +18,14 @@ class TooLate(DeadlineExceeded):
 
 
 class WaitingDeadline:
-    """The deadlines of those who wait for one image now, on the monotonic clock."""
+    """The deadlines of the callers that wait for one image now, on the monotonic clock."""
 
     def __init__(self, *deadlines: float) -> None:
         self._deadlines = list(deadlines)
 
     @property
     def until(self) -> float:
-        """The latest of them. Nobody waits: there is no deadline."""
+        """The latest deadline. Without callers there is none."""
         return max(self._deadlines, default=-math.inf)
 
     @property
@@ -40,5 +41,5 @@ class WaitingDeadline:
             self._deadlines.remove(deadline)
 
     def lasts(self, seconds: float) -> bool:
-        """Whether anyone waits for so long from now."""
+        """Whether a caller waits for this long from now."""
         return time.monotonic() + seconds < self.until

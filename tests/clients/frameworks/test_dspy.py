@@ -25,7 +25,7 @@ class Look(dspy.Signature):
 
 
 def test_a_signature_by_json(lm: Any) -> None:
-    """The model knows no form of text by itself: JSON is held to its schema, once dspy knows that
+    """The model knows no form of text by itself: JSON fits its schema, once dspy knows that
     the server can do that.
     """
     able = {"litellm_provider": "openai", "mode": "chat", "supports_response_schema": True}

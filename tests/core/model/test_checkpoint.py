@@ -130,7 +130,7 @@ def test_what_a_config_leaves_out_is_as_transformers_has_it(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ({"model_type": "mistral4"}, "mistral4.* take the model's files in Mistral format"),
+        ({"model_type": "mistral4"}, "mistral4.* use the model's files in Mistral format"),
         ({"model_type": "mistral", "vocab_size": "many"}, "vocab_size"),
     ],
 )

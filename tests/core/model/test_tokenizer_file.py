@@ -82,7 +82,7 @@ def test_none_for_another_model_is_taken(
     tmp_path: Path, spec: VisionSpec, vocab_size: int, changes: dict[str, int]
 ) -> None:
     others: dict[str, Any] = {**changes}
-    with pytest.raises(BadCheckpoint, match=r"holds no tekken\.json.* put the tekken\.json there"):
+    with pytest.raises(BadCheckpoint, match=r"has no tekken\.json.* put the tekken\.json there"):
         find_tokenizer(tmp_path, replace(spec, **others), vocab_size)
 
 
@@ -104,7 +104,7 @@ def test_transformers_vocabulary_beside_it_must_be_the_same(
         with pytest.raises(BadCheckpoint, match=r"tokenizer\.json is not the tokenizer of Pixtral"):
             find_tokenizer(tmp_path, spec, TEKKEN.vocab_size)
     path.write_text("{}")
-    with pytest.raises(BadCheckpoint, match="no tokenizer that transformers has written"):
+    with pytest.raises(BadCheckpoint, match="not a tokenizer that transformers has written"):
         find_tokenizer(tmp_path, spec, TEKKEN.vocab_size)
 
 

@@ -94,7 +94,7 @@ async def test_files_that_cannot_serve_leave_the_certificate_in_use(
         shutil.copy(new.issue("server")[0], certificate)
 
         assert await answers(addresses.grpc, ClientTls(old.ca))
-        assert "the certificate in use stays" in caplog.text
+        assert "the old one stays in use" in caplog.text
 
         put(new.issue("server"), tmp_path / "tls")
 
@@ -141,7 +141,7 @@ async def test_a_context_takes_other_files_for_new_connections(
     after = await shown(port)
     assert after != before
     certificate.certificate.write_text("no certificate")
-    with pytest.raises(StartupError, match="is not the private key"):
+    with pytest.raises(StartupError, match="must be the private key"):
         certificate.reload(context)
     assert await shown(port) == after
 

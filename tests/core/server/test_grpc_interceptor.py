@@ -320,7 +320,7 @@ async def test_a_servicers_own_status_is_relayed_and_counted() -> None:
 
 
 class Strict(EchoTier):
-    """Refuses whoever shows no key."""
+    """Refuses a caller that shows no key."""
 
     def early_checks(self) -> dict[str, EarlyCheck]:
         def check(context: Context) -> None:

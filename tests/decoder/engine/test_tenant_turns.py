@@ -90,7 +90,7 @@ def test_prompts_wait_while_it_is_anothers_turn() -> None:
     assert turn.is_contended
     assert (turn.held, turn.order) == ([long], [short])
     made.took([(short, 40)])
-    # One that is new saves up no turns: now they are even, but for these forty.
+    # One that is new saves up no turns: now they are even, except for these forty.
     assert made.next([long], [Asked("bob", 40)]).held == []
 
 

@@ -187,7 +187,7 @@ async def test_a_schema_that_answers_would_not_be_held_to(schema: Any) -> None:
 async def test_what_is_at_fault_is_told_with_its_place() -> None:
     tags = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
     schema = {"type": "object", "properties": {"tags": tags}}
-    told = "an answer cannot be held to uniqueItems at #/properties/tags"
+    told = "the engine cannot enforce uniqueItems at #/properties/tags"
     with pytest.raises(NotTaken, match=f"^{told}"):
         await check(JSON, schema)
     fine, wrong = json.dumps({"type": "integer"}), json.dumps(schema)
@@ -272,7 +272,7 @@ async def test_a_pattern_is_held_to_in_a_string_of_json() -> None:
         (REGEX, "((((b*)*)*)*a?)*"),
         (GRAMMAR, 'root ::= (s s s)*\ns ::= "a" | s s | ""'),
         (GRAMMAR, 'root ::= s\ns ::= s s s | s s | "a"'),
-        # Bytes that must come are no steps of the trial.
+        # Bytes that must come are not steps of the trial.
         (GRAMMAR, 'root ::= "a"{300} s\ns ::= "b" | s s | s s s'),
         (GRAMMAR, 'root ::= "é"{1500} s\ns ::= "b" | s s | s s s'),
         (JSON, {"type": "string", "pattern": "^(a{1,1000}){1,1000}$"}),

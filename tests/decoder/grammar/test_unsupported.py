@@ -35,14 +35,14 @@ def within(schema: Any) -> dict[str, Any]:
             {"type": "object", "properties": {}, "patternProperties": {"^a": {}}},
             "properties beside patternProperties",
         ),
-        ({"type": "array", "contains": {}, "minContains": 2}, "what stands together"),
+        ({"type": "array", "contains": {}, "minContains": 2}, "the combination of keywords"),
     ],
 )
 def test_what_vllm_tells_by_keywords_is_found(schema: dict[str, Any], keyword: str) -> None:
-    assert beyond_xgrammar(schema) == f"an answer cannot be held to {keyword} at #: leave it out"
+    assert beyond_xgrammar(schema) == f"the engine cannot enforce {keyword} at #: leave it out"
     told = beyond_xgrammar(within(schema))
     assert told is not None
-    assert f"to {keyword} at #/properties/tags~0/anyOf/1:" in told
+    assert f"enforce {keyword} at #/properties/tags~0/anyOf/1:" in told
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_the_whole_characters_of_a_last_token_are_sent(tokenizer: Any, within: l
 def test_wherever_an_answer_ends_its_text_is_its_bytes(tokenizer: Any, within: list[int]) -> None:
     rng = random.Random(2)
     words = tokenizer.tokenizer.encode(WORDS, False, False)
-    # A token whose bytes would not go on with another's character is no answer's.
+    # A token whose bytes would not go on with another's character is not any answer's.
     tokens = [*words, *words[:8]]
     assert len(tokens) > RECENT
     for end in range(1, len(tokens) + 1):

@@ -53,7 +53,7 @@ def test_a_file_that_is_all_parts_is_too_much_work(name: str) -> None:
     ("data", "scans"),
     [
         (scanned(100 - SCANS), 100),
-        # The data that a telephone puts behind a picture, or in it, is no scan.
+        # The data that a telephone puts behind a picture, or in it, is not a scan.
         (JPEG + b"\xff\xda" * 1000, 1),
         (JPEG[:2] + segment(0xE2, b"\xff\xda" * 1000) + JPEG[2:], 1),
         (BEGIN + chunk(b"teSt") * 10_000 + REST, 1),
@@ -111,7 +111,7 @@ def test_exif_of_many_segments_never_reaches_pillow(monkeypatch: pytest.MonkeyPa
 def test_what_no_pixel_needs_is_left_out(name: str) -> None:
     data = photograph(name.upper(), 6)
     parts, _ = pixel_parts(data)
-    # libwebp itself passes over it, and reads nothing of it.
+    # libwebp itself ignores it, and reads nothing of it.
     assert (b"MM\0*" in parts or b"II*\0" in parts) == (name == "webp")
 
 

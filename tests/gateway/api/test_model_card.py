@@ -1,4 +1,4 @@
-"""The examples of Pixtral-12B's model card, as they stand there but for the addresses of images."""
+"""The examples of Pixtral-12B's model card, with other addresses of images."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Calls in an answer's deltas, and answers that are held to make one."""
+"""Calls in an answer's deltas, and answers that must make one."""
 
 import itertools
 import json
@@ -164,11 +164,11 @@ def test_a_schema_that_nothing_can_follow_is_an_error_of_the_tools(prompts: Prom
 def test_of_several_tools_the_one_is_named_whose_parameters_nothing_can_follow(
     v11_model_dir: Path,
 ) -> None:
-    told = "schema 2 of the grammar: an answer cannot be held to not at #"
+    told = "schema 2 of the grammar: the engine cannot enforce not at #"
     refused = InvalidRequest("sampling.structured_output.grammar", told)
     reader = load(v11_model_dir).tools.reader(Tools(ALL, (LOOK, GO)))
     assert reader.error(refused).violations == (
-        ("tools", "their parameters: of go, an answer cannot be held to not at #"),
+        ("tools", "their parameters: of go, the engine cannot enforce not at #"),
     )
 
 

@@ -120,7 +120,7 @@ async def test_the_file_is_read_again_when_it_changes(
     try:
         with acme.request(0):
             exchange("[acme\n")
-            await eventually(lambda: "stay as they were" in caplog.text)
+            await eventually(lambda: "stay in force" in caplog.text)
             assert tenants.of("Bearer key-of-acme") is acme
             exchange(f"[acme]\n{ACME}requests_at_once = 2\n[other]\n{OTHER}")
             await eventually(lambda: len(tenants) == 2)

@@ -1,6 +1,6 @@
 """A TCP proxy between two tiers, and the weather on its way.
 
-Runs in the event loop of whoever uses it; no rights are needed and no packet is touched: what a
+Runs in the event loop of its user; no rights are needed and no packet is touched: what a
 network does to a connection is done to two sockets.
 """
 
@@ -76,8 +76,8 @@ class Link:
     connections: set[Connection] = field(default_factory=set)
 
     def change(self, weather: Weather) -> None:
-        """From now on. Connections of now stay, but for a cut; a connection whose bytes were lost
-        does not outlive the loss: its other end no longer knows it."""
+        """From now on. Connections of now stay, except for a cut; a connection whose bytes were
+        lost does not outlive the loss: its other end no longer knows it."""
         self.weather = weather
         for connection in tuple(self.connections):
             if weather.is_cut or any(not weather.loses(way) for way in connection.holes):

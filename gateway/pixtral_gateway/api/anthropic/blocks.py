@@ -12,17 +12,17 @@ from pixtral_gateway.checks.conversation import ImageSource, Part, Thinking, Too
 from pixtral_gateway.checks.tools import check_call
 from pixtral_gateway.checks.validation import check_parts
 
-# Claude Code's first block of a system prompt, another one for each request: with it in the prompt,
-# no two have a beginning in common. vLLM leaves it out, too.
+# The first block of Claude Code's system prompt, which differs in each request: with it no two
+# prompts would begin alike. vLLM leaves it out, too.
 _BILLING = "x-anthropic-billing-header"
 _MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+", re.IGNORECASE)
 
 
 class Blocks(Turns):
-    """The turns that a request's system prompt and messages make.
+    """The turns of a request's system prompt and messages.
 
-    System messages among the others join the first one, as in vLLM. Raises InvalidRequest, with
-    paths as Anthropic writes them.
+    Later system messages join the first one, as in vLLM. Raises InvalidRequest, with paths as
+    Anthropic writes them.
     """
 
     def __init__(self, asked: CountTokensRequest, *, context_length: int) -> None:
@@ -58,12 +58,12 @@ class Blocks(Turns):
                     has_results = True
                     self._tool_result(block, at)
                 case {"type": "tool_use"} if not is_user:
-                    # Its text comes first, wherever it stands.
+                    # Text comes first, wherever it stands in the message.
                     pass
                 case {"type": "thinking", "thinking": str(thought)} if not is_user:
                     parts.append(Thinking(thought))
                 case {"type": "redacted_thinking"} if not is_user:
-                    # Another's, and nobody here can read it.
+                    # Anthropic has encrypted it, and no other model can read it.
                     pass
                 case _:
                     parts += _part(block, at, may_show=is_user)
@@ -125,12 +125,12 @@ def _part(block: Any, path: str, *, may_show: bool) -> list[Part]:
             raise InvalidRequest(f"{path}.text", "must be a text")
         case {"type": "image"}:
             if not may_show:
-                raise InvalidRequest(path, "only user messages may hold images")
+                raise InvalidRequest(path, "only user messages may have images")
             return [_image(block.get("source"), f"{path}.source")]
         case {"type": str()}:
             raise InvalidRequest(
                 f"{path}.type",
-                "must be text, image, tool_use or tool_result, where each may be",
+                "must be text, image, tool_use or tool_result, in a message that may have it",
                 "UNSUPPORTED_PARAMETER",
             )
         case _:
@@ -141,7 +141,7 @@ def _image(source: Any, path: str) -> ImageSource:
     match source:
         case {"type": "base64", "data": str(data)}:
             kind = source.get("media_type", "image/jpeg")
-            # The file's own bytes say what it is.
+            # The file's own bytes determine its format.
             if not isinstance(kind, str) or not _MEDIA_TYPE.fullmatch(kind):
                 raise InvalidRequest(f"{path}.media_type", "must be a type such as image/png")
             return ImageSource(f"{path}.data", url=f"data:{kind};base64,{data}")
@@ -150,7 +150,7 @@ def _image(source: Any, path: str) -> ImageSource:
         case {"type": "file"}:
             raise InvalidRequest(
                 f"{path}.type",
-                "this gateway keeps no files: send the image as base64",
+                "this gateway stores no files: send the image as base64",
                 "UNSUPPORTED_PARAMETER",
             )
         case _:

@@ -37,8 +37,8 @@ class SentMessage(BaseModel):
 
 
 class SentTool(BaseModel):
-    """A tool of the client's own. `strict` changes nothing: a call that is forced is always held
-    to its schema.
+    """A tool of the client's own. `strict` changes nothing: a forced tool call always fits
+    its schema.
     """
 
     model_config = ConfigDict(extra="ignore")

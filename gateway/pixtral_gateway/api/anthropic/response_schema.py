@@ -175,7 +175,7 @@ class SentToolResult(TypedDict):
 
 
 class SentThinking(TypedDict):
-    """Shown to a model that thinks; a redacted one is passed over."""
+    """Shown to a model that thinks; a redacted one is ignored."""
 
     type: Literal["thinking", "redacted_thinking"]
     thinking: NotRequired[str]

@@ -1,4 +1,4 @@
-"""Anthropic's `thinking` and `effort`, as the model that is served can follow them."""
+"""Anthropic's `thinking` and `effort`, as far as the served model can follow them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,15 +15,15 @@ from pixtral_gateway.prompt.prompt_encoder import ThinkingFormat
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
-# From none to most.
+# From no effort to the most.
 _EFFORTS = [str(each) for each in ReasoningEffort]
 _NONE = str(ReasoningEffort.none)
-# Anthropic's own where a request names none.
+# Anthropic's default.
 _USUAL: Effort = "high"
 
 
 class SentThinking(BaseModel):
-    """`budget_tokens` is a target that a model may miss, with Anthropic, too. `display` changes
+    """`budget_tokens` is a target that a model may miss, even Anthropic's. `display` changes
     nothing, as in vLLM.
     """
 
@@ -37,12 +37,12 @@ class SentThinking(BaseModel):
 def effort_of(thinking: SentThinking | None, effort: Effort | None, form: ThinkingFormat) -> str:
     """The effort for the model's template; empty for the template's own.
 
-    Raises InvalidRequest where a model must think that cannot.
+    Raises InvalidRequest if the request requires a thought and the model cannot think.
     """
     kind = thinking.type if thinking is not None else None
     if kind == "enabled" and form.token_id is None:
         raise InvalidRequest(
-            "thinking.type", "this model does not think: leave it out, or say disabled"
+            "thinking.type", "this model does not think: leave it out, or set disabled"
         )
     if kind == "disabled":
         return _NONE if _NONE in form.efforts else ""
@@ -54,9 +54,9 @@ def effort_of(thinking: SentThinking | None, effort: Effort | None, form: Thinki
 def without_thought(
     sampling: Sampling, thinking: SentThinking | None, form: ThinkingFormat
 ) -> Sampling:
-    """The parameters with which no thought begins where none is wanted.
+    """The sampling parameters that prevent a thought.
 
-    A template that has no place for an effort leaves no other way.
+    They are the only way if the template has no place for an effort.
     """
     is_unwanted = thinking is not None and thinking.type == "disabled"
     if not is_unwanted or form.token_id is None or _NONE in form.efforts:
@@ -66,7 +66,8 @@ def without_thought(
 
 
 def _nearest(effort: str, known: Sequence[str]) -> str:
-    """The least of the known ones that is not below, or else the most; empty where none is."""
+    """The least known effort that is not below the requested one, or else the highest; empty if
+    none is known."""
     some = sorted((each for each in known if each != _NONE), key=_EFFORTS.index)
     at_least = [each for each in some if _EFFORTS.index(each) >= _EFFORTS.index(effort)]
     return next(iter(at_least), some[-1] if some else "")

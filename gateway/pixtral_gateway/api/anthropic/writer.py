@@ -27,7 +27,7 @@ _STOP_REASONS: Mapping[FinishReason | None, StopReason] = {
 
 
 class MessageWriter(EventWriter[MessageEvent]):
-    """Adds up one message, and says each step as events."""
+    """Builds one message, and returns each step as events."""
 
     def __init__(self, model: str) -> None:
         self.id = f"msg_{uuid.uuid4().hex}"
@@ -41,7 +41,7 @@ class MessageWriter(EventWriter[MessageEvent]):
         self._stop_sequence: str | None = None
 
     async def whole(self, events: Events) -> MessageAnswer:
-        """The message, once its last token is there."""
+        """The message, once its last token has come."""
         finished = await self.gathered(events)
         return {
             **self._message(_usage_of(finished)),
@@ -103,7 +103,7 @@ class MessageWriter(EventWriter[MessageEvent]):
         self._is_open, self._pieces = True, []
         self._blocks.append(block)
         index = len(self._blocks) - 1
-        # A copy of the block as it is now: the block itself gains what follows.
+        # A copy of the block in its current state, because the block will change.
         yield {"type": "content_block_start", "index": index, "content_block": block.copy()}
 
     def _close(self) -> Iterable[MessageEvent]:
@@ -121,7 +121,7 @@ class MessageWriter(EventWriter[MessageEvent]):
 
     def _end(self) -> Iterable[MessageEvent]:
         if not self._blocks:
-            # Clients take a message to have a block.
+            # Clients expect a message to have a block.
             yield from self._open({"type": "text", "text": ""})
         yield from self._close()
 
@@ -152,7 +152,7 @@ class MessageWriter(EventWriter[MessageEvent]):
 
 
 def _object(arguments: str) -> dict[str, Any]:
-    """Empty where the call was cut, or the model wrote no object."""
+    """Empty if the tool call was cut, or the model did not write an object."""
     try:
         found = json.loads(arguments)
     except (ValueError, RecursionError):

@@ -35,12 +35,12 @@ _DESCRIPTOR = chat_pb2.DESCRIPTOR.services_by_name["ChatService"]
 SERVICE: str = _DESCRIPTOR.full_name
 METHODS: tuple[str, ...] = tuple(_DESCRIPTOR.methods_by_name)
 
-# An RPC that is cut off ends its messages as if they were complete, and is cancelled after that.
+# The messages of an RPC that breaks off end as if they were complete. Then the RPC is cancelled.
 CANCEL_SECONDS = 0.02
-# With more than this, a completion is converted in a thread.
+# A completion with more tokens than this is converted in a thread.
 MAX_LOGPROBS_AT_ONCE = 256
 
-# Found before the message is received, and once for an RPC: each runs in a context of its own.
+# Determined before the message is received, once for each RPC: each runs in its own context.
 _TENANT: ContextVar[Tenant] = ContextVar("tenant")
 
 
@@ -61,7 +61,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
     def early_checks(self) -> dict[str, EarlyCheck]:
         """Checks by method that run before the request's message is received.
 
-        A client without a key must not have a message of megabytes received.
+        A client without a key must not make the gateway receive a message of megabytes.
         """
         checks: dict[str, EarlyCheck] = dict.fromkeys(
             (f"{SERVICE}/{name}" for name in METHODS), self._check_tenant
@@ -77,8 +77,8 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         with _named_from_the_request():
             asked = self._request(request.chat, context)
             model = request.chat.model or self._model
-            # The needed parts are copied: protobuf keeps a whole message for as long as a part of
-            # it is in use.
+            # It copies the parts that it needs: protobuf keeps a whole message while a part of it
+            # is in use.
             del request
             async with aclosing(self.backend.pipeline.stream(asked)) as events:
                 async for event in events:
@@ -182,7 +182,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         return Reception(self._incoming, self._tenants.party(tenant, host_of(context.peer())))
 
     def _check_room(self, context: Context, *, is_completion: bool) -> Reception:
-        """Raises Unauthenticated and Overloaded, from what is known without the message."""
+        """Raises Unauthenticated and Overloaded, as far as they are known without the message."""
         reception = self._check_tenant(context)
         reception.counter = _TENANT.get()
         self.backend.admission.check(_TENANT.get(), is_completion=is_completion)
@@ -244,7 +244,8 @@ async def _completion(finished: Finished) -> chat_pb2.Completion:
 
 @contextmanager
 def _named_from_the_request() -> Iterator[None]:
-    """Adds `chat` to the paths in errors: the gateway's checks know the fields of a chat alone."""
+    """Adds `chat` to the paths in errors, because the gateway's checks know the fields of a chat
+    alone."""
     try:
         yield
     except ServingError as error:

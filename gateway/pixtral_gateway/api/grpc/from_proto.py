@@ -31,7 +31,7 @@ TOOL_CHOICES: dict[int, ToolChoice] = {
     chat_pb2.TOOL_CHOICE_MODE_NONE: ToolChoice.NONE,
     chat_pb2.TOOL_CHOICE_MODE_REQUIRED: ToolChoice.REQUIRED,
 }
-# Whether an image is shown in low detail.
+# Whether the model sees the image in low detail.
 DETAILS: dict[int, bool] = {
     chat_pb2.IMAGE_DETAIL_UNSPECIFIED: False,
     chat_pb2.IMAGE_DETAIL_LOW: True,
@@ -60,7 +60,7 @@ def read_conversation(
 
 
 def read_tools(chat: chat_pb2.Chat) -> Tools:
-    """The tools of a chat, where its choice leaves them in effect. Raises InvalidRequest."""
+    """The tools of a chat that its tool choice leaves in effect. Raises InvalidRequest."""
     given = [(tool.name, tool.description, tool.parameters) for tool in chat.tools]
     is_single = chat.HasField("parallel_tool_calls") and not chat.parallel_tool_calls
     match chat.tool_choice.WhichOneof("choice"):
@@ -80,9 +80,9 @@ def _turn(message: chat_pb2.Message, path: str) -> Turn:
     if role is None:
         raise InvalidRequest(f"{path}.role", "must be system, user, assistant or tool")
     if message.tool_calls and role is not Role.ASSISTANT:
-        raise InvalidRequest(f"{path}.tool_calls", "only assistant messages may hold calls")
+        raise InvalidRequest(f"{path}.tool_calls", "only assistant messages may have tool calls")
     if message.tool_call_id and role is not Role.TOOL:
-        raise InvalidRequest(f"{path}.tool_call_id", "only tool messages answer calls")
+        raise InvalidRequest(f"{path}.tool_call_id", "only tool messages may answer a tool call")
     calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in message.tool_calls)
     for i, call in enumerate(calls):
         check_call(call, f"{path}.tool_calls[{i}]")
@@ -99,12 +99,12 @@ def _part(part: chat_pb2.ContentPart, path: str, role: int) -> Part:
         case "thinking":
             if role not in (chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_ASSISTANT):
                 raise InvalidRequest(
-                    f"{path}.thinking", "only system and assistant messages may hold thinking"
+                    f"{path}.thinking", "only system and assistant messages may have thinking"
                 )
             return Thinking(part.thinking)
         case "image":
             if role != chat_pb2.ROLE_USER:
-                raise InvalidRequest(f"{path}.image", "only user messages may hold images")
+                raise InvalidRequest(f"{path}.image", "only user messages may have images")
             return _image(part.image, f"{path}.image")
         case _:
             raise InvalidRequest(path, "must be text, an image or thinking")

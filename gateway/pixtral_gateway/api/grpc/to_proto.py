@@ -16,7 +16,8 @@ FINISH_REASONS = {
 
 def response(completion_id: str, model: str, delta: Delta) -> chat_pb2.StreamCompleteResponse:
     made = chat_pb2.StreamCompleteResponse(id=completion_id, model=model)
-    # In its place: as a message of its own it would be copied, and every token passes here.
+    # It fills the message in its place: a message of its own would be copied, and every token
+    # passes here.
     choice = made.delta
     choice.index = delta.index
     choice.text = delta.text

@@ -19,7 +19,7 @@ from pixtral_gateway.api.http.middleware import ClientGone
 from pixtral_gateway.api.openai.errors import Refused
 from pixtral_gateway.images.image_reader import OFFLOAD_BYTES
 
-# As much as gRPC takes in a message.
+# As large as a gRPC message may be.
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES
 # The digits of an index, or of a token's id.
 MAX_DIGITS = 10
@@ -28,26 +28,26 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Bodies:
-    """Reads bodies, as many at once as `room` has bytes for.
+    """Reads bodies, as many at once as fit into `room`.
 
-    Only what is read and parsed has a permit to ask for.
+    Only requests that read and parse a body need a permit here.
     """
 
     def __init__(self, room: SharedLimit) -> None:
         self._room = room
-        # While one is parsed nothing else runs, whatever the threads; and each takes memory.
+        # Parsing blocks all threads, and each body takes memory while it is parsed.
         self._parsing = asyncio.Lock()
 
     async def read(
         self, request: Request, model: type[M], deadline: Deadline, party: str, counter: Receiving
     ) -> M:
-        """The body as a `model`; `party` has the room for it, and `counter` counts it meanwhile.
+        """The body as a `model`. `party` takes the room for it, and `counter` counts it meanwhile.
 
-        Raises Refused, Overloaded, and InvalidRequest naming a field.
+        Raises Refused, Overloaded, and InvalidRequest with a field.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            # Nor may a page in a browser send it to another site without asking that one first.
+            # A browser also sends such a body to another site only after it has asked that site.
             raise Refused(
                 415, "UNSUPPORTED_MEDIA_TYPE", "the content type must be application/json"
             )
@@ -83,7 +83,9 @@ class Bodies:
         except ClientDisconnect:
             raise ClientGone from None
         except TimeoutError:
-            raise Refused(408, "REQUEST_TIMEOUT", "the body does not come, or too slowly") from None
+            raise Refused(
+                408, "REQUEST_TIMEOUT", "the body arrives too slowly or not at all"
+            ) from None
 
 
 def _too_large() -> Refused:
@@ -109,10 +111,10 @@ def _parse(model: type[M], body: bytearray) -> M:
 
 
 def _has_more_values(body: bytearray, most: int) -> bool:
-    """Whether JSON has more values than so many. A bracket inside a string does not count."""
+    """Whether JSON has more than this many values. A bracket inside a string does not count."""
     if _commas_and_brackets(body, 0, len(body)) <= most:
         return False
-    # Rare, and in Python: beside others, and for no longer than `most` and the escapes allow.
+    # Rare, and in Python: other requests run in between, and `most` and the escapes bound its time.
     values, strings, at = 0, 0, 0
     while (quote := body.find(b'"', at)) >= 0:
         values += _commas_and_brackets(body, at, quote)

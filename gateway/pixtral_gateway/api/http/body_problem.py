@@ -1,4 +1,4 @@
-"""Says in plain words what pydantic found wrong with a field of a body."""
+"""Says in plain words what pydantic reports about a field of a body."""
 
 from pydantic_core import ErrorDetails
 
@@ -14,12 +14,12 @@ _KINDS = {
     "model": "an object",
     "string": "a text",
 }
-# Values of the right kind that are none all the same, such as 1.5 for an integer.
+# Values of the right kind that are still wrong, such as 1.5 for an integer.
 _WRONG_VALUES = frozenset({"bool_parsing", "float_parsing", "int_from_float", "int_parsing"})
 
 
 def said_of(problem: ErrorDetails) -> str:
-    """Never repeats the value. Bounds and choices are those of the field's own type."""
+    """It never repeats the value. Bounds and choices are those of the field's own type."""
     kind, context = problem["type"], problem.get("ctx", {})
     match kind:
         case "missing":

@@ -1,9 +1,10 @@
 """Bounds on HTTP heads and trailers, which uvicorn leaves to a proxy.
 
 Library: uvicorn
-Changes: HttpToolsProtocol, by a class that derives from it, closes a connection whose client sends
-    a head, or what surrounds a body, without end, or too slowly.
-Why: uvicorn leaves these bounds to a proxy. Its one for a head is of the other parser, h11.
+Changes: a class that derives from HttpToolsProtocol closes a connection whose client sends a head,
+    chunk headers or trailers without end or too slowly.
+Why: uvicorn leaves these bounds to a proxy. It has a bound on heads only with its other parser,
+    h11.
 Upstream: https://github.com/Kludex/uvicorn/issues/157
 Versions: uvicorn 0.50 to 0.54
 """
@@ -33,21 +34,21 @@ TOUCHES = (
 
 # Bytes of a request's head, of the line before a piece of its body, and of its trailers.
 MAX_HEAD_BYTES = limits.HEAD_BYTES.most
-# For the head, and for what is still to come of a body whose request is answered.
+# The time for the head, and for the rest of a body whose request has its answer.
 HEAD_SECONDS = 60.0
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where uvicorn has moved."""
+    """Raises HookBroken if uvicorn has changed."""
     check_touches(__name__, TOUCHES)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose client sends more than that, or slower."""
+    """Closes a connection whose client sends more than these bounds, or more slowly."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Since it was last clear that there is an end to it.
+        # The time since the end of the message was last certain.
         self._head_bytes = 0
         self._has_moved_on = False
         self._is_whole = True
@@ -86,12 +87,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._has_moved_on = self._is_whole = True
         super().on_message_complete()
         if self.cycle.response_complete:
-            # It came to its end too late for uvicorn to wait for another one.
+            # The end came too late for uvicorn to wait for another request.
             self._wait()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # Nobody reads the rest, and so nobody has a deadline for it.
+        # Nothing reads the rest, so it has no other deadline.
         if self.cycle is not None and self.cycle.response_complete and not self._is_whole:
             self._wait()
 

@@ -1,4 +1,4 @@
-"""Lets pages of other origins ask from within a browser, where a setting names them."""
+"""Lets pages of other origins send requests from a browser, if a setting names them."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ _EXPOSED = ("x-request-id", "request-id", "retry-after")
 
 
 def allowing(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """`app` for pages of `origins`, such as `https://chat.example.org`; `*` is every page.
+    """Wraps `app` for pages of `origins`, such as `https://chat.example.org`; `*` is every page.
 
-    With none it is `app` itself: a browser then keeps its answers from every page but the gateway's
-    own. A page sends its API key itself; no cookies are taken.
+    Without origins it is `app` itself: a browser then keeps its answers from every page but the
+    gateway's own. A page sends its API key itself; the gateway uses no cookies.
     """
     if not origins:
         return app
@@ -23,6 +23,7 @@ def allowing(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_methods=("GET", "POST"),
         allow_headers=("*",),
         expose_headers=_EXPOSED,
-        # A page from the network may ask a gateway on this machine, if it is named.
+        # A page from the network may send requests to a gateway on this machine, if the setting
+        # names it.
         allow_private_network=True,
     )

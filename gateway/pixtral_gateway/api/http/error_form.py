@@ -1,4 +1,4 @@
-"""The form that an API has for its errors, whole and at the end of a stream."""
+"""The form of an API's errors, as a whole answer and at the end of a stream."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -8,13 +8,13 @@ from typing import Any
 from pixtral_core.errors import ServingError
 from pixtral_gateway.api.openai.errors import body_of
 
-# Where a stream that has begun puts its own writer of errors, in the scope of its request.
+# The place in a request's scope where a stream that has begun puts its own writer of errors.
 STREAM_ERROR = "pixtral.stream_error"
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorForm:
-    """`body` is the answer to a request, `event` the last bytes of a stream that has begun.
+    """`body` answers a request, and `event` is the end of a stream that has begun.
 
     `request_id` is a header beside `x-request-id` in which the API's clients look for the id.
     """

@@ -12,16 +12,16 @@ from pixtral_gateway.api.http.middleware import EVENT_STREAM, while_client_waits
 _HEADERS = [
     (b"content-type", EVENT_STREAM + b"; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    # Or nginx would gather them.
+    # Otherwise nginx would buffer them.
     (b"x-accel-buffering", b"no"),
 ]
 
 
 class EventStream:
-    """Sends what `events` yields, and asks for more only when the client takes it.
+    """Sends the events of `events`, and takes the next one only when the client has taken the last.
 
-    It begins with the first event: what is refused before that has a status of its own. `error`
-    writes what ends it when the request fails after that, where the API's own form does not do.
+    The response begins with the first event, so an earlier refusal has its own status. `error`
+    writes the end of a request that fails later, if the API's own form does not.
     """
 
     def __init__(

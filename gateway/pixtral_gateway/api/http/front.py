@@ -40,7 +40,7 @@ class Front:
     backend: Backend
 
     def __init__(self, settings: GatewaySettings, tenants: Tenants, room: SharedLimit) -> None:
-        """`room` has the bytes of bodies that are being received."""
+        """`room` bounds the bytes of bodies that are being received."""
         self.settings = settings
         self.model = settings.model_names[0]
         self.created = int(time.time())
@@ -48,11 +48,12 @@ class Front:
         self._bodies = Bodies(room)
 
     def tenant(self, request: Request) -> Tenant:
-        """Whose key the request has. Raises Unauthenticated, and Refused for another's host."""
+        """The tenant of the request's key. Raises Unauthenticated, and Refused for a foreign
+        host."""
         if self.settings.is_for_this_machine:
             check_host(request.headers.get("host"))
         headers = request.headers
-        # Anthropic's clients have a header of their own for the key, and may send both.
+        # Anthropic's clients have their own header for the key, and may send both.
         own = [f"Bearer {key}" for key in headers.getlist("x-api-key")]
         tenant = self._tenants.serve(*dict.fromkeys([*headers.getlist("authorization"), *own]))
         note(tenant=tenant.name)
@@ -62,7 +63,7 @@ class Front:
     def arrive(self, request: Request) -> Arrival:
         """Finds the tenant of a request for a completion.
 
-        Raises Overloaded where it would be refused, before its body, which may be large, is read.
+        Raises Overloaded before the body is read, if the request would be refused.
         """
         at = time.monotonic()
         tenant = self.tenant(request)
@@ -72,8 +73,8 @@ class Front:
     async def asked(self, request: Request, model: type[B]) -> tuple[Arrival, B, str]:
         """The arrival of a request for a completion, its body, and the adapter that it names.
 
-        Raises Overloaded before the body is read, InvalidRequest for a body that is no `model`, and
-        NotFound for a name that is neither the model's nor an adapter's.
+        Raises Overloaded before the body is read, InvalidRequest for a body that does not fit
+        `model`, and NotFound for an unknown name of a model.
         """
         arrival = self.arrive(request)
         asked = await self.read(request, model, arrival.at)
@@ -81,10 +82,10 @@ class Front:
         return arrival, asked, self.adapter(asked.model)
 
     async def read(self, request: Request, model: type[M], since: float | None = None) -> M:
-        """The body as a `model`, within the time for a request that arrived at `since`.
+        """The body as a `model`, within the time of a request that arrived at `since`.
 
-        After `tenant` or `arrive`. One that is for no completion has no `since`; it raises
-        Overloaded where it would be refused.
+        Call it after `tenant` or `arrive`. A request for no completion has no `since`; for it, this
+        raises Overloaded.
         """
         seconds = self.settings.request_timeout_seconds
         tenant: Tenant = request.state.tenant
@@ -95,7 +96,7 @@ class Front:
         return await self._bodies.read(request, model, deadline, party, tenant)
 
     def adapter(self, model: str | None) -> str:
-        """The adapter that goes by this name, empty for the model itself. Raises NotFound."""
+        """The adapter of this name, or empty for the model itself. Raises NotFound."""
         return adapter_of(model or "", self.settings.model_names, self.backend.tiers.adapters)
 
     def begin(
@@ -109,7 +110,7 @@ class Front:
         priority: int | None = None,
         is_gathered: bool = False,
     ) -> gateway_request.Request:
-        """Raises InvalidRequest for a priority that the tenant may not ask for."""
+        """Raises InvalidRequest for a priority that the tenant may not use."""
         return gateway_request.Request.begin(
             completion_id,
             self.model,

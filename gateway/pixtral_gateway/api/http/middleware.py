@@ -1,6 +1,6 @@
 """Wraps every HTTP request: readiness gate, metrics, log line, span, and errors as responses.
 
-The same for HTTP as `pixtral_core.server.grpc_interceptor` is for gRPC.
+It does for HTTP what `pixtral_core.server.grpc_interceptor` does for gRPC.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from pixtral_gateway.api.http.error_form import OPENAI, STREAM_ERROR, ErrorForm
 from pixtral_gateway.api.openai.errors import Refused, headers_of, status_of
 from pixtral_gateway.metrics import HTTP_REQUESTS, HTTP_SECONDS
 
-# The status that counts requests whose clients were gone before their answers. It is nginx's own.
+# The status in metrics for requests whose clients left without an answer, as in nginx.
 CLIENT_GONE = 499
 # The label of all other routes in metrics.
 METHODS = frozenset({"GET", "POST"})
@@ -34,12 +34,12 @@ NO_FORMS: Mapping[str, ErrorForm] = MappingProxyType({})
 
 
 class ClientGone(Exception):
-    """The client has closed its connection: there is nobody to answer."""
+    """The client has closed its connection, so nobody reads an answer."""
 
 
 @asynccontextmanager
 async def while_client_waits(receive: Receive) -> AsyncIterator[None]:
-    """Cancels the block as soon as the client goes away. The body has been read before."""
+    """Cancels the block as soon as the client leaves. The body must have been read."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - for mypy: a coroutine runs in a task
 
@@ -58,8 +58,8 @@ async def while_client_waits(receive: Receive) -> AsyncIterator[None]:
 class RequestMiddleware:
     """An ASGI application around a router whose routes raise ServingError.
 
-    Routes of `quiet` are answered while the gate is shut, and neither logged nor traced: they are
-    asked for all the time.
+    Routes of `quiet` are answered while the gate is shut, and are neither logged nor traced,
+    because probes use them all the time.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RequestMiddleware:
         tracer: Tracer,
         forms: Mapping[str, ErrorForm] = NO_FORMS,
     ) -> None:
-        """`forms` has the routes whose errors are not in OpenAI's form."""
+        """`forms` has the routes whose errors do not have OpenAI's form."""
         self._router = router
         self._forms = forms
         self._quiet = quiet | {NO_ROUTE}
@@ -80,7 +80,7 @@ class RequestMiddleware:
         self._tasks: set[asyncio.Task[Any]] = set()
         for route in router.routes:
             if isinstance(route, Route):
-                # Shown from the start: no rate sees a counter that begins at one.
+                # Present from the start: a rate needs a counter that begins at zero.
                 for method in (route.methods or set()) & METHODS:
                     HTTP_REQUESTS.labels(method, route.path_format, "200")
                     HTTP_SECONDS.labels(method, route.path_format)
@@ -95,7 +95,7 @@ class RequestMiddleware:
             self._tasks.discard(task)
 
     async def end(self) -> None:
-        """Requests in flight end with an error that says that the service stops."""
+        """Running requests end with an error that says that the service stops."""
         for task in self._tasks:
             task.cancel(Unavailable("the server is shutting down"))
         if self._tasks:
@@ -143,18 +143,18 @@ class RequestMiddleware:
                 error = client_error(unexpected)
             if call is not None:
                 call.facts |= error.facts
-            # Behind what the client has not read: told in time or not, the request is over here.
+            # The client may not have read everything yet, but the request ends here.
             with suppress(TimeoutError):
                 async with asyncio.timeout(GIVE_UP_SECONDS):
                     await reply.fail(error)
             return error.code
 
     def _why_cancelled(self, cancelled: asyncio.CancelledError) -> ServingError | None:
-        """The answer for the client; None where the client is gone. Raises what nobody here has
-        caused."""
+        """The answer for the client, or None if the client has left. Raises errors that the request
+        did not cause."""
         task = asyncio.current_task()
         if task is None or not task.cancelling():
-            # Something that was awaited was cancelled, and not the request.
+            # A call that was awaited was cancelled, and not the request.
             return client_error(cancelled)
         given = given_up_for(cancelled)
         if given is None and not isinstance(next(iter(cancelled.args), None), ClientGone):
@@ -186,7 +186,7 @@ class _Reply:
                 value = self._call.request_id.encode()
                 headers.extend((name.encode(), value) for name in names if name)
             if not self._gate.is_open:
-                # The next request is for a process that stays.
+                # The client must send its next request to another process.
                 headers.append((b"connection", b"close"))
             self._is_stream = any(value.startswith(EVENT_STREAM) for _, value in headers)
             self.status = message["status"]
@@ -209,7 +209,7 @@ class _Reply:
 
 
 def _route(router: Router, scope: Scope) -> str:
-    """Its pattern: names in metrics and logs are few."""
+    """The route's pattern: metrics and logs need few names."""
     for route in router.routes:
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
             return route.path_format

@@ -16,11 +16,11 @@ from pixtral_gateway.api.http.middleware import RequestMiddleware
 from pixtral_gateway.api.http.uvicorn_server import UvicornServer
 from pixtral_gateway.settings import GatewaySettings
 
-# A client's pool of connections keeps one that is idle for less than that.
+# A client's pool keeps a connection for less time than this when it is idle.
 KEEP_ALIVE_SECONDS = 75
-# Between two looks whether the certificate on disk has changed.
+# Seconds between two checks whether the certificate on disk has changed.
 CERTIFICATE_SECONDS = 10.0
-# The time that it may take to send what is written to clients that read.
+# The most seconds for sending written data to clients that read.
 FLUSH_SECONDS = 1
 
 
@@ -51,11 +51,11 @@ class HttpServer:
             )
         except ssl.SSLError:
             raise StartupError(
-                "the TLS files of the HTTP server are not what they must be"
+                "the HTTP server cannot use the files of its TLS certificate"
             ) from None
         except OSError:
             raise StartupError(f"cannot listen on {self._listen}") from None
-        # For its connections: asyncio does not see that they are TCP's, and an answer's body would
+        # For its connections: asyncio does not recognise them as TCP, and an answer's body would
         # wait until its head is acknowledged.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server = UvicornServer(config)
@@ -66,7 +66,7 @@ class HttpServer:
         return f"{host}:{listener.getsockname()[1]}"
 
     async def close(self) -> None:
-        """Requests in flight end with an error that says so, and are cut off."""
+        """Running requests end with an error that says so, and are cut off."""
         if self._server is None:
             return
         if self._following is not None:
@@ -84,7 +84,7 @@ class HttpServer:
             lifespan="off",
             interface="asgi3",
             workers=1,
-            # The chassis's own log has a line for each request.
+            # This project's own log has a line for each request.
             log_config=None,
             log_level="error",
             access_log=False,
@@ -96,14 +96,14 @@ class HttpServer:
             ssl_keyfile=settings.tls_private_key,
             ssl_ca_certs=str(settings.tls_client_ca) if settings.tls_client_ca else None,
             ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca else ssl.CERT_NONE,
-            # A request of a connection begins in the context of the one before it, and would log
+            # The next request of a connection begins in the context of the last one, and would log
             # with its ids.
             reset_contextvars=True,
         )
 
 
 async def _follow(certificate: ServerCertificate, context: ssl.SSLContext) -> None:
-    """Gives new connections the certificate as it is on disk. One that cannot serve is logged."""
+    """New connections get the certificate on disk. A certificate that cannot be used is logged."""
     files = certificate.files()
     while True:
         await asyncio.sleep(CERTIFICATE_SECONDS)
@@ -112,4 +112,4 @@ async def _follow(certificate: ServerCertificate, context: ssl.SSLContext) -> No
         try:
             certificate.reload(context)
         except StartupError as error:
-            logger.warning("the certificate in use stays: %s", error)
+            logger.warning("cannot use the new certificate; the old one stays in use: %s", error)

@@ -2,8 +2,8 @@
 
 Library: uvicorn
 Changes: nothing; it runs the parts of uvicorn.Server.serve one by one.
-Why: `serve` takes the process's signals, which are the gateway's to handle, and no setting leaves
-    them alone. And it lets connections stay that outlast the shutdown.
+Why: `serve` installs handlers for the process's signals, which the gateway handles, and no setting
+    prevents that. It also leaves connections open that outlast the shutdown.
 Upstream: https://github.com/Kludex/uvicorn/issues/526
 Versions: uvicorn 0.50 to 0.54
 """
@@ -28,32 +28,32 @@ TOUCHES = (
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where uvicorn has moved."""
+    """Raises HookBroken if uvicorn has changed."""
     check_touches(__name__, TOUCHES)
 
 
 class UvicornServer:
-    """One server of a loaded configuration; `start` and `stop` once each."""
+    """One server of a loaded configuration. Call `start` and `stop` once each."""
 
     def __init__(self, config: uvicorn.Config) -> None:
-        """Raises HookBroken where uvicorn has moved."""
+        """Raises HookBroken if uvicorn has changed."""
         check_upstream()
         self._server = uvicorn.Server(config)
         self._server.lifespan = config.lifespan_class(config)
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self, listener: socket.socket) -> None:
-        """Serves on `listener` from its return on."""
+        """Serves on `listener` once it has returned."""
         await self._server.startup(sockets=[listener])
         self._ticking = asyncio.create_task(self._server.main_loop())
 
     async def stop(self) -> None:
-        """Waits for what is in flight as the configuration says, and cuts the rest off."""
+        """Waits for running requests as long as the configuration says, and ends the rest."""
         if self._ticking is None:
             return
         self._server.should_exit = True
         await self._ticking
         await self._server.shutdown()
         for connection in list(self._server.server_state.connections):
-            # One that serves HTTP, which has its transport from the first byte on.
+            # A connection that serves HTTP, which has its transport from the first byte on.
             connection.transport.abort()

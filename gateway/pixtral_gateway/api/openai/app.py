@@ -47,7 +47,7 @@ class OpenAiApi:
     """`backend` is set once the checkpoint is loaded; the gate lets no request in before."""
 
     def __init__(self, settings: GatewaySettings, tenants: Tenants, room: SharedLimit) -> None:
-        """`room` has the bytes of bodies that are being received."""
+        """`room` bounds the bytes of bodies that are being received."""
         self._settings = settings
         self._model = settings.model_names[0]
         self._front = Front(settings, tenants, room)
@@ -199,7 +199,7 @@ class OpenAiApi:
                 "max_image_bytes": self._settings.max_image_bytes,
                 "max_image_pixels": self._settings.max_image_pixels,
             },
-            # Mistral's client takes no model without these two.
+            # Mistral's client requires these two fields of a model.
             "type": "base",
             "capabilities": _CAPABILITIES,
         }

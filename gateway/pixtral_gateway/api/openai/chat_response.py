@@ -44,8 +44,8 @@ FINISH_REASONS: dict[request.FinishReason | None, FinishReason | None] = {
 
 
 class _Gathered:
-    """One choice as it grows. Log-probabilities, of which there may be a million, are JSON already:
-    as objects they would take six times the memory, and seconds to write at the end."""
+    """One choice as it grows. Log-probabilities, of which a choice may have a million, are JSON
+    already: as objects they would take six times the memory, and seconds to write at the end."""
 
     def __init__(
         self, beginning: str, *, has_token_ids: bool, has_reasoning: bool, has_ids_as_tokens: bool
@@ -94,7 +94,7 @@ class _Gathered:
 async def whole(
     events: Events, completion_id: str, model: str, asked: ChatRequest, *, choices: int
 ) -> bytes:
-    """A `chat.completion` in JSON, once the last token of the last of so many choices is there."""
+    """A `chat.completion` in JSON, once the last token of the last choice has come."""
     has_token_ids = bool(asked.return_token_ids)
     gathered = [
         _Gathered(
@@ -125,7 +125,7 @@ async def whole(
             }
             if has_token_ids:
                 answer["prompt_token_ids"] = list(prompt)
-            # Here the request still has its memory.
+            # The request still has its memory here.
             if event.prompt_logprobs or any(each.logprobs for each in gathered):
                 written = await asyncio.to_thread(_written, answer, gathered, event)
             else:
@@ -137,7 +137,7 @@ def _written(answer: ChatCompletion, gathered: list[_Gathered], finished: Finish
     choices = ",".join(each.choice(index) for index, each in enumerate(gathered))
     made = _with(answer, "choices", f"[{choices}]")
     if finished.prompt_logprobs:
-        # One by one: what writes JSON holds up the event loop, too.
+        # One by one, because writing JSON blocks the event loop, too.
         positions = ",".join(map(_json, map(_prompt_logprob_of, finished.prompt_logprobs)))
         made = f'{made[:-1]},"prompt_logprobs":[{positions}]}}'
     return made.encode()
@@ -159,9 +159,9 @@ async def chunks(
 ) -> AsyncGenerator[bytes]:
     """Server-sent events, each a `chat.completion.chunk`.
 
-    Where usage is asked for, one more chunk has it and no choices; where continuous usage is asked
-    for, each chunk has the usage of its choice until then. Where nothing is said of it, the chunk
-    that ends the last choice has it, as with Mistral's API: its clients have no way to ask.
+    With `include_usage`, one more chunk has the usage and no choices. With continuous usage, each
+    chunk has the usage of its choice so far. Without either option, the chunk that ends the last
+    choice has the usage, as in Mistral's API, whose clients cannot ask for it.
     """
     stream = _Chunks(completion_id, model, asked)
     with asked.own_names():
@@ -184,7 +184,7 @@ class _Chunks:
             "model": model,
             "choices": [],
         }
-        # As OpenAI has it: where usage is asked for, each chunk has the field.
+        # As in OpenAI's API: with `include_usage`, each chunk has the field.
         if asked.include_usage:
             self._heading["usage"] = None
         self._head = _head(self._heading)
@@ -193,11 +193,11 @@ class _Chunks:
         self._prompt: Sequence[int] = ()
         self._made = dict[int, int]()
         self._unfinished = asked.n or 1
-        # The chunk that ends the last choice, until the usage is there.
+        # The chunk that ends the last choice waits for the usage.
         self._last: ChatCompletionChunk | None = None
 
     def add(self, event: Event) -> bytes:
-        """The lines that the event adds to the stream; there may be none."""
+        """The lines that the event adds to the stream, if any."""
         match event:
             case Begun():
                 self._prompt = event.prompt_token_ids
@@ -247,7 +247,7 @@ class _Chunks:
         return self._event(choice)
 
     def _event(self, choice: ChunkChoice) -> bytes:
-        """As `event_of` its chunk, of which most is equal in all of them and written once."""
+        """The same as a chunk of `event_of`. Most of it is equal in all chunks and written once."""
         return b'%b,"choices":[%b]}\n\n' % (self._head, _json(choice).encode())
 
     def _count(self, index: int, tokens: int) -> None:
@@ -265,7 +265,8 @@ class _Chunks:
 
 
 def _is_empty(delta: request.Delta) -> bool:
-    """Whether there is nothing in it to send, such as while a call's head is read."""
+    """Whether there is nothing to send, such as while the parser reads the beginning of a tool
+    call."""
     said = delta.text or delta.reasoning or delta.tool_calls
     return not (said or delta.logprobs or delta.finish_reason)
 
@@ -331,7 +332,7 @@ def as_id(token_id: int) -> str:
 def _logprob(token: logprobs.Logprob, *, as_ids: bool) -> Logprob:
     return {
         "token": name_of(token, as_ids=as_ids),
-        # JSON has no infinity; this is vLLM's own stand-in for it.
+        # JSON has no infinity, so this is vLLM's own replacement.
         "logprob": max(token.logprob, LEAST_LOGPROB),
         "bytes": list(token.text.encode()),
     }
@@ -340,7 +341,8 @@ def _logprob(token: logprobs.Logprob, *, as_ids: bool) -> Logprob:
 def prompt_logprobs_of(
     positions: Sequence[logprobs.TokenLogprobs],
 ) -> list[dict[str, PromptLogprob] | None]:
-    """In vLLM's form: tokens by their ids, the prompt's own first; None for its first token."""
+    """In vLLM's form: tokens by their ids, with the prompt's own first; None for its first
+    token."""
     return [_prompt_logprob_of(position) for position in positions]
 
 
@@ -416,5 +418,5 @@ def _head(heading: ChatCompletionChunk) -> bytes:
     return b"data: " + _json(others)[:-1].encode()
 
 
-# In ASCII: some clients take U+2028 and its like for the end of a line.
+# In ASCII: some clients take U+2028 and similar characters for the end of a line.
 _json = json.JSONEncoder(separators=(",", ":")).encode

@@ -1,4 +1,4 @@
-"""The gateway's errors as OpenAI's clients know them: a status, headers and a body."""
+"""The gateway's errors in the form of OpenAI's API: a status, headers and a body."""
 
 import math
 import re
@@ -27,7 +27,7 @@ _TYPES: dict[int, ErrorType] = {
 }
 _RETRIED = frozenset({429, 503})
 
-# Where OpenAI's API has a code of its own for it, which clients look for.
+# Codes of OpenAI's API, which clients look for.
 _CODES = {
     "INVALID_FIELD": "invalid_value",
     "PROMPT_TOO_LONG": "context_length_exceeded",
@@ -92,11 +92,11 @@ def body_of(error: ServingError, name_of: Callable[[str], str] | None = None) ->
 
 
 def param_of(field: str) -> str:
-    """`messages[1].role` as `messages.1.role`, `sampling.top_p` as `top_p`; of tools and their
-    calls, what OpenAI has in a `function`, in that."""
+    """`messages[1].role` becomes `messages.1.role`, and `sampling.top_p` becomes `top_p`. The
+    fields of tools and tool calls that OpenAI has in a `function` are there."""
     return _OF_FUNCTION.sub(r"\1.function.\2", flat_param_of(field))
 
 
 def flat_param_of(field: str) -> str:
-    """The same where tools have nothing in a `function`."""
+    """The same for APIs whose tools have no `function`."""
     return re.sub(r"\[(\d+)\]", r".\1", field.removeprefix("sampling."))

@@ -1,4 +1,4 @@
-"""Says of what kind a JSON value is, for errors that must not repeat the value."""
+"""Names the kind of a JSON value, for errors that must not repeat the value."""
 
 from typing import Any
 

@@ -28,10 +28,10 @@ def to_conversation(
     goes_on: bool = False,
     reasoning_effort: str | None = None,
 ) -> Conversation:
-    """The conversation, under the rules that `pixtral_gateway.checks.validation` has for gRPC.
+    """The conversation, under the rules of `pixtral_gateway.checks.validation`, as for gRPC.
 
-    It goes on from its last message where vLLM's `continue_final_message` or Mistral's `prefix`
-    asks for it. Raises InvalidRequest, with paths as OpenAI writes them.
+    It continues its last message if vLLM's `continue_final_message` or Mistral's `prefix` says so.
+    Raises InvalidRequest, with paths as OpenAI writes them.
     """
     parts = [len(m.content) if isinstance(m.content, list) else 1 for m in messages]
     check_parts(parts, context_length)
@@ -63,7 +63,7 @@ def _turn(message: Message, path: str) -> Turn:
     if message.function_call:
         raise _unsupported(f"{path}.function_call")
     if message.tool_calls and role is not Role.ASSISTANT:
-        raise InvalidRequest(f"{path}.tool_calls", "only assistant messages may hold calls")
+        raise InvalidRequest(f"{path}.tool_calls", "only assistant messages may have tool calls")
     calls = tuple(
         to_call(call, f"{path}.tool_calls.{i}") for i, call in enumerate(message.tool_calls or ())
     )
@@ -73,13 +73,13 @@ def _turn(message: Message, path: str) -> Turn:
     )
     if sum(isinstance(part, Thinking) for part in parts) > 1 and message.has_reasoning:
         raise InvalidRequest(
-            f"{path}.content", "not thinking parts together with reasoning: send one of the two"
+            f"{path}.content", "cannot have thinking parts beside reasoning: send one of the two"
         )
     return Turn(role, parts, calls, message.tool_call_id or "")
 
 
 def _reasoning(message: Message, path: str, role: Role) -> tuple[Thinking, ...]:
-    """The assistant's thought, by vLLM's name for it or by the older one."""
+    """The assistant's thought, under vLLM's name or the older one."""
     given = {message.reasoning, message.reasoning_content} - {None, ""}
     if role is not Role.ASSISTANT or not given:
         return ()
@@ -106,11 +106,11 @@ def _part(part: Any, path: str, role: Role) -> Part:
             return text
         case {"type": "thinking"}:
             if role not in (Role.SYSTEM, Role.ASSISTANT):
-                raise InvalidRequest(path, "only system and assistant messages may hold thinking")
+                raise InvalidRequest(path, "only system and assistant messages may have thinking")
             return _thinking(part, f"{path}.thinking")
         case {"type": "image_url", "image_url": {"url": str(url)} | str(url) as given}:
             if role is not Role.USER:
-                raise InvalidRequest(f"{path}.image_url", "only user messages may hold images")
+                raise InvalidRequest(f"{path}.image_url", "only user messages may have images")
             low = isinstance(given, dict) and is_low_detail(given, f"{path}.image_url")
             return ImageSource(f"{path}.image_url", url=url, low_detail=low)
         case {"type": "text", **rest}:
@@ -131,7 +131,7 @@ def _part(part: Any, path: str, role: Role) -> Part:
 
 
 def _thinking(part: Mapping[str, Any], path: str) -> Thinking:
-    """In mistral_common's form, a text, or in that of Mistral's API, a list of text parts."""
+    """Either mistral_common's form, a text, or that of Mistral's API, a list of text parts."""
     is_closed = part.get("closed", True) is not False
     match part.get("thinking"):
         case str(text):
@@ -144,7 +144,7 @@ def _thinking(part: Mapping[str, Any], path: str) -> Thinking:
 
 
 def is_low_detail(image: Mapping[str, Any], path: str) -> bool:
-    """Whether an image asks for OpenAI's low detail; the others are what the model takes at most.
+    """Whether an image has OpenAI's low detail. Any other is as large as the model takes.
 
     Raises InvalidRequest.
     """

@@ -63,7 +63,7 @@ ROLES = {
 
 
 def _as_it_is(value: Any) -> Any:
-    # The reader names the part that is wrong; /openapi.json says what the field must be.
+    # The reader names the wrong part; /openapi.json says what the field must be.
     return value
 
 
@@ -82,7 +82,7 @@ def _none_if_false(value: Any) -> Any:
 
 
 def _not_minus_one(value: Any) -> Any:
-    # vLLM's other way to say that every token may come.
+    # vLLM's other way to allow every token.
     return 0 if value == -1 else value
 
 
@@ -97,9 +97,9 @@ class Message(BaseModel):
     ] = None
     tool_call_id: str | None = None
     function_call: Annotated[Any, WithJsonSchema({"type": "null"})] = None
-    # Mistral's: the answer goes on from this message, and begins with it.
+    # Mistral's field: the answer continues this message, and repeats it first.
     prefix: bool | None = None
-    # The assistant's thought before its answer: vLLM's name, and the older one.
+    # The assistant's thought before its answer, under vLLM's name and the older one.
     reasoning: str | None = None
     reasoning_content: str | None = None
 
@@ -108,7 +108,7 @@ class Message(BaseModel):
         return bool(self.reasoning or self.reasoning_content)
 
 
-# The schema of what `json_object` asks for.
+# The schema that `json_object` means.
 ANY_OBJECT = '{"type": "object"}'
 
 
@@ -127,7 +127,8 @@ class ResponseFormat(BaseModel):
 
 
 class StructuredOutputs(BaseModel):
-    """vLLM's own field. `unsupported` has what vLLM takes beside it, and this service cannot do."""
+    """vLLM's own field. `unsupported` lists what vLLM takes beside it, and this service cannot
+    do."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
@@ -151,12 +152,12 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     include_usage: bool | None = None
-    # vLLM's own, and as there of no effect without the other.
+    # vLLM's own fields, which have an effect only together, as in vLLM.
     continuous_usage_stats: bool | None = None
 
 
 class RequestBody(BaseModel):
-    """`refused` has fields that this route alone cannot serve, and values that ask for nothing;
+    """`refused` has fields that this route alone cannot serve, and values that ask for nothing.
     `reasons` says why, and what to do instead.
     """
 
@@ -182,13 +183,13 @@ class RequestBody(BaseModel):
 
     @classmethod
     def all_refused(cls) -> Mapping[str, tuple[Any, ...]]:
-        """Fields that this route cannot serve, and values beside null that ask for nothing."""
+        """Fields that this route cannot serve, and values other than null that ask for nothing."""
         return {**NOTHING, **cls.refused}
 
     def check_served(self) -> None:
         """Raises InvalidRequest for a field that asks for what this service cannot do.
 
-        Others that it does not know are passed over, as vLLM does.
+        Unknown fields are ignored, as in vLLM.
         """
         unknown = 0
         refused = self.all_refused()
@@ -201,12 +202,12 @@ class RequestBody(BaseModel):
             elif name not in HARMLESS:
                 unknown += 1
         if unknown:
-            # Not their names: those are the client's own words.
-            logger.debug("fields that are not known, and passed over: %d", unknown)
+            # Not their names, which are the client's words.
+            logger.debug("unknown fields are ignored: %d", unknown)
 
 
 class SamplingBody(RequestBody):
-    """The fields that every route for completions takes, by vLLM's names."""
+    """The fields of every route for completions, under vLLM's names."""
 
     stream: bool | None = None
     min_tokens: Annotated[UInt32 | None, Bounded(limits.MIN_TOKENS)] = None
@@ -242,7 +243,7 @@ class SamplingBody(RequestBody):
     def sampling(self, *, disable_any_whitespace: bool = True) -> Sampling:
         """A parameter that is absent or null takes the model's own default.
 
-        `disable_any_whitespace` has the JSON that a format asks for come on one line.
+        `disable_any_whitespace` puts the JSON of a format on one line.
         """
         values = {name: getattr(self, name, None) for name in _SAME} | self.own_values()
         values["structured_output"] = self._structured_output(disable_any_whitespace)
@@ -253,11 +254,11 @@ class SamplingBody(RequestBody):
         return Sampling(**given)
 
     def own_values(self) -> dict[str, Any]:
-        """Parameters that the route has another name or form for. Raises InvalidRequest."""
+        """Parameters that have another name or form on this route. Raises InvalidRequest."""
         return {}
 
     def own_names(self) -> AbstractContextManager[None]:
-        """Errors of the block name a field as the client does, where it has several names."""
+        """Errors of the block use the client's name of a field, if it has several names."""
         return renamed(self.name_of)
 
     def name_of(self, field: str) -> str:
@@ -269,11 +270,11 @@ class SamplingBody(RequestBody):
         return field
 
     def format_field(self) -> str:
-        """The field beside `structured_outputs` that asks for a structure."""
+        """The field beside `structured_outputs` that defines a structure."""
         return "response_format"
 
     def of_format(self) -> StructuredOutput | None:
-        """The structure that the field asks for. Raises InvalidRequest."""
+        """The structure that the field defines. Raises InvalidRequest."""
         return None
 
     def _structured_output(self, is_on_one_line: bool) -> StructuredOutput | None:
@@ -283,7 +284,9 @@ class SamplingBody(RequestBody):
             wanted = StructuredOutput(Structure.JSON_SCHEMA, values, disable_any_whitespace=True)
         found = [each for each in (wanted, self._of_vllm()) if each is not None]
         if len(found) > 1:
-            raise InvalidRequest("structured_outputs", f"not together with {self.format_field()}")
+            raise InvalidRequest(
+                "structured_outputs", f"cannot be combined with {self.format_field()}"
+            )
         return found[0] if found else None
 
     def _of_vllm(self) -> StructuredOutput | None:
@@ -320,7 +323,7 @@ class SamplingBody(RequestBody):
 
 
 class CompletionBody(SamplingBody):
-    """The fields that chat completions and completions of a prompt have in common."""
+    """The common fields of chat completions and completions of a prompt."""
 
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[UInt32 | None, Bounded(limits.MAX_TOKENS)] = None
@@ -335,7 +338,7 @@ class CompletionBody(SamplingBody):
     response_format: ResponseFormat | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    # vLLM's: a part of the answer's id.
+    # vLLM's field: a part of the answer's id.
     request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
 
     def answer_id(self, own: str) -> str:
@@ -346,7 +349,7 @@ class CompletionBody(SamplingBody):
         return f"{own.partition('-')[0]}-{self.request_id}"
 
     def always_include_usage(self) -> None:
-        """As if the client had asked for the usage of a stream."""
+        """As if the client had set `include_usage`."""
         options = self.stream_options or StreamOptions()
         self.stream_options = options.model_copy(update={"include_usage": True})
 
@@ -378,18 +381,18 @@ class CompletionBody(SamplingBody):
 
 
 class ConversationBody(RequestBody):
-    """Where a prompt of messages ends."""
+    """The place where a prompt of messages ends."""
 
-    # It has no effect with Mistral's templates; a value that contradicts another field is refused.
+    # It has no effect with Mistral's templates. A value that contradicts another field is refused.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
     def goes_on(self) -> bool:
-        """Whether the last message is the beginning of the answer. Raises InvalidRequest."""
+        """Whether the answer continues the last message. Raises InvalidRequest."""
         if self.continue_final_message and self.add_generation_prompt:
             raise InvalidRequest(
                 "continue_final_message",
-                "not together with add_generation_prompt: leave that out, or set it to false",
+                "cannot be combined with add_generation_prompt: leave that out, or set it to false",
             )
         return bool(self.continue_final_message)
 
@@ -403,23 +406,24 @@ class ChatRequest(CompletionBody, ConversationBody):
     # Read by `pixtral_gateway.api.openai.tools`.
     tool_choice: Annotated[Any, WithJsonSchema(CHOICE)] = None
     parallel_tool_calls: bool | None = None
-    # vLLM's: an answer that goes on from a message begins with it.
+    # vLLM's field: an answer that continues a message repeats it first.
     echo: bool | None = None
-    # For templates that have a place for it, and passed over by the others.
+    # For templates that have a place for it, and ignored by the others.
     reasoning_effort: str | None = None
-    # vLLM's: false leaves out of the answer what the model thinks.
+    # vLLM's field: false leaves the thought out of the answer.
     include_reasoning: bool | None = None
     _beginning: str | None = PrivateAttr(None)
 
     def forget(self) -> None:
-        """Drops what has been taken over, and what is passed over: an answer takes minutes."""
+        """Drops the fields that have been converted, and those that are ignored: an answer takes
+        minutes."""
         self._beginning = self.beginning()
         self.messages = []
         self.tools = self.tool_choice = self.response_format = None
         (self.model_extra or {}).clear()
 
     def beginning(self) -> str:
-        """The text that the answer begins with, though the model does not make it."""
+        """The text with which the answer begins, though the model does not generate it."""
         if self._beginning is not None:
             return self._beginning
         last = self.messages[-1] if self.messages else None
@@ -453,7 +457,7 @@ class ChatRequest(CompletionBody, ConversationBody):
 
 
 class TokenizeRequest(ConversationBody):
-    """A text or a conversation. `add_special_tokens` is the text's alone."""
+    """A text or a conversation. Only a text has `add_special_tokens`."""
 
     prompt: str | None = None
     messages: list[Message] | None = None
@@ -474,7 +478,7 @@ _SAME = tuple(
     each.name for each in fields(Sampling) if each.name not in ("logprobs", "structured_output")
 )
 
-# Fields that are not supported, and the values beside null that do not ask for them.
+# Fields that are not supported, and the values other than null that do not ask for them.
 NOTHING: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (False,),
     "audio": (),
@@ -513,7 +517,7 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
-# Why something cannot be done, or what to do instead.
+# Why something is impossible, or what to do instead.
 INSTEAD = {
     "add_special_tokens": "the template has them all",
     "best_of": "set n, and choose among the choices",
@@ -543,16 +547,17 @@ INSTEAD = {
 # Fields that change nothing of an answer here.
 HARMLESS = frozenset(
     {
-        # Responses have the reasoning as an item of its own.
+        # Responses have the reasoning as a separate item.
         "include_reasoning",
-        # Beam search alone has it.
+        # Only beam search has it.
         "length_penalty",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",
-        # vLLM spells the control tokens of calls and thoughts always, and Mistral's others never.
+        # vLLM always spells the control tokens of tool calls and thoughts, and never Mistral's
+        # others.
         "skip_special_tokens",
-        # vLLM's render routes alone have it.
+        # Only vLLM's render routes have it.
         "mm_payload",
         "return_mm_kwargs",
         "return_token_offsets",

@@ -51,7 +51,7 @@ def _as_text(schema: Any) -> str:
 
 
 class Function(BaseModel):
-    """`strict` changes nothing: whoever must be called is always held to the schema."""
+    """`strict` changes nothing: a tool that must be called always gets arguments of its schema."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -91,7 +91,7 @@ def to_call(call: Any, path: str) -> ToolCall:
         case {"function": {"name": str(name), **function}, **rest}:
             pass
         case _:
-            raise InvalidRequest(path, "must be an object with a function, and that with a name")
+            raise InvalidRequest(path, "must be an object with a function that has a name")
     call_id, arguments = rest.get("id"), function.get("arguments")
     if isinstance(arguments, dict):
         # As Mistral's client may have them.

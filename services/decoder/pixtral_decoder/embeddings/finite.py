@@ -4,21 +4,22 @@ import numpy as np
 
 from pixtral_core.cache.wire_format import DType
 
-# All ones: infinity's, or no number's.
+# All bits of the exponent are ones: infinity, or not a number.
 _EXPONENT = {DType.BF16: 0x7F80, DType.F32: 0x7F80_0000}
 
 
 def is_finite(values: memoryview, dtype: DType) -> bool:
-    """`data` is little-endian. A value that is cut short is looked at as far as it goes.
+    """`data` is little-endian. An incomplete value at its end is ignored.
 
-    Reads them twice, so that pieces that fit into a cache are the fastest.
+    It reads them twice, so pieces that fit into a cache are the fastest.
     """
     size, exponent = dtype.itemsize, _EXPONENT[dtype]
     whole = values[: len(values) // size * size]
     if not whole:
         return True
-    # As whole numbers finite ones are below infinity: with the sign, those that have none; without
-    # it, those that have. A CPU compares whole numbers up to three times as fast as bf16.
+    # Read as integers, finite numbers are below infinity. The signed maximum shows this for
+    # positive numbers, and the unsigned maximum for negative ones. A CPU compares integers up to
+    # three times as fast as bf16.
     signed = np.frombuffer(whole, f"<i{size}")
     sign = 1 << (8 * size - 1)
     return bool(signed.max() < exponent and signed.view(f"<u{size}").max() < sign + exponent)

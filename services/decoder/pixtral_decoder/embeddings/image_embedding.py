@@ -1,4 +1,4 @@
-"""An image embedding in memory that the engine can read."""
+"""An image embedding in memory from which the engine can read."""
 
 import os
 from contextlib import suppress
@@ -12,7 +12,7 @@ from pixtral_decoder.embeddings.memory_files import MemoryFile
 
 @dataclass(frozen=True, slots=True)
 class ImageEmbedding:
-    """An embedding that has passed every check of its own.
+    """An embedding that has passed every check.
 
     Attributes:
         tensor: `(tokens, width)`, finite, on the CPU.
@@ -25,7 +25,7 @@ class ImageEmbedding:
 
 
 def let_go(embeddings: list[ImageEmbedding]) -> None:
-    """In a thread: empties the list, which gives the memory back of those that nobody else has."""
+    """Runs in a thread: it empties the list, and frees the embeddings that have no other user."""
     descriptors: list[int] = []
     for file in [embedding.file for embedding in embeddings]:
         if file is not None:
@@ -33,8 +33,8 @@ def let_go(embeddings: list[ImageEmbedding]) -> None:
             with suppress(OSError):
                 descriptors.append(os.dup(file.descriptor))
     file = None
-    # Python's lock is held while memory is unmapped, but not while a file is closed. Whichever is
-    # last takes the most of the time.
+    # Unmapping memory blocks Python's lock, and closing a file does not. The last of the two takes
+    # most of the time.
     embeddings.clear()
     for descriptor in descriptors:
         os.close(descriptor)

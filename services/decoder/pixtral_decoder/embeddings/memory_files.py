@@ -1,9 +1,8 @@
 """Anonymous files in memory, each with one large embedding as it arrived.
 
-A file can be handed to another process, which then has the embedding where this one has it. To get
-8 MB of memory from the system takes three milliseconds and more, to receive an embedding in memory
-that is there no longer than to receive it at all. So some memory is allocated before it is needed.
-To give it back takes one, and is done afterwards.
+A file can be handed to another process, which then reads the embedding without a copy. The system
+takes as long to allocate the memory of an embedding as the network takes to receive one. So some
+memory is allocated in advance, and freed afterwards.
 """
 
 import asyncio
@@ -14,7 +13,7 @@ import weakref
 
 import torch
 
-# Below that a file costs more than it saves.
+# For a smaller embedding a file costs more than it saves.
 LEAST_BYTES = 1 << 20
 SPARES = 2
 # The delay before memory is allocated or freed, so that neither competes with an embedding that is
@@ -23,7 +22,7 @@ SECONDS = 0.02
 
 
 class MemoryFile:
-    """A file, open and mapped for as long as this lives.
+    """A file that is open and mapped while this object lives.
 
     Attributes:
         descriptor: of the file.
@@ -38,21 +37,23 @@ class MemoryFile:
 
 
 class MemoryFiles:
-    """Has files for what is received. `take` is for any thread, the rest for one event loop."""
+    """Provides files for incoming embeddings. Any thread may call `take`; the rest is for one event
+    loop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Each as large as the largest when it was made.
+        # Each file is as large as the largest embedding at the time when it was made.
         self._spares: list[MemoryFile] = []
         self._largest = 0
         self._living: weakref.WeakSet[MemoryFile] = weakref.WeakSet()
-        # The process has others to open.
+        # The process needs descriptors for other files.
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self._making: asyncio.Future[None] | None = None
         self._is_closed = False
 
     def take(self, size: int) -> MemoryFile | None:
-        """A file of that size; None for what is small, and where there are too many or no more."""
+        """A file of that size. None for a small size, and if too many files are in use or no memory
+        is left."""
         if size < LEAST_BYTES:
             return None
         with self._lock:
@@ -73,13 +74,14 @@ class MemoryFiles:
         return file
 
     def refill_soon(self, size: int) -> None:
-        """For others of that size, which is that of a real embedding: a value may claim any."""
+        """Sizes other than that of a real embedding are not remembered: a value may claim any
+        size."""
         self._largest = max(self._largest, size)
         if len(self._spares) < SPARES:
             asyncio.get_running_loop().call_later(SECONDS, self._refill)
 
     def close(self) -> None:
-        """Files that were taken stay."""
+        """Files that were taken stay valid."""
         with self._lock:
             self._is_closed = True
             self._spares.clear()
@@ -91,7 +93,7 @@ class MemoryFiles:
 
     def _made(self, making: asyncio.Future[None]) -> None:
         self._making = None
-        # Without memory for one, the next embedding is received elsewhere.
+        # Without memory for a file, the next embedding is received elsewhere.
         making.cancelled() or making.exception()
 
     def _make_spares(self) -> None:
@@ -99,7 +101,7 @@ class MemoryFiles:
             size = self._largest
             file = MemoryFile(size)
             os.posix_fallocate(file.descriptor, 0, size)
-            # Written to, its memory is this process's, too, and not the file's alone.
+            # Writing to it allocates the memory for this process, too, and not for the file alone.
             file.memory.zero_()
             with self._lock:
                 if self._is_closed or len(file.memory) < self._largest:

@@ -38,15 +38,15 @@ Found = Literal["local", "redis", "peer"]
 
 
 class EmbeddingMissing(Exception):
-    """Neither Redis nor the encoder that is said to have it could give the embedding."""
+    """Neither Redis nor the encoder could give the embedding."""
 
 
 class PeerEncoders:
     """Reads embeddings from the encoders that made them.
 
-    Addresses come with requests: without `tls` one off this machine is dialled only where
-    `allow_insecure` is set. Channels are kept, at most 64, the least recently used closed. New
-    ones come when the files of `tls` change.
+    Addresses come with requests. Without `tls`, an address off this machine is used only if
+    `allow_insecure` is set. At most 64 channels are open, and the least recently used one closes
+    first. New channels replace them when the files of `tls` change.
     """
 
     def __init__(
@@ -70,11 +70,13 @@ class PeerEncoders:
     async def fetch(
         self, key: EmbeddingKey, address: str, grid: Grid, arrival: Arrival[T]
     ) -> T | None:
-        """The result of `arrival` for the embedding, made in a thread, or None where the encoder
-        lacks it, does not answer, sends less or more than an image of that grid, or could only be
-        asked without TLS."""
+        """The result of `arrival` for the embedding, made in a thread. None if the encoder lacks
+        the embedding, does not answer, or sends more or less than an image of that grid, and if it
+        could only be called without TLS."""
         if self._tls is None and not (self._allow_insecure or is_loopback(address)):
-            logger.warning("an encoder off this machine is not asked without peer_tls_ca")
+            logger.warning(
+                "not fetching an embedding from an encoder off this machine: set peer_tls_ca"
+            )
             return None
         most = wire_format.PAYLOAD_OFFSET + grid.tokens * self._width * self._dtype.itemsize
         pieces: list[bytes] = []
@@ -96,12 +98,12 @@ class PeerEncoders:
                 receiving = Receiving(key, arrival, width=self._width, dtype=self._dtype)
                 return await asyncio.to_thread(_received, pieces, receiving)
         except grpc.aio.AioRpcError as error:
-            # One that holds it no longer is no fault.
+            # An encoder that no longer has the embedding is not at fault.
             if error.code() is not grpc.StatusCode.NOT_FOUND:
-                logger.warning("an encoder gave no embedding: %s", error.code().name)
+                logger.warning("an encoder sent no embedding: %s", error.code().name)
             return None
         except DamagedValue:
-            logger.warning("an encoder gave a damaged embedding")
+            logger.warning("an encoder sent a damaged embedding")
             return None
         finally:
             call.cancel()
@@ -116,7 +118,7 @@ class PeerEncoders:
 
     async def _channel(self, address: str) -> grpc.aio.Channel:
         if self._files.changed():
-            # Calls under way go on to their end, for at most as long as a call may take.
+            # Running calls continue, for at most as long as a call may take.
             old, self._channels = self._channels, OrderedDict()
             for each in old.values():
                 self._closing.append(asyncio.create_task(each.close(self._seconds)))
@@ -132,7 +134,8 @@ class PeerEncoders:
 
 
 class EmbeddingSource:
-    """Looks for embeddings in order of nearness; those who ask for the same share one look."""
+    """Looks for embeddings in the nearest place first. Simultaneous requests for an embedding share
+    one look-up."""
 
     def __init__(
         self, *, store: EmbeddingStore, peers: PeerEncoders, dtype: DType, cache_bytes: int
@@ -148,7 +151,7 @@ class EmbeddingSource:
         self._is_closed = False
 
     async def get(self, image: ImagePlace) -> ImageEmbedding:
-        """Raises EmbeddingMissing. Each step has a deadline of its own."""
+        """Raises EmbeddingMissing. Each step has its own deadline."""
         held = self._cache.get(image.key)
         if held is not None:
             record("local")
@@ -170,7 +173,7 @@ class EmbeddingSource:
         found: Found = "redis"
         embedding = await self._store.get(image.key, Arriving(self._memory, self._dtype))
         if embedding is None and image.encoder:
-            # Another: what was given up may still be received by the first.
+            # A new one: the call that was given up may still write to the first.
             arrival, found = Arriving(self._memory, self._dtype), "peer"
             embedding = await self._peers.fetch(image.key, image.encoder, image.grid, arrival)
         if embedding is None:
@@ -188,7 +191,7 @@ class EmbeddingSource:
 
 
 def record(found: Found) -> None:
-    """Counts an embedding by where it was: in the metrics, and for the current call."""
+    """Counts an embedding by its source: in the metrics, and for the current call."""
     REQUESTS.labels(found).inc()
     count(f"embeddings_{found}")
 
@@ -207,7 +210,7 @@ def _received(pieces: Sequence[bytes], receiving: Receiving[T]) -> T | None:
 
 
 class Arriving(Arrival[ImageEmbedding]):
-    """A large embedding is received in a file. The result is None where a value is not finite."""
+    """A large embedding is received in a file. The result is None if a value is not finite."""
 
     def __init__(self, files: MemoryFiles, dtype: DType) -> None:
         self._files = files
@@ -225,7 +228,7 @@ class Arriving(Arrival[ImageEmbedding]):
 
     def made(self, embedding: Embedding) -> ImageEmbedding | None:
         if not self._is_finite:
-            logger.error("an embedding holds values that are not finite")
+            logger.error("an embedding has values that are not finite")
             return None
         values = torch.frombuffer(embedding.data, dtype=TORCH_DTYPES[self._dtype])
         grid = Grid(embedding.rows, embedding.cols)

@@ -1,4 +1,4 @@
-"""Bounds the memory of embeddings whose requests the engine has not begun."""
+"""Bounds the memory of embeddings whose requests wait for the engine."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -11,21 +11,21 @@ class WaitingBytes:
     """Counts each image once, however many requests wait with it."""
 
     def __init__(self, most_bytes: int, token_bytes: int) -> None:
-        """`token_bytes` are those of one image token."""
+        """`token_bytes` is the size of one image token."""
         self.bytes = 0
         self._most = most_bytes
         self._token_bytes = token_bytes
         self._requests = Counter[str]()
 
     def take(self, images: Iterable[ImagePlace]) -> Callable[[], None]:
-        """Counts the images of a request in; what it returns counts them out, once.
+        """Counts the images of a request. The returned function subtracts them, once.
 
-        Raises Overloaded where they are too many, unless there are none yet.
+        Raises Overloaded if they are too many, unless no other images wait.
         """
         sizes = {image.identity: image.grid.tokens * self._token_bytes for image in images}
         more = sum(size for name, size in sizes.items() if not self._requests[name])
         if more and self.bytes and self.bytes + more > self._most:
-            raise Overloaded("the decoder has no memory left for images that wait")
+            raise Overloaded("the decoder has no memory left for images of waiting requests")
         self.bytes += more
         self._requests.update(sizes.keys())
 

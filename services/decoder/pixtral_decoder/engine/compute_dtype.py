@@ -1,9 +1,9 @@
-"""Finds whether a CPU only imitates bfloat16, so that the language model is better off in float32.
+"""Finds whether a CPU only emulates bfloat16, so that the language model should use float32.
 
-vLLM computes in the dtype that it is given, on any CPU. One without instructions for bfloat16
-multiplies it many times slower than float32 where many tokens are computed at once, as in every
-prompt with an image. A single answer's tokens are bound by memory, of which float32 takes twice as
-much: so float32 has to be much faster before it is the better one.
+vLLM computes in the given dtype on any CPU. A CPU without instructions for bfloat16 multiplies it
+many times slower than float32 when it computes many tokens at once, as in every prompt with an
+image. Memory bounds a single answer's tokens, and float32 takes twice as much. So float32 must be
+much faster to be the better choice.
 """
 
 import time
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 ROWS, INNER, COLUMNS = 256, 512, 1024
 TRIES = 3
-# float32 is at least this much faster where bfloat16 is imitated without AVX-512.
+# float32 is at least this much faster if bfloat16 is emulated without AVX-512.
 MUCH_FASTER = 3.0
 
 
@@ -22,7 +22,7 @@ MUCH_FASTER = 3.0
 def imitates_bfloat16() -> bool:
     """Whether this CPU multiplies float32 much faster; measured once in a process. Blocking."""
     threads = torch.get_num_threads()
-    # With one thread, its own time is the product's, whatever else the machine does.
+    # A single thread's own time is that of the product, whatever else the machine does.
     torch.set_num_threads(1)
     try:
         return _seconds(torch.bfloat16) > MUCH_FASTER * _seconds(torch.float32)

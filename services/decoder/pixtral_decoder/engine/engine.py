@@ -1,7 +1,7 @@
 """The vLLM engine as a plain class: prompts in, deltas out.
 
-vLLM takes seconds to import. It is imported where it is used, so that a process answers health
-checks while it does.
+vLLM takes seconds to import. Functions import it when they need it, so that the process answers
+health checks meanwhile.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pixtral_decoder.grammar.grammar_check import StructureCheck
 
 BEGIN_OF_SEQUENCE = 1
-# vLLM's own: the directory of the sockets between it and its engine.
+# vLLM's own variable: the directory of its sockets.
 SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
 
 
@@ -54,26 +54,26 @@ class FinishReason(Enum):
     LENGTH = "length"
 
 
-# Any other end is a failure.
+# Every other finish is a failure.
 FINISHED = (None, "stop", "length")
 
 
 class EngineDead(Exception):
-    """The engine's process has ended; this one cannot serve any more."""
+    """The engine's process has ended, and the decoder cannot serve any more."""
 
 
 class EngineNotStarted(Exception):
-    """The engine's process has ended before it was ready; the message is the cause, on one line."""
+    """The engine's process ended before it was ready. The message is the cause, on one line."""
 
 
 class EngineFailed(Exception):
-    """The engine gave up on this request, and lives."""
+    """The engine failed on this request, and continues to run."""
 
 
 class SamplingRefused(Exception):
     """vLLM does not take a sampling parameter; `field` is its path in GenerateRequest.
 
-    `why` is for the client, and empty where nothing more is known.
+    `why` is for the client. It is empty if the reason is unknown.
     """
 
     def __init__(self, field: str, why: str = "") -> None:
@@ -83,7 +83,7 @@ class SamplingRefused(Exception):
 
 
 class StructureTooSlow(Exception):
-    """The engine has ended the request, whose structured output took too much of its time.
+    """The engine ended the request, because its structured output took too much time.
 
     `field` is the structured output's path in GenerateRequest.
     """
@@ -94,7 +94,7 @@ class StructureTooSlow(Exception):
 
 
 class NothingFollows(Exception):
-    """The structured output leaves the answer no way to go on; `field` is its path."""
+    """The structured output allows no token after the given ones; `field` is its path."""
 
     def __init__(self, field: str) -> None:
         super().__init__(field)
@@ -102,12 +102,12 @@ class NothingFollows(Exception):
 
 
 class ImagesNotHeld(Exception):
-    """The engine does not hold an image that was not given to it; nothing was generated."""
+    """The engine does not have an image that was not sent to it, and generated nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The part that one step of the engine added to an answer.
+    """The part of an answer that one step of the engine added.
 
     Attributes:
         text: may be empty: bytes of an unfinished character, or of a possible stop string.
@@ -161,7 +161,8 @@ def _started_or_why() -> Iterator[None]:
 class DecoderEngine:
     """One vLLM engine and its process.
 
-    `start` and `shutdown` once each; `generate` any number of times at once, from one event loop.
+    Call `start` and `shutdown` once each. `generate` may run any number of times at once, in one
+    event loop.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -176,10 +177,10 @@ class DecoderEngine:
     async def start(self) -> None:
         """Loads the model and generates a token, in 10 s to minutes.
 
-        Raises HookBroken where vLLM has moved, EngineNotStarted where the engine's process cannot
-        run the model, and whatever vLLM raises here for a model or machine that does not do.
+        Raises HookBroken if vLLM has changed, EngineNotStarted if the engine's process cannot run
+        the model, and vLLM's own exceptions for a wrong model or machine.
         """
-        # Not the default executor: a process that must stop while it loads would wait for it.
+        # The default executor would delay the end of a process that must stop while it loads.
         await in_daemon_thread(self._load, "load-engine")
         self._sampling_defaults = self._llm.model_config.get_diff_sampling_param()
         for number, (name, path) in enumerate(self.options.adapters.items(), start=1):
@@ -191,22 +192,22 @@ class DecoderEngine:
 
     @property
     def context_length(self) -> int:
-        """As started: at most the model's own."""
+        """The context of the started engine: at most the model's own."""
         return int(self._llm.model_config.max_model_len)
 
     @property
     def max_running(self) -> int:
-        """Answers that it works on at once; the others wait."""
+        """How many answers the engine works on at once; the others wait."""
         return int(self._llm.vllm_config.scheduler_config.max_num_seqs)
 
     @property
     def has_priorities(self) -> bool:
-        """Whether it takes waiting requests by their priority."""
+        """Whether the engine orders waiting requests by priority."""
         return bool(self._llm.vllm_config.scheduler_config.policy == "priority")
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Names of those beside the model itself, once started."""
+        """Names of the adapters, once the engine has started."""
         return tuple(name for name in self._adapters if name)
 
     @property
@@ -220,7 +221,7 @@ class DecoderEngine:
             await asyncio.sleep(0.25)
 
     def holds(self, image: ImagePlace) -> bool:
-        """Whether the engine's process has the image's embedding, which then need not be sent."""
+        """Whether the engine's process has the image's embedding, so that it need not be sent."""
         return self._loaded is not None and self._loaded.images.has(image.identity)
 
     async def generate(
@@ -232,8 +233,8 @@ class DecoderEngine:
     ) -> AsyncGenerator[Delta]:
         """Deltas as the engine makes them; closing or cancelling stops the engine's work.
 
-        `embeddings[i]` is image i's, or None where the engine holds it. `resend` sends them all,
-        whatever the engine is thought to hold.
+        `embeddings[i]` is image i's, or None if the engine has it. With `resend` all are sent,
+        whatever the engine is believed to have.
 
         Raises:
             ImagesNotHeld: before the first delta; to be tried again with all and `resend`.
@@ -259,8 +260,9 @@ class DecoderEngine:
                 tokenizer = self._llm.tokenizer
                 continuation = await Continuation.begin(prompt, parameters, tokenizer)
             offered.enter_context(self._handover.offering(embeddings))
-            # No await from here until vLLM has sent the request: the engine's process keeps its
-            # images in the order in which requests reach it, as the record on this side does.
+            # No await from here until vLLM has sent the request: the engine's process stores images
+            # in the order in which requests reach it, and the record on this side must have the
+            # same order.
             items = self._items(prompt.images, embeddings, resend)
             stream = self._llm.generate(
                 engine_input(prompt, items),
@@ -274,7 +276,7 @@ class DecoderEngine:
             async with aclosing(stream):
                 async for output in stream:
                     offered.close()
-                    # Each of several answers has them.
+                    # Each of several choices has them.
                     if is_first and sampling.prompt_logprobs is not None:
                         for delta in _prompt_deltas(output, sampling.prompt_logprobs):
                             yield delta
@@ -293,7 +295,7 @@ class DecoderEngine:
                             delta = _ended(delta, endings[completion.index], completion, sampling)
                         yield delta
                         if delta.finish_reason is not None and completion.finish_reason is None:
-                            # Closing the stream tells the engine, which knows no stop string.
+                            # Closing the stream stops the engine, which does not know stop strings.
                             return
                         for index in range(1, alike):
                             yield replace(delta, index=index)
@@ -307,7 +309,7 @@ class DecoderEngine:
         except NotContinued as error:
             raise SamplingRefused("generated_token_ids") from error
         except REFUSALS as error:
-            # Where vLLM names no parameter, it may be a fault of ours.
+            # Without a parameter's name from vLLM, the fault may be the decoder's.
             level = logging.DEBUG if refused_parameter(error) else logging.WARNING
             log_place(error, "vLLM refuses a request", level)
             raise SamplingRefused(refused_field(error, sampling)) from error
@@ -346,14 +348,15 @@ class DecoderEngine:
         from pixtral_decoder.grammar.grammar_check import StructureCheck
         from pixtral_decoder.vllm_hooks import model
 
-        # The plug-in names the classes, and vLLM would start a process to look at one, for 10 s.
-        # They are imported here in any case.
+        # The plug-in names the classes, and vLLM would start a process for 10 s to look at one. The
+        # decoder imports them anyway.
         for name in (ARCHITECTURE, HF_ARCHITECTURE):
             ModelRegistry.register_model(name, getattr(model, name))
         structures = StructureCheck()
         with self._handover.listening() as connect, self._own_sockets(), _started_or_why():
-            # vLLM chooses the tokens of a step from the context. The frontend stands in no variable
-            # here: an exception that vLLM remembers keeps this frame, and it past its shutdown.
+            # vLLM derives the tokens of a step from the context. No variable here refers to the
+            # frontend: an exception that vLLM remembers keeps this frame alive, and would keep the
+            # frontend alive past its shutdown.
             self._loaded = _Loaded.of(
                 AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER),
                 structures,
@@ -362,12 +365,13 @@ class DecoderEngine:
         send_images_once(self._llm, self._loaded.images)
 
     def _tokenizer_dir(self) -> Path | None:
-        """Where vLLM finds the tokenizer and no other; None is in the model's own directory."""
+        """The place of a tokenizer that vLLM would not find; None if it is in the model's
+        directory."""
         model_dir = self.options.model_dir
         path = find_tokenizer(model_dir, read_spec(model_dir), read_language(model_dir).vocab_size)
         if path == model_dir / TEKKEN:
             return None
-        # vLLM takes a directory, and chooses for itself where it holds several.
+        # vLLM takes a directory, and chooses for itself if it has several tokenizers.
         self._tokenizer = tempfile.TemporaryDirectory(prefix="pixtral-tokenizer-")
         name = TEKKEN if path.suffix == ".json" else path.name
         (Path(self._tokenizer.name) / name).symlink_to(path.resolve())
@@ -375,7 +379,7 @@ class DecoderEngine:
 
     @contextmanager
     def _own_sockets(self) -> Iterator[None]:
-        """Has vLLM make its sockets where they are removed: itself it leaves them."""
+        """Puts vLLM's sockets into a directory that is removed: vLLM itself leaves them."""
         if SOCKETS_VARIABLE in os.environ:
             yield
             return
@@ -394,7 +398,7 @@ class DecoderEngine:
             await asyncio.to_thread(check_adapter, path)
             await self._llm.add_lora(request)
         except Exception as error:
-            # The error has another type for each fault, and vLLM's call wraps it.
+            # Each fault has another type of error, and vLLM wraps it.
             raise BadAdapter(f"{name}: {error}") from error
         return request
 
@@ -420,8 +424,8 @@ def _failure(
     structure = sampling.structured_output
     if structure is not None and completion.stop_reason == STRUCTURE_TOO_SLOW:
         return StructureTooSlow(structure.path)
-    # Refused before it ran: all that can be amiss with a checked request is that the engine's
-    # process has dropped an image that was thought to be there, or cannot compile a grammar.
+    # Refused before it ran. A checked request can fail in two ways: the engine's process has
+    # dropped an image that was believed to be there, or it cannot compile a grammar.
     if may_miss_images:
         return ImagesNotHeld()
     if structure is None:
@@ -433,7 +437,7 @@ def _delta(output: "RequestOutput", completion: "CompletionOutput", sampling: Sa
     reason = completion.finish_reason
     logprobs: tuple[TokenLogprobs, ...] = ()
     if sampling.logprobs is not None:
-        # vLLM has them in another form where a request asks for that, which none does.
+        # vLLM has another form of them, for requests that no decoder makes.
         positions = cast("Sequence[Mapping[int, Any]]", completion.logprobs or ())
         logprobs = from_vllm(positions, sampling.logprobs)
     return Delta(
@@ -467,14 +471,14 @@ def _ended(
 ) -> Delta:
     is_engines = completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
     if delta.finish_reason is FinishReason.STOP and not is_engines:
-        # At a stop string, behind which nothing is kept back.
+        # At a stop string, after which vLLM keeps no text back.
         return delta
     kept_back = ending.kept_back(behind_stop_token=is_engines)
     if not kept_back:
         return delta
     text = delta.text + kept_back
-    # vLLM has not looked for a stop string in it. One that begins before is in the delta, too:
-    # until the end, vLLM keeps back as much text as may be the beginning of one.
+    # vLLM has not looked for a stop string in it. The delta also has a stop string that begins
+    # earlier: until the end, vLLM keeps back as much text as may be the beginning of one.
     ends = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
     if ends:
         return replace(delta, text=text[: min(ends)], finish_reason=FinishReason.STOP)
@@ -482,5 +486,5 @@ def _ended(
 
 
 def _queue_seconds(stats: Any) -> float:
-    # vLLM keeps them only where it keeps its metrics.
+    # vLLM has them only where it has its metrics.
     return 0.0 if stats is None else max(stats.scheduled_ts - stats.queued_ts, 0.0)

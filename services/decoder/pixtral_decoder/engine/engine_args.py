@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 GIB = 1 << 30
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
 SCHEDULER = "pixtral_decoder.vllm_hooks.scheduler.scheduler"
-# vLLM takes so many tokens in a step by itself, or more where the GPU is large.
+# vLLM takes this many tokens in a step by default, or more on a large GPU.
 LEAST_STEP_TOKENS = 2048
 
-# vLLM's arguments that are not passed on, and the settings that say the same. The others of these
-# are what the decoder is: its plug-in, its checks and its metrics stand on them.
+# vLLM's arguments that the decoder does not pass on, and the settings that replace them. The
+# decoder's plug-in, checks and metrics depend on the other ones.
 OWNED: Mapping[str, str] = {
     "config_format": "",
     "disable_log_stats": "",
@@ -53,16 +53,16 @@ OWNED: Mapping[str, str] = {
 
 
 class BadEngineArguments(ValueError):
-    """An argument that cannot be passed on to vLLM; the message says which."""
+    """An argument that the decoder does not pass on to vLLM; the message says which."""
 
 
 def check_owned(names: Iterable[str]) -> None:
-    """Raises BadEngineArguments where one of vLLM's arguments is the decoder's own to set."""
+    """Raises BadEngineArguments if an argument of vLLM is the decoder's own to set."""
     for name in names:
         if setting := OWNED.get(name):
             raise BadEngineArguments(f"{name} is set by {setting}")
         if name in OWNED:
-            raise BadEngineArguments(f"{name} is not to be changed: the decoder stands on it")
+            raise BadEngineArguments(f"{name} must not be set: the decoder needs its own value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,11 @@ class EngineOptions:
 
 
 def prepare_process() -> None:
-    """Sets what vLLM and its processes read from the environment; call it before vLLM's import."""
+    """Sets the environment variables of vLLM and its processes; call it before vLLM's import."""
     exit_with_parent.own()
     # Forking a process that serves gRPC copies locks in whatever state they are.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    # A model is a directory; neither a model hub nor a statistics server is ever asked.
+    # A model is a directory, so vLLM never contacts a model hub or a statistics server.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -176,8 +176,8 @@ def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "A
         _prepare_cpu(options)
         if _is_widened(options):
             logger.info(
-                "the language model computes in float32, which this CPU multiplies much faster "
-                "than bfloat16, and takes twice the memory; with compute_dtype it does as you say"
+                "the language model computes in float32 and takes twice the memory, because this "
+                "CPU multiplies float32 much faster than bfloat16; compute_dtype overrules this"
             )
             arguments["dtype"] = "float32"
         arguments |= {

@@ -31,7 +31,7 @@ def engine_input(
 ) -> MultiModalInput | TokensInput:
     """The input of `AsyncLLM.generate`.
 
-    `items[i]` is image i's `embedding_item`, or None where the engine holds it already.
+    `items[i]` is image i's `embedding_item`, or None if the engine has the image already.
     """
     if not prompt.images:
         return tokens_input(prompt.engine_token_ids, cache_salt=prompt.cache_salt)

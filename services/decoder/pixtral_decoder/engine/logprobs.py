@@ -1,18 +1,19 @@
-"""vLLM's log-probabilities as the project has them."""
+"""vLLM's log-probabilities in the project's types."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pixtral_core.generation.logprobs import Logprob, TokenLogprobs
 
-# A prompt's tokens are converted in pieces of this many: other streams take turns between them.
+# A prompt's tokens are converted in pieces of this many, so that other streams get turns in
+# between.
 PROMPT_PIECE = 256
 
 
 def from_vllm(positions: Sequence[Mapping[int, Any]], count: int) -> tuple[TokenLogprobs, ...]:
-    """`count` of the likeliest at each position.
+    """The `count` likeliest tokens at each position.
 
-    vLLM gives the chosen token first, whatever its rank, and then the likeliest.
+    vLLM puts the chosen token first, whatever its rank, and then the likeliest.
     """
     return tuple(_position(position, count) for position in positions)
 
@@ -20,7 +21,7 @@ def from_vllm(positions: Sequence[Mapping[int, Any]], count: int) -> tuple[Token
 def prompt_pieces(
     positions: Sequence[Mapping[int, Any] | None], count: int
 ) -> Iterator[tuple[TokenLogprobs, ...]]:
-    """The same of a prompt, whose first token vLLM has None for."""
+    """The same for a prompt; vLLM has None for its first token."""
     for begin in range(0, len(positions), PROMPT_PIECE):
         yield tuple(
             TokenLogprobs(None, ()) if position is None else _position(position, count)

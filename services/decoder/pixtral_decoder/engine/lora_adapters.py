@@ -4,21 +4,22 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-# In whatever library's names. vLLM passes over what an adapter changes there.
+# Under the names of any library. vLLM ignores what an adapter changes there.
 OF_IMAGES = ("vision_", "patch_merger", "multi_modal_projector", "mm_projector")
 
-# As PEFT names what it changes in a model of text alone, in transformers' Pixtral, and in vLLM's;
-# `base_model.model.` may stand before it. vLLM loads an adapter of other names, and answers as if
-# there were none.
+# PEFT's names of the parts that an adapter may change: in a model of text alone, in transformers'
+# Pixtral, and in vLLM's. `base_model.model.` may come before them. vLLM loads an adapter with other
+# names, and answers as if it had none.
 OF_LANGUAGE = ("model.layers.", "model.language_model.layers.", "language_model.model.layers.")
 
 
 class BadAdapter(Exception):
-    """The engine does not take a LoRA adapter; the message is for whoever starts it."""
+    """The engine does not take a LoRA adapter; the message is for the operator who starts it."""
 
 
 def check_adapter(directory: Path) -> None:
-    """Raises BadAdapter for one that is not in PEFT's form, or not of the language model alone."""
+    """Raises BadAdapter for an adapter that is not in PEFT's form, or changes more than the
+    language model."""
     weights = directory / "adapter_model.safetensors"
     for path in (directory / "adapter_config.json", weights):
         if not path.is_file():

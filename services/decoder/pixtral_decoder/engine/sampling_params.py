@@ -1,4 +1,4 @@
-"""Sampling in vLLM's terms, and the field that an engine's refusal names."""
+"""Sampling in vLLM's types, and the field that an engine's refusal names."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,15 +11,15 @@ from pixtral_decoder.vllm_hooks.refusals import refused_parameter
 
 # vLLM's own bound.
 GREEDY_BELOW = 1e-5
-# vLLM takes more and computes in float32, where more becomes zero and infinity, and logits NaN.
-# Between these an answer is the same: only the likeliest of a vocabulary is left below LEAST_TOP_P,
-# and what was repeated is certain, or never comes, beyond STRONGEST_PENALTY or its inverse.
+# vLLM takes values beyond these and computes in float32, where they become zero and infinity, and
+# logits NaN. At these bounds an answer is the same: below LEAST_TOP_P only the likeliest token is
+# left, and beyond STRONGEST_PENALTY or its inverse a repeated token is certain or never comes.
 LEAST_TOP_P = 1e-9
 STRONGEST_PENALTY = 1e30
 
 
 def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
-    """vLLM's SamplingParams. Raises one of REFUSALS where vLLM does not take a value."""
+    """vLLM's SamplingParams. Raises one of REFUSALS if vLLM does not take a value."""
     given = {
         field.name: value
         for field in fields(sampling)
@@ -43,12 +43,12 @@ def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingPa
 
 
 def copies(sampling: Sampling, parameters: SamplingParams) -> int:
-    """How many of the answers each one that vLLM makes stands for: greedy ones are all alike."""
+    """How many of the choices each choice of vLLM represents: greedy ones are all equal."""
     return sampling.n // parameters.n
 
 
 def refused_field(error: Exception, sampling: Sampling) -> str:
-    """The path of the field that vLLM refuses, as far as it says."""
+    """The path of the field that vLLM refuses, if vLLM names it."""
     name = refused_parameter(error)
     if name in {field.name for field in fields(Sampling)}:
         return f"sampling.{name}"

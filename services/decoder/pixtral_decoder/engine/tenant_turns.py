@@ -1,7 +1,7 @@
-"""Takes turns among tenants: for the engine's slots, its memory, and the tokens of its steps.
+"""Lets tenants take turns: at the engine's slots, at its memory, and at the tokens of its steps.
 
-An engine by itself answers in the order of arrival: one request of many answers then fills every
-slot until the last of them ends, and one long prompt every step until it is taken in.
+An engine by itself answers in the order of arrival: one request with many answers then fills every
+slot until the last of them ends, and one long prompt fills every step until it is computed.
 """
 
 from collections import Counter, deque
@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Turned(Protocol):
-    """The part of an engine's request that is read here."""
+    """The part of an engine's request that this module reads."""
 
     @property
     def cache_salt(self) -> str | None: ...
@@ -51,15 +51,15 @@ class Turn(Generic[R]):
 
 
 class TenantTurns(Generic[R]):
-    """Each step is the turn of the tenant that has been given the fewest tokens.
+    """Each step is the turn of the tenant that has got the fewest tokens.
 
-    A tenant that is new, or comes back, has been given as many as the one with the fewest: nobody
-    saves up turns. Slots and memory are shared evenly among those who want them, and where only one
-    does it has them all.
+    A tenant that is new, or comes back, counts as having as many as the one with the fewest: nobody
+    saves up turns. Tenants that want slots and memory share them evenly; a tenant that is alone has
+    them all.
     """
 
     def __init__(self, slots: int, kv_tokens: int, may_pause: Callable[[R], bool]) -> None:
-        """`kv_tokens` have room in the memory; `may_pause` says which requests can be victims."""
+        """The memory has room for `kv_tokens`; `may_pause` says which requests may be victims."""
         self._slots = slots
         self._kv_tokens = kv_tokens
         self._may_pause = may_pause
@@ -69,7 +69,7 @@ class TenantTurns(Generic[R]):
         self._due: set[int] = set()
 
     def next(self, running: Sequence[R], ready: Sequence[R]) -> Turn[R]:
-        """`ready` are requests that wait and can start, in the order of their arrival."""
+        """`ready` are waiting requests that can start, in the order of their arrival."""
         counts = Counter(map(tenant_of, running))
         wanting = Counter(map(tenant_of, ready))
         tenants = {**counts, **wanting}
@@ -100,14 +100,14 @@ class TenantTurns(Generic[R]):
         )
 
     def took(self, tokens: Iterable[tuple[R, int]]) -> None:
-        """The tokens that the step has taken of each request."""
+        """Records the tokens that the step has taken of each request."""
         for request, count in tokens:
             tenant = tenant_of(request)
             self._given[tenant] = self._given.get(tenant, 0) + count
             if id(request) in self._due:
                 self._due.clear()
         if self._chosen is not None and self._due:
-            # It could not go on, for want of memory. The next turn is another's.
+            # The request could not continue for lack of memory. The next turn is another tenant's.
             self._given[self._chosen] = max(self._given.values()) + 1
 
     def _over_slots(
@@ -145,7 +145,7 @@ class TenantTurns(Generic[R]):
         for each in ready:
             queues.setdefault(tenant_of(each), deque()).append(each)
         given, order = dict(self._given), list[R]()
-        # More than there are slots for do not start.
+        # Requests beyond the slots do not start.
         while len(queues) > 1 and len(order) < self._slots:
             tenant = min(
                 queues, key=lambda each: (counts[each] >= share, given[each], counts[each], each)

@@ -1,8 +1,8 @@
-"""Writes out in a schema what xgrammar would else pass over.
+"""Writes out in a schema what xgrammar would otherwise ignore.
 
-Without a type, xgrammar passes over what bounds a text, a number or a list. It takes a list without
-`items` that has a length for an empty one, and an object's required names for none where
-`properties` does not have them. A completed schema has no answer that the original does not have.
+Without a type, xgrammar ignores the bounds of a text, a number or a list. It treats a list with a
+length and without `items` as an empty one, and required names that `properties` lacks as none.
+Every answer to a completed schema fits the original.
 """
 
 import copy
@@ -10,7 +10,7 @@ from typing import Any
 
 from pixtral_decoder.grammar.patterns import located
 
-# These say what is taken, so that no type is missing.
+# These keywords list the values, so that no type is missing.
 _SAYS_MORE = frozenset(("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"))
 KEYWORDS = {
     "string": {"minLength", "maxLength", "pattern", "format"},
@@ -29,7 +29,7 @@ _NAMES = frozenset(("properties", "patternProperties", "propertyNames", "additio
 
 
 def completed(schema: Any) -> Any:
-    """The schema with the types, items and properties that it means."""
+    """The schema with the types, items and properties that it implies."""
     made = copy.deepcopy(schema)
     for _, each in list(located(made)):
         _complete(each)

@@ -1,9 +1,9 @@
 """Tries a grammar byte by byte, and refuses one that takes too long.
 
-The engine computes at every step which tokens may follow, for all of its requests in turn. It takes
-microseconds, but a grammar can be made so ambiguous that it takes longer with each token: a second
-a step after a thousand of them, for everybody. And a grammar that does not compile, though it could
-be read, ends the whole engine of a vLLM without pull request 47312.
+At every step the engine computes which tokens may follow, for all of its requests in turn. That
+takes microseconds. But a grammar can be so ambiguous that it takes longer with each token: a second
+a step after a thousand of them, for everybody. And a grammar that parses but does not compile ends
+the whole engine of a vLLM without pull request 47312.
 """
 
 import secrets
@@ -20,15 +20,16 @@ from xgrammar import (
 
 from pixtral_core import limits
 
-# An ordinary grammar takes a tenth of it, one of the other kind many times as much.
+# An ordinary grammar takes a tenth of it, and an ambiguous one many times as much.
 MAX_CPU_SECONDS = limits.STRUCTURE_TRIAL_SECONDS.high
 STEPS = 256
-# Bytes that alone may come are no steps, and have time of their own: many times what one takes that
-# can be read in one way. Behind more of them than that an answer is in the engine's hands.
+# A byte that has no alternative is not a step, and such bytes have a time limit of their own: many
+# times the time of an unambiguous grammar. After more of them than this the trial ends, and the
+# engine runs the rest.
 MAX_FORCED = 1 << 12
 FORCED_CPU_SECONDS = 20e-6
 
-# Walks take the first byte that may come, the last, or any: an ambiguity hides from one of them.
+# Each walk takes the first possible byte, the last, or any: an ambiguity may hide from one of them.
 WALKS: tuple[Callable[[Sequence[int]], int], ...] = (min, max, secrets.choice)
 
 END = 0
@@ -36,18 +37,18 @@ BYTES = [bytes([value]) for value in range(256)]
 
 
 class NothingFollows(Exception):
-    """An answer can come to a place where nothing may follow, and not even its end."""
+    """After some answer nothing may follow, not even the end."""
 
 
 def is_slow(
     compile_grammar: Callable[[GrammarCompiler], CompiledGrammar],
     piece: Callable[[bytes], bytes] = bytes,
 ) -> bool:
-    """Whether an answer takes long to make of what is compiled for a vocabulary of bytes.
+    """Whether answers take too long in what is compiled for a vocabulary of bytes.
 
-    `piece` leaves those out that the engine's vocabulary does not have for it.
+    `piece` excludes the bytes that the engine's vocabulary does not have.
 
-    Raises NothingFollows where an answer on trial could not go on.
+    Raises NothingFollows if a trial answer could not continue.
     """
     spelled = list(map(piece, BYTES))
     vocabulary = TokenizerInfo(spelled, vocab_size=len(BYTES), stop_token_ids=[END])
@@ -61,7 +62,7 @@ def is_slow(
 def _walk(
     compiled: CompiledGrammar, choose: Callable[[Sequence[int]], int], seconds: float
 ) -> float:
-    """The processor time that is left for all walks; zero where it does not suffice."""
+    """The processor time that is left for all walks; zero if it does not suffice."""
     until = time.thread_time() + seconds
     matcher = GrammarMatcher(compiled)
     mask = allocate_token_bitmask(1, len(BYTES))

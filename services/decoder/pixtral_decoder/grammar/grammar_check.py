@@ -1,8 +1,7 @@
 """Checks a constraint in a thread, before vLLM reads it on the event loop.
 
-vLLM reads a schema, expression or grammar where it takes the request, and would keep every other
-stream waiting for one that takes long. So it is read in a thread first, and what is not read soon
-never gets there.
+vLLM reads a schema, expression or grammar on the event loop, so a slow one would delay every other
+stream. A thread reads it first, and a slow one never reaches vLLM.
 """
 
 import asyncio
@@ -26,18 +25,18 @@ from pixtral_decoder.grammar.unsupported import (
     circular,
     ignored,
     malformed,
-    not_held_to,
+    not_enforced,
 )
 from pixtral_decoder.vllm_hooks.grammar_vocabulary import has_json, in_json
 from pixtral_decoder.vllm_hooks.one_line_json import is_on_one_line, on_one_line
 from pixtral_decoder.vllm_hooks.refusals import REFUSALS
 from pixtral_decoder.vllm_hooks.structure_check import is_lark, validate
 
-# A thread's own processor time: a busy machine makes no schema too complex.
+# A thread's own processor time: other work on the machine makes no schema too complex.
 MAX_CPU_SECONDS = limits.STRUCTURE_READ_SECONDS.high
 MAX_SECONDS = limits.STRUCTURE_WAIT_SECONDS.high
 
-# The errors that parsers raise about a structure; another type may be a fault of ours.
+# The errors that parsers raise about a structure. Another type may be a fault of this code.
 MISTAKES: tuple[type[Exception], ...] = (*REFUSALS, RuntimeError)
 
 
@@ -56,22 +55,22 @@ MALFORMED_GRAMMAR = (
 
 
 class NotTaken(Exception):
-    """It has a mistake, or what the engine has no way to hold an answer to, or is too complex.
+    """The structure has a mistake, is too complex, or has a keyword that the engine cannot enforce.
 
-    The message says what and where, as far as that is known; it may hold names of the schema's.
+    The message says what and where, if that is known. It may contain names of the schema.
     """
 
 
 class StructureCheck:
-    """Reads two at a time: a thread cannot be stopped, and goes on when its request has gone."""
+    """Reads two at a time: a thread cannot be stopped, and continues after its request has gone."""
 
     def __init__(self) -> None:
         self._threads = asyncio.Semaphore(2)
 
     async def check(self, parameters: SamplingParams) -> None:
-        """Raises NotTaken where vLLM's SamplingParams hold what it does not take.
+        """Raises NotTaken if vLLM's SamplingParams have a value that vLLM does not take.
 
-        They name what an answer is to be, and not just that it be a JSON object.
+        The parameters describe an answer, and not only that it must be a JSON object.
         """
         loop = asyncio.get_running_loop()
 
@@ -92,7 +91,7 @@ class StructureCheck:
         except NothingFollows:
             raise NotTaken(LEADS_NOWHERE) from None
         except Exception as error:
-            # Mistakes show in whichever way the parsers of four languages have for them.
+            # Each of four parsers shows mistakes in its own way.
             is_mistake = isinstance(error, MISTAKES)
             level = logging.DEBUG if is_mistake else logging.WARNING
             log_place(error, "a structure could not be read", level)
@@ -132,9 +131,9 @@ def _read(parameters: SamplingParams) -> None:
 
 
 def _checked(schema: str, until: float) -> str:
-    """The schema as the engine is to have it. Raises NotTaken for one that it would not hold to."""
+    """The schema for the engine. Raises NotTaken if answers could not be made to fit it."""
     parsed = json.loads(schema)
-    # With its types, or vLLM passes over keywords that xgrammar does not hold an answer to.
+    # With its types: otherwise vLLM overlooks keywords that xgrammar does not enforce.
     made = completed(mended(parsed))
     for trouble in (ignored(parsed), circular(parsed), beyond_xgrammar(made)):
         if trouble is not None:
@@ -143,7 +142,7 @@ def _checked(schema: str, until: float) -> str:
         if time.thread_time() > until:
             raise NotTaken(LONG_TO_READ)
         if needs_escapes(pattern):
-            raise NotTaken(not_held_to("a pattern with a quotation mark or a backslash", path))
+            raise NotTaken(not_enforced("a pattern with a quotation mark or a backslash", path))
     if made != parsed:
         schema = json.dumps(made)
     try:
@@ -155,7 +154,7 @@ def _checked(schema: str, until: float) -> str:
 
 
 def _with_schemas_checked(lark: str, until: float) -> str:
-    """A grammar, each schema in it as the engine is to have it."""
+    """A grammar in which each schema is in the engine's form."""
     made, at, count = "", 0, 0
     for found in _LARK_JSON.finditer(lark):
         if found[1] is None or found.start() < at:
@@ -171,14 +170,14 @@ def _with_schemas_checked(lark: str, until: float) -> str:
     return made + lark[at:]
 
 
-# Comments, strings and expressions, in which there is none; and what has a schema behind it.
+# Comments, strings and expressions, which contain no schema; and the keyword before a schema.
 _LARK_JSON = re.compile(r'//[^\n]*|"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(%json)\s*')
 
 
 def compiling(wanted: StructuredOutputsParams) -> Callable[[GrammarCompiler], CompiledGrammar]:
     """Compiles a checked structure as vLLM does.
 
-    From its text: of a Grammar, xgrammar compiles what it prints, which may read otherwise.
+    From its text: xgrammar compiles the printed form of a Grammar, which may differ.
     """
 
     def compile_grammar(compiler: GrammarCompiler) -> CompiledGrammar:
@@ -196,5 +195,5 @@ def compiling(wanted: StructuredOutputsParams) -> Callable[[GrammarCompiler], Co
 
 
 def _schema(wanted: StructuredOutputsParams) -> str | None:
-    # vLLM takes a parsed one, too, which the decoder never gives it.
+    # vLLM also takes a parsed one, which the decoder never passes.
     return wanted.json if isinstance(wanted.json, str) else None

@@ -1,8 +1,8 @@
 """Bounds the processor time that each tenant's structured outputs take between steps of the engine.
 
-The engine computes what each of them may go on with one after the other, and all requests wait for
-it. It takes microseconds, but a grammar can turn ambiguous late in an answer, where no trial sees
-it, and then it takes longer with each token.
+The engine computes the allowed tokens of structured outputs one after the other, and all requests
+wait for that. It takes microseconds. But a grammar can become ambiguous late in an answer, beyond
+every trial, and then it takes longer with each token.
 """
 
 import time
@@ -21,7 +21,7 @@ SHARE = 0.05
 
 
 class MaskBudget:
-    """The budget that each tenant has left; a tenant with its whole budget takes no memory."""
+    """The budget that each tenant has left. A tenant with its whole budget takes no memory."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -29,7 +29,8 @@ class MaskBudget:
         self._since = clock()
 
     def charge(self, tenant: str, seconds: float) -> bool:
-        """Charges what one request took in a step; False where the tenant has no more left."""
+        """Charges the time that one request took in a step. Returns False if the tenant's budget is
+        spent."""
         beyond = seconds - ORDINARY_SECONDS
         if beyond <= 0:
             return True

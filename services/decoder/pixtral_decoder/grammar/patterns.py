@@ -1,7 +1,7 @@
-"""Patterns of a schema, so that what follows them is a string of JSON.
+"""Patterns of a schema, changed so that a match is a string of JSON.
 
 xgrammar compiles a pattern for the text of the JSON, in which a quotation mark and a backslash are
-escaped. It leaves both out of what a pattern allows, but for two cases.
+escaped. It excludes both from the matches of a pattern, except in two cases.
 """
 
 import json
@@ -12,22 +12,22 @@ from typing import Any
 
 import xgrammar
 
-# A character beyond ASCII, which may needlessly be escaped.
+# A character beyond ASCII, which may have a needless escape.
 _BEYOND_ASCII = re.compile(r"(?<!\\)((?:\\\\)*)\\?([^\x00-\x7f])")
-# A class that begins with one, or what is escaped and begins none.
+# A class that begins with a caret, or an escaped bracket, which begins no class.
 _ESCAPED_CARET = re.compile(r"\\.|\[\\\^((?:\\.|[^\]\\])*)\]", re.DOTALL)
 _MAY_NEED_ESCAPES = re.compile(r'["\\]')
 
-# The first hold schemas by name; the second hold none.
+# The first contain schemas by name; the second contain none.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _PLAIN = ("enum", "const", "default", "example", "examples")
 
 
 def mended(schema: Any) -> Any:
-    """The schema, the characters of its patterns that are beyond ASCII by their codes.
+    """The schema, with codes for those characters of its patterns that are beyond ASCII.
 
-    Where a pattern has them as they are, xgrammar compiles all of it in another way, which leaves
-    neither the quotation mark nor the backslash out of what it allows.
+    If a pattern has such characters, xgrammar compiles it in another way, and does not exclude the
+    quotation mark and the backslash.
     """
     if isinstance(schema, list):
         return list(map(mended, schema))
@@ -46,7 +46,7 @@ def mended(schema: Any) -> Any:
 
 
 def located(schema: Any, path: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
-    """A schema and all schemas in it, however deep, each with the JSON pointer to it.
+    """A schema and all schemas in it, at any depth, each with its JSON pointer.
 
     A value that only looks like a schema is left out.
     """
@@ -66,12 +66,12 @@ def located(schema: Any, path: str = "#") -> Iterator[tuple[str, dict[str, Any]]
 
 
 def pointer_part(name: str) -> str:
-    """A name as a JSON pointer has it."""
+    """A name in the spelling of a JSON pointer."""
     return name.replace("~", "~0").replace("/", "~1")
 
 
 def patterns(schema: Any) -> Iterator[tuple[str, str]]:
-    """All patterns of strings and of names, each with the JSON pointer to its schema."""
+    """All patterns of strings and of names, each with the JSON pointer of its schema."""
     for path, each in located(schema):
         if isinstance(pattern := each.get("pattern"), str):
             yield path, pattern
@@ -80,10 +80,10 @@ def patterns(schema: Any) -> Iterator[tuple[str, str]]:
 
 
 def needs_escapes(pattern: str) -> bool:
-    """Whether what a pattern allows leads to a quotation mark or a backslash.
+    """Whether matches of a pattern lead to a quotation mark or a backslash.
 
-    Where all of it does, xgrammar does not leave them out, and does not escape them. Where some
-    does, an answer may come to where nothing can follow.
+    If all of them do, xgrammar neither excludes nor escapes the two. If some do, an answer may
+    reach a place where nothing can follow.
     """
     if not _MAY_NEED_ESCAPES.search(pattern):
         return False
@@ -108,7 +108,7 @@ def _leads_to_one(compiled: xgrammar.CompiledGrammar) -> bool:
         byte = secrets.choice([code for code in range(256) if may_come >> code & 1])
         matcher.accept_token(byte)
         made.append(byte)
-    # It writes no escapes by itself.
+    # It writes no escapes itself.
     return bool(_MAY_NEED_ESCAPES.search(made[1:-1].decode("utf-8", "replace")))
 
 
@@ -118,9 +118,9 @@ _LONGEST = 64
 
 
 def with_caret(expression: str) -> str:
-    """The expression, the escaped caret that begins a class at its end instead.
+    """The expression with the escaped caret at the beginning of a class moved to its end.
 
-    xgrammar takes such a class for one of what is not in it.
+    xgrammar takes such a class for a negated one.
     """
     return _ESCAPED_CARET.sub(_caret_last, expression)
 
@@ -130,7 +130,7 @@ def _caret_last(found: re.Match[str]) -> str:
     if others is None:
         return found[0]
     if others.startswith("-") and len(others) > 1:
-        # A range from the caret on is the caret, and one from what is next.
+        # A range that begins with the caret becomes the caret, and a range that begins after it.
         others = f"_{others}"
     others = others.lstrip("^")
     return f"[{others}\\^]" if others else r"\^"

@@ -1,4 +1,4 @@
-"""Finds what an answer would not be held to in a schema: which keyword, and where it lies."""
+"""Finds the keywords of a schema that xgrammar does not enforce, and their places."""
 
 import json
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from pixtral_decoder.grammar.completion import KEYWORDS
 from pixtral_decoder.grammar.patterns import located, pointer_part
 from pixtral_decoder.vllm_hooks.structure_check import is_beyond_xgrammar
 
-# Passed over without a word, where an answer could then be something else than was asked for.
+# xgrammar ignores these silently, and an answer might not fit them.
 _IGNORED = (
     *("not", "if", "dependentRequired", "dependentSchemas", "dependencies"),
     *("$dynamicRef", "$recursiveRef"),
 )
-# Where a schema has one of these, xgrammar passes over what bounds it beside that.
+# In a schema with one of these, xgrammar ignores the bounds beside it.
 _ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
-# A format beside values that are listed tells how a program stores them, such as int32.
+# A format beside listed values says how a program stores them, such as int32.
 _BOUNDS = frozenset(_ALONE).union(*KEYWORDS.values()) - {"format"}
-# A path is for a person to find the place by.
+# The path helps a person to find the place.
 _LONGEST_PATH = 300
 
 
@@ -43,15 +43,15 @@ def malformed(schema: Any) -> str | None:
 
 
 def ignored(schema: Any) -> str | None:
-    """Tells of a keyword that xgrammar passes over, or of a reference that it cannot follow."""
+    """Names a keyword that xgrammar ignores, or a reference that it cannot follow."""
     for path, each in located(schema):
         for keyword in _IGNORED:
             if keyword in each:
-                return not_held_to(keyword, path)
+                return not_enforced(keyword, path)
         alone = next((keyword for keyword in _ALONE if keyword in each), None)
         for keyword, value in each.items():
             if alone and keyword in _BOUNDS - {alone} and _bounds(keyword, value):
-                return not_held_to(f"{keyword} beside {alone}", path)
+                return not_enforced(f"{keyword} beside {alone}", path)
         reference = each.get("$ref", "#")
         if isinstance(reference, str) and not reference.startswith("#"):
             return f"$ref at {_shown(path)} leads out of the schema: put what it names into $defs"
@@ -59,7 +59,7 @@ def ignored(schema: Any) -> str | None:
 
 
 def circular(schema: Any) -> str | None:
-    """Tells of references that lead to each other alone: no answer follows them."""
+    """Names references that lead only to each other: no answer can follow them."""
     for path, start in _references(schema):
         seen: set[str] = set()
         reference: Any = start
@@ -73,7 +73,7 @@ def circular(schema: Any) -> str | None:
 
 
 def beyond_xgrammar(schema: Any) -> str | None:
-    """Tells of the keyword by which vLLM says that xgrammar does not hold an answer to a schema."""
+    """Names the keyword because of which vLLM says that xgrammar does not enforce a schema."""
     if not isinstance(schema, dict) or not is_beyond_xgrammar(schema):
         return None
     path, inner = "#", schema
@@ -84,13 +84,13 @@ def beyond_xgrammar(schema: Any) -> str | None:
         for keyword in inner
         if not is_beyond_xgrammar({name: at for name, at in inner.items() if name != keyword})
     ]
-    # Names all of several that would each do, and the schema where none alone is at fault.
+    # Names all keywords that would each suffice, and the schema if none of them alone is the cause.
     told = " beside ".join(each for each in keywords if each != "type")
-    return not_held_to(told or "what stands together", path)
+    return not_enforced(told or "the combination of keywords", path)
 
 
-def not_held_to(keyword: str, path: str) -> str:
-    return f"an answer cannot be held to {keyword} at {_shown(path)}: leave it out"
+def not_enforced(keyword: str, path: str) -> str:
+    return f"the engine cannot enforce {keyword} at {_shown(path)}: leave it out"
 
 
 def _bounds(keyword: str, value: Any) -> bool:
@@ -104,7 +104,7 @@ _NOT_UNIQUE = ("uniqueItems", False)
 
 
 def _beyond(path: str, schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parts of a schema that are at fault by themselves, as vLLM looks for them."""
+    """The parts of a schema that vLLM would refuse by themselves."""
     for name, value in schema.items():
         inside = value if isinstance(value, list) else [value]
         for i, each in enumerate(inside):
@@ -120,7 +120,7 @@ def _references(schema: Any) -> Iterator[tuple[str, str]]:
 
 
 def _resolved(schema: Any, reference: str) -> Any:
-    """The part that a JSON pointer names, or None."""
+    """The part at a JSON pointer, or None."""
     for part in reference.removeprefix("#").split("/")[1:]:
         name = unquote(part).replace("~1", "/").replace("~0", "~")
         if not isinstance(schema, dict) or name not in schema:

@@ -1,13 +1,13 @@
 """Reads a checkpoint's `params.json`, or its `config.json`, for vLLM.
 
 Library: vLLM
-Changes: a config format of our own, `pixtral-params`, through vLLM's official registration; and, in
-    a decoder's processes, vLLM's own format `mistral`, which what loads the tokenizer detects for
-    itself.
-Why: published Pixtrals do not name their context length. vLLM then looks for a Hugging Face config
-    beside the checkpoint, in vain and with pauses between the attempts: 10 s of start-up. And
-    vLLM's Mistral reads the scaling of queries in long contexts (Ministral 3) where `params.json`
-    has it, and passes over it where `config.json` has it.
+Changes: registers a config format, `pixtral-params`, through vLLM's official interface. In a
+    decoder's processes it also replaces vLLM's own format `mistral`, which the loader of the
+    tokenizer detects by itself.
+Why: published Pixtrals do not state their context length. vLLM then looks for a Hugging Face config
+    beside the checkpoint, in vain and with pauses between the attempts, which delays the start.
+    vLLM's Mistral reads the scaling of queries in long contexts (Ministral 3) from `params.json`,
+    and ignores it in `config.json`.
 Upstream: https://github.com/vllm-project/vllm/pull/57279 (the length itself; the look is not named)
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,11 +1,11 @@
-"""Goes on with an answer that another decoder began, as if it had been made here from its start.
+"""Continues an answer that another decoder began, as if this decoder had made it from its start.
 
 Library: vLLM
 Changes: nothing; it runs vLLM's own detokenizer for the whole answer, where vLLM runs one for the
     rest.
-Why: vLLM takes tokens that another decoder made for prompt. So the hook counts the answer's tokens
-    against its limits, and makes its text. A character may have its first bytes on one side of the
-    cut and its last on the other, and so may a stop string, whose possible beginning must wait.
+Why: vLLM treats tokens that another decoder made as part of the prompt. So the hook counts the
+    answer's tokens against its limits, and makes its text. The bytes of a character may lie on both
+    sides of the cut. A stop string may, too, and its possible beginning must wait.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,12 +1,12 @@
-"""Has a request with a seed of its own survive a prompt that takes several steps, on a CPU.
+"""Lets a request with a seed survive a prompt that takes several steps, on a CPU.
 
 Library: vLLM
-Changes: GPUModelRunner draws no token for a request whose prompt is not yet whole from that
+Changes: while a request's prompt is incomplete, GPUModelRunner draws no token for it from the
     request's generator.
-Why: vLLM samples after every step and discards what comes of an unfinished prompt. Its model
-    runner V1 then sets the request's generator back by an offset, which only a GPU's generator
-    has: on a CPU the engine dies, for every request. Model runner V2, which vLLM runs on a GPU
-    with Triton, derives each draw from seed and position and needs no hook.
+Why: vLLM samples after every step and discards the token of an incomplete prompt. Its model runner
+    V1 then resets the request's generator by an offset, which only a GPU's generator has: on a CPU
+    the engine dies, for every request. Model runner V2, which vLLM runs on a GPU with Triton,
+    derives each draw from seed and position and needs no hook.
 Upstream: https://github.com/vllm-project/vllm/pull/10097 (brought the offset)
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -2,9 +2,9 @@
 
 Library: vLLM
 Changes: the task that reads the engine's output ends before the engine does.
-Why: AsyncLLM.shutdown ends the engine's process first, and cancels that task when it has returned.
-    Where it runs in a thread, as it must because it blocks, the task takes the end of the engine
-    for its death and logs it as an error.
+Why: AsyncLLM.shutdown ends the engine's process first, and cancels that task after it has returned.
+    It blocks, so it must run in a thread. Then the task takes the end of the engine for its death
+    and logs it as an error.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,9 +1,10 @@
-"""Ends an engine's process once its parent has gone.
+"""Ends an engine's process when its parent has gone.
 
 Library: vLLM
-Changes: the processes that vLLM starts for a decoder watch their parent, from the plug-in on.
-Why: vLLM's engine outlives a decoder that was killed. While it starts it waits minutes for its
-    parent, and later it occupies its memory and its device for good.
+Changes: the processes that vLLM starts for a decoder watch their parent, from the time when they
+    load the plug-in.
+Why: vLLM's engine outlives a decoder that was killed. During its start it waits minutes for its
+    parent; later it occupies its memory and its device forever.
 Upstream: https://github.com/vllm-project/vllm/issues/55510
 Versions: vLLM 0.25.1 to 0.33.0
 """

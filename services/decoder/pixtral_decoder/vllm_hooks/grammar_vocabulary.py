@@ -1,14 +1,14 @@
-"""Gives xgrammar Mistral's tokens as bytes, so that a grammar allows every character.
+"""Passes Mistral's tokens to xgrammar as bytes, so that a grammar allows every character.
 
 Library: vLLM
-Changes: XgrammarBackend, as it begins, reads each token of a Tekken tokenizer as its bytes, and
-    none of the control tokens of SentencePiece as text. It compiles JSON for a vocabulary without
-    the control characters that JSON does not have.
-Why: vLLM gives xgrammar the tokens as texts, in which a token that is part of a character is
-    U+FFFD. A structured output then cannot have a character of several tokens, as most emoji are;
-    where it must have one, xgrammar allows no token and the request fails. And vLLM gives a control
+Changes: XgrammarBackend reads each token of a Tekken tokenizer as its bytes, and no control token
+    of SentencePiece as text. It compiles JSON for a vocabulary without the control characters that
+    JSON strings must not have.
+Why: vLLM passes the tokens to xgrammar as texts, in which a token that is part of a character is
+    U+FFFD. A structured output then cannot have a character of several tokens, as most emoji are.
+    If it must have one, xgrammar allows no token and the request fails. vLLM also passes a control
     token as the text of its name. xgrammar's own strings of a bounded length, and its expressions
-    within JSON, may have control characters, which no JSON has within a string.
+    within JSON, allow control characters, which no JSON string has.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,13 +1,13 @@
-"""Knows which images the engine's process has, so that an embedding crosses to it once.
+"""Tracks which images the engine's process has, so that an embedding is sent to it once.
 
 Library: vLLM
-Changes: nothing; it reads and updates the record that vLLM's frontend has of the engine's image
-    cache, as vLLM's own multimodal processor does.
-Why: embeddings come past that processor. vLLM's official InputProcessor.inject_into_mm_cache
-    leaves an image alone that is sent without data, so that the two sides evict in another order
-    and the record is wrong; and it takes any exception for a cache that does not matter. Where
-    the record is wrong, 0.32 repairs it (mm_cache_miss_hashes) and fails the request, 0.25.1 fails
-    the request; the decoder sends all of its images again.
+Changes: nothing; it reads and updates the frontend's record of the engine's image cache, as vLLM's
+    own multimodal processor does.
+Why: embeddings bypass that processor. vLLM's official InputProcessor.inject_into_mm_cache ignores
+    an image without data, so that the two sides evict in a different order and the record becomes
+    wrong. It also treats every exception as a cache without effect. When the record is wrong, 0.32
+    repairs it (mm_cache_miss_hashes) and fails the request, and 0.25.1 fails the request; the
+    decoder then sends all images of the request again.
 Upstream: https://github.com/vllm-project/vllm/pull/46747
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,10 +1,10 @@
 """Sends the images of a request for several answers to the engine once.
 
 Library: vLLM
-Changes: EngineCoreClient.add_request_async, of one engine, leaves out of a request's images what
-    an earlier copy of the request has sent.
-Why: vLLM makes one request an answer of a request with n > 1, which share their images, and sends
-    these with each: n times 8 MB for a large image.
+Changes: EngineCoreClient.add_request_async, of one engine, leaves out those images that an earlier
+    copy of the request has sent.
+Why: vLLM divides a request with n > 1 into one request for each answer, and sends their common
+    images with each: n times 8 MB for a large image.
 Upstream: https://github.com/vllm-project/vllm/pull/14985 (shares the images, sends them n times)
 Versions: vLLM 0.25.1 to 0.33.0
 """

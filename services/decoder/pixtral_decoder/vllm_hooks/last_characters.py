@@ -1,10 +1,10 @@
-"""Sends the whole characters of a last token that ends within another character.
+"""Returns the whole characters of a last token that ends within another character.
 
 Library: vLLM
-Changes: nothing; it adds to an answer's last text what vLLM keeps back of it.
-Why: vLLM keeps a token's text back where the token ends within a character, until the next token
-    has the rest. Behind the last token none comes: an answer that `max_tokens` ends there lacks
-    the whole characters of it, too.
+Changes: nothing; it adds the text that vLLM keeps back to the answer's last text.
+Why: vLLM keeps a token's text back if the token ends within a character, until the next token has
+    the rest. After the last token none comes: an answer that `max_tokens` ends there also lacks the
+    whole characters of that token.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -1,8 +1,8 @@
 """Measures the processor time that each structured output takes between steps of the engine.
 
 Library: vLLM
-Changes: the methods of XgrammarGrammar that compute add the time that they took to the grammar.
-Why: vLLM computes what structured outputs may go on with one after the other, while every request
+Changes: the computing methods of XgrammarGrammar add their time to the grammar.
+Why: vLLM computes the allowed tokens of structured outputs one after the other, while every request
     waits. A grammar that becomes ambiguous takes longer with each token, and vLLM neither measures
     nor bounds it. The decoder's scheduler ends a request whose tenant has spent its budget.
 Upstream: none known

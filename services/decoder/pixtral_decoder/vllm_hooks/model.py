@@ -1,11 +1,11 @@
 """Serves Pixtral without its vision tower, as a vLLM model: language model and adapter.
 
 Library: vLLM
-Changes: nothing; it is a model of our own, through vLLM's official registration and model
-    interfaces, which takes image embeddings cut before the vision-language adapter. It builds
-    vLLM's own Mistral language model and stands where vLLM asks for a multimodal processor.
-Why: vLLM's own Pixtral takes pixels alone, loads the tower, and needs torchvision to import. The
-    embeddings that vLLM's ECConnector carries are those behind the adapter, five times as large.
+Changes: nothing; it is a model class that uses vLLM's official registration and model interfaces,
+    and takes image embeddings from before the vision-language adapter. It builds vLLM's own Mistral
+    language model, and answers where vLLM asks for a multimodal processor.
+Why: vLLM's own Pixtral takes pixels alone, loads the tower, and needs torchvision to import. vLLM's
+    ECConnector carries the embeddings from after the adapter, which are five times as large.
 Upstream: https://github.com/vllm-project/vllm/pull/25233 (encoders apart, cut behind the adapter)
 Versions: vLLM 0.25.1 to 0.33.0
 """

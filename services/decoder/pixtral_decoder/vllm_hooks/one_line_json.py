@@ -1,11 +1,11 @@
-"""Has the JSON of one request come on one line.
+"""Makes the JSON of one request come on one line.
 
 Library: vLLM
-Changes: XgrammarBackend compiles a schema that `on_one_line` has marked for JSON with white space
-    after commas and colons alone.
-Why: vLLM's StructuredOutputsParams has `disable_any_whitespace` for a request, and its xgrammar
+Changes: XgrammarBackend compiles a schema that `on_one_line` has marked to JSON with white space
+    only after commas and colons.
+Why: vLLM's StructuredOutputsParams has `disable_any_whitespace` for a request, but its xgrammar
     backend knows it for a whole engine only. A grammar that xgrammar has printed says it too, but
-    xgrammar reads a character from U+0080 to U+00FF before a hexadecimal digit back as another.
+    xgrammar misreads a character from U+0080 to U+00FF before a hexadecimal digit in it.
 Upstream: none known
 Versions: vLLM 0.32.0 (of 0.25.1 and 0.33.0, the names alone)
 """
@@ -34,18 +34,19 @@ TOUCHES = (
     Touch("xgrammar", "GrammarCompiler.compile_json_schema", parameters=("any_whitespace",)),
 )
 
-# An annotation, which a schema may always have and which allows and forbids nothing.
+# An annotation: every schema may have it, and it allows and forbids nothing.
 _KEYWORD = "$comment"
 _MARK = "pixtral: on one line"
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM or xgrammar has moved."""
+    """Raises HookBroken if vLLM or xgrammar has changed."""
     check_touches(__name__, TOUCHES)
 
 
 def on_one_line(schema: str) -> str:
-    """The schema, marked. One that is no object, as `true`, cannot be, and stays as it is."""
+    """The marked schema. A schema that is not an object, such as `true`, cannot be marked and stays
+    as it is."""
     parsed = json.loads(schema)
     return json.dumps({**parsed, _KEYWORD: _MARK}) if isinstance(parsed, dict) else schema
 
@@ -76,7 +77,7 @@ def compile_marked() -> None:
         **kwargs: Any,
     ) -> Any:
         if request_type == StructuredOutputOptions.JSON and is_on_one_line(grammar_spec):
-            # Another request's schema is compiled at the same time, by the same backend.
+            # The same backend may compile another request's schema at the same time.
             backend = copy.copy(backend)
             compiler: Any = _OneLine(backend.compiler)
             backend.compiler = compiler
@@ -86,7 +87,7 @@ def compile_marked() -> None:
 
 
 class _OneLine:
-    """Stands for xgrammar's compiler where a marked schema is compiled."""
+    """Replaces xgrammar's compiler for a marked schema."""
 
     def __init__(self, compiler: Any) -> None:
         self._compiler = compiler

@@ -26,18 +26,18 @@ CONFIG_FORMAT = "pixtral-params"
 
 
 def register() -> None:
-    """Registers the model classes and how to read their config. Again, it changes nothing."""
+    """Registers the model classes and how to read their config. A second call changes nothing."""
     from vllm import ModelRegistry
 
     from pixtral_decoder.vllm_hooks import config_parser
 
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
-    # A name, not a class: the class is imported only where the model is built, and never before a
-    # worker has chosen its device.
+    # A name, not a class: the class is imported only when the model is built, after a worker has
+    # chosen its device.
     for name in (ARCHITECTURE, HF_ARCHITECTURE):
         ModelRegistry.register_model(name, f"pixtral_decoder.vllm_hooks.model:{name}")
-    # The plug-in is loaded by every vLLM that runs in the same environment.
+    # Every vLLM in the same environment loads the plug-in.
     is_decoders = exit_with_parent.is_owned()
     config_parser.register(CONFIG_FORMAT, is_decoders=is_decoders)
     if is_decoders:

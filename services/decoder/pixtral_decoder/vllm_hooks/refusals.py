@@ -1,9 +1,9 @@
-"""Tells a sampling parameter that vLLM refuses from a failure of vLLM.
+"""Distinguishes a sampling parameter that vLLM refuses from a failure of vLLM.
 
 Library: vLLM
 Changes: nothing; it names the exceptions by which vLLM refuses a parameter.
-Why: SamplingParams has no check apart from its construction. Up to vLLM 0.26 it refuses with a
-    ValueError, from 0.27 on mostly with VLLMClientError, which is none.
+Why: SamplingParams checks its values only when it is made. Up to vLLM 0.26 it refuses with a
+    ValueError, and from 0.27 on mostly with VLLMClientError, which is not a ValueError.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -17,14 +17,14 @@ TOUCHES = (Touch("vllm.exceptions", "VLLMValidationError"),)
 
 REFUSALS: tuple[type[Exception], ...] = (
     ValueError,
-    # There is none up to 0.26, where `VLLMValidationError` is a ValueError.
+    # Up to 0.26 the class does not exist, and `VLLMValidationError` is a ValueError.
     getattr(exceptions, "VLLMClientError", ValueError),
 )
 """What SamplingParams and the look at a structured output raise for what a caller got wrong."""
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved, or refuses in another way."""
+    """Raises HookBroken if vLLM has changed, or refuses in another way."""
     check_touches(__name__, TOUCHES)
     try:
         SamplingParams(top_p=-1.0)
@@ -37,6 +37,6 @@ def check_upstream() -> None:
 
 
 def refused_parameter(error: Exception) -> str | None:
-    """The name of the parameter that vLLM refuses, as far as it says."""
+    """The name of the parameter that vLLM refuses, if vLLM says it."""
     name = getattr(error, "parameter", None)
     return name if isinstance(name, str) else None

@@ -1,15 +1,15 @@
-"""Chooses what a step of the engine takes: few tokens beside answers, and each tenant's in turn.
+"""Chooses the work of an engine's step: few tokens beside answers, and tenants in turn.
 
 Library: vLLM
-Changes: before each step, the scheduler's limit of tokens, the order of what waits, and what of
-    the running goes on; and it ends a request whose structured output takes too long. It goes in
-    through vLLM's official `scheduler_cls`, by the name of `scheduler`. The classes that it derives
-    from are not public.
-Why: vLLM has one number for all steps. A large one delays every answer for as long as a new image
-    takes; a small one cuts a prompt beside which no answer waits into pieces, each of which costs
-    the GPU some of its rate. vLLM's long_prefill_token_threshold cuts one request's share, also
-    where no answer waits. And vLLM knows no tenants: it answers in the order of arrival, or by
-    priorities that a request is given once.
+Changes: before each step it sets the scheduler's limit of tokens, the order of waiting requests,
+    and which running requests continue. It ends a request whose structured output takes too long.
+    vLLM's official `scheduler_cls` loads it, by the name of `scheduler`. The classes from which it
+    derives are not public.
+Why: vLLM has one limit for all steps. A large one delays every answer for as long as a new image
+    takes. A small one cuts a prompt into pieces even when no answer waits, and each piece costs
+    some of the GPU's rate. vLLM's long_prefill_token_threshold cuts one request's share, even when
+    no answer waits. vLLM also knows no tenants: it orders requests by arrival, or by priorities
+    that a request gets once.
 Upstream: https://github.com/vllm-project/vllm/issues/52906
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -133,7 +133,7 @@ class Running(Protocol):
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 
@@ -141,37 +141,40 @@ def writes_on(request: Running) -> bool:
     """Whether a running request needs the next step for another token of its answer."""
     if request.is_prefill_chunk:
         return False
-    # As vLLM counts: steps are begun before the last one's tokens are known, and where those are
-    # the last that were asked for, the request waits for no step any more.
+    # vLLM counts the same way: a step begins before the last one's tokens are known. If those are
+    # the last requested tokens, the request waits for no step.
     placeholders = request.num_output_placeholders
     begun = request.num_computed_tokens + 2 - placeholders
     return not (placeholders and begun >= request.num_prompt_tokens + request.max_tokens)
 
 
 def needs_prompt_logits(request: Running) -> bool:
-    """Whether a step holds the logits of all its tokens for it, if it takes its prompt in."""
+    """Whether a step keeps the logits of all its tokens for this request while it computes the
+    prompt."""
     sampling = request.sampling_params
     return sampling is not None and sampling.prompt_logprobs is not None
 
 
 def is_awaited(running: Iterable[Running], requests: Iterable[Running]) -> bool:
-    """Whether the next step is to be a small one; `requests` are those running and those waiting.
+    """Whether the next step must be small; `requests` are the running and the waiting ones.
 
-    For prompts' log-probabilities it is not time but memory: a large step's logits are gigabytes.
+    For prompts' log-probabilities memory is the reason, and not time: the logits of a large step
+    take gigabytes.
     """
     return any(map(writes_on, running)) or any(map(needs_prompt_logits, requests))
 
 
 def may_pause(request: Running) -> bool:
-    """Whether a running request may give its slot to another tenant's, and be taken up later."""
+    """Whether a running request may give its slot to another tenant's request, and continue
+    later."""
     if request.is_prefill_chunk:
-        # The logits of its prompt would be made anew.
+        # The engine would compute the logits of its prompt again.
         return not needs_prompt_logits(request)
     return writes_on(request)
 
 
 def can_start(request: Any) -> bool:
-    """Whether a waiting request needs nothing but room."""
+    """Whether a waiting request needs only room."""
     if request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
         structured = request.structured_output_request
         return structured is not None and bool(structured.is_grammar_ready)
@@ -185,7 +188,7 @@ class _Steps(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.most_tokens = self.max_num_scheduled_tokens
-        # Below one for each answer, some would be left out of every step.
+        # With less than one token for each answer, every step would leave some out.
         awaited = max(AWAITED_TOKENS, self.scheduler_config.max_num_seqs)
         self.awaited_tokens = min(awaited, self.most_tokens)
         self.masks = MaskBudget()
@@ -193,7 +196,7 @@ class _Steps(Scheduler):
         self.turns = TenantTurns[Any](
             self.max_num_running_reqs, blocks * self.cache_config.block_size, may_pause
         )
-        # Where requests have priorities, these decide.
+        # If requests have priorities, these decide.
         self.takes_turns = self.policy is SchedulingPolicy.FCFS
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -209,22 +212,25 @@ class _Steps(Scheduler):
         return output
 
     def _take_turns(self) -> tuple[bool, Sequence[Any]]:
-        """Whether prompts of several tenants wait, and what has given its slot to others."""
+        """Whether prompts of several tenants wait, and which requests have given their slot to
+        others."""
         waiting: Any = self.waiting
         turn = self.turns.next(self.running, [each for each in waiting if can_start(each)])
         for request in turn.victims:
             self.running.remove(request)
             self._preempt_request(request, time.monotonic())
-            # It starts in no step in which it was stopped: its last token may be on its way.
+            # A request does not start in the step in which it was stopped: its last token may be on
+            # its way.
             waiting.remove_request(request)
         if turn.order:
             others = [each for each in waiting if not can_start(each)]
             waiting.clear()
             waiting.extend([*others, *turn.order])
-        # vLLM gives out a step's tokens in this order: answers that go on need one each.
+        # vLLM distributes a step's tokens in this order: each answer that continues needs one.
         self.running.sort(key=lambda each: each.is_prefill_chunk)
         for request in turn.held:
-            # vLLM counts the step as it begins it, and passes over what is eligible only later.
+            # vLLM counts the step when it begins it, and ignores requests that become eligible
+            # later.
             request.next_decode_eligible_step = self.current_step + 2
         return turn.is_contended, turn.victims
 
@@ -248,7 +254,7 @@ class _AsyncSteps(_Steps, AsyncScheduler):
 
 
 def scheduler(*, vllm_config: Any, **others: Any) -> Any:
-    """The scheduler of an engine, in place of the one of vLLM's that it would have chosen."""
-    # A class cannot be named: vLLM decides between its two only after it is given a name.
+    """The scheduler of an engine, which replaces the one that vLLM would choose."""
+    # It cannot name a class: vLLM chooses between its two only after it gets the name.
     chosen = _AsyncSteps if vllm_config.scheduler_config.async_scheduling else _Steps
     return chosen(vllm_config=vllm_config, **others)

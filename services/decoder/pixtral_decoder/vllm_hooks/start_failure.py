@@ -1,11 +1,11 @@
-"""Brings the cause of an engine's failed start to the process that started it.
+"""Passes the cause of an engine's failed start to the process that started it.
 
 Library: vLLM
 Changes: in the processes that vLLM starts for a decoder, a handler on vLLM's own logger writes the
-    first exception that it logs into a file that the decoder reads, until the engine has started.
-Why: the decoder gets no more than "Engine core initialization failed. See root cause above". The
-    cause, a kernel that the device lacks or a tensor that the checkpoint lacks, stands in the
-    other process's log, a hundred lines higher.
+    first exception of the log into a file for the decoder, until the engine has started.
+Why: the decoder gets only "Engine core initialization failed. See root cause above". The cause,
+    such as a kernel that the device lacks or a tensor that the checkpoint lacks, is in the other
+    process's log, a hundred lines higher.
 Upstream: https://github.com/vllm-project/vllm/issues/19002 (the message names no cause)
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -32,21 +32,21 @@ TOUCHES = (
     ),
 )
 
-# The file's path, for the processes that are started while it is there.
+# The file's path, for the processes that start while it exists.
 CAUSE = "PIXTRAL_ENGINE_START_FAILURE"
 MOST_CHARACTERS = 500
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 
 @contextmanager
 def recorded() -> Iterator[Callable[[], str]]:
-    """A function that says why an engine which is started in the block did not start.
+    """Yields a function that says why an engine of the block did not start.
 
-    It returns one line, or nothing where no process of the engine has logged an exception.
+    It returns one line, or nothing if no process of the engine has logged an exception.
     """
     with tempfile.TemporaryDirectory(prefix="pixtral-start-") as directory:
         path = Path(directory) / "cause"
@@ -58,7 +58,7 @@ def recorded() -> Iterator[Callable[[], str]]:
 
 
 def record() -> None:
-    """Has the first exception that vLLM logs in this process written where `recorded` reads."""
+    """Writes the first exception that vLLM logs in this process to the file of `recorded`."""
     if path := os.environ.get(CAUSE):
         logging.getLogger("vllm").addHandler(_FirstException(Path(path)))
 
@@ -72,8 +72,8 @@ class _FirstException(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return
-        # Once the engine has started the folder is gone. Where several processes fail, the first
-        # is the cause of the others.
+        # Once the engine has started, the folder is gone. If several processes fail, the first one
+        # causes the others' failures.
         with suppress(OSError), self._path.open("x", encoding="utf-8") as file:
             file.write(one_line(error))
 

@@ -1,10 +1,9 @@
-"""Reads a structured output as vLLM does, in a place of our own choosing.
+"""Reads a structured output as vLLM does, at a place that the decoder chooses.
 
 Library: vLLM
-Changes: nothing; it runs vLLM's own look at a structured output before vLLM does.
-Why: vLLM looks at it on the event loop, where it takes a request, and would keep every stream
-    waiting for a schema or an expression that takes long. It takes whatever compiles, however much
-    that slows the engine.
+Changes: nothing; it runs vLLM's own check of a structured output before vLLM does.
+Why: vLLM checks it on the event loop when it takes a request, so a slow schema or expression would
+    delay every stream. It accepts whatever compiles, however much that slows the engine.
 Upstream: https://github.com/vllm-project/vllm/pull/47312
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -37,20 +36,21 @@ TOUCHES = (
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 
 def validate(parameters: SamplingParams) -> None:
-    """Raises what vLLM raises for what it does not take. Turns choices into a grammar, as vLLM."""
+    """Raises vLLM's exception for a structure that it does not take. Turns choices into a grammar,
+    as vLLM does."""
     validate_xgrammar_grammar(parameters)
 
 
 def is_beyond_xgrammar(schema: dict[str, Any]) -> bool:
-    """Whether vLLM knows of something in a schema that xgrammar does not hold an answer to."""
+    """Whether vLLM knows a keyword of the schema that xgrammar does not enforce."""
     return bool(has_xgrammar_unsupported_json_features(schema))
 
 
 def is_lark(grammar: str) -> bool:
-    """Whether vLLM reads it as Lark, and not as EBNF."""
+    """Whether vLLM reads the grammar as Lark, and not as EBNF."""
     return bool(grammar_is_likely_lark(grammar))

@@ -1,4 +1,4 @@
-"""The versions of vLLM that the decoder was tried with, and whether the installed one will do.
+"""The versions of vLLM that were tried with the decoder, and whether the installed one works.
 
     python -m pixtral_decoder.vllm_hooks.supported
 
@@ -42,7 +42,7 @@ HOOKS = (
     "tensor_handover",
     "thinking_grammar",
 )
-# Imports vLLM's model runner, which takes seconds, and is for no other device.
+# It imports vLLM's model runner, which takes seconds and is for GPUs alone.
 CPU_HOOKS = ("cpu_seeds",)
 
 
@@ -54,14 +54,14 @@ def installed() -> str:
 
 
 def doubt(version: str) -> str | None:
-    """A warning, or None: an untried version may work, and its hooks find what they touch."""
+    """A warning, or None. An untried version may work: its hooks check what they touch."""
     if version in TRIED:
         return None
     return f"vLLM {version} was not tried with this decoder: {', '.join(TRIED)} were"
 
 
 def check() -> None:
-    """Raises HookBroken for a vLLM that has moved, and warns of one that was not tried.
+    """Raises HookBroken if a hook does not fit this vLLM, and warns of an untried version.
 
     Imports most of vLLM, which takes seconds.
     """
@@ -72,7 +72,7 @@ def check() -> None:
 
 
 def check_hook(name: str) -> None:
-    """Raises HookBroken where vLLM has no longer what the hook touches."""
+    """Raises HookBroken if vLLM no longer has what the hook touches."""
     module = f"{__package__}.{name}"
     try:
         hook: Any = importlib.import_module(module)

@@ -1,13 +1,14 @@
-"""Hands large image embeddings to the engine's process in memory that both can see.
+"""Passes large image embeddings to the engine's process in shared memory.
 
 Library: vLLM
-Changes: the frontend's message encoder and the engine's message decoder pass a large embedding as
-    a file descriptor, by vLLM's own interface for tensors out of band. The engine's process is
-    given its side in EngineCoreProc.process_input_sockets, since vLLM has no setting for it.
-Why: vLLM sends a tensor through a socket: 8 MB in pieces, each copied twice, into memory that is
-    new each time. The decoder has received embeddings in anonymous files in memory; the engine's
-    process maps the file, which is gone when both have let go of it, whichever way they end.
-    vLLM's own `torch_shm` has tensors in /dev/shm, of which a container by itself has 64 MiB.
+Changes: the frontend's message encoder and the engine's message decoder pass a large embedding as a
+    file descriptor, through vLLM's own interface for tensors out of band.
+    EngineCoreProc.process_input_sockets gives the engine's process its side, because vLLM has no
+    setting for it.
+Why: vLLM sends a tensor through a socket: 8 MB in pieces, each copied twice, into new memory. The
+    decoder receives embeddings in anonymous files in memory, and the engine's process maps the
+    file. The file is gone when both processes have closed it or ended. vLLM's own `torch_shm` puts
+    tensors into /dev/shm, of which a container has only 64 MiB by default.
 Upstream: https://github.com/vllm-project/vllm/pull/32104 (the interface, and torch_shm)
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -47,10 +48,11 @@ TOUCHES = (
     Touch(_CORE, "EngineCoreProc.process_input_sockets", mentions=("tensor_ipc_receiver",)),
 )
 
-# Where the engine's process finds the decoder's; set for the processes that a decoder starts.
+# The variable in which the engine's process finds the decoder's socket; set for processes that a
+# decoder starts.
 ADDRESS = "PIXTRAL_ENGINE_HANDOVER"
 SECONDS = 10.0
-# The reference to a tensor in a message: the file's number, and where in it the tensor begins.
+# The reference to a tensor in a message: the file's number, and the tensor's offset in it.
 NUMBER = "number"
 OFFSET = "offset"
 
@@ -62,13 +64,13 @@ class MessageEncoder(Protocol):
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 
 def encoder_of(llm: "AsyncLLM") -> MessageEncoder:
     """The encoder of the messages to one engine's process."""
-    # A client with a process has it; not every type of client does.
+    # A client with a process has it, and other types of clients do not.
     core: Any = llm.engine_core
     encoder: MessageEncoder = core.encoder
     return encoder
@@ -77,21 +79,20 @@ def encoder_of(llm: "AsyncLLM") -> MessageEncoder:
 class Handover:
     """The decoder's side: vLLM's encoder of messages asks it for each large tensor.
 
-    All of it, but for `listening`, is for one event loop.
+    One event loop uses all of it, except `listening`.
     """
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._sent = 0
-        # The key is the address of the tensor in the file. There is one entry for each request that
-        # offers it.
+        # The key is the address of the tensor in the file. Each request that offers the tensor has
+        # an entry.
         self._offered: dict[int, list[MemoryFile]] = {}
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[MessageEncoder], None]]:
-        """For the engine's process, which is started meanwhile. The caller calls the yielded
-        function once the engine has started, with vLLM's encoder of messages to it; both are
-        blocking."""
+        """For the engine's process, which starts meanwhile. When the engine has started, the caller
+        calls the yielded function with vLLM's message encoder. Both block."""
         with (
             tempfile.TemporaryDirectory(prefix="pixtral-") as directory,
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
@@ -119,7 +120,8 @@ class Handover:
 
     @contextmanager
     def offering(self, embeddings: Sequence[ImageEmbedding | None]) -> Iterator[None]:
-        """Has those that are in files sent as such with the request that is sent meanwhile."""
+        """While it is active, embeddings in files are handed over with the request that is being
+        sent."""
         with ExitStack() as offered:
             for embedding in embeddings:
                 if embedding is not None and embedding.file is not None:
@@ -129,10 +131,10 @@ class Handover:
             yield
 
     def new_message(self) -> None:
-        """vLLM's encoder begins with another message."""
+        """vLLM's encoder begins another message."""
 
     def __call__(self, tensor: torch.Tensor) -> dict[str, int] | None:
-        """The reference to the tensor for a message, or None where vLLM shall send it itself."""
+        """The reference to the tensor for a message, or None if vLLM must send it itself."""
         address = tensor.data_ptr()
         if address not in self._offered or self._socket is None:
             return None
@@ -140,7 +142,7 @@ class Handover:
         try:
             socket.send_fds(self._socket, [number.to_bytes(8, "little")], [file.descriptor])
         except OSError:
-            # The engine's process is far behind, or has ended, which others notice.
+            # The engine's process is far behind, or has ended, which other code notices.
             return None
         self._sent = number
         return {NUMBER: number, OFFSET: address - file.memory.data_ptr()}
@@ -156,7 +158,8 @@ class Handover:
 
 
 class Receiver:
-    """The engine's side: vLLM's decoder of messages asks it for the tensors left out of them."""
+    """The engine's side: vLLM's message decoder asks it for the tensors that the messages leave
+    out."""
 
     def __init__(self, address: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -169,14 +172,14 @@ class Receiver:
             values, kind = self._memory(given[NUMBER])[given[OFFSET] :], getattr(torch, dtype)
             return values[: math.prod(shape) * kind.itemsize].view(kind).view(*shape)
         except BaseException:
-            # vLLM's thread would end without a word, and every request wait for good.
+            # Otherwise vLLM's thread would end silently, and every request would wait forever.
             logger.exception("an embedding was not handed over")
             os._exit(1)
 
     def _memory(self, number: int) -> torch.Tensor:
         for sent, file in self._received():
             try:
-                # One whose message was never sent may be before it.
+                # An entry whose message was never sent may come first.
                 if sent == number:
                     return mapped(file, os.fstat(file).st_size)
             finally:
@@ -192,7 +195,8 @@ class Receiver:
 
 
 def receive() -> None:
-    """Has this process's vLLM engine receive what a `Handover` sends. Again, it is nothing."""
+    """Makes this process's vLLM engine receive the tensors of a `Handover`. A second call does
+    nothing."""
     from vllm.v1.engine.core import EngineCoreProc
 
     read_requests = EngineCoreProc.process_input_sockets
@@ -202,7 +206,7 @@ def receive() -> None:
     def process_input_sockets(self: "EngineCoreProc", *args: Any, **kwargs: Any) -> None:
         address = os.environ.get(ADDRESS)
         if address is not None and self.tensor_ipc_receiver is None:
-            # It stands for vLLM's TensorIpcReceiver, of which nothing but the call is used.
+            # It replaces vLLM's TensorIpcReceiver, of which vLLM uses the call alone.
             receiver: Any = Receiver(address)
             self.tensor_ipc_receiver = receiver
         read_requests(self, *args, **kwargs)

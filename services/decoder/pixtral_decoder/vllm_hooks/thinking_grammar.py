@@ -1,12 +1,12 @@
-"""Has a structured output begin behind the thought of a model that thinks.
+"""Makes a structured output begin after the thought of a model that thinks.
 
 Library: vLLM
 Changes: StructuredOutputManager._create_grammar wraps the grammar of an answer that may begin with
-    [THINK]: that token may come first, then anything until [/THINK], and then what the grammar
+    [THINK]: that token may come first, then anything until [/THINK], and then only what the grammar
     allows.
-Why: a grammar that holds from the first token on keeps a reasoning model from thinking. vLLM's own
-    way, a reasoning parser of the whole engine, lets an answer without a thought pass unheld to its
-    end, and takes the [/THINK] that a system prompt shows for the end of the answer's thought.
+Why: a grammar that applies from the first token on keeps a reasoning model from thinking. vLLM's
+    own way is a reasoning parser for the whole engine. It does not apply the grammar to an answer
+    without a thought, and takes a [/THINK] in a system prompt for the end of the answer's thought.
 Upstream: none known
 Versions: vLLM 0.32.0 (of 0.25.1 and 0.33.0, the names alone)
 """
@@ -53,13 +53,13 @@ TOUCHES = (
 )
 
 _THINK, _END_THINK = "[THINK]", "[/THINK]"
-# An answer begins behind one of these.
+# An answer begins after one of these tokens.
 _TURN_ENDS = ("[/INST]", "[/TOOL_RESULTS]", "[/SYSTEM_PROMPT]")
 _WORD = 32
 
 
 class Grammar(Protocol):
-    """The methods that are touched of vLLM's StructuredOutputGrammar."""
+    """The methods of vLLM's StructuredOutputGrammar that this hook uses."""
 
     def accept_tokens(self, request_id: str, tokens: list[int]) -> bool: ...
 
@@ -75,7 +75,7 @@ class Grammar(Protocol):
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM or mistral_common has moved."""
+    """Raises HookBroken if vLLM or mistral_common has changed."""
     check_touches(__name__, TOUCHES)
 
 
@@ -106,15 +106,16 @@ def let_think() -> None:
 
 
 class ThinkingGrammar:
-    """A grammar behind a thought, which may also not come. It stands for a grammar of vLLM's."""
+    """A grammar after an optional thought. It wraps a grammar of vLLM."""
 
     def __init__(self, grammar: Grammar, begin: int, end: int, *, is_thinking: bool) -> None:
-        """`begin` and `end` are the tokens around a thought; `is_thinking`: it has begun."""
+        """`begin` and `end` are the tokens around a thought; `is_thinking`: the thought has
+        begun."""
         self._grammar = grammar
         self._begin = begin
         self._end = end
         self._begins_thinking = is_thinking
-        # Tokens of the thought, and how many the grammar has taken behind it.
+        # The number of tokens in the thought, and of tokens that the grammar has taken after it.
         self._thought: list[int] = []
         self._taken = 0
 
@@ -164,7 +165,7 @@ class ThinkingGrammar:
         return self._begins_thinking and not self._taken
 
     def _think(self, tokens: list[int]) -> list[int]:
-        """Takes what is thought, and gives back the rest."""
+        """Consumes the thought, and returns the remaining tokens."""
         if self._taken:
             return tokens
         for i, token in enumerate(tokens):
@@ -186,7 +187,7 @@ class ThinkingGrammar:
 
 
 def _control_ids(tokenizer: Any) -> dict[str, int]:
-    """Ids of the control tokens that say where a thought may be; none of another tokenizer's."""
+    """Ids of the control tokens that begin and end a thought; none for other tokenizers."""
     if not getattr(tokenizer, "is_tekken", False):
         return {}
     tekken = tokenizer.tokenizer
@@ -197,7 +198,7 @@ def _control_ids(tokenizer: Any) -> dict[str, int]:
 
 
 def _is_within_thought(prompt: list[int], begin: int, end: int, end_of_turn: int) -> bool:
-    """Whether the prompt ends with an answer's beginning that is still thinking."""
+    """Whether the prompt ends with the beginning of an answer that is still thinking."""
     for token in reversed(prompt):
         if token in (end, end_of_turn):
             return False

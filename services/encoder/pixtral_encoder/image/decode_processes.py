@@ -1,4 +1,4 @@
-"""Decodes images in processes that can be ended, as many at once as processors and memory allow."""
+"""Decodes images in processes that can be ended, as many as processors and memory allow."""
 
 import asyncio
 import fcntl
@@ -27,22 +27,23 @@ from pixtral_encoder.metrics import DECODERS_ENDED_LOST, DECODERS_ENDED_TIMEOUT
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
-# One that was killed from outside is no fault of the image: it is decoded once more.
+# An image is not at fault if its process was killed from outside: it is decoded once more.
 ATTEMPTS = 2
-# An image has its time of a processor, whoever else is at work on it. An image may take so many
-# times as long on the clock, for the time in which it has no processor.
+# The limit is processor time, so other work on the machine does not count. An image may take this
+# many times as long by the clock, because it may have to wait for a processor.
 CLOCK_FACTOR = 6
 LEAST_WAIT_SECONDS = 0.02
-# An image that needs more than this share of the memory is large. Images that are not have
-# ORDINARY_SHARE of it to themselves, and so never wait for the memory of a large one.
+# An image that needs more than this share of the memory is large. The other images have
+# ORDINARY_SHARE of it to themselves, so they never wait for the memory of a large image.
 LARGE_SHARE = 1 / 8
 ORDINARY_SHARE = 1 / 4
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-# The first keeps libraries from threads that nobody uses. The others let a process keep the memory
-# of an image of usual size for the next one, and give that of a large one back to the system.
+# The first variable keeps libraries from starting threads that nothing uses. The others make a
+# process keep the memory of an image of usual size for the next one, and return that of a large one
+# to the system.
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -51,7 +52,7 @@ _ENVIRONMENT = {
 
 
 class DecodeTimeout(Exception):
-    """The image was not decoded in time; `cpu_seconds` is what its process took for it."""
+    """The image was not decoded in time; `cpu_seconds` is the time that its process used for it."""
 
     def __init__(self, cpu_seconds: float) -> None:
         super().__init__(cpu_seconds)
@@ -63,16 +64,15 @@ class ProcessLost(Exception):
 
 
 class NoProcess(Exception):
-    """A process does not come up."""
+    """A process does not start."""
 
 
 class DecodeProcesses:
-    """Processes that start when they are first needed, and anew after each that has ended.
+    """Processes that start when they are first needed. A new one replaces each that has ended.
 
-    Large images, and those that are not, are decoded in the order in which they came. An image
-    waits until a process is idle, and until it and all of its kind that are being decoded need at
-    most their part of `memory_bytes` together. One that is alone of its kind never waits for
-    memory.
+    Large and other images are decoded in the order in which they came. An image waits until a
+    process is idle, and until all images of its kind that are being decoded need at most their part
+    of `memory_bytes`. An image that is alone of its kind never waits for memory.
     """
 
     def __init__(self, count: int, *, memory_bytes: int) -> None:
@@ -81,18 +81,18 @@ class DecodeProcesses:
         self._ordinary, self._large = _Room(ordinary), _Room(memory_bytes - ordinary)
         self._idle = [DecodeProcess() for _ in range(count)]
         self._processes = tuple(self._idle)
-        # A thread a process: what it does is wait for it.
+        # One thread for each process, which it waits for.
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
 
     async def start(self) -> None:
-        """Starts all of them, so that the first images need not wait for it. Raises NoProcess."""
+        """Starts all of them, so that the first images need not wait. Raises NoProcess."""
         in_thread = asyncio.get_running_loop().run_in_executor
         await asyncio.gather(*(in_thread(self._threads, each.start) for each in self._processes))
 
     async def decode(self, job: Job, data: bytes) -> NDArray[np.float32]:
         """(height, width, 3); see `decoding.decode`.
 
-        Cancelling leaves a process at work, and keeps its room until it is done.
+        After a cancel the process continues, and keeps its room until it is done.
 
         Raises:
             Undecodable, DecodeTimeout, ProcessLost, NoProcess.
@@ -105,18 +105,18 @@ class DecodeProcesses:
         def ended(done: "asyncio.Future[NDArray[np.float32]]") -> None:
             self._free(process, room, job.memory_bytes)
             if not done.cancelled():
-                # Nobody may be waiting any more: then the failure is nobody's.
+                # If no caller waits any more, the failure has no receiver.
                 done.exception()
 
         running.add_done_callback(ended)
         return await asyncio.shield(running)
 
     def is_large(self, nbytes: int) -> bool:
-        """Whether an image that needs so much memory is large here."""
+        """Whether an image that needs this much memory counts as large."""
         return nbytes > self._memory_bytes * LARGE_SHARE
 
     def close(self) -> None:
-        """Blocks until what runs has ended."""
+        """Blocks until the running work has ended."""
         self._threads.shutdown(cancel_futures=True)
         for process in self._processes:
             process.end()
@@ -149,7 +149,7 @@ class DecodeProcesses:
 
 
 class _Room:
-    """Memory for images of one kind, and those of them that wait for it."""
+    """The memory for images of one kind, and the images of the kind that wait for it."""
 
     def __init__(self, most_bytes: int) -> None:
         self.taken_bytes = 0
@@ -157,7 +157,7 @@ class _Room:
         self._most_bytes = most_bytes
 
     def has_room(self) -> bool:
-        """Whether one waits that may be decoded now."""
+        """Whether an image waits that may be decoded now."""
         if not self.waiting:
             return False
         nbytes, _ = self.waiting[0]
@@ -171,16 +171,16 @@ class _Running:
     cpu_seconds: float
 
     def taken(self) -> float:
-        """The processor's seconds that it took since its last reply, as far as it lives."""
+        """The processor seconds since the last reply, while the process lives."""
         with suppress(OSError, IndexError):
-            # The name, in parentheses, may itself have spaces and parentheses.
+            # The name, in parentheses, may contain spaces and parentheses.
             fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) / _TICKS - self.cpu_seconds
         return 0.0
 
 
 class DecodeProcess:
-    """One process; all methods block, and are for one thread at a time."""
+    """One process. All methods block, and one thread at a time may call them."""
 
     def __init__(self) -> None:
         self._running: _Running | None = None
@@ -204,7 +204,7 @@ class DecodeProcess:
     def end(self) -> None:
         running, self._running = self._running, None
         if running is not None:
-            # It ends by itself when it reads the end of the socket.
+            # The process ends when it reads the end of the socket.
             running.socket.close()
             try:
                 running.popen.wait(1)
@@ -219,7 +219,7 @@ class DecodeProcess:
             _memory_file("pixels", job.size.nbytes) as out,
         ):
             os.pwrite(file, data, 0)
-            # No process can shorten what is mapped here.
+            # No process can shorten the mapped file.
             memory = mmap.mmap(out, job.size.nbytes)
             reply = self._asked(running, job, (file, out))
         running.cpu_seconds = reply.cpu_seconds
@@ -252,7 +252,7 @@ class DecodeProcess:
 
     @staticmethod
     def _reply(running: _Running, seconds: float) -> bytes:
-        """Raises TimeoutError once the process has taken so much of a processor for the image."""
+        """Raises TimeoutError when the process has used this much processor time for the image."""
         latest = time.monotonic() + CLOCK_FACTOR * seconds
         left = seconds
         while True:
@@ -266,10 +266,10 @@ class DecodeProcess:
                 left = max(left, LEAST_WAIT_SECONDS)
 
     def _kill(self, running: _Running) -> float:
-        """The processor's seconds that it took since its last reply."""
+        """The processor seconds since the last reply."""
         self._running = None
         running.socket.close()
-        # Not by Popen's own ways, which would take it off before its seconds are known.
+        # Popen's own methods would remove the process before its seconds are known.
         os.kill(running.popen.pid, signal.SIGKILL)
         _, status, used = os.wait4(running.popen.pid, 0)
         running.popen.returncode = os.waitstatus_to_exitcode(status)
@@ -278,7 +278,7 @@ class DecodeProcess:
 
 def _started() -> _Running:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    # Settings of the encoder, such as the password of Redis, are none of its business.
+    # The process must not see the encoder's settings, such as the password of Redis.
     inherited = {name: at for name, at in os.environ.items() if not name.startswith("PIXTRAL_")}
     with theirs:
         popen = subprocess.Popen(  # noqa: S603 - nothing in it is from elsewhere
@@ -299,7 +299,7 @@ def _started() -> _Running:
 
 @contextmanager
 def _memory_file(name: str, nbytes: int) -> Iterator[int]:
-    """A file in memory alone, of a size that nobody can change."""
+    """A file in memory whose size cannot change."""
     file = os.memfd_create(f"pixtral-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(file, nbytes)

@@ -1,9 +1,9 @@
-"""A process that decodes images, one after the other, for as long as its encoder lives.
+"""A process that decodes images one after the other while its encoder lives.
 
     python -m pixtral_encoder.image.decode_worker SOCKET
 
-It is started and ended by `decode_processes`. A fault of an image library, or an image that takes
-too much memory or time, then harms this process alone, and it has limits of its own.
+`decode_processes` starts and ends it. A fault of an image library, or an image that takes too much
+memory or time, harms this process alone, and the process has limits of its own.
 """
 
 import mmap
@@ -30,20 +30,20 @@ from pixtral_core.image.header import ImageHeader
 from pixtral_encoder.image.decoding import TargetSize, Undecodable, decode
 
 MAX_REPLY_BYTES = 4096
-# Memory of images that are done, which the C library has for the next one.
+# The memory of finished images that the C library keeps for the next one.
 KEPT_BYTES = 64 << 20
 _FORMATS = tuple(ImageFormat)
-# Whole seconds are what the system limits. The encoder ends a process sooner; where the encoder
-# itself is gone, this limit does.
+# The system limits whole seconds. The encoder ends a process sooner; this limit is for a process
+# whose encoder has gone.
 _SPARE_CPU_SECONDS = 2
 
-# The types that decoders raise on bad data; another may be a fault of ours.
+# The exceptions of decoders on bad data. Another type may be a fault of this code.
 BAD_DATA = (EOFError, OSError, SyntaxError, ValueError, struct.error, cv2.error)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image to decode. `memory_bytes` is beside what the process needs by itself."""
+    """One image to decode. `memory_bytes` is the memory beside that of the process itself."""
 
     header: ImageHeader
     size: TargetSize
@@ -105,27 +105,28 @@ def main() -> None:
     # The encoder drains after such a signal, and closes the socket at its end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # A core would hold the image.
+    # A core dump would contain the image.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Pillow warns of each oddity of a file in a text of its own, and Python keeps each text.
+    # Pillow warns of each oddity of a file with a new text, and Python stores each text.
     warnings.filterwarnings("ignore")
     _silence_libraries()
     cv2.setNumThreads(1)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    # Where the encoder is gone, there is nobody to tell.
+    # The encoder has gone, so there is no receiver.
     with suppress(ConnectionError), socket.socket(fileno=int(sys.argv[1])) as encoder:
         _serve(encoder, _address_space_bytes())
 
 
 def _silence_libraries() -> None:
-    """Has what Python writes alone go to stderr: libtiff tells there what is odd in a file."""
+    """Keeps libraries from writing to stderr, where libtiff reports oddities of a file. Python's
+    own output still goes there."""
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
 
 
 def _serve(encoder: socket.socket, own_bytes: int) -> None:
-    # It is ready; what it has taken until here is no image's.
+    # The process is ready. The time until here belongs to no image.
     encoder.send(Reply(time.process_time()).to_bytes())
     while True:
         message, descriptors, _, _ = socket.recv_fds(encoder, MAX_REPLY_BYTES, 2)

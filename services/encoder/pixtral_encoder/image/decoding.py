@@ -1,8 +1,8 @@
-"""Decodes an image file and resizes it, as `mistral_common` does, in the memory of one image.
+"""Decodes and resizes an image file as `mistral_common` does, in the memory of one image.
 
-Two things differ from `mistral_common`, and are what a viewer shows: a photograph is turned upright
-by its orientation, as vLLM does, and 16-bit grey is scaled to 8 bits, where Pillow clips all values
-above 255 to white. Truncated data is refused, by Pillow's own check.
+Two things differ from `mistral_common`, so that the model sees what a viewer shows: a photograph is
+turned upright by its orientation, as in vLLM, and 16-bit grey is scaled to 8 bits, where Pillow
+clips all values above 255 to white. Pillow's own check refuses truncated data.
 """
 
 import io
@@ -32,7 +32,7 @@ from pixtral_encoder.image.pixel_parts import (
     pixel_parts,
 )
 
-# Pillow by itself imports them late, within the memory of an image.
+# Pillow would import them later, within the memory of an image.
 _PLUGINS = (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -48,7 +48,7 @@ CHANNELS = 3
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
 STD = np.array((0.26862954, 0.26130258, 0.27577711), np.float32)
 
-# Pixels that are converted at a time.
+# The number of pixels that are converted at a time.
 STRIP_PIXELS = 1 << 18
 
 _TURNS = {
@@ -77,7 +77,8 @@ _BYTES_A_PIXEL = {
     ImageFormat.TIFF: _FLOATS + 4 * _DECODED,
     ImageFormat.JPEG_2000: _FLOATS + 6 * _DECODED,
 }
-# The file and what is left of it, and what each library needs whatever the image.
+# The memory for the file and its remaining parts, and the memory that each library needs for any
+# image.
 _FILES = 3
 _ANYWAY = 64 << 20
 
@@ -116,7 +117,7 @@ def memory_bytes(header: ImageHeader, file_bytes: int, size: TargetSize) -> int:
 def decode(
     data: bytes, header: ImageHeader, size: TargetSize, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """(height, width, 3) in float32, normalised; written to `out` where that is given.
+    """(height, width, 3) in float32, normalised; written to `out` if that is given.
 
     Raises:
         Undecodable: where the file is damaged, or another than its header says.
@@ -127,7 +128,7 @@ def decode(
         whole, (size.width, size.height), interpolation=cv2.INTER_CUBIC
     )
     del whole
-    # The steps and their order are mistral_common's: with others the last bits differ.
+    # The steps and their order are those of mistral_common: others would change the last bits.
     normalised = np.divide(resized, np.float32(255.0), out=out, dtype=np.float32)
     normalised -= MEAN
     normalised /= STD
@@ -141,7 +142,7 @@ def _open(data: bytes, header: ImageHeader) -> Image.Image:
         if width * height * scans > MAX_SCANNED_PIXELS:
             raise TooMuchWork
         image = Image.open(io.BytesIO(parts), formats=(header.format.upper(),))
-        # Pillow turns a TIFF as it loads it.
+        # Pillow turns a TIFF when it loads it.
         if sorted(image.size) != sorted((width, height)):
             raise Malformed
         image.load()
@@ -165,7 +166,7 @@ def _floats(image: Image.Image, header: ImageHeader) -> NDArray[np.float32]:
 
 
 def _strips(image: Image.Image, header: ImageHeader) -> Iterator[NDArray[np.uint8]]:
-    """Rows of the upright image: converted whole, it would be in memory several times."""
+    """Rows of the upright image. Converted as a whole, it would be in memory several times."""
     rows = max(1, STRIP_PIXELS // header.width)
     for top in range(0, header.height, rows):
         bottom = min(top + rows, header.height)
@@ -175,7 +176,7 @@ def _strips(image: Image.Image, header: ImageHeader) -> Iterator[NDArray[np.uint
 
 
 def _stored_box(header: ImageHeader, top: int, bottom: int) -> tuple[int, int, int, int]:
-    """Where rows of the upright image lie in the stored one."""
+    """The place of rows of the upright image in the stored one."""
     width, height = header.stored_size
     match header.orientation:
         case 3 | 4:
@@ -189,7 +190,7 @@ def _stored_box(header: ImageHeader, top: int, bottom: int) -> tuple[int, int, i
 
 
 def _rgb(image: Image.Image, form: ImageFormat) -> NDArray[np.uint8]:
-    """On white, where the image is transparent."""
+    """A transparent image is put on white."""
     if image.mode.startswith("I;16") or (image.mode == "I" and form == ImageFormat.PPM):
         return _scaled(image)
     if image.mode != "RGB":
@@ -202,7 +203,7 @@ def _rgb(image: Image.Image, form: ImageFormat) -> NDArray[np.uint8]:
 
 
 def _scaled(image: Image.Image) -> NDArray[np.uint8]:
-    """16-bit grey by its upper byte, as Pillow itself reads 16-bit colours."""
+    """16-bit grey by its upper byte, as Pillow reads 16-bit colours."""
     values = np.asarray(image)
     grey = (values >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")

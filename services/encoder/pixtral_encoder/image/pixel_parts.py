@@ -1,10 +1,10 @@
-"""Leaves of a file what its pixels need, and bounds the work of decoding the rest.
+"""Leaves only those parts of a file that its pixels need, and bounds the work of decoding them.
 
 The caps on bytes and pixels do not bound that work. A part of a PNG beside its pixels, such as a
 colour profile or text, can inflate a thousandfold. A JPEG's EXIF segments are joined one by one and
-read as a directory. None of that changes a pixel here, so no decoder ever sees it. A JPEG can also
-have a million scans, each a pass over all of its pixels, and a PNG a million chunks: those are
-counted. Files from cameras and programs stay far below these bounds.
+read as a directory. None of that changes a pixel, so no decoder sees it. A JPEG can also have a
+million scans, each a pass over all of its pixels, and a PNG a million chunks: those are counted.
+Files from cameras and programs stay far below these bounds.
 """
 
 import re
@@ -25,14 +25,15 @@ _PNG_NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"acTL", b
 _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _LENGTH = struct.Struct(">H")
 _END, _SCAN = 0xD9, 0xDA
-# Those that Pillow and libjpeg pass over as a whole; of any other they look into what follows.
+# Pillow and libjpeg ignore these as a whole. They look into the content of any other.
 _WITH_LENGTH = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE}) - {0xC8}
-# JFIF's segment and Adobe's say what the colours are; the others, and comments, nothing of a pixel.
+# JFIF's segment and Adobe's define the colours. The others, and comments, say nothing about a
+# pixel.
 _JPEG_NOT_NEEDED = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 
 
 class TooMuchWork(ValueError):
-    """Nobody means such a file."""
+    """Nobody writes such a file on purpose."""
 
 
 class Malformed(ValueError):
@@ -40,10 +41,10 @@ class Malformed(ValueError):
 
 
 def pixel_parts(data: bytes) -> tuple[bytes, int]:
-    """The file without what no pixel needs, and how often decoding goes over all pixels.
+    """The file without the parts that no pixel needs, and the number of passes over all pixels.
 
-    Raises TooMuchWork and Malformed. Files of other formats than PNG and JPEG pass as they are:
-    their readers do their work in C, once.
+    Raises TooMuchWork and Malformed. Files of formats other than PNG and JPEG pass unchanged: their
+    readers do their work in C, once.
     """
     if data.startswith(PNG_SIGNATURE):
         return _of_png(data), 1
@@ -61,7 +62,7 @@ def _of_png(data: bytes) -> bytes:
             return b"".join((*needed, view[at:]))
         length, kind = PNG_CHUNK.unpack_from(data, at)
         if kind == b"IHDR" and number > 0:
-            # Pillow would go by this one, and others by the first.
+            # Pillow would use this one, and other readers the first.
             raise Malformed
         end = at + PNG_CHUNK.size + length + PNG_CHECKSUM_BYTES
         if kind in _PNG_NEEDED:
@@ -83,7 +84,7 @@ def _of_jpeg(data: bytes) -> tuple[bytes, int]:
         scans += marker == _SCAN
         if scans > MAX_SCANS or junk > MAX_JUNK_BYTES:
             raise TooMuchWork
-        # Before any scan Pillow does not take it for the end.
+        # Before the first scan Pillow does not take it for the end.
         if found is None or (marker == _END and scans):
             return b"".join((*needed, view[kept:])), scans
         at = found.end()

@@ -149,7 +149,7 @@ class Preprocessor:
             self._remember(opened.sha256, "IMAGE_TOO_COMPLEX")
             raise BadImage("IMAGE_TOO_COMPLEX") from None
         except NoProcess:
-            logger.error("no process comes up that decodes images")
+            logger.error("cannot start a process that decodes images")
             raise Unavailable("the encoder cannot decode images now") from None
         return pixels.transpose(2, 0, 1)
 
@@ -158,7 +158,7 @@ class Preprocessor:
         self._processes.close()
 
     def _remember(self, sha256: bytes, reason: str) -> None:
-        logger.warning("an image is refused from now on: %s", reason)
+        logger.warning("refusing an image from now on: %s", reason)
         self._refused[sha256] = reason
         if len(self._refused) > REMEMBERED:
             self._refused.popitem(last=False)

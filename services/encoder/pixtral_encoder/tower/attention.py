@@ -19,13 +19,13 @@ from pixtral_encoder.tower.layers import Heads
 
 # Below this many patches cuDNN is no faster than a kernel that needs no plan.
 LEAST_PLANNED = 1024
-# On a CPU with instructions for bfloat16 but AMX, torch's kernel multiplies at a third of the rate
-# of its products. From so many patches in a call on, products in turn are faster, though scores are
-# rounded between them; so many scores are in memory at a time. torch's kernel is the faster one for
-# float32, and where bfloat16 is imitated.
+# On a CPU with instructions for bfloat16 but without AMX, torch's kernel multiplies at a third of
+# the rate of its products. From this many patches in a call on, separate products are faster,
+# though scores are rounded between them; this many scores are in memory at a time. torch's kernel
+# is faster for float32, and where bfloat16 is emulated.
 LEAST_IN_PRODUCTS = 64
 SCORES = 1 << 20
-# The first that can do it is taken. float32 on a GPU has only the third.
+# The first one that supports the device is used. float32 on a GPU has only the third.
 KERNELS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -36,7 +36,7 @@ KERNELS = [
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How the images of a packed sequence, in its order, are handed to kernels.
+    """How the images of a packed sequence are passed to kernels, in its order.
 
     Attributes:
         groups: images of equal length that are one call: how many, and how long each is.
@@ -52,10 +52,10 @@ class Packing:
 class Attention:
     """Chooses kernels by device and dtype.
 
-    On a GPU of the kind of an H100, cuDNN's kernel is a third faster than FlashAttention 2. It
-    needs a plan for each length, made in 50 to 100 ms on the card that this was tried on, and kept
-    by the thread that made it. So plans are made at start, for images that have the full size on
-    one side, as a large one has after it is resized. All others are one ragged call, however many.
+    On a GPU like an H100, cuDNN's kernel is a third faster than FlashAttention 2. It needs a plan
+    for each length, which takes long to make and belongs to the thread that made it. So plans are
+    made at start, for images with the full size on one side, as a large image has after it is
+    resized. All others are one ragged call, however many.
 
     Attributes:
         packs_ragged: images of any lengths can be one call.
@@ -67,8 +67,8 @@ class Attention:
         is_gpu = device.type == "cuda"
         self.packs_ragged = is_gpu and dtype in (torch.bfloat16, torch.float16)
         if self.packs_ragged:
-            # It brings torch's compiler, which takes seconds to import. So it is imported here, not
-            # while an image waits, and on a CPU never.
+            # It imports torch's compiler, which takes seconds. So it is imported here, before an
+            # image waits, and never on a CPU.
             importlib.import_module("torch.nn.attention.varlen")
         self._has_fast_products = (
             device.type == "cpu"
@@ -87,7 +87,7 @@ class Attention:
         return sdpa_kernel(KERNELS, set_priority=True)
 
     def prepare(self) -> None:
-        """Makes the plans, for the thread that calls this. Blocking, some seconds on a GPU."""
+        """Makes the plans, for the thread that calls this. It blocks, for some seconds on a GPU."""
         heads = self._spec.heads
         for length in sorted(self.planned):
             each = torch.zeros(

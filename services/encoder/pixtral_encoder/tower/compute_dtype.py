@@ -1,8 +1,8 @@
-"""Chooses the dtype that the tower computes in: the one that its device multiplies fastest.
+"""Chooses the dtype in which the tower computes: the one that its device multiplies fastest.
 
-A CPU without instructions for bfloat16 imitates them, many times slower than it multiplies float32.
-Which CPU has them is not asked by name: torch's flags differ by architecture, and none of them says
-what the library behind a product makes of the CPU. A short product says it.
+A CPU without instructions for bfloat16 emulates them, many times slower than it multiplies float32.
+The CPU's name and torch's flags do not say whether the library behind a product has these
+instructions, so a short product measures it.
 """
 
 import time
@@ -12,7 +12,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-# About the size of a layer's products. Where bfloat16 is imitated, one takes a tenth of a second.
+# About the size of a layer's products. Where bfloat16 is emulated, one takes a tenth of a second.
 ROWS, INNER, COLUMNS = 256, 512, 1024
 TRIES = 3
 
@@ -23,7 +23,7 @@ Rates = Mapping[torch.dtype, float]
 def cpu_rates() -> Rates:
     """Operations a second of one core, by dtype; measured once in a process. Blocking."""
     threads = torch.get_num_threads()
-    # With one thread, its own time is the product's, whatever else the machine does.
+    # A single thread's own time is that of the product, whatever else the machine does.
     torch.set_num_threads(1)
     try:
         return {dtype: _rate(dtype) for dtype in (torch.bfloat16, torch.float32)}
@@ -38,7 +38,8 @@ def multiplies_bfloat16() -> bool:
 
 
 def compute_dtype(asked: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to compute embeddings of `asked` in: that one, or a wider one that is faster."""
+    """The dtype in which embeddings of `asked` are computed: the same, or a wider one that is
+    faster."""
     if device.type == "cpu" and asked is torch.bfloat16 and not multiplies_bfloat16():
         return torch.float32
     return asked

@@ -1,9 +1,8 @@
 """CUDA graphs of the tower's layers.
 
-To start the kernels of a run one by one takes a thread 13 ms where nothing else runs, longer than
-an H100 needs for an image, and more where other threads decode images and take turns with it. A
-graph is started at once. And more images than fill the card are no faster together than one after
-the other, so graphs of up to a large image are all that it takes.
+Starting the kernels of a run one by one takes a thread longer than an H100 needs for an image, and
+more while other threads decode images. A graph starts at once. More images than fill the card are
+no faster together than one after the other, so graphs up to the size of a large image are enough.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +24,13 @@ SMALL = (64, 128, 256, 512)
 
 
 def sizes() -> list[int]:
-    """Patches for which there are graphs that any images fit: what is left over is padding."""
+    """The sizes of graphs for any images, in patches. The rest of such a graph is padding."""
     return [*SMALL, *range(1024, MOST_PATCHES + 1, 512)]
 
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """A graph for any images; `ends` is read by it, and says where each lies."""
+    """A graph for any images; it reads `ends`, which has the place of each image."""
 
     graph: torch.cuda.CUDAGraph
     ends: Tensor
@@ -40,7 +39,7 @@ class Ragged:
 class Graphs:
     """Records the layers once for each size, and replays them.
 
-    All graphs read and write the same memory: one at a time, on one thread.
+    All graphs share the same memory, so one runs at a time, on one thread.
     """
 
     def __init__(self, run: Layers, *, width: int, patch: int, like: Tensor) -> None:
@@ -74,7 +73,7 @@ class Graphs:
             graph = self.singles[total]
         else:
             ragged = self._ragged[min(size for size in self._ragged if size >= total)]
-            # Images that are not there end where the last one does: nothing attends to padding.
+            # Missing images end where the last one does, so nothing attends to padding.
             ends = [0, *accumulate(lengths)]
             ends += [total] * (MOST_IMAGES + 1 - len(ends))
             ragged.ends.copy_(torch.tensor(ends, dtype=torch.int32), non_blocking=True)
@@ -90,7 +89,7 @@ class Graphs:
                 self._run(self._patches[:patches], self._positions[:, :patches], packing)
             )
 
-        # The first run of a shape makes what may not be made while a graph is recorded.
+        # The first run of a shape makes things that may not be made while a graph is recorded.
         run()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

@@ -1,8 +1,8 @@
 """Multiplies the tower's large matrices in 8 bits (e4m3), on devices that do it twice as fast.
 
-Each row of a weight has a scale of its own, found when it is loaded, and each row of what it is
-multiplied with another, found as it comes: the largest value of a row becomes the largest that
-there is. Sums are of more bits.
+Each row of a weight has its own scale, found at load, and so has each row of the other factor,
+found at each product. A scale maps the largest value of a row to the largest e4m3 number. Sums have
+more bits.
 
 Library: torch
 Changes: nothing; it calls torch._scaled_mm.
@@ -26,7 +26,7 @@ LEAST_CAPABILITY = (9, 0)
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where torch has moved."""
+    """Raises HookBroken if torch has changed."""
     check_touches(__name__, TOUCHES)
 
 
@@ -41,7 +41,7 @@ Matrix: TypeAlias = Tensor | Matrix8
 
 
 def is_possible(device: torch.device) -> bool:
-    """Whether torch has products of this kind for the device; on a CPU they are only slower."""
+    """Whether torch has such products for the device; on a CPU they would be slower."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 

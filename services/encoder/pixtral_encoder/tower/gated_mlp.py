@@ -13,10 +13,11 @@ from pixtral_encoder.tower.fp8 import Matrix, linear
 
 @dataclass(frozen=True, slots=True)
 class GatedProduct:
-    """`silu(x @ gate.T) * (x @ up.T)`, of one matrix.
+    """`silu(x @ gate.T) * (x @ up.T)`, with both weights in one matrix.
 
-    On a GPU of the kind of an H100 one kernel does it all (`gate_kernel.py`): what torch writes to
-    memory and reads again between product and gate takes a third of the product's time there.
+    On a GPU like an H100 one kernel computes everything (`gated_mlp_kernel.py`). Without it, torch
+    writes to memory and reads again between product and gate, which takes a third of the product's
+    time.
 
     Attributes:
         weight: (2 * intermediate size, width). For the kernel rows of both take turns, which
@@ -30,7 +31,7 @@ class GatedProduct:
 
     @classmethod
     def of(cls, gate: Tensor, up: Tensor, make: Callable[[Tensor], Matrix]) -> "GatedProduct":
-        """`gate` and `up` are (intermediate size, width); `make` makes a matrix of both."""
+        """`gate` and `up` are (intermediate size, width); `make` makes one matrix of both."""
         weight = make(torch.cat([gate, up]))
         if isinstance(weight, Tensor) and has_kernel(gate.device, gate.dtype):
             return cls(torch.stack([gate, up], dim=1).flatten(0, 1), is_fused=True)
@@ -47,7 +48,8 @@ class GatedProduct:
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel was made for such a device: tiles and shared memory are Hopper's."""
+    """Whether the kernel was made for this device: its tiles and shared memory are those of
+    Hopper."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return torch.cuda.get_device_capability(device)[0] == 9

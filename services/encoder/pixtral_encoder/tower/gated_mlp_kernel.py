@@ -1,6 +1,6 @@
 """A Triton kernel for Hopper GPUs: a matrix product that ends in its gate.
 
-Imported only where there is such a GPU; torch's builds for them come with Triton.
+It is imported only on such a GPU; torch's builds for it come with Triton.
 """
 
 from typing import cast
@@ -15,8 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 # 16384 patches of width 1024.
 PATCHES, COLUMNS, DEPTH = 128, 256, 64
 WARPS, STAGES = 8, 3
-# So many rows of tiles are worked through column by column, which then read the same weights from
-# the cache.
+# This many rows of tiles are computed column by column, and read the same weights from the cache.
 ROWS_TOGETHER = 8
 
 
@@ -37,7 +36,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     rows = tl.cdiv(patches, tile_patches)
     group = rows_together * tl.cdiv(columns, tile_columns)
     tiles = rows * tl.cdiv(columns, tile_columns)
-    # Flattened, the loads of the next tile begin while this one is gated and written.
+    # In one flat loop, the loads of the next tile begin while this one is gated and written.
     for tile in tl.range(tl.program_id(0), tiles, processors, flatten=True):
         first = tile // group * rows_together
         high = min(rows - first, rows_together)
@@ -49,8 +48,8 @@ def _kernel(  # type: ignore[no-untyped-def]
             right = weight.load([column, at * tile_depth])
             sums = tl.dot(left, right.T, sums)
         gate, up = tl.split(sums.reshape(tile_patches, tile_columns // 2, 2))
-        # Rounded where torch rounds: the same numbers as without this kernel, but for the order in
-        # which products are summed.
+        # Rounded where torch rounds: the same numbers as without this kernel, except for the order
+        # in which products are summed.
         gate = gate.to(out.dtype).to(tl.float32)
         gate = (gate / (1 + tl.exp(-gate))).to(out.dtype).to(tl.float32)
         up = up.to(out.dtype).to(tl.float32)

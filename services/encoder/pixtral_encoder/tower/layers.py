@@ -1,4 +1,5 @@
-"""The arithmetic of the tower's layers between calls of attention, each compiled as one function.
+"""The arithmetic of the tower's layers between the attention calls, each part compiled as one
+function.
 
 The architecture is that of arXiv:2410.07073 and mistral-inference's `vision_encoder.py`.
 """
@@ -33,7 +34,7 @@ class Rotations(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer's weights; what multiplies the same input is one matrix.
+    """One layer's weights. Weights with the same input are one matrix.
 
     Attributes:
         wqkv: queries, keys and values, (3 * width, width). Queries and keys have the first
@@ -57,8 +58,7 @@ class Layer:
         heads: int,
         make: Callable[[Tensor], Matrix],
     ) -> "Layer":
-        """From a checkpoint's tensors, by their names behind `prefix`, its matrices as `make` has
-        them."""
+        """From a checkpoint's tensors, by their names after `prefix`; `make` makes its matrices."""
 
         def named(name: str) -> Tensor:
             return weights[f"{prefix}.{name}.weight"]
@@ -114,7 +114,7 @@ def _add_product(x: Tensor, left: Tensor, weight: Matrix) -> None:
 
 @torch.library.custom_op("pixtral::add_product", mutates_args={"x"})
 def _add_product_in_place(x: Tensor, left: Tensor, weight: Tensor) -> None:
-    # torch, and its compiler too, would copy `x` first for a sum that it is to return.
+    # torch, and its compiler too, would copy `x` first to return the sum.
     x.addmm_(left, weight.t())
 
 

@@ -1,4 +1,4 @@
-"""Cuts a batch into runs that pass through the tower at once."""
+"""Divides a batch into runs that pass through the tower at once."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -9,9 +9,9 @@ def runs(
     most_images: int | None = None,
     singles: Collection[int] = (),
 ) -> Iterator[slice]:
-    """Cuts a packed sequence of images, of `lengths` patches each, where a run would be too large.
+    """Divides a packed sequence of images, of `lengths` patches each, so that no run is too large.
 
-    An image whose length is in `singles`, or that is larger than a run, is one by itself.
+    An image whose length is in `singles`, or that is larger than a run, is a run by itself.
     """
     begin = patches = 0
     for at, length in enumerate(lengths):

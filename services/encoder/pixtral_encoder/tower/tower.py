@@ -18,9 +18,8 @@ from pixtral_encoder.tower.packing import runs
 
 Shape = tuple[int, ...]
 
-# On a CPU a run takes memory by its patches, and is no faster for more of them. Where the C
-# library keeps little of it (`heap.py`) it is slower: of the small trained model, images of 256
-# patches take three quarters of the time in fours that they take in sixteens.
+# On a CPU a run takes memory by its patches, and more patches do not make it faster. Where the C
+# library keeps little memory (`malloc.py`), they make it slower.
 MOST_PATCHES_ON_CPU = 1024
 
 
@@ -65,13 +64,14 @@ def tensor_shapes(spec: VisionSpec) -> dict[str, Shape]:
 
 
 class VisionTower:
-    """The whole of a Pixtral before its vision-language adapter.
+    """The part of a Pixtral before its vision-language adapter.
 
-    The images of a call are packed into sequences without a mask; what pads one for a CUDA graph,
-    nothing attends to. An image's embedding does not depend on its companions, save for rounding
-    (below 1e-6 in float32): products of only a few rows are summed in another order.
+    The images of a call are packed into sequences without a mask, and nothing attends to the
+    padding of a CUDA graph. An image's embedding does not depend on its companions, except for
+    rounding (below 1e-6 in float32): products of only a few rows are summed in another order.
 
-    `embed` and `begin` are for one thread, `stage` and `fetch` for any, at the same time too.
+    One thread calls `embed` and `begin`. Any thread may call `stage` and `fetch`, even at the same
+    time.
     """
 
     def __init__(
@@ -83,11 +83,11 @@ class VisionTower:
         is_compiled: bool = False,
         is_fp8: bool = False,
     ) -> None:
-        """`weights` has the names and shapes of `tensor_shapes`, all of one dtype and device.
+        """`weights` has the names and shapes of `tensor_shapes`, with one dtype and device for all.
 
         The tower computes in their dtype, and rounds embeddings to `embedding_dtype`; None is the
-        weights' own. Where `is_fp8`, the products of its layers are of 8 bits. Where `is_compiled`,
-        `prepare` compiles what is between calls of attention, for all numbers of patches at once.
+        weights' own. With `is_fp8`, the products of its layers have 8 bits. With `is_compiled`,
+        `prepare` compiles the parts between attention calls, for all numbers of patches at once.
         """
         self._spec = spec
         self._patch_conv = weights["vision_encoder.patch_conv.weight"].flatten(1)
@@ -116,14 +116,15 @@ class VisionTower:
         self._fetch_stream = _stream(self.device)
 
     def prepare(self) -> None:
-        """Does what the first images would wait for, in the thread that will call `embed`.
+        """Does the work for which the first images would wait, in the thread that will call
+        `embed`.
 
-        Blocking: on a GPU it compiles, and takes from ten seconds to a minute.
+        It blocks: on a GPU it compiles, and takes from ten seconds to a minute.
         """
         spec = self._spec
         largest = spec.max_image_size // spec.token_size
-        # The compiler makes one program for a single row, another for any number of them. It
-        # remembers the first batch of that kind that it sees: the largest, which takes longest.
+        # The compiler makes one program for a single row, and another for any number of rows. It
+        # remembers the first batch of that kind: the largest, which takes longest.
         for side in (1, largest) if self._is_compiled else (1,):
             size = side * spec.token_size
             self.embed([self.stage(np.zeros((spec.channels, size, size), np.float32))])
@@ -141,7 +142,7 @@ class VisionTower:
 
     @torch.inference_mode()
     def stage(self, pixels: NDArray[np.float32]) -> Staged:
-        """Brings an image to the device and cuts it into patches. Blocking.
+        """Moves an image to the device and cuts it into patches. It blocks.
 
         Args:
             pixels: (channels, height, width), normalised; sides are multiples of the patch size
@@ -166,7 +167,7 @@ class VisionTower:
         return Staged(patches, positions, rows, cols)
 
     def embed(self, images: Sequence[Staged]) -> list[Tensor]:
-        """Embeds images of any sizes, one or more. Blocks until the device has done it.
+        """Embeds images of any sizes, one or more. It blocks until the device has finished.
 
         Returns:
             For each image (tokens, width) in the embeddings' dtype, on the tower's device.
@@ -175,7 +176,7 @@ class VisionTower:
 
     @torch.inference_mode()
     def begin(self, images: Sequence[Staged]) -> Callable[[], list[Tensor]]:
-        """As `embed`, but a GPU is only told what to do.
+        """As `embed`, but a GPU only gets its commands.
 
         Returns:
             What blocks until the device has done it, in any thread, and returns the embeddings.
@@ -217,7 +218,7 @@ class VisionTower:
                 raise ValueError("the embedding is not finite")
             if self._fetch_stream is None:
                 return embedding
-            # A copy to memory that is not pinned is made in small pieces.
+            # torch makes a copy to memory that is not pinned in small pieces.
             fetched = torch.empty(embedding.shape, dtype=embedding.dtype, pin_memory=True)
             fetched.copy_(embedding, non_blocking=True)
             embedding.record_stream(self._fetch_stream)
@@ -228,16 +229,16 @@ class VisionTower:
         if self._stage_stream is None:
             return torch.from_numpy(np.ascontiguousarray(pixels))
         pinned = torch.empty(pixels.shape, dtype=torch.float32, pin_memory=True)
-        # NumPy copies in this thread, torch would in a team of its own for each thread.
+        # NumPy copies in this thread. torch would use a team of threads for each thread.
         np.copyto(pinned.numpy(), pixels)
         return pinned.to(self.device, non_blocking=True)
 
     def _run(self, images: Sequence[Staged]) -> Tensor:
-        """(patches, width) out of the last layer, images packed as they are given."""
+        """(patches, width) from the last layer. The images are packed in the given order."""
         patches = [image.patches for image in images]
         positions = [image.positions for image in images]
         if self._stage_stream is not None:
-            # They were allocated on another stream, which must not give them away too early.
+            # Another stream allocated them, and must not reuse their memory too early.
             for tensor in (*patches, *positions):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         parts = [

@@ -22,7 +22,7 @@ def load_tower(
     is_compiled: bool = False,
     is_fp8: bool = False,
 ) -> VisionTower:
-    """The tower of a model directory, of what `load_weights` reads; its embeddings are `dtype`."""
+    """The tower of a model directory; its embeddings are `dtype`."""
     weights = load_weights(model_dir, spec, dtype=dtype, device=device, computes_in=computes_in)
     return VisionTower(spec, weights, embedding_dtype=dtype, is_compiled=is_compiled, is_fp8=is_fp8)
 
@@ -38,9 +38,9 @@ def load_weights(
     """The tensors of `tensor_shapes`, rounded to `dtype`, on `device`.
 
     They are stored as `computes_in`, which is wider than `dtype` where the device multiplies it
-    faster; their values are those of `dtype`, so that every device serves the same weights.
+    faster. Their values are those of `dtype`, so that every device serves the same weights.
 
-    Reads the vision tensors and no others (0.8 GB of Pixtral-12B's 25). Blocking.
+    Reads the vision tensors and no others. It blocks.
 
     Raises:
         BadCheckpoint: names the first tensor that is missing, of another shape or quantised.
@@ -50,7 +50,7 @@ def load_weights(
     names = {tensor.name for tensor in stored}
     for name in shapes:
         if name not in names:
-            raise BadCheckpoint(f"{model_dir}: its safetensors hold no {name}")
+            raise BadCheckpoint(f"{model_dir}: its safetensors have no {name}")
     for tensor in stored:
         if tensor.shape != shapes[tensor.name]:
             raise BadCheckpoint(
@@ -60,7 +60,7 @@ def load_weights(
         if tensor.dtype not in STORED_DTYPES:
             raise BadCheckpoint(
                 f"{tensor.path}: {tensor.stored_name} is {tensor.dtype}, and a vision tower must "
-                f"be one of {', '.join(STORED_DTYPES)}: take a checkpoint whose vision tower is "
+                f"be one of {', '.join(STORED_DTYPES)}: use a checkpoint whose vision tower is "
                 "not quantised, as nearly all published ones are"
             )
     weights: dict[str, Tensor] = {}

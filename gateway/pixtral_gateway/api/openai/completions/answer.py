@@ -29,13 +29,13 @@ from pixtral_gateway.api.openai.completions.response_schema import (
 from pixtral_gateway.api.openai.response_schema import FinishReason, Usage
 from pixtral_gateway.request import Begun, Delta, Event, Finished
 
-# Each with the index of its prompt.
+# Each event with the index of its prompt.
 Events = Merged[Event]
 
 
 @dataclass(slots=True)
 class _Choice:
-    """The tokens of one choice so far. `offset` is where its next token stands in its text."""
+    """The tokens of one choice so far. `offset` is the position of its next token in its text."""
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -49,8 +49,8 @@ class _Choice:
 class CompletionWriter:
     """Writes the answer to one request, of one or several prompts with `n` choices each.
 
-    `echoes` has for each prompt the text that stands before its choices, and `first_tokens` the
-    text of its first token; either may be empty.
+    `echoes` has for each prompt the text before its choices, and `first_tokens` the text of its
+    first token. Either may be empty.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CompletionWriter:
         self._choices = [_Choice() for _ in range(self._n * len(echoes))]
 
     async def whole(self, events: Events) -> Completion:
-        """A `text_completion`, once the last token of the last choice is there."""
+        """A `text_completion`, once the last token of the last choice has come."""
         async with aclosing(events):
             async for index, event in events:
                 if isinstance(event, Delta):
@@ -99,7 +99,7 @@ class CompletionWriter:
         return answer
 
     async def chunks(self, events: Events) -> AsyncGenerator[bytes]:
-        """Server-sent events, each a `text_completion` of what is new."""
+        """Server-sent events, each a `text_completion` with the new text."""
         heading: CompletionChunk = {
             "id": self._id,
             "object": "text_completion",
@@ -214,9 +214,9 @@ def _logprobs(
     *,
     as_ids: bool,
 ) -> CompletionLogprobs:
-    """In OpenAI's form. The first token of a prompt, which nothing comes before, has none.
+    """In OpenAI's form. The first token of a prompt has none, because no token comes before it.
 
-    Offsets are the text's, also where tokens are named by their ids.
+    Offsets are positions in the text, even if tokens are named by their ids.
     """
     made: CompletionLogprobs = {
         "text_offset": [],
@@ -235,8 +235,8 @@ def _logprobs(
         name = name_of(token.chosen, as_ids=as_ids)
         made["tokens"].append(name)
         made["token_logprobs"].append(_bounded(token.chosen))
-        # The chosen one is among them however unlikely it was; a text that two tokens have is the
-        # likelier one's.
+        # The chosen token is always among them. If two tokens have the same text, the likelier one
+        # has it.
         top = {name: _bounded(token.chosen)}
         for each in token.top:
             top.setdefault(name_of(each, as_ids=as_ids), _bounded(each))

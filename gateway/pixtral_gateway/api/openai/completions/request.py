@@ -11,7 +11,7 @@ from pixtral_gateway.api.openai.request_schema import CompletionBody, UInt32
 from pixtral_gateway.api.openai.schema_limits import Bounded, keywords
 from pixtral_gateway.request import RawPrompt
 
-# OpenAI's own default, and vLLM's.
+# The default of OpenAI and of vLLM.
 MAX_TOKENS = 16
 
 _IDS = {
@@ -31,7 +31,7 @@ _PROMPT = {
 
 
 class CompletionRequest(CompletionBody):
-    """`echo` puts the prompt before the text; with `max_tokens` of 0 it comes alone."""
+    """`echo` puts the prompt before the text. With `max_tokens` of 0 the prompt comes alone."""
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"prompt_embeds": ([],), "suffix": ("",)}
 
@@ -51,7 +51,7 @@ class CompletionRequest(CompletionBody):
         return bool(self.echo) and self.max_tokens == 0
 
     def prompts(self, vocabulary_size: int) -> list[RawPrompt]:
-        """One for each that is given. Raises InvalidRequest."""
+        """One request for each prompt. Raises InvalidRequest."""
         given = self.prompt
         if isinstance(given, str):
             return [self._raw(given, "prompt", vocabulary_size)]
@@ -65,20 +65,20 @@ class CompletionRequest(CompletionBody):
         values["logprobs"] = self.logprobs
         values["max_tokens"] = MAX_TOKENS if self.max_tokens is None else self.max_tokens
         if self.is_echo_alone:
-            # The engine makes no fewer.
+            # The engine makes at least one.
             values["max_tokens"] = 1
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
             if self.stream:
                 raise InvalidRequest(
                     "echo",
-                    "not with logprobs in a stream: ask for the answer as a whole",
+                    "cannot be combined with logprobs in a stream: leave stream out",
                     "UNSUPPORTED_PARAMETER",
                 )
             values["prompt_logprobs"] = self.logprobs
         return values
 
     def name_of(self, field: str) -> str:
-        # The pipeline calls what the prompt is made of messages.
+        # The pipeline names the parts of a prompt messages.
         if field == "messages":
             return "prompt"
         if field == "sampling.prompt_logprobs" and self.prompt_logprobs is None:

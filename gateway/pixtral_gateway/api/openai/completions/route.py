@@ -17,7 +17,7 @@ from pixtral_gateway.checks.validation import check_sampling
 from pixtral_gateway.request import RawPrompt
 from pixtral_gateway.tenancy.tenants import Tenant
 
-# Prompts of one request that run at once. The others wait, and leave permits to other requests.
+# How many prompts of one request run at once. The others wait, and leave permits to other requests.
 PROMPTS_AT_ONCE = 16
 
 

@@ -54,7 +54,7 @@ class InputItems(Turns):
             case "item_reference":
                 raise InvalidRequest(
                     f"{path}.type",
-                    "this gateway keeps no items: send each item itself",
+                    "this gateway stores no items: send each item itself",
                     "UNSUPPORTED_PARAMETER",
                 )
             case _:
@@ -65,7 +65,7 @@ class InputItems(Turns):
                 )
 
     def _reasoning(self, item: dict[str, Any], path: str) -> None:
-        """Adds the model's thought. An item of another's, with a summary alone, is passed over."""
+        """Adds the model's thought. An item of another's, with a summary alone, is ignored."""
         content = item.get("content")
         texts = [
             each["text"]
@@ -136,13 +136,14 @@ def _part(part: Any, path: str, role: Role) -> str | ImageSource:
         case {"type": "input_image", "image_url": str(url)}:
             if role not in (Role.USER, Role.TOOL):
                 raise InvalidRequest(
-                    path, "only user messages and results of calls may hold images"
+                    path, "only user messages and results of tool calls may have images"
                 )
             low = is_low_detail(part, path)
             return ImageSource(f"{path}.image_url", url=url, low_detail=low)
         case {"type": "input_image"}:
             raise InvalidRequest(
-                f"{path}.image_url", "is needed: this gateway keeps no files to name by file_id"
+                f"{path}.image_url",
+                "is needed: this gateway stores no files that file_id could name",
             )
         case {"type": str(kind)} if kind in _TEXTS:
             raise InvalidRequest(f"{path}.text", "must be a text")

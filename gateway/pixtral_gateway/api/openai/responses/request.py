@@ -91,7 +91,7 @@ class TextConfig(BaseModel):
 
 
 class ResponsesRequest(SamplingBody):
-    """Every request stands for itself: `store` is passed over, and no response can be named."""
+    """Every request stands for itself: `store` is ignored, and no response can be named."""
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "background": (False,),

@@ -241,7 +241,7 @@ class InputCallOutput(TypedDict):
 
 
 class InputReasoning(TypedDict):
-    """Shown to a model that thinks; without `content`, passed over."""
+    """Shown to a model that thinks; without `content`, ignored."""
 
     type: Literal["reasoning"]
     content: NotRequired[list[ReasoningText] | None]

@@ -17,7 +17,7 @@ export function exported(conversations) {
       title,
       created,
       updated,
-      // For other programs: as OpenAI has them, but for the last answer.
+      // For other programs: as OpenAI has them, without the last answer.
       messages: turns.length ? messagesOf(turns) : [],
       turns,
     })),
