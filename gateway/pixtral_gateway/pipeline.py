@@ -188,7 +188,10 @@ class Pipeline:
             self._tiers.context_length,
         )
         permit.hold(conversation.text_bytes)
-        await self._prompts.check(conversation)
+        has_images = bool(conversation.images)
+        if has_images:
+            # No image is fetched or encoded for messages that are refused.
+            await self._prompts.check(conversation)
         with current_span().child("images", images=len(conversation.images)):
             images = await self._images.read_all(
                 conversation.images, tenant, None if contract is None else contract.fingerprint
@@ -197,7 +200,8 @@ class Pipeline:
         sources = zip(images, conversation.images, strict=True)
         permit.reserve(sum(len(image.data) for image, source in sources if source.url))
         with current_span().child("prompt"):
-            prompt = await self._prompts.encode(conversation, [image.grid for image in images])
+            grids = [image.grid for image in images]
+            prompt = await self._prompts.encode(conversation, grids, is_checked=has_images)
         permit.hold(TOKEN_BYTES * len(prompt.token_ids))
         note(images=len(images), prompt_tokens=len(prompt.token_ids))
         return images, prompt

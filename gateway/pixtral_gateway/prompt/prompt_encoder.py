@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral_common.exceptions import InvalidToolSchemaException
+from mistral_common.protocol.instruct.messages import ChatMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest, ReasoningEffort
 from mistral_common.protocol.instruct.tool_calls import Function
 from mistral_common.protocol.instruct.tool_calls import Tool as MistralTool
@@ -143,8 +144,12 @@ class PromptEncoder:
 
     def check_now(self, conversation: Conversation) -> None:
         """As `check`, on the calling thread."""
+        messages = messages_of(conversation, self._version, thinks=self.tools.thinks)
+        self._check(conversation, messages)
+
+    def _check(self, conversation: Conversation, messages: list[ChatMessage]) -> None:
         self._check_effort(conversation.reasoning_effort)
-        self._messages.check(messages_of(conversation, self._version, thinks=self.tools.thinks))
+        self._messages.check(messages)
 
     def _check_effort(self, effort: str) -> None:
         efforts = self.thinking.efforts
@@ -159,18 +164,27 @@ class PromptEncoder:
             return None
         return ReasoningEffort(conversation.reasoning_effort)
 
-    async def encode(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
+    async def encode(
+        self, conversation: Conversation, grids: Sequence[Grid], *, is_checked: bool = True
+    ) -> Prompt:
         """As `encode_now`, and off the event loop for a long conversation."""
         if _is_long(conversation):
-            return await asyncio.to_thread(self.encode_now, conversation, grids)
-        return self.encode_now(conversation, grids)
+            return await asyncio.to_thread(
+                self.encode_now, conversation, grids, is_checked=is_checked
+            )
+        return self.encode_now(conversation, grids, is_checked=is_checked)
 
-    def encode_now(self, conversation: Conversation, grids: Sequence[Grid]) -> Prompt:
-        """Encodes a checked conversation. Its images have these grids, in its order.
+    def encode_now(
+        self, conversation: Conversation, grids: Sequence[Grid], *, is_checked: bool = True
+    ) -> Prompt:
+        """Encodes a conversation. Its images have these grids, in its order.
 
-        Raises InvalidRequest for tools that mistral_common does not take.
+        Raises InvalidRequest as `check` does, unless it has been checked, and for tools that
+        mistral_common does not take.
         """
         messages = messages_of(conversation, self._version, grids, thinks=self.tools.thinks)
+        if not is_checked:
+            self._check(conversation, messages)
         tools = [_mistral_tool(tool) for tool in conversation.tools.offered]
         try:
             tokens = self._tokenizer.encode_chat_completion(
