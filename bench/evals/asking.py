@@ -135,7 +135,13 @@ class HttpServer:
                 wanted = _seconds(error.headers.get("Retry-After"))
                 # A refusal for overload says that the server lives.
                 failures += error.code != 429
-            except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+            except (
+                OSError,
+                http.client.HTTPException,
+                ValueError,
+                LookupError,
+                TypeError,
+            ) as error:
                 reason = f"{type(error).__name__}: {error}"
                 failures += 1
             pause = wanted if wanted is not None else min(LONGEST_WAIT, 0.5 * 2**failures)
