@@ -21,7 +21,7 @@ class Batch:
 
 
 class Parquet:
-    """What `pyarrow.parquet` has, of this module's needs."""
+    """The part of `pyarrow.parquet` that the module needs."""
 
     files: dict[str, list[dict[str, Any]]]
 
