@@ -171,7 +171,7 @@ CHART = {"image": ONE, "question": "?", "answer": "1"}
     [
         (questions.chartqa, {"image": ONE, "answer": "1"}, "no 'question'"),
         (questions.chartqa, CHART | {"image": "images/none.png"}, "image names no file"),
-        (questions.chartqa, CHART | {"image": "../rows.jsonl"}, "image names no file"),
+        (questions.chartqa, CHART | {"image": "images/../rows.jsonl"}, "image names no file"),
         (questions.chartqa, CHART | {"image": "/etc/hosts"}, "image names no file"),
         (questions.chartqa, CHART | {"image": {"bytes": "x"}}, "image is not text"),
         (questions.chartqa, CHART | {"answer": []}, "answer is neither text nor a list"),

@@ -247,6 +247,14 @@ def test_a_judgement_without_a_rating_is_asked_for_again(
     assert scores(tmp_path)["benchmarks"]["mm_mt_bench"]["value"] == 7.0
 
 
+def test_another_judge_judges_anew(evals: Evals, stand_in: StandIn, url: str) -> None:
+    evals("mm_mt_bench", more=("--judge-url", url, *JUDGED))
+    stand_in.requests.clear()
+    stand_in.answer = lambda body: "Rating: [[5]]"
+    assert evals(more=("--judge-url", url, "--judge-model", "stricter")) == 0
+    assert [each["model"] for each in stand_in.requests] == ["stricter"] * 3
+
+
 def test_a_refusal_is_waited_out(evals: Evals, stand_in: StandIn, tmp_path: Path) -> None:
     stand_in.failures = [(429, {"Retry-After": "0"})] * 10 + [(503, {"Retry-After": "0"})]
     assert evals("docvqa", more=("--concurrency", "1")) == 0
