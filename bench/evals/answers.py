@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
+from bench.evals.questions import BadData
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -29,7 +31,7 @@ class Answer:
 class AnswerFile:
     """The answers of one benchmark, by their ids; a later line replaces an earlier one.
 
-    The last line of a run that was killed may be cut: it is removed. Raises `ValueError` if another
+    The last line of a run that was killed may be cut: it is removed. Raises `BadData` if another
     line cannot be read.
     """
 
@@ -42,7 +44,7 @@ class AnswerFile:
             try:
                 answer = Answer.read(line)
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number} is not an answer: {error}") from error
+                raise BadData(f"{path}:{number} is not an answer: {error}") from error
             self.answers[answer.id] = answer
 
     def add(self, answer: Answer) -> None:

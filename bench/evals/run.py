@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from bench.evals.answers import Answer, AnswerFile
 from bench.evals.asking import Conversation, NoServer, Server
 from bench.evals.benchmarks import Benchmark
 from bench.evals.judge import MAX_TOKENS, TRIES, judge_messages, rating
-from bench.evals.questions import Question, digest, read
+from bench.evals.questions import BadData, Question, digest, read
 from bench.evals.scores import Score, score, scores_of
 
 _SECONDS_A_LINE: Final = 10.0
@@ -36,12 +36,13 @@ class Run:
         """Asks the benchmark's questions, and the judge where it is judged.
 
         Raises:
-            BadData: a row is not of its form. Nothing is asked.
+            BadData: a row is not of its form, or there is none. Nothing is asked.
             NoServer: many questions in a row fail.
         """
-        questions = evenly(
-            list(read(data / f"{benchmark.name}.jsonl", benchmark.reader)), self.limit
-        )
+        path = data / f"{benchmark.name}.jsonl"
+        questions = evenly(list(read(path, benchmark.reader)), self.limit)
+        if not questions:
+            raise BadData(f"{path} has no rows")
         wanted = {question.id: question.digest for question in questions}
         answers = self._file(benchmark, "answers")
         lacking = [each for each in questions if not answers.has(each.id, wanted[each.id])]
@@ -56,7 +57,12 @@ class Run:
         )
         if judge is not None and benchmark.is_judged:
             self._judge(benchmark, questions, answers, judge)
-        return self._score(benchmark, [answers.answers[each.id] for each in questions])
+        # References may have changed since the answer.
+        found = [
+            replace(answers.answers[each.id], references=each.references, groups=each.groups)
+            for each in questions
+        ]
+        return self._score(benchmark, found)
 
     def score(self, benchmark: Benchmark) -> Score:
         """The score of the answers that are there already."""

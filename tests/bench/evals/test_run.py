@@ -204,6 +204,28 @@ def test_a_question_that_changed_is_asked_again(
     assert ["101" in text_of(each) for each in stand_in.requests] == [True]
 
 
+def test_a_reference_that_changed_counts_without_asking(
+    evals: Evals, stand_in: StandIn, data: Path, tmp_path: Path
+) -> None:
+    evals("docvqa")
+    stand_in.requests.clear()
+    file = data / "docvqa.jsonl"
+    file.write_text(file.read_text("utf-8").replace("sitting", "kitten"), encoding="utf-8")
+    evals()
+    assert stand_in.requests == []
+    assert scores(tmp_path)["benchmarks"]["docvqa"]["value"] == 100.0
+
+
+def test_a_line_of_answers_that_is_none_is_refused(
+    evals: Evals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evals("docvqa")
+    file = tmp_path / "results" / "docvqa.answers.jsonl"
+    file.write_text("{}\n" + file.read_text("utf-8"), encoding="utf-8")
+    assert evals() == 2
+    assert "docvqa.answers.jsonl:1 is not an answer" in capsys.readouterr().err
+
+
 def test_answers_are_scored_again_without_a_server(
     evals: Evals, stand_in: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,12 +346,20 @@ def test_one_benchmark_leaves_the_scores_of_the_others(evals: Evals, tmp_path: P
         (["--url", "http://127.0.0.1:1"], "does not name a model"),
         (["--url", "http://127.0.0.1:1", "--only", "vqav2"], r"has no vqav2\.jsonl"),
         (["--score-only"], "needs --results DIR"),
+        (["--only", "docvqa"], r"docvqa\.jsonl has no rows"),
     ],
 )
 def test_a_run_that_cannot_begin_says_why_in_a_line(
-    arguments: list[str], reason: str, data: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    reason: str,
+    data: Path,
+    url: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (data / "docvqa.jsonl").write_text("", encoding="utf-8")
+    if arguments[:1] == ["--only"]:
+        arguments = [*arguments, "--url", url, "--results", str(tmp_path / "results")]
     assert main([*arguments, "--data", str(data)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
