@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "--timeout", type=float, default=TIMEOUT, help="seconds for a question with all tries"
     )
     made.add_argument("--judge-url", help="the OpenAI API of the judge of mm_mt_bench")
-    made.add_argument("--judge-model", help="the judge; the card's figure is by gpt-4o-2024-05-13")
+    made.add_argument("--judge-model", help="the judge; mistral-evals uses gpt-4o-2024-05-13")
     made.add_argument(
         "--judge-without-images", action="store_true", help="for a judge that takes text alone"
     )
