@@ -169,7 +169,7 @@ class _Flow:
 
     def _may_begin(self) -> bool:
         received = self._count()
-        if received is None or received > self._quiet_at:
+        if not self._sockets.has_counted or (received or 0) > self._quiet_at:
             self._quiet = 0
         is_quiet = self._quiet >= MOST_QUIET and monotonic() - self._quiet_since <= QUIET_SECONDS
         return self._young < MOST_YOUNG and self._left >= 0 and not is_quiet

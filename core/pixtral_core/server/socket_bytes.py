@@ -29,6 +29,8 @@ class SocketBytes:
     """
 
     def __init__(self) -> None:
+        # Whether the kernel counts at all. A connection may be unknown for a moment in any case.
+        self.has_counted = False
         self._descriptors: dict[Peer, int] = {}
         self._next_look = 0.0
 
@@ -39,10 +41,11 @@ class SocketBytes:
         if at is None:
             return None
         descriptor = self._descriptors.get(at)
-        if descriptor is not None and (count := _count(descriptor, at)) is not None:
-            return count
-        descriptor = self._find(at)
-        return None if descriptor is None else _count(descriptor, at)
+        count = None if descriptor is None else _count(descriptor, at)
+        if count is None and (descriptor := self._find(at)) is not None:
+            count = _count(descriptor, at)
+        self.has_counted |= count is not None
+        return count
 
     def _find(self, at: Peer) -> int | None:
         now = time.monotonic()

@@ -160,13 +160,21 @@ PEER = "ipv4:127.0.0.1:1"
 class Counted:
     """Stands in for the kernel's count of a connection's bytes."""
 
-    nbytes: int = 1000
+    nbytes: int | None = 1000
+
+    def add(self, nbytes: int = 1) -> None:
+        self.nbytes = (self.nbytes or 0) + nbytes
 
 
 @pytest.fixture
 def came(monkeypatch: pytest.MonkeyPatch) -> Counted:
     counted = Counted()
-    monkeypatch.setattr(SocketBytes, "received", lambda self, peer: counted.nbytes)
+
+    def received(self: SocketBytes, peer: str) -> int | None:
+        self.has_counted |= counted.nbytes is not None
+        return counted.nbytes
+
+    monkeypatch.setattr(SocketBytes, "received", received)
     return counted
 
 
@@ -195,19 +203,19 @@ async def test_messages_of_a_party_begin_in_their_order_one_at_a_time(
         # Another party's begins at once.
         await asyncio.wait_for(other.begin(), 60)
         tasks[1].cancel()
-        came.nbytes += 1
+        came.add()
         flow.end_youth()
         await asyncio.wait((tasks[1], tasks[2]))
         assert tasks[1].cancelled()
         assert not tasks[3].done()
         # Cancelled when it has its turn already, and does not know yet.
-        came.nbytes += 1
+        came.add()
         flow.end_youth()
         tasks[3].cancel()
         await asyncio.wait((tasks[3],))
         assert tasks[3].cancelled()
         # Nobody is young any more.
-        came.nbytes += 1
+        came.add()
         await asyncio.wait_for(flow.begin(), 60)
 
 
@@ -221,7 +229,7 @@ async def test_few_messages_begin_while_nothing_comes_of_them(
             flow.end_youth()
         (waits,) = await calls(incoming, 1)
         assert not waits.done()
-        came.nbytes += 1
+        came.add()
         await asyncio.wait_for(waits, 60)
         flow.end_youth()
         # For no longer than a moment: a stream's next message may be far off.
@@ -233,6 +241,30 @@ async def test_few_messages_begin_while_nothing_comes_of_them(
         await asyncio.wait_for(waits, 60)
 
 
+async def test_few_messages_begin_on_a_connection_that_is_not_found_yet(
+    came: Counted, clock: list[float]
+) -> None:
+    incoming = Incoming(SharedLimit(MIB, refusal="too much"))
+    with incoming.flow(PEER, "a") as flow:
+        # Where the kernel has counted nothing as yet, nothing is known of anybody.
+        came.nbytes = None
+        for _ in range(2 * reception.MOST_QUIET):
+            await asyncio.wait_for(flow.begin(), 60)
+            flow.end_youth()
+    with incoming.flow("ipv4:127.0.0.1:2", "b") as other:
+        came.nbytes = 1
+        await other.begin()
+    with incoming.flow(PEER, "a") as flow:
+        came.nbytes = None
+        for _ in range(reception.MOST_QUIET):
+            await flow.begin()
+            flow.end_youth()
+        (waits,) = await calls(incoming, 1)
+        assert not waits.done()
+        came.nbytes = 1
+        await asyncio.wait_for(waits, 60)
+
+
 async def test_a_connection_over_which_much_has_come_is_waited_for(
     came: Counted, clock: list[float]
 ) -> None:
@@ -240,7 +272,7 @@ async def test_a_connection_over_which_much_has_come_is_waited_for(
     with incoming.flow(PEER, "a") as flow, incoming.flow(PEER, "b") as other:
         await flow.begin()
         flow.end_youth()
-        came.nbytes += reception.BURST_BYTES + reception.BYTES_A_SECOND // 100
+        came.add(reception.BURST_BYTES + reception.BYTES_A_SECOND // 100)
         (waits,) = await calls(incoming, 1)
         assert not waits.done()
         await asyncio.wait_for(other.begin(), 60)
