@@ -36,7 +36,7 @@ Findings = Iterator[Finding]
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class Form:
     """One of the two forms of a checkpoint.
 
     Attributes:
@@ -59,7 +59,7 @@ class _Form:
     tied: str
 
 
-_MISTRALS = _Form(
+MISTRALS = Form(
     numbers="params.json",
     index="consolidated.safetensors.index.json",
     weights="consolidated*.safetensors",
@@ -69,7 +69,7 @@ _MISTRALS = _Form(
     is_tied=lambda params: bool(params.get("tied_embeddings")),
     tied="tied_embeddings",
 )
-_HUGGING_FACES = _Form(
+HUGGING_FACES = Form(
     numbers="config.json",
     index="model.safetensors.index.json",
     weights="model*.safetensors",
@@ -84,15 +84,15 @@ _HUGGING_FACES = _Form(
 )
 
 
-def form_of(model_dir: Path) -> _Form:
+def form_of(model_dir: Path) -> Form:
     """The existing weights decide, as in the tiers."""
-    has_theirs = (model_dir / _HUGGING_FACES.numbers).is_file()
-    if not has_theirs or any(model_dir.glob(_MISTRALS.weights)):
-        return _MISTRALS
-    has_weights = any(model_dir.glob(_HUGGING_FACES.weights))
-    has_weights |= (model_dir / _HUGGING_FACES.index).is_file()
-    has_numbers = (model_dir / _MISTRALS.numbers).is_file()
-    return _HUGGING_FACES if has_weights or not has_numbers else _MISTRALS
+    has_theirs = (model_dir / HUGGING_FACES.numbers).is_file()
+    if not has_theirs or any(model_dir.glob(MISTRALS.weights)):
+        return MISTRALS
+    has_weights = any(model_dir.glob(HUGGING_FACES.weights))
+    has_weights |= (model_dir / HUGGING_FACES.index).is_file()
+    has_numbers = (model_dir / MISTRALS.numbers).is_file()
+    return HUGGING_FACES if has_weights or not has_numbers else MISTRALS
 
 
 def check_model(model_dir: Path) -> Findings:
@@ -111,10 +111,10 @@ def check_model(model_dir: Path) -> Findings:
         if has_vision:
             yield Finding("ok", f"{form.numbers} describes a vision tower")
         else:
-            what = "no vision_encoder" if form is _MISTRALS else "no vision_config of a Pixtral"
+            what = "no vision_encoder" if form is MISTRALS else "no vision_config of a Pixtral"
             yield Finding("fail", f"{form.numbers} has {what}: another model", GET_ONE)
-    text = numbers.get("text_config") if form is _HUGGING_FACES else numbers
-    vision = numbers.get("vision_config" if form is _HUGGING_FACES else "vision_encoder")
+    text = numbers.get("text_config") if form is HUGGING_FACES else numbers
+    vision = numbers.get("vision_config" if form is HUGGING_FACES else "vision_encoder")
     vocab_size = text.get("vocab_size") if isinstance(text, dict) else None
     yield _check_tokenizer(model_dir, vision, vocab_size)
     weights = sorted(model_dir.glob(form.weights))
@@ -142,7 +142,7 @@ def _check_tokenizer(model_dir: Path, vision: Any, vocab_size: Any) -> Finding:
 
 
 def _check_weights(
-    model_dir: Path, form: _Form, weights: list[Path], numbers: Mapping[str, Any]
+    model_dir: Path, form: Form, weights: list[Path], numbers: Mapping[str, Any]
 ) -> Findings:
     again = "download it again"
     tensors: dict[str, str] = {}
@@ -225,7 +225,7 @@ def check_card(model_dir: Path, name: str, card_bytes: int) -> Findings:
     try:
         sizes = [each for path in model_dir.glob(form.weights) for each in _tensor_bytes(path)]
         numbers = json.loads((model_dir / form.numbers).read_text())
-        token_bytes = _key_value_bytes(numbers if form is _MISTRALS else numbers["text_config"])
+        token_bytes = _key_value_bytes(numbers if form is MISTRALS else numbers["text_config"])
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         # `check_model` reports the problem; or the model's keys and values are of another kind.
         return
