@@ -86,7 +86,7 @@ def _first_line(error: BaseException) -> str:
 
 def no_room(needed: int, free: int, target: Path) -> PullError:
     return PullError(
-        f"{size(needed)} are to be fetched, and {target} has room for {size(free)}: "
+        f"the model needs {size(needed)}, and {target} has room for {size(free)}: "
         "make room, or choose another disk by --to or HF_HOME"
     )
 

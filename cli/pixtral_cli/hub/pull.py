@@ -71,13 +71,13 @@ def pull(model: str, revision: str | None = None, to: Path | None = None) -> Pat
         target = _cache() if to is None else to.absolute()
         if to is not None:
             _check_target(target, found)
-        missing = _missing_bytes(found, to)
+        missing, needed = _sizes(found, to)
         print_note(
             f"{found.form}, {len(found.files)} files; {size(missing)} to fetch into {target}"
         )
         free = shutil.disk_usage(_existing(target)).free
-        if missing > free:
-            raise no_room(missing, free, target)
+        if needed > free:
+            raise no_room(needed, free, target)
         directory = _fetch(found, to)
     _check_whole(model, directory)
     if to is not None:
@@ -160,7 +160,9 @@ def _check_target(target: Path, found: Found) -> None:
         )
 
 
-def _missing_bytes(found: Found, to: Path | None) -> int:
+def _sizes(found: Found, to: Path | None) -> tuple[int, int]:
+    """The bytes to fetch, and those that the disk needs for them. The library copies what its cache
+    has into a directory."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
@@ -182,7 +184,9 @@ def _missing_bytes(found: Found, to: Path | None) -> int:
     finally:
         if not were_disabled:
             enable_progress_bars()
-    return sum(file.file_size or 0 for file in files if file.will_download)
+    fetched = [file for file in files if file.will_download]
+    new = fetched if to is None else [file for file in files if not (to / file.filename).exists()]
+    return sum(file.file_size or 0 for file in fetched), sum(file.file_size or 0 for file in new)
 
 
 def _fetch(found: Found, to: Path | None) -> Path:
