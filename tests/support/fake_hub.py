@@ -89,10 +89,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, repository: Repository, file: str, part: str) -> None:
         content = repository.files[file]
         start = int(part.removeprefix("bytes=").partition("-")[0]) if part else 0
-        entry = _entry(repository, file)
         self.send_response(206 if part else 200)
         self.send_header("Content-Length", str(repository.size(file) - start))
-        self.send_header("ETag", f'"{entry.get("lfs", entry)["oid"]}"')
+        self.send_header("ETag", f'"{_etag(file, content)}"')
         self.send_header("X-Repo-Commit", repository.commit)
         if part:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -124,15 +123,23 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _entry(repository: Repository, file: str) -> dict[str, object]:
-    """A file of a tree. Weights are in LFS, where a file's name is its SHA-256."""
-    content = repository.files[file]
-    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    entry: dict[str, object] = {"type": "file", "path": file, "oid": blob}
-    entry["size"] = repository.size(file)
+def _etag(file: str, content: bytes) -> str:
+    """Weights are in LFS, where a file's name is its SHA-256."""
     if file.endswith(".safetensors"):
-        digest = hashlib.sha256(content).hexdigest()
-        entry["lfs"] = {"oid": digest, "size": entry["size"], "pointerSize": 134}
+        return hashlib.sha256(content).hexdigest()
+    return _blob(content)
+
+
+def _blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _entry(repository: Repository, file: str) -> dict[str, object]:
+    """A file of a tree."""
+    content, size = repository.files[file], repository.size(file)
+    entry: dict[str, object] = {"type": "file", "path": file, "oid": _blob(content), "size": size}
+    if file.endswith(".safetensors"):
+        entry["lfs"] = {"oid": _etag(file, content), "size": size, "pointerSize": 134}
     return entry
 
 

@@ -164,7 +164,7 @@ def _sizes(found: Found, to: Path | None) -> tuple[int, int]:
     """The bytes to fetch, and those that the disk needs for them. The library copies what its cache
     has into a directory."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import (
+    from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,

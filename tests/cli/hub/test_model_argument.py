@@ -12,7 +12,7 @@ from pixtral_cli.hub.failures import PullError
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the cache has under `there`, and the models that were looked for and fetched."""
+    """The cache's snapshot under `there`, and the models that were looked for and fetched."""
     found: dict[str, Any] = {"there": None, "cached": [], "pulled": []}
 
     def cached(model: str, revision: str | None) -> Path | None:
