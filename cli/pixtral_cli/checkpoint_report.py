@@ -13,8 +13,14 @@ SENTENCEPIECE = "*.model.v*m*"
 SHIPPED_VOCABULARIES = (131_072, 32_768)
 SHIPPED_PATCH_SIZE = 16
 # The share of a card that a decoder takes by default (its gpu_memory_fraction). The rest is the
-# encoder's.
+# encoder's, and too little of a small card (docs/how-to/co-locate.md).
 ENGINE_SHARE = 0.9
+SMALL_CARD_SHARE = 0.8
+# A card of 48 GB has somewhat more.
+SMALL_CARD_BYTES = 44 * GIB
+# vLLM quantises the matrices of the layers as it loads them, and leaves embeddings and output as
+# they are.
+QUANTISED_AT_LOAD = ("BF16", "F16")
 GET_ONE = (
     "download params.json, tekken.json and consolidated*.safetensors of, say, "
     "mistralai/Pixtral-12B-2409"
@@ -219,41 +225,103 @@ def check_memory(model_dir: Path) -> Findings:
         yield Finding("ok", what)
 
 
-def check_card(model_dir: Path, name: str, card_bytes: int) -> Findings:
-    """Whether tower, language model, and keys and values fit on one card together."""
+@dataclass(frozen=True, slots=True)
+class CardFit:
+    """A checkpoint on one card: bytes of its parts, and the tokens for whose keys and values there
+    is room at most. Below 1, the card cannot hold it."""
+
+    tower: int
+    language: int
+    tokens: int
+
+
+def engine_share(card_bytes: int) -> float:
+    """The share of a card that the decoder may have beside an encoder."""
+    return SMALL_CARD_SHARE if card_bytes < SMALL_CARD_BYTES else ENGINE_SHARE
+
+
+def fit_on_card(model_dir: Path, card_bytes: int, *, in_8_bits: bool = False) -> CardFit | None:
+    """Tower, language model, and keys and values on one card together.
+
+    It counts no memory for what vLLM computes with, which only the engine can measure.
+
+    Args:
+        in_8_bits: with the language model quantised at load, as by --quantization fp8.
+
+    Returns None if the checkpoint cannot be read, or its keys and values are of another kind.
+    """
     form = form_of(model_dir)
     try:
-        sizes = [each for path in model_dir.glob(form.weights) for each in _tensor_bytes(path)]
+        tensors = [each for path in model_dir.glob(form.weights) for each in _tensors(path)]
         numbers = json.loads((model_dir / form.numbers).read_text())
         token_bytes = _key_value_bytes(numbers if form is MISTRALS else numbers["text_config"])
     except (OSError, ValueError, KeyError, TypeError, struct.error):
-        # `check_model` reports the problem; or the model's keys and values are of another kind.
+        return None
+    tower = sum(each.size for each in tensors if each.name.startswith(form.tower))
+    language = sum(
+        each.size_in_8_bits if in_8_bits else each.size
+        for each in tensors
+        if not each.name.startswith(form.tower)
+    )
+    room = int(card_bytes * engine_share(card_bytes)) - language
+    return CardFit(tower, language, room // token_bytes)
+
+
+def check_card(model_dir: Path, name: str, card_bytes: int) -> Findings:
+    """Whether tower, language model, and keys and values fit on one card together."""
+    fit = fit_on_card(model_dir, card_bytes)
+    smaller = fit_on_card(model_dir, card_bytes, in_8_bits=True)
+    if fit is None or smaller is None:
+        # `check_model` reports the problem.
         return
-    tower = sum(size for tensor, size in sizes if tensor.startswith(form.tower))
-    language = sum(size for _, size in sizes) - tower
-    room = int(card_bytes * ENGINE_SHARE) - language
-    what = f"{name}: {tower / GIB:.1f} GiB of tower, {language / GIB:.1f} GiB of language model"
-    if room <= 0:
-        yield Finding(
-            "warn",
-            f"{what}: more than {card_bytes / GIB:.0f} GiB hold together",
-            "take a quantised checkpoint, or --quantization fp8 if that makes enough room (half of "
-            "16-bit weights), or several cards: --decoder-args '--tensor-parallel N'",
-        )
+    what = f"{name}: {fit.tower / GIB:.1f} GiB of tower, {fit.language / GIB:.1f} GiB of language model"
+    share = engine_share(card_bytes)
+    flag = "" if share == ENGINE_SHARE else f" with --gpu-memory-utilization {share}"
+    quantised = (
+        f"--quantization fp8 makes the language model {smaller.language / GIB:.1f} GiB"
+        if smaller.language < fit.language
+        else ""
+    )
+    if fit.tokens >= 1:
+        advice = f"{quantised}, for at most {smaller.tokens} tokens" if quantised else ""
+        yield Finding("ok", f"{what}, and at most {fit.tokens} tokens{flag}", advice)
+        return
+    cards = "several cards: --decoder-args '--tensor-parallel N'"
+    if quantised and smaller.tokens >= 1:
+        advice = f"{quantised}, for at most {smaller.tokens} tokens{flag}; or {cards}"
+    elif quantised:
+        advice = f"{cards}; {quantised}, which is too much, too"
     else:
-        yield Finding(
-            "ok",
-            f"{what}, and at most {room // token_bytes} tokens of keys and values",
-        )
+        advice = cards
+    yield Finding("warn", f"{what}: more than {card_bytes / GIB:.0f} GiB hold together", advice)
 
 
-def _tensor_bytes(path: Path) -> list[tuple[str, int]]:
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+
+    @property
+    def size_in_8_bits(self) -> int:
+        """Its bytes after vLLM has quantised it at load."""
+        is_matrix = len(self.shape) == 2 and ".layers." in f".{self.name}"
+        return self.size // 2 if is_matrix and self.dtype in QUANTISED_AT_LOAD else self.size
+
+
+def _tensors(path: Path) -> list[_Tensor]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return [
-        (name, tensor["data_offsets"][1] - tensor["data_offsets"][0])
+        _Tensor(
+            name,
+            tensor["dtype"],
+            tuple(tensor["shape"]),
+            tensor["data_offsets"][1] - tensor["data_offsets"][0],
+        )
         for name, tensor in header.items()
     ]
 
