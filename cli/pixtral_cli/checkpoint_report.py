@@ -274,7 +274,8 @@ def check_card(model_dir: Path, name: str, card_bytes: int) -> Findings:
     if fit is None or smaller is None:
         # `check_model` reports the problem.
         return
-    what = f"{name}: {fit.tower / GIB:.1f} GiB of tower, {fit.language / GIB:.1f} GiB of language model"
+    tower, language = (f"{size / GIB:.1f} GiB" for size in (fit.tower, fit.language))
+    what = f"{name}: {tower} of tower, {language} of language model"
     share = engine_share(card_bytes)
     flag = "" if share == ENGINE_SHARE else f" with --gpu-memory-utilization {share}"
     quantised = (
