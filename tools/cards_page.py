@@ -25,8 +25,8 @@ HEAD = """\
 # Checkpoints and cards
 
 The context that fits if encoder and decoder share one card. **The table is computed, not
-measured**: `python -m tools.cards_page` makes it with the arithmetic of `pixtral-serve doctor`, from
-the shapes of the published checkpoints.
+measured**: `python -m tools.cards_page` makes it with the arithmetic of `pixtral-serve doctor`,
+from the shapes of the published checkpoints.
 
 """
 FOOT = """\
@@ -113,7 +113,7 @@ def _rows() -> Iterator[str]:
 
 
 def fits_of(shape: Shape, *, in_8_bits: bool = False) -> list[CardFit]:
-    """By card, as doctor computes it from a directory with such files."""
+    """One for each card, as doctor computes it from a directory with such files."""
     with tempfile.TemporaryDirectory() as directory:
         write_headers(Path(directory), shape)
         fits = [fit_on_card(Path(directory), card * GB, in_8_bits=in_8_bits) for card in CARDS]

