@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from pixtral_cli.extras import MissingExtra
 from pixtral_cli.hub.failures import PullError
 from pixtral_cli.hub.pull import cached, print_note, pull
 from pixtral_cli.plain_output import WrongArgument
@@ -51,6 +52,10 @@ def _directory_or_cached(model: Path, revision: str | None) -> Path | None:
         if revision is not None:
             raise WrongArgument(f"--revision is for a repository's id, and {model} is a directory")
         return model
-    if there := cached(str(model), revision):
+    try:
+        there = cached(str(model), revision)
+    except MissingExtra as error:
+        raise MissingExtra(f"no directory {model} here; and {error}") from error
+    if there is not None:
         print_note(f"{model}: commit {there.name}, from {there}")
     return there

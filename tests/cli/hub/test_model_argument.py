@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pixtral_cli import main, up, up_options
-from pixtral_cli.hub import model_argument
+from pixtral_cli.hub import model_argument, pull
 from pixtral_cli.hub.failures import PullError
 
 
@@ -92,3 +92,16 @@ def test_doctor_fetches_nothing(asked: dict[str, Any], capsys: pytest.CaptureFix
     assert main.main(["doctor", "--model-dir", "made/model", "--revision", "v2"]) == 1
     assert "pixtral-serve pull made/model --revision v2" in capsys.readouterr().err
     assert asked["pulled"] == []
+
+
+def test_without_the_library_its_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pull, "find_spec", lambda _: None)
+    install = "needs the package huggingface_hub: pip install 'pixtral-serve[cli]'"
+    assert main.main(["pull", "made/model"]) == 1
+    assert install in capsys.readouterr().err
+    assert main.main(["doctor", "--model-dir", "made/model"]) == 1
+    said = capsys.readouterr().err
+    assert install in said
+    assert "no directory made/model here" in said
