@@ -19,7 +19,7 @@ export PIP_NO_INPUT := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-fleet bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries go-example java-example
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy evals lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-fleet bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries go-example java-example
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -132,6 +132,10 @@ test-hostile: $(INSTALLED) ## Attack a running service beside another tenant, wh
 
 accuracy: $(INSTALLED) ## Ask the small model 2,000 held-out questions over the service
 	@$(BIN)/python -m bench.accuracy --picture bench/results/confusion.png
+
+# In DATA=bench/data, as docs/how-to/evals.md says. The judge's flags are among ARGS.
+evals: $(INSTALLED) ## Ask URL=... the model card's benchmarks, and print their table; ARGS=... are more flags
+	@$(BIN)/python -m bench.evals $(if $(URL),--url $(URL)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 bench: $(MODEL)/params.json ## Measure against stock vLLM on the same pictures, in one run
 	@$(BIN)/python -m bench.compare --model-dir $(MODEL)

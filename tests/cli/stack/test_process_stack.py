@@ -68,6 +68,20 @@ def note(directory: Path, name: str) -> dict[str, Any]:
     return found
 
 
+# Other tests' processes, such as multiprocessing's own helper, which lives as long as this one.
+BEFORE: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def before() -> None:
+    BEFORE.clear()
+    BEFORE.update(descendants(os.getpid()))
+
+
+def started() -> list[int]:
+    return [pid for pid in descendants(os.getpid()) if pid not in BEFORE]
+
+
 def is_alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
@@ -87,7 +101,7 @@ def assert_whole(pids: Sequence[int]) -> None:
 def test_starts_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     seen: list[Progress] = []
     with stack(tmp_path, three_tiers(tmp_path), progress=seen.append) as running:
-        pids = descendants(os.getpid())
+        pids = started()
         assert_whole(pids)
         gateway = note(tmp_path, "gateway")
         assert gateway["arguments"] == [
@@ -127,7 +141,7 @@ def test_redis_is_limited_and_needs_its_password(tmp_path: Path) -> None:
         stranger = redis.Redis(port=port, retry=Retry(NoBackoff(), 0))
         with stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
-        for pid in descendants(os.getpid()):
+        for pid in started():
             assert password not in " ".join(psutil.Process(pid).cmdline())
 
 
@@ -155,7 +169,7 @@ def test_exception_in_the_block(tmp_path: Path) -> None:
 
     def interrupted() -> None:
         with stack(tmp_path, three_tiers(tmp_path)):
-            pids.extend(descendants(os.getpid()))
+            pids.extend(started())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -167,14 +181,14 @@ def test_exception_in_the_block(tmp_path: Path) -> None:
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     processes = three_tiers(tmp_path, "--ignore-sigterm")
     with stack(tmp_path, processes, grace_seconds=0.5):
-        pids = descendants(os.getpid())
+        pids = started()
         assert_whole(pids)
     wait_until(lambda: all_ended(pids), "all have ended")
 
 
 def test_death_of_a_process_ends_all(tmp_path: Path) -> None:
     with stack(tmp_path, three_tiers(tmp_path)) as running:
-        pids = descendants(os.getpid())
+        pids = started()
         os.kill(note(tmp_path, "encoder")["pid"], signal.SIGKILL)
         with pytest.raises(StackError, match="the encoder ended with exit code -9"):
             running.wait()
@@ -206,13 +220,13 @@ def test_failure_at_start_says_why(tmp_path: Path) -> None:
     assert "the decoder ended with exit code 1" in str(failure.value)
     assert "weights are missing" in str(failure.value)
     assert str(tmp_path / "decoder.log") in str(failure.value)
-    assert descendants(os.getpid()) == []
+    assert started() == []
 
 
 def test_unknown_command_says_why(tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"the supervisor has ended[\s\S]*no-such-program"):
         stack(tmp_path, [Process("gateway", ["/no-such-program"])]).start()
-    assert descendants(os.getpid()) == []
+    assert started() == []
 
 
 def test_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +245,7 @@ def test_never_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[Stack.__module__], "time", SimpleNamespace(monotonic=now))
     with pytest.raises(StackError, match="not ready after 3600 s: gateway;"):
         stack(tmp_path, processes, start_timeout=hour, progress=note_ready).start()
-    assert descendants(os.getpid()) == []
+    assert started() == []
 
 
 def test_temporary_logs_are_kept_on_failure_only(
@@ -327,8 +341,8 @@ def test_second_signal_is_not_graceful(tmp_path: Path) -> None:
     processes = three_tiers(tmp_path, "--ignore-sigterm")
     running = stack(tmp_path, processes, grace_seconds=DEADLINE * 10)
     with running:
-        pids = descendants(os.getpid())
-        guard = psutil.Process().children()[0]
+        pids = started()
+        guard = psutil.Process(started()[0])
         gateway = note(tmp_path, "gateway")["pid"]
         guard.terminate()
         wait_until(lambda: not is_alive(gateway), "the gateway has ended")

@@ -1,0 +1,1 @@
+"""The benchmarks of Pixtral-12B's model card, asked of a running server."""
