@@ -13,8 +13,14 @@ SENTENCEPIECE = "*.model.v*m*"
 SHIPPED_VOCABULARIES = (131_072, 32_768)
 SHIPPED_PATCH_SIZE = 16
 # The share of a card that a decoder takes by default (its gpu_memory_fraction). The rest is the
-# encoder's.
+# encoder's, and too little of a small card (docs/how-to/co-locate.md).
 ENGINE_SHARE = 0.9
+SMALL_CARD_SHARE = 0.8
+# A card of 48 GB has somewhat more.
+SMALL_CARD_BYTES = 44 * GIB
+# vLLM quantises the matrices of the layers as it loads them, and leaves embeddings and output as
+# they are.
+QUANTISED_AT_LOAD = ("BF16", "F16")
 GET_ONE = (
     "download params.json, tekken.json and consolidated*.safetensors of, say, "
     "mistralai/Pixtral-12B-2409"
@@ -36,7 +42,7 @@ Findings = Iterator[Finding]
 
 
 @dataclass(frozen=True, slots=True)
-class _Form:
+class Form:
     """One of the two forms of a checkpoint.
 
     Attributes:
@@ -59,7 +65,7 @@ class _Form:
     tied: str
 
 
-_MISTRALS = _Form(
+MISTRALS = Form(
     numbers="params.json",
     index="consolidated.safetensors.index.json",
     weights="consolidated*.safetensors",
@@ -69,7 +75,7 @@ _MISTRALS = _Form(
     is_tied=lambda params: bool(params.get("tied_embeddings")),
     tied="tied_embeddings",
 )
-_HUGGING_FACES = _Form(
+HUGGING_FACES = Form(
     numbers="config.json",
     index="model.safetensors.index.json",
     weights="model*.safetensors",
@@ -84,15 +90,15 @@ _HUGGING_FACES = _Form(
 )
 
 
-def form_of(model_dir: Path) -> _Form:
+def form_of(model_dir: Path) -> Form:
     """The existing weights decide, as in the tiers."""
-    has_theirs = (model_dir / _HUGGING_FACES.numbers).is_file()
-    if not has_theirs or any(model_dir.glob(_MISTRALS.weights)):
-        return _MISTRALS
-    has_weights = any(model_dir.glob(_HUGGING_FACES.weights))
-    has_weights |= (model_dir / _HUGGING_FACES.index).is_file()
-    has_numbers = (model_dir / _MISTRALS.numbers).is_file()
-    return _HUGGING_FACES if has_weights or not has_numbers else _MISTRALS
+    has_theirs = (model_dir / HUGGING_FACES.numbers).is_file()
+    if not has_theirs or any(model_dir.glob(MISTRALS.weights)):
+        return MISTRALS
+    has_weights = any(model_dir.glob(HUGGING_FACES.weights))
+    has_weights |= (model_dir / HUGGING_FACES.index).is_file()
+    has_numbers = (model_dir / MISTRALS.numbers).is_file()
+    return HUGGING_FACES if has_weights or not has_numbers else MISTRALS
 
 
 def check_model(model_dir: Path) -> Findings:
@@ -111,10 +117,10 @@ def check_model(model_dir: Path) -> Findings:
         if has_vision:
             yield Finding("ok", f"{form.numbers} describes a vision tower")
         else:
-            what = "no vision_encoder" if form is _MISTRALS else "no vision_config of a Pixtral"
+            what = "no vision_encoder" if form is MISTRALS else "no vision_config of a Pixtral"
             yield Finding("fail", f"{form.numbers} has {what}: another model", GET_ONE)
-    text = numbers.get("text_config") if form is _HUGGING_FACES else numbers
-    vision = numbers.get("vision_config" if form is _HUGGING_FACES else "vision_encoder")
+    text = numbers.get("text_config") if form is HUGGING_FACES else numbers
+    vision = numbers.get("vision_config" if form is HUGGING_FACES else "vision_encoder")
     vocab_size = text.get("vocab_size") if isinstance(text, dict) else None
     yield _check_tokenizer(model_dir, vision, vocab_size)
     weights = sorted(model_dir.glob(form.weights))
@@ -142,7 +148,7 @@ def _check_tokenizer(model_dir: Path, vision: Any, vocab_size: Any) -> Finding:
 
 
 def _check_weights(
-    model_dir: Path, form: _Form, weights: list[Path], numbers: Mapping[str, Any]
+    model_dir: Path, form: Form, weights: list[Path], numbers: Mapping[str, Any]
 ) -> Findings:
     again = "download it again"
     tensors: dict[str, str] = {}
@@ -219,41 +225,104 @@ def check_memory(model_dir: Path) -> Findings:
         yield Finding("ok", what)
 
 
-def check_card(model_dir: Path, name: str, card_bytes: int) -> Findings:
-    """Whether tower, language model, and keys and values fit on one card together."""
+@dataclass(frozen=True, slots=True)
+class CardFit:
+    """A checkpoint on one card: bytes of its parts, and the tokens for whose keys and values there
+    is room at most. Below 1, the card cannot hold it."""
+
+    tower: int
+    language: int
+    tokens: int
+
+
+def engine_share(card_bytes: int) -> float:
+    """The share of a card that the decoder may have beside an encoder."""
+    return SMALL_CARD_SHARE if card_bytes < SMALL_CARD_BYTES else ENGINE_SHARE
+
+
+def fit_on_card(model_dir: Path, card_bytes: int, *, in_8_bits: bool = False) -> CardFit | None:
+    """Tower, language model, and keys and values on one card together.
+
+    It counts no memory for what vLLM computes with, which only the engine can measure.
+
+    Args:
+        in_8_bits: with the language model quantised at load, as by --quantization fp8.
+
+    Returns None if the checkpoint cannot be read, or its keys and values are of another kind.
+    """
     form = form_of(model_dir)
     try:
-        sizes = [each for path in model_dir.glob(form.weights) for each in _tensor_bytes(path)]
+        tensors = [each for path in model_dir.glob(form.weights) for each in _tensors(path)]
         numbers = json.loads((model_dir / form.numbers).read_text())
-        token_bytes = _key_value_bytes(numbers if form is _MISTRALS else numbers["text_config"])
+        token_bytes = _key_value_bytes(numbers if form is MISTRALS else numbers["text_config"])
     except (OSError, ValueError, KeyError, TypeError, struct.error):
-        # `check_model` reports the problem; or the model's keys and values are of another kind.
+        return None
+    tower = sum(each.size for each in tensors if each.name.startswith(form.tower))
+    language = sum(
+        each.size_in_8_bits if in_8_bits else each.size
+        for each in tensors
+        if not each.name.startswith(form.tower)
+    )
+    room = int(card_bytes * engine_share(card_bytes)) - language
+    return CardFit(tower, language, room // token_bytes)
+
+
+def check_card(model_dir: Path, name: str, card_bytes: int) -> Findings:
+    """Whether tower, language model, and keys and values fit on one card together."""
+    fit = fit_on_card(model_dir, card_bytes)
+    smaller = fit_on_card(model_dir, card_bytes, in_8_bits=True)
+    if fit is None or smaller is None:
+        # `check_model` reports the problem.
         return
-    tower = sum(size for tensor, size in sizes if tensor.startswith(form.tower))
-    language = sum(size for _, size in sizes) - tower
-    room = int(card_bytes * ENGINE_SHARE) - language
-    what = f"{name}: {tower / GIB:.1f} GiB of tower, {language / GIB:.1f} GiB of language model"
-    if room <= 0:
-        yield Finding(
-            "warn",
-            f"{what}: more than {card_bytes / GIB:.0f} GiB hold together",
-            "take a quantised checkpoint, or --quantization fp8 if that makes enough room (half of "
-            "16-bit weights), or several cards: --decoder-args '--tensor-parallel N'",
-        )
+    tower, language = (f"{size / GIB:.1f} GiB" for size in (fit.tower, fit.language))
+    what = f"{name}: {tower} of tower, {language} of language model"
+    share = engine_share(card_bytes)
+    flag = "" if share == ENGINE_SHARE else f" with --gpu-memory-utilization {share}"
+    quantised = (
+        f"--quantization fp8 makes the language model {smaller.language / GIB:.1f} GiB"
+        if smaller.language < fit.language
+        else ""
+    )
+    if fit.tokens >= 1:
+        advice = f"{quantised}, for at most {smaller.tokens} tokens" if quantised else ""
+        yield Finding("ok", f"{what}, and at most {fit.tokens} tokens{flag}", advice)
+        return
+    cards = "several cards: --decoder-args '--tensor-parallel N'"
+    if quantised and smaller.tokens >= 1:
+        advice = f"{quantised}, for at most {smaller.tokens} tokens{flag}; or {cards}"
+    elif quantised:
+        advice = f"{cards}; {quantised}, which is too much, too"
     else:
-        yield Finding(
-            "ok",
-            f"{what}, and at most {room // token_bytes} tokens of keys and values",
-        )
+        advice = cards
+    yield Finding("warn", f"{what}: more than {card_bytes / GIB:.0f} GiB hold together", advice)
 
 
-def _tensor_bytes(path: Path) -> list[tuple[str, int]]:
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+
+    @property
+    def size_in_8_bits(self) -> int:
+        """Its bytes after vLLM has quantised it at load."""
+        is_matrix = len(self.shape) == 2 and ".layers." in f".{self.name}"
+        return self.size // 2 if is_matrix and self.dtype in QUANTISED_AT_LOAD else self.size
+
+
+def _tensors(path: Path) -> list[_Tensor]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return [
-        (name, tensor["data_offsets"][1] - tensor["data_offsets"][0])
+        _Tensor(
+            name,
+            tensor["dtype"],
+            tuple(tensor["shape"]),
+            tensor["data_offsets"][1] - tensor["data_offsets"][0],
+        )
         for name, tensor in header.items()
     ]
 

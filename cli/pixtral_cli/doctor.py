@@ -27,6 +27,7 @@ from pixtral_cli.checkpoint_report import (
     check_model,
 )
 from pixtral_cli.extras import MODULES, install_command, missing_modules
+from pixtral_cli.hub.model_argument import model_here
 from pixtral_cli.plain_output import coloured, print_line, printable
 from pixtral_cli.stack.redis_server import RedisServer, find_redis_server, free_port
 from pixtral_client.requests import is_loopback
@@ -55,7 +56,10 @@ VLLM_PROBE = "from pixtral_decoder.vllm_hooks import supported; supported.main()
 def run_doctor(options: argparse.Namespace) -> int:
     """Prints a line for each finding. Returns 1 if one is a failure, else 0."""
     failed = False
-    for finding in examine(options.model_dir, options.listen, options.http_listen):
+    model_dir = options.model_dir
+    if model_dir is not None:
+        model_dir = model_here(model_dir, options.revision)
+    for finding in examine(model_dir, options.listen, options.http_listen):
         level = coloured(f"{finding.level:<4}", COLOURS[finding.level], sys.stdout)
         print_line(f"{level} {printable(finding.what)}")
         if finding.advice:

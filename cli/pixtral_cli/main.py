@@ -1,7 +1,7 @@
 """The command line, `pixtral-serve`.
 
-`--help`, `--version`, `key` and `doctor` work with the base installation alone; the other commands
-import what their extra brings when they run.
+`--help`, `--version`, `key` and `doctor` work with the base installation alone, and `pull` with
+huggingface_hub beside it; the other commands import what their extra brings when they run.
 """
 
 import argparse
@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from pixtral_cli.doctor import run_doctor
 from pixtral_cli.extras import MissingExtra, require_extra
+from pixtral_cli.hub.failures import PullError
+from pixtral_cli.hub.pull import run_pull
 from pixtral_cli.plain_output import WrongArgument, print_error, print_line
 from pixtral_cli.plan import add_plan_arguments, run_plan
 from pixtral_cli.stack.process_stack import StackError
@@ -30,6 +32,11 @@ CHAT_EXIT_CODES = (
     "Several questions on standard input end with the smallest code among 1, 2 and 3 that "
     "occurred."
 )
+MODEL_HELP = (
+    "the model: a directory, or a repository's id such as mistralai/Pixtral-12B-2409, which is "
+    "fetched if Hugging Face's cache does not have it"
+)
+REVISION_HELP = "branch, tag or commit of the repository (main)"
 TIERS = ("gateway", "encoder", "decoder")
 
 
@@ -45,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WrongArgument as error:
         print_error(error)
         return 2
-    except (MissingExtra, PixtralError, StackError, OSError, ValueError, TypeError) as error:
+    except (
+        *(MissingExtra, PixtralError, PullError, StackError),
+        *(OSError, ValueError, TypeError),
+    ) as error:
         print_error(error)
         return 1
     except KeyboardInterrupt:
@@ -120,7 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
         "model",
         nargs="?",
         type=Path,
-        help="directory of the model, in Mistral's format or Hugging Face's",
+        help=MODEL_HELP,
     )
     up.add_argument(
         "--config",
@@ -210,11 +220,29 @@ def make_parser() -> argparse.ArgumentParser:
         help="TOML file of [[ask]] tables: pictures, a question and, if known, the answer",
     )
     _add_stack_arguments(demo)
+    demo.add_argument("--revision", help=REVISION_HELP)
+
+    pull = command(
+        "pull", run_pull, "Fetch a model from Hugging Face's hub, and print its directory."
+    )
+    pull.add_argument("model", help="repository's id, such as mistralai/Pixtral-12B-2409")
+    pull.add_argument("--revision", help=REVISION_HELP)
+    pull.add_argument(
+        "--to",
+        type=Path,
+        metavar="DIR",
+        help="directory for the files; by default Hugging Face's cache, where `pixtral-serve up` "
+        "finds them by the id",
+    )
 
     doctor = command("doctor", run_doctor, "List what this machine lacks, and how to get it.")
     doctor.add_argument(
-        "--model-dir", type=Path, help="directory of the model that will run on this machine"
+        "--model-dir",
+        type=Path,
+        help="the model that will run on this machine: a directory, or the id of a repository in "
+        "Hugging Face's cache",
     )
+    doctor.add_argument("--revision", help=REVISION_HELP)
     doctor.add_argument(
         "--listen", default=DEFAULT_TARGET, help="gRPC address of the gateway (%(default)s)"
     )
@@ -239,7 +267,7 @@ def _add_stack_arguments(parser: argparse.ArgumentParser, *, is_named: bool = Tr
         "--model-dir",
         type=Path,
         required=is_named,
-        help="directory of the model, in Mistral's format or Hugging Face's",
+        help=MODEL_HELP,
     )
     parser.add_argument(
         "--dtype",

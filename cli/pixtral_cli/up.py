@@ -8,6 +8,7 @@ import signal
 import urllib.request
 from urllib.parse import urlsplit
 
+from pixtral_cli.hub.model_argument import model_directory
 from pixtral_cli.plain_output import WrongArgument
 from pixtral_cli.stack.pixtral_stack import pixtral_stack
 from pixtral_cli.stack.process_stack import Stack
@@ -24,7 +25,7 @@ def run_up(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     options.model_dir = options.model or options.model_dir
     if options.model_dir is None:
-        raise WrongArgument("which model? pixtral-serve up MODEL, a directory in Mistral format")
+        raise WrongArgument("which model? pixtral-serve up MODEL, a directory or a repository's id")
     settle(options)
     try:
         check_ports({"--port": options.http_listen, "--listen": options.listen})
@@ -126,10 +127,12 @@ def _print_warning(name: str, message: str) -> None:
 
 
 def start_stack(options: argparse.Namespace, *, listen: str, http_listen: str | None) -> Stack:
-    """Starts the stack that the options of `up` and `demo` describe, and shows its progress."""
+    """Starts the stack that the options of `up` and `demo` describe, and shows its progress. It
+    fetches the model first if it is a repository's id and not in the cache."""
+    model_dir = model_directory(options.model_dir, options.revision)
     with start_progress() as progress:
         stack = pixtral_stack(
-            options.model_dir,
+            model_dir,
             dtype=options.dtype,
             listen=listen,
             http_listen=http_listen,

@@ -27,6 +27,7 @@ def add_vllm_flags(parser: argparse.ArgumentParser) -> None:
         "--host", help="address of the HTTP API; 0.0.0.0 lets other machines reach it"
     )
     group.add_argument("--port", type=int, help="port of the HTTP API")
+    group.add_argument("--revision", help="branch, tag or commit of the model's repository (main)")
     group.add_argument(
         "--max-model-len",
         type=tokens,

@@ -1,13 +1,14 @@
 """The report of `doctor` about a model's directory."""
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from pixtral_cli.checkpoint_report import check_card, check_model
+from pixtral_cli.checkpoint_report import check_card, check_model, fit_on_card
 
 INDEX = "consolidated.safetensors.index.json"
 VISION = "vision_encoder.patch_conv.weight"
@@ -123,12 +124,48 @@ def test_what_goes_on_one_card_is_counted_from_the_files(model_dir: Path) -> Non
     weights = model_dir / "consolidated.safetensors"
     weights.write_bytes(struct.pack("<Q", len(text)) + text)
     (model_dir / "params.json").write_text(json.dumps(MISTRALS))
-    tokens = int(0.9 * 10 * 2**30 - 4 * 2**30) // (2 * 2 * 2 * 8 * 128)
+    token = 2 * 2 * 2 * 8 * 128
     sizes = "a card: 1.0 GiB of tower, 4.0 GiB of language model"
+    large, small = (int(share * card * 2**30) for share, card in ((0.9, 80), (0.8, 10)))
+    assert card(model_dir, 80) == [
+        ("ok", f"{sizes}, and at most {(large - 4 * 2**30) // token} tokens")
+    ]
+    # Less for the decoder: the encoder needs more than a tenth of a small card.
+    tokens = (small - 4 * 2**30) // token
     assert card(model_dir, 10) == [
-        ("ok", f"{sizes}, and at most {tokens} tokens of keys and values")
+        ("ok", f"{sizes}, and at most {tokens} tokens with --gpu-memory-utilization 0.8")
     ]
     assert card(model_dir, 4) == [("warn", f"{sizes}: more than 4 GiB hold together")]
+
+
+def test_matrices_of_the_layers_are_half_as_large_in_8_bits(model_dir: Path) -> None:
+    shapes = {
+        "layers.0.attention.wq.weight": [2**14, 2**15],
+        "layers.0.ffn_norm.weight": [2**15],
+        "output.weight": [2**14, 2**15],
+        "vision_encoder.transformer.layers.0.attention.wq.weight": [2**14, 2**15],
+    }
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    weights = model_dir / "consolidated.safetensors"
+    weights.write_bytes(struct.pack("<Q", len(text)) + text)
+    (model_dir / "params.json").write_text(json.dumps(MISTRALS))
+
+    whole = fit_on_card(model_dir, 80 * 2**30)
+    half = fit_on_card(model_dir, 80 * 2**30, in_8_bits=True)
+    assert whole is not None
+    assert half is not None
+    assert whole.tower == half.tower == 2**30
+    assert whole.language - half.language == 2**29
+    assert half.tokens > whole.tokens
+
+    (finding,) = check_card(model_dir, "a card", int(2.2 * 2**30))
+    assert finding.level == "warn"
+    said = f"--quantization fp8 makes the language model {half.language / 2**30:.1f} GiB"
+    assert finding.advice.startswith(f"{said}, for at most ")
 
 
 def test_nothing_is_said_of_a_card_where_the_numbers_are_not_known(

@@ -144,14 +144,14 @@ def host_memory_fits(objects: Objects) -> Iterator[str]:
 def weights_are_chosen(objects: Objects) -> Iterator[str]:
     """The Job that downloads takes a model and a revision from its ConfigMap."""
     for job in of_kind(objects, "Job"):
-        text = str([container.get("command") for container in containers_of(job)])
-        if "snapshot_download" not in text:
+        words = [word for each in containers_of(job) for word in each.get("command", ())]
+        if "pull" not in words:
             continue
         chosen = {
             name for each in of_kind(objects, "ConfigMap") for name in each.get("data", {}) if name
         }
         for name in ("MODEL", "REVISION"):
-            if name not in chosen or f'os.environ["{name}"]' not in text:
+            if name not in chosen or f"$({name})" not in words:
                 yield f"Job {name_of(job)} lets nobody choose {name}"
         if job["spec"].get("ttlSecondsAfterFinished") is None:
             yield f"Job {name_of(job)} stays when it has ended, and cannot be applied again"
