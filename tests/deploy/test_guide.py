@@ -86,6 +86,20 @@ def test_the_first_answer_by_the_chart(desk: Desk) -> None:
     assert len(done.state.programs()) == 9  # three images, built and pushed
 
 
+@pytest.mark.parametrize(
+    ("page", "heading", "replicas"),
+    [("cost.md", "## Scale to zero or not", 0), ("how-to/scale-out.md", "# Scale out", 4)],
+)
+def test_tiers_are_scaled_by_hand(desk: Desk, page: str, heading: str, replicas: int) -> None:
+    text = (ROOT / "docs" / page).read_text("utf-8")
+    (block,) = (each for each in blocks_of(text, heading) if "kubectl scale" in each)
+    done = desk.run([*blocks_of(GUIDE, *ON_GPUS), block], READERS)
+
+    assert done.faults == []
+    decoder = done.state.get("pixtral", "Deployment", "decoder")
+    assert decoder["spec"]["replicas"] == replicas
+
+
 def test_the_readme_of_the_chart(desk: Desk) -> None:
     page = (ROOT / "deploy/helm/pixtral-serve/README.md").read_text("utf-8")
     blocks = blocks_of(page, "# pixtral-serve, a Helm chart")

@@ -32,6 +32,7 @@ def kubectl(state: State, arguments: list[str]) -> None:
         "delete": _delete,
         "port-forward": _port_forward,
         "rollout": _rollout,
+        "scale": _scale,
         "wait": _wait,
     }
     if not arguments or arguments[0] not in verbs:
@@ -190,6 +191,19 @@ def _rollout(state: State, arguments: list[str]) -> None:
         if _named(state, options.namespace, text)["kind"] != "Deployment":
             raise Fault(f"{text} has no rollout")
     check_pods(state, options.namespace)
+
+
+def _scale(state: State, arguments: list[str]) -> None:
+    parser = _parser("scale")
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--replicas", type=int, required=True)
+    options = parser.parse_args(arguments)
+    for text in options.names:
+        obj = _named(state, options.namespace, text)
+        if obj["kind"] != "Deployment" or options.replicas < 0:
+            raise Fault(f"{text} has no {options.replicas} replicas")
+        obj["spec"]["replicas"] = options.replicas
+        state.put(options.namespace, obj)
 
 
 def _wait(state: State, arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The things that a session has made so far: images, namespaces, objects and forwarded ports, a file for each.
+"""The things that a session has made so far, a file for each: images, namespaces, objects, ports.
 
 Separate files, because the programs of a session may run at the same time.
 """
