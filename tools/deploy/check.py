@@ -45,6 +45,7 @@ from tools.deploy.images import (
     locks_fit_every_python,
     nothing_writable_is_imported,
     programs_are_the_environments,
+    programs_import_what_is_there,
     temporary_folders_execute,
 )
 from tools.deploy.manifests import (
@@ -116,6 +117,7 @@ EVERYWHERE: tuple[Rule, ...] = (
     monitors_are_selected,
     rules_and_dashboards_are_there,
     partial(programs_are_the_environments, files=dockerfiles()),
+    programs_import_what_is_there,
 )
 SAFE: tuple[Rule, ...] = (
     secrets_are_references,

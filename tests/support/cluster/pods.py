@@ -38,6 +38,9 @@ def faults_of(state: State, namespace: str, objects: list[Object]) -> Iterator[s
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
             if claim and state.find(namespace, "PersistentVolumeClaim", claim) is None:
                 yield f"{where}: there is no PersistentVolumeClaim {claim}"
+            settings = volume.get("configMap", {}).get("name")
+            if settings and state.find(namespace, "ConfigMap", settings) is None:
+                yield f"{where}: there is no ConfigMap {settings}"
             secret = volume.get("secret", {}).get("secretName")
             if secret:
                 found = state.find(namespace, "Secret", secret)

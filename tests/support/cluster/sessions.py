@@ -33,6 +33,8 @@ FILES = (
     "services/encoder/Dockerfile",
     "services/decoder/Dockerfile",
     "docs/pictures/cat.jpg",
+    "models/kustomization.yaml",
+    "models/random_checkpoint.py",
 )
 PACKAGES = (".", "client", "cli", "core", "gateway", "protos")
 # The program sees the real PATH, and is a module of the tests.
