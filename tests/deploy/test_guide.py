@@ -1,6 +1,7 @@
 """The pages that say how to deploy, run as they are printed, with stand-ins for the cluster."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,8 @@ ON_GPUS = ("### 1. Images", "### 2. Secrets", "### 3. Apply", "### 4. The first 
 # A reader's own values, each of which the page asks for by its name.
 READERS = {"HF_TOKEN": "hf_reader"}
 FORWARD_HTTP = "kubectl port-forward --namespace pixtral deployment/gateway 8000 &\n"
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,16 @@ def test_tiers_are_scaled_by_hand(desk: Desk, page: str, heading: str, replicas:
     assert done.faults == []
     decoder = done.state.get("pixtral", "Deployment", "decoder")
     assert decoder["spec"]["replicas"] == replicas
+
+
+def test_an_upgrade_and_the_way_back(desk: Desk) -> None:
+    page = (ROOT / "docs/how-to/upgrade.md").read_text("utf-8")
+    done = desk.run(
+        [*blocks_of(GUIDE, *ON_GPUS), *blocks_of(page, "# Upgrade and roll back")], READERS
+    )
+
+    assert done.faults == []
+    assert "rollout undo" in done.state.programs()[-1]
 
 
 def test_the_readme_of_the_chart(desk: Desk) -> None:

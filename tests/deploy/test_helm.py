@@ -129,6 +129,8 @@ def test_a_token_and_a_password_make_the_secrets_that_the_pods_read() -> None:
         if source
     }
 
+    for each in of_kind(objects, "Secret"):
+        assert list(schema_violations(each, versions_for(each)[-1])) == []
     assert secrets == {"huggingface": {"token": "hf_1"}, "redis": {"password": "p1"}}
     assert read == {("huggingface", "token"), ("redis", "password")}
     assert any(variable["name"] == "HF_TOKEN" for variable in containers(job)[0]["env"])
