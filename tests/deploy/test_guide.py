@@ -122,6 +122,15 @@ def test_the_readme_of_the_chart(desk: Desk) -> None:
     assert done.state.find("pixtral", "Deployment", "decoder")
 
 
+def test_the_first_answer_on_one_gpu(desk: Desk) -> None:
+    (more,) = re.findall(r"`(--values [^`]+)`", FIRST_ANSWER)
+    (block,) = blocks_of(FIRST_ANSWER, "# From an empty cluster to the first answer")
+    done = desk.run([block.replace("--wait", f"{more} --wait")], {})
+
+    assert done.faults == []
+    assert done.state.find("pixtral", "ResourceClaim", "shared-gpu")
+
+
 def test_every_shell_block_of_the_page_is_run() -> None:
     headings = (*ON_GPUS, "## Redis", "## One machine with one GPU", "### On a laptop")
 
