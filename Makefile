@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUF := node_modules/.bin/buf
 MODEL := .cache/random-pixtral
+TAG ?= $(shell sed -n 's/^appVersion: //p' deploy/helm/pixtral-serve/Chart.yaml)
 SCANNER := .cache/deploy-tools/bin/checkov
 AUDITOR := .cache/audit/bin/pip-audit
 CLIENTS := .cache/clients/bin/pytest .cache/clients-llama-index/bin/pytest
@@ -19,7 +20,7 @@ export PIP_NO_INPUT := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy evals lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-fleet bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults structures test-hostile page-libraries go-example java-example
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy evals lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-fleet bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults images structures test-hostile page-libraries go-example java-example
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -213,6 +214,13 @@ $(SCANNER): requirements/deploy-tools.txt
 	@'$(PYTHON)' -m venv .cache/deploy-tools
 	@.cache/deploy-tools/bin/python -m pip install --quiet --quiet -r requirements/deploy-tools.txt
 	@touch $@
+
+images: ## Build the three images with docker, and push them to REGISTRY=...
+	@test -n '$(REGISTRY)' || { echo "name the registry: make images REGISTRY=registry.example.com" >&2; exit 2; }
+	@set -e; for folder in gateway services/encoder services/decoder; do \
+		image=$(REGISTRY)/pixtral-$${folder##*/}:$(TAG); \
+		docker build -f $$folder/Dockerfile -t $$image .; docker push $$image; \
+	done
 
 docs: $(INSTALLED) .cache/docs/bin/mkdocs .cache/docs/npm/.installed ## Build the documentation site, and check its links (needs npm)
 	@NO_MKDOCS_2_WARNING=1 .cache/docs/bin/mkdocs build --strict && echo "the site: .cache/docs/site/index.html"

@@ -229,6 +229,16 @@ def test_2_a_python_without_the_project_is_found() -> None:
     assert "Job weights: python is not that of /opt/pixtral" in fault
 
 
+def test_2_a_program_that_imports_what_no_image_has_is_found() -> None:
+    objects = copy.deepcopy(build_once("dev"))
+    command = container(get(objects, "Job", "weights"))["command"]
+    command[2] = command[2].replace("from random_checkpoint", "from models.random_checkpoint")
+
+    (fault,) = images.programs_import_what_is_there(objects)
+
+    assert fault == "Job weights: no image has the folder models"
+
+
 def test_4_a_folder_without_the_right_to_execute_is_found() -> None:
     services = compose()["services"]
     services["encoder"]["tmpfs"] = ["/tmp"]  # noqa: S108 - a container's

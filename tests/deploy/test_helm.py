@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.overlays import build_once
 from tools import safe_yaml
-from tools.deploy.check import AT_SCALE, EVERYWHERE, SAFE
+from tools.deploy.check import AT_SCALE, EVERYWHERE, OPEN_VALUES, SAFE
 from tools.deploy.helm import CHART, ChartError, Templates, render
 from tools.deploy.manifests import schema_violations, versions_for, with_component
 from tools.deploy.objects import Object, environment, name_of, of_kind, pod_of, tiers
@@ -70,7 +70,7 @@ def containers(obj: Object) -> list[Object]:
 def test_objects_fit_together(name: str) -> None:
     objects = rendered(name)
     claims: list[Object] = [{"kind": "PersistentVolumeClaim", "metadata": {"name": "models"}}]
-    rules = EVERYWHERE if name == "laptop" else (*EVERYWHERE, *SAFE)
+    rules = EVERYWHERE if name in OPEN_VALUES else (*EVERYWHERE, *SAFE)
     if name in ("external-redis", "production"):
         rules = (*rules, AT_SCALE)
     for rule in rules:
@@ -116,6 +116,31 @@ def test_another_namespace_and_release_are_in_queries_and_selectors() -> None:
         assert service["spec"]["selector"]["app.kubernetes.io/instance"] == "second"
 
 
+def test_a_token_and_a_password_make_the_secrets_that_the_pods_read() -> None:
+    objects = rendered("quickstart", model={"token": "hf_1"}, redis={"password": "p1"})
+    secrets = {name_of(each): each["stringData"] for each in of_kind(objects, "Secret")}
+    (job,) = of_kind(objects, "Job")
+    read = {
+        (source["name"], source["key"])
+        for each in objects
+        for container in containers(each)
+        for variable in container.get("env", ())
+        for source in [variable.get("valueFrom", {}).get("secretKeyRef")]
+        if source
+    }
+
+    for each in of_kind(objects, "Secret"):
+        assert list(schema_violations(each, versions_for(each)[-1])) == []
+    assert secrets == {"huggingface": {"token": "hf_1"}, "redis": {"password": "p1"}}
+    assert read == {("huggingface", "token"), ("redis", "password")}
+    assert any(variable["name"] == "HF_TOKEN" for variable in containers(job)[0]["env"])
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_without_them_no_secret_is_made(name: str) -> None:
+    assert of_kind(rendered(name), "Secret") == []
+
+
 def test_alerts_link_to_the_runbook_of_the_values() -> None:
     monitoring = {"enabled": True, "runbookUrl": "https://wiki.example.org/runbook"}
     (rules,) = of_kind(rendered("production", monitoring=monitoring), "PrometheusRule")
@@ -146,6 +171,7 @@ def test_an_upgrade_makes_another_job_and_changes_none() -> None:
         ({"settings": {"pixtral_model": "a"}}, "pixtral_model"),
         ({"decoder": {"gpus": -1}}, "gpus"),
         ({"redis": {"maxMemory": "12 GB"}}, "maxMemory"),
+        ({"redis": {"password": "a/b"}}, "password"),
         ({"tls": {"source": "cert-manager"}}, "tls.issuer.name is the Issuer"),
         ({"gatewayApi": {"enabled": True}}, "gatewayApi.parent.name is the Gateway"),
         ({"ingress": {"enabled": True}}, "ingress.host is the name"),

@@ -1,5 +1,6 @@
 """Whether the images, and the compose file, can run what they are for."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -47,6 +48,29 @@ def programs_are_the_environments(objects: Objects, files: Dockerfiles) -> Itera
             if environment and f"PATH={environment[1]}/bin:" not in files[tier]:
                 where = f"{workload['kind']} {name_of(workload)}"
                 yield f"{where}: {program} is not that of {environment[1]}, which has the project"
+
+
+def programs_import_what_is_there(objects: Objects) -> Iterator[str]:
+    """The images have the packages of the project, and not the other folders of its source."""
+    for workload in workloads(objects):
+        for container in containers_of(workload):
+            program, *arguments = container.get("command") or [""]
+            if not program.startswith("python") or arguments[:1] != ["-c"]:
+                continue
+            for name in _imported(arguments[1]):
+                if (ROOT / name).is_dir():
+                    yield f"{workload['kind']} {name_of(workload)}: no image has the folder {name}"
+
+
+def _imported(code: str) -> set[str]:
+    """The first parts of the names that a program imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
 
 
 def temporary_folders_execute(services: Mapping[str, Any]) -> Iterator[str]:
