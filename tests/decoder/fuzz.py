@@ -164,9 +164,10 @@ async def decoder(
                 while not addresses.exists():
                     assert process.returncode is None
                     await asyncio.sleep(0.05)
-                async with open_channel(json.loads(addresses.read_text())["grpc"], None) as channel:
+            async with open_channel(json.loads(addresses.read_text())["grpc"], None) as channel:
+                async with asyncio.timeout(START_SECONDS):
                     await _serving(channel)
-                    yield process, channel
+                yield process, channel
         finally:
             if process.returncode is None:
                 process.kill()
