@@ -10,7 +10,7 @@ import os, sys
 class Look:
     def find_spec(self, name, path=None, target=None):
         if name == "grpc":
-            print(os.environ.get("GRPC_EXPERIMENTS"))
+            print(os.environ.get("GRPC_EXPERIMENTS"), flush=True)
             os._exit(0)
 sys.meta_path.insert(0, Look())
 import {module}
