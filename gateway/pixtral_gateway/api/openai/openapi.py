@@ -1,7 +1,7 @@
 """GET /openapi.json: the routes, their requests and responses, in OpenAPI 3.1.
 
-Its sources are the routes themselves, the models that read the bodies, and the types that the tests
-check answers against. As in vLLM, reading it needs no key.
+Its sources are the routes themselves, the models that read the bodies, and the types that answers
+are checked against. As in vLLM, reading it needs no key.
 """
 
 import asyncio
