@@ -26,13 +26,13 @@ class Plan:
     """How much is asked.
 
     Attributes:
-        alone: requests of each kind, one at a time.
+        alone: requests of each kind that run one at a time.
         saturating: requests of each kind at saturation, in two halves.
-        at_once: how many of those are under way.
-        streams: answers that are decoded while images arrive.
-        arrivals: images a second that then arrive.
-        quiet_seconds: of decoding without them.
-        busy_seconds: of decoding with them.
+        at_once: how many requests run at once at saturation.
+        streams: how many answers the engine decodes while images arrive.
+        arrivals: images that arrive per second meanwhile.
+        quiet_seconds: how long the engine decodes without images.
+        busy_seconds: how long it decodes with them.
     """
 
     alone: int

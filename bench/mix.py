@@ -24,15 +24,15 @@ class Mix:
     """Shares are of 1; what is drawn is drawn evenly, unless it says otherwise.
 
     Attributes:
-        images: conversations that show a picture, with their first question.
-        reuse: of these, those whose picture was shown before, one of the last `window`.
-        window: pictures, and conversations, that may come again.
-        sizes: the pictures', as WIDTHxHEIGHT, each as often as it stands here.
-        follow_ups: requests that are the next turn of an earlier conversation.
-        turns: the most that a conversation has.
-        words: of a question, the least and the most.
-        output_tokens: of an answer, mean of a geometric distribution.
-        cancels: answers that are given up before they are complete.
+        images: the share of conversations that show a picture, with their first question.
+        reuse: the share of these that repeat one of the last `window` pictures.
+        window: how many pictures, and how many conversations, may come again.
+        sizes: sizes of pictures, as WIDTHxHEIGHT, all equally often; one may stand here twice.
+        follow_ups: the share of requests that are the next turn of an earlier conversation.
+        turns: the most turns of a conversation.
+        words: the fewest and the most words of a question.
+        output_tokens: the mean of an answer's tokens, which have a geometric distribution.
+        cancels: the share of answers that the client cancels before they are complete.
     """
 
     images: float = 0.6

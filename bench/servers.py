@@ -24,8 +24,8 @@ class Server:
     """A server to start.
 
     Attributes:
-        run: opens the block for which it runs, in the process of its own. It is pickled.
-        variables: of its environment, besides this process's own.
+        run: opens the block for which the server runs, in the server's process. It is pickled.
+        variables: environment variables that the server has besides those of this process.
     """
 
     run: Callable[[], AbstractContextManager[Address]]

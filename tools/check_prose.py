@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def files(names: list[str]) -> list[str]:
-    """Those with prose that git knows of or would add, without those that are generated."""
+    """The files with prose that git tracks or would add, except generated ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *names]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [

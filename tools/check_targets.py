@@ -95,7 +95,7 @@ def faults_of(target: str, help_line: str, tree: Path) -> Iterator[str]:
 
 
 def is_work(command: str) -> bool:
-    """Not what only prints or removes, or makes where something is missing."""
+    """Whether a command does more than print, remove, or make what is missing."""
     return not re.match(r"(echo|rm|test -x|mkdir) ", command) or "-m venv" in command
 
 

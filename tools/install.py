@@ -80,14 +80,14 @@ def step(number: int, what: str, arguments: list[str]) -> None:
 
 
 def show(text: str) -> None:
-    """On a terminal in place of what was shown before."""
+    """Shows a line, on a terminal in place of the last one."""
     print(f"\r\x1b[K    {text}" if IS_TERMINAL else f"    {text.rstrip()}\n", end="", flush=True)
 
 
 def progress(scratch: Path) -> str:
     """How far pip has come that works in `scratch`: it installs once it has fetched everything."""
     size = 0
-    # pip moves files and removes folders meanwhile; os.walk passes over a folder that is gone.
+    # pip moves files and removes folders meanwhile; os.walk ignores a folder that is gone.
     for folder, _, names in os.walk(scratch):
         if Path(folder).name.startswith("pip-unpack-"):
             for name in names:

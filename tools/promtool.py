@@ -13,7 +13,7 @@ UNPACKED = Path(__file__).resolve().parent.parent / ".cache" / "prometheus"
 
 
 def find(program: str) -> str:
-    """Raises SystemExit where it can neither be found nor had."""
+    """The path of a program. Raises SystemExit if no search or download finds it."""
     unpacked = UNPACKED / "usr" / "bin" / program
     if not unpacked.is_file():
         on_path = shutil.which(program)

@@ -169,7 +169,7 @@ def _modules_text(name: str) -> str:
 
 def _own_text(cls: type) -> str:
     text = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-    # Python gives a dataclass such a text.
+    # Python generates such a docstring for a dataclass.
     return "" if text.startswith(f"{cls.__name__}(") else text
 
 

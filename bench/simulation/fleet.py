@@ -107,10 +107,10 @@ class Fleet:
     """All tiers.
 
     Attributes:
-        stock: of decoders alone, which encode themselves and are called in turn.
-        sticky: an image that comes again goes to the stock decoder that has seen it.
-        taken: of the cores that all share, others keep busy.
-        policy: by which decoders are chosen.
+        stock: whether there are decoders only, which encode themselves and take turns.
+        sticky: whether a repeated image goes to the stock decoder that has seen it.
+        taken: how many of the shared cores other processes keep busy.
+        policy: the policy that chooses decoders.
         colocated: the encoders have no cards of their own: the first has the first decoder's, and
             so on. Both then go on at half of their speed while both work.
     """

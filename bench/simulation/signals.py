@@ -56,9 +56,9 @@ class Host:
     """CPU use of pods whose work is on a GPU. Assumptions, none of them measured.
 
     Attributes:
-        requests: cores that each tier's pods ask for, by `deploy/k8s/base`.
-        busy_cores: that a process keeps busy while its GPU works, launching and waiting.
-        target: use of what is asked for that a plain HPA keeps.
+        requests: cores that each tier's pods request in `deploy/k8s/base`.
+        busy_cores: cores that a process keeps busy while its GPU works, launching and waiting.
+        target: the share of the requested cores that a plain HPA keeps in use.
     """
 
     gateway_requests: float = 1.0

@@ -13,21 +13,21 @@ class ServiceTimes:
     machine.
 
     Attributes:
-        gateway_seconds: a request in the gateway, and all of its way but encoder and engine.
-        gateway_image_seconds: what an image adds to that.
+        gateway_seconds: a request's whole way, except encoder and engine.
+        gateway_image_seconds: the addition of an image to that.
         preprocess_seconds: to decode and resize a picture of 4096 patches.
         tower_seconds: a run of the vision tower, however small.
-        tower_patch_seconds: what a patch adds to it.
-        tower_cores: that a run keeps busy, where the tower runs on the cores that all share.
+        tower_patch_seconds: the addition of a patch to that run.
+        tower_cores: cores that a run keeps busy, if the tower runs on the shared cores.
         embedding_seconds: to fetch an embedding of 4096 patches and put it into the engine.
         step_seconds: a step of the engine, however small.
-        prefill_seconds: what a prompt token adds to it.
-        decode_seconds: what a running sequence adds to it.
-        kv_tokens: tokens that the engine's KV cache holds.
+        prefill_seconds: the addition of a prompt token to that step.
+        decode_seconds: the addition of a running sequence to that step.
+        kv_tokens: tokens for which the engine's KV cache has room.
         step_tokens: prompt tokens that one step takes.
         shared_cores: cores that all processes share; 0: each replica has a machine of its own.
-        stock_image_seconds: what a new picture of 4096 patches costs stock vLLM's engine; 0 where
-            that was not measured.
+        stock_image_seconds: the cost of a new picture of 4096 patches in stock vLLM's engine; 0 if
+            nobody measured it.
         stock_host_seconds: a picture of 4096 patches, new or not, before the engine of a stock vLLM
             server, which reads one at a time; 0 where that was not measured.
     """

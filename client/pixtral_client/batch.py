@@ -68,7 +68,7 @@ class BatchProgress:
 
     @property
     def done(self) -> int:
-        """The conversations that were answered or failed."""
+        """How many conversations were answered or failed."""
         return self.answered + self.failed
 
 
@@ -130,7 +130,7 @@ class _Pace:
         self.window = max(1.0, min(self.window, float(self.running)))
         if not self.running:
             since = 0.0 if self._let_in is None else now - self._let_in
-            # A long wait since then says more about the answers than about the limit.
+            # The bound is needed because a long time comes from long answers, not from the limit.
             self.gap = min(since, max(1.0, retry_after)) + retry_after
             self.not_before = now + retry_after
 

@@ -81,7 +81,7 @@ class Client(Requests):
         target: `host:port` of the gateway.
         tls: the connection's certificates; `Tls()` trusts the system's authorities. None is
             plaintext.
-        api_key: whose requests these are; else PIXTRAL_API_KEY, if that is set. Over TLS only,
+        api_key: names the tenant; without it, PIXTRAL_API_KEY, if that is set. Over TLS only,
             except to this machine.
         timeout: seconds that a request may take with all of its tries, where it does not say.
         max_retries: how often a request is sent again that the server refused (`Overloaded`) or

@@ -25,11 +25,11 @@ class PixtralError(Exception):
 
     Attributes:
         code: the gRPC status code.
-        reason: a name of `pixtral.v1.ErrorReason` without its prefix, as IMAGE_NOT_FOUND; empty
-            where the server gave none.
+        reason: a name of `pixtral.v1.ErrorReason` without its prefix, such as IMAGE_NOT_FOUND;
+            empty if the server gave none.
         message: what went wrong, in a sentence.
         violations: the fields at fault.
-        retry_after: seconds after which a retry may succeed, where the server said so.
+        retry_after: seconds after which a retry may succeed; None if the server gave none.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ def from_rpc_error(error: grpc.RpcError) -> PixtralError:
             retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     made = _CLASSES.get(code, PixtralError)
     if made is Overloaded and not reason:
-        # gRPC's own error for a message above its limit: a later try fails, too.
+        # gRPC itself refuses a message above its limit, so a later try fails, too.
         made = PixtralError
     return made(code, message, reason=reason, violations=violations, retry_after=retry_after)
 

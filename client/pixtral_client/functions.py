@@ -56,7 +56,7 @@ class ToolRun:
 
     @property
     def text(self) -> str:
-        """The answer's."""
+        """The text of the answer."""
         return self.completion.text
 
 
@@ -157,7 +157,7 @@ def tool_loop(
     so_far: list[Mapping[str, Any]] = list(messages)
     for _ in range(max_rounds):
         completion = yield Ask(list(so_far), dict(asked))
-        # A choice that forces a call would force one for ever.
+        # The choice is for the first answer: repeated, it would force calls without end.
         asked.pop("tool_choice", None)
         so_far.append(_turn(completion))
         if not completion.tool_calls:
@@ -226,7 +226,7 @@ def _schema(kind: Any, where: str) -> dict[str, Any]:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         texts = [each for each in arguments[1:] if isinstance(each, str)]
-        # Metadata of pydantic's, such as Field(ge=0), is pydantic's to read.
+        # Only pydantic understands its metadata, such as Field(ge=0).
         inner = arguments[0] if len(texts) == len(arguments) - 1 else kind
         schema = _schema(inner, where) if inner is not kind else _by_pydantic(kind, where)
         return {**schema, "description": texts[0]} if texts else schema
@@ -254,7 +254,7 @@ def _hoisted(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(value: Any, kind: Any, name: str) -> Any:
-    """A JSON value as a value of the type. Raises ToolError where it is none."""
+    """A JSON value as a value of the type. Raises ToolError if it does not fit."""
     if kind is Any:
         return value
     if kind in _SCALARS:

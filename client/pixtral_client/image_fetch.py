@@ -15,8 +15,8 @@ def fetch(url: str, *, timeout: float = TIMEOUT_SECONDS, max_bytes: int = MAX_BY
     """Reads what is at `url`: http and https only, redirects included.
 
     Raises:
-        OSError: it did not come in `timeout` seconds.
-        ValueError: it is longer than `max_bytes`, or the URL is none of these.
+        OSError: the file did not arrive in `timeout` seconds.
+        ValueError: the file is longer than `max_bytes`, or the URL has another scheme.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError("only http and https are fetched")

@@ -82,7 +82,7 @@ def goes_on(messages: Messages) -> bool:
 
 
 def is_text(messages: Messages) -> bool:
-    """Whether nothing is to be read, fetched or encoded to convert them, right or wrong."""
+    """Whether the conversion, or its error, needs no reading, fetching or encoding."""
     return isinstance(messages, list | tuple) and all(
         isinstance(message, Mapping) and _is_text(message.get("content")) for message in messages
     )
@@ -184,7 +184,7 @@ def _is_file(name: str) -> bool:
     try:
         return Path(name).is_file()
     except (OSError, ValueError):
-        # A text that is no path, such as one that is too long for it.
+        # The text cannot be a path: it is too long, for example.
         return False
 
 
@@ -231,7 +231,7 @@ def _png(image: Any) -> bytes:
     buffer = io.BytesIO()
     if image.mode not in _PNG_MODES:
         image = image.convert("RGB")
-    # The least compression: a picture takes longer to squeeze than to send.
+    # The lowest compression: more would take longer than it saves in sending.
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 

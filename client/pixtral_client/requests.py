@@ -24,7 +24,7 @@ from pixtral_client.sent_images import Request, data_of
 from pixtral_client.tools import OPTIONS, tool_fields
 
 DEFAULT_TARGET = "127.0.0.1:50051"
-# The address of vLLM's server, too, unless it has another.
+# vLLM's server has the same default address.
 DEFAULT_HTTP = "127.0.0.1:8000"
 DEFAULT_TIMEOUT = 600.0
 MAX_MESSAGE_BYTES = 64 * 2**20
@@ -177,7 +177,7 @@ def upload(data: bytes) -> Iterator[chat_pb2.PutImageRequest]:
 
 
 def time_left(seconds: float) -> Callable[[], float]:
-    """Says what is left of so many seconds from now on."""
+    """A function that returns how many of these seconds are left."""
     end = time.monotonic() + seconds
     return lambda: max(0.0, end - time.monotonic())
 

@@ -1,4 +1,4 @@
-"""The results of calls. Durations are in seconds; token ids are the model's own."""
+"""The results of RPCs. Durations are in seconds; token ids are the model's own."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """The outcome of one image; `cached` means that nothing was encoded for this request.
+    """The outcome of one image; `cached` means that no encoder worked on it for this request.
 
     `encode` is the wait for this image to be encoded, in seconds.
     """

@@ -85,7 +85,7 @@ class Tries:
             self._outgoing.answered()
 
     def wait_after(self, error: PixtralError) -> float | None:
-        """Seconds to wait before the request is sent again; None where it is not."""
+        """Seconds to wait before the next try; None if there is none."""
         if self._outgoing is not None and self._outgoing.again(error):
             return 0.0
         if not isinstance(error, Overloaded | Unavailable):

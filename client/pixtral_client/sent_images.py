@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 from pixtral.v1 import chat_pb2
 from pixtral_client.errors import InvalidRequest, NotFound, PixtralError
 
-# A smaller one is sent as soon as it is asked about.
+# Sending a smaller file takes no longer than asking about it.
 MIN_BYTES: Final = 16 << 10
 # At 100 megabits a second this takes as long as a round trip across an ocean.
 LARGE_BYTES: Final = 1 << 20
@@ -99,13 +99,13 @@ class Outgoing(Generic[Request]):
                 if picture.is_repeated or sha256 in known or len(data) >= LARGE_BYTES:
                     picture.name()
                 elif image.WhichOneof("source") == "url":
-                    # Its bytes can be named later; a URL that holds them cannot.
+                    # Later requests can name a file's bytes, but not a URL that contains them.
                     picture.show()
 
     def answered(self) -> None:
-        """The gateway has seen all of it."""
+        """The gateway has received the whole request."""
         if self._is_refused:
-            # It answers to the files alone.
+            # The gateway answers to the files only.
             self._known.taken = False
         for picture in self._pictures.values():
             self._known.add(picture.sha256)
@@ -119,7 +119,7 @@ class Outgoing(Generic[Request]):
             asked_for = [
                 each
                 for path, each in named.items()
-                # The second time, all: they are being lost as fast as they are sent.
+                # The second time it sends all files: the gateway loses them as fast as they come.
                 if (f"{path}.sha256" in fields or self._has_asked) and not each.is_repeated
             ]
             self._has_asked = True
@@ -144,7 +144,7 @@ def data_of(url: str) -> bytes:
 
 
 def _data(image: chat_pb2.Image) -> bytes:
-    """The file, where the request holds it; else nothing."""
+    """The file if the request contains it; else nothing."""
     if image.WhichOneof("source") == "data":
         return image.data
     if len(image.url) < MIN_BYTES:

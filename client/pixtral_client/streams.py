@@ -64,7 +64,7 @@ class Stream(Iterator[Delta]):
                     break
                 self._call = self._begin()
                 if self._closed.is_set():
-                    # Another thread may do so meanwhile.
+                    # Another thread may close it meanwhile.
                     self._call.cancel()
         raise StopIteration
 
@@ -135,7 +135,7 @@ class AsyncStream(AsyncIterator[Delta]):
         self._call.cancel()
 
     def __del__(self) -> None:
-        # Unlike the sync call, this one is kept by its loop. The collector may run in any thread,
+        # Unlike a sync call, its event loop keeps this one. The collector may run in any thread,
         # and when the loop is gone.
         if not self._call.done():
             with contextlib.suppress(RuntimeError):

@@ -29,7 +29,7 @@ class AnswerNotParsed(ValueError):
 
 
 class ResponseModel(Generic[T]):
-    """A type that answers are to be of: a pydantic model, or whatever else pydantic takes.
+    """The type of the answers: a pydantic model, or any other type that pydantic reads.
 
     Raises ImportError where pydantic is not installed.
     """

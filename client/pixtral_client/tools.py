@@ -1,13 +1,13 @@
 """Tools, tool choices and tool calls as people write them, made into `pixtral.v1`'s.
 
-Taken as they are: those of OpenAI's chat API,
+They have the forms of OpenAI's chat API,
 
     {"type": "function", "function": {"name": ..., "description": ..., "parameters": SCHEMA}}
     "auto", "none", "required" or {"type": "function", "function": {"name": ...}}
     {"id": ..., "type": "function", "function": {"name": ..., "arguments": JSON}}
 
-and for a tool and a call what would be their `function`, alone. Calls may also be what an answer
-has as `tool_calls`.
+and a tool or a call may also be the value of its `function` alone. Calls may also be the
+`tool_calls` of an answer.
 """
 
 import json

@@ -48,7 +48,7 @@ class _Process:
 
 
 class FakeEncoder(_Process, encoder_pb2_grpc.EncoderServiceServicer):
-    """Encodes by remembering the key. `calls` are the keys it was asked for, in order.
+    """Encodes by remembering the key. `calls` are the requested keys, in order.
 
     `refusal` is what it answers with instead; `hold` keeps calls waiting while it is cleared.
     """

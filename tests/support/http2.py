@@ -159,7 +159,7 @@ class Http2Sender:
         return nbytes - len(left)
 
     def end(self) -> None:
-        """Says that no message comes any more."""
+        """Declares that no more messages come."""
         self._socket.sendall(frame(DATA, END_STREAM, 1))
 
     def wait(self, seconds: float = 20) -> bytes:

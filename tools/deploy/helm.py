@@ -28,7 +28,7 @@ _TOKEN = re.compile(
 
 
 class ChartError(Exception):
-    """The chart refuses its values, or uses what this renderer does not know."""
+    """The chart refuses its values, or uses a template feature that this renderer lacks."""
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ HASHED = re.compile(r".*-[0-9a-z]{10}")
 
 
 def nothing_is_pulled(objects: Objects) -> Iterator[str]:
-    """Images that were loaded into the nodes are in no registry."""
+    """No registry has the images that were loaded into the nodes."""
     for workload in workloads(objects):
         for container in containers_of(workload):
             if container.get("imagePullPolicy") not in ("IfNotPresent", "Never"):
@@ -37,7 +37,7 @@ def nothing_is_pulled(objects: Objects) -> Iterator[str]:
 
 
 def jobs_let_releases_through(objects: Objects) -> Iterator[str]:
-    """No release can change a Job that is there."""
+    """A release cannot change an existing Job."""
     images = {
         container["image"] for d in of_kind(objects, "Deployment") for container in containers_of(d)
     }

@@ -1,4 +1,4 @@
-"""Receives the messages of a call, within bounds of memory and of time."""
+"""Receives the messages of a call, and bounds their memory and their time."""
 
 import asyncio
 from collections import deque
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 else:
     Context = grpc.aio.ServicerContext
 
-# Most messages have come by then, and nothing is counted for them.
+# Most messages arrive within this time, and the reception counts nothing for them.
 YOUNG_SECONDS: Final = 0.005
 LOOK_SECONDS: Final = 0.05
-# gRPC copies whole messages on the event loop, all that are whole in one go: twenty of the largest
-# would hold up everybody else for a second. So of one party's on one connection one is young at a
-# time, few begin while nothing comes of them, and none while more than a burst has come beyond a
-# rate.
+# gRPC copies complete messages on the event loop, all of them in one step: twenty of the largest
+# would stop all other work for a second. So three rules hold for one party on one connection: one
+# message is young at a time; few messages begin while no bytes of them come; and none begins while
+# the bytes that have come exceed a rate by more than a burst.
 MOST_YOUNG: Final = 1
 MOST_QUIET: Final = 2
 QUIET_SECONDS: Final = 0.25
 BURST_BYTES: Final = 2 << 20
 BYTES_A_SECOND: Final = 256 << 20
-# The time that it may take to find a connection.
+# Finding a connection may take this long.
 UNKNOWN_SECONDS: Final = 1.0
-# The slowest sender that is waited for: so many bytes in each so many seconds.
+# The slowest sender that the server waits for: so many bytes in so many seconds.
 PACE_SECONDS: Final = 10.0
 PACE_BYTES: Final = 160 << 10
 
 
 class Pace:
-    """Tells a sender that is slow on purpose from one that is far away."""
+    """Distinguishes a sender that is slow on purpose from a distant one."""
 
     def __init__(self) -> None:
         self._received = 0
@@ -53,23 +53,23 @@ class Pace:
             self._received, self._latest = 0, monotonic() + PACE_SECONDS
 
     def remaining(self) -> float:
-        """Seconds until more must have come; 0 where it has not."""
+        """Seconds until the next bytes are due; 0 if they are overdue."""
         return max(0.0, self._latest - monotonic())
 
 
 def when_behind(pace: Pace) -> float:
-    """The time of the event loop at which more must have come."""
+    """The time, on the event loop's clock, at which the next bytes are due."""
     return asyncio.get_running_loop().time() + pace.remaining()
 
 
 class Receiving(Protocol):
-    """Counts the calls of somebody whose messages are awaited."""
+    """Counts the calls of one party that await a message."""
 
     receiving: int
 
 
 class Incoming:
-    """The messages that are being received, together no more than `room` has bytes."""
+    """The messages that are being received. `room` limits the bytes of all together."""
 
     def __init__(self, room: SharedLimit) -> None:
         self.room = room
@@ -78,7 +78,7 @@ class Incoming:
 
     @contextmanager
     def flow(self, peer: str, party: str) -> Iterator["_Flow"]:
-        """For a call from `peer`, as gRPC names it, that awaits a message and is `party`'s."""
+        """The flow of a call that awaits a message: from `peer`, as gRPC names it, for `party`."""
         flow = self._flows.get((peer, party))
         if flow is None:
             flow = self._flows[peer, party] = _Flow(self.room, self._sockets, peer, party)
@@ -93,13 +93,14 @@ class Incoming:
 
 
 class _Flow:
-    """The messages over one connection for one party: the calls of a connection are not told apart.
+    """The messages over one connection for one party. The kernel counts bytes by connection, not by
+    call.
 
-    They begin in their order. A message shows its size only as it comes, so it is young until a
+    Messages begin in their order. A message shows its size only as it comes, so it is young until a
     part of it could have come.
 
-    `starts` has, of each message that has begun, what had come before it: of a connection that
-    nobody has seen before, nothing. `calls` are those that await a message, or their turn to.
+    `starts` maps each message that has begun to the bytes that had come before it: none on a new
+    connection. `calls` counts the calls that await a message, or their turn.
     """
 
     def __init__(self, room: SharedLimit, sockets: SocketBytes, peer: str, party: str) -> None:
@@ -115,9 +116,9 @@ class _Flow:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._young = 0
-        # Messages that have begun since bytes have come, and what had come when the latest did.
+        # Messages that have begun since the last bytes came, and the bytes that had come by then.
         self._quiet, self._quiet_at, self._quiet_since = 0, 0, 0.0
-        # Bytes that may come at once, and what had come when they were last counted.
+        # Bytes that may come at once, and the bytes that had come at the last count.
         self._left, self._left_at = float(BURST_BYTES), self._began
         self._received: int | None = None
 
@@ -159,8 +160,8 @@ class _Flow:
             self._timer.cancel()
 
     def look(self) -> int:
-        """Takes room for what has come since the last look, and returns all that has come. Raises
-        Overloaded."""
+        """Takes room for the bytes that have come since the last look, and returns the message's
+        bytes so far. Raises Overloaded."""
         nbytes = self._size()
         if nbytes > self._taken:
             self._room.take(self._party, nbytes - self._taken)
@@ -175,7 +176,7 @@ class _Flow:
         return self._young < MOST_YOUNG and self._left >= 0 and not is_quiet
 
     def _count(self) -> int | None:
-        """Bytes that have come on the connection; those since the last time are no longer left."""
+        """Counts the bytes that have come on the connection; the new ones reduce what may come."""
         now, received = monotonic(), self._sockets.received(self._peer)
         self._left += (now - self._left_at) * BYTES_A_SECOND
         self._left, self._left_at = min(self._left, BURST_BYTES), now
@@ -203,7 +204,7 @@ class _Flow:
         most = len(self.starts) * MAX_MESSAGE_BYTES
         received = self._count()
         if received is None:
-            # Where the kernel tells nothing, it may be all that there can be.
+            # Without the kernel's count, a message may have its largest size.
             is_unknown = monotonic() - self._began > UNKNOWN_SECONDS
             return most if is_unknown else self._taken
         return min(received - next(iter(self.starts.values())), most)
@@ -211,12 +212,13 @@ class _Flow:
 
 @dataclass(slots=True)
 class Reception:
-    """How the messages of one call are received.
+    """Receives the messages of one call.
 
     Attributes:
-        most: bytes of one message.
-        is_paced: whether a message must come at a least rate; one of a stream may be a while off.
-        counter: where the call is counted while its message is awaited.
+        most: the most bytes of one message.
+        is_paced: whether a message must come at a minimum rate. In a stream, the next message may
+            come much later.
+        counter: counts the call while it awaits a message.
     """
 
     incoming: Incoming
@@ -226,8 +228,8 @@ class Reception:
     counter: Receiving | None = field(default=None)
 
     async def read(self, context: Context) -> Any:
-        """The next message, or EOF. Raises Overloaded, DeadlineExceeded, and MALFORMED_MESSAGE for
-        one that is larger than any of its method's."""
+        """The next message, or EOF. Raises Overloaded, DeadlineExceeded, and MALFORMED_MESSAGE if
+        the message is larger than its method allows."""
         if self.counter is not None:
             self.counter.receiving += 1
         try:
@@ -249,8 +251,8 @@ class Reception:
         with ExitStack() as message, ExitStack() as youth:
             message.callback(flow.end, number)
             youth.callback(flow.end_youth)
-            # In a task of its own, which ends with the call: gRPC frees nothing of a read that is
-            # cancelled.
+            # The read has a task of its own, which ends with the call: gRPC does not free the
+            # memory of a cancelled read.
             reading = asyncio.ensure_future(context.read())
             reading.add_done_callback(_retrieve)
             await asyncio.wait((reading,), timeout=YOUNG_SECONDS)
@@ -271,6 +273,6 @@ class Reception:
 
 
 def _retrieve(reading: "asyncio.Future[Any]") -> None:
-    # A message for which nobody waits any more fails with its call.
+    # Nobody awaits this message any more: it fails with its call.
     if not reading.cancelled():
         reading.exception()

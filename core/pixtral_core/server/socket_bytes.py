@@ -1,4 +1,4 @@
-"""How many bytes have come in on a TCP connection, by the kernel's own count."""
+"""Reads how many bytes a TCP connection has received, by the kernel's own count."""
 
 import ipaddress
 import os
@@ -14,7 +14,7 @@ from urllib.parse import unquote
 _RECEIVED: Final = struct.Struct("=Q")
 _OFFSET: Final = 128
 _DESCRIPTORS: Final = "/proc/self/fd"
-# How often all descriptors are read: seldom, and less often if there are many.
+# The time between two readings of all descriptors; it grows with their number.
 _LOOK_SECONDS: Final = 0.05
 _LOOK_SHARE: Final = 0.05
 
@@ -24,19 +24,19 @@ Peer = tuple[str, int]
 class SocketBytes:
     """Finds the connections of a server that does not expose its sockets, such as gRPC's.
 
-    gRPC shows a message when it is whole. Only the kernel knows how much of it is in memory until
-    then.
+    gRPC shows a message when it is complete. Until then, only the kernel knows how much of it is in
+    memory.
     """
 
     def __init__(self) -> None:
-        # Whether the kernel counts at all. A connection may be unknown for a moment in any case.
+        # Whether the kernel counts at all. Even so, a connection may be unknown for a moment.
         self.has_counted = False
         self._descriptors: dict[Peer, int] = {}
         self._next_look = 0.0
 
     def received(self, peer: str) -> int | None:
-        """The bytes that have come from `peer`, as gRPC names it; None if that is not known yet, or
-        cannot be."""
+        """The bytes that have come from `peer`, as gRPC names it; None while the count is unknown,
+        or if there is none."""
         at = _parse(peer)
         if at is None:
             return None
@@ -53,7 +53,7 @@ class SocketBytes:
             return None
         self._descriptors.clear()
         with suppress(OSError):
-            for name in os.listdir(_DESCRIPTORS):  # noqa: PTH208 - of names alone
+            for name in os.listdir(_DESCRIPTORS):  # noqa: PTH208 - only the names
                 with suppress(OSError, ValueError):
                     found = _borrowed(int(name))
                     try:
@@ -67,8 +67,8 @@ class SocketBytes:
 
 @lru_cache(4096)
 def host_of(peer: str) -> str:
-    """The address of a peer as gRPC names it, without its port. For IPv6 it is the network of one
-    customer."""
+    """The address of a peer, which gRPC names with its port. For IPv6 it is the network that a
+    provider gives to one customer."""
     at = _parse(peer)
     if at is None:
         return peer
@@ -119,6 +119,6 @@ def _count(descriptor: int, at: Peer) -> int | None:
 
 def _borrowed(descriptor: int) -> socket.SocketType:
     """A socket that its borrower detaches. Raises OSError for a descriptor that is not a socket."""
-    # Without a family, Python would ask the kernel for it. This is the C class of
-    # `socket.socket`, which takes half as long to make.
+    # Without a family, Python would ask the kernel for it. `SocketType` is the C class under
+    # `socket.socket`, and takes half as long to make.
     return socket.SocketType(socket.AF_INET6, socket.SOCK_STREAM, 0, descriptor)

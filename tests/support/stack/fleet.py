@@ -144,7 +144,7 @@ class Names:
 
 
 class Load:
-    """Requests one after the other, half of them about new pictures, of which none may fail."""
+    """Sends requests one after the other, half of them about new pictures; none may fail."""
 
     def __init__(self) -> None:
         self.answered = 0
@@ -184,7 +184,7 @@ class Load:
 
 
 class Streams:
-    """So many long answers at once, all begun when `opened` returns."""
+    """Runs long answers at once; all have begun when `opened` returns."""
 
     def __init__(self, client: Client, tokens: int, number: int = 20) -> None:
         self._tokens = tokens

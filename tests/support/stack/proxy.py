@@ -26,13 +26,13 @@ class Weather:
     """The effect of a link on all that passes; the default is none.
 
     Attributes:
-        latency: seconds that each byte takes more.
-        bandwidth: bytes a second, each way.
-        is_cut: connections are reset, and new ones too.
-        is_lost: what is sent arrives nowhere, and nobody learns of it: no FIN, no RST.
-        lost_way: which way alone that is so: "there", from who has connected, or "back".
-        reset_after: bytes, both ways together, after which a connection is reset.
-        flip_every: one bit in about so many bytes is another.
+        latency: the delay of each byte, in seconds.
+        bandwidth: bytes per second, in each direction.
+        is_cut: the proxy resets connections, new ones too.
+        is_lost: bytes get lost silently: the sender gets no FIN and no RST.
+        lost_way: the only direction of the loss: "there", from the side that connected, or "back".
+        reset_after: the proxy resets a connection after so many bytes, both directions together.
+        flip_every: the proxy flips one bit in about so many bytes.
     """
 
     latency: float = 0.0
@@ -182,7 +182,7 @@ class Proxy:
                 if not piece:
                     break
                 await self._send(link, connection, writer, piece)
-            # A gap in the stream hides its end, too.
+            # After a gap, the receiver cannot see the end of the stream either.
             if way not in connection.holes and writer.can_write_eof():
                 with suppress(*_BROKEN):
                     writer.write_eof()

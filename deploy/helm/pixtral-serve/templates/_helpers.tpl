@@ -46,7 +46,7 @@ timeoutSeconds: {{ .timeout }}
 failureThreshold: {{ .failures }}
 {{- end -}}
 
-{{- /* DNS: the cluster's own, NodeLocal DNSCache, and Cloud DNS of GKE. */ -}}
+{{- /* Allows DNS: the cluster's own, NodeLocal DNSCache, and GKE's Cloud DNS. */ -}}
 {{- define "pixtral.names" -}}
 - to:
     - namespaceSelector:
@@ -66,7 +66,7 @@ failureThreshold: {{ .failures }}
       port: 53
 {{- end -}}
 
-{{- /* Up at once and doubling; down by one pod in five minutes, after ten quiet ones. */ -}}
+{{- /* Doubles at once; removes one pod in five minutes, after ten quiet minutes. */ -}}
 {{- define "pixtral.behavior" -}}
 scaleUp:
   stabilizationWindowSeconds: 0

@@ -1,7 +1,7 @@
 """GET /openapi.json: the routes, their requests and responses, in OpenAPI 3.1.
 
-It is made of the routes themselves, of the models that read the bodies, and of the types that
-answers are checked against. As in vLLM, no key is needed to read it.
+Its sources are the routes themselves, the models that read the bodies, and the types that answers
+are checked against. As in vLLM, reading it needs no key.
 """
 
 import asyncio
@@ -65,15 +65,15 @@ _OF_ANY = (500, 503)
 _HEADERS = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 _HEADER_SCHEMAS = {
     "WWW-Authenticate": {"const": "Bearer"},
-    # In seconds.
+    # Seconds.
     "Retry-After": {"type": "integer", "minimum": 1},
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """The body and the answers of a route. `events` are those of its streams, and `error` of its
-    errors; `end` is the last line of a stream, where that is no event.
+    """The body and the answers of a route. `events` are the types of a stream's events, `error` is
+    the type of the errors; `end` is the last line of a stream, if that is not an event.
     """
 
     summary: str
@@ -156,7 +156,7 @@ OPERATIONS = {
 
 
 class _Schemas(GenerateJsonSchema):
-    """Without what only repeats the names, and without defaults: absent is null."""
+    """Leaves out titles, which repeat the names, and defaults: absent means null."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -166,7 +166,7 @@ class _Schemas(GenerateJsonSchema):
 
 
 def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[str, Any]:
-    """Raises KeyError for a route of which it does not know what it answers."""
+    """The document. Raises KeyError for a route whose answers are unknown."""
     shown = [(route, OPERATIONS[route.path_format]) for route in routes]
     used = {type_ for _, each in shown for type_ in each.types}
     refs, components = TypeAdapter.json_schemas(
@@ -198,7 +198,7 @@ def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[s
 
 
 def route(describe: Callable[[], dict[str, Any]]) -> Route:
-    """Describes when it is first asked to: that takes a third of a second, and few ever ask."""
+    """Makes the document at the first request for it: that takes long, and few clients ask."""
 
     @functools.cache
     def body() -> bytes:

@@ -1,1 +1,1 @@
-"""OpenAI's Responses: input items in, output items and their events out. Nothing is kept."""
+"""OpenAI's Responses: input items in, output items and their events out. Stores no response."""

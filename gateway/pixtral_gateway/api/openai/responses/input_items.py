@@ -15,10 +15,10 @@ _TEXTS = ("input_text", "output_text", "text")
 
 
 class InputItems(Turns):
-    """The turns that a response's instructions and input make.
+    """The instructions and the input of a response, as turns.
 
-    `goes_on`: the last one is the beginning of the answer. Raises InvalidRequest, with paths of the
-    input.
+    `goes_on`: whether the last turn is the beginning of the answer. Raises InvalidRequest, whose
+    path names the field of the input.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class InputItems(Turns):
         check_parts([_length(item) for item in given], context_length)
         for i, item in enumerate(given):
             self._add(item, f"input.{i}")
-        # As in vLLM, a message that is not complete is the beginning of the answer.
+        # As in vLLM, an incomplete last message is the beginning of the answer.
         if given and self.ends_with_text:
             last: Any = given[-1]
             self.goes_on = last.get("status") in ("in_progress", "incomplete")
@@ -65,7 +65,7 @@ class InputItems(Turns):
                 )
 
     def _reasoning(self, item: dict[str, Any], path: str) -> None:
-        """Adds the model's thought. An item of another's, with a summary alone, is ignored."""
+        """Adds the model's thought. Ignores an item that has only a summary: another service's."""
         content = item.get("content")
         texts = [
             each["text"]
@@ -117,7 +117,7 @@ def _length(item: Any) -> int:
 
 
 def _parts(content: Any, path: str, role: Role) -> list[Part]:
-    """To mistral_common an empty text is no part, and an empty part is one."""
+    """Drops empty texts: mistral_common would count an empty part as a part."""
     if content is None:
         return []
     if isinstance(content, str):

@@ -16,7 +16,7 @@ from pixtral_gateway.api.openai.schema_limits import Bounded
 from pixtral_gateway.checks.conversation import ToolChoice, Tools
 from pixtral_gateway.checks.tools import tools_of
 
-# Tools that OpenAI's own servers run. The model is not told of them, as in vLLM.
+# Tools that OpenAI's own servers run. The prompt leaves them out, as in vLLM.
 HOSTED = (
     "web_search",
     "web_search_preview",
@@ -70,7 +70,7 @@ _TOOL = {
 
 
 def _as_it_is(value: Any) -> Any:
-    # Its reader names the part that is wrong; what it is to be is for /openapi.json alone.
+    # The reader of the field names the wrong part; the type only describes it in /openapi.json.
     return value
 
 
@@ -80,7 +80,7 @@ class TextFormat(BaseModel):
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     type: Literal["text", "json_object", "json_schema"]
-    # Not `schema`, which is a method of pydantic's.
+    # The name `schema` is taken by a method of pydantic.
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
 
@@ -91,7 +91,7 @@ class TextConfig(BaseModel):
 
 
 class ResponsesRequest(SamplingBody):
-    """Every request stands for itself: `store` is ignored, and no response can be named."""
+    """Each request is complete: `store` is ignored, and references to responses are refused."""
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "background": (False,),
@@ -127,16 +127,16 @@ class ResponsesRequest(SamplingBody):
     reasoning: dict[str, Any] | None = None
     user: str | None = None
 
-    # vLLM's: the answer's id.
+    # A field of vLLM's: the id of the answer.
     request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
 
     def reasoning_effort(self) -> str:
-        """For templates that have a place for it; empty where none is asked for."""
+        """The effort, for templates that use it; empty if the request has none."""
         effort = (self.reasoning or {}).get("effort")
         return effort if isinstance(effort, str) else ""
 
     def answer_id(self, own: str) -> str:
-        """The id that the answer has. Raises InvalidRequest."""
+        """The id of the answer. Raises InvalidRequest."""
         if not self.request_id:
             return own
         limits.REQUEST_ID.check(len(self.request_id), "request_id")
@@ -177,7 +177,7 @@ class ResponsesRequest(SamplingBody):
         return StructuredOutput(Structure.JSON_SCHEMA, (json.dumps(wanted.schema_),))
 
     def called_tools(self) -> Tools:
-        """The tools that are in effect. Raises InvalidRequest."""
+        """The tools that the model may call. Raises InvalidRequest."""
         mode, named, allowed = self._choice()
         given, indexes = [], []
         for i, tool in enumerate(self.tools or ()):
@@ -202,8 +202,8 @@ class ResponsesRequest(SamplingBody):
             return tools_of(given, mode, named, is_single=single)
 
     def _choice(self) -> tuple[ToolChoice, str | None, frozenset[str] | None]:
-        """A mode, the one tool that must be called, and the tools that may be, if these are fewer
-        than those that are given.
+        """The mode, the one tool that the answer must call, and the tools that it may call, if
+        these are fewer than the request has.
         """
         match self.tool_choice:
             case None:

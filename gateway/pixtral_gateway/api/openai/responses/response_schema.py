@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NotRequired
 
-# Before Python 3.12, pydantic reads no other.
+# Before Python 3.12, pydantic reads no other TypedDict.
 from typing_extensions import TypedDict
 
 from pixtral_gateway.api.openai.response_schema import Detail, Report, TokenLogprobs
@@ -81,7 +81,7 @@ class ResponseError(TypedDict):
 
 
 class Response(TypedDict):
-    """It repeats the request's fields as they came. `pixtral` is in one that has ended."""
+    """It repeats the request's fields unchanged. A response that has ended has `pixtral`."""
 
     id: str
     object: Literal["response"]
@@ -119,7 +119,7 @@ class _Event(TypedDict):
 
 
 class ResponseEvent(_Event):
-    """One of a response as a whole: the last one says how it ended."""
+    """An event of the whole response: the last one says how the response ended."""
 
     type: Literal[
         "response.created",
@@ -199,7 +199,7 @@ StreamEvent = (
 
 
 class InputText(TypedDict):
-    """`output_text` is the assistant's."""
+    """The assistant's messages have `output_text`."""
 
     type: Literal["input_text", "output_text", "text"]
     text: str
@@ -211,7 +211,7 @@ class InputRefusal(TypedDict):
 
 
 class InputImage(TypedDict):
-    """In messages of role `user`, and in results of calls."""
+    """Messages of role `user` and results of tool calls may have it."""
 
     type: Literal["input_image"]
     image_url: str
@@ -241,7 +241,7 @@ class InputCallOutput(TypedDict):
 
 
 class InputReasoning(TypedDict):
-    """Shown to a model that thinks; without `content`, ignored."""
+    """A reasoning model gets it in its prompt; without `content`, the gateway ignores it."""
 
     type: Literal["reasoning"]
     content: NotRequired[list[ReasoningText] | None]

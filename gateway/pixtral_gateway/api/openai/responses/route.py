@@ -25,7 +25,7 @@ def _body(error: ServingError) -> ErrorAnswer:
 
 
 def _event(error: ServingError) -> bytes:
-    # Errors before a stream begins. A stream that has begun ends with an event of its own writer.
+    # For errors before the stream begins. After that, an event of the writer's ends the stream.
     return b"event: error\ndata: " + json.dumps(_body(error)).encode() + b"\n\n"
 
 

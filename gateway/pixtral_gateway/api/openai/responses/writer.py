@@ -1,4 +1,4 @@
-"""A response as OpenAI's clients expect it, whole and as events in their order."""
+"""Writes a response as OpenAI's clients expect it: whole, or as events in their order."""
 
 import time
 import uuid
@@ -28,9 +28,9 @@ from pixtral_gateway.request import Delta, Event, Finished, FinishReason, ToolCa
 
 
 class ResponseWriter(EventWriter[StreamEvent]):
-    """Adds up one response, and says each step as events.
+    """Builds one response, and writes each step as events.
 
-    An item is open from its first piece to the first of the next one, or to the end.
+    An item is open from its first piece until the next item begins or the response ends.
     """
 
     def __init__(self, response_id: str, model: str, asked: ResponsesRequest) -> None:
@@ -46,7 +46,7 @@ class ResponseWriter(EventWriter[StreamEvent]):
         self._finish_reason: FinishReason | None = None
 
     async def whole(self, events: Events) -> Response:
-        """The response, once its last token is there."""
+        """The response, once its last token has come."""
         finished = await self.gathered(events)
         return self._ended(finished)
 
@@ -81,7 +81,7 @@ class ResponseWriter(EventWriter[StreamEvent]):
         self._finish_reason = delta.finish_reason
         if delta.reasoning:
             yield from self._add_reasoning(delta.reasoning)
-        # Log-probabilities of a thought have no place here.
+        # The API has no field for the log-probabilities of a thought.
         if delta.text or (delta.logprobs and not delta.reasoning):
             yield from self._add_text(delta)
         for piece in delta.tool_calls:
@@ -183,7 +183,7 @@ class ResponseWriter(EventWriter[StreamEvent]):
         self._open = None
 
     def _of_item(self, kind: str, **more: Any) -> StreamEvent:
-        assert self._open is not None  # noqa: S101 - for mypy: it is of an open item alone
+        assert self._open is not None  # noqa: S101 - for mypy: only an open item comes here
         return self._event(
             kind, item_id=self._open["id"], output_index=len(self._items) - 1, **more
         )

@@ -86,7 +86,7 @@ async function* events(stream) {
       }
     }
   } finally {
-    // It is of no use once the stream is over or broken.
+    // Nobody needs the connection after the stream has ended or failed.
     reader.cancel().catch(() => {});
   }
 }

@@ -87,7 +87,7 @@ function take(answer, { delta, finish_reason: finish }) {
   answer.finish = finish ?? answer.finish;
 }
 
-/** Takes back answers that never began. Returns whether the turn has others. */
+/** Removes answers that never began. Returns whether the turn has others. */
 export function dropEmpty(turn) {
   turn.answers = turn.answers.filter((each) => hasContent(each) || each.reasoning || each.state === "done");
   turn.shown = Math.max(0, Math.min(turn.shown, turn.answers.length - 1));

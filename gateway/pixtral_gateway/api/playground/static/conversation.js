@@ -1,4 +1,4 @@
-// A conversation: its turns, each a question with its answers, and the messages that they make.
+// A conversation: its turns, each a question with its answers, and the same as OpenAI's messages.
 
 /**
  * @typedef {{name: string, size: number, type: string, url: string, problem?: string}} Picture
@@ -11,7 +11,7 @@
  * @property {"answering" | "done" | "stopped" | "failed"} state
  * @property {string | null} finish why it ended, as the gateway says
  * @property {object | null} usage
- * @property {object | null} pixtral timings, and a report of each picture
+ * @property {object | null} pixtral timings, and a report on each picture
  * @property {string} error
  * @property {import("./settings/settings.js").Settings} settings what it was asked with
  * @typedef {object} Turn
@@ -91,7 +91,7 @@ export class Conversation {
   }
 }
 
-/** `crypto.randomUUID` is there with https alone. */
+/** Browsers have `crypto.randomUUID` with https only. */
 export function newId() {
   const bytes = crypto.getRandomValues(new Uint8Array(12));
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -135,7 +135,7 @@ function asked(turn, show) {
   return [{ role: "user", content: pictures.length ? [...pictures, ...text] : turn.question }];
 }
 
-/** An answer that called tools is followed by a result of each: here by those that nobody gave. */
+/** OpenAI's API needs a result of each tool call: adds the results that nobody gave. */
 function answered({ text, toolCalls }, next) {
   if (!toolCalls.length) return [{ role: "assistant", content: text }];
   const calls = toolCalls.map(({ id, ...call }) => ({ id, type: "function", function: call }));

@@ -1,9 +1,9 @@
-// Pictures of kinds that the gateway does not take, redrawn where this browser can read them.
+// Redraws pictures of kinds that the gateway refuses, if this browser can read them.
 
 export const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const LONGEST_SIDE = 4096;
 const JPEG_QUALITY = 0.92;
-// Drawings have sharp edges; the others are photographs.
+// These kinds are drawings with sharp edges; the others are photographs.
 const DRAWN = ["image/svg+xml", "image/bmp", "image/x-icon", "image/vnd.microsoft.icon"];
 
 /**

@@ -1,4 +1,4 @@
-// Elements, made of text and never of markup.
+// Makes elements from text, never from markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -26,7 +26,7 @@ export function icon(name) {
   return svg;
 }
 
-/** Tells a screen reader, once. */
+/** A screen reader reads the text once. */
 export function announce(text) {
   find("#status").textContent = text;
 }

@@ -1,4 +1,4 @@
-// The ways that pictures come in.
+// The ways by which a user adds pictures.
 
 import { find } from "./dom.js";
 
@@ -13,14 +13,14 @@ export function takePictures(add) {
     }
     input.addEventListener("change", () => {
       const files = [...input.files];
-      // Or the same file could not be chosen again.
+      // Otherwise the user could not choose the same file again.
       input.value = "";
       add(files);
     });
   }
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
-    // Cells of a table come as a picture too, and are meant as text.
+    // The clipboard holds cells of a table as a picture, too; the user means the text.
     if (!files.length || event.clipboardData.types.includes("text/plain")) return;
     event.preventDefault();
     add(files);
@@ -42,7 +42,7 @@ export function takePictures(add) {
   });
 }
 
-/** As tall as its text. */
+/** Makes the field as tall as its text. */
 export function fit(area) {
   area.style.height = "auto";
   area.style.height = `${area.scrollHeight}px`;

@@ -19,7 +19,7 @@ export function startLayout() {
   find("#scrim").addEventListener("click", closeDrawers);
   WIDE.addEventListener("change", closeDrawers);
   if (WIDE.matches && ofBrowser.get("history") === "open") show("history", true);
-  // Nothing is dropped on a phone.
+  // On a phone nobody drags files.
   if (TOUCH.matches) find("#welcome h2").textContent = "Show a picture, ask, and see where the time goes";
   const look = find("#look");
   look.value = ofBrowser.get("look") ?? "";

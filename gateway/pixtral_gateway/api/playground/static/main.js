@@ -1,4 +1,4 @@
-// The page: what is asked goes to the gateway's public API, what it answers is shown and kept.
+// The page: sends questions to the gateway's public API, and shows and stores the answers.
 
 import { Api } from "./api.js";
 import { dropEmpty, goOnRequest, receive, refusedPicture, requestsOf } from "./chat.js";
@@ -174,7 +174,7 @@ async function send(turn, requests) {
   const ends = await Promise.allSettled(requests.map((each) => receive(api, each, signal, on)));
   const error = ends.find(({ status }) => status === "rejected")?.reason;
   await saved;
-  // An answer may have ended that is no longer shown.
+  // The answer that has ended may no longer be on the page.
   const isShown = views.get(turn) === view;
   if (running?.signal === signal) running = null;
   showState();
@@ -193,10 +193,10 @@ async function send(turn, requests) {
   await save(kept);
 }
 
-/** No answer had begun: the question stands in its field again. */
+/** No answer had begun: puts the question back into its field. */
 function giveBack(turn, requests, error) {
   const refused = refusedPicture(error, { asked: () => askedWith(turn) }, turn, requests[0].answers[0].settings);
-  // The picture wears the reason: without the path of the field.
+  // The picture shows the reason, without the path of the field.
   if (refused) refused.problem = error.message.replace(/^\S+: /, "");
   views.get(turn).element.remove();
   views.delete(turn);
@@ -208,7 +208,7 @@ function giveBack(turn, requests, error) {
   showProblem(refused ? `${refused.name} was refused. Remove it to ask.` : problemOf(error));
 }
 
-/** As it was asked, though it is no longer in the conversation. */
+/** The turns of a turn's request, although the turn is no longer in the conversation. */
 function askedWith(turn) {
   return new Conversation({ turns: [...conversation.turns, turn] }).asked(turn);
 }

@@ -1,9 +1,9 @@
-// Asking again by itself where the gateway is full.
+// Repeats a request while the gateway is full.
 
 const MOST_SECONDS = 60;
 const GROWTH = 1.5;
 const JITTER = 0.25;
-// It gives up after so many tries, and the question is given back.
+// After so many tries it gives up, and the question returns to its field.
 const TRIES = 12;
 
 /**

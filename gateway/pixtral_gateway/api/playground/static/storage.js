@@ -1,4 +1,4 @@
-// Small texts that a browser, or one tab of it, keeps. Where it keeps none, each visit begins anew.
+// Stores small texts in the browser, or in one tab. Without storage, each visit starts empty.
 
 function over(storage) {
   return {
@@ -16,7 +16,7 @@ function over(storage) {
         if (value === null) storage().removeItem(name);
         else storage().setItem(name, value);
       } catch {
-        // Not kept.
+        // The browser stores nothing.
       }
     },
   };

@@ -1,4 +1,4 @@
-// A line at the foot that says what was done, and takes it back.
+// A line at the foot of the page that reports an action and can undo it.
 
 import { announce, find } from "./dom.js";
 

@@ -96,7 +96,7 @@ export class Tray {
     await Promise.all(
       pictures.map(async (picture, i) => {
         picture.problem = this.#unfit(picture);
-        // Nor is a film read that was taken for a picture.
+        // A film that was taken for a picture stays unread, too.
         picture.url = picture.problem ? "" : await dataUrl(files[i]).catch(() => "");
         if (!picture.problem && !picture.url) picture.problem = "cannot be read";
       }),

@@ -1,4 +1,4 @@
-// A picture as large as the window, and at a click as large as it is.
+// Shows a picture in the size of the window, and at a click in its own size.
 
 import { find, make } from "./dom.js";
 
@@ -34,7 +34,7 @@ function open(picture) {
 export function startZoom() {
   const dialog = find("#zoom");
   find("#zoom .close").addEventListener("click", () => dialog.close());
-  // Beside the picture as well.
+  // A click beside the picture closes the window, too.
   find("#zoom .stage").addEventListener("click", (event) => {
     if (event.target === event.currentTarget) dialog.close();
   });

@@ -12,7 +12,7 @@ const CONVERSATIONS = "conversations";
 export class History {
   #database = null;
 
-  /** Without effect where the browser keeps nothing, as some do in a private window. */
+  /** Has no effect if the browser stores nothing, as in some private windows. */
   async open() {
     if (!globalThis.indexedDB) return;
     const request = indexedDB.open(NAME, 1);
@@ -41,7 +41,7 @@ export class History {
     return found ? new Conversation(found) : null;
   }
 
-  /** Fails where the browser gives no more room. */
+  /** Fails if the browser's storage is full. */
   async write(conversation) {
     if (!this.#database) return;
     const [summaries, conversations] = this.#stores("readwrite");

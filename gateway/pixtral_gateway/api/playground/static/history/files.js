@@ -1,4 +1,4 @@
-// Conversations as a file of JSON, out and in. An import takes only the known fields of a file.
+// Exports and imports conversations as a file of JSON. An import reads only known fields.
 
 import { Conversation, messagesOf } from "../conversation.js";
 

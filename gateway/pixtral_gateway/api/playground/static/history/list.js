@@ -51,7 +51,7 @@ export class HistoryList {
     return item;
   }
 
-  /** Enter and leaving the field take the name, Escape does not. */
+  /** Enter, or leaving the field, accepts the name; Escape does not. */
   #rename(item, summary) {
     const field = make("input", { type: "text", value: summary.title, "aria-label": "New name" });
     let isOver = false;

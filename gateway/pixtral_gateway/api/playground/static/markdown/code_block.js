@@ -6,7 +6,7 @@ import { highlight } from "./highlighter.js";
 
 /**
  * @param {string} text
- * @param {string} info what stands behind the fence: the language comes first
+ * @param {string} info the text after the fence, which begins with the language
  */
 export function codeBlock(text, info) {
   const language = info.trim().split(/\s+/, 1)[0];

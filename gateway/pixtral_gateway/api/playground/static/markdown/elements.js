@@ -1,4 +1,4 @@
-// Elements of Markdown's tokens. No markup is parsed: each token names the element that it becomes.
+// Makes elements from Markdown's tokens. Parses no markup: each token names the element it becomes.
 
 import { make } from "../dom.js";
 import { codeBlock } from "./code_block.js";
@@ -95,13 +95,13 @@ function leaf(token) {
   }
 }
 
-/** It opens beside the page, which tells the other site nothing of itself. */
+/** The link opens in a new tab, and the other site learns nothing about this page. */
 function link(href, ...children) {
   const properties = { target: "_blank", rel: "noopener noreferrer", title: href };
   return make("a", { href, ...properties }, ...children);
 }
 
-/** An address of an image is never loaded: that alone would tell its server of the conversation. */
+/** The page never loads an image's address: the request would reveal the conversation. */
 function image(token) {
   const words = elementsOf(token.children).textContent.trim();
   return link(token.attrGet("src"), `Image: ${words || token.attrGet("src")}`);

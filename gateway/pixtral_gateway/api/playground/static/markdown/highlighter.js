@@ -1,4 +1,4 @@
-// Colours of code by highlight.js. Each language is read once it is met.
+// Colours code by highlight.js. Loads a language when an answer first uses it.
 
 import highlighter from "../vendor/highlight/core.js";
 import { make } from "../dom.js";
@@ -33,7 +33,7 @@ const LANGUAGES = {
 const BY_NAME = new Map(
   Object.entries(LANGUAGES).flatMap(([name, others]) => [name, ...others].map((each) => [each, name])),
 );
-// Beyond it, colours cost more than they help.
+// In longer code, colours cost more than they help.
 const LONGEST = 50_000;
 const SCOPE = /^[a-z_.-]+$/;
 

@@ -1,4 +1,5 @@
-// Mathematics by KaTeX, which is read once it is needed. Until then, and where LaTeX is wrong, its source.
+// Shows mathematics by KaTeX, which it loads at the first use. Until then it shows the source of the
+// LaTeX, and it keeps showing the source of wrong LaTeX.
 
 import { make } from "../dom.js";
 

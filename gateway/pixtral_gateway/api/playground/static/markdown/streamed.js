@@ -1,4 +1,4 @@
-// An answer's Markdown while it streams: what is settled is drawn once, the block at its end anew.
+// Draws an answer's Markdown while it streams: complete blocks once, the last block again and again.
 
 import { ABOVE, elementsOf } from "./elements.js";
 import { parse } from "./parser.js";
@@ -9,7 +9,7 @@ const REST = 4;
 export class StreamedMarkdown {
   #element;
   #text = "";
-  /** Where the text begins that is drawn anew, and the nodes that show it. */
+  /** The start of the text that the next draw replaces, and the nodes that show it. */
   #settled = 0;
   #live = [];
   #env = {};
@@ -31,7 +31,7 @@ export class StreamedMarkdown {
     this.#frame ||= requestAnimationFrame(() => this.#onFrame(around));
   }
 
-  /** Draws now, and as the whole text says. */
+  /** Draws the whole text now. */
   finish(text) {
     cancelAnimationFrame(this.#frame);
     this.#frame = 0;

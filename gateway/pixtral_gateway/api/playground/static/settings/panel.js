@@ -83,7 +83,7 @@ export class SettingsPanel {
     };
   }
 
-  /** Shows beside a field of JSON why its text is none. */
+  /** Shows beside a JSON field why its text is not valid JSON. */
   #check(field) {
     const note = document.getElementById(`${field.name}-problem`);
     if (!note) return;

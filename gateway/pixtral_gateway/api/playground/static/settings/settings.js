@@ -31,7 +31,7 @@ export function fieldsOf({ model, system, schema, tools, ...rest }) {
   return { ...rest, ...(schema && { response_format: format }), ...(tools && { tools }) };
 }
 
-/** Few words about settings, to tell two of them apart. */
+/** A few words about settings, which distinguish two of them. */
 export function summaryOf({ model, system, stop, schema, tools, ...numbers }) {
   const told = Object.entries(numbers).map(([name, value]) => `${name} ${value}`);
   if (system) told.push("system message");

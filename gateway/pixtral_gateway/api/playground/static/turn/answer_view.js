@@ -79,7 +79,7 @@ export class AnswerView {
     this.#actions.hidden = isOn;
   }
 
-  /** Once it is over. */
+  /** Shows an answer that has ended. */
   finish() {
     const { text, reasoning, toolCalls } = this.#answer;
     this.#markdown.finish(text);
@@ -110,7 +110,7 @@ export class AnswerView {
     this.rescale();
   }
 
-  /** The conversation's longest answer may be another now. */
+  /** The scale changes when another answer becomes the conversation's longest. */
   rescale() {
     if (!this.#timing.hidden) this.#drawTiming();
   }
@@ -158,12 +158,12 @@ function callCard({ name, arguments: given }) {
   try {
     shown = JSON.stringify(JSON.parse(given), null, 2);
   } catch {
-    // As the model wrote it.
+    // The text is exactly what the model wrote.
   }
   return make("div", { className: "call" }, make("p", {}, "Calls ", make("strong", {}, name)), codeBlock(shown, "json"));
 }
 
-/** Where somebody says what the tools have found. */
+/** The form in which a user enters the results of the tools. */
 function resultsForm(calls, onSend, disabled) {
   const fields = calls.map(({ name }) =>
     make("textarea", { rows: 2, "aria-label": `Result of ${name}`, placeholder: `Result of ${name}` }),

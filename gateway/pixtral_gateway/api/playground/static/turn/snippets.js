@@ -9,7 +9,7 @@ const OPENAI = [
   ...["presence_penalty", "frequency_penalty"],
 ];
 
-// Around a picture's number, where its data will stand.
+// These marks enclose a picture's number until the picture's data replaces it.
 const OPEN = "\uE000";
 const CLOSE = "\uE001";
 
@@ -35,7 +35,7 @@ export class Request {
     this.fields = fieldsOf(settings);
   }
 
-  /** With each picture as its number between marks. */
+  /** The request, in which each picture is its number between marks. */
   get messages() {
     let number = 0;
     const show = () => `${OPEN}${number++}${CLOSE}`;

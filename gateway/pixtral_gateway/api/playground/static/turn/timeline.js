@@ -23,7 +23,7 @@ export function timeline(answer, longest) {
   );
 }
 
-/** The times of an answer, in one line. */
+/** An answer's times, in one line. */
 export function receipt({ usage, pixtral: { timings, images } }) {
   const cached = images.filter((image) => image.cached).length;
   const told = [
