@@ -40,8 +40,7 @@ HISTORY = {
     "history": r"\bearlier (?:build|version)\b|\bwas then\b|\bbuilds? before\b"
     r"|\b(?:[Pp]reviously|[Ff]ormerly)\b"
 }
-# Pages, in addition: "before" without what comes after it compares with a past that the reader
-# does not know.
+# For pages alone. A "before" that names no event compares with a past that no reader knows.
 HISTORY_OF_PAGES = {
     "'before' without an object": r"\b[Bb]efore(?=[.,;:)]|$)",
     "history": r"\b[Ss]ince then\b|\bused to (?:be|have|do|take)\b|\buntil now\b",

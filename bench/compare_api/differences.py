@@ -63,8 +63,9 @@ DIFFERENCES = (
     ),
     Difference(
         "Values that ask for nothing, or for more than there is",
-        "These requests have one sensible answer, and vLLM refuses them. A `max_tokens` above "
-        "the context is cut to what is left of it, as vLLM does with one just below. Two greedy "
+        "These requests have one sensible answer, and vLLM refuses them. The gateway "
+        "reduces a `max_tokens` above the context to the tokens that are left, as vLLM does with "
+        "one just below the context. Two greedy "
         "choices are the same text twice, which OpenAI's API answers, too. More than four texts "
         "may be among `stop`. An empty list of tools or of allowed tokens is as none, "
         "`tool_choice: auto` asks for nothing where there are no tools, and `stream_options` "

@@ -1,4 +1,4 @@
-"""One process of another tier: whether it is ready, which model it serves, and what runs on it."""
+"""Keeps the state of one process of another tier: its readiness, its model and its requests."""
 
 import asyncio
 import logging
