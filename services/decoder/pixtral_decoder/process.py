@@ -175,6 +175,7 @@ def _engine_options(settings: DecoderSettings) -> EngineOptions:
         may_widen=settings.compute_dtype is None,
         context_length=settings.context_length,
         max_running=settings.max_running,
+        chunked_prefill_size=settings.chunked_prefill_size,
         max_images=settings.max_images,
         image_cache_bytes=settings.engine_cache_bytes,
         kv_cache_bytes=settings.kv_cache_bytes,

@@ -71,6 +71,13 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
         description="How many answers the engine works on at once; unset: as many as vLLM does by "
         "default, 1024 on a GPU of 70 GiB or more, 256 on a smaller one or an A100, 128 on a CPU.",
     )
+    chunked_prefill_size: int | None = Field(
+        None,
+        ge=1,
+        description="The most tokens of prompts that a step of the engine takes in while answers "
+        "wait for their next token; unset: 1536. With a larger size, tokens come faster on average "
+        "while prompts arrive, and the longest gaps between tokens grow.",
+    )
     max_wait_seconds: float = Field(
         60.0,
         ge=0,

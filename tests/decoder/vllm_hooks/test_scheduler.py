@@ -1,6 +1,7 @@
 """How many tokens a step takes, by the decision alone and by what a real engine's steps were."""
 
 import asyncio
+import copy
 import gc
 import json
 import warnings
@@ -36,8 +37,8 @@ with warnings.catch_warnings():
 
     from pixtral_decoder.vllm_hooks import scheduler as scheduler_hook
     from pixtral_decoder.vllm_hooks.scheduler import (
-        AWAITED_TOKENS,
-        is_awaited,
+        CHUNKED_PREFILL_SIZE,
+        LOGITS_TOKENS,
         scheduler,
         writes_on,
     )
@@ -55,7 +56,6 @@ def request(
     computed: int = 100,
     placeholders: int = 0,
     max_tokens: int = 10,
-    prompt_logprobs: int | None = None,
 ) -> SimpleNamespace:
     """As vLLM's scheduler knows one that runs."""
     return SimpleNamespace(
@@ -64,7 +64,6 @@ def request(
         num_output_placeholders=placeholders,
         max_tokens=max_tokens,
         is_prefill_chunk=computed < prompt,
-        sampling_params=SimpleNamespace(prompt_logprobs=prompt_logprobs),
     )
 
 
@@ -83,15 +82,6 @@ async def test_an_answer_goes_on_while_it_needs_another_step(
     one: SimpleNamespace, does: bool
 ) -> None:
     assert writes_on(one) is does
-
-
-async def test_a_step_is_awaited_by_answers_and_by_prompts_whose_logits_it_holds() -> None:
-    in_prompt, answering = request(computed=60), request()
-    waiting = request(computed=0, prompt_logprobs=1)
-    assert not is_awaited([], [])
-    assert not is_awaited([in_prompt], [in_prompt])
-    assert is_awaited([in_prompt, answering], [in_prompt, answering])
-    assert is_awaited([], [waiting])
 
 
 async def test_what_the_user_names_is_what_vllm_is_given(checkpoint: Path) -> None:
@@ -131,8 +121,17 @@ class Ahead:
         )
         self._under_way: Any = None
 
-    def add(self, name: str, length: int, max_tokens: int, tenant: str | None = None) -> None:
-        sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+    def add(
+        self,
+        name: str,
+        length: int,
+        max_tokens: int,
+        tenant: str | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> None:
+        sampling = SamplingParams(
+            max_tokens=max_tokens, ignore_eos=True, prompt_logprobs=prompt_logprobs
+        )
         self.scheduler.add_request(Request(name, [1] * length, sampling, None, cache_salt=tenant))
 
     def until(self, name: str, most: int = 400) -> list[dict[str, int]]:
@@ -197,9 +196,36 @@ async def test_steps_begun_before_the_last_ones_tokens_are_known(config: Any) ->
     assert ahead.step() == {"answer": LENGTH}
     # Two steps are as yet to come for this one.
     ahead.add("prompt", LENGTH, max_tokens=1)
-    small = {"answer": 1, "prompt": AWAITED_TOKENS - 1}
+    small = {"answer": 1, "prompt": CHUNKED_PREFILL_SIZE - 1}
     assert [ahead.step(), ahead.step()] == [small, small]
-    assert ahead.step() == {"prompt": LENGTH - 2 * (AWAITED_TOKENS - 1)}
+    assert ahead.step() == {"prompt": LENGTH - 2 * (CHUNKED_PREFILL_SIZE - 1)}
+
+
+async def test_steps_beside_answers_have_the_size_that_is_set(
+    config: Any, checkpoint: Path
+) -> None:
+    options = EngineOptions(checkpoint, chunked_prefill_size=4000)
+    larger = copy.copy(config)
+    larger.additional_config = engine_args(options).additional_config
+    ahead = Ahead(larger)
+    ahead.add("answer", 100, max_tokens=10)
+    ahead.step()
+    ahead.add("prompt", LENGTH, max_tokens=1)
+    assert ahead.step() == {"answer": 1, "prompt": 3999}
+    assert ahead.step() == {"answer": 1, "prompt": LENGTH - 3999}
+    ahead.until("answer")
+    # A size for prompts' log-probabilities would take the memory of so many logits.
+    ahead.add("logprobs", LENGTH, max_tokens=1, prompt_logprobs=1)
+    assert ahead.step() == {"logprobs": LOGITS_TOKENS}
+
+
+async def test_the_size_of_steps_goes_beside_the_additional_config_of_the_user(
+    checkpoint: Path,
+) -> None:
+    more = {"additional_config": {"theirs": 1}}
+    given = engine_args(EngineOptions(checkpoint, chunked_prefill_size=7, more=more))
+    assert given.additional_config == {"theirs": 1, "chunked_prefill_size": 7}
+    assert engine_args(EngineOptions(checkpoint)).additional_config == {}
 
 
 async def test_one_tenant_has_all_slots_until_another_wants_one(config: Any) -> None:
@@ -250,7 +276,7 @@ async def test_a_long_prompt_waits_for_a_short_one_of_another_tenant(config: Any
     # The next step is bob's, and no later one is large.
     assert steps[0] == {"bob": 40}
     assert len(steps) <= 6
-    assert max(sum(step.values()) for step in steps[:4]) <= AWAITED_TOKENS
+    assert max(sum(step.values()) for step in steps[:4]) <= CHUNKED_PREFILL_SIZE
     assert "eve" in ahead.scheduler.requests
     ahead.until("eve")
 
@@ -268,7 +294,7 @@ async def test_long_prompts_of_two_tenants_are_taken_in_by_turns(config: Any) ->
         for name, count in step.items():
             taken[name.partition("-")[0]] += count
     assert taken["bob"] == 15_000
-    assert taken["eve"] <= 15_000 + 2 * AWAITED_TOKENS
+    assert taken["eve"] <= 15_000 + 2 * CHUNKED_PREFILL_SIZE
 
 
 async def test_a_tenant_that_has_all_memory_makes_room(config: Any) -> None:
@@ -349,10 +375,10 @@ async def test_a_long_prompt_is_one_step_and_small_ones_where_an_answer_waits(
     by_name = [{name.rsplit("-", 1)[0]: count for name, count in step.items()} for step in steps]
     pieces = [step for step in by_name if step.get("beside", 0) > 1]
     assert sum(step["beside"] for step in pieces) == LENGTH
-    assert len(pieces) == -(-LENGTH // (AWAITED_TOKENS - 1))
+    assert len(pieces) == -(-LENGTH // (CHUNKED_PREFILL_SIZE - 1))
     # The answer goes on in each of them.
     assert all(step["stream"] == 1 for step in pieces)
-    assert max(sum(step.values()) for step in by_name) == AWAITED_TOKENS
+    assert max(sum(step.values()) for step in by_name) == CHUNKED_PREFILL_SIZE
 
     # The requests of a step make no difference to the answer.
     assert beside == whole == watched.reference.generate(prompt.token_ids, [], 8)
@@ -362,7 +388,7 @@ async def test_a_prompts_logprobs_are_computed_in_small_steps(watched: Watched) 
     sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=1)
     await watched.answer(text("logprobs", 2000, sampling))
     taken = [sum(step.values()) for step in watched.steps() if min(step.values()) > 1]
-    assert taken == [AWAITED_TOKENS, 2000 - AWAITED_TOKENS]
+    assert taken == [LOGITS_TOKENS, 2000 - LOGITS_TOKENS]
 
 
 async def test_a_seed_gives_the_same_answer_however_its_prompt_is_taken_in(
@@ -375,7 +401,7 @@ async def test_a_seed_gives_the_same_answer_however_its_prompt_is_taken_in(
         await anext(stream)
         watched.steps()
         beside = await watched.answer(text("seed-beside", 2000, drawn))
-        assert any(sum(step.values()) == AWAITED_TOKENS for step in watched.steps())
+        assert any(sum(step.values()) == CHUNKED_PREFILL_SIZE for step in watched.steps())
     assert beside == whole
 
 

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 GIB = 1 << 30
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
 SCHEDULER = "pixtral_decoder.vllm_hooks.scheduler.scheduler"
+CHUNK_SETTING = "chunked_prefill_size"
 # vLLM takes this many tokens in a step by default, or more on a large GPU.
 LEAST_STEP_TOKENS = 2048
 
@@ -77,6 +78,8 @@ class EngineOptions:
             takes as many.
         max_running: most requests that the engine runs at once; the others wait. None is as many
             as vLLM takes by itself for the device.
+        chunked_prefill_size: most tokens of a step while answers wait for their next token; None is
+            the scheduler's own number.
         max_images: most images in one prompt.
         image_cache_bytes: image embeddings that the engine keeps.
         kv_cache_bytes: memory for keys and values; None is what the GPU has left.
@@ -94,6 +97,7 @@ class EngineOptions:
     may_widen: bool = False
     context_length: int = 32768
     max_running: int | None = None
+    chunked_prefill_size: int | None = None
     max_images: int = 32
     image_cache_bytes: int = GIB
     kv_cache_bytes: int | None = None
@@ -198,13 +202,17 @@ def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "A
         arguments["kv_offloading_size"] = options.kv_host_bytes / GIB
     if options.kv_host_bytes and current_platform.is_cpu():
         logger.info("kv_host_bytes has no effect: a CPU's keys and values are in its memory")
+    more = dict(options.more)
+    if (size := options.chunked_prefill_size) is not None:
+        # vLLM gives it to the engine's process, where the scheduler reads it.
+        more["additional_config"] = {**more.get("additional_config", {}), CHUNK_SETTING: size}
     names = {field.name for field in fields(AsyncEngineArgs)}
-    if unknown := sorted(options.more.keys() - names):
+    if unknown := sorted(more.keys() - names):
         raise BadEngineArguments(f"this vLLM has no argument {unknown[0]}")
     # vLLM compares it with its own number before it looks at its type.
-    if not isinstance(options.more.get("max_num_batched_tokens", 1), int):
+    if not isinstance(more.get("max_num_batched_tokens", 1), int):
         raise BadEngineArguments("max_num_batched_tokens is not a whole number")
-    return AsyncEngineArgs(**arguments | dict(options.more))
+    return AsyncEngineArgs(**arguments | more)
 
 
 def _check_shared_memory(needed: int) -> None:

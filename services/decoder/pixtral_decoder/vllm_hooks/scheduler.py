@@ -15,7 +15,7 @@ Versions: vLLM 0.25.1 to 0.33.0
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -24,6 +24,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
 from pixtral_core.hooks import Touch, check_touches
+from pixtral_decoder.engine.engine_args import CHUNK_SETTING
 from pixtral_decoder.engine.tenant_turns import TenantTurns
 from pixtral_decoder.grammar.mask_budget import STRUCTURE_TOO_SLOW, MaskBudget
 from pixtral_decoder.vllm_hooks.mask_time import take_seconds
@@ -44,9 +45,11 @@ TOUCHES = (
             "requests",
             "running",
             "scheduler_config",
+            "vllm_config",
             "waiting",
         ),
     ),
+    Touch("vllm.config", "VllmConfig.compute_hash", mentions=("additional_config",)),
     Touch(
         _SCHEDULER,
         "Scheduler.schedule",
@@ -101,8 +104,10 @@ TOUCHES = (
     Touch("vllm.config", "SchedulerConfig.get_scheduler_cls", mentions=("scheduler_cls",)),
 )
 
-AWAITED_TOKENS = 1536
+CHUNKED_PREFILL_SIZE = 1536
 """Three such steps take in an image of 1024x1024 and a question, 4,180 tokens, beside answers."""
+LOGITS_TOKENS = 1536
+"""The most tokens of a step that keeps the logits of all of them: gigabytes of memory."""
 
 
 class _Sampling(Protocol):
@@ -155,15 +160,6 @@ def needs_prompt_logits(request: Running) -> bool:
     return sampling is not None and sampling.prompt_logprobs is not None
 
 
-def is_awaited(running: Iterable[Running], requests: Iterable[Running]) -> bool:
-    """Whether the next step must be small; `requests` are the running and the waiting ones.
-
-    For prompts' log-probabilities memory is the reason, and not time: the logits of a large step
-    take gigabytes.
-    """
-    return any(map(writes_on, running)) or any(map(needs_prompt_logits, requests))
-
-
 def may_pause(request: Running) -> bool:
     """Whether a running request may give its slot to another tenant's request, and continue
     later."""
@@ -188,9 +184,15 @@ class _Steps(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.most_tokens = self.max_num_scheduled_tokens
+        additional = self.vllm_config.additional_config
+        asked = CHUNKED_PREFILL_SIZE
+        if isinstance(additional, dict):
+            asked = additional.get(CHUNK_SETTING, asked)
         # With less than one token for each answer, every step would leave some out.
-        awaited = max(AWAITED_TOKENS, self.scheduler_config.max_num_seqs)
+        awaited = max(asked, self.scheduler_config.max_num_seqs)
         self.awaited_tokens = min(awaited, self.most_tokens)
+        logits = max(LOGITS_TOKENS, self.scheduler_config.max_num_seqs)
+        self.logits_tokens = min(logits, self.most_tokens)
         self.masks = MaskBudget()
         blocks = self.cache_config.num_gpu_blocks or 0
         self.turns = TenantTurns[Any](
@@ -201,8 +203,7 @@ class _Steps(Scheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         is_contended, paused = self._take_turns() if self.takes_turns else (False, ())
-        awaited = is_contended or is_awaited(self.running, self.requests.values())
-        self.max_num_scheduled_tokens = self.awaited_tokens if awaited else self.most_tokens
+        self.max_num_scheduled_tokens = self._limit(is_contended)
         output = super().schedule(*args, **kwargs)
         for request in paused:
             self.waiting.prepend_request(request)
@@ -210,6 +211,15 @@ class _Steps(Scheduler):
             (self.requests[name], count) for name, count in output.num_scheduled_tokens.items()
         )
         return output
+
+    def _limit(self, is_contended: bool) -> int:
+        """The most tokens of the next step."""
+        limit = self.most_tokens
+        if is_contended or any(map(writes_on, self.running)):
+            limit = self.awaited_tokens
+        if any(map(needs_prompt_logits, self.requests.values())):
+            limit = min(limit, self.logits_tokens)
+        return limit
 
     def _take_turns(self) -> tuple[bool, Sequence[Any]]:
         """Whether prompts of several tenants wait, and which requests have given their slot to
