@@ -10,6 +10,7 @@ Prints one line a category, and the answers' digest: equal digests are equal ans
 import argparse
 import hashlib
 import json
+import shlex
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -73,6 +74,13 @@ def main() -> None:
         default="auto",
         help="how large pictures are shown",
     )
+    parser.add_argument(
+        "--decoder-args",
+        type=shlex.split,
+        default=[],
+        metavar="FLAGS",
+        help="of the stack that is started, such as '--quantization fp8'",
+    )
     parser.add_argument("--picture", type=Path, help="where to draw the confusions")
     parser.add_argument("--answers", type=Path, help="where to write all answers, a JSON a line")
     given = parser.parse_args()
@@ -88,7 +96,9 @@ def main() -> None:
         else:
             target = given.target
             if target is None:
-                target = stack.enter_context(pixtral_stack(given.model)).target
+                target = stack.enter_context(
+                    pixtral_stack(given.model, decoder_args=given.decoder_args)
+                ).target
             client = stack.enter_context(Client(target))
             began = time.perf_counter()
             answers = ask_all(
