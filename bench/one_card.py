@@ -5,6 +5,7 @@
     make bench-public
     python -m bench.one_card --mps
     python -m bench.one_card --also "--engine-args scheduler_cls=null"
+    python -m bench.one_card --public --instead "--kv-host-bytes 60000000000"
 
 `bench.compare --preset pixtral-12b` has one after the other. Here all are started together, and
 while one is asked the others rest: what a card does in one minute and not in another falls on all
@@ -20,8 +21,9 @@ they come, medians and ratios when a workload ends, and all is in one_card.json 
 `python -m bench.one_card_report` makes tables and a plot of that.
 
 `--mps` adds pixtral-serve under a daemon of CUDA's MPS, started for it, and `--also` one whose
-decoder has more flags. `--model-dir` is for a small model on a CPU, to try this command: requests
-are few and short.
+decoder has more flags. `--instead` gives those flags to the only pixtral-serve: three sides with
+30 GB for keys and values each do not fit on a GPU of 140 GB. `--model-dir` is for a small model on
+a CPU, to try this command: requests are few and short.
 """
 
 import argparse
@@ -195,6 +197,7 @@ def main() -> None:
     )
     parser.add_argument("--mps", action="store_true")
     parser.add_argument("--also", metavar="FLAGS")
+    parser.add_argument("--instead", metavar="FLAGS")
     parser.add_argument("--model-dir", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS / "one_card")
     args = parser.parse_args()
@@ -209,6 +212,8 @@ def main() -> None:
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are: {'; '.join(named)}")
     workloads = [(named[name], int(turns or args.turns)) for name, _, turns in chosen]
     sides = {STOCK_VLLM: Side(), "pixtral-serve": Side()}
+    if args.instead:
+        sides["pixtral-serve"] = Side(flags=shlex.split(args.instead))
     if args.also:
         sides["with more flags"] = Side(flags=shlex.split(args.also))
     with contextlib.ExitStack() as stack:

@@ -46,6 +46,11 @@ def language_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "tok_embeddings.weight", (vocabulary, dim)
     yield "output.weight", (vocabulary, dim)
     yield "norm.weight", (dim,)
+    width = PIXTRAL_12B["vision_encoder"]["hidden_size"]
+    yield "vision_language_adapter.w_in.weight", (dim, width)
+    yield "vision_language_adapter.w_in.bias", (dim,)
+    yield "vision_language_adapter.w_out.weight", (dim, dim)
+    yield "vision_language_adapter.w_out.bias", (dim,)
     for layer in range(PIXTRAL_12B["n_layers"]):
         at = f"layers.{layer}"
         yield f"{at}.attention.wq.weight", (queries, dim)

@@ -32,7 +32,7 @@ STEP_TOKENS = 8192
 SECONDS = 300.0
 # The decoder's log-probabilities against the plain model's, as a share of their distance from those
 # of a model with all scales of a layer alike. The plain model does not round activations to 8 bits.
-SHARE = 0.2
+SHARE = 0.5
 
 
 class NotRunHere(Exception):
