@@ -12,35 +12,27 @@ something differs.
 
 import argparse
 import asyncio
-import random
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
-from pixtral_core.cache.embedding_key import EmbeddingKey
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
-from pixtral_core.model.vision_spec import VisionSpec, read_params
-from pixtral_decoder.embeddings.image_embedding import ImageEmbedding
 from pixtral_decoder.engine.engine import DecoderEngine
 from pixtral_decoder.engine.engine_args import EngineOptions
-from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_decoder.request import Prompt
+from tests.decoder import family
+from tests.decoder.asked import TOKENS, Answer, Asked, alike, apart, ask, expected, questions, word
 from tests.decoder.lora import write_adapter
-from tests.decoder.memory import in_a_file
 from tests.support.reference import Reference
 
-TOKENS = 24
 SPELT = "é🙂"
-LONG = 4000
 # The difference that most of a prompt's log-probabilities may have in float32. On a GPU, where
 # Triton's attention multiplies it in TF32, by more, and a random model's tokens may then change
 # places. In bfloat16 they move by more again, and another model's by much more.
@@ -49,78 +41,11 @@ CLOSE_IN_TF32 = 0.05
 SHARE_OF_ANOTHERS = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    name: str
-    token_ids: list[int]
-    images: tuple[ImagePlace, ...] = ()
-    pixels: tuple[NDArray[np.float32], ...] = ()
-    embeddings: tuple[ImageEmbedding, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    token_ids: list[int]
-    prompt_logprobs: torch.Tensor
-
-
-def questions(model_dir: Path, reference: Reference) -> list[Asked]:
-    words = random.Random(0)
-
-    def text(count: int) -> list[int]:
-        return [words.randrange(1000, 131072) for _ in range(count)]
-
-    spec = VisionSpec.from_params(read_params(model_dir))
-    pixels = np.random.default_rng(1).standard_normal((3, 12 * 16, 8 * 16)).astype(np.float32)
-    grid = spec.grid(8 * 16, 12 * 16)
-    place = ImagePlace(EmbeddingKey(bytes(32), "f" * 32, "tenant"), 2, grid)
-    with_image = [1, 3, *spec.placeholder(grid), *text(5), 4]
-    # It crosses to the engine as a large one does.
-    embedding = in_a_file(reference.embed_image(pixels))
-    return [
-        Asked("text", [1, 3, *text(20), 4]),
-        Asked("image", with_image, (place,), (pixels,), (embedding,)),
-        Asked(f"{LONG} tokens", [1, 3, *text(LONG - 3), 4]),
-    ]
-
-
-async def ask(engine: DecoderEngine, asked: Asked, adapter: str = "") -> Answer:
-    sampling = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
-    name = f"{asked.name} {adapter}"
-    prompt = Prompt(name, asked.token_ids, asked.images, sampling, "salt", adapter=adapter)
-    token_ids: list[int] = []
-    logprobs: list[float] = []
-    async with aclosing(engine.generate(prompt, asked.embeddings, resend=True)) as deltas:
-        async for delta in deltas:
-            token_ids += delta.token_ids
-            logprobs += [each.chosen.logprob for each in delta.prompt_logprobs if each.chosen]
-    return Answer(token_ids, torch.tensor(logprobs))
-
-
-def expected(reference: Reference, asked: Asked) -> Answer:
-    pixels = list(asked.pixels)
-    rows = reference.prompt_logprobs(asked.token_ids, pixels)
-    chosen = rows.gather(1, torch.tensor(asked.token_ids[1:])[:, None])[:, 0]
-    return Answer(reference.generate(asked.token_ids, pixels, TOKENS, ignore_eos=True), chosen)
-
-
-def apart(one: Answer, other: Answer) -> float:
-    """The median of what the prompt's log-probabilities differ by."""
-    told, wanted = one.prompt_logprobs, other.prompt_logprobs
-    return float((told - wanted).abs().median()) if told.shape == wanted.shape else float("inf")
-
-
-def alike(one: Answer, other: Answer) -> int:
-    """How many tokens of the answers are the same, up to the first that is not."""
-    pairs = zip(one.token_ids, other.token_ids, strict=True)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), TOKENS)
-
-
 def is_plain(name: str, answer: Answer, wanted: Answer) -> bool:
     by, same = apart(answer, wanted), alike(answer, wanted)
     is_gpu = torch.cuda.is_available()
     fine = by < CLOSE_IN_TF32 if is_gpu else by < CLOSE and same == TOKENS
-    print(f"{_word(fine)}: {name}: logprobs apart {by:.4f}, {same} of {TOKENS} tokens", flush=True)
+    print(f"{word(fine)}: {name}: logprobs apart {by:.4f}, {same} of {TOKENS} tokens", flush=True)
     return fine
 
 
@@ -132,15 +57,11 @@ def is_its_own(name: str, adapter: str, answer: Answer, wanted: Mapping[str, Ans
     same = alike(answer, wanted[adapter])
     others = ", ".join(f"{value:.2f}" for value in by.values())
     print(
-        f"{_word(fine)}: {name}: logprobs apart {own:.2f} (from the others: {others}), "
+        f"{word(fine)}: {name}: logprobs apart {own:.2f} (from the others: {others}), "
         f"{same} of {TOKENS} tokens",
         flush=True,
     )
     return fine
-
-
-def _word(fine: bool) -> str:
-    return "close" if fine else "NOT CLOSE"
 
 
 async def is_spelt(engine: DecoderEngine) -> bool:
@@ -150,7 +71,7 @@ async def is_spelt(engine: DecoderEngine) -> bool:
     prompt = Prompt("spelt", [1, 3, 5000, 4], (), sampling, "salt")
     async with aclosing(engine.generate(prompt, ())) as deltas:
         text = "".join([delta.text async for delta in deltas])
-    print(f"{_word(text == SPELT)}: held to {SPELT}: {text}", flush=True)
+    print(f"{word(text == SPELT)}: held to {SPELT}: {text}", flush=True)
     return text == SPELT
 
 
@@ -166,7 +87,7 @@ async def is_plain_after_large_steps(
     (row,) = reference.logprobs(asked.token_ids, [], [chosen.token_id])
     by = abs(chosen.logprob - float(row[chosen.token_id]))
     fine = by < (CLOSE_IN_TF32 if torch.cuda.is_available() else CLOSE)
-    print(f"{_word(fine)}: after large steps: logprob apart {by:.4f}", flush=True)
+    print(f"{word(fine)}: after large steps: logprob apart {by:.4f}", flush=True)
     return fine
 
 
@@ -227,9 +148,16 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--eager", action="store_true", help="nothing compiled, no CUDA graphs")
+    parser.add_argument(
+        "--family",
+        action="store_true",
+        help="instead: checkpoints of each published quantised form, against stock vLLM",
+    )
     arguments = parser.parse_args()
     more = {"enforce_eager": True} if arguments.eager else {}
     with tempfile.TemporaryDirectory() as scratch:
+        if arguments.family:
+            sys.exit(0 if asyncio.run(family.run(Path(scratch))) else 1)
         fine = asyncio.run(run(Path(scratch), more))
     print("all close" if fine else "NOT all close")
     sys.exit(0 if fine else 1)

@@ -68,8 +68,8 @@ def load_hf_vision(directory: Path) -> PixtralVisionModel:
     return tower
 
 
-def load_hf(directory: Path) -> Any:
-    """The whole model: Llava, or Mistral3 where the checkpoint has a patch merger."""
+def hf_config(directory: Path) -> LlavaConfig | Mistral3Config:
+    """Llava's, or Mistral3's where the checkpoint has a patch merger."""
     params = _params(directory)
     vision = params["vision_encoder"]
     common: dict[str, Any] = {
@@ -80,15 +80,20 @@ def load_hf(directory: Path) -> Any:
         "vision_feature_layer": -1,
         "tie_word_embeddings": bool(params.get("tied_embeddings")),
     }
-    model: Any
     if vision.get("mm_projector_id") == "patch_merge":
-        merge = vision["spatial_merge_size"]
-        config = Mistral3Config(**common, spatial_merge_size=merge)
+        return Mistral3Config(**common, spatial_merge_size=vision["spatial_merge_size"])
+    return LlavaConfig(**common, vision_feature_select_strategy="full")
+
+
+def load_hf(directory: Path) -> Any:
+    """The whole model: Llava, or Mistral3 where the checkpoint has a patch merger."""
+    params = _params(directory)
+    config = hf_config(directory)
+    model: Any
+    if isinstance(config, Mistral3Config):
         model = Mistral3ForConditionalGeneration(config)
     else:
-        model = LlavaForConditionalGeneration(
-            LlavaConfig(**common, vision_feature_select_strategy="full")
-        )
+        model = LlavaForConditionalGeneration(config)
     state = _converted(directory, params)
     if params.get("tied_embeddings"):
         state["lm_head.weight"] = state["model.language_model.embed_tokens.weight"]
@@ -202,23 +207,24 @@ def _rope(params: dict[str, Any]) -> dict[str, Any]:
 def _converted(
     directory: Path, params: dict[str, Any], *, only: str | None = None
 ) -> dict[str, Tensor]:
-    heads = {
-        ("text", "wq"): params["n_heads"],
-        ("text", "wk"): params["n_kv_heads"],
-        ("vision", "wq"): params["vision_encoder"]["num_attention_heads"],
-        ("vision", "wk"): params["vision_encoder"]["num_attention_heads"],
-    }
     converted = {}
     for shard in sorted(directory.glob("consolidated*.safetensors")):
         for name, stored in load_file(shard).items():
             if only is not None and not name.startswith(only):
                 continue
-            tensor = stored.float()
-            side = "vision" if name.startswith("vision_encoder.") else "text"
-            if found := re.search(r"\.attention\.(wq|wk)\.weight$", name):
-                tensor = _halves_from_pairs(tensor, heads[side, found.group(1)])
-            converted[_renamed(name)] = tensor
+            converted[hf_name(name)] = hf_rows(name, stored.float(), params)
     return converted
+
+
+def hf_rows(name: str, tensor: Tensor, params: dict[str, Any]) -> Tensor:
+    """A tensor of the layer `name` with its rows in transformers' order, others as they are."""
+    found = re.search(r"\.attention\.(wq|wk)\.weight$", name)
+    if not found:
+        return tensor
+    if name.startswith("vision_encoder."):
+        return _halves_from_pairs(tensor, params["vision_encoder"]["num_attention_heads"])
+    heads = {"wq": "n_heads", "wk": "n_kv_heads"}[found.group(1)]
+    return _halves_from_pairs(tensor, params[heads])
 
 
 def _halves_from_pairs(weight: Tensor, n_heads: int) -> Tensor:
@@ -226,7 +232,8 @@ def _halves_from_pairs(weight: Tensor, n_heads: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
-def _renamed(name: str) -> str:
+def hf_name(name: str) -> str:
+    """transformers' own name of a tensor in Mistral's format. Raises ValueError."""
     if name in RENAMED:
         return RENAMED[name]
     for old, new in PROJECTIONS.items():

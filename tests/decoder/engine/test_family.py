@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from pixtral_core.cache.embedding_key import EmbeddingKey
 from pixtral_core.generation.sampling import Sampling
 from pixtral_core.model.checkpoint import read_spec
@@ -20,10 +22,20 @@ from pixtral_core.model.hugging_face import is_hugging_face
 from pixtral_decoder.engine.engine import DecoderEngine
 from pixtral_decoder.engine.engine_args import EngineOptions
 from pixtral_decoder.request import ImagePlace, Prompt
+from tests.decoder.asked import LONG, Answer, Asked, apart, ask, expected, questions
 from tests.decoder.memory import in_a_file
 from tests.support.hf_reference import hf_generate, load_hf, write_hf
 from tests.support.published_shapes import ministral_3, mistral_small, pixtral_large
+from tests.support.quantised import W8A8, write_quantised
 from tests.support.reference import Reference
+
+# A layer whose scales are twice as large in a second checkpoint.
+DOUBLED = "layers.0.feed_forward.w2.weight"
+DOUBLED_SCALES = "language_model.model.layers.0.mlp.down_proj.weight_scale"
+# INT8 rounds each activation by up to half of 1/127 of its token's largest one. In this model,
+# that changes a layer's outputs by about a hundredth, and bfloat16 by less. The log-probabilities
+# then differ by far less than this share of the distance to the other checkpoint's.
+SHARE = 0.2
 
 
 def as_it_is(original: Path, _: Path) -> Path:
@@ -90,3 +102,49 @@ async def answered(options: EngineOptions, prompt: Prompt, embedding: Tensor) ->
             return [token async for delta in deltas for token in delta.token_ids]
     finally:
         await engine.shutdown()
+
+
+async def test_int8_of_compressed_tensors_is_served_on_a_cpu(tmp_path: Path) -> None:
+    original = write_random_checkpoint(tmp_path / "original", RandomSpec(dtype="bfloat16"))
+    published, doubled = tmp_path / "published", tmp_path / "doubled"
+    weights = {
+        name: each.meant for name, each in write_quantised(W8A8, original, published).items()
+    }
+    with_doubled_scales(published, doubled)
+    plain, other = Reference(original), Reference(original)
+    plain.weights |= weights
+    other.weights |= weights | {DOUBLED: 2 * weights[DOUBLED]}
+
+    answers = await asked_of(published, original, plain)
+    of_doubled = await asked_of(doubled, original, plain)
+
+    asks = short_questions(original, plain)
+    for each, answer, of_other in zip(asks, answers, of_doubled, strict=True):
+        wanted, others = expected(plain, each), expected(other, each)
+        between = apart(wanted, others)
+        assert apart(answer, wanted) < SHARE * between
+        assert apart(of_other, others) < SHARE * between
+
+
+def with_doubled_scales(published: Path, to: Path) -> None:
+    shutil.copytree(published, to)
+    tensors = load_file(published / "model.safetensors")
+    tensors[DOUBLED_SCALES] *= 2
+    save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+
+
+def short_questions(original: Path, plain: Reference) -> list[Asked]:
+    return [each for each in questions(original, plain) if len(each.token_ids) < LONG]
+
+
+async def asked_of(model_dir: Path, original: Path, plain: Reference) -> list[Answer]:
+    engine = DecoderEngine(EngineOptions(model_dir, context_length=2048))
+    with warnings.catch_warnings():
+        # vLLM's own, as above.
+        warnings.simplefilter("ignore")
+        try:
+            await engine.start()
+            return [await ask(engine, each) for each in short_questions(original, plain)]
+        finally:
+            await engine.shutdown()
+            gc.collect()
