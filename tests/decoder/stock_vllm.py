@@ -68,7 +68,7 @@ def inputs(model_dir: Path, token_ids: list[int], images: list[Tensor], image_id
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with safe_open(model_dir / "model.safetensors", framework="pt", device=device) as file:
         tokens = torch.tensor(token_ids, device=device)
-        found = file.get_tensor(f"{LANGUAGE}model.embed_tokens.weight")[tokens]
+        found: Tensor = file.get_tensor(f"{LANGUAGE}model.embed_tokens.weight")[tokens]
         part = {
             f"{number}.{kind}": file.get_tensor(f"{ADAPTER}{number}.{kind}")
             for number in (1, 2)
