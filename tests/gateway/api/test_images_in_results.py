@@ -31,7 +31,7 @@ CONVERSATION = [
 
 @pytest.fixture
 def prompts(request: pytest.FixtureRequest, spec: VisionSpec) -> PromptEncoder:
-    """Of version 15, unless a test names another fixture of a model."""
+    """Those of version 15, unless a test names another fixture of a model."""
     directory: Path = request.getfixturevalue(getattr(request, "param", "v15_model_dir"))
     return PromptEncoder.load(directory, spec)
 
