@@ -10,8 +10,9 @@ steps. And in each an answer of a structure with characters of several tokens. I
 all that it depends on, and neither pytest, gRPC nor Redis; it runs on a CPU, too. Ends with 1 where
 something differs.
 
-With `--family` it compares the decoder's greedy answers with checkpoints of each published quantised
-form to stock vLLM's (tests/decoder/family.py), and names the forms that the device does not run.
+With `--family` it compares the decoder's greedy answers with checkpoints of each published
+quantised form to stock vLLM's (tests/decoder/family.py), and names the forms that the device does
+not run.
 """
 
 import argparse

@@ -177,7 +177,8 @@ VLLM_TOO = (
     "the messages have more parts than the context has tokens ({}): leave out messages",
     "there are no tools to choose from",
     "no such model: use {}",
-    "this model's template has no images in a tool message: send the image in a user message after it",
+    "this model's template has no images in a tool message: send the image in a user message "
+    "after it",
     "this model's template has no thinking in a system message: {}",
 )
 
