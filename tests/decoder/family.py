@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from pixtral_decoder.engine.engine import DecoderEngine, EngineNotStarted
 from pixtral_decoder.engine.engine_args import EngineOptions, engine_args
 from tests.decoder.asked import LONG, TOKENS, Answer, Asked, apart, ask, expected, questions, word
-from tests.support.quantised import FORMS, Form, write_quantised
-from tests.support.reference import Reference
+from tests.support.quantised import FORMS, Form, plain, write_quantised
 
 # Each layer has whole groups of 128 weights, and as many outputs as the kernels of a GPU take.
 SPEC = RandomSpec(dim=256, hidden_dim=512, n_heads=4, n_kv_heads=2, head_dim=64, dtype="bfloat16")
@@ -32,8 +30,10 @@ STEP_TOKENS = 8192
 # Generous: another machine may be busy.
 SECONDS = 1800.0
 # The decoder's log-probabilities against the plain model's, as a share of their distance from those
-# of a model with all scales of a layer alike. The plain model does not round activations to 8 bits.
-SHARE = 0.2
+# of a model with all scales of a layer alike. The plain model does not round activations. FP8
+# rounds each by up to a sixteenth, which makes about a quarter of that distance, and INT8 rounds
+# less.
+SHARE = 0.5
 
 
 class NotRunHere(Exception):
@@ -96,12 +96,6 @@ async def our_answers(
         return greedy, [await ask(engine, each) for each in asks if len(each.token_ids) < LONG]
     finally:
         await engine.shutdown()
-
-
-def plain(original: Path, weights: dict[str, Tensor]) -> Reference:
-    reference = Reference(original)
-    reference.weights |= weights
-    return reference
 
 
 async def check(form: Form, scratch: Path) -> bool:

@@ -31,16 +31,16 @@ from tests.decoder.asked import LONG, Answer, Asked, apart, ask, expected, quest
 from tests.decoder.memory import in_a_file
 from tests.support.hf_reference import hf_generate, load_hf, write_hf
 from tests.support.published_shapes import ministral_3, mistral_small, pixtral_large
-from tests.support.quantised import W8A8, write_quantised
+from tests.support.quantised import W8A8, plain, write_quantised
 from tests.support.reference import Reference
 
-# A layer whose scales are twice as large in a second checkpoint.
-DOUBLED = "layers.0.feed_forward.w2.weight"
-DOUBLED_SCALES = "language_model.model.layers.0.mlp.down_proj.weight_scale"
-# INT8 rounds each activation by up to half of 1/127 of its token's largest one. In this model,
-# that changes a layer's outputs by about a hundredth, and bfloat16 by less. The log-probabilities
-# then differ by far less than this share of the distance to the other checkpoint's.
-SHARE = 0.2
+# A layer whose scales are four times as large in a second checkpoint.
+SCALED = "layers.0.feed_forward.w2.weight"
+SCALES = "language_model.model.layers.0.mlp.down_proj.weight_scale"
+# INT8 rounds each activation to a multiple of 1/127 of its token's largest one, and the plain model
+# does not. That changes a layer's inputs by about a hundredth, and the log-probabilities of this
+# model by about a seventh of their distance from the second checkpoint's.
+SHARE = 0.3
 
 # An emoji has several tokens, and a SentencePiece text may lose its first space.
 ODD = " é🙂 ß"
@@ -155,42 +155,41 @@ async def called(engine: DecoderEngine, prompts: PromptEncoder) -> str:
 
 async def test_int8_of_compressed_tensors_is_served_on_a_cpu(tmp_path: Path) -> None:
     original = write_random_checkpoint(tmp_path / "original", RandomSpec(dtype="bfloat16"))
-    published, doubled = tmp_path / "published", tmp_path / "doubled"
+    published, wrong = tmp_path / "published", tmp_path / "wrong"
     weights = {
         name: each.meant for name, each in write_quantised(W8A8, original, published).items()
     }
-    with_doubled_scales(published, doubled)
-    plain, other = Reference(original), Reference(original)
-    plain.weights |= weights
-    other.weights |= weights | {DOUBLED: 2 * weights[DOUBLED]}
+    with_wrong_scales(published, wrong)
+    right = plain(original, weights)
+    other = plain(original, weights | {SCALED: 4 * weights[SCALED]})
 
-    answers = await asked_of(published, original, plain)
-    of_doubled = await asked_of(doubled, original, plain)
+    answers = await asked_of(published, original, right)
+    of_wrong = await asked_of(wrong, original, right)
 
-    asks = short_questions(original, plain)
-    for each, answer, of_other in zip(asks, answers, of_doubled, strict=True):
-        wanted, others = expected(plain, each), expected(other, each)
+    asks = short_questions(original, right)
+    for each, answer, of_other in zip(asks, answers, of_wrong, strict=True):
+        wanted, others = expected(right, each), expected(other, each)
         between = apart(wanted, others)
         assert apart(answer, wanted) < SHARE * between
         assert apart(of_other, others) < SHARE * between
 
 
-def with_doubled_scales(published: Path, to: Path) -> None:
+def with_wrong_scales(published: Path, to: Path) -> None:
     shutil.copytree(published, to)
     tensors = load_file(published / "model.safetensors")
-    tensors[DOUBLED_SCALES] *= 2
+    tensors[SCALES] *= 4
     save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
 
 
-def short_questions(original: Path, plain: Reference) -> list[Asked]:
-    return [each for each in questions(original, plain) if len(each.token_ids) < LONG]
+def short_questions(original: Path, reference: Reference) -> list[Asked]:
+    return [each for each in questions(original, reference) if len(each.token_ids) < LONG]
 
 
-async def asked_of(model_dir: Path, original: Path, plain: Reference) -> list[Answer]:
+async def asked_of(model_dir: Path, original: Path, reference: Reference) -> list[Answer]:
     with warnings.catch_warnings():
         # vLLM's own, as above.
         warnings.simplefilter("ignore")
         async with started(EngineOptions(model_dir, context_length=2048)) as engine:
-            answers = [await ask(engine, each) for each in short_questions(original, plain)]
+            answers = [await ask(engine, each) for each in short_questions(original, reference)]
         gc.collect()
     return answers
