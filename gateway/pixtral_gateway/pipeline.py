@@ -110,6 +110,7 @@ class Pipeline:
 
             answer = self._answer_reader(request, prompt)
             completion = _Completion(request, prompt, images, contract)
+            sources = [request.conversation.images[placed.index] for placed in prompt.images]
             with completion.encoding():
                 completion.located |= await self._embeddings.find(
                     completion.wanted, contract, request.deadline
@@ -137,7 +138,7 @@ class Pipeline:
                     async for delta in deltas:
                         if not completion.has_begun:
                             completion.begin(delta)
-                            self._images.keep(request.conversation.images, images, request.tenant)
+                            self._images.keep(sources, images, request.tenant)
                         if request.is_gathered or delta.prompt_logprobs:
                             permit.hold(completion.keep(delta))
                         if answer is not None:
@@ -204,7 +205,7 @@ class Pipeline:
             prompt = await self._prompts.encode(conversation, grids, is_checked=has_images)
         permit.hold(TOKEN_BYTES * len(prompt.token_ids))
         note(images=len(images), prompt_tokens=len(prompt.token_ids))
-        return images, prompt
+        return [images[placed.index] for placed in prompt.images], prompt
 
     async def _raw(self, raw: RawPrompt) -> Prompt:
         token_ids: Sequence[int] = raw.token_ids
@@ -238,7 +239,7 @@ class _Completion:
     """Facts of one completion, for its report, metrics, log line and tenant.
 
     Attributes:
-        keys: of the images' embeddings, in the order of the conversation.
+        keys: of the images' embeddings, in the order of the prompt.
         wanted: the image of each key.
         located: the encoder of each embedding.
     """

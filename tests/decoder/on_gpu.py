@@ -1,6 +1,7 @@
 """A real engine on a GPU, held against the plain model: quickly, and with little.
 
     python -m tests.decoder.on_gpu
+    python -m tests.decoder.on_gpu --family
 
 Small random checkpoints; prompts of text and of an image. First in float32: greedy answers and the
 prompt's log-probabilities, also of a prompt of several steps, and the first token after large
@@ -8,6 +9,10 @@ steps. Then in bfloat16, which vLLM's LoRA kernels need, two adapters and none o
 steps. And in each an answer of a structure with characters of several tokens. It needs vLLM with
 all that it depends on, and neither pytest, gRPC nor Redis; it runs on a CPU, too. Ends with 1 where
 something differs.
+
+With `--family` it compares the decoder's greedy answers with checkpoints of each published
+quantised form to stock vLLM's (tests/decoder/family.py), and names the forms that the device does
+not run.
 """
 
 import argparse

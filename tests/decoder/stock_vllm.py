@@ -64,11 +64,11 @@ def register() -> None:
 
 @torch.inference_mode()
 def inputs(model_dir: Path, token_ids: list[int], images: list[Tensor], image_id: int) -> Tensor:
-    """What the first layer gets, (tokens, hidden), with the adapter run as the decoder runs it."""
+    """The inputs of the first layer, (tokens, hidden). The adapter runs as in the decoder."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with safe_open(model_dir / "model.safetensors", framework="pt", device=device) as file:
         tokens = torch.tensor(token_ids, device=device)
-        found = file.get_tensor(f"{LANGUAGE}model.embed_tokens.weight")[tokens]
+        found: Tensor = file.get_tensor(f"{LANGUAGE}model.embed_tokens.weight")[tokens]
         part = {
             f"{number}.{kind}": file.get_tensor(f"{ADAPTER}{number}.{kind}")
             for number in (1, 2)

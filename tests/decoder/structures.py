@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,8 @@ import numpy as np
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
-from pixtral_core.model.vision_spec import VisionSpec, read_params
+from pixtral_core.model.checkpoint import read_spec
+from pixtral_core.model.sentencepiece import piece_bytes
 from pixtral_gateway.checks.conversation import Tool, Tools
 from pixtral_gateway.checks.structured_output import check_structured_output
 from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
@@ -50,6 +51,7 @@ with warnings.catch_warnings():
     from pixtral_decoder.vllm_hooks.grammar_vocabulary import (
         compile_json_apart,
         pieces,
+        sentencepieces,
         spell_in_bytes,
     )
     from pixtral_decoder.vllm_hooks.one_line_json import compile_marked
@@ -60,6 +62,7 @@ CONFIG: Any = SimpleNamespace(
     speculative_config=None,
 )
 MOST_TOKENS = 600
+SMALL = RandomSpec(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, vision_layers=1)
 # From here on an answer comes to its end where it may.
 LONG = 60
 END = 2
@@ -204,7 +207,7 @@ class Asked:
 
 
 class Forms:
-    """Makes requests as the gateway does, of tokenizers of both forms of calls."""
+    """Makes requests as the gateway does, of tokenizers of several forms of calls."""
 
     def __init__(self, formats: dict[str, ToolFormat]) -> None:
         self._formats = formats
@@ -325,7 +328,7 @@ class Backend:
             self._backend = XgrammarBackend(
                 vllm_config=CONFIG, tokenizer=tokenizer, vocab_size=tokenizer.vocab_size
             )
-        self._pieces = pieces(tokenizer.tokenizer, len(tokenizer.vocab))
+        self._pieces = _pieces(tokenizer)
         self._bitmask = self._backend.allocate_token_bitmask(1)
         closing = [any(each in piece for each in b'"]}') for piece in self._pieces]
         self._closing = np.array(closing)
@@ -374,6 +377,12 @@ class Backend:
         return int(allowed[rng.randrange(len(allowed))])
 
 
+def _pieces(tokenizer: Any) -> list[bytes]:
+    if tokenizer.is_tekken:
+        return pieces(tokenizer.tokenizer, len(tokenizer.vocab))
+    return [piece_bytes(each) for each in sentencepieces(tokenizer.tokenizer, tokenizer.vocab)]
+
+
 @dataclass(slots=True)
 class Found:
     """The results of a run: answers by form, structures that were refused, and what was wrong."""
@@ -385,14 +394,14 @@ class Found:
     wrong: list[str]
 
 
-def run(model_dir: Path, named_dir: Path, *, answers: int, seed: int, each: int = 5) -> Found:
-    """`named_dir` is of a tokenizer of version 11."""
+def run(model_dirs: Mapping[str, Path], *, answers: int, seed: int, each: int = 5) -> Found:
+    """The directories are of tokenizers with one vocabulary, by the names of their forms of
+    calls."""
     rng = random.Random(seed)
     formats = {
-        name: PromptEncoder.load(path, VisionSpec.from_params(read_params(path))).tools
-        for name, path in (("v3", model_dir), ("v11", named_dir))
+        name: PromptEncoder.load(path, read_spec(path)).tools for name, path in model_dirs.items()
     }
-    forms, backend = Forms(formats), Backend(model_dir)
+    forms, backend = Forms(formats), Backend(next(iter(model_dirs.values())))
     found = Found(Counter(), 0, 0, 0, [])
     while found.answers.total() < answers:
         found.structures += 1
@@ -425,19 +434,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--answers", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
-    spec = RandomSpec(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, vision_layers=1)
     with tempfile.TemporaryDirectory() as folder:
-        v3, v11 = Path(folder, "v3"), Path(folder, "v11")
+        v3, v11, v7 = (Path(folder, name) for name in ("v3", "v11", "v7"))
         for path in (v3, v11):
-            write_random_checkpoint(path, spec)
+            write_random_checkpoint(path, SMALL)
         set_version(v11, "v11")
-        found = run(v3, v11, answers=given.answers, seed=given.seed)
+        write_random_checkpoint(v7, replace(SMALL, tokenizer="sentencepiece"))
+        every = [
+            run(model_dirs, answers=given.answers // 2, seed=given.seed)
+            for model_dirs in ({"v3": v3, "v11": v11}, {"v7 of SentencePiece": v7})
+        ]
+    return max(map(_printed, every))
+
+
+def _printed(found: Found) -> int:
     for line in found.wrong:
         sys.stdout.write(f"{line}\n")
     sys.stdout.write(
         f"{found.answers.total()} answers of {found.structures} structures, "
-        f"{found.refused} refused: {len(found.wrong)} wrong, {found.unfinished} unfinished; "
-        f"seed {given.seed}\n"
+        f"{found.refused} refused: {len(found.wrong)} wrong, {found.unfinished} unfinished\n"
         + ", ".join(f"{count} {form}" for form, count in sorted(found.answers.items()))
         + "\n"
     )

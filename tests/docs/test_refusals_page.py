@@ -158,6 +158,7 @@ VLLM_TOO = (
     "one is not in the vocabulary",
     "only assistant messages may have tool calls",
     "only system and assistant messages may have thinking",
+    "only user and tool messages may have images",
     "only user messages and results of tool calls may have images",
     "only user messages may have images",
     "the API key is not valid",
@@ -176,6 +177,8 @@ VLLM_TOO = (
     "the messages have more parts than the context has tokens ({}): leave out messages",
     "there are no tools to choose from",
     "no such model: use {}",
+    "this model's template has no images in a tool message: send the image in a user message "
+    "after it",
     "this model's template has no thinking in a system message: {}",
 )
 

@@ -7,7 +7,7 @@ model are, and vision tower, adapter, embeddings and output are not.
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.hf_reference import hf_config, hf_name, hf_rows
+from tests.support.reference import Reference
 
 GROUP = 128
 INT4_IN_INT32 = 8
@@ -141,6 +142,13 @@ FP8_DYNAMIC = Form(
 )
 W4A16 = Form("INT4 W4A16", "pack-quantized", _numbers(4, "int", "group", GROUP), None, _int4)
 FORMS = (FP8_DYNAMIC, W4A16, W8A8)
+
+
+def plain(original: Path, weights: Mapping[str, Tensor]) -> Reference:
+    """The plain model of `original` with these weights, and activations that are not quantised."""
+    reference = Reference(original)
+    reference.weights |= weights
+    return reference
 
 
 def write_quantised(form: Form, original: Path, to: Path) -> dict[str, Quantised]:

@@ -33,7 +33,8 @@ class Turns:
     """Turns, and each one's path in the client's request.
 
     An assistant's thoughts, its text and the calls beside it are one turn. Images in the results of
-    calls come in a user's turn after those results: no template has a place for them in a result.
+    calls come in a user's turn after those results, as with vLLM: most templates have no place for
+    them in a result.
     """
 
     def __init__(self, field: str, names: Mapping[str, str]) -> None:

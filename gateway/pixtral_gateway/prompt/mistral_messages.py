@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
+from itertools import groupby, repeat
 
 from mistral_common.protocol.instruct.chunk import ContentChunk, TextChunk, ThinkChunk
 from mistral_common.protocol.instruct.messages import (
@@ -21,13 +21,22 @@ from mistral_common.tokens.tokenizers.base import TokenizerVersion
 from pixtral_core import limits
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.model.vision_spec import Grid
-from pixtral_gateway.checks.conversation import Conversation, Part, Role, Thinking, ToolCall, Turn
+from pixtral_gateway.checks.conversation import (
+    Conversation,
+    ImageSource,
+    Part,
+    Role,
+    Thinking,
+    ToolCall,
+    Turn,
+)
 from pixtral_gateway.checks.structured_output import check_depth
 from pixtral_gateway.prompt.image_placeholders import chunk_of
 
 # mistral_common takes no assistant message without text, and strips spaces at its end. The rest is
 # the end-of-sequence token alone, as the model wrote it.
 NO_TEXT = " "
+FIRST_WITH_IMAGES_IN_RESULTS = TokenizerVersion.v15
 
 _ID_LENGTH = 9
 _MISTRAL_ID = re.compile(f"[a-zA-Z0-9]{{{_ID_LENGTH}}}")
@@ -46,8 +55,9 @@ def messages_of(
     Clients can send back every answer of the model. Before version 7 mistral_common takes no text
     beside tool calls, so an assistant's text before its tool calls is left out. An empty answer is
     its end-of-sequence token. A thought is left out if the model does not think: another model may
-    have answered earlier. Raises InvalidRequest for JSON that mistral_common cannot read, and for a
-    system message with thinking that has no place.
+    have answered earlier. Raises InvalidRequest for JSON that mistral_common cannot read, for a
+    system message with thinking that has no place, and for a tool's result with an image before
+    version 15.
     """
     maker = _Maker(conversation, version, grids, thinks=thinks)
     made: list[ChatMessage] = []
@@ -73,7 +83,8 @@ class _Maker:
         self._thinks = thinks
         self._has_settings = version.supports_model_settings
         self._is_before_v7 = version < TokenizerVersion.v7
-        self._grids: Iterator[Grid] | None = None if grids is None else iter(grids)
+        self._shows_results = version >= FIRST_WITH_IMAGES_IN_RESULTS
+        self._grids = enumerate(repeat(_ANY_GRID) if grids is None else grids)
         self._ids = _mistral_ids(conversation.turns)
 
     def message(self, index: int, turn: Turn) -> ChatMessage:
@@ -85,6 +96,7 @@ class _Maker:
             case Role.USER:
                 return UserMessage(content=content)
             case Role.TOOL:
+                self._check_images(index, turn)
                 if self._is_before_v7:
                     _check_readable(_joined(turn), f"messages[{index}].content")
                 return ToolMessage(content=content, tool_call_id=self._ids.get(turn.call_id))
@@ -133,12 +145,22 @@ class _Maker:
                     + ("set reasoning_effort" if self._thinks else "leave it out"),
                 )
 
+    def _check_images(self, index: int, turn: Turn) -> None:
+        for k, part in enumerate(turn.parts):
+            if isinstance(part, ImageSource) and not self._shows_results:
+                raise InvalidRequest(
+                    f"messages[{index}].content[{k}]",
+                    "this model's template has no images in a tool message: send the image in a "
+                    "user message after it",
+                )
+
     def _chunk(self, part: Part) -> ContentChunk:
         if isinstance(part, str):
             return TextChunk(text=part)
         if isinstance(part, Thinking):
             return ThinkChunk(thinking=part.text, closed=part.is_closed)
-        return chunk_of(_ANY_GRID if self._grids is None else next(self._grids))
+        number, grid = next(self._grids)
+        return chunk_of(grid, number)
 
 
 def _mistral_ids(turns: Sequence[Turn]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from pixtral_core.model.checkpoint import read_language
 from pixtral_core.model.tokenizer_file import find_tokenizer, own_file
 from pixtral_core.model.vision_spec import BadCheckpoint, Grid, VisionSpec
 from pixtral_gateway.checks.conversation import Conversation, Tool, Tools
-from pixtral_gateway.prompt.image_placeholders import leave_out_pixels
+from pixtral_gateway.prompt.image_placeholders import leave_out_pixels, numbers
 from pixtral_gateway.prompt.mistral_messages import messages_of
 from pixtral_gateway.prompt.refusals import MessageCheck
 from pixtral_gateway.prompt.tool_format import ToolFormat
@@ -37,8 +37,12 @@ OFFLOAD_PARTS = 100
 
 @dataclass(frozen=True, slots=True)
 class PlacedImage:
-    """The place of an image in a prompt: `length` tokens from `offset` on."""
+    """The place of an image in a prompt: `length` tokens from `offset` on.
 
+    `index` is the image's in the conversation.
+    """
+
+    index: int
     offset: int
     rows: int
     cols: int
@@ -47,7 +51,11 @@ class PlacedImage:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of a conversation; `images` in its order, `image_tokens` their lengths' sum."""
+    """Token ids of a conversation. `image_tokens` is the sum of the lengths of `images`.
+
+    `images` are in the prompt's order. It differs from the conversation's if the template puts the
+    results of tool calls in the order of the calls.
+    """
 
     token_ids: Sequence[int]
     images: tuple[PlacedImage, ...]
@@ -187,24 +195,25 @@ class PromptEncoder:
             self._check(conversation, messages)
         tools = [_mistral_tool(tool) for tool in conversation.tools.offered]
         try:
-            tokens = self._tokenizer.encode_chat_completion(
+            tokenized = self._tokenizer.encode_chat_completion(
                 ChatCompletionRequest(
                     messages=messages,
                     tools=tools or None,
                     reasoning_effort=self._effort_of(conversation),
                 )
-            ).tokens
+            )
         except InvalidToolSchemaException:
             raise _bad_schema(conversation.tools) from None
         except ValueError as error:
             raise _untokenizable("messages", error) from None
-        tokens += self.tools.opening(conversation.tools)
+        tokens = tokenized.tokens + self.tools.opening(conversation.tools)
         images, at = [], 0
-        for grid in grids:
+        for index in numbers(tokenized):
+            grid = grids[index]
             # Text never becomes a control token, so the next image token belongs to the next image.
             offset = tokens.index(self._spec.image_token_id, at)
             at = offset + grid.placeholder_length
-            images.append(PlacedImage(offset, grid.rows, grid.cols, grid.placeholder_length))
+            images.append(PlacedImage(index, offset, grid.rows, grid.cols, grid.placeholder_length))
         # Four bytes for each token, and not forty: the ids stay until the answer ends.
         return Prompt(array("I", tokens), tuple(images), sum(image.length for image in images))
 

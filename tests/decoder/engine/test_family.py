@@ -2,12 +2,14 @@
 real engine each, against transformers' own classes."""
 
 import gc
+import json
 import random
 import shutil
 import warnings
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,26 +18,38 @@ from torch import Tensor
 
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
 from pixtral_core.cache.embedding_key import EmbeddingKey
-from pixtral_core.generation.sampling import Sampling
+from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_core.model.checkpoint import read_spec
 from pixtral_core.model.hugging_face import is_hugging_face
 from pixtral_decoder.engine.engine import DecoderEngine
 from pixtral_decoder.engine.engine_args import EngineOptions
 from pixtral_decoder.request import ImagePlace, Prompt
+from pixtral_gateway.checks.conversation import Conversation, Role, Tool, Tools, Turn
+from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
+from pixtral_gateway.request import Delta, FinishReason
 from tests.decoder.asked import LONG, Answer, Asked, apart, ask, expected, questions
 from tests.decoder.memory import in_a_file
 from tests.support.hf_reference import hf_generate, load_hf, write_hf
 from tests.support.published_shapes import ministral_3, mistral_small, pixtral_large
-from tests.support.quantised import W8A8, write_quantised
+from tests.support.quantised import W8A8, plain, write_quantised
 from tests.support.reference import Reference
 
-# A layer whose scales are twice as large in a second checkpoint.
-DOUBLED = "layers.0.feed_forward.w2.weight"
-DOUBLED_SCALES = "language_model.model.layers.0.mlp.down_proj.weight_scale"
-# INT8 rounds each activation by up to half of 1/127 of its token's largest one. In this model,
-# that changes a layer's outputs by about a hundredth, and bfloat16 by less. The log-probabilities
-# then differ by far less than this share of the distance to the other checkpoint's.
-SHARE = 0.2
+# A layer whose scales are four times as large in a second checkpoint.
+SCALED = "layers.0.feed_forward.w2.weight"
+SCALES = "language_model.model.layers.0.mlp.down_proj.weight_scale"
+# INT8 rounds each activation to a multiple of 1/127 of its token's largest one, and the plain model
+# does not. That changes a layer's inputs by about a hundredth, and the log-probabilities of this
+# model by about a seventh of their distance from the second checkpoint's.
+SHARE = 0.3
+
+# An emoji has several tokens, and a SentencePiece text may lose its first space.
+ODD = " é🙂 ß"
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"at": {"const": ODD}},
+    "required": ["at"],
+    "additionalProperties": False,
+}
 
 
 def as_it_is(original: Path, _: Path) -> Path:
@@ -87,64 +101,95 @@ async def test_greedy_tokens_are_those_of_transformers(
     with warnings.catch_warnings():
         # vLLM's own: at import, while it loads, and of sockets that it leaves open.
         warnings.simplefilter("ignore")
-        answer = await answered(options, prompt, embedding)
+        async with started(options) as engine:
+            answer = await answered(engine, prompt, embedding)
+            structured = await held_to_schema(engine)
+            arguments = await called(engine, PromptEncoder.load(model_dir, spec))
         gc.collect()
 
     assert answer == expected
+    assert json.loads(structured) == json.loads(arguments) == {"at": ODD}
 
 
-async def answered(options: EngineOptions, prompt: Prompt, embedding: Tensor) -> list[int]:
+@asynccontextmanager
+async def started(options: EngineOptions) -> AsyncIterator[DecoderEngine]:
     engine = DecoderEngine(options)
     try:
         await engine.start()
-        # Handed over as a large one is, and from there on to each part of the model.
-        async with aclosing(engine.generate(prompt, [in_a_file(embedding)])) as deltas:
-            return [token async for delta in deltas for token in delta.token_ids]
+        yield engine
     finally:
         await engine.shutdown()
 
 
+async def answered(engine: DecoderEngine, prompt: Prompt, embedding: Tensor) -> list[int]:
+    # Handed over as a large one is, and from there on to each part of the model.
+    async with aclosing(engine.generate(prompt, [in_a_file(embedding)])) as deltas:
+        return [token async for delta in deltas for token in delta.token_ids]
+
+
+async def held_to_schema(engine: DecoderEngine) -> str:
+    held = StructuredOutput(Structure.JSON_SCHEMA, (json.dumps(SCHEMA),), True)
+    sampling = Sampling(max_tokens=100, temperature=0.0, structured_output=held)
+    prompt = Prompt("schema", [1, 3, 5000, 4], (), sampling)
+    async with aclosing(engine.generate(prompt, ())) as deltas:
+        return "".join([delta.text async for delta in deltas])
+
+
+async def called(engine: DecoderEngine, prompts: PromptEncoder) -> str:
+    """The arguments of a call that the request forces, as the gateway asks for it and reads it."""
+    offered = (Tool("look", "Looks.", SCHEMA),)
+    tools = Tools(offered, forced=offered, is_single=True)
+    asked = prompts.encode_now(Conversation((Turn(Role.USER, ("Hello?",)),), tools), ())
+    sampling = prompts.tools.constrain(tools, Sampling(max_tokens=100, temperature=0.0))
+    prompt = Prompt("call", list(asked.token_ids), (), sampling)
+    reader, said, arguments = prompts.tools.reader(tools), "", ""
+    async with aclosing(engine.generate(prompt, ())) as deltas:
+        async for delta in deltas:
+            finish = FinishReason.STOP if delta.finish_reason else None
+            read = reader.read(Delta(0, delta.text, delta.token_ids, finish))
+            said += read.text
+            arguments += "".join(call.arguments for call in read.tool_calls)
+    assert said == ""
+    return arguments
+
+
 async def test_int8_of_compressed_tensors_is_served_on_a_cpu(tmp_path: Path) -> None:
     original = write_random_checkpoint(tmp_path / "original", RandomSpec(dtype="bfloat16"))
-    published, doubled = tmp_path / "published", tmp_path / "doubled"
+    published, wrong = tmp_path / "published", tmp_path / "wrong"
     weights = {
         name: each.meant for name, each in write_quantised(W8A8, original, published).items()
     }
-    with_doubled_scales(published, doubled)
-    plain, other = Reference(original), Reference(original)
-    plain.weights |= weights
-    other.weights |= weights | {DOUBLED: 2 * weights[DOUBLED]}
+    with_wrong_scales(published, wrong)
+    right = plain(original, weights)
+    other = plain(original, weights | {SCALED: 4 * weights[SCALED]})
 
-    answers = await asked_of(published, original, plain)
-    of_doubled = await asked_of(doubled, original, plain)
+    answers = await asked_of(published, original, right)
+    of_wrong = await asked_of(wrong, original, right)
 
-    asks = short_questions(original, plain)
-    for each, answer, of_other in zip(asks, answers, of_doubled, strict=True):
-        wanted, others = expected(plain, each), expected(other, each)
+    asks = short_questions(original, right)
+    for each, answer, of_other in zip(asks, answers, of_wrong, strict=True):
+        wanted, others = expected(right, each), expected(other, each)
         between = apart(wanted, others)
         assert apart(answer, wanted) < SHARE * between
         assert apart(of_other, others) < SHARE * between
 
 
-def with_doubled_scales(published: Path, to: Path) -> None:
+def with_wrong_scales(published: Path, to: Path) -> None:
     shutil.copytree(published, to)
     tensors = load_file(published / "model.safetensors")
-    tensors[DOUBLED_SCALES] *= 2
+    tensors[SCALES] *= 4
     save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
 
 
-def short_questions(original: Path, plain: Reference) -> list[Asked]:
-    return [each for each in questions(original, plain) if len(each.token_ids) < LONG]
+def short_questions(original: Path, reference: Reference) -> list[Asked]:
+    return [each for each in questions(original, reference) if len(each.token_ids) < LONG]
 
 
-async def asked_of(model_dir: Path, original: Path, plain: Reference) -> list[Answer]:
-    engine = DecoderEngine(EngineOptions(model_dir, context_length=2048))
+async def asked_of(model_dir: Path, original: Path, reference: Reference) -> list[Answer]:
     with warnings.catch_warnings():
         # vLLM's own, as above.
         warnings.simplefilter("ignore")
-        try:
-            await engine.start()
-            return [await ask(engine, each) for each in short_questions(original, plain)]
-        finally:
-            await engine.shutdown()
-            gc.collect()
+        async with started(EngineOptions(model_dir, context_length=2048)) as engine:
+            answers = [await ask(engine, each) for each in short_questions(original, reference)]
+        gc.collect()
+    return answers

@@ -18,7 +18,7 @@ from pixtral_gateway.api.openai.errors import param_of
 from pixtral_gateway.api.openai.messages import to_conversation
 from pixtral_gateway.api.openai.request_schema import Message
 from pixtral_gateway.checks.conversation import NO_TOOLS
-from pixtral_gateway.prompt.prompt_encoder import PromptEncoder
+from pixtral_gateway.prompt.prompt_encoder import Prompt, PromptEncoder
 from tests.support.gateway_pictures import ARGUMENTS, RESULTS, WORDS, picture
 
 LISTS = 500
@@ -57,6 +57,13 @@ class Model:
         return tokens
 
     def encoded(self, messages: list[dict[str, Any]], *, goes_on: bool = False) -> list[int]:
+        return list(self.prompt(messages, goes_on=goes_on).token_ids)
+
+    def images(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Which of the request's images the prompt has, in its order."""
+        return [placed.index for placed in self.prompt(messages).images]
+
+    def prompt(self, messages: list[dict[str, Any]], *, goes_on: bool = False) -> Prompt:
         conversation = to_conversation(
             [Message.model_validate(message) for message in messages],
             NO_TOOLS,
@@ -67,7 +74,13 @@ class Model:
         self.prompts.check_now(conversation)
         sizes = [IMAGES[image.url or ""] for image in conversation.images]
         grids = [self.spec.grid(*size) for size in sizes]
-        return list(self.prompts.encode_now(conversation, grids).token_ids)
+        prompt = self.prompts.encode_now(conversation, grids)
+        assert sorted(placed.index for placed in prompt.images) == [*range(len(grids))]
+        for placed in prompt.images:
+            placeholder = self.spec.placeholder(grids[placed.index])
+            end = placed.offset + placed.length
+            assert list(prompt.token_ids[placed.offset : end]) == placeholder
+        return prompt
 
 
 @pytest.fixture(scope="module", params=list(VERSIONS))
@@ -98,7 +111,7 @@ def content(rng: random.Random, *, with_images: bool = False) -> Any:
     return parts
 
 
-def random_list(rng: random.Random) -> list[dict[str, Any]]:
+def random_list(rng: random.Random, *, shows_results: bool = False) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     waiting: list[str] = []
     is_wild = rng.random() < 0.3
@@ -121,7 +134,8 @@ def random_list(rng: random.Random) -> list[dict[str, Any]]:
         elif role == "tool":
             rng.shuffle(waiting)
             message["tool_call_id"] = waiting.pop() if waiting else "none00000"
-            message["content"] = rng.choice([content(rng), rng.choice(RESULTS)])
+            shown = content(rng, with_images=shows_results)
+            message["content"] = rng.choice([shown, rng.choice(RESULTS)])
         made.append(message)
     return made
 
@@ -173,7 +187,9 @@ def test_random_lists_are_taken_and_encoded_as_mistral_common_does(
     rng = random.Random(f"lists-{version}")
     taken = refused = 0
     for _ in range(LISTS):
-        messages = with_thoughts(random_list(rng), rng, version)
+        shows_results = version == "v15" or rng.random() < 0.1
+        made = random_list(rng, shows_results=shows_results)
+        messages = with_thoughts(made, rng, version)
         goes_on = messages[-1]["role"] == "assistant" and rng.random() < 0.7
         try:
             expected = model.reference(messages, goes_on=goes_on)
@@ -258,6 +274,36 @@ def test_text_after_calls_that_nothing_answers_is_refused_before_version_7(
     with pytest.raises(InvalidRequest) as refused:
         model.encoded(messages)
     assert refused.value.violations[0][0] == "messages[1].content"
+
+
+def shown(call_id: str, number: int) -> dict[str, Any]:
+    """A tool's result: a text and the image of this number."""
+    image = {"type": "image_url", "image_url": {"url": list(IMAGES)[number]}}
+    content = [{"type": "text", "text": "It looks so:"}, image]
+    return {"role": "tool", "tool_call_id": call_id, "content": content}
+
+
+def test_results_have_images_from_version_15(model: Model, version: str) -> None:
+    messages = [HI, CALLS, shown("abcdefgh1", 2)]
+    if version == "v15":
+        assert model.encoded(messages) == model.reference(messages)
+        return
+    with pytest.raises(InvalidRequest) as refused:
+        model.encoded(messages)
+    ((field, description),) = refused.value.violations
+    assert param_of(field) == "messages.2.content.1"
+    assert "send the image in a user message after it" in description
+
+
+def test_images_of_results_follow_the_order_of_the_calls(v15_model_dir: Path) -> None:
+    """The template puts results in the calls' order, and each keeps its own image."""
+    model = Model(v15_model_dir)
+    ids = ["abcdefgh1", "abcdefgh2"]
+    calls = [{**CALLS["tool_calls"][0], "id": call_id} for call_id in ids]
+    messages = [HI, {**CALLS, "tool_calls": calls}, shown(ids[1], 1), shown(ids[0], 2)]
+
+    assert model.encoded(messages) == model.reference(messages)
+    assert model.images(messages) == [1, 0]
 
 
 def test_an_empty_answer_can_be_sent_back(model: Model) -> None:

@@ -103,8 +103,8 @@ def _part(part: chat_pb2.ContentPart, path: str, role: int) -> Part:
                 )
             return Thinking(part.thinking)
         case "image":
-            if role != chat_pb2.ROLE_USER:
-                raise InvalidRequest(f"{path}.image", "only user messages may have images")
+            if role not in (chat_pb2.ROLE_USER, chat_pb2.ROLE_TOOL):
+                raise InvalidRequest(f"{path}.image", "only user and tool messages may have images")
             return _image(part.image, f"{path}.image")
         case _:
             raise InvalidRequest(path, "must be text, an image or thinking")

@@ -109,8 +109,10 @@ def _part(part: Any, path: str, role: Role) -> Part:
                 raise InvalidRequest(path, "only system and assistant messages may have thinking")
             return _thinking(part, f"{path}.thinking")
         case {"type": "image_url", "image_url": {"url": str(url)} | str(url) as given}:
-            if role is not Role.USER:
-                raise InvalidRequest(f"{path}.image_url", "only user messages may have images")
+            if role not in (Role.USER, Role.TOOL):
+                raise InvalidRequest(
+                    f"{path}.image_url", "only user and tool messages may have images"
+                )
             low = isinstance(given, dict) and is_low_detail(given, f"{path}.image_url")
             return ImageSource(f"{path}.image_url", url=url, low_detail=low)
         case {"type": "text", **rest}:
