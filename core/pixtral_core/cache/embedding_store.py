@@ -78,9 +78,13 @@ class EmbeddingStore:
         """The keys that have a value in Redis, with one round trip."""
         if not keys:
             return []
+        client = self._redis.client
 
         async def lookup() -> list[int]:
-            async with self._redis.client.pipeline(transaction=False) as pipeline:
+            if len(keys) == 1:
+                # A pipeline of one command costs more than the command.
+                return [await client.exists(keys[0].redis_key)]
+            async with client.pipeline(transaction=False) as pipeline:
                 for key in keys:
                     pipeline.exists(key.redis_key)
                 return await pipeline.execute()

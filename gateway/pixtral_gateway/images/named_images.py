@@ -160,12 +160,18 @@ class NamedImages:
 
     async def _keep_sizes(self, sizes: Mapping[ImageName, ImageSize]) -> None:
         redis = self._lookups.client
+        records = {name.record_key: _pack(name, size) for name, size in sizes.items()}
 
-        async def store() -> list[object]:
+        async def store() -> None:
+            if len(records) == 1:
+                # A pipeline of one command costs more than the command.
+                ((key, record),) = records.items()
+                await redis.set(key, record, ex=KEEP_SECONDS)
+                return
             async with redis.pipeline(transaction=False) as pipeline:
-                for name, size in sizes.items():
-                    pipeline.set(name.record_key, _pack(name, size), ex=KEEP_SECONDS)
-                return await pipeline.execute()
+                for key, record in records.items():
+                    pipeline.set(key, record, ex=KEEP_SECONDS)
+                await pipeline.execute()
 
         await self._lookups.attempt("image_keep", LOOKUP_SECONDS, store)
 

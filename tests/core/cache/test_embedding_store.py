@@ -63,6 +63,8 @@ async def test_what_is_put_is_there_for_another_client(
     assert found is not None
     assert bytes(found.data) == key_of("a").digest * 8
     assert await store.exist([key_of("a"), key_of("b"), key_of("a")]) == [True, False, True]
+    assert await store.exist([key_of("a")]) == [True]
+    assert await store.exist([key_of("b")]) == [False]
     assert await store.exist([]) == []
     assert await get(store, key_of("b")) is None
 

@@ -128,6 +128,16 @@ async def test_damaged_file_is_a_miss_counted_and_deleted(
         assert not client.exists(NAME.file_key)
 
 
+async def test_sizes_that_were_kept_together_are_all_found(names: NamedImages) -> None:
+    other = ImageName(bytes(reversed(SHA256)), NAME.scope)
+    sizes = {NAME: SIZE, other: ImageSize(SIZE.width + 1, SIZE.height, SIZE.nbytes)}
+    names.keep_sizes(sizes)
+    async with asyncio.timeout(60):
+        while len(await names.find([*sizes], None)) < len(sizes):
+            await asyncio.sleep(0.005)
+    assert await names.find([*sizes], None) == sizes
+
+
 async def test_without_redis_nothing_is_found_or_kept_and_nothing_raised() -> None:
     names, lookups = opened("redis://127.0.0.1:1/0")
 
