@@ -79,7 +79,7 @@ def main() -> None:
         type=shlex.split,
         default=[],
         metavar="FLAGS",
-        help="of the stack that is started, such as '--quantization fp8'",
+        help="more flags of the decoder that this starts, such as '--quantization fp8'",
     )
     parser.add_argument("--picture", type=Path, help="where to draw the confusions")
     parser.add_argument("--answers", type=Path, help="where to write all answers, a JSON a line")

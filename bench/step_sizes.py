@@ -4,8 +4,8 @@
     python -m bench.step_sizes --model-dir .cache/random-pixtral    # on a CPU, to try this command
 
 Stock vLLM and pixtral-serve run on one GPU of 140 GB at the same time, as `bench.one_card` has
-them. Each size is set in the running decoder, so that all sizes are asked of one engine, by turns
-with stock vLLM, and every one is sent the same requests. The workload is vLLM's random-mm, in which
+them. Each size is set in the running decoder, so that one engine has all sizes, by turns with stock
+vLLM, and each size gets the same requests. The workload is vLLM's random-mm, in which
 images arrive while answers are written; `--workload` names another one of `bench/workloads.py`.
 
 Prints the medians of the turns as a table, and keeps every number in step_sizes.json in `--out`.
