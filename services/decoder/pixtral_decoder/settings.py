@@ -75,8 +75,8 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
         None,
         ge=1,
         description="The most tokens of prompts that a step of the engine takes in while answers "
-        "wait for their next token; unset: 1536. With a larger size, tokens come faster on average "
-        "while prompts arrive, and the longest gaps between tokens grow.",
+        "wait for their next token; unset: 1536. While prompts arrive, a smaller size makes the "
+        "tokens of answers come faster and more evenly, and first tokens later.",
     )
     max_wait_seconds: float = Field(
         60.0,
