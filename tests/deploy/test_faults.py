@@ -272,6 +272,7 @@ def test_9_a_lock_without_what_the_oldest_python_needs_is_found() -> None:
         ("writable-root", "Deployment encoder has a read-only root"),
         ("nodes", "Deployment decoder takes any GPU"),
         ("kv-host", "Deployment decoder keeps no keys and values in host memory"),
+        ("compile-cache", "Deployment decoder loses VLLM_CACHE_ROOT with its pod"),
     ],
 )
 def test_a_component_that_does_not_do_what_it_is_for_is_found(component: str, said: str) -> None:
@@ -282,6 +283,31 @@ def test_a_component_that_does_not_do_what_it_is_for_is_found(component: str, sa
     faults = list(rule(build_once("production")))
 
     assert any(said in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("plant", "said"),
+    [
+        (
+            lambda o: next(
+                e for e in container(o)["env"] if e["name"] == "TRITON_CACHE_DIR"
+            ).update(value="/elsewhere"),
+            "Deployment encoder loses TRITON_CACHE_DIR with its pod",
+        ),
+        (
+            lambda o: container(o)["volumeMounts"][-1].update(readOnly=True),
+            "Deployment encoder loses TORCHINDUCTOR_CACHE_DIR with its pod",
+        ),
+    ],
+)
+def test_kernels_that_end_with_their_pod_are_found(plant: Plant, said: str) -> None:
+    objects = copy.deepcopy(with_component("production", "compile-cache"))
+    deployment = get(objects, "Deployment", "encoder")
+    mounts = container(deployment)["volumeMounts"]
+    mounts.sort(key=lambda mount: mount["name"] == "compile-cache")
+    plant(deployment)
+    (rule,) = OPTIONAL["compile-cache"]
+    assert said in next(iter(rule(objects)))
 
 
 @pytest.mark.parametrize(

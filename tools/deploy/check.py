@@ -61,6 +61,7 @@ from tools.deploy.manifests import (
 from tools.deploy.objects import Object, Rule
 from tools.deploy.rollout import (
     certificates_can_change,
+    compiled_kernels_are_kept,
     gpus_have_memory,
     host_memory_fits,
     jobs_let_releases_through,
@@ -138,6 +139,7 @@ OPEN_VALUES = frozenset({"laptop", "quickstart"})
 # Components that no overlay has, and the rule that each is there for.
 OPTIONAL: dict[str, tuple[Rule, ...]] = {
     "colocated": (one_card_is_shared, devices_are_given, gpus_are_given, surges_need_no_gpu),
+    "compile-cache": (compiled_kernels_are_kept,),
     "image-urls": (settings_start_new_pods, network_is_closed),
     "kv-host": (host_memory_fits,),
     "nodes": (gpus_have_memory,),

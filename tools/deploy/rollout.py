@@ -24,6 +24,11 @@ DOWNLOAD_SECONDS = 5000
 NODE_CORES, NODE_GIB = 3.5, 28
 # The pods that may live this long after their Job's end block no release for longer.
 MOST_SECONDS_OF_A_JOB = 60
+# The variables that say where the compilers of a GPU tier keep their kernels.
+COMPILE_CACHES = {
+    "encoder": ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+    "decoder": ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+}
 HASHED = re.compile(r".*-[0-9a-z]{10}")
 
 
@@ -139,6 +144,26 @@ def host_memory_fits(objects: Objects) -> Iterator[str]:
         asked = _gib(container["resources"]["requests"]["memory"])
         if kept > asked:
             yield f"Deployment {name_of(deployment)} keeps {kept:g} GiB and asks for {asked:g}"
+
+
+def compiled_kernels_are_kept(objects: Objects) -> Iterator[str]:
+    """For the component `compile-cache`: each cache of a GPU tier is in a claimed volume."""
+    for deployment, container in tiers(objects):
+        tier = name_of(deployment)
+        claimed = {
+            volume["name"]
+            for volume in pod_of(deployment)["volumes"]
+            if "persistentVolumeClaim" in volume
+        }
+        kept = tuple(
+            f"{mount['mountPath']}/"
+            for mount in container.get("volumeMounts", ())
+            if mount["name"] in claimed and not mount.get("readOnly")
+        )
+        given = environment(objects, container)
+        for name in COMPILE_CACHES.get(tier, ()):
+            if not given.get(name, "").startswith(kept or ("nowhere",)):
+                yield f"Deployment {tier} loses {name} with its pod"
 
 
 def weights_are_chosen(objects: Objects) -> Iterator[str]:
