@@ -1,7 +1,6 @@
 """Tracks how much a decoder has left to compute, and which beginnings of prompts it has
 computed."""
 
-import hashlib
 import math
 import time
 from array import array
@@ -37,14 +36,13 @@ def blocks_of(
     for offset, digest in images:
         number = offset // BLOCK_TOKENS
         marks[number] = marks.get(number, b"") + digest
-    name = hashlib.blake2b(repr(tuple(scope)).encode(), digest_size=8).digest()
+    # In this process alone, so Python's own hash is enough.
+    name = hash(tuple(scope))
     blocks = []
     for number in range(len(token_ids) // BLOCK_TOKENS):
-        chained = hashlib.blake2b(name, digest_size=8)
-        chained.update(tokens[number * size : (number + 1) * size])
-        chained.update(marks.get(number, b""))
-        name = chained.digest()
-        blocks.append(int.from_bytes(name, "big"))
+        block = tokens[number * size : (number + 1) * size]
+        name = hash((name, block, marks.get(number)))
+        blocks.append(name)
     return blocks
 
 

@@ -28,7 +28,12 @@ STATELESS: Final = frozenset(
 )
 # The other parameters, with values that have no effect.
 IDLE: Final = {"seed": -1, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-_DEFAULTS: Final = Sampling()
+# The parameters that are not in STATELESS, with their defaults.
+_STATEFUL: Final = tuple(
+    (each.name, getattr(Sampling(), each.name))
+    for each in fields(Sampling)
+    if each.name not in STATELESS
+)
 
 
 def can_be_continued(sampling: Sampling) -> bool:
@@ -39,10 +44,10 @@ def can_be_continued(sampling: Sampling) -> bool:
     """
     is_greedy = sampling.temperature == 0
     return all(
-        name in STATELESS
+        (value := getattr(sampling, name)) == default
         or (name == "seed" and is_greedy)
         or (name in IDLE and IDLE[name] == value)
-        for name, value in _given(sampling)
+        for name, default in _STATEFUL
     )
 
 
@@ -80,13 +85,3 @@ class Progress:
         self.made.extend(self._new)
         del self._new[:]
         return True
-
-
-def _given(sampling: Sampling) -> list[tuple[str, object]]:
-    """The parameters that a request sets."""
-    names = (each.name for each in fields(Sampling))
-    return [
-        (name, value)
-        for name in names
-        if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name)
-    ]
