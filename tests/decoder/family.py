@@ -37,8 +37,8 @@ SHARE = 0.5
 
 
 class NotRunHere(Exception):
-    """Stock vLLM does not run the form on this device, or takes hours. The message says why, on one
-    line."""
+    """Stock vLLM does not run the form on this device, or far too slowly. The message says why, on
+    one line."""
 
 
 def stock_answers(
