@@ -528,8 +528,8 @@ Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
 
 @_typing.final
 class Message(_message.Message):
-    """One turn of a conversation. User turns may have images, and so may turns of ROLE_TOOL if the model's
-    template has a place for them. Turns may come in any order that the template takes.
+    """One turn of a conversation. User turns may have images, and so may turns of ROLE_TOOL if the
+    model's template has a place for them. Turns may come in any order that the template takes.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
