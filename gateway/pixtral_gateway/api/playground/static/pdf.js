@@ -20,26 +20,26 @@ let library = null;
  * @throws {Error} its message says why a person sees no pages
  */
 export async function pagesOf(file, most) {
-  library ??= load();
-  const { getDocument, VerbosityLevel } = await library;
-  const task = getDocument({
-    data: new Uint8Array(await file.arrayBuffer()),
-    verbosity: VerbosityLevel.ERRORS,
-    maxImageSize: MOST_PIXELS,
-    useWasm: false,
-    wasmUrl: `${VENDOR}decoders/`,
-    disableWorkerRendering: true,
-  });
+  let task = null;
   try {
-    const document = await task.promise;
+    const { getDocument, VerbosityLevel } = await (library ??= load());
+    task = getDocument({
+      data: new Uint8Array(await file.arrayBuffer()),
+      verbosity: VerbosityLevel.ERRORS,
+      maxImageSize: MOST_PIXELS,
+      useWasm: false,
+      wasmUrl: `${VENDOR}decoders/`,
+      disableWorkerRendering: true,
+    });
+    const pdf = await task.promise;
     const pages = [];
-    const last = Math.min(document.numPages, MOST_PAGES, most);
+    const last = Math.min(pdf.numPages, MOST_PAGES, most);
     for (let number = 1; number <= last; number += 1) {
-      const blob = await drawn(await document.getPage(number));
+      const blob = await drawn(await pdf.getPage(number));
       const name = `${file.name.replace(/\.pdf$/i, "")}, page ${number}.jpg`;
       pages.push(new File([blob], name, { type: blob.type }));
     }
-    return { pages, total: document.numPages };
+    return { pages, total: pdf.numPages };
   } catch (error) {
     throw new Error(
       error?.name === "PasswordException"
@@ -47,7 +47,7 @@ export async function pagesOf(file, most) {
         : "a PDF that cannot be read",
     );
   } finally {
-    await task.destroy();
+    await task?.destroy();
   }
 }
 
@@ -56,11 +56,17 @@ export async function pagesOf(file, most) {
  * a text, which its policy forbids. With the worker's module loaded, pdf.js starts none.
  */
 async function load() {
-  const [pdf] = await Promise.all([
-    import("./vendor/pdf/pdf.js"),
-    import("./vendor/pdf/worker.js"),
-  ]);
-  return pdf;
+  try {
+    const [pdf] = await Promise.all([
+      import("./vendor/pdf/pdf.js"),
+      import("./vendor/pdf/worker.js"),
+    ]);
+    return pdf;
+  } catch (error) {
+    // The next PDF tries again.
+    library = null;
+    throw error;
+  }
 }
 
 async function drawn(page) {
