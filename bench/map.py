@@ -1,9 +1,10 @@
-"""`Client.map` against a real gateway with a third fewer permits than requests at once.
+"""`AsyncClient.map` against a real gateway with a third fewer permits than requests at once.
 
     python -m bench.map --model-dir .cache/random-pixtral
 
 A stand-in answers for encoder and decoder. Each image is another one. Prints how many requests were
-sent and refused, and what is left at the gateway after a second map that is ended in the middle.
+sent and refused, and what is left at the gateway and in the client after a second map that is ended
+in the middle.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,6 @@ from bench.gateway import stack
 from bench.pictures import jpeg
 from pixtral_cli.stack.process_stack import Stack
 from pixtral_client import AsyncClient, BatchProgress
-
-CONCURRENCY = 24
-PERMITS = 16
 
 
 def about_images(count: int, first: int = 0) -> Iterator[Any]:
@@ -39,14 +38,14 @@ def value(running: Stack, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-async def measure(running: Stack, count: int) -> None:
+async def measure(running: Stack, count: int, concurrency: int) -> None:
     seen: list[BatchProgress] = []
     # So many milliseconds a token, of the stand-in.
     answer: dict[str, Any] = {"max_tokens": 100, "seed": 10}
     async with AsyncClient(running.target) as client:
         start = time.monotonic()
         outcomes = client.map(
-            about_images(count), concurrency=CONCURRENCY, progress=seen.append, **answer
+            about_images(count), concurrency=concurrency, progress=seen.append, **answer
         )
         came = [outcome async for outcome in outcomes]
         seconds = time.monotonic() - start
@@ -56,9 +55,13 @@ async def measure(running: Stack, count: int) -> None:
         print(f"{answered} of {count} answered in {seconds:.1f} s, in order: {in_order}")
         print(f"sent {sent}, refused {sent - count}: {sent / count:.2f} times")
 
-        async for outcome in client.map(about_images(count, count), **answer):
-            if outcome.index == count // 10:
-                break
+        more = client.map(about_images(count, count), concurrency=concurrency, **answer)
+        async with aclosing(more):
+            async for outcome in more:
+                if outcome.index == count // 10:
+                    break
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        print(f"ended in the middle: {len(tasks)} tasks of the client left")
 
 
 def left(running: Stack) -> float:
@@ -75,13 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--concurrency", type=int, default=24, help="the client's (%(default)s)")
+    parser.add_argument("--permits", type=int, default=16, help="the gateway's (%(default)s)")
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="pixtral-bench-") as logs,
-        stack(options.model_dir, PERMITS, Path(logs)) as running,
+        stack(options.model_dir, options.permits, Path(logs)) as running,
     ):
-        asyncio.run(measure(running, options.images))
-        print(f"ended in the middle: {left(running):.0f} permits left")
+        asyncio.run(measure(running, options.images, options.concurrency))
+        print(f"ended in the middle: {left(running):.0f} permits of the gateway left")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,12 @@ HEAD = """\
 `python -m tools.commands_page` makes this page from the help texts. [settings.md](settings.md) has
 the flags of `pixtral-serve gateway`, `encoder` and `decoder`.
 
+<img src="pictures/session.svg" width="720" alt="A terminal: pixtral-serve up lists its tiers
+as ready and prints their addresses and limits; pixtral-serve chat answers two questions about an
+image, each with its time.">
+
+`python -m tools.recorded_session` records this session anew.
+
 """
 COLUMNS = "| argument | default | |\n|---|---|---|\n"
 

@@ -22,6 +22,12 @@ LANGUAGES = (
 )
 # Packages whose code is in markdown-it's file.
 INSIDE_MARKDOWN_IT = ("entities", "linkify-it", "mdurl", "punycode.js", "uc.micro")
+# For pictures in JBIG2 and JPEG 2000, each read when it is met. They are JavaScript, because the
+# page's policy allows no WebAssembly. pdf.js knows them by these names.
+PDF_DECODERS = ("jbig2", "openjpeg")
+PDF_DECODER_LICENCES = (
+    *("LICENSE_JBIG2", "LICENSE_OPENJPEG", "LICENSE_PDFJS_JBIG2", "LICENSE_PDFJS_OPENJPEG"),
+)
 
 
 def sources() -> dict[str, tuple[str, str]]:
@@ -34,10 +40,20 @@ def sources() -> dict[str, tuple[str, str]]:
         "katex/katex.js": ("katex", "dist/katex.min.js"),
         "katex/katex.css": ("katex", "dist/katex.min.css"),
         "katex/LICENSE.txt": ("katex", "LICENSE"),
+        "pdf/pdf.js": ("pdfjs-dist", "build/pdf.min.mjs"),
+        "pdf/worker.js": ("pdfjs-dist", "build/pdf.worker.min.mjs"),
+        "pdf/LICENSE.txt": ("pdfjs-dist", "LICENSE"),
     }
     for name in INSIDE_MARKDOWN_IT:
         (licence,) = (MODULES / name).glob("LICENSE*")
         found[f"markdown-it/LICENSE-{name}.txt"] = (name, licence.name)
+    for name in PDF_DECODERS:
+        found[f"pdf/decoders/{name}_nowasm_fallback.js"] = (
+            "pdfjs-dist",
+            f"wasm/{name}_nowasm_fallback.js",
+        )
+    for name in PDF_DECODER_LICENCES:
+        found[f"pdf/decoders/{name}.txt"] = ("pdfjs-dist", f"wasm/{name}")
     for name in LANGUAGES:
         path = f"es/languages/{name}.min.js"
         found[f"highlight/languages/{name}.js"] = ("@highlightjs/cdn-assets", path)

@@ -16,6 +16,8 @@ from pixtral_client.streams import Stream
 answers = Console(highlight=False)
 console = Console(highlight=False, soft_wrap=True)
 
+SECONDS_A_LINE = 10.0
+
 
 def print_answer(stream: Stream, *, is_plain: bool = False) -> tuple[str, Completion | None]:
     """Prints an answer while it arrives, and its timings. On a terminal it renders Markdown, unless
@@ -59,20 +61,43 @@ def duration(seconds: float) -> str:
 
 
 class StartProgress:
-    """Shows the progress of a stack's processes."""
+    """Shows the progress of a stack's processes, and how much of their weights they have loaded.
+
+    On a terminal each process has a line, which is written anew. Elsewhere each state is a line,
+    and the per cent of all processes that load are one every ten seconds.
+    """
 
     def __init__(self, bars: Bars | None) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._loading: dict[str, int] = {}
+        self._next_line = SECONDS_A_LINE
 
     def __call__(self, progress: Progress) -> None:
         if self._bars is None:
-            console.print(f"{progress.name}: {progress.state} ({duration(progress.seconds)})")
+            self._print(progress)
             return
         if progress.name not in self._tasks:
             self._tasks[progress.name] = self._bars.add_task(progress.name, total=1, state="")
-        done = int(progress.state == "ready")
-        self._bars.update(self._tasks[progress.name], state=progress.state, completed=done)
+        state: str = progress.state
+        if progress.percent is not None:
+            # With all its weights, a tier compiles and measures before it serves.
+            state = f"loading {progress.percent}%" if progress.percent < 100 else "warming up"
+        self._bars.update(
+            self._tasks[progress.name], state=state, completed=int(progress.state == "ready")
+        )
+
+    def _print(self, progress: Progress) -> None:
+        name, percent, time = progress.name, progress.percent, duration(progress.seconds)
+        if percent is None:
+            self._loading.pop(name, None)
+            console.print(f"{name}: {progress.state} ({time})")
+            return
+        self._loading[name] = percent
+        if progress.seconds >= self._next_line:
+            self._next_line = progress.seconds + SECONDS_A_LINE
+            loaded = ", ".join(f"{each} {share}%" for each, share in self._loading.items())
+            console.print(f"weights: {loaded} ({time})")
 
 
 @contextmanager
@@ -84,7 +109,7 @@ def start_progress() -> Iterator[StartProgress]:
     with Bars(
         SpinnerColumn(finished_text="[green]✓[/]"),
         TextColumn("{task.description:<8}"),
-        TextColumn("{task.fields[state]:<9}"),
+        TextColumn("{task.fields[state]:<12}"),
         TimeElapsedColumn(),
         console=console,
     ) as bars:

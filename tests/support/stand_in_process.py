@@ -2,6 +2,7 @@
 healthy when told to be, and may leave a child of its own, as a vLLM server does.
 
     python stand_in.py --note FILE [--child] [--ignore-sigterm] [--never-serve] [--fail MESSAGE]
+        [--loaded PERCENT]
         --address-file FILE [flags of other tiers]
 
 Into FILE goes a JSON object: its process id, its child's, its arguments and its Redis.
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--never-serve", action="store_true")
     parser.add_argument("--fail")
+    parser.add_argument("--loaded")
     options, rest = parser.parse_known_args()
     if options.fail:
         sys.exit(options.fail)
@@ -51,6 +53,9 @@ def main() -> None:
             }
         )
     )
+
+    if options.loaded:
+        Path(os.environ["PIXTRAL_LOADED_FILE"]).write_text(options.loaded)
 
     server = grpc.server(ThreadPoolExecutor(2))
     servicer = health.HealthServicer()

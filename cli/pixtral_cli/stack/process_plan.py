@@ -3,6 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+# The variable by which a tier knows the file for the per cent of its weights that it has loaded.
+LOADED_VARIABLE = "PIXTRAL_LOADED_FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class Plan:
     redis: Redis | None
     environment: Mapping[str, str]
     grace_seconds: float
+
+    def loaded_file(self, name: str) -> Path:
+        """The file in which a process keeps the per cent of its weights that it has loaded."""
+        return Path(self.directory, f"{name}.loaded")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

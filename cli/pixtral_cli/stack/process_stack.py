@@ -31,17 +31,25 @@ _TAIL_LINES = 25
 logger = logging.getLogger(__name__)
 
 
+State = Literal["starting", "loading", "ready"]
+
+
 class StackError(RuntimeError):
     """The stack could not start, or a process of it has ended. Says where its log is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A process of the stack has come this far, `seconds` after the stack's start."""
+    """A process of the stack has come this far, `seconds` after the stack's start.
+
+    `percent` says how much of its weights a process that is loading has loaded; None: it has not
+    begun.
+    """
 
     name: str
-    state: Literal["starting", "loading", "ready"]
+    state: State
     seconds: float
+    percent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,7 @@ class Stack:
         self._start_timeout = start_timeout
         self._grace_seconds = grace_seconds
         self._guard: subprocess.Popen[bytes] | None = None
+        self._percents: dict[str, int] = {}
         self._unread = b""
         self._failure: StackError | None = None
         self.addresses: dict[str, Addresses] = {}
@@ -157,7 +166,7 @@ class Stack:
         self.close()
 
     def _start_guard(self) -> None:
-        plan = Plan(
+        self._plan = Plan(
             caller=os.getpid(),
             directory=str(self.log_dir),
             processes=self._processes,
@@ -175,7 +184,7 @@ class Stack:
                 # Ctrl-C at a terminal is for this process, which then stops the stack in order.
                 start_new_session=True,
             )
-        _pipe(self._guard.stdin).write(plan.to_json().encode() + b"\n")
+        _pipe(self._guard.stdin).write(self._plan.to_json().encode() + b"\n")
 
     def _wait_until_ready(self) -> None:
         deadline = self._started + self._start_timeout
@@ -183,6 +192,7 @@ class Stack:
         while pending:
             self._read_events(timeout=_POLL_SECONDS)
             for name in sorted(pending & self.addresses.keys()):
+                self._tell_loaded(name)
                 if _is_serving(self.addresses[name].grpc):
                     pending.remove(name)
                     self._tell(name, "ready")
@@ -222,8 +232,17 @@ class Stack:
             case "ended":
                 self._fail(name, f"ended with exit code {event['code']}")
 
-    def _tell(self, name: str, state: Literal["starting", "loading", "ready"]) -> None:
-        self._progress(Progress(name, state, time.monotonic() - self._started))
+    def _tell(self, name: str, state: State, percent: int | None = None) -> None:
+        self._progress(Progress(name, state, time.monotonic() - self._started, percent))
+
+    def _tell_loaded(self, name: str) -> None:
+        try:
+            percent = int(self._plan.loaded_file(name).read_text("utf-8"))
+        except FileNotFoundError:
+            return
+        if percent != self._percents.get(name):
+            self._percents[name] = percent
+            self._tell(name, "loading", percent)
 
     def _fail(self, name: str, what: str) -> None:
         log = self.log_dir / f"{name}.log"
@@ -253,4 +272,5 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 
 
 def _log_progress(progress: Progress) -> None:
-    logger.info("%s %s (%.1f s)", progress.name, progress.state, progress.seconds)
+    if progress.percent is None:
+        logger.info("%s %s (%.1f s)", progress.name, progress.state, progress.seconds)

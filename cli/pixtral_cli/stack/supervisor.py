@@ -32,7 +32,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from pixtral_cli.stack.linux_processes import become_subreaper, die_with_parent, kill_descendants
-from pixtral_cli.stack.process_plan import Plan, Redis
+from pixtral_cli.stack.process_plan import LOADED_VARIABLE, Plan, Redis
 from pixtral_cli.stack.redis_server import RedisServer, free_port
 
 _POLL_SECONDS = 0.05
@@ -125,9 +125,11 @@ class Supervisor:
     ) -> _Running:
         directory = Path(self._plan.directory)
         address_file, log = directory / f"{name}.json", directory / f"{name}.log"
+        loaded_file = self._plan.loaded_file(name)
         if stdin is None:
             # Files that an earlier run left in a named directory would be taken for this one's.
             address_file.unlink(missing_ok=True)
+            loaded_file.unlink(missing_ok=True)
             command = [*command, "--address-file", str(address_file)]
         supervisor = os.getpid()
 
@@ -138,7 +140,7 @@ class Supervisor:
         with log.open("ab") as output:
             popen = subprocess.Popen(  # noqa: S603 - the caller's own command
                 command,
-                env={**self._environment, **environment},
+                env={**self._environment, LOADED_VARIABLE: str(loaded_file), **environment},
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

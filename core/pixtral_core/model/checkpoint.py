@@ -110,6 +110,15 @@ def check_language_model(model_dir: Path, language: LanguageSpec) -> None:
             )
 
 
+def weight_bytes(model_dir: Path) -> int:
+    """The bytes of all tensors. It reads headers alone. Raises BadCheckpoint."""
+    is_theirs = hugging_face.is_hugging_face(model_dir)
+    files = (
+        hugging_face.weight_files(model_dir, is_all=True) if is_theirs else _weight_files(model_dir)
+    )
+    return sum(path.stat().st_size - read_header(path)[0] for path in files)
+
+
 def _parts(language: LanguageSpec) -> list[str]:
     layers = [f"layers.{number}." for number in range(language.layers)]
     output = [] if language.is_tied else ["output."]

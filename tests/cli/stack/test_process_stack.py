@@ -119,6 +119,16 @@ def test_starts_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     assert all_ended(pids)
 
 
+def test_a_process_that_loads_says_how_far_it_is(tmp_path: Path) -> None:
+    (tmp_path / "encoder.loaded").write_text("99")
+    seen: list[Progress] = []
+    with stack(tmp_path, three_tiers(tmp_path, "--loaded", "40"), progress=seen.append):
+        steps = [(step.state, step.percent) for step in seen if step.name == "decoder"]
+    assert steps == [("starting", None), ("loading", None), ("loading", 40), ("ready", None)]
+    # That of an earlier stack is not the encoder's.
+    assert {step.percent for step in seen if step.name == "encoder"} == {None}
+
+
 def test_addresses_of_an_earlier_stack_are_not_taken_for_its_own(tmp_path: Path) -> None:
     (tmp_path / "encoder.json").write_text('{"grpc": "127.0.0.1:1", "metrics": "127.0.0.1:2"}')
     with stack(tmp_path, three_tiers(tmp_path)) as running:

@@ -6,12 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from transformers import Ministral3Config, MistralConfig
 
-from pixtral_core.model.checkpoint import INDEX, check_language_model, read_language
+from pixtral_core.model.checkpoint import (
+    INDEX,
+    check_language_model,
+    read_language,
+    weight_bytes,
+)
 from pixtral_core.model.hugging_face import is_hugging_face
 from pixtral_core.model.language_spec import LanguageSpec
 from pixtral_core.model.vision_spec import BadCheckpoint
+from tests.support.hf_reference import write_hf
+from tests.support.published_shapes import pixtral_12b
 
 LANGUAGE = LanguageSpec(
     layers=2, vocab_size=32768, context_length=None, is_tied=False, is_quantized=False
@@ -151,3 +159,11 @@ def test_weights_in_hugging_faces_format_decide_also_beside_a_params_json(tmp_pa
     assert is_hugging_face(tmp_path)
     write(tmp_path / "consolidated.safetensors", *NAMES)
     assert not is_hugging_face(tmp_path)
+
+
+def test_the_bytes_of_all_weights_are_those_of_the_tensors(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    original = pixtral_12b(ours)
+    count = sum(tensor.nbytes for tensor in load_file(ours / "consolidated.safetensors").values())
+    assert weight_bytes(ours) == count
+    assert weight_bytes(write_hf(original, theirs)) == count

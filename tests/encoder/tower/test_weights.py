@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pixtral_core.model.load_progress import VARIABLE
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec, read_params
 from pixtral_encoder.tower.tower import VisionTower
 from pixtral_encoder.tower.weights import load_tower
@@ -49,6 +50,15 @@ def test_a_sharded_checkpoint_is_the_same_tower(
     image = np.random.default_rng(0).random((3, 32, 48), np.float32)
     (whole,), (sharded,) = (embed(load(at, spec), image) for at in (checkpoint_dir, tmp_path))
     assert torch.equal(whole, sharded)
+
+
+def test_it_says_how_much_it_has_loaded(
+    checkpoint_dir: Path, spec: VisionSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "encoder.loaded"
+    monkeypatch.setenv(VARIABLE, str(path))
+    load(checkpoint_dir, spec)
+    assert path.read_text() == "100\n"
 
 
 def test_no_other_tensor_is_needed_or_read(

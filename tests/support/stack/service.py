@@ -4,7 +4,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc
 from pixtral_cli import pixtral_stack
-from pixtral_cli.stack.process_stack import Stack
+from pixtral_cli.stack.process_stack import Progress, Stack
 from pixtral_client import Client
 
 PATIENCE_SECONDS = 60.0
@@ -20,10 +20,12 @@ PATIENCE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Encoder, decoder and gateway, each its own process, and a client of the gateway."""
+    """Encoder, decoder and gateway, each its own process, and a client of the gateway. `progress`
+    is what the stack said while it started."""
 
     stack: Stack
     client: Client
+    progress: list[Progress] = field(default_factory=list)
 
     def value(self, tier: str, sample: str, **labels: str) -> float:
         """The sum of a Prometheus sample of one tier over the labels that are not given."""
@@ -62,6 +64,7 @@ def serve(
     decoder_args: Sequence[str] = (),
 ) -> Iterator[Service]:
     """All tiers in float32, where answers can be compared to the last bit."""
+    progress: list[Progress] = []
     stack = pixtral_stack(
         model_dir,
         dtype="f32",
@@ -70,10 +73,11 @@ def serve(
         log_dir=log_dir,
         decoder_args=decoder_args,
         gateway_args=["--max-image-bytes", str(max_image_bytes), "--max-images", "6"],
+        progress=progress.append,
         start_timeout=240,
     )
     with stack, Client(stack.target, timeout=120, max_retries=0) as client:
-        yield Service(stack, client)
+        yield Service(stack, client, progress)
 
 
 def sample_value(address: str, sample: str, **labels: str) -> float:

@@ -12,6 +12,7 @@ Versions: vLLM 0.25.1 to 0.33.0
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ from vllm.multimodal.processing import (
 from vllm.platforms import current_platform
 
 from pixtral_core.hooks import Touch, check_touches
-from pixtral_core.model.checkpoint import VISION_PREFIXES
+from pixtral_core.model.checkpoint import VISION_PREFIXES, weight_bytes
+from pixtral_core.model.load_progress import LoadProgress
 from pixtral_decoder.vllm_hooks import cpu_seeds
 
 EMBEDDING_FIELD = "image_embeddings"
@@ -182,6 +184,7 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
         config = vllm_config.model_config.hf_config
         # Asked for where LoRA layers are put in.
         self.config = config
+        self._model_dir = Path(vllm_config.model_config.model)
         with self._mark_language_model(vllm_config):
             # vLLM says of it no more than that it is a module.
             self.language_model: Any = init_vllm_registered_model(
@@ -240,6 +243,9 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
         """Loads adapter and language model; returns the parameters set, which vLLM checks."""
         adapter = dict(self.vision_language_adapter.named_parameters())
         loaded: set[str] = set()
+        # All processes of an engine load at one pace, and the first one tells it.
+        is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        progress = LoadProgress(weight_bytes(self._model_dir)) if is_first else None
 
         def language_weights() -> Iterator[tuple[str, torch.Tensor]]:
             for name, weight in weights:
@@ -248,6 +254,8 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
                     loaded.add(name)
                 elif not name.startswith(VISION_PREFIXES):
                     yield name, weight
+                if progress is not None:
+                    progress.add(weight.nbytes)
 
         language = self.language_model.load_weights(language_weights())
         return loaded | {f"{_LANGUAGE}{name}" for name in language}

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pixtral_core.model.checkpoint import STORED_DTYPES, StoredTensor, vision_tensors
+from pixtral_core.model.load_progress import LoadProgress
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
 from pixtral_encoder.tower.tower import VisionTower, tensor_shapes
 
@@ -63,6 +64,7 @@ def load_weights(
                 f"be one of {', '.join(STORED_DTYPES)}: use a checkpoint whose vision tower is "
                 "not quantised, as nearly all published ones are"
             )
+    progress = LoadProgress(sum(tensor.end - tensor.begin for tensor in stored))
     weights: dict[str, Tensor] = {}
     for path, tensors in groupby(sorted(stored, key=_path), _path):
         try:
@@ -72,6 +74,7 @@ def load_weights(
                     if tensor.has_halves:
                         matrix = _pairs(matrix, spec.heads)
                     weights[tensor.name] = matrix.to(dtype).to(device, computes_in or dtype)
+                    progress.add(tensor.end - tensor.begin)
         except SafetensorError:
             raise BadCheckpoint(f"{path} is not a safetensors file, or is cut short") from None
     return weights

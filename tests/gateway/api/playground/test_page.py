@@ -49,7 +49,7 @@ def test_the_libraries_are_as_they_were_published() -> None:
         digest = hashlib.sha256((vendor / name).read_bytes()).hexdigest()
         assert digest == each["sha256"], f"{name}: run `make page-libraries`"
     wanted = json.loads((ROOT / "package.json").read_text("utf-8"))["devDependencies"]
-    for package in ("@highlightjs/cdn-assets", "katex", "markdown-it"):
+    for package in ("@highlightjs/cdn-assets", "katex", "markdown-it", "pdfjs-dist"):
         froms = {each["from"] for each in told.values()}
         versions = {each.rpartition("@")[2] for each in froms if each.startswith(package)}
         assert versions == {wanted[package]}

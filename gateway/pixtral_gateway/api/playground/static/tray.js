@@ -76,6 +76,7 @@ export class Tray {
         picture.problem
           ? make("span", { className: "reason" }, picture.problem)
           : make("span", { className: "size" }, megabytes(picture.size)),
+        picture.note && make("span", { className: "note" }, picture.note),
       ),
       remove,
     );
@@ -91,13 +92,17 @@ export class Tray {
   }
 
   async #read(given) {
-    const files = await Promise.all(given.map(converted));
-    const pictures = files.map(({ name, size, type }) => ({ name: name || "picture", size, type }));
+    // A PDF gives as many pages as still fit, and at least one, which says why it does not fit.
+    const most = Math.max(1, this.#most - this.shown() - this.pictures.length);
+    const read = (await Promise.all(given.map((file) => converted(file, most)))).flat();
+    const pictures = read.map(({ file: { name, size, type }, problem, note }) => {
+      return { name: name || "picture", size, type, problem, note };
+    });
     await Promise.all(
       pictures.map(async (picture, i) => {
-        picture.problem = this.#unfit(picture);
+        picture.problem ??= this.#unfit(picture);
         // A film that was taken for a picture stays unread, too.
-        picture.url = picture.problem ? "" : await dataUrl(files[i]).catch(() => "");
+        picture.url = picture.problem ? "" : await dataUrl(read[i].file).catch(() => "");
         if (!picture.problem && !picture.url) picture.problem = "cannot be read";
       }),
     );
@@ -106,12 +111,16 @@ export class Tray {
 
   #unfit({ type, size }) {
     const most = this.limits?.max_image_bytes ?? Infinity;
-    if (!KINDS.includes(type)) return "not a PNG, JPEG, WebP or GIF picture";
+    if (!KINDS.includes(type)) return "not a PNG, JPEG, WebP or GIF picture, and no PDF";
     return size > most ? `larger than ${megabytes(most)}` : undefined;
   }
 
+  get #most() {
+    return this.limits?.max_images ?? Infinity;
+  }
+
   #problem(picture, before = this.pictures.length) {
-    const most = this.limits?.max_images ?? Infinity;
+    const most = this.#most;
     picture.isSurplus = this.shown() + before >= most;
     return picture.isSurplus ? `one more than the ${most} that a conversation may hold` : undefined;
   }
