@@ -21,6 +21,8 @@ HANDSHAKE_SECONDS = 2.0
 # An absent replica gets frequent handshakes, so that it is found soon after it starts.
 SECONDS_BETWEEN_HANDSHAKES = 5.0
 SECONDS_BETWEEN_ATTEMPTS = 0.5
+# A process that starts may load for minutes. So many failures, five minutes at least, are a fault.
+STARTING_ATTEMPTS = 600
 # A replica too busy for a handshake is not gone: only this many failures in a row mean that it
 # hangs.
 SLOW_HANDSHAKES = 3
@@ -163,15 +165,13 @@ class Replica(ABC):
                 self._give_up()
 
     async def _shake_hands(self, width: int, changed: asyncio.Event) -> None:
-        slow, has_failed, responses = 0, False, 0
+        slow, failures, has_answered, responses = 0, 0, False, 0
         while True:
             try:
                 contract = await self.handshake()
             except grpc.aio.AioRpcError as error:
-                if not has_failed:
-                    code = error.code().name
-                    logger.warning("%s %s does not answer: %s", self.tier, self.address, code)
-                has_failed = True
+                failures += 1
+                self._log_silence(error.code(), failures, has_answered)
                 is_slow = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                 responses = self.responses if not slow else responses
                 slow = slow + 1 if is_slow else SLOW_HANDSHAKES
@@ -180,13 +180,21 @@ class Replica(ABC):
                     if is_slow and self.responses == responses:
                         self._give_up()
             else:
-                slow, has_failed = 0, False
+                slow, failures, has_answered = 0, 0, True
                 self.fits = contract.width == width
                 if not self.fits:
                     logger.warning("%s %s serves another model", self.tier, self.address)
                 self._announce(contract if self.fits else None)
                 changed.set()
             await self._pause(is_urgent=slow > 0)
+
+    def _log_silence(self, code: grpc.StatusCode, failures: int, has_answered: bool) -> None:
+        """Writes one line for each silence, and one more for a start that does not end."""
+        what = (self.tier, self.address, code.name)
+        if failures == 1 and not has_answered:
+            logger.info("%s %s does not answer yet: %s", *what)
+        elif failures == (1 if has_answered else STARTING_ATTEMPTS):
+            logger.warning("%s %s does not answer: %s", *what)
 
     def retire(self) -> None:
         """The replica gets no new calls; running calls continue."""

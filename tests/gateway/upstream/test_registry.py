@@ -105,3 +105,29 @@ async def test_without_a_decoder_there_is_no_context_to_be_too_long_for(
     tiers = watching(encoders, [])
     with pytest.raises(Unavailable):
         _ = tiers.context_length
+
+
+async def test_a_warning_names_a_replica_that_goes_away_or_does_not_start(
+    spec: VisionSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warned() -> list[str]:
+        said = "does not answer: UNAVAILABLE"
+        return [each.message for each in caplog.records if each.message.endswith(said)]
+
+    monkeypatch.setattr(replica, "SECONDS_BETWEEN_ATTEMPTS", 0.05)
+    monkeypatch.setattr(replica, "STARTING_ATTEMPTS", 40)
+    encoder, decoder = await FakeEncoder.started(spec), await FakeDecoder.started()
+    await encoder.stop()
+    tiers = watching([encoder], [decoder])
+    with caplog.at_level("INFO"):
+        await tiers.start()
+        await eventually(lambda: "does not answer yet" in caplog.text)
+        assert not warned()
+
+        # The encoder never came; the decoder goes.
+        await eventually(lambda: len(warned()) == 1)
+        assert warned()[0].startswith("encoder")
+        await decoder.stop()
+        await eventually(lambda: len(warned()) == 2)
+        assert warned()[1].startswith("decoder")
+    await tiers.stop()
