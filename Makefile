@@ -236,9 +236,9 @@ images-check: $(INSTALLED) ## Build the images on stand-in bases, and run every 
 		$(addprefix --redis-image ,$(REDIS_IMAGE))
 
 sbom: .cache/sbom-tools/bin/cyclonedx-py ## List the packages that each image adds to its base, in CycloneDX's form (needs the network)
-	@mkdir -p .cache/sbom
+	@mkdir -p build/sbom
 	@set -e; list() { \
-		file=.cache/sbom/pixtral-$$1.cdx.json; shift; \
+		file=build/sbom/pixtral-$$1.cdx.json; shift; \
 		cat "$$@" | PYTHONWARNINGS=ignore $< requirements --pyproject pyproject.toml \
 			--output-reproducible --output-file $$file -; echo $$file; \
 	}; \
