@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -132,13 +133,12 @@ def _secrets(machine: Machine, made: Node) -> tuple[service.Door, list[Object]]:
     """The Secrets of docs/deploy.md, with a key that the gateway's image makes, and the door that
     they open."""
     made.add_names(["key"])
-    image = "pixtral-gateway"
-    program = Container("key", image, ("pixtral-serve",), ("key",), read_only=True)
+    program = Container("key", "pixtral-gateway", ("pixtral-serve",), ("key",))
     made.run(program, "key", 60)
     printed = (made.folder / "logs" / "key.log").read_text()
     directory = made.folder / "secrets"
     found = secrets.make(directory, printed)
-    key = next(word for word in printed.split() if word.startswith("pixtral-"))
+    (key,) = re.findall(r"PIXTRAL_API_KEY=(\S+)", printed)
     return service.Door("gateway:50051", directory, key), found
 
 
