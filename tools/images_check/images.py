@@ -52,7 +52,7 @@ class Builder:
         self(
             *("build", "--isolation", "chroot", "--network", "host", "--layers", "--quiet"),
             *("--pull=ifmissing", "--format", "docker", "--file", str(file), "--tag", tag),
-            *("--volume", f"{wheels}:/wheels:ro"),
+            *("--volume", f"{wheels}:/stand-in:ro"),
             *(word for each in variables.items() for word in ("--build-arg", "=".join(each))),
             str(context),
         )

