@@ -45,12 +45,21 @@ class Builder:
         return done.stdout.strip()
 
     def build(
-        self, file: Path, context: Path, name: str, wheels: Path, variables: Mapping[str, str]
+        self,
+        file: Path,
+        context: Path,
+        name: str,
+        wheels: Path,
+        variables: Mapping[str, str],
+        *,
+        is_kept: bool = False,
     ) -> str:
-        """The whole name of the image that a Dockerfile makes."""
+        """The whole name of the image that a Dockerfile makes; `is_kept` keeps each step of it for
+        the next run, which takes longer where steps are large."""
         tag = f"{PREFIX}/{name}"
         self(
-            *("build", "--isolation", "chroot", "--network", "host", "--layers", "--quiet"),
+            *("build", "--isolation", "chroot", "--network", "host", "--quiet"),
+            f"--layers={str(is_kept).lower()}",
             *("--pull=ifmissing", "--format", "docker", "--file", str(file), "--tag", tag),
             *("--volume", f"{wheels}:/stand-in:ro"),
             *(word for each in variables.items() for word in ("--build-arg", "=".join(each))),
@@ -95,7 +104,7 @@ def _python(build: Builder, cache: Path, wheels: Path) -> str:
     with tempfile.TemporaryDirectory(dir=cache) as context:
         (Path(context) / "debian.tar").hardlink_to(archive)
         return build.build(
-            STAND_INS / "python.Dockerfile", Path(context), "python", wheels, variables={}
+            STAND_INS / "python.Dockerfile", Path(context), "python", wheels, {}, is_kept=True
         )
 
 
@@ -105,7 +114,8 @@ def _stand_in(build: Builder, name: str, wheels: Path, python: str) -> str:
     with tempfile.TemporaryDirectory(dir=wheels.parent) as context:
         for each in ("vllm.txt", "torch.txt"):
             shutil.copy(wheels / each, context)
-        return build.build(file, Path(context), name, wheels, {"PYTHON_IMAGE": python})
+        base = {"PYTHON_IMAGE": python}
+        return build.build(file, Path(context), name, wheels, base, is_kept=True)
 
 
 def debian(cache: Path) -> Path:
