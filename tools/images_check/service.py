@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import grpc
+
 from pixtral_client import Client, PixtralError, Tls
 from tools.images_check.node import Failed, Node, Running, is_serving, publish, wait_until
 from tools.images_check.secrets import renew
@@ -57,9 +59,11 @@ def answer(door: Door) -> str:
 def strangers_are_refused(door: Door) -> None:
     """Raises Failed where a caller without a key, or a tier's without a certificate, is let in."""
     try:
-        answer(Door(door.target, door.directory))
-    except Failed:
-        pass
+        with Door(door.target, door.directory).client() as client:
+            client.models(timeout=SECONDS)
+    except PixtralError as error:
+        if error.code is not grpc.StatusCode.UNAUTHENTICATED:
+            raise Failed(f"a caller without an API key is answered with {error}") from None
     else:
         raise Failed("the gateway answers a caller without an API key")
     for name in ("encoder", "decoder"):
