@@ -38,7 +38,9 @@ def main() -> int:
     from tools.images_check.checks import CHECKS
 
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.images_check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", nargs="+", choices=CHECKS, metavar="NAME", default=[*CHECKS])
     parser.add_argument("--build-only", action="store_true")

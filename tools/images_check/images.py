@@ -89,6 +89,8 @@ def build_all(build: Builder, root: Path, cache: Path, bases: Bases) -> dict[str
     wheels = cache / "wheels"
     python = bases.python or _python(build, cache, wheels)
     redis = bases.redis or _stand_in(build, "redis", wheels, python)
+    if bases.redis:
+        build("pull", "--quiet", "--policy", "missing", bases.redis)
     vllm = bases.vllm or _stand_in(build, "vllm", wheels, python)
     images = {"redis": redis}
     for tier, folder in FOLDERS.items():
