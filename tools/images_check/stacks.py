@@ -45,6 +45,7 @@ def on_this_machine(name: str, pods: Iterable[Pod]) -> Stack:
             other = WITHOUT_GPU[pod.name]
             main = replace(pod.main, environment=_on_cpus(pod.main, other))
             lines = [f"{key}={value}" for key, value in other.items()]
+            lines += [f"no {key}" for key in ONLY_ON_GPUS if key in pod.main.environment]
             replaced.append(f"{pod.name} has no GPU, and {' '.join(lines)}")
             made.append(replace(pod, main=main))
         else:
