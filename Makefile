@@ -20,7 +20,7 @@ export PIP_NO_INPUT := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy evals lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-fleet bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults images structures test-hostile page-libraries go-example java-example
+.PHONY: help setup demo test $(TEST_PARTS) test-page test-wheel test-buf test-clients compare-api targets-check docs fuzz fuzz-images fuzz-doors fuzz-decoder soak accuracy evals lint lint-style lint-types format protos dashboards watch-check watch-live deploy-check bench bench-public bench-fleet bench-gateway bench-overload bench-isolation clean audit load soak-decoder bench-held bench-refusals faults images images-check sbom structures test-hostile page-libraries go-example java-example
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -215,12 +215,41 @@ $(SCANNER): requirements/deploy-tools.txt
 	@.cache/deploy-tools/bin/python -m pip install --quiet --quiet -r requirements/deploy-tools.txt
 	@touch $@
 
-images: ## Build the three images with docker, and push them to REGISTRY=...
+# PYTHON_IMAGE= and VLLM_IMAGE= name other bases, such as NAME@sha256:DIGEST.
+LABELS = --label org.opencontainers.image.version=$(TAG) \
+	$(addprefix --label org.opencontainers.image.revision=,$(shell git rev-parse HEAD 2>/dev/null))
+PYTHON_BASE = $(addprefix --build-arg PYTHON_IMAGE=,$(PYTHON_IMAGE))
+VLLM_BASE = $(addprefix --build-arg VLLM_IMAGE=,$(VLLM_IMAGE))
+
+images: ## Build the three images with docker, and push them to REGISTRY=...; PYTHON_IMAGE= and VLLM_IMAGE= are other bases
 	@test -n '$(REGISTRY)' || { echo "name the registry: make images REGISTRY=registry.example.com" >&2; exit 2; }
-	@set -e; for folder in gateway services/encoder services/decoder; do \
-		image=$(REGISTRY)/pixtral-$${folder##*/}:$(TAG); \
-		docker build -f $$folder/Dockerfile -t $$image .; docker push $$image; \
-	done
+	@set -e; build() { \
+		image=$(REGISTRY)/pixtral-$${1##*/}:$(TAG); folder=$$1; shift; \
+		docker build -f $$folder/Dockerfile $(LABELS) "$$@" -t $$image .; docker push $$image; \
+	}; \
+	build gateway $(PYTHON_BASE); build services/encoder $(PYTHON_BASE); build services/decoder $(VLLM_BASE)
+
+# Not one of .ci/run's: it needs root.
+images-check: $(INSTALLED) ## Build the images on stand-in bases, and run every container of the manifests (needs root, Debian's packages and the network)
+	@$(BIN)/python -m tools.images_check $(if $(ONLY),--only $(ONLY)) \
+		$(addprefix --python-image ,$(PYTHON_IMAGE)) $(addprefix --vllm-image ,$(VLLM_IMAGE)) \
+		$(addprefix --redis-image ,$(REDIS_IMAGE))
+
+sbom: .cache/sbom-tools/bin/cyclonedx-py ## List the packages that each image adds to its base, in CycloneDX's form (needs the network)
+	@mkdir -p build/sbom
+	@set -e; list() { \
+		file=build/sbom/pixtral-$$1.cdx.json; shift; \
+		cat "$$@" | PYTHONWARNINGS=ignore $< requirements --pyproject pyproject.toml \
+			--output-reproducible --output-file $$file -; echo $$file; \
+	}; \
+	list gateway requirements/gateway.txt; list decoder requirements/decoder.txt; \
+	list encoder requirements/encoder.txt requirements/torch.txt
+
+.cache/sbom-tools/bin/cyclonedx-py:
+	@tools/check_python '$(PYTHON)'
+	@'$(PYTHON)' -m venv .cache/sbom-tools
+	@.cache/sbom-tools/bin/python -m pip install --quiet cyclonedx-bom==7.5.0
+	@touch $@
 
 docs: $(INSTALLED) .cache/docs/bin/mkdocs .cache/docs/npm/.installed ## Build the documentation site, and check its links (needs npm)
 	@NO_MKDOCS_2_WARNING=1 .cache/docs/bin/mkdocs build --strict && echo "the site: .cache/docs/site/index.html"

@@ -93,6 +93,7 @@ def _build(state: State, arguments: list[str]) -> None:
     parser.add_argument("--file", "-f", required=True)
     parser.add_argument("--tag", "-t", required=True)
     parser.add_argument("--build-arg", action="append", default=[])
+    parser.add_argument("--label", action="append", default=[])
     options = parser.parse_args(arguments)
     text = existing(options.file).read_text()
     if not options.context.is_dir():

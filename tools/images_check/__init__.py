@@ -1,0 +1,1 @@
+"""Builds the three images and runs every container of the overlays and of compose."""
