@@ -98,12 +98,14 @@ class Decoders:
         has_logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
         progress, has_encoded_again = Progress(sampling), False
         passed_over: set[str] = set()
+        # They went away during this request, and get it again only where no other is ready.
+        left: set[str] = set()
         failure: ServingError | None = None
         self._budget.earn()
         attempts, numbers = 0, count(1)
         while attempts < MAX_ATTEMPTS:
             tokens = len(message.prompt_token_ids) + len(message.generated_token_ids)
-            replica = self._choose(generation, blocks, tokens, passed_over)
+            replica = self._choose(generation, blocks, tokens, passed_over, left)
             if replica is None:
                 break
             message.new_tokens = replica.work.new_tokens(blocks, tokens)
@@ -167,6 +169,7 @@ class Decoders:
             if _is_gone(refusal):
                 failed(replica, self._replicas)
                 replica.lost()
+                left.add(replica.address)
                 failure = None
             elif refusal.code in FAILED:
                 failed(replica, self._replicas)
@@ -185,12 +188,18 @@ class Decoders:
         raise failure or _gone(gone)
 
     def _choose(
-        self, generation: Generation, blocks: Blocks, tokens: int, passed_over: set[str]
+        self,
+        generation: Generation,
+        blocks: Blocks,
+        tokens: int,
+        passed_over: set[str],
+        left: set[str],
     ) -> DecoderReplica | None:
         adapter = generation.request.adapter
         ready = under((r for r in self._replicas if r.has(adapter)), generation.contract)
         preferred = rendezvous(generation.head, ready)
         preference = [address for address in preferred if address not in passed_over]
+        preference = [address for address in preference if address not in left] or preference
         if not preference:
             return None
         works = {address: replica.work for address, replica in ready.items()}
