@@ -30,8 +30,8 @@ class Found:
     """The model of a repository at a commit.
 
     Attributes:
-        form: the form's name for people.
-        files: the names of the files that the tiers read.
+        form: name of the checkpoint's form, for people.
+        files: names of the files that the tiers read.
     """
 
     model: str

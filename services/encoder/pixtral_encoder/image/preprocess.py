@@ -53,9 +53,9 @@ class OpenedImage:
     """A file whose header has been read and whose pixels have not.
 
     Attributes:
-        size: that of the pixels that are asked for.
-        decode_bytes: the memory that decoding needs, which grows with the file's own pixels, as
-            does the time.
+        size: size after the resize, in pixels.
+        decode_bytes: memory that decoding needs. Like the time, it grows with the file's own
+            pixels.
     """
 
     data: bytes

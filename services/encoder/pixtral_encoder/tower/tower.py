@@ -28,10 +28,10 @@ class Staged:
     """An image on the tower's device, row by row.
 
     Attributes:
-        patches: (rows * columns, channels * patch size²), in the tower's dtype.
-        positions: of each patch, its row and its column, (2, rows * columns).
-        rows: of patches.
-        cols: of patches.
+        patches: the pixels, (rows * columns, channels * patch size²), in the tower's dtype.
+        positions: row and column of each patch, (2, rows * columns).
+        rows: number of rows of patches.
+        cols: number of columns of patches.
     """
 
     patches: Tensor
