@@ -35,6 +35,9 @@ FORMS = {
     "'passed over' in place of 'ignored'": r"\b[Pp]assed over\b",
     "'held to' in place of 'fits'": r"\b(?:is|are) (?:always )?held to\b",
     "a compressed reason": r"(?:^|, )[Ss]o (?:is|are) (?:it|they) with\b",
+    "'so many' in place of the number": r"\b[Ss]o (?:many|much)\b(?!.*\b(?:as|that)\b)",
+    "'where' in place of 'if'": r"\b(?:None|[Ee]mpty|False|0|[Rr]aises \w+) where\b",
+    "'else' in place of 'otherwise'": r"^[Ee]lse\b",
 }
 HISTORY = {
     "history": r"\bearlier (?:build|version)\b|\bwas then\b|\bbuilds? before\b"

@@ -113,7 +113,7 @@ def pixtral_stack(
 
 
 def _several(name: str, count: int, command: list[str], gpus: Sequence[str]) -> list[Process]:
-    """So many processes of a tier, the first of which has the tier's name."""
+    """`count` processes of a tier; the first one has the tier's name."""
     return [
         Process(
             name if number == 0 else f"{name}-{number + 1}",

@@ -95,7 +95,7 @@ class Stack:
 
     @property
     def http_target(self) -> str | None:
-        """The gateway's host:port for OpenAI's HTTP API; None where it does not serve it."""
+        """The gateway's host:port for OpenAI's HTTP API; None if it does not serve it."""
         return self.addresses[self._processes[-1].name].http
 
     def start(self) -> None:

@@ -48,7 +48,7 @@ class Record(Protocol):
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 
@@ -60,7 +60,7 @@ class ImageCache:
     """
 
     def __init__(self, record: Record | None) -> None:
-        """`record` is None where the engine caches no image."""
+        """`record` is None if the engine caches no image."""
         self._record = record
 
     @classmethod
@@ -75,7 +75,7 @@ class ImageCache:
     ) -> "list[MultiModalKwargsItem | None] | None":
         """The data to send for a request's images: none for an image that the engine has.
 
-        `items[i]` is None where the caller has no embedding of image `names[i]`. Returns None where
+        `items[i]` is None if the caller has no embedding of image `names[i]`. Returns None if
         the engine does not have such an image either; the record then is of a request that is
         never sent, which costs at most that an image is sent again.
         """

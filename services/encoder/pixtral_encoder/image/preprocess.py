@@ -95,7 +95,7 @@ class Preprocessor:
         self._refused: OrderedDict[bytes, str] = OrderedDict()
 
     async def start(self) -> None:
-        """Starts the processes. Raises NoProcess where one does not come up."""
+        """Starts the processes. Raises NoProcess if one does not come up."""
         await self._processes.start()
 
     async def open(self, data: bytes, sha256: bytes, *, low_detail: bool = False) -> OpenedImage:
