@@ -210,7 +210,7 @@ def main() -> None:
     }
     chosen = [each.partition("=") for each in args.only or named]
     if unknown := {name for name, _, _ in chosen} - named.keys():
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are: {'; '.join(named)}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from: {'; '.join(named)}")
     workloads = [(named[name], int(turns or args.turns)) for name, _, turns in chosen]
     sides = {STOCK_VLLM: Side(), "pixtral-serve": Side()}
     if args.instead:

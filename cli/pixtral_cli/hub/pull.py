@@ -48,12 +48,12 @@ def run_pull(options: argparse.Namespace) -> int:
 
 
 def pull(model: str, revision: str | None = None, to: Path | None = None) -> Path:
-    """Fetches the files of a model that are not there yet.
+    """Fetches the missing files of a model.
 
     Args:
         model: a repository's id, such as `mistralai/Pixtral-12B-2409`.
-        revision: a branch, tag or commit; None is the branch `main`.
-        to: the directory for the files; None is Hugging Face's cache.
+        revision: a branch, tag or commit; None for the branch `main`.
+        to: the directory for the files; None for Hugging Face's cache.
 
     Returns the directory with the files.
 

@@ -132,7 +132,7 @@ def prepare_process() -> None:
 def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "AsyncEngineArgs":
     """vLLM's arguments. Imports vLLM, which takes seconds.
 
-    `tokenizer_dir` holds the tokenizer's file and no other; None is the model's own directory.
+    `tokenizer_dir` has only the tokenizer's file; None for the model's own directory.
 
     Raises BadEngineArguments for a name that vLLM does not have, and where the machine has less
     shared memory than `kv_host_bytes`.

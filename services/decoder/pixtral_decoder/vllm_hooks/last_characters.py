@@ -60,7 +60,7 @@ class LastCharacters:
         self._recent.extend(token_ids)
 
     def kept_back(self, *, behind_stop_token: bool) -> str:
-        """Whole characters of the last tokens. A stop token at the end is no part of the text."""
+        """Whole characters of the last tokens. A stop token at the end is not part of the text."""
         tokens = list(self._recent)
         # The first token of a longer answer may begin within a character.
         is_sure = len(tokens) < RECENT

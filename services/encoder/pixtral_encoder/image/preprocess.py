@@ -132,8 +132,8 @@ class Preprocessor:
         """(3, height, width), normalised, of the size that the grid asks for.
 
         Raises:
-            InvalidRequest: where the file is truncated, malformed, or takes too long or too much.
-            Unavailable: where there is no process to decode it.
+            InvalidRequest: the file is truncated or malformed, or needs too much time or memory.
+            Unavailable: no process can decode it.
         """
         job = Job(opened.header, opened.size, opened.decode_bytes, self._timeout_seconds)
         try:
@@ -141,7 +141,7 @@ class Preprocessor:
         except Undecodable as error:
             raise BadImage(error.reason) from None
         except DecodeTimeout as late:
-            # Where others took the processor, it is no fault of the image.
+            # If other work took the CPU time, the image is not at fault.
             if late.cpu_seconds > self._timeout_seconds / 2:
                 self._remember(opened.sha256, "IMAGE_DECODE_TIMEOUT")
             raise BadImage("IMAGE_DECODE_TIMEOUT") from None
