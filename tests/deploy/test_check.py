@@ -310,7 +310,7 @@ def without(key: str) -> Callable[[Object], object]:
             lambda o: o["spec"]["ingress"][0]["from"][0].update(
                 podSelector={"matchLabels": {"app.kubernetes.io/name": "gateway"}}
             ),
-            "encoder refuses calls of decoder",
+            "encoder refuses connections from decoder",
         ),
         (
             "NetworkPolicy",

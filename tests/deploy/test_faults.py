@@ -366,7 +366,7 @@ def test_14_an_alert_that_adds_up_all_namespaces_is_found() -> None:
         (
             "kubectl apply -f deploy/k8s/base/namespace.yaml",
             "kubectl create namespace pixtral",
-            "applied again with a warning",
+            "kubectl warns when it applies a namespace",
         ),
         ('-H "Authorization: Bearer $PIXTRAL_API_KEY" ', "", "a gateway with keys refuses: curl"),
         ("sed -i ", "kustomize edit set image ", "kubectl does not include kustomize"),
