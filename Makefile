@@ -121,12 +121,14 @@ soak: $(MODEL)/params.json ## Load the whole stack for MINUTES=45, and see that 
 soak-decoder: $(INSTALLED) ## Load a decoder alone for 20 minutes with all sorts of calls, and see the same
 	@$(BIN)/python -m tests.decoder.soak --minutes 20
 
-# Those of a schedule: starting and a last look take two more. SEED= another: another schedule.
+# MINUTES= is the length of the schedule; the start and a last check take two minutes more. SEED=
+# chooses another schedule.
 SEED ?= 1
 faults: $(INSTALLED) ## Break a running service for MINUTES=30, and check every answer
 	@GRPC_VERBOSITY=NONE exec $(BIN)/python -m tests.faults --seed $(SEED) --minutes $(or $(MINUTES),30)
 
-# So long each, or MINUTES= of attacks in all. ARGS=... are more flags, such as --only TEXT.
+# Each attack has its own length; MINUTES= sets the length of all together. ARGS=... are more
+# flags, such as --only TEXT.
 test-hostile: $(INSTALLED) ## Attack a running service beside another tenant, who must not feel it
 	@GRPC_VERBOSITY=NONE exec $(BIN)/python -m tests.hostile \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)

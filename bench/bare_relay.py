@@ -1,9 +1,8 @@
-"""The least that grpc.aio takes to relay a stream: bytes in, the same bytes out, nothing else.
-And the least that it takes to refuse a call.
+"""The cheapest relay that grpc.aio allows: it passes the bytes of a stream on unchanged.
 
     python -m bench.bare_relay --decoder HOST:PORT
 
-It is the base line for the cost of the gateway, in one run.
+It also refuses a call in the cheapest way. Both are the base line of the gateway's cost.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ REFUSED = "/bare.Relay/Refuse"
 
 
 class Settings(ProcessSettings):
-    """Relays a decoder's streams, and nothing more."""
+    """Settings of the relay."""
 
     decoder: Address = Field(description="host:port of the decoder.")
 

@@ -1,6 +1,8 @@
-"""The capacity of a stack: the highest open-loop rate at which nothing is refused, nothing fails
-and the p99 of the time to the first token is below twice that of the same requests one at a
-time."""
+"""The capacity of a stack: the highest open-loop rate that meets three conditions.
+
+The stack refuses no request, no request fails, and the p99 of the time to the first token stays
+below twice that of an idle stack.
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +11,9 @@ from typing import Any
 
 from bench.load import loaded
 
-# Refusals that may be expected where none is to come: one run in twenty sees one.
+# How many refusals `unrefused` accepts in the mean: one run in twenty sees one.
 FEW = 0.05
-# The factor by which first tokens may be later than those of an idle stack.
+# How many times later first tokens may come than on an idle stack.
 TIMES_IDLE = 2.0
 IDLE_SECONDS = 40.0
 STEPS = 5
@@ -21,9 +23,13 @@ AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """`rate` in requests a second; `idle` is the p99 of an idle stack's first tokens, in seconds,
-    and `most` what it may be; `answer` is how long an answer takes of a stack that has plenty of
-    them, in seconds."""
+    """A rate that a stack can answer, and the times by which later loads are judged.
+
+    Attributes:
+        rate: requests a second.
+        idle: p99 of the time to the first token on an idle stack, in seconds.
+        answer: mean time of a whole answer at full load, in seconds.
+    """
 
     rate: float
     idle: float
@@ -34,12 +40,12 @@ class Capacity:
         return TIMES_IDLE * self.idle
 
     def why_not_held(self, seen: Mapping[str, Any]) -> list[str]:
-        """The faults at this rate or below; empty where there is none."""
+        """The faults that a load at this rate or below showed; empty if it showed none."""
         found = [] if not seen["refused"] else [f"{seen['refused']} refused"]
         return found + self.why_late(seen)
 
     def why_late(self, seen: Mapping[str, Any]) -> list[str]:
-        """The same, but that any number may be refused."""
+        """The same for a load above the rate, where refusals are no fault."""
         found = [f"{count} {code}" for code, count in seen["failed"].items()]
         p99 = seen["ttft"]["p99"] if seen["ttft"] else float("inf")
         if p99 > self.most:
@@ -48,8 +54,11 @@ class Capacity:
 
 
 def unrefused(permits: int, answer: float, seconds: float) -> float:
-    """The highest rate of Poisson arrivals of which hardly one in so many seconds finds all permits
-    taken, where an answer takes `answer` seconds (Erlang's loss formula)."""
+    """The highest rate at which about one run in twenty sees a refusal (Erlang's loss formula).
+
+    Arrivals are Poisson. A run lasts `seconds`, and an answer occupies a permit for `answer`
+    seconds.
+    """
     low, high = 0.0, permits / answer
     while high - low > 0.01 * high:
         rate = (low + high) / 2
@@ -61,11 +70,13 @@ def unrefused(permits: int, answer: float, seconds: float) -> float:
 
 
 async def find(url: str, seconds: float, **mix: float | str) -> Capacity:
-    """It halves the rate, in steps of so many seconds, from the rate at which AT_ONCE requests at
-    once are answered. Then it takes four times as long, at a tenth less each time, until the rate
-    holds.
+    """Searches for the capacity, in runs of `seconds` each.
 
-    Raises RuntimeError where it never does.
+    It starts from the rate at which the stack answers AT_ONCE concurrent requests, and bisects
+    below it. Then it confirms the rate in a run of four times that length, and lowers it by a
+    tenth until it holds.
+
+    Raises RuntimeError if no rate holds.
     """
     closed: dict[str, float | str] = {"request_rate": math.inf, **mix}
     await loaded(url, seconds=10, seed=1, max_concurrency=4, **closed)
@@ -85,7 +96,7 @@ async def find(url: str, seconds: float, **mix: float | str) -> Capacity:
     for step in range(STEPS):
         rate = (low + high) / 2
         low, high = (rate, high) if await holds(rate, seconds, 2 + step) else (low, rate)
-    # In a short time even what is too much may arrive evenly enough.
+    # Arrivals of a short run may be even by chance, and hide that the rate is too high.
     for again in range(TRIES if low else 0):
         rate = low * (1 - again / TRIES)
         if await holds(rate, 4 * seconds, 20 + again):

@@ -1,17 +1,18 @@
-"""pixtral-serve and stock vLLM on the same checkpoint and pictures, one after the other.
+"""Compares pixtral-serve with stock vLLM on the same checkpoint and images, one after the other.
 
     make bench
     python -m bench.compare --preset pixtral-12b
 
-Text, a new picture each, and the same picture each; one at a time and several at once; one token
-out, so that all there is to see is what comes before the first token. pixtral-serve is asked over
-gRPC by one connection, and then over HTTP by as many as there are requests at once, just as stock
-vLLM is; with `--workers`, its gateway has so many processes, which connections are dealt out among.
-Prints a table and the ratios, of HTTP to HTTP, and writes both to bench/results/.
+The workloads are text, a new image in each request, and the same image in each request. Each runs
+with one request at a time and with several. Answers have one token, so that the times show only
+what comes before the first token. gRPC requests share one connection. HTTP requests have one
+connection for each concurrent request, on both sides. `--workers` sets the number of gateway
+processes, which share the connections. Prints a table with the ratio of HTTP to HTTP, and writes
+it to bench/results/.
 
-The preset is for one GPU of 80 GB, with all tiers on it: Pixtral-12B's size with random weights, as
-much memory for keys and values on both sides, 4 gateway processes. Without it, a checkpoint's
-directory is named.
+The preset is for one GPU of 80 GB that runs all tiers: Pixtral-12B's size with random weights,
+equal memory for keys and values on both sides, 4 gateway processes. Without the preset, name a
+checkpoint's directory.
 """
 
 import argparse
@@ -43,14 +44,15 @@ from bench.stock_vllm import prepare, stock_server
 
 SAME = 1_000_000
 KV_CACHE_BYTES = 20 * 10**9
-# The gateway's processes, else one; stock vLLM's server has its own event loop and threads.
+# Gateway processes with the preset; without it, one. Stock vLLM's server has an event loop and
+# threads of its own.
 WORKERS = 4
 STOCK = ["--dtype", "bfloat16", "--max-model-len", "16384", "--no-enable-log-requests"]
 STOCK += ["--limit-mm-per-prompt", '{"image": 8}']
 DOORS = 2
-# Requests for each of those at once, before anything is measured.
+# Warm-up requests for each concurrent request, before the measurement.
 WARM_UP = 16
-# For each workload, how many requests at how many at once.
+# For each workload: the number of requests by how many run at once.
 Counts = Mapping[str, Mapping[int, int]]
 ON_CPU: Counts = {"text": {1: 40, 4: 200}, "new": {1: 6, 4: 16}, "same": {1: 30, 4: 160}}
 ON_GPU: Counts = {"text": {1: 20, 32: 640}, "new": {1: 12, 32: 128}, "same": {1: 20, 32: 320}}
@@ -60,12 +62,12 @@ AskAbout = Callable[[str, bytes | None], Awaitable[float]]
 
 @cache
 def new_pictures(requests: int) -> list[bytes]:
-    """Made once, before a server waits: one closes a connection that is idle for seconds."""
+    """Drawn before a server starts, because a server closes connections that idle for seconds."""
     return [jpeg(n) for n in range(requests)]
 
 
 def pictures(workload: str, requests: int) -> Callable[[int], bytes | None]:
-    """The picture of request n: none, one of its own, or always the same."""
+    """The image of request n: none, a new one, or always the same."""
     if workload == "text":
         return lambda n: None
     if workload == "same":
@@ -75,7 +77,7 @@ def pictures(workload: str, requests: int) -> Callable[[int], bytes | None]:
 
 
 async def measure(ask: AskAbout, counts: Counts, door: int) -> Workloads:
-    """`door` is the number of the way in: what was asked by one is new by the other."""
+    """`door` numbers the API (gRPC or HTTP), so that each gets images that are new to the stack."""
     seen: Workloads = {}
     # An engine that has just started is slower for a while.
     most = max(counts["text"])
@@ -93,7 +95,7 @@ async def measure(ask: AskAbout, counts: Counts, door: int) -> Workloads:
         async def one(n: int, picture: Callable[[int], bytes | None] = picture) -> float:
             return await ask(f"Question {n}: what is this?", picture(n))
 
-        # The first of a kind warms up: compiled shapes, caches, connections.
+        # The first request of a workload warms up: compiled shapes, caches, connections.
         await one(first)
         first += 1
         seen[workload] = {}
@@ -127,7 +129,7 @@ async def measure_grpc(target: str, counts: Counts) -> Workloads:
 def http_door(
     session: aiohttp.ClientSession, url: str, model_name: str, tokens: int = 1
 ) -> AskAbout:
-    """Asks a server of OpenAI's API for some tokens; returns the seconds until the first came."""
+    """Asks an OpenAI server for `tokens` tokens; returns the seconds until the first arrived."""
 
     async def ask(question: str, picture: bytes | None) -> float:
         content: list[Any] = [{"type": "text", "text": question}]
@@ -150,8 +152,8 @@ def http_door(
             async for line in response.content:
                 event = line.replace(b" ", b"")
                 ended = ended or b'"finish_reason":"length"' in event
-                # The first event names the role only, with an empty text. A token may have an
-                # empty text, too: one alone is known by its finish reason.
+                # The first event carries only the role, with an empty text. A token's text may be
+                # empty too, so the finish reason also counts as the first token.
                 has_text = b'"content":"' in event and b'"content":""' not in event
                 if not first and (ended or has_text):
                     first = time.perf_counter() - started
@@ -208,9 +210,9 @@ def main() -> None:
 
 
 def pixtral_12b(directory: Path) -> Path:
-    """Its numbers, a random tower, and a language model that vLLM fills with random weights.
+    """Writes a checkpoint with Pixtral-12B's parameters and a random tower; vLLM fills the rest.
 
-    Processes that this one starts from then on find the plug-in.
+    Processes that start after this call find the plug-in.
     """
     model_dir = model("pixtral-12b", directory / "model")
     weights = random_weights(torch.device("cpu"), torch.bfloat16)

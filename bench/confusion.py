@@ -1,4 +1,4 @@
-"""The mistakes of the small model, as a picture."""
+"""Draws the mistakes of the small model as an image."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ PANELS: Final = {
 
 
 def draw_confusions(items: Sequence[Item], answers: Sequence[str], path: Path) -> None:
-    """Draws, for each kind of answer, the expected (rows) against the given (columns)."""
+    """Draws expected answers (rows) against given ones (columns) for each kind of answer."""
     counts: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in PANELS}
     for item, answer in zip(items, answers, strict=True):
         category, expected = item.question.category, item.question.answer

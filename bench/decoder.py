@@ -1,24 +1,26 @@
-"""The decoder's engine and stock vLLM of the same version, one after the other on one machine.
+"""Compares the decoder's engine with stock vLLM of the same version on one machine.
 
-On a GPU, at Pixtral-12B's size with random weights (times do not depend on them):
+On a GPU, at Pixtral-12B's size with random weights (the times do not depend on the weights):
 
     python -m bench.decoder --out bench/results/decoder.json
 
-On a CPU, with a small random checkpoint, to see that it runs:
+On a CPU, with a small random checkpoint, to check that the benchmark runs:
 
     python -m bench.decoder --preset small
 
-Both engines have the same settings, except those that the decoder sets by itself: weights in bf16,
-16,384 tokens of context, 64 requests at once, compiled and with CUDA graphs on a GPU, not compiled
-with `--eager` and on a CPU. `--ours NAME=JSON` and `--stock NAME=JSON` add arguments of vLLM's
-AsyncEngineArgs to one of them. `--steps 8192/1536` has ours take at most 8,192 tokens in a step and
-1,536 where answers wait for it. Given several times, all are measured in one engine: about 45 s for
-each first number on a GPU and 25 s for each second.
+The engines run one after the other. Both have the same settings, except those that the decoder
+sets itself: weights in bf16, 16,384 tokens of context, 64 requests at once. On a GPU they are
+compiled and use CUDA graphs; with `--eager` and on a CPU they are not compiled. `--ours NAME=JSON`
+and `--stock NAME=JSON` add arguments of vLLM's AsyncEngineArgs to one engine. `--steps 8192/1536`
+limits our steps to 8,192 tokens, and to 1,536 while answers wait for the step. Repeat the flag to
+measure several limits in one engine: on a GPU, each new first number takes about 45 s and each
+new second number about 25 s.
 
-Stock vLLM is given decoded pictures, ours a real Redis with the embeddings, both in their own
-server's way past the network: nothing is encoded or parsed that is not asked of the engine. It
-needs vLLM with all that it depends on, protobuf as new as the stubs in protos/ (their header names
-it), gRPC, redis-py and a redis-server. It takes two starts of an engine and a minute for each.
+Stock vLLM gets decoded images. Our engine reads embeddings from a real Redis. Both use the path
+of their own server without the network, so neither spends time on encoding or parsing. The
+benchmark needs vLLM with its dependencies, protobuf at least as new as the stubs in protos/ (their
+header states the version), gRPC, redis-py and a redis-server. It starts two engines and measures
+each for about a minute.
 """
 
 import argparse
@@ -42,7 +44,7 @@ from bench.stock_vllm import prepare
 
 SECONDS = 600.0
 
-# Its params.json as published, and a context length, which vLLM else looks for elsewhere.
+# params.json as published, with a context length, which vLLM otherwise looks for elsewhere.
 PIXTRAL_12B: dict[str, Any] = {
     "dim": 5120,
     "n_layers": 40,
@@ -102,7 +104,7 @@ def model(preset: str, directory: Path) -> Path:
 
 
 def plug_in(directory: Path) -> Path:
-    """A folder to import from, by which vLLM finds the plug-in of a project not installed."""
+    """A folder for PYTHONPATH in which vLLM finds the plug-in without an installed project."""
     metadata = directory / "pixtral_serve_bench-0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(
@@ -150,11 +152,11 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--preset", choices=PLANS, default="pixtral-12b")
-    parser.add_argument("--eager", action="store_true", help="nothing compiled, no CUDA graphs")
+    parser.add_argument("--eager", action="store_true", help="no compilation, no CUDA graphs")
     parser.add_argument("--ours", action="append", default=[], metavar="NAME=JSON")
     parser.add_argument("--stock", action="append", default=[], metavar="NAME=JSON")
     parser.add_argument("--steps", action="append", default=[], metavar="MOST/AWAITED")
-    parser.add_argument("--only", choices=("ours", "stock"), help="one of the two")
+    parser.add_argument("--only", choices=("ours", "stock"), help="measure one engine only")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "decoder.json")
     options = parser.parse_args()
     is_small = options.preset == "small"

@@ -3,9 +3,9 @@
     python -m bench.decoder_dtypes MODEL_DIR
     ONEDNN_MAX_CPU_ISA=AVX2 python -m bench.decoder_dtypes MODEL_DIR
 
-The second one imitates a CPU without instructions for bfloat16. Each dtype has an engine of its
-own, one after the other. Prints the median of three runs, by the clock and in seconds of all
-processes' cores: a token of one answer and of four at once, and a prompt token of a long text.
+The second command imitates a CPU without bfloat16 instructions. Each dtype has its own engine, one
+after the other. Prints, as wall time and as CPU seconds of all processes, the median of three runs
+for a token of one answer, a token of four concurrent answers, and a prompt token of a long text.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from pixtral_decoder.request import Prompt
 
 DTYPES = ("bfloat16", "float32")
 RUNS = 3
-# Tokens below are control tokens.
+# Lower token ids are control tokens.
 FIRST_WORD = 1000
-# The measured thing, answers at once, prompt tokens and answer tokens.
+# Name, concurrent answers, prompt tokens, answer tokens.
 WORK = (
     ("a token of one answer", 1, 16, 64),
     ("a token of four answers", 4, 16, 64),
@@ -47,7 +47,7 @@ def core_seconds() -> float:
 
 
 async def measure(model_dir: Path, dtype: str) -> None:
-    # As a decoder's process has it.
+    # The decoder's process does the same.
     torch.set_num_threads(1)
     words = int(read_params(model_dir)["vocab_size"]) - FIRST_WORD
     engine = DecoderEngine(
@@ -58,7 +58,7 @@ async def measure(model_dir: Path, dtype: str) -> None:
     await engine.start()
 
     async def answer(number: int, length: int, tokens: int) -> None:
-        # No two begin alike, so that nothing of one is in the prefix cache.
+        # Every prompt begins differently, so the prefix cache never helps.
         ids = [1, *(FIRST_WORD + (number * 37 + at) % words for at in range(length))]
         sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
         prompt = Prompt(f"{number}", ids, (), sampling)
@@ -88,7 +88,7 @@ def main() -> None:
         prog="python -m bench.decoder_dtypes", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("model_dir", type=Path)
-    parser.add_argument("--dtype", choices=DTYPES, help="in this process, and nothing else")
+    parser.add_argument("--dtype", choices=DTYPES, help="measure only this one, in this process")
     given = parser.parse_args()
     if given.dtype is not None:
         asyncio.run(measure(given.model_dir, given.dtype))

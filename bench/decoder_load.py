@@ -1,4 +1,4 @@
-"""The requests of `bench.decoder` to an engine, and the timings of the answers."""
+"""Sends the requests of `bench.decoder` to an engine, and times the answers."""
 
 import asyncio
 import itertools
@@ -23,16 +23,16 @@ IMAGE_OFFSET = 2
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is asked.
+    """The amount of work.
 
     Attributes:
         alone: requests of each kind that run one at a time.
         saturating: requests of each kind at saturation, in two halves.
-        at_once: how many requests run at once at saturation.
-        streams: how many answers the engine decodes while images arrive.
-        arrivals: images that arrive per second meanwhile.
+        at_once: concurrent requests at saturation.
+        streams: answers that the engine decodes while images arrive.
+        arrivals: images that arrive per second during these answers.
         quiet_seconds: how long the engine decodes without images.
-        busy_seconds: how long it decodes with them.
+        busy_seconds: how long it decodes while images arrive.
     """
 
     alone: int
@@ -46,7 +46,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Asker:
-    """Makes prompts, each with words of its own, and times their answers."""
+    """Makes prompts that share no words, and times their answers."""
 
     side: Side
     spec: VisionSpec
@@ -67,7 +67,7 @@ class Asker:
     async def first_token(
         self, token_ids: list[int], picture: int | None = None, salt: str | None = None
     ) -> float:
-        """Seconds to the one token that is asked for."""
+        """Seconds until the only token of the answer."""
         began = time.perf_counter()
         answer = self.side.ask(
             self._name(), token_ids, tokens=1, picture=picture, offset=IMAGE_OFFSET, salt=salt
@@ -78,7 +78,7 @@ class Asker:
         raise RuntimeError("no token came")
 
     async def stream(self, length: int, tokens: int) -> AsyncIterator[tuple[float, int]]:
-        """When tokens came, and how many."""
+        """The time of each message, and how many tokens it has."""
         answer = self.side.ask(self._name(), self.text(length), tokens=tokens)
         async with aclosing(answer) as deltas:
             async for count in deltas:
@@ -93,7 +93,7 @@ class Asker:
 
 
 class Load:
-    """The work for one engine. Pictures are numbered on, so that each phase has new ones."""
+    """The work for one engine. Every phase uses new images, numbered on from the last phase."""
 
     def __init__(self, side: Side, spec: VisionSpec, plan: Plan) -> None:
         self._asker = Asker.of(side, spec)
@@ -108,13 +108,13 @@ class Load:
             await self._asker.first_token(self._asker.with_image(), picture)
 
     async def prompts(self) -> dict[str, Any]:
-        """First tokens, of prompts one at a time and at saturation, where no answer goes on."""
+        """Times to the first token: of single prompts, and of prompts at saturation."""
         seen = await _alone(self._asker, self._new(2 * self._plan.alone), self.prompt_tokens)
         saturating = self._new(self._plan.saturating)
         return seen | await _saturated(self._asker, saturating, self.prompt_tokens, self._plan)
 
     async def answers(self) -> dict[str, Any]:
-        """Answers that go on while images arrive."""
+        """The pace of running answers while images arrive."""
         count = int(self._plan.busy_seconds * self._plan.arrivals) + 1
         return await _interference(self._asker, self._new(count), self._plan)
 
@@ -125,14 +125,14 @@ class Load:
 
 
 async def _alone(asker: Asker, pictures: Sequence[int], length: int) -> dict[str, Any]:
-    """Kinds take turns, so that a machine that slows down slows them all."""
+    """The kinds take turns, so that a slower machine slows all of them alike."""
     kinds = ("text", "image", "next", "held", "fetch", "at_hand")
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for picture, another in zip(pictures[::2], pictures[1::2], strict=True):
         times["text"].append(await asker.first_token(asker.text(length)))
         times["image"].append(await asker.first_token(asker.with_image(), picture))
         times["next"].append(await asker.first_token(asker.with_image(), picture))
-        # The salt makes the prefix another, and leaves the image the same.
+        # The salt changes the prefix, and leaves the image the same.
         salted = await asker.first_token(asker.with_image(), picture, f"salt-{picture}")
         times["held"].append(salted)
         began = time.perf_counter()
@@ -153,7 +153,7 @@ async def _alone(asker: Asker, pictures: Sequence[int], length: int) -> dict[str
 async def _saturated(
     asker: Asker, pictures: Sequence[int], length: int, plan: Plan
 ) -> dict[str, Any]:
-    """Prompts a second, one token each; text and images take turns."""
+    """Prompts answered per second, with one token each; text and images take turns."""
     half = len(pictures) // 2
     took = {"text": 0.0, "image": 0.0}
 
@@ -176,7 +176,7 @@ async def _interference(asker: Asker, pictures: Sequence[int], plan: Plan) -> di
     came: list[list[tuple[float, int]]] = [[] for _ in range(plan.streams)]
 
     async def decode(seen: list[tuple[float, int]]) -> None:
-        # Longer than it is listened to.
+        # The stream is longer than the measurement.
         async for at, count in asker.stream(STREAM_TOKENS, 12_000):
             seen.append((at, count))
 

@@ -1,4 +1,4 @@
-"""The steps of handing one embedding from the decoder's process to its engine."""
+"""Times the steps that hand one embedding from the decoder's process to its engine."""
 
 import asyncio
 import multiprocessing
@@ -23,12 +23,12 @@ REPEATS = 20
 
 
 async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]:
-    """Milliseconds each, the median of REPEATS.
+    """The median of REPEATS for each step, in milliseconds.
 
-    `handover` is the decoder's way with a large one, which is in memory that both can have: from
-    the request to the other process's holding it. `encode`, `socket` and `decode` are vLLM's,
-    msgpack without the tensor's bytes and a socket that carries them. The other process keeps what
-    it is sent, as an engine does.
+    `handover` is the decoder's way for a large embedding, which lies in shared memory: the time
+    from the request until the other process has it. `encode`, `socket` and `decode` are vLLM's way:
+    msgpack without the tensor's bytes, and a socket that carries them. The other process keeps the
+    embeddings that it receives, as an engine does.
     """
     from vllm.multimodal.inputs import MultiModalKwargsItem
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -38,7 +38,7 @@ async def pieces(spec: VisionSpec, hidden: int, tokens: int) -> dict[str, float]
     tensor = torch.randn(tokens, spec.width).to(torch.bfloat16)
     item = embedding_item(tensor)
     encoder, decoder = MsgpackEncoder(), MsgpackDecoder(MultiModalKwargsItem, share_mem=False)
-    # Each is a buffer, which zmq's own kind does not say of itself.
+    # Every frame is a buffer; the type of zmq's frames does not show it.
     frames = [bytes(frame) for frame in encoder.encode(item)]  # type: ignore[arg-type]
     seen = {
         "megabytes": sum(map(len, frames)) / 1e6,
@@ -107,7 +107,7 @@ async def _handover(tensor: torch.Tensor) -> dict[str, float]:
     for _ in range(REPEATS + 1):
         received = MemoryFile(tensor.nbytes)
         shared = received.memory.view(tensor.dtype).view(tensor.shape).copy_(tensor)
-        # An engine takes longer over the one before.
+        # An engine spends more time than this on the previous embedding.
         await asyncio.sleep(0.05)
         began = time.perf_counter()
         with handover.offering([ImageEmbedding(Grid(1, len(tensor)), shared, received)]):

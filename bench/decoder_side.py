@@ -1,4 +1,4 @@
-"""One engine of `bench.decoder`, in a process of its own that ends with it.
+"""Runs one engine of `bench.decoder` in its own process.
 
 python -m bench.decoder_side PLAN.json SEEN.json
 """
@@ -27,7 +27,7 @@ async def run(given: dict[str, Any]) -> dict[str, Any]:
     side: Side = make(model_dir, spec, given["kv_cache_bytes"], given["arguments"])
     began = time.monotonic()
     await side.start()
-    # As both servers do, once they are ready.
+    # Both servers do the same once they are ready.
     gc.collect()
     gc.freeze()
     started = time.monotonic()
@@ -50,7 +50,7 @@ async def run(given: dict[str, Any]) -> dict[str, Any]:
 
 
 async def by_steps(load: Load, several: list[Steps]) -> dict[str, Any]:
-    """All of it for each size; what depends on one of its two numbers is measured once for it."""
+    """Measures every size of a step, and repeats no measurement that depends on one number only."""
     dial = Dial()
     prompts: dict[int, dict[str, Any]] = {}
     answers: dict[int, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""The two engines that `bench.decoder` compares, each asked in the way of its own server."""
+"""The two engines that `bench.decoder` compares, each used the way its own server uses it."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, closing
@@ -25,14 +25,14 @@ from pixtral_decoder.request import ImagePlace, Prompt
 SIDE_PX = 1024
 CONTEXT_LENGTH = 16_384
 RUNNING = 64
-# Embeddings that are taken in turn, under a name of its own each time.
+# Distinct embeddings; pictures use them in turn, each under its own key.
 TENSORS = 16
 
 
 class Side(Protocol):
-    """An engine; `ask` yields the number of new tokens with each of its answers.
+    """An engine; `ask` yields the number of new tokens in each message of the answer.
 
-    `picture` is the number of the picture that stands in `token_ids` from `offset` on.
+    `picture` is the number of the image whose placeholder starts at `offset` in `token_ids`.
     """
 
     engine: Any
@@ -42,7 +42,7 @@ class Side(Protocol):
     def prepare(self, pictures: Sequence[int]) -> None: ...
 
     async def fetch(self, picture: int) -> None:
-        """Has it in the process's own memory."""
+        """Reads the picture's embedding into the process's own memory."""
 
     def ask(
         self,
@@ -59,8 +59,11 @@ class Side(Protocol):
 
 
 class Ours:
-    """The decoder's engine, given embeddings as the decoder gives them: out of a real Redis, over
-    loopback, those that neither the engine nor the process holds."""
+    """The decoder's engine with the decoder's source of embeddings.
+
+    It reads an embedding from a real Redis over loopback if neither the engine nor the process has
+    it.
+    """
 
     def __init__(
         self, model_dir: Path, spec: VisionSpec, kv_cache_bytes: int | None, more: Mapping[str, Any]
@@ -84,7 +87,7 @@ class Ours:
         self._running = ExitStack()
 
     async def start(self) -> None:
-        # As a decoder's process has it.
+        # The decoder's process does the same.
         torch.set_num_threads(1)
         self._redis = self._running.enter_context(redis())
         width = self._embeddings[0].width
@@ -143,7 +146,7 @@ def _random(tokens: int, width: int) -> bytes:
 
 
 class Stock:
-    """vLLM as its own OpenAI server runs it, fed decoded pictures: no HTTP, base64 or JPEG."""
+    """vLLM as its own OpenAI server runs it, with decoded pictures: no HTTP, base64 or JPEG."""
 
     def __init__(
         self, model_dir: Path, spec: VisionSpec, kv_cache_bytes: int | None, more: Mapping[str, Any]
@@ -171,7 +174,7 @@ class Stock:
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # vLLM chooses the tokens of a step from the context.
+        # vLLM chooses the tokens of a step by the usage context.
         self.engine = AsyncLLM.from_engine_args(
             AsyncEngineArgs(**self._arguments), usage_context=UsageContext.OPENAI_API_SERVER
         )
@@ -186,7 +189,7 @@ class Stock:
             self._pictures[number] = Image.fromarray(pixels)
 
     async def fetch(self, picture: int) -> None:
-        """It is there."""
+        """Nothing to do: the pictures are in memory already."""
 
     async def ask(
         self,
@@ -206,7 +209,7 @@ class Stock:
             prompt["cache_salt"] = salt
         if picture is not None:
             prompt["multi_modal_data"] = {"image": self._pictures[picture]}
-        # The server's way: pictures are processed beside its event loop, not on it.
+        # The server does the same: it processes pictures beside its event loop.
         (given,) = await self.engine.renderer.render_cmpl_async(
             [parse_model_prompt(self.engine.model_config, prompt)]
         )

@@ -1,4 +1,4 @@
-"""The decoder's sizes of a step, set anew while its engine runs: one start measures several."""
+"""Changes the limits of the decoder's steps while its engine runs."""
 
 import os
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 SCHEDULER = "bench.decoder_steps.scheduler"
-# Names the file that both processes have mapped.
+# The environment variable with the path of a file that both processes map.
 DIAL = "PIXTRAL_BENCH_DIAL"
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Most tokens of a step, and of one that answers wait for."""
+    """The most tokens in a step, and the most in a step that answers wait for."""
 
     most: int
     awaited: int
@@ -45,7 +45,7 @@ class Dial:
 
 
 def scheduler(**given: Any) -> Any:
-    """The decoder's own, except its numbers: they are the dial's."""
+    """The decoder's own scheduler, with limits read from the dial before each step."""
     from pixtral_decoder.vllm_hooks import scheduler
 
     made = scheduler.scheduler(**given)

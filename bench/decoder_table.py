@@ -1,10 +1,10 @@
-"""The results of `bench.decoder`, as a table."""
+"""Prints the results of `bench.decoder` as a table."""
 
 from collections.abc import Mapping
 from typing import Any
 
 SIDES = {"ours": "pixtral-serve", "stock": "stock vLLM"}
-# Where a run is read from: row, path in the report, unit.
+# Each row: name, path in the report, unit.
 ROWS = (
     ("TTFT, text", ("ttft_ms", "text", "p50"), "ms"),
     ("TTFT, new image", ("ttft_ms", "image", "p50"), "ms"),
@@ -69,7 +69,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _title(side: str) -> str:
-    """`ours 8192/1536` by its steps: the engine is the same."""
+    """The name of a column: the limits of its steps, where it has some."""
     return side.partition(" ")[2] or SIDES[side]
 
 

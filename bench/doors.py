@@ -1,7 +1,7 @@
-"""A gateway's two doors, as a load generator calls them: gRPC, and OpenAI's HTTP API.
+"""The two APIs of a gateway as a load generator uses them: gRPC, and OpenAI's HTTP API.
 
-Raw stubs and plain events: the generator takes as little of the machine as it can. The HTTP door
-asks nothing that vLLM's own server does not answer.
+They use raw stubs and parse events by hand, because the generator shares the machine. HTTP
+requests use only what vLLM's own server supports too.
 """
 
 import base64
@@ -25,7 +25,7 @@ _ROLES = {"user": chat_pb2.ROLE_USER, "assistant": chat_pb2.ROLE_ASSISTANT}
 
 
 class Prompt(Protocol):
-    """A request as a door sends it."""
+    """A request, independent of the API."""
 
     @property
     def texts(self) -> Iterator[tuple[str, str]]:
@@ -33,22 +33,26 @@ class Prompt(Protocol):
 
     @property
     def pictures(self) -> Sequence[bytes]:
-        """Files, which go with the first message, before its text."""
+        """Image files. They go into the first message, before its text."""
 
     @property
     def output_tokens(self) -> int: ...
 
     @property
     def given_up(self) -> int | None:
-        """The number of tokens after which it is cancelled."""
+        """The number of tokens after which the client cancels; None if it never does."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """The timings of one answer; times are on `time.perf_counter`'s clock.
+    """The timings of one answer, on the clock of `time.perf_counter`.
 
-    `came` is when each message with tokens came; `images_cached` is None where the answer reports
-    none.
+    Attributes:
+        came: when each message with tokens arrived.
+        tokens: tokens of the answer.
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: prompt tokens that came from the KV prefix cache.
+        images_cached: whether all images came from a cache; None if the answer does not say.
     """
 
     came: list[float] = field(default_factory=list)
@@ -61,13 +65,13 @@ class Answer:
         return Outcome(code, time.perf_counter(), self.came[0] if self.came else None)
 
 
-# Sends a request, fills the answer as it comes, and tells how it ended.
+# Sends a request, fills the answer as it arrives, and returns how it ended.
 Door = Callable[[Prompt, Answer], Any]
 
 
 @asynccontextmanager
 async def open_door(url: str, api_key: str | None, model: str) -> AsyncIterator[Door]:
-    """`http://`, `https://` or `grpc://`. Raises ValueError for any other."""
+    """Opens `http://`, `https://` or `grpc://`. Raises ValueError for any other scheme."""
     scheme, _, rest = url.partition("://")
     if scheme in ("http", "https"):
         async with _http(url.rstrip("/"), api_key, model) as door:
@@ -133,7 +137,7 @@ def _take(answer: Answer, completion: chat_pb2.Completion) -> None:
 @asynccontextmanager
 async def _http(url: str, api_key: str | None, model: str) -> AsyncIterator[Door]:
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    # A server closes a connection that rests for some seconds; one is not used again after that.
+    # A server closes a connection that is idle for some seconds, so this client drops it earlier.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1)
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as http:
@@ -156,14 +160,14 @@ async def _http(url: str, api_key: str | None, model: str) -> AsyncIterator[Door
                 return answer.outcome("DEADLINE_EXCEEDED")
             except aiohttp.ClientError:
                 return answer.outcome("UNAVAILABLE")
-            # An answer that is cut off has no end.
+            # The stream ended without its last event.
             return answer.outcome("INCOMPLETE")
 
         yield ask
 
 
 def _read(line: bytes, answer: Answer) -> str | None:
-    """Takes one line of events; how the answer ended, where it has."""
+    """Parses one line of events; returns how the answer ended, once it has."""
     if line.startswith(b"data: [DONE]"):
         return "OK"
     if not line.startswith(b"data: {"):
@@ -172,7 +176,7 @@ def _read(line: bytes, answer: Answer) -> str | None:
     if "error" in event:
         return "FAILED"
     for choice in event.get("choices", ()):
-        # A token may have an empty text: an answer of such ones alone is known by its end.
+        # A token's text may be empty, so the finish reason also counts as the first token.
         has_ended = choice.get("finish_reason") and not answer.came
         if choice["delta"].get("content") or has_ended:
             answer.came.append(time.perf_counter())

@@ -1,4 +1,4 @@
-"""The dashboards as pictures, from the same JSON and a Prometheus that holds the data."""
+"""Draws the dashboards as images, from their JSON and the data of a Prometheus server."""
 
 import json
 import math
@@ -20,7 +20,7 @@ MOST_LEGENDS = 8
 
 
 def draw(server: Prometheus, begin: float, end: float, directory: Path) -> list[Path]:
-    """Writes `fleet.png` and the others; the paths. Times are Unix seconds."""
+    """Writes one image for each dashboard; returns the paths. Times are Unix seconds."""
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for source in sorted((DEPLOY / "grafana").glob("*.json")):

@@ -1,10 +1,10 @@
-"""How long a decoder takes to have an embedding that is in Redis, and of what it is made.
+"""How long a decoder takes to read an embedding from Redis, as a whole and by parts.
 
     python -m bench.embedding_source [--tokens 4096]
 
-A real Redis of its own over loopback, embeddings of Pixtral-12B's width in bf16, each asked for
-once by a decoder whose own memory has room for a few. Milliseconds, the median: the `whole` of it,
-that without looking at what comes (`received`), and the two looks by themselves, by pieces.
+It starts a Redis on loopback with embeddings of Pixtral-12B's width in bf16. The decoder reads each
+embedding once, and its own memory has room for a few only. Prints medians in milliseconds: `whole`;
+`received`, which reads without a check; and the two checks alone, `checksum` and `finite`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ WIDTH = PIXTRAL_12B.width
 
 
 class InAFile(Arriving):
-    """Looks at nothing of what is received."""
+    """Receives a value and checks nothing."""
 
     def piece(self, piece: memoryview) -> None:
         pass
@@ -47,7 +47,7 @@ class InAFile(Arriving):
 async def median_ms(call: Callable[[int], Awaitable[object]]) -> float:
     seen = []
     for number in range(ASKED):
-        # An engine takes longer over the one before.
+        # An engine spends more time than this on the previous embedding.
         await asyncio.sleep(0.05)
         began = time.perf_counter()
         got = await call(number)
@@ -57,7 +57,7 @@ async def median_ms(call: Callable[[int], Awaitable[object]]) -> float:
 
 
 async def measure(url: str, tokens: int) -> dict[str, float]:
-    # As a decoder's process has it.
+    # The decoder's process does the same.
     torch.set_num_threads(1)
     store = EmbeddingStore.from_url(url, width=WIDTH, dtype=DType.BF16)
     peers = PeerEncoders(width=WIDTH, dtype=DType.BF16, seconds=1.0, tls=None, allow_insecure=False)
@@ -69,7 +69,7 @@ async def measure(url: str, tokens: int) -> dict[str, float]:
     values = [wire_format.encode(key, embedding) for key in keys]
     for key, value in zip(keys, values, strict=True):
         if not await store.put(key, value):
-            raise SystemExit("Redis took no value")
+            raise SystemExit("Redis refused a value")
 
     async def whole(at: int) -> object:
         return await source.get(ImagePlace(keys[at], 0, Grid(1, tokens)))

@@ -1,14 +1,13 @@
-"""How fast the vision tower is, with random weights of Pixtral-12B's numbers or those of a model
-directory, and nothing around it.
+"""The speed of the vision tower alone, with random weights or those of a model directory.
 
     python -m bench.encoder [--device cuda] [--dtype bfloat16] [--fp8]
         [--peers transformers vllm] [--model-dir DIR]
 
-Prints, for 1 to 64 images of three mixes, images a second, milliseconds an image, the rate of the
-arithmetic that they need, and that rate as a share of what a large matrix product reaches in the
-same run. Batches are those that the encoder makes. Beside it, by turns in the same run, other
-implementations with the same weights and, with --fp8, the same tower with products in 8 bits; and
-how near their embeddings are.
+Random weights have Pixtral-12B's shapes. For 1 to 64 images of three mixes it prints images a
+second, milliseconds an image, the rate of the arithmetic that they need, and that rate as a share
+of what a large matrix product reaches in the same run. Batches are those of the encoder. Other
+implementations with the same weights run by turns in the same process; with --fp8, so does the
+same tower with 8-bit products. For each it prints how near its embeddings are to ours.
 """
 
 import argparse
@@ -47,8 +46,8 @@ PIXTRAL_12B = VisionSpec.from_params(
 BATCH_PATCHES = 16_384
 SECONDS = 1.5
 Size = tuple[int, int]
-# Heights and widths, as a model with this tower has images resized: cameras and telephones, both
-# ways up, and smaller pictures from the web.
+# Heights and widths after the resize of a model with this tower: cameras and phones, portrait and
+# landscape, and smaller images from the web.
 PHOTOS: Sequence[Size] = (
     (768, 1024), (1024, 768), (688, 1024), (576, 1024), (1024, 576), (480, 640), (1024, 1024),
     (608, 800), (768, 1024), (1024, 688), (400, 608), (512, 512), (1024, 464), (336, 1024),
@@ -63,7 +62,7 @@ MIXES: dict[str, Sequence[Size]] = {
 
 
 def operations(spec: VisionSpec, size: Size) -> float:
-    """Floating-point operations that an image of (height, width) pixels needs."""
+    """Floating-point operations that an image needs; `size` is (height, width) in pixels."""
     patches = size[0] * size[1] / spec.patch_size**2
     matrices = spec.width * (4 * spec.width + 3 * spec.intermediate_size)
     attention = 2 * patches * spec.width
@@ -72,7 +71,7 @@ def operations(spec: VisionSpec, size: Size) -> float:
 
 
 def median_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, in SECONDS of calls after those that warm up."""
+    """The median of the calls in SECONDS, after two that warm up."""
 
     def once() -> float:
         began = time.perf_counter()
@@ -91,7 +90,7 @@ def median_seconds_by_turns(
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Seconds of each call. Other work of the machine slows all of them alike."""
+    """The median seconds of each call; on a CPU by turns, so that other work slows all alike."""
     if device.type == "cuda":
         return {name: median_seconds(call, device) for name, call in calls.items()}
     took: dict[str, list[float]] = {name: [] for name in calls}
@@ -128,7 +127,7 @@ def random_weights(
 
 
 def batches(sizes: Sequence[Size], spec: VisionSpec) -> Iterator[list[int]]:
-    """Indexes of the images of each batch: as many as there is room for, in order."""
+    """Indexes of the images of each batch, in order, up to BATCH_PATCHES."""
     batch: list[int] = []
     room = BATCH_PATCHES
     for at, (height, width) in enumerate(sizes):
@@ -142,7 +141,7 @@ def batches(sizes: Sequence[Size], spec: VisionSpec) -> Iterator[list[int]]:
 
 
 def ours(tower: VisionTower, sizes: Sequence[Size], spec: VisionSpec) -> Callable[[], list[Tensor]]:
-    """All images of these sizes, which are on the device already, embedded."""
+    """Embeds images of these sizes that are on the device already."""
     staged = [tower.stage(image.cpu().numpy()) for image in images_of(sizes, tower.device)]
 
     def embed() -> list[Tensor]:
@@ -165,7 +164,7 @@ def peer(
 
 
 def fitted(size: Size, spec: VisionSpec) -> Size:
-    """As a model of those numbers has an image of (height, width) resized."""
+    """(height, width) after the resize of a model with these parameters."""
     width, height = spec.resized(spec.grid(size[1], size[0]))
     return height, width
 
@@ -176,7 +175,7 @@ def images_of(sizes: Sequence[Size], device: torch.device) -> list[Tensor]:
 
 
 def nearness(found: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """The least cosine of an image's two embeddings."""
+    """The least cosine between the two embeddings of an image."""
     return min(
         float(torch.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
         for a, b in zip(found, reference, strict=True)
@@ -203,22 +202,22 @@ def main() -> None:
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="on a CPU that others use too: seconds of its cores, not of a clock on the wall",
+        help="on a CPU that others use too: count CPU seconds, not wall time",
     )
-    parser.add_argument("--fp8", action="store_true", help="beside it, products in 8 bits")
+    parser.add_argument("--fp8", action="store_true", help="also measure 8-bit products")
     parser.add_argument(
-        "--model-dir", type=Path, help="another model's numbers and weights than Pixtral-12B's"
+        "--model-dir", type=Path, help="measure this model in place of a random Pixtral-12B"
     )
-    parser.add_argument("--layers", type=int, help="layers of the random tower, fewer than its 24")
+    parser.add_argument("--layers", type=int, help="layers of the random tower (24 by default)")
     parser.add_argument("--enforce-eager", action="store_true", help="do not compile the tower")
     given = parser.parse_args()
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
     is_gpu = device.type == "cuda"
     if not is_gpu:
-        # As the encoder's process does; the others have the same of it.
+        # The encoder's process does the same, and here it helps the peers too.
         malloc.keep_what_is_freed()
     on = torch.cuda.get_device_name() if is_gpu else f"cpu, {torch.get_num_threads()} threads"
-    # As the encoder's process chooses it.
+    # The encoder's process chooses its dtype by the same function.
     computes_in = dtype if given.fp8 else compute_dtype(dtype, device)
     rate = matrix_rate(device, computes_in)
     print(

@@ -1,10 +1,10 @@
-"""The memory of one batch, beside the figure in docs/performance.md.
+"""The memory that one batch needs, beside the formula of docs/performance.md.
 
     python -m bench.encoder_memory [--device cuda] [--patches 2048 4096 8192 16384]
 
-Random weights of Pixtral-12B's numbers, of two layers: memory that one layer took is the next
-one's. The tower runs as it is, not compiled. On a GPU it is torch's own account, on a CPU the peak
-of the process's resident memory, which Linux lets it set back.
+The tower has random weights of Pixtral-12B's shapes and two layers: a layer reuses the memory of
+the one before it. It is not compiled. On a GPU the figure is torch's own account, on a CPU the peak
+of the process's resident memory, which Linux allows to reset.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SIDE = 256
 
 
 def formula(spec: VisionSpec, dtype: torch.dtype) -> int:
-    """Bytes for each patch of a batch, at the most."""
+    """The most bytes that each patch of a batch needs."""
     w, inner = spec.width, spec.intermediate_size
     feed_forward = dtype.itemsize * (8 * w + 4 * inner)
     rotating = dtype.itemsize * 12 * w + 4 * 6 * w
@@ -31,7 +31,7 @@ def formula(spec: VisionSpec, dtype: torch.dtype) -> int:
 
 
 def peak_bytes(tower: VisionTower, images: Sequence[Staged]) -> int:
-    """The bytes by which a run exceeds the memory before it."""
+    """Bytes at the peak of a run, less those before it."""
     gc.collect()
     if tower.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

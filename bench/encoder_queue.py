@@ -2,10 +2,10 @@
 
     python -m bench.encoder_queue [--load 0.8] [--seconds 60] [--model-dir DIR]
 
-Finds what the encoder service does at saturation, then offers that share of it by an open loop
-with Poisson arrivals, each picture a new one to it. Prints the time that an image waited for the
-tower, which the log line of each call tells, beside the time of a batch in the same minute: an
-image that comes while a batch runs, and is in the next, waits for less than one.
+Finds the throughput of the encoder service at saturation. Then it offers a share of that by an open
+loop with Poisson arrivals; every image is new to the encoder. Prints how long images waited for the
+tower, as the log line of each call reports it, beside the time of a batch in the same minute. An
+image that arrives during a batch and runs in the next waits for less than one batch.
 """
 
 import argparse
@@ -33,7 +33,7 @@ TIMEOUT_SECONDS = 60.0
 
 
 class Pictures:
-    """No two of them alike to the encoder."""
+    """An endless sequence of images, each new to the encoder."""
 
     def __init__(self, side: int) -> None:
         self._kinds = [jpeg(seed, side, side) for seed in range(KINDS)]
@@ -41,12 +41,12 @@ class Pictures:
 
     def __next__(self) -> bytes:
         number = next(self._numbers)
-        # Bytes behind a JPEG's end change no pixel, and make it another file.
+        # Bytes after the end of a JPEG change no pixel, and make it another file.
         return self._kinds[number % KINDS] + number.to_bytes(8, "little")
 
 
 def queue_seconds(lines: list[str]) -> list[float]:
-    """The log's facts of each call whose image was in a batch."""
+    """The waits that the log reports, one for each call whose image was in a batch."""
     told = []
     for line in lines:
         facts = json.loads(line)
@@ -128,10 +128,10 @@ def main() -> None:
         "--seconds", type=float, default=60, help="seconds of each of the two loads"
     )
     parser.add_argument("--warm-up", type=float, default=10)
-    parser.add_argument("--at-once", type=int, default=32, help="requests that saturate it")
+    parser.add_argument("--at-once", type=int, default=32, help="requests at saturation")
     parser.add_argument("--side", type=int, default=1024, help="side of the pictures, in pixels")
-    parser.add_argument("--model-dir", type=Path, help="else random, of Pixtral-12B's numbers")
-    parser.add_argument("encoder_args", nargs="*", help="behind --: flags of the encoder")
+    parser.add_argument("--model-dir", type=Path, help="a random Pixtral-12B tower if not given")
+    parser.add_argument("encoder_args", nargs="*", help="after --: flags of the encoder")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         model_dir = given.model_dir or write_tower(Path(scratch))

@@ -2,9 +2,9 @@
 
     python -m bench.encoder_service [--seconds 120] [--at-once 32] [--model-dir DIR]
 
-Without a model directory, a random tower of Pixtral-12B's numbers. Every picture is a new one to
-the encoder. Prints images a second, the share of time in which the tower runs, the wait for it,
-and how the process's memory and descriptors went.
+Without a model directory it makes a random tower of Pixtral-12B's shapes. Every image is new to the
+encoder. Prints images a second, the share of time in which the tower runs, how long images wait
+for it, and the process's memory and descriptors over the run.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SECONDS_BETWEEN_SAMPLES = 5.0
 
 
 def write_tower(model_dir: Path) -> Path:
-    """A directory of which the encoder can be started: the tower alone, random."""
+    """Writes a model directory from which the encoder can start: a random tower alone."""
     spec = PIXTRAL_12B
     vision = {
         "hidden_size": spec.width,
@@ -65,7 +65,7 @@ def write_tower(model_dir: Path) -> Path:
 def encoder(
     model_dir: Path, redis_url: str, more: list[str], log: IO[str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
-    """The process, and where it serves gRPC and metrics. A `log` has a line of JSON a call."""
+    """The process, and its addresses of gRPC and metrics. `log` gets a line of JSON a call."""
     logging = ("info", "json") if log else ("warning", "text")
     grpc_port, metrics_port = free_port(), free_port()
     process = subprocess.Popen(
@@ -85,7 +85,7 @@ def encoder(
 
 
 async def ready(stub: Any) -> Any:
-    """The encoder's info, once it has loaded its model."""
+    """The encoder's info, once its model is loaded."""
     async with asyncio.timeout(START_SECONDS):
         while True:
             try:
@@ -97,7 +97,7 @@ async def ready(stub: Any) -> Any:
 
 
 def scrape(address: str) -> dict[str, float]:
-    """Every sample of a metrics page that has no labels but `le`."""
+    """Every sample of a metrics page that has no label other than `le`."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
@@ -105,7 +105,7 @@ def scrape(address: str) -> dict[str, float]:
 
 
 def quantile(before: dict[str, float], after: dict[str, float], name: str, share: float) -> float:
-    """The least bucket's edge below which at least `share` of what came between lies."""
+    """The upper edge of the first bucket that covers `share` of the samples between two scrapes."""
     buckets = [
         (float(sample.split('le="')[1].split('"')[0]), value - before.get(sample, 0.0))
         for sample, value in after.items()
@@ -139,7 +139,7 @@ async def load(given: argparse.Namespace, model_dir: Path) -> None:
             async def ask() -> None:
                 while time.monotonic() < ends:
                     number = next(numbers)
-                    # Bytes behind a JPEG's end change no pixel, and make it another file.
+                    # Bytes after the end of a JPEG change no pixel, and make it another file.
                     image = pictures[number % KINDS] + number.to_bytes(8, "little")
                     digest = hashlib.sha256(image).digest()
                     key = EmbeddingKey(digest, info.fingerprint, "bench")
@@ -204,9 +204,9 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--warm-up", type=float, default=10)
-    parser.add_argument("--at-once", type=int, default=32, help="requests under way")
+    parser.add_argument("--at-once", type=int, default=32, help="concurrent requests")
     parser.add_argument("--model-dir", type=Path)
-    parser.add_argument("encoder_args", nargs="*", help="behind --: flags of the encoder")
+    parser.add_argument("encoder_args", nargs="*", help="after --: flags of the encoder")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         asyncio.run(load(given, given.model_dir or write_tower(Path(scratch))))

@@ -1,10 +1,10 @@
-"""The effect of products in 8 bits in the vision tower on the small Pixtral's answers.
+"""The effect of 8-bit products in the vision tower on the small Pixtral's answers.
 
     python -m bench.fp8 [--questions 2000] [--device cuda]
 
-Asks held-out questions greedily of the plain torch model, its image embeddings made by the
-encoder's own tower: in bf16, and in bf16 with `vision_fp8`. Prints, for each, the share of right
-answers; then how many answers are not those of bf16, and how near the embeddings are.
+Asks the plain torch model held-out questions greedily, with image embeddings from the encoder's own
+tower: once in bf16, once in bf16 with `vision_fp8`. Prints the share of right answers of each, how
+many answers differ between the two, and how near the embeddings are.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from training.held_out import Item, held_out
 
 
 class WithTower(OfflineModel):
-    """Its embeddings are the encoder's; all behind them is float32. `embedded` keeps them."""
+    """The encoder's tower before a float32 language model. `embedded` collects its embeddings."""
 
     def __init__(self, directory: Path, tower: VisionTower) -> None:
         super().__init__(read_checkpoint(directory).eval(), directory / "tekken.json")

@@ -1,9 +1,10 @@
-"""Half of a layer's feed-forward network on a Hopper GPU: our kernel, and what torch makes of it.
+"""Times half of a layer's feed-forward network on a Hopper GPU: our kernel against torch's.
 
     python -m bench.gates
 
-Prints, for some numbers of patches, microseconds for the product alone, for product and gate as
-torch's compiler has them, and for the kernel that does both; Pixtral-12B's numbers, bfloat16.
+Prints, for several numbers of patches, the microseconds of the matrix product alone, of product and
+gate as torch compiles them, and of our kernel, which does both. Shapes are Pixtral-12B's, in
+bfloat16.
 """
 
 import statistics
@@ -21,7 +22,7 @@ CALLS = 50
 
 
 def microseconds(call: Callable[[], object]) -> float:
-    """Seconds of a call among many, so that the cost of a start is not in them."""
+    """Microseconds of a call among many, so that the cost of a launch does not count."""
     seen: list[float] = []
     for _ in range(5):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

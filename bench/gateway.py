@@ -1,11 +1,10 @@
-"""The cost of the gateway: the real process and a real Redis before a stand-in for the other tiers.
+"""The cost of the gateway: the real process and a real Redis, with a stand-in for the other tiers.
 
     make bench-gateway
 
-Time to the first token, asked by turns of the stand-in itself and through the gateway; tokens
-relayed for each second of the gateway's CPU, beside the least that grpc.aio takes to relay at all
-and what stock vLLM's HTTP front takes for the tokens of its own engine; the memory of streams that
-are held open. Prints a table and writes it to bench/results/.
+Measures the time to the first token, from the stand-in itself and through the gateway by turns;
+the tokens relayed per CPU second, beside those of the cheapest grpc.aio relay and of stock vLLM's
+HTTP front; and the memory of open streams. Prints a table and writes it to bench/results/.
 """
 
 import argparse
@@ -39,11 +38,11 @@ from pixtral_cli.stack.process_plan import Process, Redis
 from pixtral_cli.stack.process_stack import Stack
 from pixtral_cli.stack.redis_server import find_redis_server
 
-# The prompt of a short question; what the stand-in gets of it does not change what it does.
+# The prompt of a short question. The stand-in's answer does not depend on it.
 PROMPT = list(range(100, 116))
 # About 1 MB as a JPEG.
 PICTURE_SIDE = 1900
-# Streams at once, and milliseconds a token.
+# Concurrent streams, and milliseconds between tokens.
 PACES = ((64, 40), (256, 40), (64, 4), (256, 4))
 PACE_SECONDS = 8.0
 SETTLE_SECONDS = 5.0
@@ -51,13 +50,13 @@ STOCK_STREAMS, STOCK_TOKENS = 64, 200
 PARTS = ("ttft", "relay", "idle", "stock")
 
 
-# One request; its time to the first token, in seconds.
+# Sends one request; returns the seconds to its first token.
 Ask = Callable[[], Awaitable[float]]
 
 
 @contextmanager
 def stack(model_dir: Path, permits: int, log_dir: Path) -> Iterator[Stack]:
-    """The gateway, what stands in for the tiers behind it, and the bare relay."""
+    """The gateway, a stand-in for the tiers behind it, and the bare relay."""
 
     def process(name: str, module: str, *flags: str, **connects: str) -> Process:
         command = [sys.executable, "-m", module, "--listen", "127.0.0.1:0", *flags]
@@ -138,7 +137,7 @@ async def relaying(
 
 
 async def holding(running: Stack, door: str, streams: int) -> dict[str, float]:
-    """A fresh gateway is measured, because one does not give back the memory that it holds."""
+    """Expects a fresh gateway, because a process does not give its memory back."""
     metrics = running.addresses["gateway"].metrics
     async with clients_of(running) as clients:
         opens = {"gRPC": clients.grpc_tokens, "HTTP": clients.http_tokens}

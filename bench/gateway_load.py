@@ -15,24 +15,24 @@ from prometheus_client.parser import text_string_to_metric_families
 from pixtral.internal.v1 import decoder_pb2, decoder_pb2_grpc
 from pixtral.v1 import chat_pb2, chat_pb2_grpc
 
-# So that what they send does not share one connection's flow control.
+# Several, so that streams do not share one connection's flow control.
 CONNECTIONS = 8
-# The number of streams that are opened at the same time.
+# How many streams open concurrently.
 OPENING = 64
-# A channel of its own each, or gRPC would give them all the same connection.
+# Without a pool of its own, every channel would share one connection.
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 64 << 20))
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """The resources of a process so far: seconds of CPU, bytes of memory now."""
+    """The resources of a process: CPU seconds so far, and bytes of memory now."""
 
     cpu_seconds: float
     memory_bytes: float
 
     @classmethod
     async def of(cls, metrics: str) -> "Spent":
-        """As its own page of metrics, at host:port, tells it."""
+        """Reads them from the process's metrics page at host:port."""
         page = await asyncio.to_thread(_read, f"http://{metrics}/metrics")
         samples = {
             sample.name: sample.value
@@ -50,13 +50,12 @@ class Relayed:
     seconds: float
 
 
-# Opens a stream of so many tokens, one a step of so many milliseconds, and yields the tokens of
-# each message.
+# Opens a stream of `tokens` tokens, one each `step_ms`, and yields the tokens of each message.
 Open = Callable[[int, int], Any]
 
 
 def paced(tokens: int, step_ms: int) -> chat_pb2.SamplingParams:
-    """Sampling that the stand-in takes for a pace."""
+    """Sampling parameters that the stand-in reads as a pace."""
     return chat_pb2.SamplingParams(max_tokens=tokens, seed=step_ms)
 
 
@@ -67,7 +66,7 @@ def asking(text: str, *images: bytes) -> chat_pb2.Message:
 
 
 class Clients:
-    """Connections to a gateway's two doors, a decoder and a bare relay."""
+    """Connections to a gateway's two APIs, a decoder and a bare relay."""
 
     def __init__(self, channels: Mapping[str, Sequence[grpc.aio.Channel]], http: str) -> None:
         self._http = http
@@ -120,7 +119,7 @@ class Clients:
             yield len(response.delta.token_ids)
 
     async def http_tokens(self, tokens: int, step_ms: int) -> Any:
-        # The HTTP API does not tell tokens one by one; the stand-in's are a word each.
+        # The HTTP API does not count tokens in each event; a token of the stand-in is one word.
         body = {
             "messages": [{"role": "user", "content": "Hello?"}],
             "max_tokens": tokens,
@@ -138,7 +137,7 @@ def _one_token(prompt_token_ids: Sequence[int]) -> decoder_pb2.GenerateRequest:
 async def sse(address: str, body: dict[str, Any]) -> Any:
     """Yields the text of each event of a chat completion, over a connection of its own.
 
-    No client library: it would take more of the machine than the server that is measured.
+    A client library would use more CPU than the measured server.
     """
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -161,7 +160,7 @@ async def sse(address: str, body: dict[str, Any]) -> Any:
 
 
 async def alternately(count: int, *asks: Callable[[], Awaitable[float]]) -> list[list[float]]:
-    """The times of each, sorted; one after the other in turn, so that all see the same machine."""
+    """The sorted times of each call; the calls take turns, so that all see the same machine."""
     for ask in asks:
         for _ in range(20):
             await ask()
@@ -173,7 +172,7 @@ async def alternately(count: int, *asks: Callable[[], Awaitable[float]]) -> list
 
 
 async def many(open_stream: Open, streams: int, tokens: int, step_ms: int) -> Relayed:
-    """So many streams at once, read to their ends."""
+    """Runs `streams` streams at once, to their ends."""
     messages = read = 0
 
     async def one() -> None:
@@ -191,7 +190,7 @@ async def many(open_stream: Open, streams: int, tokens: int, step_ms: int) -> Re
 
 @asynccontextmanager
 async def held(open_stream: Open, streams: int) -> Any:
-    """So many streams that have begun and then say nothing for an hour."""
+    """Holds `streams` streams open: each sends one token, and the next after an hour."""
     opening = asyncio.Semaphore(OPENING)
     begun = 0
     all_begun = asyncio.Event()

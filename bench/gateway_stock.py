@@ -1,7 +1,7 @@
-"""The cost of stock vLLM's OpenAI server for putting its tokens on the wire, beside the gateway.
+"""The cost of stock vLLM's OpenAI server for sending its tokens, beside the gateway's.
 
-Its front is a process of its own, and the engine another: the front's CPU alone is counted. It does
-more than the gateway, which gets text: it makes text of tokens too, what here a decoder does.
+vLLM's front and its engine are two processes; only the front's CPU counts. The front does more than
+the gateway: it also turns tokens into text, which here is the decoder's work.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ MEMORY = ("--gpu-memory-utilization", "0.1", "--max-num-seqs", "64")
 
 
 def measure_stock(model_dir: Path, log: Path, streams: int, tokens: int) -> dict[str, float]:
-    """Streams of so many tokens each, as fast as its engine makes them."""
+    """Runs `streams` streams of `tokens` tokens each, as fast as the engine makes them."""
     with stock_server(model_dir, prepare(), log, [*ARGUMENTS, *MEMORY]) as url:
         (front,) = (
             child

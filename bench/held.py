@@ -1,13 +1,13 @@
-"""Whether the whole stack holds its load: at capacity, at ten times that, and after it.
+"""Whether the whole stack copes with its load: at capacity, at ten times that, and afterwards.
 
     make bench-held
 
-Finds the capacity (see `bench.capacity`), offers it for ten minutes and ten times it for two.
-Arrivals are random, so the rate stays low enough that hardly one request in ten minutes finds all
-permits taken. At capacity nothing may be refused, at either the p99 of accepted requests' first
-tokens must stay below twice an idle stack's, and after it nothing may be in use within ten seconds.
-Load generator and tiers share the machine. Prints what held and what not, and writes it to
-bench/results/.
+Finds the capacity (see `bench.capacity`), offers it for ten minutes, and then ten times it for two.
+Arrivals are random, so the rate stays low enough that a ten-minute run hardly ever finds all
+permits taken. At capacity the stack may refuse nothing. At both rates the p99 of accepted requests'
+first tokens must stay below twice an idle stack's. Ten seconds after the flood nothing may be in
+use. The load generator shares the machine with the tiers. Prints which conditions held, and writes
+them to bench/results/.
 """
 
 import argparse
@@ -85,13 +85,13 @@ def main() -> None:
     )
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument(
-        "--minutes", type=float, default=10.0, help="at capacity; a fifth of it at ten times that"
+        "--minutes", type=float, default=10.0, help="at capacity; a fifth of them at ten times it"
     )
     parser.add_argument("--permits", type=int, default=8, help="permits of the gateway")
     parser.add_argument(
         "--step-seconds", type=float, default=30.0, help="seconds of a step of the search"
     )
-    parser.add_argument("--rate", type=float, help="the capacity, where it is known")
+    parser.add_argument("--rate", type=float, help="the capacity, if it is known")
     parser.add_argument("--idle-ms", type=float, help="with --rate: an idle first token's p99")
     args = parser.parse_args()
     if (args.rate is None) != (args.idle_ms is None):

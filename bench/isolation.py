@@ -1,10 +1,10 @@
-"""The effect on one tenant of another that floods the gateway.
+"""How much one tenant suffers while another floods the gateway.
 
     make bench-isolation
 
-Tenant `quiet` asks one question after the other, while tenant `loud` sends nothing, what its limit
-allows, and ten times that; in turns, several times over, so that all see the same machine. Against
-the real stack. Prints a table and writes it to bench/results/.
+Tenant `quiet` asks one question after the other on the real stack. Meanwhile tenant `loud` sends
+nothing, then as much as its limit allows, then ten times that. These turns repeat, so that all
+loads see the same machine. Prints a table and writes it to bench/results/.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from pixtral_cli import pixtral_stack
 from pixtral_gateway.tenancy.tenants import digest_of
 
 TOKENS = 8
-# The loud tenant: requests a second that its limit allows, each of so many tokens in all.
+# The loud tenant's limit in requests a second, and the tokens that each request counts for.
 ALLOWED = 2.0
 TOKENS_A_REQUEST = 30
-# The factor by which it exceeds its limit, in each turn.
+# How many times its limit the loud tenant sends, by turn.
 TIMES = (0, 1, 10)
 
 
@@ -60,7 +60,7 @@ async def measure(
     for _ in range(turns):
         for times in TIMES:
             if times == 1:
-                # While it sent nothing, a minute's tokens gathered, and would all be let in.
+                # The idle turn has refilled the tenant's limit for a minute; this spends it first.
                 await (
                     await Offer.start(target, seconds=6, rate=100, tokens=TOKENS, key=keys["loud"])
                 ).seen()

@@ -1,15 +1,15 @@
-"""An open-loop load on a gateway, with pictures, conversations and bursts, and a report of it.
+"""An open-loop load on a gateway, with images, conversations and bursts, and a report.
 
     make load
     python -m bench.load --base-url http://127.0.0.1:8000 --request-rate 5 --seconds 60
     python -m bench.load --base-url grpc://127.0.0.1:50051 --request-rate 5 --burst 4 --cancels 0.1
     python -m bench.load --model-dir DIR --request-rate 5    # starts the stack itself
 
-Requests are due at the times of a Poisson process and sent whatever has become of those before; all
-latencies count from when a request was due, so that neither a server nor a generator that falls
-behind hides anything. The mix describes them: its defaults are below, a TOML file of the same names
-(--mix) changes them, and flags change that. Prints what `vllm bench serve` prints, and writes an
-HTML page and JSON to --result-dir. Over HTTP it loads any server of OpenAI's API.
+Requests are due at the times of a Poisson process, and leave whether or not earlier ones have
+ended. Latencies count from when a request was due, so neither a slow server nor a slow generator
+hides its delay. The mix describes the requests: the flags override a TOML file (--mix), which
+overrides the defaults below. Prints the lines of `vllm bench serve`, and writes an HTML page and
+JSON to --result-dir. Over HTTP it loads any server of OpenAI's API.
 """
 
 import argparse
@@ -39,7 +39,18 @@ from pixtral_cli import pixtral_stack
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """`burst` times the rate for the first `burst_seconds` of each `burst_every`, but the first."""
+    """When requests arrive.
+
+    Attributes:
+        rate: requests a second outside of bursts; infinite in a closed loop.
+        seconds: how long requests are due.
+        burst: the factor by which a burst exceeds the rate.
+        burst_seconds: length of a burst.
+        burst_every: seconds from one burst to the next; the first comes after as many.
+        at_once: most concurrent requests; None for no limit.
+        requests: most requests in all; None for no limit.
+        seed: seed of arrivals and mix.
+    """
 
     rate: float
     seconds: float
@@ -55,7 +66,7 @@ class Arriving:
         return math.isinf(self.rate)
 
     def planned(self, mix: Mix, album: Album) -> Iterator[Asked]:
-        # Without a rate, each is due when another has ended, and the times are none.
+        # A closed loop has no due times: a request starts when another has ended.
         rate, seconds = (1.0, math.inf) if self.is_closed else (self.rate, self.seconds)
         at_time: Rate = constant(rate)
         if self.burst != 1:
@@ -101,7 +112,7 @@ async def load(url: str, arriving: Arriving, mix: Mix, api_key: str, model: str)
 
 
 async def loaded(url: str, **flags: float | str) -> dict[str, Any]:
-    """The summary of a load by a process of its own; `flags` are this module's."""
+    """The summary of a load that runs in its own process; `flags` are those of this module."""
     pairs = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.load", "--base-url", url, "--json", *pairs),
@@ -120,9 +131,9 @@ async def loaded(url: str, **flags: float | str) -> dict[str, Any]:
 
 
 def add_mix(parser: argparse.ArgumentParser) -> None:
-    """The flags that change a mix."""
+    """Adds the flags that change a mix."""
     group = parser.add_argument_group("the mix", Mix.__doc__)
-    group.add_argument("--mix", type=Path, help="a TOML file of what is to differ")
+    group.add_argument("--mix", type=Path, help="a TOML file with values that differ")
     for each in fields(Mix):
         default = each.default
         kind: Any = type(default)
@@ -142,7 +153,7 @@ def mix_of(args: argparse.Namespace) -> Mix:
 
 @contextmanager
 def serving(args: argparse.Namespace) -> Iterator[str]:
-    """The URL of what is to be loaded, which may be a stack that is started for it."""
+    """The URL to load; starts a stack if none is given."""
     if args.base_url is not None:
         yield args.base_url
         return
@@ -165,14 +176,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--request-rate",
         type=float,
         default=2.0,
-        help="requests due a second; inf: one is due when another of --max-concurrency has ended",
+        help="requests due a second; inf: a closed loop of --max-concurrency requests",
     )
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long requests are due")
-    parser.add_argument("--num-prompts", type=int, help="no more requests than that")
-    parser.add_argument("--max-concurrency", type=int, help="more wait, and their wait counts")
-    parser.add_argument("--burst", type=float, default=1.0, help="times the rate, in bursts")
-    parser.add_argument("--burst-seconds", type=float, default=5.0, help="seconds of a burst")
-    parser.add_argument("--burst-every", type=float, default=30.0, help="seconds")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the load")
+    parser.add_argument("--num-prompts", type=int, help="most requests in all")
+    parser.add_argument("--max-concurrency", type=int, help="more requests wait; the wait counts")
+    parser.add_argument("--burst", type=float, default=1.0, help="factor of the rate in a burst")
+    parser.add_argument("--burst-seconds", type=float, default=5.0, help="length of a burst")
+    parser.add_argument("--burst-every", type=float, default=30.0, help="seconds between bursts")
     parser.add_argument("--seed", type=int, default=0, help="seed of arrivals and mix")
     parser.add_argument("--result-dir", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument("--json", action="store_true", help="print the summary alone, as JSON")

@@ -1,4 +1,4 @@
-"""A load as text and as one HTML page that needs nothing else."""
+"""Reports a load as text, and as one HTML page without other files."""
 
 import html
 import io
@@ -19,13 +19,13 @@ COLUMNS = ("mean", *(f"p{share * 100:g}" for share in SHARES), "max")
 TIMES = {
     "ttft": "time to first token (TTFT)",
     "ttft_text": "  of text alone",
-    "ttft_cached": "  of images that a cache held",
-    "ttft_encoded": "  of images that were encoded",
+    "ttft_cached": "  with images from a cache",
+    "ttft_encoded": "  with newly encoded images",
     "tpot": "time per output token (TPOT)",
     "itl": "gap between messages (ITL)",
     "e2el": "whole answer (E2EL)",
     "refusal": "refusal",
-    "late": "generator late by",
+    "late": "delay of the generator",
 }
 WINDOWS = 40
 STYLE = (
@@ -46,18 +46,18 @@ def counted(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("requests sent", f"{found['sent']} in {found['seconds']:g} s"),
         ("answered", str(found["answered"])),
         ("refused", str(found["refused"])),
-        ("given up by the load", str(found["given_up"])),
+        ("cancelled by the load", str(found["given_up"])),
         ("failed", failed),
         ("answers/s", f"{found['answered_per_second']:.2f}"),
         ("output tokens/s", f"{found['output_tokens_per_second']:.1f}"),
         ("prompt tokens/s", f"{found['prompt_tokens_per_second']:.1f}"),
-        ("images that a cache held", hits),
+        ("images from a cache", hits),
         ("prompt tokens from the KV cache", "-" if prefix is None else f"{prefix:.0%}"),
     ]
 
 
 def timed(found: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Milliseconds by `COLUMNS`, of what there was any."""
+    """Milliseconds in the order of `COLUMNS`, for each kind of time that has values."""
     return [
         (name, [f"{found[key][column] * 1e3:.1f}" for column in COLUMNS])
         for key, name in TIMES.items()
@@ -73,8 +73,8 @@ def table(found: dict[str, Any]) -> str:
 
 
 def page(records: Sequence[Record], found: dict[str, Any], arriving: Any, mix: Any) -> str:
-    """The whole page; `arriving` and `mix` are the dataclasses that the load was made from."""
-    drawn = {"Requests a second": _rates, "What the generator was late by": _late}
+    """The whole page; `arriving` and `mix` are the dataclasses that describe the load."""
+    drawn = {"Requests a second": _rates, "Delay of the generator": _late}
     if found["ttft"] is not None:
         drawn = {
             "Time to the first token": _first_tokens,
@@ -93,7 +93,7 @@ def page(records: Sequence[Record], found: dict[str, Any], arriving: Any, mix: A
             f"<h2>{title}</h2>{_svg(draw, records, found['seconds'])}"
             for title, draw in drawn.items()
         ),
-        "<h2>What was sent</h2>",
+        "<h2>Load</h2>",
         _rows(["", ""], [[name, str(value)] for name, value in given.items()]),
         "</html>",
     ]
@@ -108,7 +108,7 @@ def _rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _svg(draw: Draw, records: Sequence[Record], seconds: float) -> str:
-    # Text stays text; fixed ids, so that the same load makes the same page.
+    # Text stays text. The ids are fixed, so that the same load makes the same page.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": draw.__name__}):
         figure, axis = plt.subplots(figsize=(11, 3.4), layout="constrained")
         draw(axis, records, seconds)
@@ -125,7 +125,7 @@ def _first_tokens(axis: Axes, records: Sequence[Record], seconds: float) -> None
     for label, cached in kinds.items():
         ours = [each for each in seen if each.images_cached is cached]
         times = [(each.first or 0.0) * 1e3 for each in ours]
-        # As a bitmap: a long load has more points than a page should hold.
+        # A bitmap, because a long load has more points than a page can carry.
         axis.plot([e.due for e in ours], times, ".", ms=3, alpha=0.5, label=label, rasterized=True)
     for share in (0.5, 0.99):
         windows = _windows(seen, seconds)
@@ -160,7 +160,7 @@ def _percentiles(axis: Axes, records: Sequence[Record], seconds: float) -> None:
         "gap": [gap for each in answered for gap in each.gaps],
         "whole answer": [each.ended for each in answered],
     }
-    # So that each further nine takes the same room.
+    # Every further nine gets the same width.
     at = 1 - np.logspace(0, -3, 120)
     for label, values in kinds.items():
         if values:
@@ -175,7 +175,7 @@ def _hits(axis: Axes, records: Sequence[Record], seconds: float) -> None:
     shown = [each for each in answered if each.images_cached is not None]
     windows = [(at, each) for at, each in _windows(shown, seconds) if each]
     images = [sum(e.images_cached is True for e in each) / len(each) for _, each in windows]
-    axis.plot([at for at, _ in windows], images, label="images that a cache held")
+    axis.plot([at for at, _ in windows], images, label="images from a cache")
     windows = [(at, each) for at, each in _windows(answered, seconds) if each]
     prompts = [
         sum(e.cached_tokens for e in each) / max(1, sum(e.prompt_tokens for e in each))

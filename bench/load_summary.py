@@ -1,4 +1,4 @@
-"""The outcomes of a load's requests, one by one and together."""
+"""The outcome of each request of a load, and their summary."""
 
 import statistics
 from collections import Counter
@@ -12,14 +12,26 @@ from bench.loops import Arrival, percentile
 
 SHARES = (0.5, 0.9, 0.95, 0.99)
 REFUSED = "RESOURCE_EXHAUSTED"
-# The load itself measures it.
+# The load generator's own code, for answers that it cancels.
 GIVEN_UP = "GIVEN_UP"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Times in seconds; except `due`, which is since the load's begin, and `late`, by which the
-    generator was, all are since the request was due. `gaps` are between messages with tokens."""
+    """One request of a load. All times are in seconds.
+
+    Attributes:
+        due: when the request was due, since the start of the load.
+        late: how long after `due` the generator sent it.
+        code: how the request ended.
+        ended: from `due` to the end of the answer.
+        first: from `due` to the first token; None if none arrived.
+        gaps: times between the messages that have tokens.
+        tokens: tokens of the answer.
+        prompt_tokens: tokens of the prompt.
+        cached_tokens: prompt tokens from the KV prefix cache.
+        images_cached: whether all images came from a cache; None if the answer does not say.
+    """
 
     due: float
     late: float
@@ -49,12 +61,14 @@ class Record:
 
 
 def summary(records: Sequence[Record], seconds: float) -> dict[str, Any]:
-    """The summary of requests that were due within so many seconds. Times in seconds, None of
-    nothing."""
+    """Summarizes requests that were due within `seconds`.
+
+    Times are in seconds. A spread without values is None.
+    """
     answered = [each for each in records if each.code == "OK"]
     codes = Counter(each.code for each in records)
     failed = {code: n for code, n in codes.items() if code not in ("OK", REFUSED, GIVEN_UP)}
-    # The rest of the load takes longer than that when the last request was due.
+    # The last answers may end after the time in which requests were due.
     over = max([seconds, *(each.due + each.ended for each in answered)])
     prompt = sum(each.prompt_tokens for each in answered)
     return {
@@ -93,7 +107,7 @@ def summary(records: Sequence[Record], seconds: float) -> dict[str, Any]:
 
 
 def spread(values: Iterable[float]) -> dict[str, float] | None:
-    """Mean, percentiles and the most."""
+    """Mean, percentiles and maximum; None if there are no values."""
     ordered = sorted(values)
     if not ordered:
         return None

@@ -1,7 +1,7 @@
-"""Loads of one kind of request, and what was seen.
+"""Sends requests in closed and open loops, and times the answers.
 
-Closed: so many at once, each sent when another has ended. Open: so many a second, sent when they
-are due, as strangers would.
+A closed loop keeps a number of requests running: a request starts when another has ended. An open
+loop sends requests at given times, whether or not earlier ones have ended, as independent users do.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ Ask = Callable[[int], Awaitable[float]]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One load's requests a second, and its times to the first token in seconds."""
+    """The requests a second of a load, and its times to the first token in seconds."""
 
     requests: int
     per_second: float
@@ -29,7 +29,7 @@ class Seen:
 
 
 async def closed_loop(ask: Ask, *, at_once: int, requests: int, first: int = 0) -> Seen:
-    """Keeps `at_once` requests under way until `requests` have been answered."""
+    """Keeps `at_once` requests running until `requests` have been answered."""
     numbers = iter(range(first, first + requests))
     times: list[float] = []
 
@@ -53,9 +53,12 @@ async def closed_loop(ask: Ask, *, at_once: int, requests: int, first: int = 0) 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a request ended: a gRPC code's name, and when, on `time.perf_counter`'s clock.
+    """How a request ended.
 
-    `first` is when its first token came; None where there was none.
+    Attributes:
+        code: name of a gRPC code.
+        ended: when it ended, on the clock of `time.perf_counter`.
+        first: when its first token arrived, on the same clock; None if none arrived.
     """
 
     code: str
@@ -65,11 +68,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request of an open loop. All times are seconds since `due`, the moment when it was to be
-    sent: a generator or a server that falls behind makes them longer, and hides nothing.
+    """A request of a loop. All times but `due` are in seconds since the request was due.
 
-    `sent` is how late the generator was; `first` is None where no token came. `number` is that
-    which it was asked for with.
+    So the delay of a slow server or a slow generator shows in every time.
+
+    Attributes:
+        due: when the request was due, in seconds since the start.
+        sent: how late the generator sent it.
+        code: name of a gRPC code.
+        ended: when the answer ended.
+        first: when the first token arrived; None if none arrived.
+        number: the number that the loop passed to `ask`.
     """
 
     due: float
@@ -83,10 +92,10 @@ class Arrival:
 async def at_times(
     ask: Callable[[int], Awaitable[Outcome]], times: Iterable[float], *, at_once: int | None = None
 ) -> list[Arrival]:
-    """Sends each request at its time, in seconds from now, whatever has become of those before;
-    returns once all have ended. `due` is since the begin.
+    """Sends each request at its time, in seconds from now, whether or not earlier ones have ended.
 
-    With `at_once`, no more than so many are under way: one that is due waits, and its wait counts.
+    Returns when all have ended. With `at_once`, at most that many run: a further request waits, and
+    its wait counts.
     """
     arrivals: list[Arrival] = []
     room = None if at_once is None else asyncio.Semaphore(at_once)
@@ -117,8 +126,7 @@ async def open_loop(
     seconds: float,
     seed: int = 0,
 ) -> list[Arrival]:
-    """Sends `rate` requests a second for so long, at the times of a Poisson process; see
-    `at_times`."""
+    """Sends `rate` requests a second for `seconds`, at the times of a Poisson process."""
     return await at_times(ask, poisson(rate, seconds, seed))
 
 
@@ -131,8 +139,10 @@ def poisson(rate: float, seconds: float, seed: int) -> Iterator[float]:
 
 
 def gamma(rate: float, variation: float, seed: int) -> Iterator[float]:
-    """Endless times of arrivals in bursts: the gaps between them have a Gamma distribution, whose
-    coefficient of variation is `variation`. 1 is a Poisson process."""
+    """Endless arrival times, whose gaps have a Gamma distribution.
+
+    `variation` is the gaps' coefficient of variation: 1 is a Poisson process, more means bursts.
+    """
     random = Random(seed)
     shape = 1 / variation**2
     at = 0.0
@@ -144,8 +154,10 @@ def gamma(rate: float, variation: float, seed: int) -> Iterator[float]:
 async def in_sessions(
     ask: Callable[[int], Awaitable[Outcome]], sessions: Iterable[Iterable[int]], *, at_once: int
 ) -> list[Arrival]:
-    """Keeps `at_once` sessions under way until all have ended. A session is the numbers of its
-    requests, each of which is due when the one before it has ended."""
+    """Keeps `at_once` sessions running until all have ended.
+
+    A session lists the numbers of its requests. A request is due when the previous one has ended.
+    """
     waiting = iter(sessions)
     arrivals: list[Arrival] = []
     began = time.perf_counter()
@@ -165,7 +177,7 @@ async def in_sessions(
 async def keep_at_once(
     ask: Callable[[int], Awaitable[Outcome]], *, at_once: int, seconds: float
 ) -> list[Arrival]:
-    """A closed loop for so long; a request is due when the one before it has ended."""
+    """A closed loop for `seconds`: a request is due when the previous one has ended."""
     numbers = itertools.count()
     arrivals: list[Arrival] = []
     began = time.perf_counter()
@@ -182,12 +194,12 @@ async def keep_at_once(
 
 
 def _arrival(number: int, due: float, began: float, outcome: Outcome) -> Arrival:
-    """The arrival of a request that was asked at once when it was due."""
+    """The arrival of a request that was sent the moment it was due."""
     first = None if outcome.first is None else outcome.first - due
     return Arrival(due - began, 0.0, outcome.code, outcome.ended - due, first, number)
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest of `values` that so large a share of them does not exceed; NaN of none."""
+    """The smallest value that is at least as large as `share` of all; NaN if there are none."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan

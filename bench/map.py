@@ -40,7 +40,7 @@ def value(running: Stack, name: str) -> float:
 
 async def measure(running: Stack, count: int, concurrency: int) -> None:
     seen: list[BatchProgress] = []
-    # So many milliseconds a token, of the stand-in.
+    # The stand-in takes the seed as its milliseconds for each token.
     answer: dict[str, Any] = {"max_tokens": 100, "seed": 10}
     async with AsyncClient(running.target) as client:
         start = time.monotonic()

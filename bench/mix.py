@@ -1,4 +1,4 @@
-"""The content of a load: conversations of some turns, with pictures of some sizes, some again."""
+"""The content of a load: conversations of several turns with images, some of which repeat."""
 
 import random
 import time
@@ -11,28 +11,28 @@ from typing import Any, Self
 from bench.pictures import jpeg
 from bench.simulation.arrivals import Pictures, Request, Traffic
 
-# Pictures that are made; all others are these with other bytes behind their end, where no decoder
-# looks, which makes them other files.
+# How many JPEGs are drawn for each size. All other images are copies with different bytes after the
+# end, which change the file and no pixel.
 KINDS = 4
 WORDS = ("what", "is", "this", "that", "how", "many", "of", "it", "in", "which", "colour", "place")
-# The text that stands for a conversation's earlier answers.
+# The text that replaces the real answers in a conversation's later turns.
 ANSWER = "It is a small thing of no great use, and there are several of it."
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Shares are of 1; what is drawn is drawn evenly, unless it says otherwise.
+    """The requests of a load. Shares are from 0 to 1; random choices are uniform unless noted.
 
     Attributes:
-        images: the share of conversations that show a picture, with their first question.
-        reuse: the share of these that repeat one of the last `window` pictures.
-        window: how many pictures, and how many conversations, may come again.
-        sizes: sizes of pictures, as WIDTHxHEIGHT, all equally often; one may stand here twice.
-        follow_ups: the share of requests that are the next turn of an earlier conversation.
+        images: share of conversations that show an image with their first question.
+        reuse: share of those images that repeat one of the last `window` images.
+        window: how many images, and how many conversations, can come again.
+        sizes: sizes of images, as WIDTHxHEIGHT; a size listed twice is twice as frequent.
+        follow_ups: share of requests that are the next turn of an earlier conversation.
         turns: the most turns of a conversation.
         words: the fewest and the most words of a question.
-        output_tokens: the mean of an answer's tokens, which have a geometric distribution.
-        cancels: the share of answers that the client cancels before they are complete.
+        output_tokens: mean number of an answer's tokens, which has a geometric distribution.
+        cancels: share of answers that the client cancels before they are complete.
     """
 
     images: float = 0.6
@@ -47,7 +47,7 @@ class Mix:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """From a TOML file of these names. Raises ValueError and OSError."""
+        """Reads a TOML file with these names. Raises ValueError and OSError."""
         return cls().changed(tomllib.loads(path.read_text("utf-8")))
 
     def changed(self, values: Mapping[str, Any]) -> Self:
@@ -68,7 +68,7 @@ class Mix:
 
     @property
     def traffic(self) -> Traffic:
-        """The part of this that says how long answers are and which pictures come again."""
+        """The length of answers, and which images come again."""
         return Traffic(
             reuse=self.reuse, images=0.0, window=self.window, output_tokens=self.output_tokens
         )
@@ -76,29 +76,36 @@ class Mix:
 
 @dataclass(slots=True)
 class Album:
-    """Pictures by number; `salt` makes them others than any other load's."""
+    """Images by number; the `salt` makes them differ from those of every other load."""
 
     sizes: tuple[str, ...]
     salt: bytes = field(default_factory=lambda: time.time_ns().to_bytes(8, "little"))
     _made: dict[tuple[int, str], bytes] = field(default_factory=dict)
 
     def make(self) -> None:
-        """All kinds, before the load: making one takes a while."""
+        """Draws all images before the load, because drawing takes a while."""
         for size in set(self.sizes):
             for kind in range(KINDS):
                 self._made[kind, size] = jpeg(kind, *_sides(size))
 
     def picture(self, number: int, size: str | None = None) -> bytes:
-        """The file has that size, or one that the number draws."""
+        """The file of an image; without a `size`, its number chooses one."""
         size = size or self.sizes[random.Random(number).randrange(len(self.sizes))]
         return self._made[number % KINDS, size] + self.salt + number.to_bytes(8, "little")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as it is to be sent: questions of one conversation, the last of them to be
-    answered. `shown` is the picture's number; `given_up`, or None, the number of tokens after
-    which it is cancelled."""
+    """A request to send: the questions of one conversation, of which the last has no answer yet.
+
+    Attributes:
+        at: when the request is due, in seconds since the start.
+        questions: the questions so far.
+        shown: number of the image; None if there is none.
+        album: the images.
+        output_tokens: the most tokens of the answer.
+        given_up: tokens after which the client cancels; None if it never does.
+    """
 
     at: float
     questions: tuple[str, ...]
@@ -109,17 +116,17 @@ class Asked:
 
     @property
     def pictures(self) -> tuple[bytes, ...]:
-        """Put together only now: a plan may hold many more than would fit into memory."""
+        """Made on use, because the images of a whole plan may not fit into memory."""
         return () if self.shown is None else (self.album.picture(self.shown),)
 
     @property
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Role and text of each message; the picture goes with the first."""
+        """Role and text of each message; the image goes with the first."""
         return conversation(self.questions)
 
 
 def conversation(questions: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Role and text of each message, the last question unanswered."""
+    """Role and text of each message; the last question has no answer."""
     for question in questions[:-1]:
         yield "user", question
         yield "assistant", ANSWER
@@ -127,14 +134,14 @@ def conversation(questions: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def plan(mix: Mix, arrivals: Iterable[Request], album: Album, seed: int) -> Iterator[Asked]:
-    """A request for each arrival, of which the time and the length of the answer are taken."""
+    """A request for each arrival, which sets its time and the length of its answer."""
     rng = random.Random(seed)
     pictures = Pictures(mix.traffic, rng)
     salt = int.from_bytes(album.salt, "little")
     recent: list[tuple[tuple[str, ...], int | None]] = []
     for arrival in arrivals:
         words = rng.choices(WORDS, k=rng.randint(*mix.words))
-        # New from its first word on, or every prompt's beginning would be known.
+        # The first word is new, so that no prompt begins like an earlier one.
         question = f"{salt + arrival.number}: {' '.join(words)}?"
         open_ones = [each for each in recent if len(each[0]) < mix.turns]
         if open_ones and rng.random() < mix.follow_ups:

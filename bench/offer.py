@@ -1,11 +1,11 @@
-"""Offers a gateway text requests over gRPC, from a process of its own, and tells what it saw.
+"""Offers a gateway text requests over gRPC from its own process, and reports the answers.
 
     python -m bench.offer --target HOST:PORT --rate 20 --seconds 30
     python -m bench.offer --target HOST:PORT --at-once 8 --seconds 30
 
-With a rate it is an open loop with Poisson arrivals, and times run from when a request was due.
-Prints one JSON object, see `Offered`. Raw stubs: the generator takes as little of the machine as
-it can.
+With a rate it is an open loop with Poisson arrivals, and times count from when a request was due.
+Prints one JSON object, see `Offered`. It uses raw stubs, because it shares the machine with the
+gateway.
 """
 
 import argparse
@@ -30,9 +30,24 @@ TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """Times in seconds, NaN where there was nothing to measure. `others` counts by code what was
-    neither answered nor refused; `late_p99` is how late the generator itself was, which
-    `refusal_since_sent_p50` leaves out."""
+    """The answers of a load. Times are in seconds, NaN if nothing was measured.
+
+    Attributes:
+        sent: requests sent.
+        seconds: length of the load.
+        answered: requests answered in full.
+        refused: requests refused for overload.
+        others: requests that ended otherwise, by code.
+        answered_per_second: answered requests a second.
+        first_token_p50: time to the first token.
+        first_token_p99: the same.
+        answer_p50: time to the end of an answer.
+        answer_p99: the same.
+        refusal_p50: time to a refusal.
+        refusal_p99: the same.
+        refusal_since_sent_p50: time to a refusal without the generator's delay.
+        late_p99: the generator's delay.
+    """
 
     sent: int
     seconds: float
@@ -78,7 +93,7 @@ class Offered:
 
 
 class Offer:
-    """`offer.seen()` once it has ended; started as a process of its own."""
+    """A load in its own process; `seen` waits for its end."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -138,7 +153,7 @@ async def offer(args: argparse.Namespace) -> Offered:
             arrivals = await open_loop(ask, rate=args.rate, seconds=args.seconds, seed=args.seed)
         else:
             arrivals = await keep_at_once(ask, at_once=args.at_once, seconds=args.seconds)
-        # An open loop is over when the last request is due: answers that come later are counted.
+        # An open loop ends when the last request is due, yet later answers count.
         took = args.seconds if args.rate is not None else time.perf_counter() - began
         return Offered.of(arrivals, took)
 
@@ -149,12 +164,12 @@ def main() -> None:
     )
     parser.add_argument("--target", required=True)
     how = parser.add_mutually_exclusive_group(required=True)
-    how.add_argument("--rate", type=float, help="requests a second, as they are due")
-    how.add_argument("--at-once", type=int, help="requests under way at any time")
+    how.add_argument("--rate", type=float, help="requests due a second")
+    how.add_argument("--at-once", type=int, help="concurrent requests")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--tokens", type=int, default=16, help="tokens of each answer")
     parser.add_argument("--key", default="", help="an API key")
-    parser.add_argument("--name", default="Question", help="the beginning of each request")
+    parser.add_argument("--name", default="Question", help="first word of each request")
     parser.add_argument("--seed", type=int, default=0)
     print(json.dumps(asdict(uvloop.run(offer(parser.parse_args())))))
 

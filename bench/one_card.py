@@ -1,4 +1,4 @@
-"""Stock vLLM and pixtral-serve on one GPU at the same time, asked by turns.
+"""Compares stock vLLM with pixtral-serve on one GPU, with both running and measured by turns.
 
     python -m bench.one_card
     python -m bench.one_card --many
@@ -7,23 +7,24 @@
     python -m bench.one_card --also "--engine-args scheduler_cls=null"
     python -m bench.one_card --public --instead "--kv-host-bytes 60000000000"
 
-`bench.compare --preset pixtral-12b` has one after the other. Here all are started together, and
-while one is asked the others rest: what a card does in one minute and not in another falls on all
-of them. Each has a copy of the weights, and 6 GB for keys and values: a GPU of 140 GB.
+`bench.compare --preset pixtral-12b` measures one after the other. Here all servers run from the
+start, and while one is measured the others rest, so changes of the card's speed affect all of them
+alike. Each server has its own copy of the weights and 6 GB for keys and values, which needs a GPU
+of 140 GB.
 
-Asked over HTTP, with defaults: about a new image each, and of short text, several at once and one
-at a time. `--many` asks for texts of 64 tokens, up to 512 at once, and about 64 new images at
-once; `--public` for what others publish (`bench/workloads.py` says whose each is); both with 30 GB
-for keys and values. `--only` names some of these, in the order in which they are to be asked. Each
-is asked in `--turns` turns, after some requests that are not counted, and both sides are sent the
-same. Results are printed as
-they come, medians and ratios when a workload ends, and all is in one_card.json in `--out`;
-`python -m bench.one_card_report` makes tables and a plot of that.
+Requests go over HTTP with default settings: new images and short texts, several at once and one at
+a time. `--many` sends texts of 64 tokens, up to 512 at once, and 64 new images at once. `--public`
+sends the loads that others publish (`bench/workloads.py` names each source). Both use 30 GB for
+keys and values. `--only` selects workloads and their order. Each workload runs for `--turns` turns
+after a short warm-up, and all servers get the same requests.
 
-`--mps` adds pixtral-serve under a daemon of CUDA's MPS, started for it, and `--also` one whose
-decoder has more flags. `--instead` gives those flags to the only pixtral-serve: three sides with
-30 GB for keys and values each do not fit on a GPU of 140 GB. `--model-dir` is for a small model on
-a CPU, to try this command: requests are few and short.
+Results are printed as they arrive, medians and ratios when a workload ends. All results are in
+one_card.json in `--out`, from which `python -m bench.one_card_report` makes tables and a plot.
+
+`--mps` adds a pixtral-serve under its own daemon of CUDA's MPS, and `--also` one whose decoder has
+more flags. `--instead` gives those flags to the only pixtral-serve, because three servers with
+30 GB for keys and values each do not fit on a GPU of 140 GB. `--model-dir` tries the command with a
+small model on a CPU: requests are few and short.
 """
 
 import argparse
@@ -58,20 +59,20 @@ from bench.workloads import FEW, MANY, PUBLIC, Author, Prompt, Workload
 RESULTS = ROOT / "bench" / "results"
 KV_CACHE_BYTES = 6 * 10**9
 KV_CACHE_BYTES_OF_MANY = 30 * 10**9
-# vLLM wants that much of the GPU to be free as it starts, whatever it may take.
+# vLLM wants that share of the GPU to be free at its start, even if it uses less.
 SHARE = 0.3
 SHARE_OF_MANY = 0.42
-# The decoder's default. bench.compare's needs less.
+# The decoder's default; bench.compare needs less.
 CONTEXT = ["--max-model-len", "32768"]
-# As much as stock vLLM has by default for what its processor makes of images.
+# As much as stock vLLM reserves by default for the output of its image processor.
 REDIS_MEMORY = "4gb"
-# One of so many sessions of a turn is asked before anything is measured.
+# The warm-up has one session for this many sessions of a turn.
 WARM_UP_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Who is asked: `flags` are a decoder's, `variables` of its processes' environment."""
+    """A server to measure: `flags` of its decoder, and extra environment `variables`."""
 
     flags: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Side:
 def servers(
     sides: Mapping[str, Side], model_dir: Path, is_small: bool, are_many: bool, directory: Path
 ) -> dict[str, Server]:
-    """The server of each side, whose logs go to `directory`."""
+    """The server of each side; logs go to `directory`."""
     kv_bytes = str(kv_cache_bytes(are_many))
     share = str(SHARE_OF_MANY if are_many else SHARE)
     found = {}
@@ -109,7 +110,7 @@ def servers(
 
 @contextlib.contextmanager
 def mps_daemon(directory: Path) -> Iterator[dict[str, str]]:
-    """CUDA's MPS for those who have what it yields in their environment."""
+    """Runs CUDA's MPS for processes that have the yielded variables in their environment."""
     pipes, logs = directory / "mps", directory / "mps-log"
     pipes.mkdir()
     logs.mkdir()
@@ -129,7 +130,7 @@ async def ask_by_turns(
     is_small: bool,
     report: Report,
 ) -> None:
-    """Each workload so many turns; one that stands there again goes on with its next turn."""
+    """Runs each workload for its number of turns; a repeated workload continues its turns."""
     numbers = itertools.count()
     asked: Counter[str] = Counter()
     for workload, turns in workloads:
@@ -142,7 +143,7 @@ async def ask_by_turns(
             sessions = workload.sessions(Author(album, rng, numbers, is_small))
             if turn < 0:
                 del sessions[1 + len(sessions) // WARM_UP_SHARE :]
-            # Each is first as often as it is last.
+            # The sides swap order from turn to turn.
             for side in list(sides)[:: -1 if turn % 2 else 1]:
                 async with open_door(sides[side][0], None, sides[side][1]) as door:
                     found = await ask(door, workload, sessions, seed=turn)
@@ -154,7 +155,7 @@ async def ask_by_turns(
 async def ask(
     door: Door, workload: Workload, sessions: Sequence[Sequence[Prompt]], seed: int
 ) -> dict[str, Any]:
-    """`bench.load_summary.summary` of one turn, and `ttft_later`: of chats' later turns."""
+    """The summary of one turn, and `ttft_later`, the first tokens of a chat's later turns."""
     prompts = list(itertools.chain.from_iterable(sessions))
     answers = [Answer() for _ in prompts]
     numbers = iter(range(len(prompts)))
@@ -193,7 +194,7 @@ def main() -> None:
         "--only",
         nargs="+",
         metavar="NAME[=TURNS]",
-        help="workloads by their names; one may stand there again, later, for more turns",
+        help="workloads by name, in order; one may come again for more turns",
     )
     parser.add_argument("--mps", action="store_true")
     parser.add_argument("--also", metavar="FLAGS")
@@ -209,7 +210,7 @@ def main() -> None:
     }
     chosen = [each.partition("=") for each in args.only or named]
     if unknown := {name for name, _, _ in chosen} - named.keys():
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are: {'; '.join(named)}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from: {'; '.join(named)}")
     workloads = [(named[name], int(turns or args.turns)) for name, _, turns in chosen]
     sides = {STOCK_VLLM: Side(), "pixtral-serve": Side()}
     if args.instead:

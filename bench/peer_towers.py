@@ -1,4 +1,4 @@
-"""Other implementations of Pixtral's vision tower, given the weights of ours."""
+"""Other implementations of Pixtral's vision tower, with the weights of ours."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from pixtral_core.model.vision_spec import VisionSpec
 
-# Images on the device, (3, height, width), to (patches, width) each.
+# From images on the device, each (3, height, width), to embeddings, each (patches, width).
 Embed = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 PREFIX = "vision_encoder."
 
 
 def transformers_tower(spec: VisionSpec, weights: Mapping[str, Tensor]) -> Embed:
-    """transformers' `PixtralVisionModel`, with torch's own attention; its RoPE base is 10,000."""
+    """transformers' `PixtralVisionModel` with torch's own attention; its RoPE base is 10,000."""
     from transformers import PixtralVisionConfig, PixtralVisionModel
 
     config: Any = PixtralVisionConfig(
@@ -40,7 +40,7 @@ def transformers_tower(spec: VisionSpec, weights: Mapping[str, Tensor]) -> Embed
     state = {}
     for name, tensor in weights.items():
         if "attention.wq" in name or "attention.wk" in name:
-            # It rotates the halves of a head, where the checkpoint has pairs side by side.
+            # transformers rotates the halves of a head; the checkpoint has adjacent pairs.
             pairs = tensor.view(spec.heads, -1, 2, spec.width)
             tensor = pairs.transpose(1, 2).reshape(tensor.shape)
         for ours, theirs in names.items():
@@ -54,7 +54,7 @@ def transformers_tower(spec: VisionSpec, weights: Mapping[str, Tensor]) -> Embed
 
     @torch.inference_mode()
     def embed(images: Sequence[Tensor]) -> Sequence[Tensor]:
-        # It takes images of one size in a batch, and is faster with one at a time.
+        # A batch needs images of one size, and one image at a time is faster.
         return [model(image[None].to(some.dtype)).last_hidden_state[0] for image in images]
 
     return embed
@@ -63,7 +63,7 @@ def transformers_tower(spec: VisionSpec, weights: Mapping[str, Tensor]) -> Embed
 def vllm_tower(spec: VisionSpec, weights: Mapping[str, Tensor], stack: ExitStack) -> Embed:
     """The `VisionTransformer` that vLLM runs for checkpoints in Mistral's format.
 
-    The parts of vLLM that it needs live until `stack` is closed.
+    The parts of vLLM that it needs live until `stack` closes.
     """
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel

@@ -1,4 +1,4 @@
-"""Pictures to measure with: of the size of a photograph, and no two alike."""
+"""Draws images of a photograph's size for measurements, each different."""
 
 import io
 

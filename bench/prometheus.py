@@ -1,4 +1,4 @@
-"""A real Prometheus beside a stack: its process, and its HTTP API."""
+"""Runs a real Prometheus beside a stack, and queries it."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ def filled(expression: str) -> str:
 
 
 class Prometheus:
-    """Its HTTP API."""
+    """The HTTP API of a Prometheus."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -53,7 +53,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus(targets: dict[str, str]) -> Iterator[Prometheus]:
-    """Scrapes `targets`, host:port by tier, and evaluates the rules."""
+    """Runs a Prometheus that scrapes `targets` (host:port by tier) and evaluates the rules."""
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory, "prometheus.yaml")
         config.write_text(json.dumps(configuration(targets)), "utf-8")

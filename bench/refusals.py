@@ -2,9 +2,9 @@
 
     make bench-refusals
 
-One stream that says nothing holds the gateway's only permit; what is sent then is refused. Text,
-and an image of about 1 MB, each door by turns, beside the least that grpc.aio takes to refuse a
-call at all. Prints a table and writes it to bench/results/.
+One silent stream holds the gateway's only permit, so the gateway refuses all other requests. The
+requests are a text and an image of about 1 MB; gRPC and HTTP take turns, beside the cheapest
+refusal that grpc.aio allows. Prints a table and writes it to bench/results/.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from pixtral_cli.stack.process_stack import Stack
 
 AT_ONCE = 8
 ROUNDS = 5
-# Sends one request, and raises where it is not refused.
+# Sends one request; raises if it is not refused.
 Send = Callable[[], Awaitable[None]]
 
 
@@ -44,7 +44,7 @@ async def refused(call: Any) -> None:
 
 
 class HttpDoor:
-    """Connections that are kept, by hand: a client library would take more of the machine."""
+    """Persistent connections without a client library, which would use more CPU."""
 
     def __init__(self, address: str, message: chat_pb2.Message) -> None:
         self._host, _, self._port = address.rpartition(":")
@@ -88,7 +88,7 @@ class HttpDoor:
 
 
 async def cost(metrics: str, send: Send, count: int) -> float:
-    """Seconds of CPU a request, of the process whose metrics these are."""
+    """CPU seconds for each request, of the process with these metrics."""
     numbers = iter(range(count))
 
     async def worker() -> None:
@@ -122,7 +122,7 @@ async def measure(running: Stack, count: int) -> dict[str, float]:
             return lambda: refused(stub.StreamComplete(request))
 
         kinds: dict[str, tuple[str, Send, int]] = {
-            "the least, gRPC": (relay.metrics, lambda: refused(refuse(b"")), count),
+            "bare gRPC": (relay.metrics, lambda: refused(refuse(b"")), count),
             "gRPC, text": (gateway.metrics, by_grpc(text), count),
             "gRPC, image": (gateway.metrics, by_grpc(picture), count // 10),
             "HTTP, text": (gateway.metrics, doors[0].send, count),
@@ -136,7 +136,7 @@ async def measure(running: Stack, count: int) -> dict[str, float]:
                 found[kind].append(await cost(metrics, send, requests))
         for door in doors:
             door.close()
-    # Other work of the machine makes it dearer, and never cheaper.
+    # Other work of the machine only adds to the cost.
     return {kind: min(costs) for kind, costs in found.items()}
 
 

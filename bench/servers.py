@@ -1,4 +1,4 @@
-"""Servers that start together, each in a process of its own: stock vLLM's, and stacks of ours."""
+"""Starts servers together, each in its own process: stock vLLM's, and stacks of ours."""
 
 import contextlib
 import multiprocessing
@@ -15,7 +15,7 @@ from bench.stock_vllm import stock_server
 
 START_SECONDS = 500.0
 
-# The URL of a server of OpenAI's API, and the name of its model.
+# The URL of an OpenAI server, and the name of its model.
 Address = tuple[str, str]
 
 
@@ -24,8 +24,8 @@ class Server:
     """A server to start.
 
     Attributes:
-        run: opens the block for which the server runs, in the server's process. It is pickled.
-        variables: environment variables that the server has besides those of this process.
+            run: a picklable context manager that runs the server, in the server's process.
+            variables: environment variables to add to those of this process.
     """
 
     run: Callable[[], AbstractContextManager[Address]]
@@ -36,7 +36,7 @@ class Server:
 def stock(
     model_dir: Path, extra_packages: Path | None, log: Path, arguments: Sequence[str]
 ) -> Iterator[Address]:
-    """A server of stock vLLM; `bench.stock_vllm` says what it is given."""
+    """A server of stock vLLM; see `bench.stock_vllm` for its arguments."""
     with stock_server(model_dir, extra_packages, log, [*arguments]) as url:
         yield url, "stock"
 
@@ -54,7 +54,7 @@ def ours(
     encoders: int = 1,
     decoders: int = 1,
 ) -> Iterator[Address]:
-    """A stack, whose gateway has so many processes."""
+    """A stack whose gateway has `workers` processes."""
     with pixtral_cli.pixtral_stack(
         model_dir,
         http_listen="127.0.0.1:0",
@@ -72,7 +72,7 @@ def ours(
 
 @contextlib.contextmanager
 def started(servers: Mapping[str, Server]) -> Iterator[dict[str, Address]]:
-    """All at once; yields the address of each. Raises RuntimeError where one does not start."""
+    """Starts all servers; yields their addresses. Raises RuntimeError if one does not start."""
     spawn = multiprocessing.get_context("spawn")
     held = {}
     try:
@@ -93,7 +93,7 @@ def started(servers: Mapping[str, Server]) -> Iterator[dict[str, Address]]:
 
 
 def _hold(run: Callable[[], AbstractContextManager[Address]], to: Connection) -> None:
-    """Runs the server until a message comes, or until the process that waits for it has gone."""
+    """Runs the server until a message arrives or the parent process is gone."""
     with run() as address:
         to.send(address)
         with contextlib.suppress(EOFError):

@@ -1,13 +1,13 @@
-"""The tiers as a simulation: its service times, its check against a real run, scaling and sizing.
+"""Simulates the tiers: service times, a check against a real run, scaling, placement and sizing.
 
     python -m bench.simulate measure --model-dir DIR    # service times of a stack on this machine
     python -m bench.simulate check --model-dir DIR      # the same arrivals to both, and the ratio
-    python -m bench.simulate scale                      # the autoscaler at work, drawn
-    python -m bench.simulate thresholds                 # a decoder's, one after another
-    python -m bench.simulate placement                  # where requests go, by three policies
+    python -m bench.simulate scale                      # draws the autoscaler at work
+    python -m bench.simulate thresholds                 # compares thresholds of a decoder
+    python -m bench.simulate placement                  # compares three policies of placement
     python -m bench.simulate plan --rate 20 --reuse 0.5 --slo 2.5 --price 4
 
-docs/scaling.md says what it models and what it has shown.
+docs/scaling.md describes the model and its results.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def measure_here(given: argparse.Namespace) -> None:
 
 
 def check(given: argparse.Namespace) -> None:
-    """Measures first: what the machine does besides changes from one hour to the next."""
+    """Measures service times first, because a machine's other work changes from hour to hour."""
     with pixtral_stack(given.model_dir) as stack:
         found, _ = asyncio.run(measure(stack, given.rounds))
         print(table(compare(stack, found, given.rates, given.seconds, given.seed)))
@@ -73,7 +73,7 @@ def plan(given: argparse.Namespace) -> None:
     )
     planner = Planner(times.load(given.times), given.rate, given.slo, traffic, given.seed)
     print(plan_table(planner, given.price))
-    print("\nBy a simulation, whose figures are:")
+    print("\nFrom a simulation with these service times:")
     for name, source in times.sources(given.times).items():
         print(f"  {name}: {source}")
 
@@ -100,7 +100,7 @@ def main() -> None:
     ]
     for each in real:
         each.add_argument("--model-dir", type=Path, required=True)
-        each.add_argument("--rounds", type=int, default=20, help="requests a kind of work")
+        each.add_argument("--rounds", type=int, default=20, help="requests of each kind of work")
     measured = times.DIRECTORY / "cpu-small.json"
     real[0].add_argument("--output", type=Path, default=measured, help="where to write them")
     real[1].add_argument("--rates", type=float, nargs="+", default=[0.5, 1.5, 2.5, 6.0])
@@ -109,19 +109,19 @@ def main() -> None:
     )
 
     scaled = [
-        command("scale", scale, "the autoscaler at work, drawn"),
-        command("thresholds", thresholds, "requests that a decoder is to hold, one after another"),
+        command("scale", scale, "draw the autoscaler at work"),
+        command("thresholds", thresholds, "compare numbers of requests for each decoder"),
     ]
     imagined = [
         *scaled,
         command("plan", plan, "replicas for a load, and the cost of a million images"),
     ]
-    placed = command("placement", placement, "where requests go, by three policies")
+    placed = command("placement", placement, "compare three policies of placement")
     placed.add_argument("--decoders", type=int, nargs="+", default=[2, 4, 8, 16])
     placed.add_argument("--loads", nargs="+", choices=TRACES, default=list(TRACES))
-    placed.add_argument("--gateways", type=int, default=GATEWAYS, help="which choose by themselves")
+    placed.add_argument("--gateways", type=int, default=GATEWAYS, help="number of gateways")
     placed.add_argument(
-        "--colocated", action="store_true", help="an encoder is on each decoder's card"
+        "--colocated", action="store_true", help="put an encoder on each decoder's card"
     )
     for each in (*imagined, placed):
         each.add_argument(
@@ -129,7 +129,7 @@ def main() -> None:
         )
     for each in imagined:
         each.add_argument(
-            "--output-tokens", type=int, default=100, help="tokens of an answer, mean"
+            "--output-tokens", type=int, default=100, help="mean number of an answer's tokens"
         )
     for each in scaled:
         each.add_argument("--reuse", type=float, default=0.5, help="share of images seen before")
@@ -141,14 +141,14 @@ def main() -> None:
     scaled[1].add_argument("--thresholds", type=float, nargs="+", default=[8, 12, 16, 24, 32, 48])
     planned = imagined[-1]
     planned.add_argument("--rate", type=float, required=True, help="requests a second")
-    planned.add_argument("--reuse", type=float, required=True, help="share seen before")
+    planned.add_argument("--reuse", type=float, required=True, help="share of repeated images")
     planned.add_argument("--slo", type=float, required=True, help="TTFT p95 in seconds")
-    planned.add_argument("--window", type=int, default=1000, help="images that come again")
+    planned.add_argument("--window", type=int, default=1000, help="images that can come again")
     planned.add_argument(
         "--variation",
         type=float,
         default=1.0,
-        help="how unequal the times between requests are: 1 is a Poisson process, 2.2 has bursts",
+        help="variation of the times between requests: 1 is a Poisson process, 2.2 has bursts",
     )
     planned.add_argument("--price", type=float, default=1.0, help="price of a GPU hour")
     given = parser.parse_args()

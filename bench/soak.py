@@ -1,13 +1,13 @@
-"""The whole stack at 70% of what it can take, for 45 minutes: nothing may grow, nothing may fail.
+"""Runs the whole stack at 70% of its capacity for 45 minutes: nothing may grow, nothing may fail.
 
     make soak                 # MINUTES=45
     python -m bench.soak --model-dir DIR --minutes 8 --rate 2
 
-Real processes, a real Redis, the default mix with a tenth of all answers given up midway. Every
-few seconds the memory, file descriptors, threads and asyncio tasks of each process and what Redis
-holds are noted. Caches are filled before. After the first third, the trend of each is the median of
-the slopes between any two of its samples (Theil-Sen), which a few odd samples do not move; over
-what is left it may add no more than `ALLOWED`. When the load is gone, nothing may be in use.
+Real processes, a real Redis, and the default mix, in which clients cancel a tenth of all answers.
+It first fills the caches. Every few seconds it samples the memory, file descriptors, threads and
+asyncio tasks of each process, and the bytes in Redis. The trend after the first third is the median
+of the slopes between any two samples (Theil-Sen), which tolerates outliers. Over the remaining
+time it may add no more than `ALLOWED`. After the load nothing may be in use.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from bench.stack_state import MIB, Watched, watched
 from tests.support.trend import trend
 
 SHARE = 0.7
-# Enough that a burst waits and is not refused: it is not the limit that is looked at.
+# Enough permits that a burst waits: this test is not about refusals.
 PERMITS = 64
 SAMPLES = 240
 REDIS_VALUES = "redis values MiB"
 IDLE_SECONDS = 10.0
-# As small as a decoder takes them, and filled before, so that what grows is none of them.
+# The least that a decoder accepts. Filled caches cannot grow, so growth is something else.
 CACHE_BYTES = 64 * MIB
 REDIS_MIB = 64
 FILL: dict[str, float | str] = {
@@ -44,7 +44,7 @@ FILL: dict[str, float | str] = {
     "output_tokens": 1,
 }
 FILL_SECONDS = 20.0
-# They have 384 KiB each, with the small model: more than any cache holds.
+# An embedding has 384 KiB with the small model, so this many exceed every cache.
 FILL_PICTURES = 200
 
 
@@ -56,9 +56,9 @@ async def soak(stack: Watched, args: argparse.Namespace) -> dict[str, Any]:
     while shown < FILL_PICTURES:
         filled = await loaded(url, seconds=FILL_SECONDS, **FILL)
         if not filled["answered"]:
-            raise RuntimeError("no picture is answered, on an idle stack")
+            raise RuntimeError("the idle stack answers no request with an image")
         shown += filled["answered"]
-    print(f"{shown} pictures shown, to fill the caches", flush=True)
+    print(f"sent {shown} images to fill the caches", flush=True)
     print(f"{rate:.2f} requests a second for {args.minutes:g} minutes", flush=True)
     seconds = args.minutes * 60
     began = time.monotonic()
@@ -66,7 +66,7 @@ async def soak(stack: Watched, args: argparse.Namespace) -> dict[str, Any]:
     times: list[float] = []
     samples: list[dict[str, float]] = []
     while not load.done():
-        # The load's last answers are no longer the load.
+        # Samples stop with the arrivals, before the last answers.
         if (at := time.monotonic() - began) < seconds:
             times.append(at)
             samples.append(await asyncio.to_thread(stack.sample))
@@ -77,12 +77,12 @@ async def soak(stack: Watched, args: argparse.Namespace) -> dict[str, Any]:
     trends = [
         trend(name, times[warm:], [each[name] for each in samples[warm:]])
         for name in sorted(samples[-1])
-        # Bounded, and free to move below that.
+        # Redis bounds its values, which may vary below the bound.
         if name != REDIS_VALUES
     ]
     most_redis = max(each[REDIS_VALUES] for each in samples)
-    # Redis may exceed its bound by a write that it has not yet made room for, and by its clients'
-    # buffers.
+    # Redis may exceed its bound by one write that it has yet to make room for, and by the buffers
+    # of its clients.
     bound = REDIS_MIB + 2.0
     amiss = [f"{each.name} grows" for each in trends if each.grows]
     amiss += [f"{name} is {value:g} {idle_after:.0f} s after" for name, value in left.items()]
@@ -110,7 +110,7 @@ async def soak(stack: Watched, args: argparse.Namespace) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     seen = found["load"]
     lines = [
-        f"{seen['sent']} requests, {seen['answered']} answered, {seen['given_up']} given up, "
+        f"{seen['sent']} requests, {seen['answered']} answered, {seen['given_up']} cancelled, "
         f"{seen['refused']} refused, {sum(seen['failed'].values())} failed",
         f"{'after the first third':28}{'median':>10}{'growth':>10}{'allowed':>10}",
     ]
@@ -132,9 +132,9 @@ def main() -> None:
     )
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=45.0)
-    parser.add_argument("--rate", type=float, help="requests a second; else 70%% of the capacity")
+    parser.add_argument("--rate", type=float, help="requests a second (70%% of the capacity)")
     parser.add_argument(
-        "--step-seconds", type=float, default=30.0, help="seconds of a step of the search for it"
+        "--step-seconds", type=float, default=30.0, help="length of a step of the capacity search"
     )
     args = parser.parse_args()
     results = ROOT / "bench" / "results"

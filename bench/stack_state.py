@@ -1,4 +1,4 @@
-"""The resources of the processes of a stack, and whether they are idle."""
+"""The resources of a stack's processes, and whether they are idle."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from pixtral_cli.stack.redis_server import RedisServer
 
 MIB = 1 << 20
 TIERS = ("gateway", "encoder", "decoder")
-# The words that distinguish them on their command lines.
+# Words that identify each process by its command line.
 PROCESSES = {
     "gateway": "-m pixtral_gateway",
     "encoder": "-m pixtral_encoder",
@@ -28,7 +28,7 @@ PROCESSES = {
     "engine": "EngineCore",
     "redis": "redis-server",
 }
-# The samples of each tier that are 0 while no request runs.
+# Metrics of each tier that are 0 while no request runs.
 IN_USE = {
     "gateway": ("pixtral_gateway_permits_in_use",),
     "encoder": ("pixtral_encoder_queued_patches",),
@@ -39,20 +39,20 @@ IN_USE = {
         "vllm:kv_cache_usage_perc",
     ),
 }
-# Calls that end within a moment count; these are long, or the tiers' own.
+# Only our own services count. Handshakes do not, because the tiers make them without requests.
 OUR_SERVICE = "pixtral."
 HANDSHAKES = ("GetEncoderInfo", "GetDecoderInfo")
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A stack that runs, and the Redis that it has to itself."""
+    """A running stack, and its own Redis."""
 
     stack: Stack
     server: RedisServer
 
     def sample(self) -> dict[str, float]:
-        """Blocks for a moment. MiB, or numbers of things."""
+        """A sample in MiB or as counts. Blocks for a moment."""
         found: dict[str, float] = {}
         for name, processes in self._processes().items():
             for each in processes:
@@ -70,8 +70,7 @@ class Watched:
         return found
 
     def in_use(self) -> dict[str, float]:
-        """The resources that the tiers hold for requests, as their metrics say; empty where they
-        are idle."""
+        """The resources that requests occupy, as the tiers' metrics show them; empty if idle."""
         found: dict[str, float] = {}
         for tier, names in IN_USE.items():
             page = self._page(tier)
@@ -80,7 +79,7 @@ class Watched:
         return {name: value for name, value in found.items() if value}
 
     async def idle_after(self, patience: float) -> tuple[float, dict[str, float]]:
-        """Seconds until nothing is in use, and what still is after so much patience."""
+        """The seconds until nothing is in use, and what still is after `patience` seconds."""
         began = time.monotonic()
         while True:
             held = await asyncio.to_thread(self.in_use)
@@ -90,7 +89,7 @@ class Watched:
             await asyncio.sleep(0.2)
 
     def _page(self, tier: str) -> dict[str, float]:
-        """Its metrics, those of one name added up."""
+        """The tier's metrics, summed over labels."""
         address = self.stack.addresses[tier].metrics
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
             text = response.read().decode()
@@ -113,7 +112,7 @@ class Watched:
         for each in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 line = " ".join(each.cmdline())
-                # The engine is a child of the decoder, and has a name of its own.
+                # The engine is a child of the decoder with a name of its own.
                 for name in ("engine", *PROCESSES):
                     if PROCESSES[name] in line:
                         found[name].append(each)

@@ -1,10 +1,10 @@
-"""An encoder and a decoder with no model, for measuring the gateway before them.
+"""An encoder and a decoder without a model, for measuring the gateway in front of them.
 
     python -m bench.stand_in --model-dir .cache/random-pixtral
 
-An answer's first token comes at once, the others one a step, and a request's `seed` is its step in
-milliseconds. As in an engine, all answers of one pace step together, and what a slow reader has
-not taken yet comes to it as one delta. An image is encoded by putting a few bytes into Redis.
+The first token comes at once, and one more in each step, whose milliseconds are the request's
+`seed`. As in an engine, all answers of one pace step together, and tokens that a slow reader has
+not taken come as one delta. Encoding an image writes a few bytes to Redis.
 """
 # ruff: noqa: N802 - methods have the names of the proto
 
@@ -36,11 +36,11 @@ WORD = " word"
 
 
 class Settings(ModelSettings, RedisSettings):
-    """An encoder and a decoder that only say that they serve the model in `model_dir`."""
+    """An encoder and a decoder that announce the model in `model_dir`."""
 
 
 class Steps:
-    """Wakes all tasks that wait for a step of one length at once."""
+    """Wakes all tasks that wait for a step of the same length together."""
 
     def __init__(self) -> None:
         self._waiting: dict[float, asyncio.Future[None]] = {}
@@ -50,7 +50,7 @@ class Steps:
         if step is None:
             loop = asyncio.get_running_loop()
             step = self._waiting[seconds] = loop.create_future()
-            # On a grid of whole steps: one that comes late does not put off the next.
+            # Steps lie on a fixed grid, so that a late one does not delay the next.
             loop.call_later(seconds - time.monotonic() % seconds, self._wake, seconds)
         await asyncio.shield(step)
 

@@ -1,4 +1,4 @@
-"""Stock vLLM's OpenAI server on the same checkpoint, to compare with."""
+"""Runs stock vLLM's OpenAI server on the same checkpoint, for comparison."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ from pathlib import Path
 from bench.module_path import ROOT, module_path
 
 START_SECONDS = 300.0
-# vLLM's own Pixtral imports torchvision, of which there is no CPU build. The CUDA build imports
-# beside a CPU torch once the one module that registers its compiled operators is empty.
+# vLLM's own Pixtral imports torchvision, which has no CPU build. The CUDA build imports beside a
+# CPU torch if the one module that registers its compiled operators is empty.
 TORCHVISION = "torchvision==0.28.0"
 EMPTIED = Path("torchvision/_meta_registrations.py")
 
 
 def prepare() -> Path:
-    """A folder, filled the first time, with what stock vLLM needs besides this environment."""
+    """A folder with the packages that stock vLLM needs besides this environment; filled once."""
     directory = ROOT / ".cache" / "stock-vllm"
     if (directory / EMPTIED).exists():
         return directory
@@ -37,7 +37,7 @@ def stock_server(
 ) -> Iterator[str]:
     """Runs the server until the block ends; yields its base URL.
 
-    `extra_packages` is what `prepare` returns, where it is needed.
+    `extra_packages` is the folder of `prepare`, if it is needed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

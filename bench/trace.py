@@ -1,4 +1,4 @@
-"""Prints the traces of three requests to a real stack: a new picture, the same again, a text.
+"""Prints the traces of three requests to a real stack: a new image, the same again, and a text.
 
 python -m bench.trace --model-dir .cache/random-pixtral
 """
@@ -29,7 +29,7 @@ def main() -> None:
         with pixtral_stack(arguments.model_dir) as stack, Client(stack.target) as client:
             for content in QUESTIONS.values():
                 client.chat([{"role": "user", "content": content}], max_tokens=8, ignore_eos=True)
-        # Stopped, the processes have sent what they had.
+        # The processes have sent all spans once they have stopped.
         traces: dict[str, list[SpanSeen]] = {}
         for span in sorted(receiver.spans, key=lambda span: span.began):
             traces.setdefault(span.trace_id, []).append(span)

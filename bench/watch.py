@@ -1,10 +1,10 @@
-"""A real Prometheus watches a real stack under load, and every expression is asked for data.
+"""Checks that every dashboard query and rule returns data from a real stack under load.
 
     make watch-live
 
-Two minutes of text, new pictures and known ones. Then every query of every dashboard and every
-rule is evaluated: each has to return numbers, every rule has to be healthy, and no alert may fire.
-With `--draw DIRECTORY`, each dashboard's graphs are also drawn there from that Prometheus.
+A real Prometheus watches two minutes of texts, new images and repeated ones. Then every query of
+every dashboard and every rule must return numbers, every rule must be healthy, and no alert may
+fire. With `--draw DIRECTORY`, it also draws the graphs of each dashboard from that Prometheus.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from pixtral_cli import pixtral_stack
 from pixtral_client import Client
 from tools.expressions import Expression, panels, rules
 
-# A comparison that filters would return nothing from a healthy fleet; with `bool` it returns 0.
+# On a healthy fleet an alert's comparison returns nothing; with `bool` it returns 0.
 COMPARISON = re.compile(r" (==|!=|>=|<=|>|<) ")
 
 
 def load(client: Client, seconds: float, at_once: int) -> int:
-    """Keeps `at_once` requests under way; the number that were answered."""
+    """Keeps `at_once` requests running; returns how many were answered."""
     until = time.monotonic() + seconds
     known, fresh = jpeg(0, 384, 384), itertools.count(1)
     lock = threading.Lock()
@@ -54,13 +54,13 @@ def load(client: Client, seconds: float, at_once: int) -> int:
 
 
 def plain(expression: Expression) -> str:
-    """The expression that must return data: an alert's without its filters."""
+    """The expression without an alert's filter, so that it returns data."""
     text = filled(expression.text)
     return COMPARISON.sub(r" \1 bool ", text) if expression.is_alert else text
 
 
 def check(server: Prometheus, at: float) -> list[str]:
-    """The faults, a line each."""
+    """The faults, one a line."""
     amiss = []
     for expression in (*panels(), *rules()):
         try:
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=120.0, help="how long the load runs")
-    parser.add_argument("--at-once", type=int, default=2, help="requests under way")
+    parser.add_argument("--at-once", type=int, default=2, help="concurrent requests")
     parser.add_argument("--draw", type=Path, help="directory to draw the dashboards into")
     arguments = parser.parse_args()
 

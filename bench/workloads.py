@@ -1,8 +1,8 @@
-"""The loads that others publish for models that see images, made here without a download.
+"""Loads that others publish for multimodal models, made here without a download.
 
-Each says in `what` whose it is and where it differs from theirs. Images are `bench.mix.Album`'s:
-JPEGs of the sizes that are named, no two the same file. Words are drawn from a few short ones, each
-about one token, and every text begins anew, but where a workload shares it.
+Each load names its source and the differences in `what`. Images come from `bench.mix.Album`: JPEGs
+of the given sizes, each a different file. Words are a few short ones of about one token each. Texts
+share no beginning unless the workload says so.
 """
 
 import itertools
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from bench.mix import WORDS, Album, conversation
 
 POOL = 200
-# Numbers of a pool's images, which no other image has.
+# The first number of a pool's images; no other image uses these numbers.
 FIRST_OF_POOL = 1_000_000
-# A small workload has shorter sides of images, fewer words and fewer tokens, by these factors.
+# A small workload divides the sides of images, the words and the tokens by these factors.
 SMALLER_SIDES = 4
 FEWER_WORDS = 20
 FEWER_TOKENS = 16
@@ -25,7 +25,7 @@ FEWER_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request for `bench.doors`; `shown` has the number and the size of each image."""
+    """A request for `bench.doors`; `shown` has number and size of each image."""
 
     questions: tuple[str, ...]
     shown: tuple[tuple[int, str], ...]
@@ -44,9 +44,10 @@ class Prompt:
 
 @dataclass(slots=True)
 class Author:
-    """Writes prompts. `numbers` names images and texts: prompts that share it repeat nothing.
+    """Writes prompts.
 
-    `first_of_pool` names the first image of a pool, which authors with another do not share.
+    Prompts never repeat a text or a new image if their authors share `numbers`. Authors with a
+    different `first_of_pool` have different pools of images.
     """
 
     album: Album
@@ -68,7 +69,7 @@ class Author:
         return ((self.first_of_pool + self.rng.randrange(POOL), self._sized(size)),)
 
     def by_zipf(self, size: str, images: int) -> tuple[tuple[int, str], ...]:
-        """One of so many images of the pool; the n-th comes 1/n times as often as the first."""
+        """One of `images` images of the pool; the n-th comes 1/n times as often as the first."""
         weights = [1 / (each + 1) for each in range(images)]
         (image,) = self.rng.choices(range(images), weights)
         return ((self.first_of_pool + image, self._sized(size)),)
@@ -86,14 +87,19 @@ class Author:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`units` times what `write` writes.
+    """`units` times the prompts that `write` returns.
 
     Attributes:
-        is_chat: what it writes at once is one conversation, each turn sent when the one before it
-            is answered; else its prompts are strangers, in any order.
-        at_once: conversations, or prompts, under way at any time; None: they are due by `rate`.
-        rate: requests that are due a second.
-        variation: the coefficient of variation of the gaps between them; 1 is a Poisson process.
+        name: short name.
+        what: source and content, in a sentence.
+        write: writes the prompts of a unit.
+        units: how many units to write.
+        at_once: concurrent conversations, or prompts; None if requests are due by `rate`.
+        rate: requests due a second.
+        variation: coefficient of variation of the gaps between them; 1 is a Poisson process.
+        is_chat: whether a unit is a conversation, whose turns follow each other; if not, its
+            prompts are independent and in random order.
+        sizes: sizes of its images.
     """
 
     name: str
@@ -107,7 +113,7 @@ class Workload:
     sizes: tuple[str, ...] = field(default=())
 
     def sessions(self, author: Author) -> list[list[Prompt]]:
-        """Prompts that are sent one after the other."""
+        """Lists of prompts that follow each other."""
         written = [self.write(author) for _ in range(self.units)]
         if self.is_chat:
             return written
@@ -116,10 +122,10 @@ class Workload:
         return strangers
 
     def small(self) -> "Workload":
-        """For a CPU: a few requests at a few at once."""
+        """The same for a CPU, with a few smaller requests."""
         at_once = self.at_once and min(self.at_once, 4)
         sizes = tuple(map(smaller, self.sizes))
-        what = f"A few of these, and each of them smaller: {self.what}"
+        what = f"A few smaller requests like these: {self.what}"
         return replace(self, what=what, units=min(self.units, 4), at_once=at_once, sizes=sizes)
 
 
@@ -131,7 +137,7 @@ def smaller(size: str) -> str:
 def texts(at_once: int, requests: int, tokens: int = 64) -> Workload:
     return Workload(
         f"text, {at_once} at once",
-        f"A short text each, tokens out: {tokens}; {at_once} at once.",
+        f"Short texts, {tokens} tokens out, {at_once} at once.",
         lambda author: [author.prompt(author.text(4), tokens=tokens)],
         units=requests,
         at_once=at_once,
@@ -141,7 +147,7 @@ def texts(at_once: int, requests: int, tokens: int = 64) -> Workload:
 def new_images(at_once: int, requests: int, size: str = "1024x1024") -> Workload:
     return Workload(
         f"new images, {at_once} at once",
-        f"A new image of {size} each, a short question, 1 token out, {at_once} at once.",
+        f"A new image of {size} in each request, a short question, 1 token out, {at_once} at once.",
         lambda author: [author.prompt(author.text(4), tokens=1, shown=author.images(size))],
         units=requests,
         at_once=at_once,
@@ -157,7 +163,7 @@ def random_mm() -> Workload:
         return [author.prompt(author.text(1000), tokens=128, shown=shown)]
 
     what = (
-        "vLLM's `random-mm` as `vllm bench serve` has it by default: an image of 256x256 or "
+        "vLLM's `random-mm` with the defaults of `vllm bench serve`: an image of 256x256 or "
         "1280x720, 1,000 words, 128 tokens out; 64 at once."
     )
     return Workload("random-mm", what, write, units=160, at_once=64, sizes=sizes)
@@ -167,7 +173,7 @@ def several(count: int) -> Workload:
     size = "640x640"
     what = (
         f"vLLM's blog on separate encoders: {count} of 640x640, 400 words, 150 tokens out; "
-        "32 at once, where theirs come by a rate."
+        "32 at once, while the blog sends them at a rate."
     )
 
     def write(author: Author) -> list[Prompt]:
@@ -181,7 +187,7 @@ def pool() -> Workload:
     size = "1024x1024"
     what = (
         f"Dynamo's pool: each shows one of {POOL} images of 1024x1024, 400 words, 150 tokens out; "
-        "64 at once. The images are the same in every turn: in the first most are new, as at the "
+        "64 at once. All turns use the same images. Most are new in the first turn, as at the "
         "beginning of Dynamo's 1,000 requests."
     )
 
@@ -233,9 +239,9 @@ def zipf(images: int, at_once: int, requests: int) -> Workload:
 def shared_prefix() -> Workload:
     size, questions = "1280x720", 5
     what = (
-        f"llm-d's shared prefix: groups of {questions} prompts, which share 3 images of 1280x720 "
-        "and 1,000 words, and have 300 words of their own, 300 tokens out; 4 requests a second, "
-        "by a Poisson process (theirs: 5 to 40 a second for 8 servers)."
+        f"llm-d's shared prefix: groups of {questions} prompts that share 3 images of 1280x720 "
+        "and 1,000 words, each with 300 more words, 300 tokens out; 4 requests a second, "
+        "by a Poisson process (llm-d: 5 to 40 a second for 8 servers)."
     )
 
     def write(author: Author) -> list[Prompt]:
@@ -251,8 +257,8 @@ def shared_prefix() -> Workload:
 def full_hd(count: int) -> Workload:
     size = "1920x1080"
     what = (
-        f"SGLang's: {count} of 1920x1080, 100 words, 256 tokens out; 8 at once, where theirs come "
-        "by a rate of 0.2 to 1 a second."
+        f"SGLang's: {count} of 1920x1080, 100 words, 256 tokens out; 8 at once, while SGLang sends "
+        "0.2 to 1 a second."
     )
 
     def write(author: Author) -> list[Prompt]:
@@ -265,8 +271,8 @@ def full_hd(count: int) -> Workload:
 def sliding_window() -> Workload:
     size, turns, in_sight = "2400x1080", 8, 5
     what = (
-        "Dynamo's sliding window: 30 users of 8 turns; each turn shows 5 images of 2400x1080, of "
-        "which 4 are those of the turn before, and 8,000 words, 1,024 tokens out; 30 at once."
+        "Dynamo's sliding window: 30 users of 8 turns; each turn shows 5 images of 2400x1080, 4 of "
+        "them from the turn before, and 8,000 words, 1,024 tokens out; 30 at once."
     )
 
     def write(author: Author) -> list[Prompt]:
@@ -281,13 +287,13 @@ def sliding_window() -> Workload:
     )
 
 
-# ServeGen's requests with images, by what its published clients send: share, and value at it.
-# Between two points values grow by the same factor for the same share.
+# ServeGen's requests with images, from its published clients: points of a distribution, as (share,
+# value). Between two points, values grow geometrically.
 WORDS_OF_SERVEGEN = ((0.0, 10), (0.5, 106), (0.75, 1096), (0.95, 2379), (1.0, 3000))
 TOKENS_OF_SERVEGEN = ((0.0, 10), (0.5, 97), (0.95, 341), (1.0, 800))
 IMAGES_OF_SERVEGEN = {1: 0.80, 2: 0.07, 3: 0.07, 4: 0.06}
-# As many pixels as images of theirs have at 1/8, 3/8, 5/8 and 7/8 of all: 150, 500, 880 and 1,210
-# patches of 28 pixels a side.
+# The same pixels as ServeGen's images at 1/8, 3/8, 5/8 and 7/8 of the distribution: 150, 500, 880
+# and 1,210 patches of 28 pixels a side.
 SIZES_OF_SERVEGEN = ("392x300", "720x544", "960x720", "1120x848")
 
 
@@ -319,7 +325,7 @@ def servegen(rate: float = 3.0, requests: int = 120) -> Workload:
 
 
 def drawn(points: Sequence[tuple[float, int]], share: float) -> int:
-    """The value at a share of all."""
+    """The value at a share of the distribution."""
     above = min(bisect_right([at for at, _ in points], share), len(points) - 1)
     (begin, low), (end, high) = points[above - 1], points[above]
     factor: float = (high / low) ** ((share - begin) / (end - begin))

@@ -2,7 +2,7 @@
 
     python -m tools.architecture_page [--check]
 
-With --check it fails where the page is out of date.
+With --check it fails if the page is out of date.
 """
 
 import ast
@@ -28,19 +28,19 @@ PACKAGES = (
 )
 FOLDERS = {
     "protos": "The public API, `pixtral.v1`, and the tiers' own, with the generated stubs.",
-    "models": "The small checkpoints that demo, tests and benchmarks run on.",
-    "training": "How the small checkpoint `models/pixtral-mini` is made.",
-    "bench": "Measurements; each module's first lines say of what.",
+    "models": "The small checkpoints for the demo, tests and benchmarks.",
+    "training": "The training of the small checkpoint `models/pixtral-mini`.",
+    "bench": "Measurements; the first lines of each module say what it measures.",
     "deploy": "Compose, Kubernetes, a Helm chart, Prometheus and Grafana.",
     "docs": "This documentation.",
-    "requirements": "Locks, one an installation.",
-    "tests": "Tests; the tree is that of the packages. `tests/support` has what they share.",
+    "requirements": "Locks, one for each kind of installation.",
+    "tests": "Tests, in the tree of the packages. `tests/support` has their shared code.",
     "tools": "Programs that `make` runs.",
 }
 
 
 def page(head: str) -> str:
-    """The page: its written part, and the map."""
+    """The page: `head` up to the map, and a new map."""
     return head.partition(BEGIN)[0] + BEGIN + INTRODUCTION + "\n" + "\n".join(lines()) + "\n"
 
 
@@ -69,12 +69,12 @@ def first_line(file: Path) -> str:
     docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
     line = docstring.partition("\n\n")[0].replace("\n", " ")
     if not line:
-        sys.exit(f"{file.relative_to(ROOT)} has no docstring: its first line says what it does")
+        sys.exit(f"{file.relative_to(ROOT)} has no docstring: add a first line")
     return line
 
 
 def tracked(folder: str) -> list[Path]:
-    """The files that git knows of or would add, a folder's own before those of its folders."""
+    """Files that git tracks or would add; a folder's files come before its subfolders."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", folder]
     found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     files = {ROOT / line for line in found.splitlines() if (ROOT / line).is_file()}

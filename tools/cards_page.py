@@ -1,7 +1,6 @@
-"""Writes docs/cards.md from the memory arithmetic of `pixtral-serve doctor`; with --check, tells
-whether it is up to date.
+"""Writes docs/cards.md from the memory arithmetic of `pixtral-serve doctor`.
 
-python -m tools.cards_page [--check]
+python -m tools.cards_page [--check]: with --check, fails if the page is out of date.
 """
 
 import json
@@ -60,7 +59,7 @@ MERGING = Vision(patch=14, merge=2)
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A published checkpoint. `dtype` is that of the matrices of its layers."""
+    """A published checkpoint. `dtype` is the dtype of the matrices in its layers."""
 
     name: str
     dim: int
@@ -113,7 +112,7 @@ def _rows() -> Iterator[str]:
 
 
 def fits_of(shape: Shape, *, in_8_bits: bool = False) -> list[CardFit]:
-    """One for each card, as doctor computes it from a directory with such files."""
+    """The fit on each card, as doctor computes it from a directory with these files."""
     with tempfile.TemporaryDirectory() as directory:
         write_headers(Path(directory), shape)
         fits = [fit_on_card(Path(directory), card * GB, in_8_bits=in_8_bits) for card in CARDS]
@@ -130,7 +129,7 @@ def _cell(fit: CardFit, shape: Shape) -> str:
 
 
 def write_headers(directory: Path, shape: Shape) -> None:
-    """`params.json`, and `consolidated.safetensors` without the numbers behind its header."""
+    """Writes `params.json`, and `consolidated.safetensors` with its header but without numbers."""
     params: Mapping[str, Any] = {
         "dim": shape.dim,
         "n_layers": shape.layers,

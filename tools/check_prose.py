@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# No sentence begins with them. A question may begin with "What".
+# No sentence begins with these words, except a question with "What".
 BEGINNINGS = re.compile(r"[\"'(*`]*((?:of|by|what|whatever|whoever)\b)(?!-)(?!.*\?)", re.IGNORECASE)
 FORMS = {
     "passive 'told'": r"\b(?:is|are|was|were|be|been) told\b",
@@ -35,18 +35,21 @@ FORMS = {
     "'passed over' in place of 'ignored'": r"\b[Pp]assed over\b",
     "'held to' in place of 'fits'": r"\b(?:is|are) (?:always )?held to\b",
     "a compressed reason": r"(?:^|, )[Ss]o (?:is|are) (?:it|they) with\b",
+    "'so many' in place of the number": r"\b[Ss]o (?:many|much)\b(?!.*\b(?:as|that)\b)",
+    "'where' in place of 'if'": r"\b(?:None|[Ee]mpty|False|0|[Rr]aises \w+) where\b",
+    "'else' in place of 'otherwise'": r"^[Ee]lse\b",
 }
 HISTORY = {
     "history": r"\bearlier (?:build|version)\b|\bwas then\b|\bbuilds? before\b"
     r"|\b(?:[Pp]reviously|[Ff]ormerly)\b"
 }
-# For pages alone. A "before" that names no event compares with a past that no reader knows.
+# For pages only. A "before" that names no event compares with a past that no reader knows.
 HISTORY_OF_PAGES = {
     "'before' without an object": r"\b[Bb]efore(?=[.,;:)]|$)",
     "history": r"\b[Ss]ince then\b|\bused to (?:be|have|do|take)\b|\buntil now\b",
 }
 MAY_TELL_HISTORY = re.compile(r"CHANGELOG\.md|docs/(?:benchmarks|release-notes)/.*")
-# Arguments of a call whose texts a user reads, beside those of exceptions and log records.
+# Keyword arguments whose texts users read, beside those of exceptions and log records.
 HELP_TEXTS = {"description", "help", "title"}
 LOG_METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
 ITEM = re.compile(r"^\s*(?:[-*]|\d+\.) +")
@@ -54,7 +57,7 @@ ITEM = re.compile(r"^\s*(?:[-*]|\d+\.) +")
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """Words without the marks around them. `line` is that of the first."""
+    """Words without the marks around them. `line` is the number of the first line."""
 
     line: int
     words: str
@@ -71,7 +74,7 @@ def main() -> None:
 
 
 def files(names: list[str]) -> list[str]:
-    """The files with prose that git tracks or would add, except generated ones."""
+    """Files with prose that git tracks or would add, except generated ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *names]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [
@@ -82,13 +85,13 @@ def files(names: list[str]) -> list[str]:
 
 
 def reader(name: str) -> Callable[[str], Iterable[Paragraph]] | None:
-    """How the prose of a file is found, by the file's name."""
+    """The function that finds the prose of a file with this name; None if there is none."""
     path = Path(name)
     return READERS.get(path.suffix or path.name)
 
 
 def faults(name: str, text: str) -> Iterator[tuple[int, str]]:
-    """The line and kind of each fault in a file's prose, with the sentence."""
+    """The line and the kind of each fault in a file's prose, with the sentence."""
     read = reader(name)
     rules = [FORMS]
     if not MAY_TELL_HISTORY.fullmatch(name):
@@ -103,7 +106,7 @@ def faults(name: str, text: str) -> Iterator[tuple[int, str]]:
 
 
 def of_markdown(text: str) -> Iterator[Paragraph]:
-    """Paragraphs, items and cells of tables; no headings, no code, no head of a table."""
+    """Paragraphs, list items and table cells, without headings, code and heads of tables."""
     lines = text.splitlines()
     block: list[tuple[int, str]] = []
     is_code = False
@@ -156,7 +159,7 @@ def _texts_of(call: ast.Call) -> Iterator[Paragraph]:
 
 
 def of_comments(mark: str) -> Callable[[str], Iterator[Paragraph]]:
-    """Reads the comments that have a line of their own."""
+    """Reads comments that have a line of their own."""
     comment = re.compile(rf"\s*(?:{mark})[!/]? ?(.*)")
 
     def read(text: str) -> Iterator[Paragraph]:
@@ -167,7 +170,7 @@ def of_comments(mark: str) -> Callable[[str], Iterator[Paragraph]]:
 
 
 def _blocks(comments: Iterable[tuple[int, str]]) -> Iterator[Paragraph]:
-    """Comments on lines that follow each other are one paragraph."""
+    """Joins comments on consecutive lines into paragraphs."""
     block: list[tuple[int, str]] = []
     for number, line in comments:
         if block and (number != block[-1][0] + 1 or not line.strip() or ITEM.match(line)):

@@ -2,12 +2,12 @@
 
     python -m tools.check_targets [TARGET ...]
 
-Works in a copy of the tree that has no environment, no node_modules and no caches. There it asks
-make for the commands of each target, in their order, without running them, and finds
+It copies the tree without an environment, node_modules and caches. In the copy it lists the
+commands of each target with `make --dry-run`, and finds
 
-- a command that uses an environment or a cache which no command before it makes;
-- a test or a module that reads node_modules, where the target does not install them;
-- a target that runs npm or node, and whose line of the help does not say so.
+- a command that uses an environment or a cache that no earlier command makes;
+- a test or a module that reads node_modules in a target that does not install them;
+- a target that runs npm or node without a note in its line of the help.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# A folder that git ignores, as it stands in a command.
+# A folder that git ignores, as a command names it.
 MADE = re.compile(r"(?<![\w.-])(\.venv|node_modules|\.cache/[\w-]+)(?=[/\s\"';)]|$)")
 MAKERS = (
     re.compile(r"-m venv (?P<folder>[\w./-]+)"),
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("targets", nargs="*", help="all of `make help` if none is given")
+    parser.add_argument("targets", nargs="*", help="targets to check; all of `make help` if none")
     wanted = parser.parse_args().targets
     with tempfile.TemporaryDirectory() as temporary:
         tree = Path(temporary) / "tree"
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def copy_tree(to: Path) -> None:
-    """Copies what git would commit."""
+    """Copies the files that git would commit."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -70,7 +70,7 @@ def copy_tree(to: Path) -> None:
 
 
 def help_lines(tree: Path) -> Mapping[str, str]:
-    """The line of each target that `make help` shows."""
+    """The line of `make help` for each target."""
     shown = make(tree, "help").stdout
     return {line.split()[1]: line for line in shown.splitlines() if line.startswith("make ")}
 
@@ -84,18 +84,18 @@ def faults_of(target: str, help_line: str, tree: Path) -> Iterator[str]:
     made: set[str] = set()
     for command in filter(is_work, commands):
         for folder in sorted(set(MADE.findall(command)) - made - makes(command)):
-            yield f"uses {folder}, which nothing makes before: {command.strip()}"
+            yield f"uses {folder}, which no earlier command makes: {command.strip()}"
         made |= makes(command)
         for file in sources(command, tree):
             if "node_modules" in file.read_text("utf-8") and "node_modules" not in made:
-                yield f"{file.relative_to(tree)} reads node_modules, which nothing makes before"
+                yield f"{file.relative_to(tree)} reads node_modules, which no earlier command makes"
     uses_node = any(re.search(r"(^|[\s(@|])(npm|node) ", command) for command in commands)
     if uses_node and "needs npm" not in help_line:
-        yield "runs npm or node, and its line of `make help` does not say `needs npm`"
+        yield "runs npm or node, but its line of `make help` does not say `needs npm`"
 
 
 def is_work(command: str) -> bool:
-    """Whether a command does more than print, remove, or make what is missing."""
+    """Whether a command does more than print, remove, or create what is missing."""
     return not re.match(r"(echo|rm|test -x|mkdir) ", command) or "-m venv" in command
 
 
@@ -105,7 +105,7 @@ def makes(command: str) -> set[str]:
 
 
 def sources(command: str, tree: Path) -> list[Path]:
-    """The files that a command runs: of pytest those that may hold the tests that it selects."""
+    """The files that a command runs; for pytest, all files that may have the selected tests."""
     arguments = of_python(command)
     if arguments[:1] != ["-m"]:
         return []
@@ -125,8 +125,7 @@ def sources(command: str, tree: Path) -> list[Path]:
 
 
 def of_python(command: str) -> list[str]:
-    """The arguments that a command hands the environment's Python; none where it runs something
-    else."""
+    """The arguments that a command passes to the environment's Python; none if it runs none."""
     _, python, rest = command.partition(".venv/bin/python ")
     return shlex.split(rest.split(" && ")[0].split(" || ")[0]) if python else []
 

@@ -1,7 +1,7 @@
 """Checks that no file of the tests imports a test module, a conftest, or `bench`.
 
-Shared code lies in `tests/support`, or beside the tests in a module without tests. The tests of
-`bench` import what they test.
+Shared code belongs in `tests/support`, or beside the tests in a module without tests. Only the
+tests of `bench` may import `bench`.
 """
 
 import ast
@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def faults(tests: Path) -> Iterator[str]:
-    """Each import below this folder that is not allowed, with its file and line."""
+    """Each forbidden import below this folder, with its file and line."""
     for file in sorted(tests.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             is_of_bench = file.is_relative_to(tests / "bench")
             problems = (_problem(name, is_of_bench=is_of_bench) for name in _modules(node))
             if problem := next(filter(None, problems), None):
                 where = f"{file.relative_to(tests.parent)}:{getattr(node, 'lineno', 0)}"
-                yield f"{where}: imports {problem}: move what is shared to tests/support"
+                yield f"{where}: imports {problem}: move shared code to tests/support"
 
 
 def _modules(node: ast.AST) -> list[str]:

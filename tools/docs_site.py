@@ -17,16 +17,16 @@ LOADED = re.compile(
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Puts Mermaid on the site itself, so that a reader's browser loads it from no other host."""
+    """Adds Mermaid to the site, so that browsers load it from no other host."""
     source = Path(config.config_file_path).parent / LIBRARY
     files.append(File.generated(config, "assets/mermaid.js", abs_src_path=str(source)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Shows the path of a file of the repository where a page links to it.
+    """Replaces links to files of the repository by their paths, because the site lacks these files.
 
-    The site has no such file. A link that leads nowhere stays, and fails the build.
+    A link to a missing file remains, and fails the build.
     """
     docs = Path(config.docs_dir).resolve()
     folder = (docs / page.file.src_uri).parent
@@ -43,7 +43,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Refuses a page with which a browser would load something from another host."""
+    """Refuses a page that makes a browser load something from another host."""
     if found := LOADED.findall(output):
         raise PluginError(f"{page.file.src_uri} loads {', '.join(found)}: put it under docs/")
     return output

@@ -1,6 +1,6 @@
-"""Writes docs/errors.md from the proto's reasons; with --check, tells whether it is up to date.
+"""Writes docs/errors.md from the proto's reasons.
 
-python -m tools.errors_page [--check]
+python -m tools.errors_page [--check]: with --check, fails if the page is out of date.
 """
 
 import re
@@ -60,7 +60,7 @@ class Reason:
 
 
 def reasons() -> Iterator[Reason]:
-    """The reasons in the order of the proto, which says of each: code, cause, remedy."""
+    """The reasons in the proto's order. Each one's comment has its code, cause and remedy."""
     text = PROTO.read_text("utf-8")
     for found in _REASON.finditer(text[text.index("enum ErrorReason") :]):
         comment = " ".join(line.strip(" /") for line in found["comment"].splitlines())

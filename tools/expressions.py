@@ -1,4 +1,4 @@
-"""Every PromQL expression that the project ships, and the metrics that it reads."""
+"""Every PromQL expression of the project, and the metrics that it reads."""
 
 import json
 import re
@@ -23,7 +23,7 @@ _SPENT = (
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """`name` says where it stands; `record` is the metric that a recording rule makes."""
+    """`name` says where the expression is; `record` is the metric that a recording rule makes."""
 
     name: str
     text: str
@@ -31,11 +31,11 @@ class Expression:
     is_alert: bool = False
 
     def metrics(self) -> frozenset[str]:
-        """Names of the metrics and recorded series that are read."""
+        """Names of the metrics and recorded series that the expression reads."""
         text = self.text
         for pattern in _SPENT:
             text = re.sub(pattern, " ", text)
-        # A name before a parenthesis is a function's.
+        # A name before a parenthesis is a function.
         names = re.findall(r"(?<![\w.:])[a-zA-Z_:][\w:]*\b(?!\s*\()", text)
         return frozenset(names) - _WORDS
 
@@ -49,7 +49,7 @@ def rules() -> Iterator[Expression]:
 
 
 def runbook() -> Iterator[Expression]:
-    """The queries of the runbook, named by their sections."""
+    """The queries of the runbook; each has the name of its section."""
     text = RUNBOOK.read_text(encoding="utf-8")
     for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
         for query in re.findall(r"^```promql\n(.*?)^```", section, re.MULTILINE | re.DOTALL):
@@ -57,8 +57,7 @@ def runbook() -> Iterator[Expression]:
 
 
 def panels() -> Iterator[Expression]:
-    """The expressions of the dashboards' JSON, with `$namespace` and the like as they stand
-    there."""
+    """The expressions of the dashboards' JSON, with variables such as `$namespace` unchanged."""
     for path in sorted((DEPLOY / "grafana").glob("*.json")):
         for panel in json.loads(path.read_text(encoding="utf-8"))["panels"]:
             for target in panel.get("targets", ()):

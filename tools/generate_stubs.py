@@ -1,4 +1,4 @@
-"""Generates the Python stubs beside the protos; with --check, fails where they have drifted."""
+"""Generates the Python stubs beside the protos; with --check, fails if they are out of date."""
 
 import argparse
 import sys
@@ -48,7 +48,7 @@ def main() -> None:
         generate(Path(temporary))
         drifted = stubs(Path(temporary)) != stubs(PROTOS)
     if drifted:
-        sys.exit("the stubs under protos/ are not those of the protos: run `make protos`")
+        sys.exit("the stubs under protos/ do not match the protos: run `make protos`")
 
 
 if __name__ == "__main__":

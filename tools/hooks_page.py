@@ -1,8 +1,8 @@
-"""Writes docs/hooks.md from the hooks' own headers; with --check, tells whether it is up to date.
+"""Writes docs/hooks.md from the hooks' own headers.
 
-python -m tools.hooks_page [--check]
+python -m tools.hooks_page [--check]: with --check, fails if the page is out of date.
 
-A hook without both of its tests, *still there* and *still needed*, is an error in either case.
+In both cases, a hook without its two tests, *still there* and *still needed*, is an error.
 """
 
 import ast
@@ -17,7 +17,7 @@ from tools.generated_page import write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "hooks.md"
-# Folders of the packages, and where the tests of each are.
+# Folders of the packages, and of their tests.
 PACKAGES = {
     "core/pixtral_core": "tests/core",
     "gateway/pixtral_gateway": "tests/gateway",
@@ -64,12 +64,12 @@ model runner V2 on a GPU, and V1 on a CPU. A test on a CPU shows nothing of V2;
 
 
 class BadHook(Exception):
-    """A hook that lacks a field of its header, or a test; the message says which."""
+    """A hook's header lacks a field, or the hook lacks a test; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One hook, by its file's path from the root."""
+    """One hook. `path` is relative to the root."""
 
     path: str
     line: str
@@ -79,7 +79,7 @@ class Hook:
 
 
 def hooks() -> Iterator[Hook]:
-    """Raises BadHook."""
+    """All hooks. Raises BadHook."""
     for package, tests in PACKAGES.items():
         folder = ROOT / package
         for file in sorted(folder.rglob("*.py")):
@@ -111,7 +111,7 @@ def _tests(path: str, test: Path) -> tuple[str, str]:
 
 
 def page() -> str:
-    """Raises BadHook."""
+    """The whole page. Raises BadHook."""
     found = list(hooks())
     lines = [HEAD, "| version | tried with |\n|---|---|"]
     lines += [f"| {version} | {tried} |" for version, tried in TRIED.items()]

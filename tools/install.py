@@ -1,9 +1,8 @@
-"""Makes the environment that it runs in: the lock, torch, and the project itself.
+"""Installs the lock, torch and the project into the environment that runs it.
 
-torch is the build that pip finds by itself, which on PyPI is the one for CUDA. With TORCH=cpu in
-the environment it is the CPU build, from PyTorch's own index or the one at TORCH_INDEX_URL.
-Shows what it does, for how long and how much of it is fetched; pip's own output is shown where it
-fails.
+pip chooses the build of torch, which on PyPI is the one for CUDA. With TORCH=cpu in the
+environment it installs the CPU build, from PyTorch's own index or from TORCH_INDEX_URL. It shows
+each step, its time and the megabytes fetched; pip's own output appears only if pip fails.
 """
 
 import os
@@ -34,26 +33,24 @@ def main() -> None:
 
 
 def torch() -> tuple[str, list[str]]:
-    """The label and what pip is asked for: with what torch needs beyond the lock, if anything."""
+    """The label of the step, and pip's arguments."""
     pin = TORCH.read_text(encoding="utf-8").strip()
     match os.environ.get("TORCH"):
         case None | "":
             return f"{pin} (2.7 GB to fetch as a CUDA build; TORCH=cpu: 200 MB)", [pin]
         case "cpu":
             index = os.environ.get("TORCH_INDEX_URL") or CPU_INDEX
-            # An index that holds only CUDA builds makes this fail.
+            # If the index has only CUDA builds, this version does not exist there and pip fails.
             return f"{pin}+cpu (200 MB to fetch)", ["--index-url", index, f"{pin}+cpu"]
         case other:
-            sys.exit(
-                f"TORCH={other} is not a build of torch: TORCH=cpu is one; without, pip chooses"
-            )
+            sys.exit(f"TORCH={other} is not a build of torch: set TORCH=cpu, or leave TORCH unset")
 
 
 def step(number: int, what: str, arguments: list[str]) -> None:
     print(f"installing [{number}/3] {what}", flush=True)
     started = time.monotonic()
     shown = 0.0
-    # pip's own bar would need a terminal, and says nothing of the packages before and after.
+    # pip's own bar needs a terminal, and covers only the download of one package.
     with (
         tempfile.TemporaryDirectory() as scratch,
         subprocess.Popen(
@@ -80,14 +77,14 @@ def step(number: int, what: str, arguments: list[str]) -> None:
 
 
 def show(text: str) -> None:
-    """Shows a line, on a terminal in place of the last one."""
+    """Shows a line; on a terminal it replaces the last one."""
     print(f"\r\x1b[K    {text}" if IS_TERMINAL else f"    {text.rstrip()}\n", end="", flush=True)
 
 
 def progress(scratch: Path) -> str:
-    """How far pip has come that works in `scratch`: it installs once it has fetched everything."""
+    """The progress of a pip that works in `scratch`: it fetches everything before it installs."""
     size = 0
-    # pip moves files and removes folders meanwhile; os.walk ignores a folder that is gone.
+    # pip moves files and removes folders meanwhile. os.walk ignores a folder that is gone.
     for folder, _, names in os.walk(scratch):
         if Path(folder).name.startswith("pip-unpack-"):
             for name in names:

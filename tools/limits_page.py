@@ -1,6 +1,6 @@
 """Writes docs/limits.md, and the ranges of docs/api.md, from the table of limits.
 
-python -m tools.limits_page [--check]: with --check, tells whether they are up to date.
+python -m tools.limits_page [--check]: with --check, fails if they are out of date.
 """
 
 import re
@@ -67,12 +67,12 @@ def page() -> str:
 
 
 def with_ranges(text: str) -> str:
-    """The page of the API with each range as the table has it; what follows a semicolon stays."""
+    """The API's page with the ranges of the table; text after a semicolon stays."""
     return "".join(map(_with_range, text.splitlines(keepends=True)))
 
 
 def range_of(field: str) -> str:
-    """Empty where the table has none."""
+    """The range of a field; empty if the table has none."""
     own = [f"{limit}" for limit in TABLE.values() if field in limit.paths]
     each = [f"{limit} each" for limit in TABLE.values() if f"{field}[]" in limit.paths]
     return ", ".join([*own, *each])
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
         return 0
     stale = [path.name for path, text in pages.items() if path.read_text("utf-8") != text]
     if stale:
-        print(f"not those of the limits: {', '.join(stale)}; run python -m tools.limits_page")
+        print(f"out of date: {', '.join(stale)}; run python -m tools.limits_page")
     return bool(stale)
 
 

@@ -1,11 +1,11 @@
-"""Writes the locks under requirements/ with uv, one an installation.
+"""Writes the locks under requirements/ with uv, one for each kind of installation.
 
     python tools/lock.py                           # after a change of pyproject.toml
     python tools/lock.py --upgrade-package redis   # any flags of `uv pip compile`
 
-A version moves only where pyproject.toml or a flag asks for it. [tool.uv] there names what no lock
-holds. No lock holds torch either: it is one version in two builds, of which an installation takes
-one, and requirements/torch.txt pins it.
+A version changes only if pyproject.toml or a flag asks for it. [tool.uv] in pyproject.toml lists
+the packages that no lock includes. torch is not in the locks either: each installation chooses one
+of its two builds, and requirements/torch.txt pins the version.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ UV = [
     *("--custom-compile-command", "python tools/lock.py"),
     *("--overrides", "requirements/torch.txt", "--no-emit-package", "torch"),
 ]
-# The images' packages are of the versions that the tests run with.
+# The images have the same versions as the tests.
 AS_TESTED = ("pyproject.toml", "--constraints", "requirements/dev.txt")
 LOCKS: dict[str, tuple[str, ...]] = {
     "dev": (
@@ -28,13 +28,13 @@ LOCKS: dict[str, tuple[str, ...]] = {
         *(f"--extra={extra}" for extra in ("cli", "gateway", "encoder", "decoder-cpu")),
         *("--group=training", "--group=dev"),
     ),
-    # The SDK alone, and the command line.
+    # The SDK alone; below it, the command line.
     "client": AS_TESTED,
     "cli": (*AS_TESTED, "--extra=cli"),
     "gateway": (*AS_TESTED, "--extra=gateway"),
     "encoder": (*AS_TESTED, "--extra=encoder"),
-    # The packages that go onto vLLM's own image, which holds vLLM, torch and all of OpenTelemetry,
-    # whose packages must be of one release.
+    # Packages to add to vLLM's own image. That image has vLLM, torch and all of OpenTelemetry,
+    # whose packages must share one release.
     "decoder": (*AS_TESTED, "--extra=core", "--excludes", "/dev/stdin"),
     "build": ("--group=build",),
     "deploy-tools": ("--group=deploy-tools",),

@@ -1,7 +1,7 @@
 """Copies the page's libraries from node_modules to the folder that the gateway serves.
 
-`make page-libraries` runs it after a change of a version in package.json. `libraries.json` beside
-the files says which package and version each is from, and its SHA-256.
+`make page-libraries` runs it after package.json changes a version. `libraries.json`, beside the
+files, has the package, the version and the SHA-256 of each.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ MODULES = ROOT / "node_modules"
 VENDOR = ROOT / "gateway" / "pixtral_gateway" / "api" / "playground" / "static" / "vendor"
 MANIFEST = VENDOR / "libraries.json"
 
-# The languages that are coloured, each in a file of its own that is read when it is met.
+# The languages with syntax colours. The page loads each language's file on first use.
 LANGUAGES = (
     *("bash", "c", "cpp", "csharp", "css", "diff", "dockerfile", "go", "ini", "java"),
     *("javascript", "json", "kotlin", "latex", "lua", "markdown", "php", "python", "ruby"),
     *("rust", "sql", "swift", "typescript", "xml", "yaml"),
 )
-# Packages whose code is in markdown-it's file.
+# Packages that are bundled in markdown-it's file.
 INSIDE_MARKDOWN_IT = ("entities", "linkify-it", "mdurl", "punycode.js", "uc.micro")
 # For pictures in JBIG2 and JPEG 2000, each read when it is met. They are JavaScript, because the
 # page's policy allows no WebAssembly. pdf.js knows them by these names.
@@ -31,7 +31,7 @@ PDF_DECODER_LICENCES = (
 
 
 def sources() -> dict[str, tuple[str, str]]:
-    """Each file below `vendor`, with its package and its path there."""
+    """For each file below `vendor`: its package, and its path in that package."""
     found = {
         "markdown-it/markdown-it.js": ("markdown-it", "dist/browser/markdown-it.esm.min.mjs"),
         "markdown-it/LICENSE.txt": ("markdown-it", "LICENSE"),

@@ -1,7 +1,7 @@
-"""Prints the path of promtool, or with an argument of another program of Debian's `prometheus`.
+"""Prints the path of promtool, or of another program of Debian's package `prometheus`.
 
-The one on the PATH, else the one of the distribution's package, unpacked under .cache without
-installing it, so that no root is needed.
+It prefers the program on the PATH. If there is none, it unpacks the distribution's package under
+.cache, which needs no root.
 """
 
 import shutil
@@ -13,7 +13,7 @@ UNPACKED = Path(__file__).resolve().parent.parent / ".cache" / "prometheus"
 
 
 def find(program: str) -> str:
-    """The path of a program. Raises SystemExit if no search or download finds it."""
+    """The path of a program. Raises SystemExit if it is neither found nor downloaded."""
     unpacked = UNPACKED / "usr" / "bin" / program
     if not unpacked.is_file():
         on_path = shutil.which(program)
@@ -26,11 +26,9 @@ def find(program: str) -> str:
 def unpack() -> None:
     apt_get, dpkg_deb = shutil.which("apt-get"), shutil.which("dpkg-deb")
     if apt_get is None or dpkg_deb is None:
-        sys.exit(
-            "promtool is needed and not on the PATH: install Prometheus, of which it is a part"
-        )
+        sys.exit("promtool is needed and not on the PATH: install Prometheus, which includes it")
     UNPACKED.mkdir(parents=True, exist_ok=True)
-    # With package lists of our own: the machine's may be absent or stale, and are root's to renew.
+    # Own package lists: the machine's may be absent or stale, and only root can renew them.
     lists = UNPACKED / "lists"
     (lists / "partial").mkdir(parents=True, exist_ok=True)
     apt = [apt_get, "--quiet", "--quiet", f"-oDir::State::Lists={lists}"]
@@ -41,7 +39,7 @@ def unpack() -> None:
             )
     except subprocess.CalledProcessError as error:
         sys.exit(
-            "promtool is needed and not on the PATH, and the package `prometheus` cannot be "
+            "promtool is needed and not on the PATH, and the package `prometheus` could not be "
             f"downloaded: install it\n{error.stderr}"
         )
     shutil.rmtree(lists)

@@ -1,6 +1,6 @@
-"""Writes docs/python.md from the SDK's docstrings; with --check, tells whether it is up to date.
+"""Writes docs/python.md from the SDK's docstrings.
 
-python -m tools.python_page [--check]
+python -m tools.python_page [--check]: with --check, fails if the page is out of date.
 """
 
 import dataclasses
@@ -133,7 +133,7 @@ with Client() as client:
 ## Reference
 
 '''
-# In the order in which a reader wants them; what is not named here follows by name.
+# The first names, in the order that readers want; the others follow by name.
 FIRST = ("Client", "AsyncClient", "Options", "Sampling", "StructuredOutput", "Completion")
 
 
@@ -162,14 +162,14 @@ def undocumented() -> list[str]:
 
 
 def _modules_text(name: str) -> str:
-    """A module's docstring below its first line."""
+    """A module's docstring without its first line."""
     module = sys.modules[f"pixtral_client.{name}"]
     return _markdown(inspect.cleandoc(module.__doc__ or "").partition("\n\n")[2])
 
 
 def _own_text(cls: type) -> str:
     text = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-    # Python generates such a docstring for a dataclass.
+    # Python generates a docstring like this for a dataclass.
     return "" if text.startswith(f"{cls.__name__}(") else text
 
 
@@ -226,15 +226,15 @@ def _type(kind: Any) -> str:
 
 
 def _short(text: str) -> str:
-    """Without the modules of names."""
+    """Removes the modules from names."""
     text = re.sub(r"<class '([^']+)'>", r"\1", text)
     text = re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z~+-])", "", text).replace("~", "").replace("'", "")
-    # As Python 3.12 writes it.
+    # Python 3.12 writes it this way.
     return text.replace("**options: *Options", "**options: Unpack[Options]")
 
 
 def _markdown(text: str) -> str:
-    """A docstring as Markdown: its `Args:` and the like as lists."""
+    """A docstring as Markdown, in which `Args:` and similar sections become lists."""
     lines: list[str] = []
     is_list = False
     for line in text.splitlines():

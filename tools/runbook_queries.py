@@ -1,4 +1,4 @@
-"""Has promtool check every query of the runbook.
+"""Checks every query of the runbook with promtool.
 
 python -m tools.runbook_queries PROMTOOL
 """

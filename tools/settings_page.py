@@ -1,6 +1,6 @@
-"""Writes docs/settings.md from the settings classes; with --check, tells whether it is up to date.
+"""Writes docs/settings.md from the settings classes.
 
-python -m tools.settings_page [--check]
+python -m tools.settings_page [--check]: with --check, fails if the page is out of date.
 """
 
 import sys
@@ -21,7 +21,7 @@ TIERS: dict[str, type[ProcessSettings]] = {
     "encoder": EncoderSettings,
     "decoder": DecoderSettings,
 }
-# Their defaults are the machine's.
+# Settings whose defaults depend on the machine.
 OF_THE_MACHINE = {
     "decode_processes": "the container's processors, at most 8",
     "decode_bytes": "a quarter of the container's memory",

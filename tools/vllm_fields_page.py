@@ -1,8 +1,8 @@
-"""Writes docs/vllm_fields.md: vLLM's routes and the fields of its requests, and their fate here.
+"""Writes docs/vllm_fields.md: how the gateway treats vLLM's routes and the fields of its requests.
 
-python -m tools.vllm_fields_page [--check]: with --check, tells whether it is up to date. It fails
-where the installed vLLM has a route or a field of which nothing here says what becomes of it, and
-where something is said of one that it has not.
+python -m tools.vllm_fields_page [--check]: with --check, fails if the page is out of date. It also
+fails if the installed vLLM has a route or a field that no table here covers, and if a table names
+one that vLLM lacks.
 """
 
 import ast
@@ -37,7 +37,7 @@ _ANTHROPIC = "entrypoints/anthropic/protocol.py"
 _BASE = "entrypoints/generate/base/protocol.py"
 _TOKENIZE = "entrypoints/serve/tokenize/protocol.py"
 
-# The places of the fields: where vLLM has them, and where the gateway has.
+# For each request: vLLM's classes, and the gateway's.
 REQUESTS: Mapping[str, tuple[tuple[tuple[str, str], ...], type[BaseModel]]] = {
     "/v1/chat/completions": ((CHAT,), ChatRequest),
     "/v1/completions": (
@@ -65,19 +65,19 @@ REQUESTS: Mapping[str, tuple[tuple[tuple[str, str], ...], type[BaseModel]]] = {
 # The decorators that add a route to a router.
 _METHODS = ("get", "post", "put", "delete", "head", "api_route", "add_api_route", "websocket")
 
-_RENDER = "not meant: vLLM's way to split a prompt's making from its answer; here the tiers do that"
-_ADMIN = "not meant: it changes the engine under all tenants; here an operator restarts a replica"
-_TRAINING = "not meant: for training by reinforcement, with weights that change while it serves"
-_OTHERS = "not meant: of models that embed, rank, classify or listen, which no Pixtral is"
+_RENDER = "not meant: vLLM runs prompt and answer on separate servers by it; here the tiers do"
+_ADMIN = "not meant: it changes the engine for all tenants; here an operator restarts a replica"
+_TRAINING = "not meant: for reinforcement learning, which changes the weights while it serves"
+_OTHERS = "not meant: for models that embed, rank, classify or listen; no Pixtral does"
 _COHERE = "not meant: Cohere's API, which vLLM has for Cohere's models"
-# Routes that this service lacks.
+# Routes that this service lacks, and why.
 ROUTES: Mapping[str, str] = {
-    "/docs": "not meant: `/openapi.json` and the page at `/` are here",
-    "/kv_event_sources": "not meant: the gateway learns from every answer what a decoder has",
+    "/docs": "not meant: this service has `/openapi.json`, and a page at `/`",
+    "/kv_event_sources": "not meant: every answer tells the gateway what its decoder has cached",
     "/tokenizer_info": "not meant: a Mistral tokenizer has no such configuration",
-    "/invocations": "not meant: SageMaker's one route for all; ask each route itself",
-    "/v1/systemone": "not meant: decisions among classes; `structured_outputs.choice` chooses",
-    "/generative_scoring": "not meant: `logprobs` and `allowed_token_ids` give the scores",
+    "/invocations": "not meant: SageMaker's single route for everything; use each route itself",
+    "/v1/systemone": "not meant: decisions among classes; use `structured_outputs.choice`",
+    "/generative_scoring": "not meant: use `logprobs` and `allowed_token_ids` for scores",
     "/v1/chat/completions/batch": "refused (404): send each conversation as a request; the "
     "engine batches them",
     "/v1/responses/{response_id}": "refused (404): the service stores no responses",
@@ -92,8 +92,8 @@ ROUTES: Mapping[str, str] = {
     "/v1/completions/derender": _RENDER,
     "/inference/v1/generate": _RENDER,
     "/inference/v1/abort_requests": _RENDER,
-    "/v1/load_lora_adapter": "not meant: adapters are named in the decoder's settings",
-    "/v1/unload_lora_adapter": "not meant: adapters are named in the decoder's settings",
+    "/v1/load_lora_adapter": "not meant: the decoder's settings name the adapters",
+    "/v1/unload_lora_adapter": "not meant: the decoder's settings name the adapters",
     "/server_info": _ADMIN,
     "/reset_prefix_cache": _ADMIN,
     "/reset_mm_cache": _ADMIN,
@@ -135,28 +135,28 @@ ROUTES: Mapping[str, str] = {
     "/v1/realtime": _OTHERS,
     "/cohere/v2/chat": _COHERE,
     "/cohere/v2/chat/render": _COHERE,
-    "/ready": "not meant: of vLLM's supervisor of several servers; `/health` is here",
-    "/readyz": "not meant: of vLLM's supervisor of several servers; `/health` is here",
+    "/ready": "not meant: for vLLM's supervisor of several servers; use `/health`",
+    "/readyz": "not meant: for vLLM's supervisor of several servers; use `/health`",
 }
 
-# Why a field that is ignored changes no answer; by its name, or by route and name.
+# Why an ignored field changes no answer, by its name or by route and name.
 PASSED_OVER: Mapping[str, str] = {
-    "include_reasoning": "the reasoning is an item of its own, which a client may leave unread",
-    "reasoning_effort": "a raw prompt has its effort in it already",
-    "length_penalty": "beam search alone has it, which is refused",
-    "metadata": "a note of the client's own",
-    "mm_payload": "vLLM's render routes alone have it",
-    "return_mm_kwargs": "vLLM's render routes alone have it",
-    "return_token_offsets": "vLLM's render routes alone have it",
-    "prompt_cache_key": "vLLM passes it over, too",
+    "include_reasoning": "the reasoning is a separate item, which clients may skip",
+    "reasoning_effort": "the text of a raw prompt contains its effort already",
+    "length_penalty": "only beam search uses it, which is refused",
+    "metadata": "a note for the client itself",
+    "mm_payload": "only vLLM's render routes use it",
+    "return_mm_kwargs": "only vLLM's render routes use it",
+    "return_token_offsets": "only vLLM's render routes use it",
+    "prompt_cache_key": "vLLM ignores it, too",
     "service_tier": "there is one tier",
     "session_id": "placement follows the prompt's beginning",
-    "skip_special_tokens": "vLLM changes nothing by it with a Mistral tokenizer",
-    "spaces_between_special_tokens": "vLLM changes nothing by it with a Mistral tokenizer",
+    "skip_special_tokens": "it changes nothing in vLLM with a Mistral tokenizer",
+    "spaces_between_special_tokens": "it changes nothing in vLLM with a Mistral tokenizer",
     "store": "the service stores nothing",
-    "stream_interval": "tokens are sent as they come",
-    "truncation_side": "it needs a prompt that is cut, which is refused",
-    "user": "a note of the client's own",
+    "stream_interval": "tokens are sent as soon as they arrive",
+    "truncation_side": "it applies to truncated prompts, and truncation is refused",
+    "user": "a note for the client itself",
 }
 
 
@@ -182,7 +182,7 @@ the gateway's own routes and requests. A test fails when it is out of date.
 
 
 def source(path: str) -> Path:
-    """A file or folder of the installed vLLM, which is read and not imported."""
+    """A file or folder of the installed vLLM, which is read without importing it."""
     found = importlib.util.find_spec("vllm")
     if found is None or found.origin is None:
         sys.exit("vLLM is not installed")
@@ -190,7 +190,7 @@ def source(path: str) -> Path:
 
 
 def routes() -> list[str]:
-    """Every route that some vLLM server has."""
+    """Every route of any vLLM server."""
     found: set[str] = set()
     for file in source(ENTRYPOINTS).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -220,12 +220,12 @@ def fields_of(path: str, name: str) -> list[str]:
 
 
 def fate_of_route(route: str) -> str:
-    """The fate of a route. Raises KeyError for a route that the tables do not have."""
+    """How the gateway treats a route. Raises KeyError for a route in no table."""
     return "taken" if route in OPERATIONS else ROUTES[route]
 
 
 def fate_of(field: str, of: str = "/v1/chat/completions") -> tuple[str, str]:
-    """The fate of a field, and why or what to do instead. Raises KeyError."""
+    """How the gateway treats a field, and why or what to use instead. Raises KeyError."""
     body = REQUESTS[of][1]
     if field in {info.alias or name for name, info in body.model_fields.items()}:
         return "taken", ""
@@ -240,7 +240,7 @@ def fate_of(field: str, of: str = "/v1/chat/completions") -> tuple[str, str]:
 
 
 def page() -> str:
-    """Raises KeyError for a field that no table has, ValueError for one that vLLM lacks."""
+    """The whole page. Raises KeyError for an unlisted field, ValueError for a route vLLM lacks."""
     found = routes()
     if gone := {*ROUTES} - {*found}:
         raise ValueError(f"vLLM has no {', '.join(sorted(gone))}")

@@ -163,7 +163,7 @@ class BatchPlan:
     tower_steps: int
     lessons: float = 0.1
     pairs: float = 0.18
-    # Pictures of one word or number each: few patches and short texts, and so many to a batch.
+    # Pictures of one word or number each: a batch has many, with few patches and short texts.
     prints: float = 0.2
 
 

@@ -15,9 +15,9 @@ SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """`essence` is what an answer comes to, and None where the request was refused.
+    """`essence` is what an answer comes to, and None if the request was refused.
 
-    `status` is 0 where the connection broke, or nothing came in time.
+    `status` is 0 if the connection broke, or nothing came in time.
     """
 
     status: int

@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--only", nargs="+", choices=names, help="all that have data if absent")
     made.add_argument("--concurrency", type=positive, default=16, help="questions at once")
-    made.add_argument("--limit", type=positive, help="ask so many of each, for a first look")
+    made.add_argument("--limit", type=positive, help="the most questions of each, for a first look")
     made.add_argument(
         "--timeout", type=float, default=TIMEOUT, help="seconds for a question with all tries"
     )

@@ -144,7 +144,7 @@ class Run:
 
 
 def evenly(questions: Sequence[Question], limit: int | None) -> Sequence[Question]:
-    """So many of them, at equal distances: data sets are sorted by subject."""
+    """At most `limit` of them, at equal distances, because data sets are sorted by subject."""
     if limit is None or limit >= len(questions):
         return questions
     return [questions[place * len(questions) // limit] for place in range(limit)]

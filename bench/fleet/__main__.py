@@ -55,7 +55,7 @@ from pixtral_core.model.vision_spec import VisionSpec, read_params
 RESULTS = ROOT / "bench" / "results"
 MEASURED = "measured"
 NAMES = [each.name for each in for_fleet(1)]
-# Whether on GPUs or on a CPU: what a fleet has so many of.
+# The unit of a fleet's size: on GPUs, and on a CPU.
 UNITS = {False: "GPU", True: "CPU server"}
 SERVICE_TIMES = "h200-pixtral-12b-vllm-0.33"
 
@@ -67,9 +67,9 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--gpus", type=counts, metavar="N[,N...]", help="so many at a time")
+    where.add_argument("--gpus", type=counts, metavar="N[,N...]", help="GPUs of each fleet")
     where.add_argument(
-        "--cpu", type=counts, metavar="N[,N...]", help="without GPUs, so many servers"
+        "--cpu", type=counts, metavar="N[,N...]", help="servers of each, without GPUs"
     )
     parser.add_argument("--only", nargs="+", choices=NAMES, help="workloads (all)")
     parser.add_argument("--sides", nargs="+", choices=[*TITLES], default=[*TITLES], help="(all)")
@@ -104,10 +104,10 @@ class Comparison:
     """A run of the command.
 
     Attributes:
-        model_dir: None where a random model is to be made.
+        model_dir: None if a random model is to be made.
         gpus: the GPUs of what is still to be asked.
         times_file: where measured service times are, or are to be.
-        service: service times that are known before; None where they are measured.
+        service: service times that are known before; None if they are measured.
     """
 
     tasks: Sequence[Task]
@@ -121,7 +121,7 @@ class Comparison:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Self:
-        """Raises ValueError where the arguments fit neither this machine nor the results so far."""
+        """Raises ValueError if the arguments fit neither this machine nor the results so far."""
         is_small = args.cpu is not None
         model = "small" if is_small else "Pixtral-12B"
         if args.model_dir is not None:
@@ -154,7 +154,7 @@ class Comparison:
 
     @property
     def servers_needed(self) -> int:
-        """The most servers at once; 0 where all turns are there."""
+        """The most servers at once; 0 if all turns are there."""
         unfinished = [each.count for each in self.tasks if each.missing_sides(self.results)]
         return max([int(self.is_to_measure), *unfinished])
 

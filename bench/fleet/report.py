@@ -36,7 +36,7 @@ def line(found: Summary) -> str:
 
 
 def tables(runs: Runs, unit: str) -> Iterator[str]:
-    """All of them in Markdown; `unit` is what a fleet has so many of."""
+    """All of them in Markdown; `unit` is the unit of a fleet's size."""
     for count in _counts(runs):
         for name, run in runs[str(count)].items():
             yield f"\n{name}, {several(count, unit)}: {run['what']}\n"

@@ -29,7 +29,7 @@ class Results:
     _has_added: bool = False
 
     def __post_init__(self) -> None:
-        """Reads the file where there is one. Raises ValueError where it has other settings."""
+        """Reads the file where there is one. Raises ValueError if it has other settings."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / FILE
         if not path.exists():

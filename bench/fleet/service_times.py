@@ -77,7 +77,7 @@ async def _stock_seconds(address: Address, rounds: int) -> tuple[float, float]:
 
 
 async def _first_token(door: Door, prompt: Prompt) -> tuple[float, int]:
-    """Seconds to it, and tokens of the prompt. Raises RuntimeError where none comes."""
+    """Seconds to it, and tokens of the prompt. Raises RuntimeError if none comes."""
     answer = Answer()
     began = time.perf_counter()
     outcome = await door(prompt, answer)

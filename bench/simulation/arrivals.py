@@ -1,21 +1,27 @@
-"""Arrivals over time: seeded traces of requests, with images that come again."""
+"""Arrivals over time: seeded traces of requests, with images that repeat."""
 
 import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-# Requests a second at a time in seconds.
+# From a time in seconds to the requests a second at that time.
 Rate = Callable[[float], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`at` is in seconds; `image` names the picture, equal for equal ones, or is None.
+    """A request of a trace.
 
     Attributes:
-        before: earlier turns of the chat, which follow the image: a name and tokens of each.
-        becomes: the name that this turn has in the chat's later ones.
+        at: when it arrives, in seconds.
+        image: number of its image; equal numbers are the same image. None if there is none.
+        patches: patches of the image.
+        text_tokens: tokens of the question.
+        output_tokens: tokens of the answer.
+        number: number of the request.
+        before: earlier turns of the chat, after the image: name and tokens of each.
+        becomes: the name of this turn in later requests of the chat.
     """
 
     at: float
@@ -29,13 +35,13 @@ class Request:
 
     @property
     def parts(self) -> list[tuple[str, int]]:
-        """The prompt in its order: a name, equal for what can be computed once, and tokens."""
+        """The parts of the prompt in order: tokens, and a name that equal parts share."""
         image = [] if self.image is None else [(f"image {self.image}", self.image_tokens)]
         return [*image, *self.before, (f"text {self.number}", self.text_tokens)]
 
     @property
     def image_tokens(self) -> int:
-        # A placeholder for each patch, and a break for each row of them.
+        # A placeholder for each patch, and a break for each row.
         return self.patches + round(math.sqrt(self.patches))
 
     @property
@@ -45,14 +51,18 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """The properties of requests.
+    """How requests are distributed.
 
     Attributes:
-        reuse: share of images that were sent before, drawn evenly from the last `window` ones.
+        reuse: share of images that repeat one of the last `window` images.
         images: share of requests that show an image.
+        window: how many images can come again.
+        patches: patches of each image.
+        text_tokens: tokens of each question.
         output_tokens: mean of a geometric distribution; with `same_length`, of every answer.
-        variation: the coefficient of variation of the time between two requests, whose distribution
-            is a Gamma one: 1 is a Poisson process, and more comes in bursts.
+        same_length: whether all answers have the same length.
+        variation: coefficient of variation of the gaps between requests, which have a Gamma
+            distribution: 1 is a Poisson process, more means bursts.
     """
 
     reuse: float = 0.5
@@ -70,7 +80,7 @@ def constant(rate: float) -> Rate:
 
 
 def bursts(rate: float, *, factor: float, every: float, lasting: float) -> Rate:
-    """`factor` times the rate for the first `lasting` of each `every` seconds but the first."""
+    """`factor` times `rate` for the first `lasting` seconds of each `every`, except the first."""
 
     def at_time(at: float) -> float:
         is_burst = at >= every and at % every < lasting
@@ -80,14 +90,14 @@ def bursts(rate: float, *, factor: float, every: float, lasting: float) -> Rate:
 
 
 def diurnal(lowest: float, highest: float, *, period: float) -> Rate:
-    """From the lowest to the highest and back within `period` seconds."""
+    """Rises from `lowest` to `highest` and falls back within `period` seconds."""
     return lambda at: lowest + (highest - lowest) * (1 - math.cos(2 * math.pi * at / period)) / 2
 
 
 def trace(
     rate: Rate, *, highest: float, seconds: float, traffic: Traffic, seed: int
 ) -> Iterator[Request]:
-    """Arrivals of a rate that changes, by thinning those of the `highest` rate."""
+    """Arrivals at a changing rate, made by thinning arrivals at the `highest` rate."""
     rng = random.Random(seed)
     pictures = Pictures(traffic, rng)
     at, number = 0.0, 0
@@ -106,7 +116,7 @@ def trace(
 
 
 def _gap(traffic: Traffic, rng: random.Random) -> float:
-    """A time between two requests; the mean is 1."""
+    """The time between two requests, 1 on average."""
     if traffic.variation == 1.0:
         return rng.expovariate(1.0)
     shape = 1 / traffic.variation**2

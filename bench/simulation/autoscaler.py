@@ -1,7 +1,7 @@
-"""Kubernetes' HorizontalPodAutoscaler, as far as it decides how many replicas there are.
+"""The part of Kubernetes' HorizontalPodAutoscaler that chooses the number of replicas.
 
-From its documentation and `pkg/controller/podautoscaler`: the ratio's tolerance, ceilings, the
-largest of several metrics, stabilization windows, and policies of so much in so long.
+It follows the documentation and `pkg/controller/podautoscaler`: tolerance of the ratio, ceilings,
+the largest of several metrics, stabilization windows, and policies that limit the pace.
 """
 
 import math
@@ -19,7 +19,7 @@ SYNC_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`total` over all replicas is to be `target` for each, as KEDA's `AverageValue` has it."""
+    """A metric whose `total` divided by the replicas should be `target` (KEDA's `AverageValue`)."""
 
     name: str
     total: Callable[[], float]
@@ -28,7 +28,11 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Behavior:
-    """One policy each way: up by `up_percent` in a minute, down by `down_pods` in `down_period`."""
+    """The limits of an autoscaler, with one policy each way.
+
+    It adds at most `up_percent` in `up_period` seconds, and removes at most `down_pods` in
+    `down_period` seconds.
+    """
 
     lowest: int = 2
     highest: int = 32
@@ -41,7 +45,7 @@ class Behavior:
 
 
 def proposed(replicas: int, metrics: Sequence[Metric]) -> int:
-    """The replicas that the metrics ask for: the most that one of them does."""
+    """The most replicas that any of the metrics asks for."""
     return max(_by_metric(replicas, metric) for metric in metrics)
 
 
@@ -54,7 +58,7 @@ def _by_metric(replicas: int, metric: Metric) -> int:
 
 @dataclass(slots=True)
 class Autoscaler:
-    """`scale` is called whenever there shall be more or fewer replicas."""
+    """Decides at every sync; calls `scale` when the number of replicas changes."""
 
     env: simpy.Environment
     metrics: Sequence[Metric]
@@ -74,7 +78,7 @@ class Autoscaler:
                 self.scale(wanted)
 
     def decide(self, recommendation: int) -> int:
-        """The replicas that follow from a recommendation now."""
+        """The new number of replicas after a recommendation."""
         behavior = self.behavior
         bounded = min(max(self._stable(recommendation), behavior.lowest), behavior.highest)
         if bounded > self.replicas:
@@ -87,7 +91,7 @@ class Autoscaler:
         return bounded
 
     def _stable(self, recommendation: int) -> int:
-        """The replicas there are, moved no further than all recent recommendations agree on."""
+        """The current replicas, moved only as far as all recent recommendations agree."""
         now = self.env.now
         self._recommended.append((now, recommendation))
         longest = max(self.behavior.up_window, self.behavior.down_window)

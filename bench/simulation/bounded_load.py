@@ -1,9 +1,9 @@
-"""Hashing with bounded load, to which placement by what is left to compute is compared."""
+"""Hashing with bounded load, the baseline for placement by remaining work."""
 
 import math
 from collections.abc import Mapping, Sequence
 
-# How far above the mean a replica may be loaded before the next one is asked.
+# How far above the mean load a replica may be before the next one is chosen.
 LOAD_FACTOR = 1.25
 
 

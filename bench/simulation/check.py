@@ -1,4 +1,4 @@
-"""The same arrivals to a real stack and to the simulation of one replica a tier."""
+"""Sends the same arrivals to a real stack and to a simulation with one replica of each tier."""
 
 import asyncio
 import contextlib
@@ -17,15 +17,21 @@ from bench.simulation.times import ServiceTimes
 from pixtral_cli.stack.process_stack import Stack
 from pixtral_client import AsyncClient, PixtralError
 
-# Most images are new, so that neither the median nor the 95th percentile lies between those that
-# are encoded and those that are not, where a few requests decide which it is.
+# Most images are new. So the median and the 95th percentile both fall among encoded images, and a
+# few requests do not decide whether they do.
 TRAFFIC = Traffic(reuse=0.25, text_tokens=20, output_tokens=16, same_length=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """`others` is how many cores processes that are no part of this kept busy meanwhile, in the
-    simulation too."""
+    """One rate, predicted and measured.
+
+    Attributes:
+        rate: requests a second.
+        others: cores that foreign processes kept busy; the simulation has them too.
+        predicted: figures of the simulation.
+        measured: figures of the real stack.
+    """
 
     rate: float
     others: float
@@ -33,7 +39,7 @@ class Compared:
     measured: Summary
 
     def ratios(self) -> dict[str, float]:
-        """Predicted by measured."""
+        """Predicted values divided by measured ones."""
         return {
             name: getattr(self.predicted, name) / getattr(self.measured, name)
             for name in ("per_second", "ttft_p50", "ttft_p95")
@@ -41,7 +47,7 @@ class Compared:
 
 
 async def open_loop(stack: Stack, requests: Sequence[Request]) -> list[Outcome]:
-    """Sends each request at its time, whatever has become of those before it."""
+    """Sends each request at its time, whether or not earlier ones have ended."""
     salt = time.time_ns()
     pictures = {
         request.image: jpeg((request.image + salt) % 2**31)
@@ -97,7 +103,7 @@ def compare(
 
 
 def _foreign_seconds() -> float:
-    """Processor time of the whole machine, less that of this process and its children."""
+    """CPU time of the whole machine, less that of this process and its children."""
     own = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         with contextlib.suppress(psutil.Error):

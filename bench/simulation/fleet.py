@@ -1,4 +1,4 @@
-"""All replicas of all tiers, and a request's way through them."""
+"""All replicas of all tiers, and the path of a request through them."""
 
 import itertools
 from collections import defaultdict
@@ -20,13 +20,14 @@ R = TypeVar("R", bound=Replica)
 MAX_ATTEMPTS = 3
 SECONDS_BETWEEN_HANDSHAKES = 5.0
 
-# How the gateways choose a decoder: by the work that is left, as they do; by the same, with no
-# regard to what a decoder has computed; or by what a prompt begins with, with bounded load.
+# How gateways choose a decoder. "work" is what they do: by remaining work. "load" is the same, but
+# ignores the prefixes that a decoder has computed. "affinity" goes by the beginning of the prompt,
+# with bounded load.
 Policy = Literal["work", "load", "affinity"]
 
 
 class Pool(Generic[R]):
-    """A tier's replicas: those that are ready, those that drain, and those that have gone."""
+    """A tier's replicas: those that are ready, that drain, and that are gone."""
 
     def __init__(
         self, env: simpy.Environment, name: str, make: Callable[[str], R], start_seconds: float
@@ -43,12 +44,12 @@ class Pool(Generic[R]):
         self.wanted = 0
 
     def begin(self, replicas: int) -> None:
-        """So many are there from the beginning."""
+        """Starts with `replicas` that are ready at once."""
         self.wanted = replicas
         self.ready = [self._new() for _ in range(replicas)]
 
     def scale(self, replicas: int) -> None:
-        """More start; those that are too many take nothing new and go when they are empty."""
+        """Starts missing replicas; drains surplus ones, which leave once they are empty."""
         started = self.wanted
         self.wanted = replicas
         for _ in range(replicas - started):
@@ -77,14 +78,13 @@ class Pool(Generic[R]):
 
     @property
     def ever(self) -> list[R]:
-        """For counters, of whose rates a replica that has gone takes nothing away."""
+        """All replicas so far, because a counter's rate includes replicas that are gone."""
         return [*self.ready, *self.draining, *self.gone]
 
 
 @dataclass(slots=True)
 class Outcome:
-    """The times of one request, in seconds since its arrival; refused where `first` and `last` are
-    None."""
+    """One request. Times are in seconds since its arrival; both are None if it was refused."""
 
     request: Request
     first: float | None = None
@@ -95,7 +95,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Seconds from a decision to a replica that is ready."""
+    """Seconds from a scaling decision until a replica is ready, by tier."""
 
     gateway: float
     encoder: float
@@ -107,12 +107,16 @@ class Fleet:
     """All tiers.
 
     Attributes:
-        stock: whether there are decoders only, which encode themselves and take turns.
+        env: the simulation's clock and events.
+        times: service times.
+        limits: bounds of the tiers.
+        starts: start times of the tiers.
+        stock: whether there are only decoders, which encode images themselves and take turns.
         sticky: whether a repeated image goes to the stock decoder that has seen it.
-        taken: how many of the shared cores other processes keep busy.
-        policy: the policy that chooses decoders.
-        colocated: the encoders have no cards of their own: the first has the first decoder's, and
-            so on. Both then go on at half of their speed while both work.
+        taken: shared cores that other processes keep busy.
+        policy: how gateways choose decoders.
+        colocated: whether encoders share the decoders' cards, the first with the first, and so on.
+            While both work, each runs at half speed.
     """
 
     env: simpy.Environment
@@ -176,8 +180,7 @@ class Fleet:
             self._shake_hands()
 
     def converse(self, sessions: Iterable[Iterable[Request]], at_once: int) -> Work:
-        """So many sessions are always under way; each sends a request when the one before it has
-        ended."""
+        """Keeps `at_once` sessions running; each sends a request when its last one has ended."""
         room = simpy.Resource(self.env, at_once)
 
         def hold(turn: simpy.resources.resource.Request, session: Iterable[Request]) -> Work:
@@ -223,7 +226,7 @@ class Fleet:
     def _gateway(self, request: Request) -> Gateway:
         if not request.becomes:
             return self.gateways.in_turn()
-        # A client stays with its gateway for as long as its connection lives.
+        # A client keeps its gateway as long as its connection lives.
         return self.gateways.ready[(request.image or 0) % len(self.gateways.ready)]
 
     def _find(self, image: int, patches: int, outcome: Outcome) -> Work:
@@ -241,14 +244,14 @@ class Fleet:
         outcome.image = "encoded"
 
     def _decoder(self, gateway: Gateway, request: Request, *, is_known: bool) -> Decoder | None:
-        """As the gateway chooses; stock servers take turns, or have images of their own."""
+        """Chooses like the gateway. Stock servers take turns; `sticky` ties an image to one."""
         ready = {decoder.address: decoder for decoder in self.decoders.ready}
         if self.stock:
             chosen = self.decoders.in_turn()
             if self.sticky and request.image is not None:
                 chosen = ready[rendezvous(b"%d" % request.image, ready)[0]]
             return chosen if chosen.has_room else None
-        # The image, or else the text.
+        # The image, or the text if there is none.
         head = request.parts[0][0] if self.policy != "load" else f"request {request.number}"
         preference = rendezvous(head.encode(), ready)
         for _ in range(min(MAX_ATTEMPTS, len(preference))):

@@ -1,4 +1,4 @@
-"""The service times of a stack on this machine, one kind of work after the other."""
+"""Measures the service times of a stack on this machine, one kind of work after the other."""
 
 import asyncio
 import itertools
@@ -19,9 +19,9 @@ from pixtral_client import AsyncClient
 
 MEASURED = "python -m bench.simulate measure: two CPU cores, models.random_checkpoint"
 SOURCES = {
-    "tower_seconds": "assumed: on a CPU a batch takes what its patches take",
-    "embedding_seconds": "within prefill_seconds, which was measured on an image's tokens",
-    "kv_tokens": "computed: 1 GiB, at 1 KiB a token, more than ever fills",
+    "tower_seconds": "assumed: on a CPU the time of a batch is proportional to its patches",
+    "embedding_seconds": "part of prefill_seconds, which was measured on an image's tokens",
+    "kv_tokens": "computed: 1 GiB at 1 KiB a token, which never fills",
     "step_tokens": "vLLM's default",
     "shared_cores": "cores of the machine",
     "stock_image_seconds": "not measured",
@@ -34,7 +34,14 @@ AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Seconds to the first token, in the encoder, and to the end; tokens of the prompt."""
+    """The times of one request in seconds, and the tokens of its prompt.
+
+    Attributes:
+        first: until the first token.
+        encode: in the encoder.
+        last: until the end.
+        prompt_tokens: tokens of the prompt.
+    """
 
     first: float
     encode: float
@@ -43,7 +50,7 @@ class Seen:
 
 
 class Asker:
-    """Asks what no cache has seen, except for the picture that it is given."""
+    """Asks questions that no cache knows, except for the image that a caller passes."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -58,7 +65,7 @@ class Asker:
         picture: bytes | None = None,
         tokens: int = 1,
     ) -> Seen:
-        # New from its first word on, so that no prefix of it is known.
+        # The first word is new, so that no prefix is cached.
         content: list[Any] = [f"{next(self._numbers)}: what is this, and what is it for?"]
         if picture is not None:
             content.insert(0, picture)
@@ -86,10 +93,9 @@ async def repeat(times: int, ask: Callable[[], Awaitable[Seen]]) -> list[Seen]:
 
 
 async def measure(stack: Stack, rounds: int) -> tuple[ServiceTimes, dict[str, str]]:
-    """The times of `rounds` requests a kind, one at a time, on an otherwise idle stack.
+    """The times of `rounds` requests of each kind, one at a time, on an otherwise idle stack.
 
-    Each is the first quartile: other work of the machine makes some requests slower, and none
-    faster.
+    Each time is the first quartile, because other work of the machine only slows requests down.
     """
     async with AsyncClient(stack.target, timeout=300, max_retries=0) as client:
         asker = Asker(client)
@@ -144,8 +150,8 @@ async def measure(stack: Stack, rounds: int) -> tuple[ServiceTimes, dict[str, st
         stock_host_seconds=0.0,
     )
     print(
-        f"ms: text {text * 1e3:.1f}, the same picture again {image * 1e3:.1f}, "
-        f"a new one {quarter(each.first for each in new) * 1e3:.1f}, "
+        f"ms: text {text * 1e3:.1f}, a repeated image {image * 1e3:.1f}, "
+        f"a new image {quarter(each.first for each in new) * 1e3:.1f}, "
         f"in the encoder {encode * 1e3:.1f}, its tower {tower * 1e3:.1f}, its CPU {cpu * 1e3:.1f}, "
         f"a token {one * 1e3:.2f}, with {AT_ONCE} at once {many * 1e3:.2f}"
     )
@@ -157,7 +163,7 @@ def quarter(values: Iterable[float]) -> float:
 
 
 class _EncoderWatch:
-    """Seconds of the encoder's tower, and of processor time of the encoder, since it started."""
+    """Seconds that the encoder's tower has run, and the encoder's CPU seconds, since its start."""
 
     def __init__(self, stack: Stack) -> None:
         self._metrics = stack.addresses["encoder"].metrics

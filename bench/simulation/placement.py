@@ -1,4 +1,4 @@
-"""Where requests go: placement by work, by load alone and by affinity alone, for several loads."""
+"""Compares placement by work, by load alone and by affinity alone, under several loads."""
 
 import itertools
 import math
@@ -14,18 +14,18 @@ from bench.simulation.times import ServiceTimes
 
 POLICIES: tuple[Policy, ...] = ("affinity", "load", "work")
 GATEWAYS = 4
-# Requests of a run for each decoder, of which the first, with cold caches, do not count.
-# These come slowly: a fleet that is started under full load would first have to catch up.
+# Requests of a run for each decoder. The first COLD of them meet cold caches and do not count. They
+# arrive SLOWER times as slowly, because a fleet that starts under full load has a backlog.
 REQUESTS, COLD, SLOWER = 450, 150, 4.0
-# A share of the rate that hashing with bounded load serves at most.
+# Share of the highest rate that hashing with bounded load can serve.
 LOAD = 0.8
-# In what order the turns of chats come where the fleet is full.
+# The rate that orders the turns of different chats when the fleet is full.
 ORDER_RATE = 20.0
 DECODERS_AN_ENCODER = 15
-# So many requests at once for each decoder is more than it can do; nothing waits for permits.
+# Concurrent requests for each decoder that saturate it. The limits never refuse a request.
 SATURATED = 64
 LIMITS = Limits(permits=1 << 20, queue_patches=1 << 30, max_running=256, max_waiting=1 << 20)
-# ServeGen's coefficient of variation of the time between two requests.
+# ServeGen's coefficient of variation of the gaps between requests.
 VARIATION = 2.2
 IMAGES_A_DECODER = 100
 TURNS = 6
@@ -38,18 +38,18 @@ Trace = Callable[[int, float, Gaps, random.Random], Iterator[Request]]
 
 
 def poisson(rng: random.Random) -> float:
-    """A gap between two arrivals; the mean is 1."""
+    """The gap between two arrivals, 1 on average."""
     return rng.expovariate(1.0)
 
 
 def bursty(rng: random.Random) -> float:
-    """The same, by a Gamma distribution with VARIATION as its coefficient of variation."""
+    """The same with a Gamma distribution, whose coefficient of variation is VARIATION."""
     shape = 1 / VARIATION**2
     return rng.gammavariate(shape, 1 / shape)
 
 
 def new_images(decoders: int, rate: float, gaps: Gaps, rng: random.Random) -> Iterator[Request]:
-    """An image in each, which nobody has shown before; 100 tokens out."""
+    """A new image in each request; answers have 100 tokens on average."""
     at = 0.0
     for number in itertools.count(1):
         at += gaps(rng) / rate
@@ -57,7 +57,7 @@ def new_images(decoders: int, rate: float, gaps: Gaps, rng: random.Random) -> It
 
 
 def zipf(decoders: int, rate: float, gaps: Gaps, rng: random.Random) -> Iterator[Request]:
-    """One of 100 images for each decoder, by Zipf's law; 100 tokens out."""
+    """One of 100 images for each decoder, by Zipf's law; answers have 100 tokens on average."""
     images = range(IMAGES_A_DECODER * decoders)
     weights = list(itertools.accumulate(1 / (each + 1) for each in images))
     at = 0.0
@@ -68,7 +68,7 @@ def zipf(decoders: int, rate: float, gaps: Gaps, rng: random.Random) -> Iterator
 
 
 def chats(decoders: int, rate: float, gaps: Gaps, rng: random.Random) -> Iterator[Request]:
-    """Six questions on a new image each, ten seconds between two of them; 48 tokens out."""
+    """Six questions on each new image, ten seconds apart; answers have 48 tokens on average."""
     turns: list[Request] = []
     at = 0.0
     for chat in itertools.count(1):
@@ -93,7 +93,7 @@ ARRIVALS: dict[str, Gaps] = {"Poisson": poisson, "bursts": bursty}
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Seconds to the first token, and the share of prompt tokens that were not computed again."""
+    """Percentiles of the first token in seconds, and the share of prompt tokens from a cache."""
 
     p50: float
     p90: float
@@ -103,7 +103,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One load: requests a second, and what each policy makes of them."""
+    """One load: its requests a second, and the results of each policy."""
 
     decoders: int
     trace: str
@@ -122,7 +122,7 @@ class Bench:
     colocated: bool = False
 
     def compare(self, decoders: Sequence[int], traces: Sequence[str]) -> Iterator[Compared]:
-        """Each load at LOAD of what hashing with bounded load serves at most."""
+        """Runs each load at LOAD times the rate that hashing with bounded load can serve."""
         for count, trace in itertools.product(decoders, traces):
             rate = LOAD * self.capacity(count, trace)
             for arrivals in ARRIVALS:
@@ -133,11 +133,11 @@ class Bench:
                 yield Compared(count, trace, arrivals, rate, seen)
 
     def capacity(self, decoders: int, trace: str) -> float:
-        """Requests a second that hashing with bounded load serves while more than that wait."""
+        """Requests a second that hashing with bounded load serves when saturated."""
         rate, at_once = ORDER_RATE * decoders, SATURATED * decoders
         outcomes = self._run(decoders, trace, rate, "Poisson", "affinity", at_once)
         ends = sorted(each.request.at + each.last for each in outcomes if each.last is not None)
-        # While the last ones end, the fleet is not full.
+        # The fleet is no longer full while the last requests end.
         counted = ends[COLD * decoders : -at_once]
         return (len(counted) - 1) / (counted[-1] - counted[0])
 
@@ -150,7 +150,7 @@ class Bench:
         policy: Policy,
         at_once: int = 0,
     ) -> list[Outcome]:
-        # The same arrivals to each policy.
+        # Every policy gets the same arrivals.
         made = TRACES[trace](decoders, rate, ARRIVALS[arrivals], random.Random(self.seed))
         return simulate(
             _warmed(itertools.islice(made, REQUESTS * decoders), COLD * decoders),
@@ -166,7 +166,7 @@ class Bench:
 
 
 def _warmed(requests: Iterable[Request], cold: int) -> Iterator[Request]:
-    """The same, with more time between the first of them."""
+    """The same requests, with longer gaps between the first `cold`."""
     at = before = 0.0
     for number, each in enumerate(requests):
         at += (each.at - before) * (SLOWER if number < cold else 1.0)
@@ -189,8 +189,11 @@ def _length(rng: random.Random, mean: int) -> int:
 
 
 def table(compared: Iterable[Compared]) -> Iterator[str]:
-    """A row for each load, in Markdown: seconds to the first token at p50 / p90 / p99, and the
-    share of prompt tokens that were found computed."""
+    """A row of Markdown for each load.
+
+    A cell has the seconds to the first token at p50 / p90 / p99, and the share of prompt tokens
+    from a cache.
+    """
     yield (
         "| load | decoders | requests/s | affinity alone (bounded load) | load alone | work | "
         "p90, work to affinity |"

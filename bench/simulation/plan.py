@@ -1,4 +1,4 @@
-"""How many replicas of each tier an arrival rate needs, and what a million images cost."""
+"""How many replicas of each tier an arrival rate needs, and the cost of a million images."""
 
 import itertools
 import math
@@ -11,21 +11,22 @@ from bench.simulation.replicas import Limits
 from bench.simulation.run import LIMITS, Summary, simulate, summary
 from bench.simulation.times import ServiceTimes
 
-# A fleet is tried over this long, of which the beginning, with cold caches, does not count.
+# Length of a trial. Its beginning, with cold caches, does not count.
 SECONDS = 180.0
 WARM_SECONDS = 60.0
 MOST = 512
 GATEWAY_USE = 0.6
-# New images at once, and in all, for each GPU of a fleet whose split is sought; nothing is refused.
+# For each GPU of a fleet: new images at once and in all, to find the best split. The limits never
+# refuse a request.
 IMAGES_AT_ONCE, IMAGES = 32, 128
 UNLIMITED = Limits(permits=1 << 20, queue_patches=1 << 30, max_waiting=1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Replicas that keep the objective. Gateways have no GPU; stock vLLM has decoders alone.
+    """Replicas that meet the objective.
 
-    `gpus` are those of encoders and decoders together.
+    Gateways need no GPU. Stock vLLM has decoders only. `gpus` counts encoders and decoders.
     """
 
     gateways: int
@@ -35,13 +36,13 @@ class Fleet:
     seen: Summary
 
     def gpu_hours_a_million(self, rate: float) -> float:
-        """For a million requests, an image each, at the rate that it is for."""
+        """GPU hours for a million requests with one image each, at the given rate."""
         return self.gpus * 1e6 / rate / 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """`slo` is the 95th percentile of the time to the first token, in seconds."""
+    """Finds fleets; `slo` is the p95 of the time to the first token, in seconds."""
 
     times: ServiceTimes
     rate: float
@@ -51,7 +52,7 @@ class Planner:
     limits: Limits = LIMITS
 
     def tiers(self) -> Fleet:
-        """The fewest decoders with encoders in plenty, then the fewest of those."""
+        """The fewest decoders beside plenty of encoders, then the fewest encoders."""
         plenty = math.ceil(self.rate * self.times.tower(self.traffic.patches) * 4) + 1
         decoders = self._fewest(lambda n: self._seen(self._try(plenty, n)))
         encoders = self._fewest(lambda n: self._seen(self._try(n, decoders)))
@@ -59,12 +60,12 @@ class Planner:
         return self._fleet(outcomes, encoders, decoders, encoders + decoders)
 
     def colocated(self) -> Fleet:
-        """An encoder on the card of each decoder, which go on at half of their speed together."""
+        """An encoder on each decoder's card; while both work, each runs at half speed."""
         cards = self._fewest(lambda n: self._seen(self._try(n, n, colocated=True)))
         return self._fleet(self._try(cards, cards, colocated=True), cards, cards, cards)
 
     def stock(self) -> Fleet:
-        """Servers of stock vLLM that are called in turn."""
+        """Servers of stock vLLM that take turns."""
         decoders = self._fewest(lambda n: self._seen(self._try(0, n, stock=True)))
         outcomes = self._try(0, decoders, stock=True)
         return Fleet(0, 0, decoders, decoders, self._seen(outcomes))
@@ -73,14 +74,14 @@ class Planner:
         return Fleet(self._gateways(outcomes), encoders, decoders, gpus, self._seen(outcomes))
 
     def _gateways(self, outcomes: Sequence[Outcome]) -> int:
-        """The target is 60 % of processor time and of permits."""
+        """Enough gateways to use 60 % of CPU time and of permits."""
         seconds = self.times.gateway_seconds + self.times.gateway_image_seconds
         by_time = self.rate * seconds / GATEWAY_USE
         by_permits = _most_at_once(outcomes) / self.limits.permits / GATEWAY_USE
         return math.ceil(max(by_time, by_permits))
 
     def _fewest(self, attempt: Callable[[int], Summary]) -> int:
-        """Found by doubling and halving: more replicas never make it worse."""
+        """Doubles, then bisects: more replicas never make it worse."""
         least, enough = 0, 1
         while not self._keeps(attempt(enough)):
             least, enough = enough, enough * 2
@@ -110,7 +111,7 @@ class Planner:
         return simulate(
             arrivals,
             self.times,
-            # So many that none runs out of permits: how many it takes is seen afterwards.
+            # More gateways than needed, so that none runs out of permits; `_gateways` counts later.
             gateways=math.ceil(self.rate) + 1,
             encoders=encoders,
             decoders=decoders,
@@ -122,7 +123,7 @@ class Planner:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Where encoders and decoders are: each has a GPU, or an encoder is on each decoder's."""
+    """Where encoders and decoders run: on GPUs of their own, or in pairs on one GPU."""
 
     encoders: int
     decoders: int
@@ -130,8 +131,10 @@ class Topology:
 
 
 def topologies(gpus: int, times: ServiceTimes) -> dict[str, Topology]:
-    """The topologies of a plan, on so many GPUs. The split is the one that serves most new images
-    a second; one GPU has none."""
+    """The topologies on `gpus` GPUs.
+
+    The split is the one that serves the most new images a second; a single GPU has none.
+    """
     found = {"co-located": Topology(gpus, gpus, colocated=True)}
     if gpus > 1:
         splits = [Topology(each, gpus - each, colocated=False) for each in range(1, gpus)]
@@ -164,7 +167,7 @@ def _most_at_once(outcomes: Sequence[Outcome]) -> int:
 
 
 def table(planner: Planner, price: float) -> str:
-    """The fleets, with a million requests' GPU hours and, at a GPU hour's price, their cost."""
+    """The fleets, with the GPU hours of a million requests and, at `price` an hour, their cost."""
     lines = [
         f"{'':16}{'gateways':>9}{'encoders':>9}{'decoders':>9}{'GPUs':>6}{'TTFT p95':>10}"
         f"{'GPU h / million':>17}{'cost':>9}"

@@ -1,4 +1,4 @@
-"""Cores that everything on a machine shares."""
+"""Cores that all work on a machine shares."""
 
 import heapq
 import itertools
@@ -7,17 +7,17 @@ import simpy
 
 
 class Processor:
-    """Processor sharing: where the work under way could use more cores than there are, all of it
-    goes on at the same fraction of its speed. With no number of cores, nothing slows anything.
+    """Processor sharing: work that wants more cores than there are all slows by the same factor.
 
-    `taken` is how many of the cores other processes would keep busy, and have their share of.
+    If `cores` is None, nothing slows. `taken` is the number of cores that other processes want;
+    they get their share too.
     """
 
     def __init__(self, env: simpy.Environment, cores: float | None, taken: float = 0.0) -> None:
         self._env = env
         self._cores = cores
         self._taken = self._wanted = taken
-        # Seconds of work that each piece has had since the beginning: they all go equally fast.
+        # Seconds of work that every piece has had since the start: all pieces progress equally.
         self._done = 0.0
         self._since = 0.0
         self._pieces: list[tuple[float, int, float, simpy.Event]] = []
@@ -25,7 +25,7 @@ class Processor:
         self._generation = 0
 
     def work(self, seconds: float, cores: float = 1.0) -> simpy.Event:
-        """An event for the end of work that takes so many seconds of so many cores."""
+        """An event for the end of work that keeps `cores` busy for `seconds` at full speed."""
         if self._cores is None:
             return self._env.timeout(seconds)
         self._advance()

@@ -1,4 +1,4 @@
-"""One process of each tier."""
+"""One replica of each tier."""
 
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Generator, Iterable
@@ -19,7 +19,7 @@ Work: TypeAlias = Generator[simpy.Event, Any, None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The tiers' settings in docs/scaling.md; a decoder's queue is bounded by a number here."""
+    """The tiers' settings of docs/scaling.md, except that a decoder's queue has a fixed length."""
 
     permits: int = 256
     batch_patches: int = 16_384
@@ -30,7 +30,7 @@ class Limits:
 
 
 class Replica:
-    """`in_flight` are requests that it holds; `host_seconds` what it has computed on a CPU."""
+    """A process; `in_flight` counts its requests, `host_seconds` its CPU seconds so far."""
 
     def __init__(self, env: simpy.Environment, address: str) -> None:
         self.env = env
@@ -46,13 +46,13 @@ class Gateway(Replica):
         super().__init__(env, address)
         self._times = times
         self._processor = processor
-        # This gateway's knowledge of each decoder's work.
+        # This gateway's view of the work of each decoder.
         self.works: defaultdict[str, DecoderWork] = defaultdict(
             lambda: DecoderWork(clock=lambda: env.now)
         )
 
     def prepare(self, request: Request) -> Work:
-        """Everything that is neither encoding nor the engine."""
+        """All work of a request outside of encoder and engine."""
         has_image = request.image is not None
         seconds = self._times.gateway_seconds + has_image * self._times.gateway_image_seconds
         self.host_seconds += seconds
@@ -60,7 +60,7 @@ class Gateway(Replica):
 
 
 class Encoder(Replica):
-    """Its counters are those of the metrics that its scaling goes by."""
+    """Counts what the metrics of its autoscaling count."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Encoder(Replica):
         return is_alone or self.queued_patches + patches <= self._limits.queue_patches
 
     def encode(self, image: int, patches: int) -> Work:
-        """A request for an image that is being encoded waits for that."""
+        """Encodes an image, or waits for the run that encodes it already."""
         if image in self._flights:
             yield self._flights[image]
             return
@@ -133,8 +133,17 @@ class Encoder(Replica):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request in the engine; `cached` are tokens that it found computed, `extra` is work of its
-    first step besides its tokens."""
+    """A request in the engine.
+
+    Attributes:
+        request: the request.
+        first: the event of its first token.
+        done: the event of its last token.
+        prompt_left: prompt tokens left to compute.
+        output_left: tokens left to generate.
+        extra: seconds that its first step takes beyond its tokens.
+        cached: prompt tokens that the prefix cache had.
+    """
 
     request: Request
     first: simpy.Event
@@ -148,8 +157,7 @@ class Sequence:
 class Decoder(Replica):
     """Continuous batching with chunked prefill and a prefix cache of images and turns, as in vLLM.
 
-    With `encodes`, it is stock vLLM: an image that its own cache does not hold is encoded in the
-    engine's step.
+    With `encodes` it is stock vLLM: the engine's step encodes images that the cache lacks.
     """
 
     def __init__(
@@ -171,8 +179,8 @@ class Decoder(Replica):
         self._encodes = encodes
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        # The tokens of each part that it has computed, and of each that runs, once: what running
-        # requests share takes no more room than for one.
+        # Tokens by part: of all cached parts, and of the parts of running requests. Requests that
+        # share a part need its tokens once.
         self._prefixes: OrderedDict[str, int] = OrderedDict()
         self._used: Counter[str] = Counter()
         self._prefix_tokens = 0
@@ -210,7 +218,7 @@ class Decoder(Replica):
             self.busy_seconds += self.env.now - began
 
     def _admit(self) -> Sequence | None:
-        """The next one that waits, where there is room for it."""
+        """Admits the next waiting request if there is room for it."""
         if not self.waiting or len(self.running) >= self._limits.max_running:
             return None
         request = self.waiting[0].request
@@ -226,7 +234,7 @@ class Decoder(Replica):
     def _place(self, sequence: Sequence) -> None:
         request = sequence.request
         sequence.output_left = request.output_tokens
-        # The last part is the request's own.
+        # The last part belongs to this request alone.
         parts = request.parts[:-1]
         known = list(takewhile(lambda part: part[0] in self._prefixes, parts))
         sequence.cached = sum(tokens for _, tokens in known)
@@ -263,8 +271,7 @@ class Decoder(Replica):
             self._prefix_tokens -= self._prefixes.pop(oldest)
 
     def _step(self) -> Work:
-        """As vLLM's scheduler: what runs comes first, and what waits while there is room for
-        tokens."""
+        """Schedules like vLLM: running requests first, then waiting ones while tokens are left."""
         decoding = [each for each in self.running if not each.prompt_left]
         prefilling = deque(each for each in self.running if each.prompt_left)
         room = self._times.step_tokens - len(decoding)
@@ -289,7 +296,7 @@ class Decoder(Replica):
         self._emit([each for each, _ in taken if not each.prompt_left], 1)
 
     def _decode(self, decoding: list[Sequence]) -> Work:
-        """Steps in which nothing is to happen are taken at once, until something comes."""
+        """Runs steps without events in one go, until a request arrives."""
         seconds = self._times.step(0, len(decoding))
         if self._is_shared:
             yield self._processor.work(seconds)

@@ -1,4 +1,4 @@
-"""A simulation from its first request to its last, and what was seen."""
+"""Runs a simulation from its first request to its last, and summarizes it."""
 
 import statistics
 from collections.abc import Iterable
@@ -16,8 +16,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of a run's requests: `per_second` counts those that ended while requests still
-    came."""
+    """Figures of a run. `per_second` counts requests that ended while others still arrived."""
 
     requests: int
     refused: int
@@ -27,7 +26,7 @@ class Summary:
 
 
 def summary(outcomes: Iterable[Outcome], seconds: float) -> Summary:
-    """The summary of requests that arrived within so many seconds."""
+    """Summarizes requests that arrived within `seconds`."""
     listed = list(outcomes)
     ended = [each for each in listed if each.last is not None]
     ttft = sorted(each.first for each in listed if each.first is not None)
@@ -55,9 +54,9 @@ def simulate(
     colocated: bool = False,
     at_once: int = 0,
 ) -> list[Outcome]:
-    """The outcomes of requests to a fleet that stays as it is.
+    """Sends requests to a fleet of constant size; returns their outcomes.
 
-    They come at their times or, with `at_once`, whenever so many are not under way.
+    Requests arrive at their own times; with `at_once`, that many run all the time.
     """
     env = simpy.Environment()
     fleet = Fleet(env, times, limits, stock=stock, taken=taken, policy=policy, colocated=colocated)

@@ -1,4 +1,4 @@
-"""A day's rise and a sudden burst, with the autoscaler at work, and a picture of both."""
+"""A daily rise and a sudden burst with the autoscaler at work, and a drawing of both."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,7 +38,7 @@ SCENES = (
 
 @dataclass(slots=True)
 class Timeline:
-    """Samples over time, by name."""
+    """Samples by name, and their times."""
 
     at: list[float] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
@@ -94,7 +94,7 @@ def _sample(fleet: Fleet, timeline: Timeline) -> Work:
 def compare_thresholds(
     times: ServiceTimes, traffic: Traffic, starts: Starts, seed: int, thresholds: Sequence[float]
 ) -> Iterator[str]:
-    """A line for each number of requests that a decoder is to hold, and scene."""
+    """A line for each scene and each number of requests that a decoder should have."""
     manifest = from_manifest()
     for threshold in thresholds:
         decoder = manifest["decoder"]
@@ -108,7 +108,7 @@ def compare_thresholds(
 def draw(
     scene: Scene, times: ServiceTimes, traffic: Traffic, starts: Starts, seed: int, path: Path
 ) -> str:
-    """Draws the scene under both kinds of signals; returns what came of them, a line each."""
+    """Draws the scene under both kinds of signals; returns a line of results for each."""
     kinds: dict[str, Callable[[Scrapes], Signals]] = {
         "the tiers' own signals": partial(own, tiers=from_manifest()),
         "CPU, 70 %": partial(by_cpu, host=Host()),
@@ -128,7 +128,7 @@ def draw(
 
 def _line(name: str, scene: Scene, run: Run) -> str:
     seen = summary(run.outcomes, scene.seconds)
-    # Requests of the last minute may be under way still, and are left out.
+    # Requests of the last minute do not count, because they may still run.
     settled = [each for each in run.outcomes if each.request.at < scene.seconds - 60]
     refused = sum(each.first is None for each in settled)
     late = sum(each.first is not None and each.first > LATE_SECONDS for each in settled)

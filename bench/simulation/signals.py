@@ -1,7 +1,7 @@
-"""The signals that scale each tier: the project's own, and processor time.
+"""The signals that scale each tier: the project's own, and CPU use.
 
-A scrape every 15 seconds, and rates over it as the queries in `deploy/k8s/components/scaling`
-take them. The numbers to scale at are read from those manifests.
+Scrapes come every 15 seconds, and rates follow the queries in `deploy/k8s/components/scaling`. The
+thresholds are read from those manifests.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ MANIFEST = Path(__file__).resolve().parents[2] / "deploy/k8s/components/scaling/
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A ScaledObject's numbers: `thresholds` in the order of its triggers."""
+    """The numbers of a ScaledObject; `thresholds` has the order of its triggers."""
 
     behavior: Behavior
     thresholds: tuple[float, ...]
@@ -53,12 +53,14 @@ def _tier(spec: dict[str, Any]) -> Tier:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """CPU use of pods whose work is on a GPU. Assumptions, none of them measured.
+    """CPU use of pods whose work is on a GPU. These are assumptions, not measurements.
 
     Attributes:
-        requests: cores that each tier's pods request in `deploy/k8s/base`.
+        gateway_requests: cores that a gateway's pod requests in `deploy/k8s/base`.
+        encoder_requests: cores that an encoder's pod requests.
+        decoder_requests: cores that a decoder's pod requests.
         busy_cores: cores that a process keeps busy while its GPU works, launching and waiting.
-        target: the share of the requested cores that a plain HPA keeps in use.
+        target: share of the requested cores that a plain HPA keeps in use.
     """
 
     gateway_requests: float = 1.0
@@ -70,7 +72,7 @@ class Host:
 
 @dataclass(slots=True)
 class Scrapes:
-    """Counters as they were at the last scrapes, the newest last."""
+    """The counters at the last scrapes, the newest last."""
 
     fleet: Fleet
     taken: deque[tuple[float, dict[str, float]]] = field(default_factory=lambda: deque(maxlen=21))
@@ -112,7 +114,7 @@ Signals = dict[str, Sequence[Metric]]
 
 
 def own(scrapes: Scrapes, tiers: dict[str, Tier]) -> Signals:
-    """The queries of `deploy/k8s/components/scaling`."""
+    """The signals of the queries in `deploy/k8s/components/scaling`."""
 
     def backlog() -> float:
         speed = scrapes.rate("encoded_patches", 300) / (scrapes.rate("tower_seconds", 300) or 1)
@@ -139,7 +141,7 @@ def own(scrapes: Scrapes, tiers: dict[str, Tier]) -> Signals:
 
 
 def by_cpu(scrapes: Scrapes, host: Host) -> Signals:
-    """A plain HorizontalPodAutoscaler's, on the use of the cores that pods ask for."""
+    """The signals of a plain HorizontalPodAutoscaler, which looks at the use of requested cores."""
 
     def gateway() -> float:
         return scrapes.rate("gateway_host", 60) / host.gateway_requests
@@ -156,7 +158,7 @@ def by_cpu(scrapes: Scrapes, host: Host) -> Signals:
 
 
 def autoscale(fleet: Fleet, signals: Signals, tiers: dict[str, Tier]) -> None:
-    """Starts the autoscalers of all tiers, each from the fewest replicas that it allows."""
+    """Starts the autoscalers of all tiers, each at its least number of replicas."""
     pools: dict[str, Pool[Any]] = {
         "gateway": fleet.gateways,
         "encoder": fleet.encoders,

@@ -1,4 +1,4 @@
-"""Service times: what a piece of work takes, as measured, with where each number is from."""
+"""Service times, as measured, with the source of each number."""
 
 import json
 from dataclasses import dataclass, fields
@@ -9,27 +9,25 @@ DIRECTORY = Path(__file__).resolve().parent.parent / "service_times"
 
 @dataclass(frozen=True, slots=True)
 class ServiceTimes:
-    """The service times of one model on one machine. Seconds are those of the work alone on an idle
-    machine.
+    """The service times of one model on one machine, for each kind of work alone.
 
     Attributes:
-        gateway_seconds: a request's whole way, except encoder and engine.
-        gateway_image_seconds: the addition of an image to that.
-        preprocess_seconds: to decode and resize a picture of 4096 patches.
-        tower_seconds: a run of the vision tower, however small.
-        tower_patch_seconds: the addition of a patch to that run.
+        gateway_seconds: the whole path of a request, without encoder and engine.
+        gateway_image_seconds: what an image adds to that.
+        preprocess_seconds: decoding and resizing an image of 4096 patches.
+        tower_seconds: the fixed cost of a run of the vision tower.
+        tower_patch_seconds: what a patch adds to that run.
         tower_cores: cores that a run keeps busy, if the tower runs on the shared cores.
-        embedding_seconds: to fetch an embedding of 4096 patches and put it into the engine.
-        step_seconds: a step of the engine, however small.
-        prefill_seconds: the addition of a prompt token to that step.
-        decode_seconds: the addition of a running sequence to that step.
-        kv_tokens: tokens for which the engine's KV cache has room.
-        step_tokens: prompt tokens that one step takes.
-        shared_cores: cores that all processes share; 0: each replica has a machine of its own.
-        stock_image_seconds: the cost of a new picture of 4096 patches in stock vLLM's engine; 0 if
-            nobody measured it.
-        stock_host_seconds: a picture of 4096 patches, new or not, before the engine of a stock vLLM
-            server, which reads one at a time; 0 where that was not measured.
+        embedding_seconds: fetching an embedding of 4096 patches and passing it to the engine.
+        step_seconds: the fixed cost of a step of the engine.
+        prefill_seconds: what a prompt token adds to that step.
+        decode_seconds: what a running sequence adds to that step.
+        kv_tokens: tokens that fit into the engine's KV cache.
+        step_tokens: the most prompt tokens of one step.
+        shared_cores: cores that all processes share; 0 if each replica has its own machine.
+        stock_image_seconds: a new image of 4096 patches in stock vLLM's engine; 0 if not measured.
+        stock_host_seconds: an image of 4096 patches, new or not, before the engine of stock vLLM,
+            which processes one at a time; 0 if not measured.
     """
 
     gateway_seconds: float
@@ -61,7 +59,7 @@ class ServiceTimes:
         return self.stock_host_seconds * patches / 4096
 
     def step(self, prompt_tokens: int, decoding: int) -> float:
-        """A step that computes prompt tokens and one more token of each decoding sequence."""
+        """Seconds of a step with `prompt_tokens` and a token for each of `decoding` sequences."""
         return (
             self.step_seconds
             + prompt_tokens * self.prefill_seconds
@@ -74,13 +72,13 @@ def load(name: str) -> ServiceTimes:
 
 
 def sources(name: str) -> dict[str, str]:
-    """The value of each field of a file, and where it is from."""
+    """For each field of a file, its value and source as text."""
     found = json.loads((DIRECTORY / f"{name}.json").read_text(encoding="utf-8"))
     return {field: f"{entry['value']:g}, {entry['from']}" for field, entry in found.items()}
 
 
 def read(path: Path) -> ServiceTimes:
-    """Reads a file that holds, for each field, its `value` and where it is `from`."""
+    """Reads a file that has, for each field, its `value` and its source (`from`)."""
     found = json.loads(path.read_text(encoding="utf-8"))
     return ServiceTimes(
         **{field.name: found[field.name]["value"] for field in fields(ServiceTimes)}

@@ -31,7 +31,7 @@ STORED = ("BF16", "F16", "F32")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`advice` says what to do, unless the level is ok."""
+    """One fact of a checkpoint. `advice` says what to do, unless the level is ok."""
 
     level: Literal["ok", "warn", "fail"]
     what: str
@@ -46,13 +46,14 @@ class Form:
     """One of the two forms of a checkpoint.
 
     Attributes:
-        numbers: the file that describes the model.
-        index: names the file of each tensor.
-        weights: the files of weights.
-        tower, output: how the names of their tensors may begin.
-        is_pixtral: whether the numbers are of a Pixtral.
-        is_tied: whether they say that the output is the embeddings.
-        tied: how they say so.
+        numbers: name of the file that describes the model.
+        index: name of the file that lists the file of each tensor.
+        weights: pattern of the names of the weight files.
+        tower: possible beginnings of the names of the tower's tensors.
+        output: possible beginnings of the name of the output matrix.
+        is_pixtral: tells whether the description is that of a Pixtral.
+        is_tied: tells whether the description says that the output is the embeddings.
+        tied: how the description says so, for people.
     """
 
     numbers: str
@@ -227,8 +228,9 @@ def check_memory(model_dir: Path) -> Findings:
 
 @dataclass(frozen=True, slots=True)
 class CardFit:
-    """A checkpoint on one card: bytes of its parts, and the tokens for whose keys and values there
-    is room at most. Below 1, the card cannot hold it."""
+    """A checkpoint on one card: bytes of its parts, and the most tokens whose keys and values fit.
+
+    If that is below 1, the checkpoint does not fit on the card."""
 
     tower: int
     language: int

@@ -1,4 +1,4 @@
-"""`AsyncClient`: the gateway's client for asyncio. `Client` is the same without it."""
+"""`AsyncClient`: the gateway's client for asyncio. `Client` is the same without asyncio."""
 
 import asyncio
 import inspect
@@ -64,9 +64,9 @@ T = TypeVar("T")
 
 
 class AsyncClient(Requests):
-    """`Client` for asyncio: the same methods, awaited. Make it where the event loop runs.
+    """`Client` for asyncio, with the same methods as coroutines. Make it where the event loop runs.
 
-    A thread reads, fetches and encodes images, and never the loop.
+    Images are read, fetched and encoded in a thread, so the loop never waits for that.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class AsyncClient(Requests):
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> AsyncStream:
-        """Answers a conversation as the answer is generated; takes what `chat` takes."""
+        """Streams an answer while it is generated. The arguments are those of `chat`."""
         make = partial(self._outgoing, chat_pb2.StreamCompleteRequest, messages, model, options)
         outgoing = await _made(make, messages)
         tries = self._tries(timeout, outgoing)
@@ -182,10 +182,9 @@ class AsyncClient(Requests):
         response_model: type[Any] | None = None,
         **options: Unpack[Options],
     ) -> AsyncGenerator[Outcome[Any], None]:
-        """Answers many conversations, several at once, and yields an `Outcome` for each, in order;
-        see `Client.map`.
+        """Answers many conversations, several at once, and yields an `Outcome` for each, in order.
 
-        A cancel of the task that reads it, or `aclose()`, cancels everything that runs.
+        See `Client.map`. Cancelling the task that iterates, or `aclose()`, cancels all that runs.
         """
         wanted, read = read_form(response_model, options)
         prepare = partial(self._prepare, model=model, timeout=timeout, options=wanted)
@@ -299,7 +298,7 @@ class AsyncClient(Requests):
         return models_from_proto(response)
 
     async def put_image(self, image: Any, *, timeout: float | None = None) -> UploadedImage:
-        """Uploads an image, in any form that a message takes; see `Client.put_image`."""
+        """Uploads an image in any form that a message can have; see `Client.put_image`."""
         data = await asyncio.to_thread(image_file, image)
         tries = self._tries(timeout)
         response = await self._run(
@@ -312,7 +311,7 @@ class AsyncClient(Requests):
         return uploaded_from_proto(response)
 
     async def close(self) -> None:
-        """Cancels what is running and closes the connection."""
+        """Cancels all running requests and closes the connection."""
         await self._channel.close()
 
     async def _call(

@@ -1,11 +1,12 @@
-"""Many conversations at once: which one is sent next, and when.
+"""Many conversations at once: which request the client sends next, and when.
 
 A `Batch` uses neither threads nor an event loop: `Client.map` and `AsyncClient.map` send what it
 returns, and report the outcome.
 
-The gateway determines how many run at once. After a refusal, as many run as the gateway had let in,
-and answers raise that number again, one at a time. If the gateway refuses a request that is alone,
-requests are spaced by the time that would have been right.
+The gateway determines how many requests run at once. After a refusal, the client runs as many as
+the gateway has let in, and answers raise that number again, one at a time. If the gateway refuses a
+request that runs alone, the client leaves time between requests, as much as would have prevented
+the refusal.
 """
 
 import heapq
@@ -21,11 +22,11 @@ from pixtral_client.results import Completion
 from pixtral_client.retries import Tries
 
 DEFAULT_CONCURRENCY: Final = 32
-# How many of `concurrency` may begin ahead of the one whose outcome comes next.
+# This many times `concurrency` conversations may begin ahead of the next outcome.
 _AHEAD: Final = 4
-# After this many answers, and at least as many as run, one more runs at once.
+# After this many answers, or after as many as run at once if that is more, one more may run.
 _ANSWERS_A_TRY: Final = 8
-# After this many answers in a row, the space between requests is halved.
+# After this many answers in a row, the time between requests is halved.
 _ANSWERS_A_GAP: Final = 16
 
 CompletionT = TypeVar("CompletionT", bound=Completion)
@@ -35,8 +36,10 @@ CompletionT = TypeVar("CompletionT", bound=Completion)
 class Outcome(Generic[CompletionT]):
     """The end of one conversation of a `map`: either `completion` or `error` is not None.
 
-    `index` is the conversation's place in the input, from 0. `error` is a `PixtralError`, or the
-    `TypeError` or `ValueError` of messages that could not be sent.
+    Attributes:
+        index: the conversation's index in the input, from 0.
+        completion: the answer.
+        error: a `PixtralError`, or the `TypeError` or `ValueError` of messages that cannot be sent.
     """
 
     index: int
@@ -52,10 +55,18 @@ class Outcome(Generic[CompletionT]):
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """How far a `map` has come: conversations that were answered, that failed, that run, and that
-    wait to be sent again. `total` is None where the input does not say its length. `sent` counts
-    requests, repeated ones too, and `seconds` since the beginning; `is_over` is true once, at the
-    end."""
+    """The progress of a `map`.
+
+    Attributes:
+        answered: conversations with an answer.
+        failed: conversations that failed.
+        running: conversations that run.
+        waiting: conversations that wait for another try.
+        sent: requests so far, further tries included.
+        total: length of the input; None if the input has no length.
+        seconds: time since the start.
+        is_over: True in the last report only.
+    """
 
     answered: int
     failed: int
@@ -68,7 +79,7 @@ class BatchProgress:
 
     @property
     def done(self) -> int:
-        """How many conversations were answered or failed."""
+        """Conversations that were answered or failed."""
         return self.answered + self.failed
 
 
@@ -77,7 +88,7 @@ Report = Callable[[BatchProgress], None]
 
 @dataclass(slots=True)
 class Item:
-    """One conversation. It has `outgoing` and `tries` once it has become a request."""
+    """A conversation. `outgoing` and `tries` are set once it is made into a request."""
 
     index: int
     messages: Messages
@@ -130,13 +141,13 @@ class _Pace:
         self.window = max(1.0, min(self.window, float(self.running)))
         if not self.running:
             since = 0.0 if self._let_in is None else now - self._let_in
-            # The bound is needed because a long time comes from long answers, not from the limit.
+            # Bounded: if answers are long, the last admission is long ago without a limit at work.
             self.gap = min(since, max(1.0, retry_after)) + retry_after
             self.not_before = now + retry_after
 
 
 class Batch(Generic[CompletionT]):
-    """The state of a `map`. Everything is called from one thread."""
+    """The state of a `map`. All calls come from one thread."""
 
     def __init__(
         self,
@@ -165,8 +176,10 @@ class Batch(Generic[CompletionT]):
         return self._is_read and not (self._pace.running or self._waiting or self._outcomes)
 
     def take(self) -> Item | None:
-        """The conversation to send now, or None. It runs until `answered`, `failed` or `again` is
-        called."""
+        """The conversation to send now; None if there is none.
+
+        It counts as running until `answered`, `failed` or `again`.
+        """
         now = self._clock()
         if not self._pace.has_room(now):
             return None
@@ -182,7 +195,7 @@ class Batch(Generic[CompletionT]):
         return item
 
     def wait(self) -> float | None:
-        """Seconds until `take` may return another one without an outcome meanwhile, or None."""
+        """Seconds until `take` may return another one without a new outcome; None if never."""
         if self.is_over:
             # The end of the input may become known after the last outcome.
             return 0.0
@@ -208,7 +221,7 @@ class Batch(Generic[CompletionT]):
         self._tell()
 
     def again(self, item: Item, error: PixtralError, seconds: float) -> None:
-        """Sends it again after this many seconds, because of this error."""
+        """Schedules another try after this error, in `seconds`."""
         now = self._clock()
         self._since.pop(item.index)
         if isinstance(error, Overloaded):
@@ -219,7 +232,7 @@ class Batch(Generic[CompletionT]):
         self._tell()
 
     def ready(self) -> Iterator[Outcome[CompletionT]]:
-        """The outcomes whose turn has come, in the order of the input."""
+        """The next outcomes in the order of the input, as far as they are known."""
         while (outcome := self._outcomes.pop(self._next_out, None)) is not None:
             self._next_out += 1
             yield outcome
@@ -227,7 +240,7 @@ class Batch(Generic[CompletionT]):
             self._tell()
 
     def close(self) -> None:
-        """Ends the line of progress, even if a `map` is left in the middle."""
+        """Ends the line of progress, also when the caller abandons a `map`."""
         if isinstance(self._report, _Line):
             self._report.close()
 
@@ -257,14 +270,14 @@ class Batch(Generic[CompletionT]):
 
 
 def reporter(progress: bool | Report) -> Report | None:
-    """The receiver of a `map`'s progress: none, a line on standard error, or the caller's own."""
+    """Receives a `map`'s progress: none, a line on standard error, or the caller's function."""
     if callable(progress):
         return progress
     return _Line(sys.stderr) if progress else None
 
 
 class _Line:
-    """One line that is overwritten on a terminal, and a line every ten seconds elsewhere."""
+    """A line that is rewritten on a terminal; elsewhere, a new line every ten seconds."""
 
     _WIDTH: Final = 24
 

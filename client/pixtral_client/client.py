@@ -1,9 +1,9 @@
-"""`Client`: the gateway's client. `AsyncClient` is the same for asyncio.
+"""`Client`: the gateway's client. `AsyncClient` has the same methods for asyncio.
 
-Both are thin: they send and wait. Common code decides which requests are sent again and when
-(`retries`), the order of many conversations (`batch`), the tool that runs (`functions`) and the
-form of a request (`requests`). The sync client runs no event loop of its own, because gRPC's
-asyncio logs errors in a program with two loops.
+Both only send and wait. Shared modules decide which requests to send again and when (`retries`),
+the order of many conversations (`batch`), which tool to run (`functions`) and the form of a request
+(`requests`). The sync client runs no event loop, because gRPC's asyncio logs errors in a program
+with two loops.
 """
 
 import queue
@@ -81,16 +81,18 @@ class Client(Requests):
         target: `host:port` of the gateway.
         tls: the connection's certificates; `Tls()` trusts the system's authorities. None is
             plaintext.
-        api_key: names the tenant; without it, PIXTRAL_API_KEY, if that is set. Over TLS only,
-            except to this machine.
-        timeout: seconds that a request may take with all of its tries, where it does not say.
-        max_retries: how often a request is sent again that the server refused (`Overloaded`) or
-            could not do (`Unavailable`): after the time that the server gives or, without one, half
-            a second, then one, both spread at random, if the timeout allows it. A stream is begun
-            again before its first delta only. 0 sends each request once.
+        api_key: the tenant's key; by default that of PIXTRAL_API_KEY. The client sends it over TLS
+            only, except to this machine.
+        timeout: seconds that a request may take with all of its tries, unless the call sets its
+            own.
+        max_retries: how often the client sends a request again that the server refused
+            (`Overloaded`) or could not do (`Unavailable`). It waits as long as the server says or,
+            without such a time, half a second, then one, each with a random part. It gives up if
+            the timeout does not allow the wait. A stream is sent again only before its first delta.
+            0 sends each request once.
 
-    Every method raises `PixtralError` or a subclass of it; messages that cannot be sent raise
-    `TypeError` or `ValueError` before anything is sent.
+    Every method raises `PixtralError` or a subclass of it. It raises `TypeError` or `ValueError`,
+    and sends nothing, if the messages cannot be sent.
     """
 
     def __init__(
@@ -145,10 +147,10 @@ class Client(Requests):
         """Answers a conversation.
 
         Args:
-            messages: dicts with `role` and `content`, as OpenAI's API and vLLM's `LLM.chat` take
-                them; an image is a `pathlib.Path`, bytes, a PIL image or a URL.
-            model: a name that `models` lists; None is the gateway's own.
-            timeout: seconds with all tries; None is the client's.
+            messages: dicts with `role` and `content`, as in OpenAI's API and vLLM's `LLM.chat`.
+                An image is a `pathlib.Path`, bytes, a PIL image or a URL.
+            model: a name that `models` lists; None for the gateway's own model.
+            timeout: seconds with all tries; None for the client's timeout.
             response_model: a pydantic model, or another type that pydantic reads. The answer
                 fits its JSON schema, and the result's `parsed` is a value of it.
             options: the fields of `Options`.
@@ -170,7 +172,7 @@ class Client(Requests):
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> Stream:
-        """Answers a conversation as the answer is generated; takes what `chat` takes."""
+        """Streams an answer while it is generated. The arguments are those of `chat`."""
         outgoing = self._outgoing(chat_pb2.StreamCompleteRequest, messages, model, options)
         tries = self._tries(timeout, outgoing)
 
@@ -221,17 +223,17 @@ class Client(Requests):
         """Answers many conversations, several at once, and yields an `Outcome` for each, in order.
 
         It reads `conversations` as it goes, at most four times `concurrency` ahead of the next
-        outcome. A conversation that fails does not end the others. The client sends a conversation
-        again that the gateway refuses for overload, as often as its timeout allows, and meanwhile
-        runs fewer at once. Closing or dropping the generator cancels everything that runs.
+        outcome. A conversation that fails does not end the others. If the gateway refuses a
+        conversation because of overload, the client runs fewer at once and sends it again, as often
+        as the timeout allows. Closing or dropping the generator cancels everything that runs.
 
         Args:
-            conversations: message lists, each as `chat` takes one.
-            concurrency: how many run at once, at most.
+            conversations: message lists, each as for `chat`.
+            concurrency: the most conversations that run at once.
             progress: True shows a line on standard error; a function gets each `BatchProgress`.
 
-        The other arguments are those of `chat`, for every conversation; `timeout` begins when one
-        is first sent.
+        The other arguments are those of `chat`, and apply to every conversation. `timeout` starts
+        with the first try of each.
         """
         wanted, read = read_form(response_model, options)
         prepare = partial(self._prepare, model=model, timeout=timeout, options=wanted)
@@ -240,7 +242,7 @@ class Client(Requests):
     def _mapped(
         self, batch: Batch[CompletionT], prepare: Callable[[Item], None], read: Read[CompletionT]
     ) -> Generator[Outcome[CompletionT], None, None]:
-        # An item that a thread has prepared, or one whose RPC has ended.
+        # An item that a thread has prepared, or an item whose RPC has ended.
         events: queue.SimpleQueue[tuple[Item, Any]] = queue.SimpleQueue()
         calls: dict[int, Any] = {}
 
@@ -294,17 +296,19 @@ class Client(Requests):
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> ToolRun:
-        """Answers a conversation with Python functions as tools: runs the tools that the model
-        calls, and asks again with the results, until an answer calls no tool.
+        """Answers a conversation with Python functions as tools.
 
-        A function's annotations and docstring make its schema (`pixtral_client.functions`). It
-        returns text or a JSON value, and raises `ToolError` to tell the model what went wrong.
+        It runs the tools that the model calls, and asks again with the results, until an answer
+        calls no tool. The schema of a function comes from its annotations and docstring
+        (`pixtral_client.functions`). A function returns text or a JSON value. It raises `ToolError`
+        to report an error to the model.
 
         Args:
             functions: the tools; the model decides which run, with which arguments.
             max_rounds: the most answers.
 
-        The other arguments are those of `chat`, for each answer; `tool_choice` is for the first.
+        The other arguments are those of `chat`, for each answer. `tool_choice` applies to the first
+        answer only.
 
         Raises:
             TooManyRounds: the last answer still calls a tool.
@@ -358,11 +362,11 @@ class Client(Requests):
         return models_from_proto(response)
 
     def put_image(self, image: Any, *, timeout: float | None = None) -> UploadedImage:
-        """Uploads an image, in any form that a message takes.
+        """Uploads an image, in any form that a message can have.
 
-        The result stands for the image in messages of all the tenant's clients, until nobody has
-        used it for an hour: then a request with it raises `NotFound`. Without this, a client names
-        by itself the images that it has sent.
+        The result replaces the image in messages of all the tenant's clients. It stays valid until
+        nobody has used it for an hour; then a request with it raises `NotFound`. Without
+        `put_image`, a client refers by itself to the images that it has sent.
         """
         data = image_file(image)
         tries = self._tries(timeout)
@@ -376,7 +380,7 @@ class Client(Requests):
         return uploaded_from_proto(response)
 
     def close(self) -> None:
-        """Cancels what is running and closes the connection."""
+        """Cancels all running requests and closes the connection."""
         self._closed.set()
         self._channel.close()
 

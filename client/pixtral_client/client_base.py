@@ -1,4 +1,4 @@
-"""The common parts of both clients: how they make requests, and the ends of a `map`."""
+"""The common parts of both clients: how they make requests, and how a `map` ends a try."""
 
 from collections.abc import (
     Callable,
@@ -37,7 +37,7 @@ Read = Callable[[Completion], CompletionT]
 
 
 class Requests:
-    """Makes the requests of both clients, and counts the remaining tries."""
+    """Makes the requests of both clients, and their tries."""
 
     def __init__(
         self, target: str, tls: Tls | None, api_key: str | None, timeout: float, max_retries: int
@@ -80,7 +80,7 @@ class Requests:
 def read_form(
     response_model: type[Any] | None, options: Mapping[str, Any]
 ) -> tuple[Any, Read[Any]]:
-    """The options with the form of the answer, and the reader of the answer."""
+    """The options with the form of the answer, and a function that reads the answer."""
     if response_model is None:
         return options, lambda answer: answer
     wanted = ResponseModel(response_model)
@@ -93,7 +93,7 @@ def settle(
     result: chat_pb2.CompleteResponse | grpc.RpcError,
     read: Read[CompletionT],
 ) -> None:
-    """Reports the result of a try to the batch."""
+    """Reports the result of one try to the batch."""
     if isinstance(result, chat_pb2.CompleteResponse):
         item.begun.answered()
         try:

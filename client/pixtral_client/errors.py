@@ -21,7 +21,7 @@ class Violation:
 
 
 class PixtralError(Exception):
-    """An RPC that failed.
+    """A failed RPC.
 
     Attributes:
         code: the gRPC status code.
@@ -59,24 +59,23 @@ class PixtralError(Exception):
 
 
 class InvalidRequest(PixtralError):
-    """The request can never succeed as it is; `violations` names the fields."""
+    """The request can never succeed unchanged; `violations` names the fields."""
 
 
 class NotFound(PixtralError):
-    """There is no such model, or the gateway does not have an image that the request names."""
+    """The model does not exist, or the gateway lacks an image that the request names."""
 
 
 class Overloaded(PixtralError):
-    """The server refused the request because it has too much work; try again after
-    `retry_after`."""
+    """The server refused the request because of overload; try again after `retry_after`."""
 
 
 class Unavailable(PixtralError):
-    """The server is absent, not ready, or cannot do this now."""
+    """The server is gone, not ready, or unable to do this now."""
 
 
 class DeadlineExceeded(PixtralError):
-    """The call's timeout passed. The server has stopped working on it."""
+    """The timeout has passed, and the server has stopped working on the request."""
 
 
 _CLASSES: dict[grpc.StatusCode, type[PixtralError]] = {
@@ -105,7 +104,7 @@ def from_rpc_error(error: grpc.RpcError) -> PixtralError:
         elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             bad = error_details_pb2.BadRequest()
             detail.Unpack(bad)
-            # A caller of this client passes what a request has in its `chat`.
+            # The request has the caller's arguments in its field `chat`, which callers do not see.
             violations = tuple(
                 Violation(item.field.removeprefix("chat."), item.description)
                 for item in bad.field_violations
@@ -116,7 +115,7 @@ def from_rpc_error(error: grpc.RpcError) -> PixtralError:
             retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     made = _CLASSES.get(code, PixtralError)
     if made is Overloaded and not reason:
-        # gRPC itself refuses a message above its limit, so a later try fails, too.
+        # gRPC itself refuses a message above its limit, so another try would fail, too.
         made = PixtralError
     return made(code, message, reason=reason, violations=violations, retry_after=retry_after)
 

@@ -1,12 +1,12 @@
 """Typed Python functions as tools, and the loop that calls them: `Client.run_tools`.
 
-A function's name and docstring tell the model what the function does, and its annotations what it
-takes. The first paragraph of the docstring is the description. Lines `name: ...` below `Args:`
-describe parameters, and so does text in `Annotated[T, "..."]`.
+A function's name and docstring tell the model what the function does, and its annotations define
+the parameters. The first paragraph of the docstring is the description. Lines `name: ...` below
+`Args:` describe parameters, and so does text in `Annotated[T, "..."]`.
 
-Parameters are `str`, `int`, `float`, `bool`, `None`, `Any`, `Literal`, lists, dicts of `str` and
-unions of these. Pydantic, which is imported then, reads any other type, such as a pydantic model, a
-dataclass or an enum.
+Parameters can be `str`, `int`, `float`, `bool`, `None`, `Any`, `Literal`, lists, dicts with `str`
+keys, and unions of these. For other types, such as a pydantic model, a dataclass or an enum, the
+client imports pydantic.
 """
 
 import inspect
@@ -34,22 +34,28 @@ Function = Callable[..., Any]
 
 
 class ToolError(Exception):
-    """A tool raises it to tell the model what went wrong; the loop goes on. Any other exception
-    ends the loop."""
+    """A tool raises it to report an error to the model, and the loop continues.
+
+    Any other exception ends the loop.
+    """
 
 
 class TooManyRounds(RuntimeError):
     """The model still calls tools after `max_rounds` answers. `messages` is the conversation."""
 
     def __init__(self, rounds: int, messages: list[Mapping[str, Any]]) -> None:
-        super().__init__(f"tools are still called after {rounds} answers: raise max_rounds")
+        super().__init__(f"the model still calls tools after {rounds} answers: raise max_rounds")
         self.messages = messages
 
 
 @dataclass(frozen=True, slots=True)
 class ToolRun:
-    """The end of a `run_tools`: the answer that calls no tool, and the whole conversation, with
-    that answer, to go on from."""
+    """The end of a `run_tools`.
+
+    Attributes:
+        completion: the answer that calls no tool.
+        messages: the whole conversation with that answer, to continue from.
+    """
 
     completion: Completion
     messages: list[Mapping[str, Any]]
@@ -62,7 +68,7 @@ class ToolRun:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """The loop needs an answer to these messages, with these options; send it the `Completion`."""
+    """The loop needs the `Completion` of these messages with these options."""
 
     messages: Messages
     options: dict[str, Any]
@@ -70,7 +76,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The loop needs this function's result; send it that, or throw its exception."""
+    """The loop needs this function's result, or its exception."""
 
     function: Function
     arguments: dict[str, Any]
@@ -124,7 +130,7 @@ class FunctionTool:
         }
 
     def read(self, arguments: str) -> dict[str, Any]:
-        """The values that a call's JSON gives. Raises ToolError, for the model."""
+        """The arguments of a call as values. Raises ToolError, whose text goes to the model."""
         try:
             given = json.loads(arguments or "{}")
         except ValueError as error:
@@ -146,7 +152,8 @@ def tool_loop(
 ) -> Generator[Ask | Run, Any, ToolRun]:
     """Asks, runs the tools that the answer calls, and asks again, until an answer calls none.
 
-    It sends and runs nothing itself: both clients drive it. Raises TooManyRounds.
+    It sends and runs nothing itself: a client sends it the result of each step. Raises
+    TooManyRounds.
     """
     tools = {tool.name: tool for tool in map(FunctionTool, functions)}
     if len(tools) != len(functions):
@@ -157,7 +164,7 @@ def tool_loop(
     so_far: list[Mapping[str, Any]] = list(messages)
     for _ in range(max_rounds):
         completion = yield Ask(list(so_far), dict(asked))
-        # The choice is for the first answer: repeated, it would force calls without end.
+        # The choice applies to the first answer. If repeated, it would force calls without end.
         asked.pop("tool_choice", None)
         so_far.append(_turn(completion))
         if not completion.tool_calls:
@@ -226,7 +233,7 @@ def _schema(kind: Any, where: str) -> dict[str, Any]:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         texts = [each for each in arguments[1:] if isinstance(each, str)]
-        # Only pydantic understands its metadata, such as Field(ge=0).
+        # Only pydantic understands other metadata, such as Field(ge=0).
         inner = arguments[0] if len(texts) == len(arguments) - 1 else kind
         schema = _schema(inner, where) if inner is not kind else _by_pydantic(kind, where)
         return {**schema, "description": texts[0]} if texts else schema
@@ -245,7 +252,7 @@ def _schema(kind: Any, where: str) -> dict[str, Any]:
 
 
 def _hoisted(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with the definitions of what is in it at its root, where references look."""
+    """The schema with the definitions of its parts at its root, where references point."""
     definitions: dict[str, Any] = {}
     for part in (*schema.get("anyOf", ()), schema.get("items"), schema.get("additionalProperties")):
         if isinstance(part, dict):

@@ -1,4 +1,4 @@
-"""Fetches an image by URL, within bounds of time and size."""
+"""Fetches an image by URL, with limits on time and size."""
 
 import time
 import urllib.request
@@ -12,14 +12,14 @@ _PIECE = 64 * 2**10
 
 
 def fetch(url: str, *, timeout: float = TIMEOUT_SECONDS, max_bytes: int = MAX_BYTES) -> bytes:
-    """Reads what is at `url`: http and https only, redirects included.
+    """Reads the file at `url`. The URL and its redirects must be http or https.
 
     Raises:
-        OSError: the file did not arrive in `timeout` seconds.
+        OSError: the file did not arrive within `timeout` seconds.
         ValueError: the file is longer than `max_bytes`, or the URL has another scheme.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError("only http and https are fetched")
+        raise ValueError("the URL must be http or https")
     deadline = time.monotonic() + timeout
     request = urllib.request.Request(url, headers={"User-Agent": "pixtral-client"})  # noqa: S310
     try:
@@ -35,7 +35,7 @@ def fetch(url: str, *, timeout: float = TIMEOUT_SECONDS, max_bytes: int = MAX_BY
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    # Built by hand, because the default one also opens file: and ftp:, which a redirect could name.
+    # The default opener also opens file: and ftp:, to which a redirect could lead.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,

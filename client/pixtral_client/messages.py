@@ -64,12 +64,13 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 def to_protos(messages: Messages) -> list[chat_pb2.Message]:
-    """Converts a conversation; reads the files and fetches the http(s) URLs that it names.
+    """Converts a conversation; reads its files and fetches its http(s) URLs.
 
     Raises:
-        TypeError: something is of a kind that no conversation holds.
+        TypeError: a value has a type that no conversation contains.
         ValueError: an unknown role or part, an unusable URL, or an image that cannot be read.
-    Both name the place, as `messages[1].content[0]`.
+
+    Both name the field, such as `messages[1].content[0]`.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise TypeError(f"messages must be a list of messages, not {_kind(messages)}")
@@ -77,12 +78,12 @@ def to_protos(messages: Messages) -> list[chat_pb2.Message]:
 
 
 def goes_on(messages: Messages) -> bool:
-    """Whether the last message has Mistral's `prefix`: it is the beginning of the answer."""
+    """Whether the last message has Mistral's `prefix`, so that the answer continues it."""
     return bool(messages and messages[-1].get("prefix"))
 
 
 def is_text(messages: Messages) -> bool:
-    """Whether the conversion, or its error, needs no reading, fetching or encoding."""
+    """Whether the conversion, or its error, needs no image to be read, fetched or encoded."""
     return isinstance(messages, list | tuple) and all(
         isinstance(message, Mapping) and _is_text(message.get("content")) for message in messages
     )
@@ -101,7 +102,7 @@ def _is_text_part(part: Any) -> bool:
 
 
 def has_image_suffix(text: str) -> bool:
-    """Whether a text ends as the path of an image file does."""
+    """Whether a text ends like the path of an image file."""
     return text[-5:].lower().endswith(_IMAGE_SUFFIXES)
 
 
@@ -120,7 +121,7 @@ def _message(message: Any, where: str) -> chat_pb2.Message:
         for i, call in enumerate(message.get("tool_calls") or ())
     ]
     content = message.get("content")
-    # An empty text is no part; an assistant or a tool may give none at all.
+    # An empty text makes no part, and an assistant or a tool may have no content.
     if content == "" or (content is None and role in ("assistant", "tool")):
         content = []
     reasoning = message.get("reasoning") or message.get("reasoning_content")
@@ -189,7 +190,7 @@ def _is_file(name: str) -> bool:
 
 
 def to_image(source: Any, where: str) -> chat_pb2.Image:
-    """Converts one image; `where` is what errors call it."""
+    """Converts one image; errors refer to it as `where`."""
     if isinstance(source, bytes | bytearray | memoryview):
         return chat_pb2.Image(data=bytes(source))
     if isinstance(source, str):
@@ -201,8 +202,7 @@ def to_image(source: Any, where: str) -> chat_pb2.Image:
             raise ValueError(f"{where}: cannot read {source}: {error.strerror}") from error
     if isinstance(source, UploadedImage):
         return chat_pb2.Image(sha256=source.sha256)
-    # A caller with a PIL image has imported PIL: this module need not import it, and PIL need not
-    # be installed.
+    # A caller with a PIL image has imported PIL, so this module need not import it.
     pil = sys.modules.get("PIL.Image")
     if pil is not None and isinstance(source, pil.Image):
         return chat_pb2.Image(data=_png(source))
@@ -231,7 +231,7 @@ def _png(image: Any) -> bytes:
     buffer = io.BytesIO()
     if image.mode not in _PNG_MODES:
         image = image.convert("RGB")
-    # The lowest compression: more would take longer than it saves in sending.
+    # The lowest compression, because more would take longer than it saves on the network.
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 

@@ -33,7 +33,7 @@ API_KEY_VARIABLE = "PIXTRAL_API_KEY"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, of IPv6 in brackets or not, is this machine by its own name or address."""
+    """Whether a host is this machine, by a loopback name or address, in brackets or not."""
     if host.lower() == "localhost":
         return True
     try:
@@ -52,7 +52,7 @@ def channel_options(target: str) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        # gRPC would ask the environment's http_proxy for this machine, too.
+        # gRPC uses the environment's http_proxy even for this machine.
         ("grpc.enable_http_proxy", int(not _is_here(target))),
     ]
 
@@ -61,8 +61,10 @@ def channel_options(target: str) -> list[tuple[str, Any]]:
 class Tls:
     """PEM files for a connection over TLS.
 
-    Without `ca` the system's authorities are trusted; certificate and key together are this
-    client's own, for a server that asks for one.
+    Attributes:
+        ca: the trusted authorities; None for those of the system.
+        certificate: this client's certificate, for a server that requires one.
+        private_key: the key of `certificate`.
     """
 
     ca: Path | None = None
@@ -74,7 +76,7 @@ class Tls:
             raise ValueError("certificate and private_key must be set together")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """The files as gRPC takes them. Raises OSError where one cannot be read."""
+        """The files in gRPC's form. Raises OSError if a file cannot be read."""
         return grpc.ssl_channel_credentials(
             root_certificates=self.ca.read_bytes() if self.ca else None,
             private_key=self.private_key.read_bytes() if self.private_key else None,
@@ -83,18 +85,20 @@ class Tls:
 
 
 def authorization(api_key: str | None, target: str, tls: Tls | None) -> tuple[tuple[str, str], ...]:
-    """The metadata that says who calls. Raises ValueError where others could read the key."""
+    """The metadata with the API key. Raises ValueError if the connection is not private."""
     key = api_key or os.environ.get(API_KEY_VARIABLE)
     if not key:
         return ()
     if tls is None and not _is_here(target):
-        raise ValueError("an API key is sent over TLS only")
+        raise ValueError("an API key needs TLS, except on this machine")
     return (("authorization", f"Bearer {key}"),)
 
 
 class StructuredOutput(TypedDict, total=False):
-    """The form of an answer: exactly one of `pixtral.v1.StructuredOutput`'s constraints, and with
-    `json_schema` perhaps `disable_any_whitespace`."""
+    """The form of an answer: exactly one constraint of `pixtral.v1.StructuredOutput`.
+
+    `disable_any_whitespace` may accompany `json_schema`.
+    """
 
     json_schema: str | Mapping[str, Any]
     regex: str
@@ -105,8 +109,10 @@ class StructuredOutput(TypedDict, total=False):
 
 
 class Sampling(TypedDict, total=False):
-    """How to pick the next token: `pixtral.v1.SamplingParams`. A field that is absent or None takes
-    the model's own default; temperature 0 is greedy."""
+    """How to pick the next token, as in `pixtral.v1.SamplingParams`.
+
+    A field that is absent or None takes the model's default; temperature 0 is greedy.
+    """
 
     max_tokens: int | None
     min_tokens: int | None
@@ -132,10 +138,16 @@ class Sampling(TypedDict, total=False):
 
 
 class Options(Sampling, total=False):
-    """How to answer: `Sampling`, what tools may or must be called (`pixtral_client.tools`), and
-    before whom: of requests that wait, those of a lower `priority` go first. With
-    `continue_final_message` the last message, an assistant's, is the beginning of the answer. A
-    `reasoning_effort` is for models whose template has a place for it."""
+    """How to answer: the fields of `Sampling`, and those below.
+
+    Attributes:
+        tools: the tools that the model may call (`pixtral_client.tools`).
+        tool_choice: whether it may or must call a tool, or which one.
+        parallel_tool_calls: whether one answer may call several tools.
+        priority: requests with a lower priority leave the queue first.
+        continue_final_message: whether the answer continues the last message, an assistant's.
+        reasoning_effort: for models whose template supports it.
+    """
 
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
@@ -151,9 +163,9 @@ _OF_CHAT = (*OPTIONS, "priority", "continue_final_message", "reasoning_effort")
 def chat_request(
     made: type[Request], messages: Messages, model: str | None, options: Mapping[str, Any]
 ) -> Request:
-    """A request of this class, whose chat has these messages and options."""
+    """A request of the class `made`, whose chat has these messages and options."""
     request = made()
-    # The chat is filled in place, because protobuf copies what a constructor gets, images included.
+    # Filled in place, because a protobuf constructor copies its arguments, images included.
     chat = request.chat
     chat.MergeFrom(chat_pb2.Chat(**tool_fields(options)))
     chat.model = model or ""
@@ -166,7 +178,7 @@ def chat_request(
 
 
 def image_file(image: Any) -> bytes:
-    """The file of a picture in any form that a message may hold it in."""
+    """The file of an image in any form that a message can have."""
     made = to_image(image, "image")
     return data_of(made.url) if made.url else made.data
 
@@ -177,7 +189,7 @@ def upload(data: bytes) -> Iterator[chat_pb2.PutImageRequest]:
 
 
 def time_left(seconds: float) -> Callable[[], float]:
-    """A function that returns how many of these seconds are left."""
+    """A function that returns how many of `seconds` are left."""
     end = time.monotonic() + seconds
     return lambda: max(0.0, end - time.monotonic())
 
@@ -192,14 +204,14 @@ def completion(response: chat_pb2.CompleteResponse) -> Completion:
 
 
 class Answer:
-    """Gathers a stream's events into the completion that it ends with."""
+    """Collects a stream's events, up to its completion."""
 
     def __init__(self) -> None:
         self._deltas: dict[int, list[Delta]] = {}
         self.completion: Completion | None = None
 
     def add(self, event: chat_pb2.StreamCompleteResponse) -> Delta | None:
-        """The event's delta; None for the last event, which holds the summary."""
+        """The event's delta; None for the last event, which has the summary."""
         if event.HasField("completion"):
             self.completion = completion_from_proto(
                 [self._joined(index) for index in sorted(self._deltas)] or [self.so_far],
@@ -214,7 +226,7 @@ class Answer:
 
     @property
     def so_far(self) -> Delta:
-        """The text of the first choice."""
+        """The first choice so far."""
         return self._joined(0)
 
     def _joined(self, index: int) -> Delta:

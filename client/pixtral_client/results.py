@@ -1,4 +1,4 @@
-"""The results of RPCs. Durations are in seconds; token ids are the model's own."""
+"""The results of RPCs. Durations are in seconds; token ids are those of the model."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ _FINISH_REASONS: dict[int, FinishReason] = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a request; image and cached tokens are among the prompt's."""
+    """Tokens of a request; prompt tokens include image and cached tokens."""
 
     prompt_tokens: int
     image_tokens: int
@@ -30,8 +30,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where a request's time went, in seconds: the waits for a place in the engine and for images,
-    and the times from its arrival at the gateway to its first token and to its end."""
+    """The time that parts of a request took, in seconds.
+
+    Attributes:
+        queue: wait in the engine's queue.
+        encode: wait for the images.
+        time_to_first_token: from arrival at the gateway to the first token.
+        total: from arrival at the gateway to the end.
+    """
 
     queue: float
     encode: float
@@ -41,9 +47,15 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """The outcome of one image; `cached` means that no encoder worked on it for this request.
+    """The outcome of one image.
 
-    `encode` is the wait for this image to be encoded, in seconds.
+    Attributes:
+        sha256: SHA-256 of the file, in hexadecimal digits.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        tokens: tokens of the image in the prompt.
+        cached: whether the request needed no encoder for this image.
+        encode: wait for this image to be encoded, in seconds.
     """
 
     sha256: str
@@ -56,8 +68,10 @@ class ImageReport:
 
 @dataclass(frozen=True, slots=True)
 class UploadedImage:
-    """A picture that the gateway keeps for a while: stands for it in messages. `tokens` are those
-    that it takes in a prompt."""
+    """An image that the gateway keeps for a while; use it in messages in place of the image.
+
+    `tokens` counts the image's tokens in a prompt.
+    """
 
     sha256: str
     width: int
@@ -67,9 +81,9 @@ class UploadedImage:
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token that the model could pick; its text is empty where it is a part of a character.
+    """A token that the model could pick; its text is empty if it is a part of a character.
 
-    `rank` is among all tokens, from the likeliest, which is 1.
+    `rank` is its rank among all tokens; the likeliest has 1.
     """
 
     token_id: int
@@ -80,7 +94,7 @@ class Logprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """How likely a token was, and what was likeliest there, the likeliest first."""
+    """The likelihood of a token, and the likeliest tokens in its place, the likeliest first."""
 
     chosen: Logprob
     top: tuple[Logprob, ...]
@@ -88,10 +102,10 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool that was offered, or in a stream what is new of one.
+    """A tool call; in a stream, the new part of one.
 
-    `arguments` should be a JSON object; nothing but a `tool_choice` that forces the call sees to
-    it. In a stream the first piece of an `index` has id and name, and arguments follow.
+    `arguments` should be a JSON object. Only a `tool_choice` that forces the call guarantees that.
+    In a stream, the first part of each `index` has id and name, and further parts have arguments.
     """
 
     id: str
@@ -102,12 +116,18 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The new part of a stream; `finish_reason` is None until the last.
+    """The new part of a stream.
 
-    `logprobs` has one for each token where they were asked for. `index` is the choice's. Tool
-    calls are not in `text`. `stop_reason` is the stop string or the id of the stop token that ended
-    the answer, None where the model ended it. `reasoning` is what a model that thinks has thought
-    before its answer, and not in `text`.
+    Attributes:
+        text: the new text, without tool calls and reasoning.
+        token_ids: the new tokens.
+        finish_reason: None until the last delta.
+        logprobs: one for each token, if the request asked for them.
+        index: index of the choice.
+        tool_calls: new parts of tool calls.
+        stop_reason: the stop string or the id of the stop token that ended the answer; None if the
+            model ended it.
+        reasoning: the new part of what a reasoning model writes before its answer.
     """
 
     text: str
@@ -136,13 +156,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `images` are in the order of the conversation.
+    """A whole answer.
 
-    `model` is the gateway's name for what answered. Where `n` answers were asked for, `choices` are
-    all of them; text, reasoning, tokens, finish and stop reason, logprobs and tool calls are the
-    first one's.
-    `prompt_logprobs` has one for each token of the prompt, where they were asked for, and None for
-    the first, which has no token before it.
+    If the request asked for `n` answers, `choices` has all of them. The fields text, reasoning,
+    token_ids, finish_reason, stop_reason, logprobs and tool_calls are those of the first.
+
+    Attributes:
+        model: the gateway's name of the model that answered.
+        images: reports in the order of the conversation.
+        prompt_logprobs: one for each prompt token, if the request asked for them; None for the
+            first token, which no token precedes.
     """
 
     id: str
@@ -163,7 +186,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """Tokens of a prompt; image tokens are among them."""
+    """Tokens of a prompt; `prompt_tokens` includes `image_tokens`."""
 
     prompt_tokens: int
     image_tokens: int
@@ -171,9 +194,14 @@ class TokenCount:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that the gateway serves; `context_length` holds prompt and answer together.
+    """A model that the gateway serves.
 
-    `parent` is the model that an adapter is one of.
+    Attributes:
+        name: its name in requests.
+        context_length: the most tokens of prompt and answer together.
+        max_images: the most images of a request.
+        max_image_bytes: the most bytes of an image file.
+        parent: the base model of an adapter; empty for a model of its own.
     """
 
     name: str
@@ -199,7 +227,7 @@ def delta_from_proto(choice: chat_pb2.Choice) -> Delta:
 def completion_from_proto(
     answers: Sequence[Delta], summary: chat_pb2.Completion, *, call_id: str, model: str
 ) -> Completion:
-    """`answers` are the choices, each whole, in the order of their indexes."""
+    """Makes a completion; `answers` are the whole choices, in the order of their indexes."""
     answer, usage, timings = answers[0], summary.usage, summary.timings
     return Completion(
         id=call_id,
@@ -256,7 +284,7 @@ def completion_from_proto(
 
 
 def joined_calls(pieces: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
-    """The calls that a stream's pieces add up to."""
+    """Joins the parts of a stream into whole tool calls."""
     calls: dict[int, ToolCall] = {}
     for piece in pieces:
         begun = calls.get(piece.index)

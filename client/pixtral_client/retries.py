@@ -1,13 +1,13 @@
-"""When a request that failed is sent again: how often, after how long, and within which budget.
+"""Decides when to send a failed request again: how often, after how long, and within which budget.
 
 A client repeats a request that the server refused (`Overloaded`) or could not do (`Unavailable`).
-It never repeats one of which the user has seen a part, such as a stream after its first delta. The
-wait is that of the server's `RetryInfo`. Without one, it grows from half a second to eight, as in
-OpenAI's SDK. Both waits have a random part, so that clients that failed together do not come back
-together.
+It never repeats a request after the user has seen a part of its answer, such as a stream after its
+first delta. It waits as long as the server's `RetryInfo` says. Without one, the wait grows from
+half a second to eight, as in OpenAI's SDK. Both waits have a random part, so that clients that
+failed together do not come back together.
 
-gRPC's own retry policy is not enough: it does not read `RetryInfo`, and it repeats no request that
-is larger than its buffer, as requests with images are.
+gRPC's own retry policy is not enough: it ignores `RetryInfo`, and it does not repeat requests
+larger than its buffer, such as requests with images.
 """
 
 import random
@@ -21,17 +21,17 @@ from pixtral_client.sent_images import Outgoing
 DEFAULT_MAX_RETRIES: Final = 2
 FIRST_WAIT: Final = 0.5
 LONGEST_WAIT: Final = 8.0
-# Those of gRPC's `retryThrottling`, with the most tokens that it allows.
+# The values of gRPC's `retryThrottling`, with the most tokens that it allows.
 BUDGET_TOKENS: Final = 1000.0
 TOKENS_A_SUCCESS: Final = 0.1
 
 
 class RetryBudget:
-    """The retries that all requests of a client may make together; for any thread.
+    """The retries that all requests of a client share; safe for any thread.
 
-    A failure takes a token and a success gives a tenth back. While half of the tokens or fewer are
-    left, nothing is retried: a service that is down does not get every request three times. A
-    failure that comes with a time to retry after takes none, because the server paces those.
+    A failure takes a token, and a success gives a tenth back. While half of the tokens or fewer are
+    left, the client retries nothing, so a service that is down does not get every request three
+    times. A failure with a time to retry after takes no token, because the server sets the pace.
     """
 
     def __init__(self, tokens: float = BUDGET_TOKENS) -> None:
@@ -55,11 +55,12 @@ class Tries:
     """The tries of one request.
 
     Args:
-        left: the seconds that the request still has.
-        most: how often it may be sent again.
-        outgoing: the request, where it may name images; it is sent again at once, and not counted,
-            with those that the gateway turns out not to have.
-        is_patient: a refusal for overload does not count, only the time does.
+        left: returns the seconds that the request still has.
+        most: how often the client may send it again.
+        outgoing: the request, if it may name images. If the gateway lacks some of them, the client
+            sends the request again at once with their files, which does not count as a retry.
+        is_patient: whether refusals for overload do not count as retries; only the time limits
+            them.
     """
 
     def __init__(
@@ -79,13 +80,13 @@ class Tries:
         self._made = 0
 
     def answered(self) -> None:
-        """The server has begun to answer."""
+        """Records that the server has begun to answer."""
         self._budget.succeeded()
         if self._outgoing is not None:
             self._outgoing.answered()
 
     def wait_after(self, error: PixtralError) -> float | None:
-        """Seconds to wait before the next try; None if there is none."""
+        """Seconds to wait before the next try; None if there is no further try."""
         if self._outgoing is not None and self._outgoing.again(error):
             return 0.0
         if not isinstance(error, Overloaded | Unavailable):
@@ -98,7 +99,7 @@ class Tries:
         if error.retry_after is None:
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2**self._made) * _random(0.75, 1.0)
         else:
-            # Never earlier than the server asks.
+            # Never earlier than the server says.
             wait = error.retry_after * _random(1.0, 1.25)
         self._made += not is_free
         return wait if wait < self.left() else None

@@ -1,8 +1,8 @@
 """Sends an image once, and after that its SHA-256.
 
-The first time a picture goes as it is, unless it is so large that asking whether somebody else has
-sent it costs less. From then on its SHA-256 goes, and where the gateway does not have it (any more)
-its file once more.
+The first request with an image has its file. A large file is an exception: its SHA-256 goes first,
+because another client may have sent it already. Later requests have the SHA-256. If the gateway
+lacks the image, the client sends the file again.
 """
 
 import base64
@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 from pixtral.v1 import chat_pb2
 from pixtral_client.errors import InvalidRequest, NotFound, PixtralError
 
-# Sending a smaller file takes no longer than asking about it.
+# Sending a smaller file takes no longer than a request with its SHA-256.
 MIN_BYTES: Final = 16 << 10
 # At 100 megabits a second this takes as long as a round trip across an ocean.
 LARGE_BYTES: Final = 1 << 20
@@ -29,9 +29,9 @@ Request = TypeVar(
 
 
 class KnownImages:
-    """Digests of the files that the gateway is believed to have; for any thread.
+    """Digests of the files that the gateway probably has; safe for any thread.
 
-    `taken` is false once a gateway turned out not to know names, as one of an older release does.
+    `taken` is False once the gateway turns out not to accept names, as older releases do.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class KnownImages:
 
 @dataclass(slots=True)
 class _Picture:
-    """`is_repeated`: an earlier one of the request is of the same file, and shows it for both."""
+    """An image of a request. `is_repeated`: the file comes with an earlier image."""
 
     image: chat_pb2.Image
     data: bytes
@@ -76,9 +76,9 @@ class _Picture:
 
 
 class Outgoing(Generic[Request]):
-    """A request in the form in which it is to be sent next: `request`.
+    """A request whose `request` is in the form to send next.
 
-    Hashes the pictures that may be named, some milliseconds for the largest.
+    Making one hashes the images that can be named, some milliseconds for the largest.
     """
 
     def __init__(self, request: Request, known: KnownImages) -> None:
@@ -99,32 +99,33 @@ class Outgoing(Generic[Request]):
                 if picture.is_repeated or sha256 in known or len(data) >= LARGE_BYTES:
                     picture.name()
                 elif image.WhichOneof("source") == "url":
-                    # Later requests can name a file's bytes, but not a URL that contains them.
+                    # Later requests can name a file, but not a URL that contains it.
                     picture.show()
 
     def answered(self) -> None:
-        """The gateway has received the whole request."""
+        """Records that the gateway has received the whole request."""
         if self._is_refused:
-            # The gateway answers to the files only.
+            # It accepted the files after it had refused the names.
             self._known.taken = False
         for picture in self._pictures.values():
             self._known.add(picture.sha256)
         self._pictures = {}
 
     def again(self, error: PixtralError) -> bool:
-        """Whether to send it again after this error, now with the files that were not there."""
+        """Whether to send the request again, with the files that the gateway lacks."""
         named = {path: each for path, each in self._pictures.items() if each.is_named}
         fields = {violation.field for violation in error.violations}
         if isinstance(error, NotFound) and error.reason == "IMAGE_NOT_FOUND":
             asked_for = [
                 each
                 for path, each in named.items()
-                # The second time it sends all files: the gateway loses them as fast as they come.
+                # The second time it sends all files, because the gateway loses them as fast as they
+                # come.
                 if (f"{path}.sha256" in fields or self._has_asked) and not each.is_repeated
             ]
             self._has_asked = True
         elif isinstance(error, InvalidRequest) and not fields.isdisjoint(named):
-            # To a gateway that does not know names the image is empty.
+            # A gateway that does not know names sees an empty image.
             self._is_refused = True
             asked_for = list(named.values())
         else:
@@ -136,7 +137,7 @@ class Outgoing(Generic[Request]):
 
 
 def data_of(url: str) -> bytes:
-    """The file that a data: URL in base64 holds. Raises ValueError for any other."""
+    """The file in a base64 data: URL. Raises ValueError for other URLs."""
     head, comma, encoded = url.partition(",")
     if not comma or head[:5].lower() != "data:" or not head.lower().endswith(";base64"):
         raise ValueError("not a data: URL in base64")
@@ -144,7 +145,7 @@ def data_of(url: str) -> bytes:
 
 
 def _data(image: chat_pb2.Image) -> bytes:
-    """The file if the request contains it; else nothing."""
+    """The file if the request contains it; empty if not."""
     if image.WhichOneof("source") == "data":
         return image.data
     if len(image.url) < MIN_BYTES:
@@ -152,7 +153,7 @@ def _data(image: chat_pb2.Image) -> bytes:
     try:
         return data_of(image.url)
     except ValueError:
-        # For the gateway to refuse.
+        # The gateway refuses it.
         return b""
 
 

@@ -1,4 +1,4 @@
-"""Completions as they are generated: `Stream`, and `AsyncStream` for asyncio."""
+"""Answers while they are generated: `Stream`, and `AsyncStream` for asyncio."""
 
 import asyncio
 import contextlib
@@ -16,10 +16,11 @@ from pixtral_client.retries import Tries
 
 
 class Stream(Iterator[Delta]):
-    """An answer as it is generated: iterate for deltas, then read `completion`.
+    """An answer while it is generated: iterate for deltas, then read `completion`.
 
-    `close()`, the end of a `with` block and letting go of the stream, as `break` does in a loop
-    over `client.stream(...)`, cancel the call, and the server stops working on it.
+    `close()` and the end of a `with` block cancel the request, and the server stops working on it.
+    The same happens when the program drops the stream, for example with `break` in a loop over
+    `client.stream(...)`.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Stream(Iterator[Delta]):
                     break
                 self._call = self._begin()
                 if self._closed.is_set():
-                    # Another thread may close it meanwhile.
+                    # Another thread may have closed it meanwhile.
                     self._call.cancel()
         raise StopIteration
 
@@ -81,7 +82,7 @@ class Stream(Iterator[Delta]):
 
 
 class AsyncStream(AsyncIterator[Delta]):
-    """`Stream` for asyncio. Cancelling the task that reads it cancels the call, too."""
+    """`Stream` for asyncio. Cancelling the task that reads it also cancels the request."""
 
     def __init__(
         self,
@@ -135,8 +136,8 @@ class AsyncStream(AsyncIterator[Delta]):
         self._call.cancel()
 
     def __del__(self) -> None:
-        # Unlike a sync call, its event loop keeps this one. The collector may run in any thread,
-        # and when the loop is gone.
+        # The event loop keeps an asyncio call alive. The collector may run in any thread, and after
+        # the loop has ended.
         if not self._call.done():
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._call.cancel)

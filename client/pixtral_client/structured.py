@@ -1,4 +1,4 @@
-"""Answers as values of a type: `response_model`, by pydantic, which is imported when it is used."""
+"""Reads answers as values of a type, the `response_model`, with pydantic, imported on use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ParsedCompletion(Completion, Generic[T]):
-    """A completion whose text was read as the `response_model`: `parsed`, of the first choice."""
+    """A completion with `parsed`: the first choice's text as a value of the `response_model`."""
 
     parsed: T = field(kw_only=True)
 
@@ -19,8 +19,8 @@ class ParsedCompletion(Completion, Generic[T]):
 class AnswerNotParsed(ValueError):
     """The text of an answer is not a value of the `response_model`; `completion` is the answer.
 
-    An answer that ends for its length (`completion.finish_reason`) needs a larger `max_tokens`.
-    Else a check of the model refuses it that its JSON schema does not express.
+    If the answer ended because of its length (`completion.finish_reason`), raise `max_tokens`. In
+    other cases the model has a check that its JSON schema does not express.
     """
 
     def __init__(self, completion: Completion, wrong: str) -> None:
@@ -31,7 +31,7 @@ class AnswerNotParsed(ValueError):
 class ResponseModel(Generic[T]):
     """The type of the answers: a pydantic model, or any other type that pydantic reads.
 
-    Raises ImportError where pydantic is not installed.
+    Raises ImportError if pydantic is not installed.
     """
 
     def __init__(self, wanted: type[T]) -> None:
@@ -52,11 +52,11 @@ class ResponseModel(Generic[T]):
         return {**given, "structured_output": {"json_schema": schema}}
 
     def read(self, completion: Completion) -> ParsedCompletion[T]:
-        """Raises AnswerNotParsed."""
+        """The completion with its parsed text. Raises AnswerNotParsed."""
         if completion.finish_reason == "length":
             count = completion.usage.completion_tokens
             raise AnswerNotParsed(
-                completion, f"the answer is cut after {count} tokens: give a larger max_tokens"
+                completion, f"the answer ends after {count} tokens: give a larger max_tokens"
             )
         try:
             parsed = self._adapter.validate_json(completion.text)

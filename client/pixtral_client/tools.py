@@ -1,13 +1,13 @@
-"""Tools, tool choices and tool calls as people write them, made into `pixtral.v1`'s.
+"""Converts tools, tool choices and tool calls to those of `pixtral.v1`.
 
-They have the forms of OpenAI's chat API,
+They have the forms of OpenAI's chat API:
 
     {"type": "function", "function": {"name": ..., "description": ..., "parameters": SCHEMA}}
     "auto", "none", "required" or {"type": "function", "function": {"name": ...}}
     {"id": ..., "type": "function", "function": {"name": ..., "arguments": JSON}}
 
-and a tool or a call may also be the value of its `function` alone. Calls may also be the
-`tool_calls` of an answer.
+A tool or a call may also be just the value of its `function`. Calls may also be the `tool_calls` of
+an answer.
 """
 
 import json
@@ -27,7 +27,7 @@ _MODES = {
 
 
 def tool_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request that `OPTIONS` are. Raises TypeError and ValueError."""
+    """The fields of a request for the options of `OPTIONS`. Raises TypeError and ValueError."""
     fields: dict[str, Any] = {
         "tools": [_tool(tool, f"tools[{i}]") for i, tool in enumerate(options.get("tools") or ())]
     }

@@ -35,11 +35,11 @@ class Touch:
     """A name in a library that a hook reads, calls or replaces.
 
     Attributes:
-        module: the module that has it.
-        path: attributes from the module on, joined by dots.
-        parameters: what the callable must take by name.
-        mentions: names that the function's code must use. An attribute that only instances have
-            is looked for in the function that sets it.
+        module: the module that contains it.
+        path: the attributes from the module to it, joined by dots.
+        parameters: names of parameters that the callable must have.
+        mentions: names that the function's code must use. For an attribute that only instances
+            have, `path` names the function that sets it.
     """
 
     module: str

@@ -294,8 +294,8 @@ STRUCTURE_BUDGET_SECONDS = Range(
 
 PRIORITY = Range("priority", "requests of a lower number go first", INT64_MIN, INT64_MAX)
 MESSAGE_BYTES = Count("request", "a gRPC message, or an HTTP body", 64 << 20, of="bytes")
-# Parsing a body holds up all of the gateway: by a microsecond for each value, and by a tenth of one
-# for each escape, of which a text in a language without Latin letters has one a character.
+# Parsing a body blocks the gateway: about a microsecond for each value, and a tenth of that for
+# each escape. A text without Latin letters may have an escape for each character.
 BODY_VALUES = Count("request", "over HTTP", 1 << 16, of="values in the JSON of a body")
 BODY_ESCAPES = Count("request", "over HTTP", 1 << 20, of="escaped characters in a body")
 # As in vLLM.

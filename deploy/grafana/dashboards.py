@@ -1,6 +1,6 @@
 """The dashboards as code: `python -m deploy.grafana.dashboards` writes the JSON beside this file.
 
-With `--check` it writes nothing, and exits 1 where the JSON is not what the code makes.
+With `--check` it writes nothing, and exits with 1 if the JSON is out of date.
 """
 
 import json
@@ -38,7 +38,7 @@ def main() -> None:
             if not path.is_file() or path.read_text(encoding="utf-8") != text
         ]
         if stale:
-            sys.exit(f"not what the code makes: {', '.join(stale)}; run `make dashboards`")
+            sys.exit(f"out of date: {', '.join(stale)}; run `make dashboards`")
         return
     for path, text in render().items():
         path.write_text(text, encoding="utf-8")

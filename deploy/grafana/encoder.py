@@ -1,4 +1,4 @@
-"""The encoder: what waits, how fast it goes, and how much need not be done."""
+"""The encoder's dashboard: its queue, its speed, and the work that caches save."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
@@ -9,11 +9,11 @@ ENCODER = 'grpc_service="pixtral.internal.v1.EncoderService"'
 
 def dashboard() -> Dashboard:
     board = new_dashboard("encoder", "Pixtral: encoder", "Images to embeddings.")
-    board = board.with_row(row("What waits"))
+    board = board.with_row(row("Queues"))
     for panel in (
         graph(
             "Queued patches",
-            "Of images that are admitted and not yet embedded; beyond the limit they are refused.",
+            "Of admitted images without an embedding. Beyond the limit the encoder refuses images.",
             {
                 "{{instance}}": f"pixtral_encoder_queued_patches{{{NS}}}",
                 "limit of one": f"max(pixtral_encoder_queue_patches_limit{{{NS}}})",
@@ -21,23 +21,23 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Backlog",
-            "Seconds that the encoders need for what waits now: the signal to scale by.",
+            "Seconds that the encoders need for all waiting images. Scale by it.",
             {"backlog": f"namespace:pixtral_encoder_backlog:seconds{{{NS}}}"},
             unit="s",
         ),
         graph(
             "Wait for the tower",
-            "Of a decoded image, until its batch begins.",
+            "From the decoded image to the start of its batch.",
             quantiles("pixtral_encoder_queue_seconds"),
             unit="s",
         ),
     ):
         board = board.with_panel(panel)
-    board = board.with_row(row("How fast it goes"))
+    board = board.with_row(row("Throughput"))
     for panel in (
         graph(
             "Patches",
-            "In a second; and in a second in which the tower runs, of one encoder.",
+            "Per second, of all encoders; and of one encoder per second in which its tower runs.",
             {
                 "all": rate("pixtral_encoder_batch_patches_sum"),
                 "one, when busy": f"namespace:pixtral_encoder_patches:per_busy_second5m{{{NS}}}",
@@ -45,7 +45,7 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Patches in a batch",
-            "Small ones at high load: the queue does not fill them.",
+            "If they are small under high load, the queue does not fill the batches.",
             quantiles("pixtral_encoder_batch_patches"),
         ),
         graph(
@@ -56,19 +56,19 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Share of time in which the tower runs",
-            "1 is an encoder that is never idle.",
+            "1 means that an encoder is never idle.",
             {"{{instance}}": rate("pixtral_encoder_encode_seconds_sum", "instance")},
             unit="percentunit",
             ceiling=1,
         ),
         graph(
             "Images encoded",
-            "In a second.",
+            "Per second.",
             {"{{instance}}": rate("pixtral_encoder_images_encoded_total", "instance")},
         ),
         graph(
             "Images dropped",
-            "late: no caller could be in time any more; left: no caller waited any more.",
+            "late: too late for every caller; left: no caller waits any more.",
             {"{{reason}}": rate("pixtral_encoder_images_dropped_total", "reason")},
             stacked=True,
         ),
@@ -80,7 +80,7 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Calls by code",
-            "Without the gateways' handshakes.",
+            "Without the handshakes of gateways.",
             {
                 "{{grpc_method}}: {{grpc_code}}": rate(
                     "grpc_server_handled_total",
@@ -98,8 +98,8 @@ def dashboard() -> Dashboard:
         board = board.with_panel(panel)
     return board.with_panel(
         graph(
-            "Where an embedding was",
-            "Of all tiers: encoded by the tower, in a process, in Redis, or at the encoder.",
+            "Sources of embeddings",
+            "In all tiers: encoded by the tower, in a process, in Redis, or at the encoder.",
             {"{{result}}": rate("pixtral_embedding_requests_total", "result")},
             stacked=True,
         )

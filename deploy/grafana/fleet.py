@@ -1,4 +1,4 @@
-"""The whole fleet at a glance: is it well, and which tier is short."""
+"""The dashboard of the whole fleet: its health, and the tier that needs replicas."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
@@ -11,18 +11,18 @@ LATE = "namespace:pixtral_gateway_slow_first_token:ratio"
 
 
 def dashboard() -> Dashboard:
-    board = new_dashboard("fleet", "Pixtral: fleet", "Is it well, and which tier is short?")
-    board = board.with_row(row("Is it well?"))
+    board = new_dashboard("fleet", "Pixtral: fleet", "Health, and the load of each tier.")
+    board = board.with_row(row("Health"))
     for panel in (
         number(
             "Completions",
-            "Ended in a second.",
+            "Ended per second.",
             rate("pixtral_gateway_requests_total"),
             unit="reqps",
         ),
         number(
             "Errors",
-            "Share of completions, over 5 minutes, that a fault of the service ended.",
+            "Share of completions in 5 minutes that ended because of a fault of the service.",
             f"{ERRORS}_rate5m{{{NS}}}",
             unit="percentunit",
             decimals=2,
@@ -30,14 +30,14 @@ def dashboard() -> Dashboard:
         ),
         number(
             "First token, p95",
-            "From arrival.",
+            "From the request's arrival.",
             quantile(0.95, FIRST_TOKEN),
             unit="s",
             objective=2.5,
         ),
         number(
             "Late answers",
-            "Share, over 5 minutes, that begin after more than 2.5 s.",
+            "Share of answers in 5 minutes that began after more than 2.5 s.",
             f"{LATE}_rate5m{{{NS}}}",
             unit="percentunit",
             decimals=2,
@@ -56,24 +56,24 @@ def dashboard() -> Dashboard:
         ),
     ):
         board = board.with_panel(panel)
-    board = board.with_row(row("What callers see"))
+    board = board.with_row(row("Answers"))
     for graph_panel in (
         graph(
             "Completions by code",
-            "RESOURCE_EXHAUSTED is overload, refused at once.",
+            "RESOURCE_EXHAUSTED means overload, refused at once.",
             {"{{code}}": rate("pixtral_gateway_requests_total", "code")},
             unit="reqps",
             stacked=True,
         ),
         graph(
             "Time to first token, p95",
-            "By what became of the request's images.",
+            "By how the request's images were found.",
             {"images: {{images}}": quantile(0.95, FIRST_TOKEN, "images")},
             unit="s",
         ),
         graph(
             "Tokens generated",
-            "In a second, by all decoders.",
+            "Per second, by all decoders.",
             {"tokens": rate("vllm:generation_tokens_total")},
         ),
         graph(
@@ -83,7 +83,7 @@ def dashboard() -> Dashboard:
             unit="s",
         ),
         graph(
-            "Alerts that fire",
+            "Firing alerts",
             "docs/runbook.md has a section for each.",
             {"{{alertname}}": f"sum by (alertname) (ALERTS{{{NS}, {FIRING}}})"},
             stacked=True,
@@ -100,24 +100,24 @@ def dashboard() -> Dashboard:
         ),
     ):
         board = board.with_panel(graph_panel)
-    board = board.with_row(row("Which tier is short?"))
+    board = board.with_row(row("Load of each tier"))
     for graph_panel in (
         graph(
             "Gateway: permits in use",
-            "Above 90 % for long: more gateways, or more behind them.",
+            "If it stays above 90 %: add gateways, or replicas of the tiers behind them.",
             {"in use": f"namespace:pixtral_gateway_permits:utilization{{{NS}}}"},
             unit="percentunit",
             ceiling=1,
         ),
         graph(
             "Encoder: backlog",
-            "Seconds that the encoders need for the images that wait now.",
+            "Seconds that the encoders need for all waiting images.",
             {"backlog": f"namespace:pixtral_encoder_backlog:seconds{{{NS}}}"},
             unit="s",
         ),
         graph(
             "Decoder: requests",
-            "Waiting ones for long: more decoders.",
+            "If requests wait for long: add decoders.",
             {
                 "running": f"sum(vllm:num_requests_running{{{NS}}})",
                 "waiting": f"sum(vllm:num_requests_waiting{{{NS}}})",
@@ -135,8 +135,8 @@ def dashboard() -> Dashboard:
             ceiling=1,
         ),
         graph(
-            "Refused for want of room",
-            "Share of calls that each service answered with RESOURCE_EXHAUSTED, or HTTP with 429.",
+            "Refused for overload",
+            "Share of calls that a service refused with RESOURCE_EXHAUSTED, or HTTP with 429.",
             {
                 "{{grpc_service}}": f"namespace_service:grpc_server_refused:ratio_rate5m{{{NS}}}",
                 "HTTP": f"namespace:http_requests_refused:ratio_rate5m{{{NS}}}",
@@ -145,7 +145,7 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Processes",
-            "Those that answer scrapes; decoders once their engine is up.",
+            "Processes that answer scrapes; decoders only once their engine is up.",
             {
                 "gateways": f"count(pixtral_gateway_permits_limit{{{NS}}})",
                 "encoders": f"count(pixtral_encoder_queue_patches_limit{{{NS}}})",
@@ -159,18 +159,18 @@ def dashboard() -> Dashboard:
     for graph_panel in (
         graph(
             "Images of answered requests",
-            "A cached one cost no encoding.",
+            "A cached image needed no encoding.",
             {"{{result}}": rate("pixtral_gateway_images_total", "result")},
             stacked=True,
         ),
         graph(
             "Redis: failed operations",
-            "Each is taken as a miss: answers stay right and become slower.",
+            "Each counts as a miss: answers stay right, but become slower.",
             {"{{reason}}": rate("pixtral_embedding_store_failures_total", "reason")},
         ),
         graph(
             "Redis: time of an operation, p99",
-            "As the tiers see it.",
+            "As the tiers measure it.",
             {"{{operation}}": quantile(0.99, "pixtral_embedding_store_seconds", "operation")},
             unit="s",
         ),

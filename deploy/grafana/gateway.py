@@ -1,4 +1,4 @@
-"""The gateway: what comes in, what it waits for, and whom it finds behind it."""
+"""The gateway's dashboard: its requests, its limits, and the replicas behind it."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
@@ -17,19 +17,19 @@ CHAT = 'grpc_service="pixtral.v1.ChatService"'
 
 
 def dashboard() -> Dashboard:
-    board = new_dashboard("gateway", "Pixtral: gateway", "The only door.")
+    board = new_dashboard("gateway", "Pixtral: gateway", "The entry of all requests.")
     board = board.with_row(row("Calls"))
     for panel in (
         graph(
             "Calls by method",
-            "Started in a second.",
+            "Started per second.",
             {"{{grpc_method}}": rate("grpc_server_started_total", "grpc_method", where=CHAT)},
             unit="reqps",
             stacked=True,
         ),
         graph(
             "Calls by code",
-            "With the calls that are refused before they become a completion.",
+            "Includes calls that are refused before they become a completion.",
             {"{{grpc_code}}": rate("grpc_server_handled_total", "grpc_code", where=CHAT)},
             unit="reqps",
             stacked=True,
@@ -56,13 +56,13 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Wait for images",
-            "Of requests with images that no cache held.",
+            "Of requests with images that were in no cache.",
             quantiles("pixtral_gateway_encode_seconds"),
             unit="s",
         ),
         graph(
             "Permits in use",
-            "Beyond the limit requests are refused at once.",
+            "Beyond the limit the gateway refuses requests at once.",
             {
                 "{{instance}}": f"pixtral_gateway_permits_in_use{{{NS}}}",
                 "limit of one": f"max(pixtral_gateway_permits_limit{{{NS}}})",
@@ -70,7 +70,7 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Memory of requests",
-            "Of its limit; beyond it requests are refused at once.",
+            "As a share of its limit. Beyond it the gateway refuses requests at once.",
             {
                 "{{use}} at {{instance}}": (
                     f"pixtral_gateway_memory_bytes{{{NS}}} "
@@ -81,14 +81,14 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Completions by code",
-            "CANCELLED: the client went away. DEADLINE_EXCEEDED: it waited in vain.",
+            "CANCELLED: the client is gone. DEADLINE_EXCEEDED: its timeout passed.",
             {"{{code}}": rate("pixtral_gateway_requests_total", "code")},
             unit="reqps",
             stacked=True,
         ),
         graph(
             "Images",
-            "Of answered requests.",
+            "In answered requests.",
             {"{{result}}": rate("pixtral_gateway_images_total", "result")},
             stacked=True,
         ),
@@ -103,14 +103,14 @@ def dashboard() -> Dashboard:
     for panel in (
         graph(
             "Requests by route",
-            "Ended in a second.",
+            "Ended per second.",
             {"{{method}} {{handler}}": rate("http_requests_total", "method", "handler")},
             unit="reqps",
             stacked=True,
         ),
         graph(
             "Requests by status",
-            "499: the client went away. A stream that fails midway counts as 200 here.",
+            "499: the client is gone. A stream that fails midway counts as 200 here.",
             {"{{status}}": rate("http_requests_total", "status")},
             unit="reqps",
             stacked=True,
@@ -127,43 +127,43 @@ def dashboard() -> Dashboard:
     for panel in (
         graph(
             "Calls whose replica failed",
-            "retried or continued at another; refused: the budget of retries was spent.",
+            "retried or continued: by another replica; refused: no retry budget was left.",
             {"{{tier}}: {{result}}": rate("pixtral_gateway_retries_total", "tier", "result")},
             stacked=True,
         ),
         graph(
             "Replicas left out",
-            "For failures of calls, or for their silence.",
+            "Because of failures of calls, or of silence.",
             {"{{tier}}: {{reason}}": rate("pixtral_gateway_ejections_total", "tier", "reason")},
             stacked=True,
         ),
         graph(
             "Images by name",
-            "missing: the client sends the file.",
+            "missing: the client sends the file again.",
             {"{{result}}": rate("pixtral_gateway_named_images_total", "result")},
             stacked=True,
         ),
         graph(
             "Images by URL",
-            "refused: the URL is not allowed, or the file too large.",
+            "refused: the URL is not allowed, or the file is too large.",
             {"{{result}}": rate("pixtral_gateway_image_fetches_total", "result")},
             stacked=True,
         ),
         graph(
             "Time of a fetch",
-            "From the look-up to the last byte.",
+            "From the name lookup to the last byte.",
             quantiles("pixtral_gateway_image_fetch_seconds"),
             unit="s",
         ),
         graph(
             "Tokens by tenant",
-            "In a second: of prompts and of completions.",
+            "Per second, of prompts and of completions.",
             {"{{tenant}}: {{kind}}": rate("pixtral_gateway_tenant_tokens_total", "tenant", "kind")},
             stacked=True,
         ),
         graph(
             "Refused for a tenant's limit",
-            "requests at once; tokens or images a minute.",
+            "The limits of requests at once, and of tokens or images a minute.",
             {
                 "{{tenant}}: {{limit}}": rate(
                     "pixtral_gateway_tenant_refusals_total", "tenant", "limit"

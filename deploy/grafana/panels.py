@@ -1,7 +1,7 @@
 """The parts of the dashboards.
 
-Every query is of one namespace, or of all: where Prometheus gives its targets no such label,
-"All" is the whole fleet.
+Every query selects one namespace, or all. If Prometheus gives its targets no such label, "All" is
+the whole fleet.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
-# A selector of the chosen namespace, to stand in every query's braces.
+# A selector of the chosen namespace, for the braces of every query.
 NS = 'namespace=~"$namespace"'
 
 
@@ -49,12 +49,12 @@ def quantile(share: float, metric: str, *labels: str, where: str = "") -> str:
 
 
 def quantiles(metric: str) -> dict[str, str]:
-    """Legends and queries of a histogram's median, 95th and 99th percentile."""
+    """A histogram's median, 95th and 99th percentile, as queries by legend."""
     return {f"p{round(share * 100)}": quantile(share, metric) for share in (0.5, 0.95, 0.99)}
 
 
 def rate(metric: str, *labels: str, where: str = "") -> str:
-    """A counter's rate in a second, summed over all but `labels`."""
+    """A counter's rate per second, summed over all labels except `labels`."""
     by = f" by ({', '.join(labels)})" if labels else ""
     selector = f"{NS}, {where}" if where else NS
     return f"sum{by} (rate({metric}{{{selector}}}[$__rate_interval]))"
@@ -66,7 +66,7 @@ def mean(metric: str) -> str:
 
 
 def of_tier(expression: str, mark: str) -> str:
-    """Keeps of a metric that all tiers have the processes that also have `mark`."""
+    """Limits a metric that all tiers have to the processes that also have `mark`."""
     return f"{expression} and on (namespace, instance) {mark}"
 
 
@@ -79,7 +79,7 @@ def graph(
     stacked: bool = False,
     ceiling: float | None = None,
 ) -> timeseries.Panel:
-    """Lines over time; `queries` are by their legend."""
+    """A panel with lines over time; `queries` are by legend."""
     panel = (
         timeseries.Panel()
         .title(title)
@@ -122,7 +122,7 @@ def number(
     decimals: int | None = None,
     objective: float | None = None,
 ) -> stat.Panel:
-    """One number, as it is now; red beyond `objective`."""
+    """A panel with one current number, which is red beyond `objective`."""
     panel = (
         stat.Panel()
         .title(title)
@@ -148,7 +148,7 @@ def row(title: str) -> Row:
 
 
 def processes(mark: str) -> tuple[timeseries.Panel, ...]:
-    """Processor, memory and tasks of the processes that have the metric `mark`."""
+    """Panels of processor, memory and tasks, for the processes that have the metric `mark`."""
     cpu = of_tier(f"rate(process_cpu_seconds_total{{{NS}}}[$__rate_interval])", mark)
     memory = of_tier(f"process_resident_memory_bytes{{{NS}}}", mark)
     return (
@@ -156,17 +156,17 @@ def processes(mark: str) -> tuple[timeseries.Panel, ...]:
         graph("Memory", "Resident memory.", {"{{instance}}": memory}, unit="bytes"),
         graph(
             "Tasks of the event loop",
-            "Some for each call in flight; a number that only grows is a leak.",
+            "Each running call has some. A number that only grows is a leak.",
             {"{{instance}}": of_tier(f"pixtral_asyncio_tasks{{{NS}}}", mark)},
         ),
     )
 
 
 def gpus() -> tuple[timeseries.Panel, timeseries.Panel]:
-    """The GPUs of the chosen namespace, where NVIDIA's dcgm-exporter runs.
+    """Panels of the GPUs in the chosen namespace, measured by NVIDIA's dcgm-exporter.
 
-    It has the namespace of the pod that uses the GPU as `exported_namespace`, or as `namespace`
-    where Prometheus honours its labels.
+    The exporter's label for the namespace of the pod that uses the GPU is `exported_namespace`, or
+    `namespace` if Prometheus honours its labels.
     """
 
     def used(metric: str) -> str:
@@ -175,14 +175,14 @@ def gpus() -> tuple[timeseries.Panel, timeseries.Panel]:
     return (
         graph(
             "GPU: share of time in use",
-            "dcgm-exporter measures it, where it runs.",
+            "Measured by dcgm-exporter, if it runs.",
             {"{{Hostname}} {{gpu}}": used("DCGM_FI_DEV_GPU_UTIL")},
             unit="percent",
             ceiling=100,
         ),
         graph(
             "GPU: memory in use",
-            "dcgm-exporter measures it, where it runs.",
+            "Measured by dcgm-exporter, if it runs.",
             {"{{Hostname}} {{gpu}}": used("DCGM_FI_DEV_FB_USED")},
             unit="decmbytes",
         ),

@@ -239,9 +239,9 @@ class _Completion:
     """Facts of one completion, for its report, metrics, log line and tenant.
 
     Attributes:
-        keys: of the images' embeddings, in the order of the prompt.
+        keys: keys of the images' embeddings, in the order of the prompt.
         wanted: the image of each key.
-        located: the encoder of each embedding.
+        located: the encoder that has each embedding.
     """
 
     def __init__(

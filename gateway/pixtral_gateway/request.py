@@ -42,12 +42,13 @@ class Request:
     """One completion to make, of `sampling.n` choices.
 
     Attributes:
-        id: the completion's, which the client gets.
-        conversation: what the completion answers, or the prompt that it goes on from.
-        arrival: on the monotonic clock, in seconds.
-        adapter: the name of the LoRA adapter that answers; empty is the model itself.
-        priority: of the requests that wait for the engine, a lower one goes first.
-        is_gathered: the client gets the answer whole, and the gateway has all of it until then.
+        id: the completion's id, which the client gets.
+        conversation: the conversation to answer, or the prompt to continue.
+        arrival: time of its arrival on the monotonic clock, in seconds.
+        adapter: name of the LoRA adapter that answers; empty for the model itself.
+        priority: requests with a lower number leave the engine's queue first.
+        is_gathered: whether the client gets the whole answer at its end, so that the gateway
+            stores it until then.
     """
 
     id: str
@@ -128,15 +129,15 @@ class Delta:
     """New parts of one choice. No code changes it.
 
     Attributes:
-        index: the choice's, from 0 up to, not including, `sampling.n`.
-        finish_reason: set in the choice's last delta.
-        logprobs: one for each of `token_ids`, where the request asks for them.
-        prompt_logprobs: the next ones of the prompt; they come before the first token.
-        cached_tokens: prompt tokens whose keys and values the decoder held; in the first delta.
+        index: index of the choice, from 0 to `sampling.n` - 1.
+        finish_reason: set in the choice's last delta only.
+        logprobs: one for each of `token_ids`, if the request asks for them.
+        prompt_logprobs: the next part of the prompt's, which comes before the first token.
+        cached_tokens: prompt tokens whose keys and values the decoder had; in the first delta.
         queue: seconds that the request waited for the engine; in the first delta.
         stop_reason: in the last delta, the stop string or the id of the stop token that ended the
-            choice; None where the model ended it.
-        reasoning: what the model thinks before its answer, which is not part of `text`.
+            choice; None if the model ended it.
+        reasoning: the model's thoughts before its answer, which are not part of `text`.
     """
 
     index: int
@@ -154,7 +155,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The first event."""
+    """The first event of a completion."""
 
     prompt_token_ids: Sequence[int]
 
@@ -165,8 +166,8 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """In tokens. Image tokens and cached tokens are among the prompt's, and reasoning tokens among
-    the completion's."""
+    """Numbers of tokens. Prompt tokens include image tokens and cached tokens; completion tokens
+    include reasoning tokens."""
 
     prompt_tokens: int
     image_tokens: int
@@ -177,8 +178,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """In seconds: the waits for the engine and for images, the time to the first token, and the
-    time to the end."""
+    """Seconds: the waits for the engine and for images, and the times to the first token and to the
+    end."""
 
     queue: float
     encode: float
@@ -188,7 +189,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """`encode` is the wait for this image in seconds, and zero if it was cached."""
+    """The outcome of one image. `encode` is its wait in seconds, zero if the image was cached."""
 
     sha256: str
     width: int
@@ -200,10 +201,10 @@ class ImageReport:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event.
+    """The last event of a completion.
 
-    `images` are in the order of the conversation; `prompt_logprobs` has one for each token of the
-    prompt, where the request asks for them.
+    `images` are in the order of the conversation. `prompt_logprobs` has one for each token of the
+    prompt, if the request asks for them.
     """
 
     usage: Usage

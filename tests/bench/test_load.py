@@ -83,7 +83,7 @@ def test_the_page_needs_nothing_else() -> None:
     assert made.count("<svg") == made.count("</svg>") == 5
     assert "<?xml" not in made
     assert not re.search(r"<(script|link|iframe)|src=|url\(http", made)
-    for name in ("follow_ups", "burst_every", "generator late by"):
+    for name in ("follow_ups", "burst_every", "delay of the generator"):
         assert name in made
     assert "40 in 4 s" in table(found)
 

@@ -28,8 +28,8 @@ ANSWER = Completion(
 
 
 class Simulated:
-    """A gateway that refuses beyond `permits` requests at once, or `rate` a second with so much of
-    a `burst`, and each `one_of`th in any case; `latency` is the time of an answer."""
+    """A gateway that refuses beyond `permits` requests at once, beyond `rate` a second after a
+    `burst`, and each `one_of`th in any case; `latency` is the time of an answer."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""URLs are fetched by http and https alone, within their limits."""
+"""URLs are fetched over http and https only, within their limits."""
 
 import threading
 from collections.abc import Iterator
@@ -92,5 +92,5 @@ def test_time_limit(site: str) -> None:
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "/etc/hostname"])
 def test_other_schemes_are_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="only http and https"):
+    with pytest.raises(ValueError, match="must be http or https"):
         fetch(url)

@@ -62,7 +62,7 @@ def test_an_answer_that_does_not_fit_says_why_and_is_kept(gateway: FakeGateway) 
             client.chat(HELLO, response_model=Bird)
         assert '"cat"' in caught.value.completion.text
         gateway.is_cut = True
-        with pytest.raises(AnswerNotParsed, match="cut after 5 tokens: give a larger max_tokens"):
+        with pytest.raises(AnswerNotParsed, match="ends after 5 tokens: give a larger max_tokens"):
             client.chat(HELLO, response_model=Animal)
 
 

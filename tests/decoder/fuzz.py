@@ -62,7 +62,7 @@ class Found:
 async def fuzz(
     channel: grpc.aio.Channel, redis: RedisServer, fuzzer: Fuzzer, requests: int
 ) -> Found:
-    """Sends `requests` calls, a few at once. Raises AssertionError where a good answer changes."""
+    """Sends `requests` calls, a few at once. Raises AssertionError if a good answer changes."""
     call: Any = channel.unary_stream(METHOD)
     found, numbers, cancels = Found(), iter(range(requests)), random.Random(requests)
     good = [_known_good(fuzzer, redis) for _ in range(3)]

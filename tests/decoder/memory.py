@@ -34,7 +34,7 @@ def files() -> list[str]:
 
 
 async def until(count: int) -> None:
-    """This process has so many files of embeddings, open and mapped ones counted apart."""
+    """Waits for `count` files of embeddings in this process; an open, mapped one counts twice."""
     async with asyncio.timeout(SECONDS):
         while len(files()) != count:
             await asyncio.sleep(0.01)

@@ -199,7 +199,7 @@ def with_definitions(rng: random.Random) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The structure of a request, and the fault of an answer's text; None where there is none."""
+    """The structure of a request, and the fault of an answer's text; None if there is none."""
 
     form: str
     sampling: Sampling
@@ -335,7 +335,7 @@ class Backend:
         self._space = np.array([bool(piece) and not piece.strip() for piece in self._pieces])
 
     def answers(self, rng: random.Random, sampling: Sampling, count: int) -> Iterator[bytes | None]:
-        """The text of random allowed tokens; None where it does not end."""
+        """The text of random allowed tokens; None if it does not end."""
         wanted = vllm_sampling(sampling, {})
         asyncio.run(StructureCheck().check(wanted))
         if wanted.structured_outputs is None:

@@ -153,7 +153,7 @@ def without(key: str) -> Callable[[Object], object]:
             "ScaledObject",
             "encoder",
             lambda o: o["spec"]["scaleTargetRef"].update(name="encoders"),
-            "ScaledObject encoder scales nothing that is there",
+            "ScaledObject encoder scales a Deployment that does not exist",
         ),
         (
             "ScaledObject",
@@ -166,7 +166,7 @@ def without(key: str) -> Callable[[Object], object]:
             "ConfigMap",
             "settings",
             lambda o: o["data"].update(PIXTRAL_DRAIN_SECONDS="200"),
-            "a drain of 200 s cuts a request of 300 s",
+            "a drain of 200 s interrupts a request of 300 s",
         ),
         (
             "Deployment",
@@ -184,7 +184,7 @@ def without(key: str) -> Callable[[Object], object]:
             "Deployment",
             "decoder",
             lambda o: container(o)["startupProbe"].update(failureThreshold=30),
-            "Deployment decoder is given 150 s to load",
+            "Deployment decoder has 150 s to load",
         ),
         (
             "Deployment",
@@ -204,7 +204,7 @@ def without(key: str) -> Callable[[Object], object]:
             "NetworkPolicy",
             "gateway",
             lambda o: o["spec"]["ingress"][0]["ports"].pop(),
-            "NetworkPolicy: gateway refuses calls of outside",
+            "NetworkPolicy: gateway refuses connections from outside",
         ),
         (
             "Deployment",
@@ -234,7 +234,7 @@ def without(key: str) -> Callable[[Object], object]:
             "ServiceAccount",
             "gateway",
             lambda o: o.pop("automountServiceAccountToken"),
-            "Deployment gateway is given a token",
+            "Deployment gateway has a token",
         ),
         (
             "Deployment",
@@ -264,7 +264,7 @@ def without(key: str) -> Callable[[Object], object]:
             "Deployment",
             "gateway",
             lambda o: container(o)["env"].append({"name": "REDIS_PASSWORD", "value": "x"}),
-            "gateway: REDIS_PASSWORD is written out",
+            "gateway: REDIS_PASSWORD has a literal value",
         ),
         (
             "Deployment",
@@ -272,13 +272,13 @@ def without(key: str) -> Callable[[Object], object]:
             lambda o: container(o)["env"].append(
                 {"name": "PIXTRAL_ALLOW_INSECURE", "value": "true"}
             ),
-            "allows what is not encrypted",
+            "allows unencrypted traffic",
         ),
         (
             "Deployment",
             "encoder",
             lambda o: set_variable(o, "PIXTRAL_TLS_CLIENT_CA", ""),
-            "Deployment encoder lets in every caller",
+            "Deployment encoder accepts every caller",
         ),
         (
             "Deployment",
@@ -290,19 +290,19 @@ def without(key: str) -> Callable[[Object], object]:
             "NetworkPolicy",
             "closed",
             lambda o: o["spec"].update(policyTypes=["Ingress"]),
-            "no NetworkPolicy closes everything first",
+            "no NetworkPolicy denies all traffic by default",
         ),
         (
             "NetworkPolicy",
             "redis",
             lambda o: o["spec"]["ingress"][0].pop("from"),
-            "redis takes calls of outside",
+            "redis accepts connections from outside",
         ),
         (
             "NetworkPolicy",
             "redis",
             lambda o: o["spec"]["ingress"][0]["from"][0].update(podSelector={}),
-            "redis takes calls of weights",
+            "redis accepts connections from weights",
         ),
         (
             "NetworkPolicy",
@@ -310,13 +310,13 @@ def without(key: str) -> Callable[[Object], object]:
             lambda o: o["spec"]["ingress"][0]["from"][0].update(
                 podSelector={"matchLabels": {"app.kubernetes.io/name": "gateway"}}
             ),
-            "encoder refuses calls of decoder",
+            "encoder refuses connections from decoder",
         ),
         (
             "NetworkPolicy",
             "gateway",
             lambda o: o["spec"]["egress"].pop(0),
-            "gateway cannot call encoder",
+            "gateway cannot connect to encoder",
         ),
         (
             "Deployment",
@@ -346,13 +346,13 @@ def without(key: str) -> Callable[[Object], object]:
             "Deployment",
             "decoder",
             lambda o: container(o)["env"].append({"name": "PIXTRAL_TENSOR_PARALLEL", "value": "2"}),
-            "Deployment decoder has 1 GPUs, and works with 2",
+            "Deployment decoder has 1 GPUs, but needs 2",
         ),
         (
             "Deployment",
             "decoder",
             lambda o: container(o)["volumeMounts"].pop(),
-            "Deployment decoder has no shared memory",
+            "Deployment decoder has only the runtime's 64 MiB of shared memory",
         ),
         (
             "PodMonitor",
@@ -379,7 +379,7 @@ def test_rule_finds_a_mistake(
 def test_secret_in_the_manifests_is_found(production: list[Object]) -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis"}}
 
-    assert "Secret redis stands in the manifests" in problems("production", [*production, secret])
+    assert "Secret redis is part of the manifests" in problems("production", [*production, secret])
 
 
 def test_kind_without_a_schema_is_found() -> None:

@@ -49,7 +49,7 @@ Plant = Callable[[dict[str, Any]], object]
                 query='sum(vllm:num_requests_running{namespace="pixtral"})'
                 " + sum(vllm:num_requests_waiting)"
             ),
-            "ScaledObject decoder: vllm:num_requests_waiting is that of all namespaces",
+            "ScaledObject decoder: vllm:num_requests_waiting counts all namespaces",
             id="6 a tier scales by another's load",
         ),
         pytest.param(
@@ -57,7 +57,7 @@ Plant = Callable[[dict[str, Any]], object]
             "ScaledObject",
             "gateway",
             lambda o: o["metadata"].update(namespace="other"),
-            "ScaledObject gateway: pixtral_gateway_permits_in_use is that of all namespaces",
+            "ScaledObject gateway: pixtral_gateway_permits_in_use counts all namespaces",
             id="6 an overlay has another namespace than its queries",
         ),
         pytest.param(
@@ -65,7 +65,7 @@ Plant = Callable[[dict[str, Any]], object]
             "Deployment",
             "encoder",
             lambda o: o["spec"]["strategy"]["rollingUpdate"].update(maxSurge=1),
-            "Deployment encoder needs one GPU more for each upgrade",
+            "Deployment encoder needs another GPU for each upgrade",
             id="7 an upgrade needs a GPU that is not there",
         ),
         pytest.param(
@@ -81,7 +81,7 @@ Plant = Callable[[dict[str, Any]], object]
             "Deployment",
             "gateway",
             lambda o: container(o)["envFrom"][0]["configMapRef"].update(name="settings"),
-            "Deployment gateway: a change of the ConfigMap settings starts no new pod",
+            "Deployment gateway: a change of the ConfigMap settings starts no new pods",
             id="12 changed settings do nothing",
         ),
         pytest.param(
@@ -91,7 +91,7 @@ Plant = Callable[[dict[str, Any]], object]
             lambda o: next(
                 m for m in container(o)["volumeMounts"] if m["mountPath"] == "/tls"
             ).update(subPath="tls.crt"),
-            "Deployment encoder: /tls stays as it was when its Secret changes",
+            "Deployment encoder: /tls does not change when its Secret does",
             id="13 a certificate that is replaced never reaches the pod",
         ),
         pytest.param(
@@ -131,7 +131,7 @@ Plant = Callable[[dict[str, Any]], object]
             "ConfigMap",
             "weights",
             lambda o: o["data"].pop("REVISION"),
-            "Job weights lets nobody choose REVISION",
+            "Job weights does not let users choose REVISION",
             id="16 the weights are others on another day",
         ),
         pytest.param(
@@ -139,7 +139,7 @@ Plant = Callable[[dict[str, Any]], object]
             "Job",
             "weights",
             lambda o: o["spec"].pop("ttlSecondsAfterFinished"),
-            "Job weights stays when it has ended",
+            "Job weights remains after its end",
             id="16 a Job that ended cannot be applied again",
         ),
         pytest.param(
@@ -155,7 +155,7 @@ Plant = Callable[[dict[str, Any]], object]
             "Deployment",
             "gateway",
             lambda o: container(o)["lifecycle"]["preStop"]["sleep"].update(seconds=15),
-            "Deployment gateway stops 15 s after it is taken out, before the health checks",
+            "Deployment gateway stops 15 s after it becomes not ready, before the health checks",
             id="18 a pod stops before its balancer knows",
         ),
         pytest.param(
@@ -195,7 +195,7 @@ Plant = Callable[[dict[str, Any]], object]
             "Deployment",
             "redis",
             lambda o: container(o)["readinessProbe"]["exec"]["command"].remove("-e"),
-            "Deployment redis: readinessProbe proves a port and no answer",
+            "Deployment redis: readinessProbe does not prove an answer",
             id="20 a probe takes a refusal for an answer",
         ),
     ],
@@ -226,7 +226,7 @@ def test_2_a_python_without_the_project_is_found() -> None:
 
     (fault,) = images.programs_are_the_environments(build_once("dev"), files)
 
-    assert "Job weights: python is not that of /opt/pixtral" in fault
+    assert "Job weights: python is not from /opt/pixtral" in fault
 
 
 def test_2_a_program_that_imports_what_no_image_has_is_found() -> None:
@@ -271,7 +271,7 @@ def test_9_a_lock_without_what_the_oldest_python_needs_is_found() -> None:
         # 10 and 15
         ("writable-root", "Deployment encoder has a read-only root"),
         ("nodes", "Deployment decoder takes any GPU"),
-        ("kv-host", "Deployment decoder keeps no keys and values in host memory"),
+        ("kv-host", "Deployment decoder has no host memory for keys and values"),
         ("compile-cache", "Deployment decoder loses VLLM_CACHE_ROOT with its pod"),
     ],
 )
@@ -321,7 +321,7 @@ def test_kernels_that_end_with_their_pod_are_found(plant: Plant, said: str) -> N
         ),
         (
             lambda o: container(o)["resources"]["requests"].update(memory="24Gi"),
-            "keeps 64 GiB and asks for 24",
+            "uses 64 GiB, but requests 24",
         ),
     ],
 )
@@ -336,17 +336,21 @@ def test_host_memory_that_a_pod_does_not_have_is_found(plant: Plant, said: str) 
 @pytest.mark.parametrize(
     ("kind", "plant", "said"),
     [
-        ("decoder", lambda o: pod_of(o).pop("resourceClaims"), "does not have the one claim"),
+        (
+            "decoder",
+            lambda o: pod_of(o).pop("resourceClaims"),
+            "does not use the only",
+        ),
         (
             "encoder",
             lambda o: pod_of(o)["resourceClaims"][0].update(resourceClaimName="another"),
-            "does not have the one claim",
+            "does not use the only",
         ),
         ("decoder", lambda o: o["spec"].update(replicas=2), "several replicas on one card"),
         (
             "encoder",
             lambda o: container(o)["resources"]["limits"].update({"nvidia.com/gpu": 1}),
-            "has a GPU beside the one that is shared",
+            "has another GPU beside the shared one",
         ),
         (
             "decoder",
@@ -388,10 +392,10 @@ def test_14_an_alert_that_adds_up_all_namespaces_is_found() -> None:
         (
             "kubectl apply -f deploy/k8s/base/namespace.yaml",
             "kubectl create namespace pixtral",
-            "applied again with a warning",
+            "kubectl warns when it applies a namespace",
         ),
         ('-H "Authorization: Bearer $PIXTRAL_API_KEY" ', "", "a gateway with keys refuses: curl"),
-        ("sed -i ", "kustomize edit set image ", "kustomize is no part of kubectl"),
+        ("sed -i ", "kustomize edit set image ", "kubectl does not include kustomize"),
         ("--build-arg VLLM_IMAGE=", "--build-arg VLLM_IMAGE=... # ", "has dots in place of"),
     ],
 )

@@ -57,9 +57,9 @@ class Record:
         digests: of its pictures, in hexadecimal.
         tokens: that came; none over HTTP, which does not tell them.
         outcome: FINISHED, LEFT, HUNG, TRUNCATED or the name of a gRPC code.
-        reason: what the service says of its status; empty where that is gRPC's own or the
+        reason: what the service says of its status; empty if that is gRPC's own or the
             connection's.
-        cached: whether each picture was encoded already; None where it is not told.
+        cached: whether each picture was encoded already; None if it is not told.
         cached_tokens: of the prompt, that the engine had computed before; None as above.
         others: texts of the choices behind the first.
         logprobs: of each token.

@@ -35,7 +35,7 @@ class Clock:
         }
 
     def set(self, ahead: int) -> None:
-        """So many seconds ahead of the true time; less than 0 is behind it."""
+        """Sets the clock this many seconds ahead of the true time; less than 0 is behind it."""
         # At once, for another reader meanwhile.
         written = self._path.with_suffix(".new")
         written.write_text(f"{ahead:+d}\n", "ascii")

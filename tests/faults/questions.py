@@ -92,7 +92,7 @@ class Asker:
         is_long: bool = False,
         turns: Sequence[tuple[str, str]] = (),
     ) -> Question | None:
-        """None where two tokens are too nearly as likely for float32 to tell them apart."""
+        """None if two tokens are too nearly as likely for float32 to tell them apart."""
         encoded = self._tokenizer.encode_chat_completion(
             ChatCompletionRequest.from_openai(
                 conversation(list(map(url_of, pictures)), text, turns)
@@ -129,7 +129,7 @@ class Asker:
         )
 
     def questions(self, seed: int, counts: Mapping[str, int] = COUNTS) -> list[Question]:
-        """So many of each kind; no two about a single picture have the same answer."""
+        """Questions of each kind; no two about a single picture have the same answer."""
         rng = np.random.default_rng(seed)
         return [
             question for kind, count in counts.items() for question in self._some(rng, kind, count)
@@ -181,7 +181,7 @@ def conversation(
 
 
 def _scene(rng: np.random.Generator, count: int) -> tuple[list[bytes], str]:
-    """So many pictures, and what may be asked about the first one or two."""
+    """`count` pictures, and a question about the first one or two."""
     while True:
         (scene,) = sample_scenes(rng, [GRID] * min(count, 2), 1, scenes.HELD_OUT)
         if scene.questions:

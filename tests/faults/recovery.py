@@ -24,7 +24,7 @@ Counts = Mapping[str, float]
 async def until_recovered(
     stack: Stack, history: History, parts: Sequence[str], before: Counts
 ) -> float | None:
-    """When all of the parts had done work beyond `before` and every process was in use; None where
+    """When all of the parts had done work beyond `before` and every process was in use; None if
     they had not in time."""
     deadline = time.monotonic() + RECOVERY_SECONDS
     since = time.monotonic()
@@ -41,7 +41,7 @@ async def until_recovered(
 async def work_done(
     stack: Stack, history: History, parts: Sequence[str], since: float
 ) -> dict[str, float]:
-    """The answers of each process, or its successes with Redis; 0 where it does not answer."""
+    """The answers of each process, or its successes with Redis; 0 if it does not answer."""
     found: dict[str, float] = {}
     for name in parts:
         if name.endswith("-redis"):

@@ -74,7 +74,7 @@ BOUNDS: dict[str, dict[str, Bound]] = {
 
 
 def look(part: Part, *, is_ready: bool = True) -> Sample | None:
-    """None where it does not run."""
+    """None if it does not run."""
     mib, files, threads = 0.0, 0, 0
     with suppress(psutil.Error):
         pid = part.pid

@@ -25,7 +25,7 @@ CALM_SECONDS = 2.0
 # gRPC's wait between two tries to connect, as long as it gets in the longest of the faults.
 LINGER_SECONDS = 20.0
 AT_ONCE = 8
-# On a machine of its own, the slowest of so many. A longer time is the machine's.
+# The slowest of AT_ONCE answers on a machine without other work.
 ORDINARY_SECONDS = 5.0
 # The share of the schedule's steps that have two faults.
 AT_ONCE_SHARE, RECOVERING_SHARE = 0.12, 0.12
@@ -34,7 +34,7 @@ AT_ONCE_SHARE, RECOVERING_SHARE = 0.12, 0.12
 async def run(
     seed: int, minutes: float, directory: Path, only: str = "", plant: str = ""
 ) -> tuple[History, list[Violation]]:
-    """Faults one after the other for so many minutes; `only` those whose names match it.
+    """Faults one after the other for `minutes`; `only` limits them to names that match it.
 
     `plant` is a bug of `mutated` that every process of its tier has.
     """

@@ -28,7 +28,7 @@ from tests.support.openapi import EVENTS, PATH, Described, events_of
 KIND = "content-type"
 # The description of a field that may ask for nothing.
 NOTHING = "Not supported."
-# So many of a route's right ones, then of its wrong ones, and then those of the next.
+# This many right requests of a route, then as many wrong ones, and then the next route.
 EXAMPLES = 6
 # The fields that every answered body has.
 ASKED = [{"role": "user", "content": "What is this?"}]
@@ -59,7 +59,7 @@ async def fuzz_by_schema(
     seconds: float | None = None,
     path: str | None = None,
 ) -> Found:
-    """Goes through all routes, or that of `path`, so many times, or for so long.
+    """Goes through all routes, or that of `path`, `rounds` times, or for `seconds`.
 
     A good answer stays as it was at first.
     """

@@ -74,7 +74,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """So many calls, or for so long."""
+    """The end of a run: a number of calls, or a time."""
 
     count: int | None = None
     seconds: float | None = None

@@ -118,7 +118,7 @@ class _Upright:
 
 
 def _as_vllm_has_it(data: bytes) -> _Upright | None:
-    """None where Pillow does not take it."""
+    """None if Pillow does not take it."""
     try:
         image: Image.Image = Image.open(
             io.BytesIO(data), formats=[each.upper() for each in FORMATS]
@@ -170,8 +170,8 @@ def replayed() -> list[Path]:
 def fuzz_images(
     spec: VisionSpec, seed: int, *, count: int | None = None, seconds: float | None = None
 ) -> Counter[str]:
-    """So many files, or for so long. Inputs that break something are kept among the regressions,
-    and raised."""
+    """Tries `count` files, or files for `seconds`. Inputs that break something are stored among
+    the regressions, and raised."""
     mutator, ended = Mutator(seed, list(originals().values())), Counter[str]()
     until = None if seconds is None else time.monotonic() + seconds
     under = Images(spec)

@@ -159,7 +159,7 @@ def nested(depth: int) -> str:
     return '{"a":' * (depth - 1) + "{}" + "}" * (depth - 1)
 
 
-# A request with so many of what is counted.
+# A request by the count of the limited thing.
 COUNTED: dict[str, Callable[[int], chat_pb2.Chat]] = {
     "TOOL_CALLS": lambda count: called(*map(call, range(count))),
     "TOOL_CALL_ID": lambda count: called(call(id="a" * count)),
@@ -294,7 +294,7 @@ def max_concurrent_requests() -> int:
 
 
 async def refused_field(client: Client, request: chat_pb2.Chat) -> str | None:
-    """The path of what the gateway refuses, with [] for any index; None where it answers."""
+    """The path of what the gateway refuses, with [] for any index; None if it answers."""
     try:
         await client.stub.Complete(chat_pb2.CompleteRequest(chat=request))
     except grpc.aio.AioRpcError as error:

@@ -25,7 +25,7 @@ from tests.support.stack.service import sample_value
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = dict(os.environ)
 REQUEST = chat_pb2.CompleteRequest(chat=chat_pb2.Chat(messages=[user(text("Hello?"))]))
-# The kernel deals connections out by chance: so many are all at one worker once in 2**31.
+# The kernel distributes connections at random: all reach one worker once in 2**31 runs.
 CONNECTIONS = 32
 
 

@@ -104,7 +104,7 @@ class Ground:
             self.said.append(f"the attack was answered with {status}")
 
     async def again(self, ask: Callable[[], Awaitable[None]], every: float) -> None:
-        """Begins one every so many seconds, whatever became of those before, until it is over."""
+        """Begins one each `every` seconds until the attack is over; it does not wait for any."""
         async with asyncio.TaskGroup() as group:
             while not self.is_over:
                 group.create_task(_awaited(ask()))

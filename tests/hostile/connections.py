@@ -26,7 +26,7 @@ from tests.support.http2 import (
 
 HEALTH = "grpc.health.v1.Health"
 CANCEL = struct.pack(">I", 8)
-# So many frames are written at once, and so often: what one sender can without any effort.
+# Frames at once, and seconds between bursts: one sender does this without any effort.
 BURST, BURST_SECONDS = 500, 0.01
 RESETS = 20
 # More than a process may have files, unless it asks for more.

@@ -52,7 +52,7 @@ class Harm:
 
 
 def slowest(seconds: Iterable[float], share: float = 0.99) -> float:
-    """The least number that so many of them do not exceed: of fewer than a hundred, the largest."""
+    """The least number that `share` of them do not exceed: the largest of fewer than a hundred."""
     ordered = sorted(seconds)
     return ordered[math.ceil(share * len(ordered)) - 1] if ordered else 0.0
 

@@ -1,4 +1,4 @@
-"""Certificates for tests."""
+"""A certificate authority for tests."""
 
 import datetime
 import ipaddress
@@ -21,7 +21,7 @@ class Authority:
         self.ca.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, name: str, dns_name: str | None = None) -> tuple[Path, Path]:
-        """Certificate and private key, for 127.0.0.1 unless it is for a name."""
+        """Paths of certificate and private key, for `dns_name` or, without one, for 127.0.0.1."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         holder: x509.GeneralName = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))

@@ -1,4 +1,4 @@
-"""The echo process as a child of the test."""
+"""Runs the echo process as a child of the test."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ class Process:
         return found
 
     async def ended(self) -> tuple[int | None, str]:
-        """Exit code and what was logged."""
+        """The exit code and the log."""
         async with asyncio.timeout(120):
             _, err = await self.child.communicate()
         return self.child.returncode, err.decode()

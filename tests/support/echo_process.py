@@ -1,4 +1,4 @@
-"""A process whose tier starts, answers and fails as its flags say; for the tests of `run`."""
+"""A process whose tier starts, answers and fails as its flags say, for the tests of `run`."""
 
 import asyncio
 import gc
@@ -20,7 +20,7 @@ from tests.support.echo_tier import Context, EchoTier
 
 class Settings(ProcessSettings):
     start: Literal["ready", "awaits", "blocks", "refuses", "breaks"] = Field(
-        "ready", description="The work of the tier's start."
+        "ready", description="How the tier starts."
     )
     failure: Path | None = Field(None, description="The tier fails once this file exists.")
     stopped: Path | None = Field(None, description="File that the tier's stop makes.")

@@ -1,4 +1,4 @@
-"""A small tier for the chassis's tests: each test gives the handlers it needs."""
+"""A small tier for the tests of the server code; each test passes its own handlers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ Handler = Callable[..., Any]
 
 
 class EchoTier:
-    """Serves what it is given as Unary, Stream, Collect and Chat of test.Echo."""
+    """Serves the given handlers as Unary, Stream, Collect and Chat of test.Echo."""
 
     name = "echo"
     services: tuple[str, ...] = (SERVICE,)
@@ -62,7 +62,7 @@ class EchoTier:
 
 
 class EchoStub:
-    """Calls the four methods. `raw` sends bytes as they are."""
+    """Calls the four methods. The `raw` ones send bytes unchanged."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         write, read = StringValue.SerializeToString, StringValue.FromString
@@ -80,14 +80,14 @@ class EchoStub:
 
 
 async def read_message(call: StreamCall) -> StringValue:
-    """The stream's next message, which is not its end."""
+    """The stream's next message; fails at its end."""
     message = await call.read()
     assert isinstance(message, StringValue)
     return message
 
 
 def health_stub(channel: grpc.aio.Channel) -> Any:
-    # The stubs of gRPC's own health service leave its methods out.
+    # The type stubs of gRPC's health service lack its methods.
     return health_pb2_grpc.HealthStub(channel)
 
 

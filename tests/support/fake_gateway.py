@@ -1,4 +1,4 @@
-"""A `ChatService` that answers as its test tells it to, in this process on a free port."""
+"""A `ChatService` that answers as its test asks, in this process on a free port."""
 
 import hashlib
 import threading
@@ -45,14 +45,25 @@ def said(text: str, choice: int) -> str:
 
 
 class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
-    """`requests` holds what came; `failure` is what every call then ends with; with `stuck` a call
-    sends its first delta and waits until it is cancelled, which sets `cancelled`; with `calls` the
-    answers are these. `failures` end the next calls, one each, and with `breaks` a stream ends so
-    after its first delta. `rounds` are the calls of the next answers, and an answer that `is_cut`
-    ends for its length. `ending` is the `stop_reason` of answers in text, as a field of Choice.
+    """Answers every request with WORDS, unless a test sets something else.
 
-    `images` are the digests of files that came; a name among them stands for its file, unless the
-    gateway `is_old` and knows no names."""
+    Attributes:
+        requests: the requests so far.
+        authorizations: the `authorization` metadata of each request.
+        failure: the status that every request ends with, if set.
+        failures: statuses that the next requests end with, one each.
+        breaks: the status that a stream ends with after its first delta, if set.
+        stuck: whether a request sends its first delta, and then waits until it is cancelled.
+        choices: the number of choices.
+        ending: the `stop_reason` of answers in text, as a field of Choice.
+        images: SHA-256 digests of the files so far, which requests may name.
+        is_old: whether the gateway accepts no images by name.
+        calls: tool calls to answer with in place of text.
+        rounds: the tool calls of each of the next answers.
+        is_cut: whether answers end because of their length.
+        cancelled: set when a request is cancelled.
+        address: the gateway's host:port.
+    """
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -232,7 +243,7 @@ BAD_IMAGE = failure(
 
 
 def refusal(retry_after: float) -> status_pb2.Status:
-    """The status of a server that is full."""
+    """The status of a server that is at its limit."""
     delay = Duration()
     delay.FromMicroseconds(round(retry_after * 1e6))
     return failure(

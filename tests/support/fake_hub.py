@@ -1,4 +1,4 @@
-"""A server on loopback that speaks as much of the hub's API as huggingface_hub asks for a model."""
+"""A server on loopback with the part of the hub's API that huggingface_hub needs for a model."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ TOKEN = "hf_of_a_test"  # noqa: S105 - no secret
 
 @dataclass
 class Repository:
-    """`claimed` are sizes that the hub announces in place of those of the files."""
+    """A model on the hub. `claimed` has sizes that the hub announces in place of the real ones."""
 
     files: Mapping[str, bytes]
     is_gated: bool = False
@@ -33,9 +33,13 @@ class Repository:
 
 @dataclass
 class Hub:
-    """`requests` are those that came, as `GET /path` and, of a part, ` bytes=FROM-`.
+    """The hub.
 
-    The next answers with the content of a file break off in the middle as often as `cuts` says.
+    Attributes:
+        url: its address.
+        repositories: its models, by name.
+        requests: the requests so far, as `GET /path`; for a part, ` bytes=FROM-` follows.
+        cuts: by file, how many of the next downloads stop in the middle.
     """
 
     url: str = ""
@@ -63,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {path} {part}".strip())
         parts = path.removeprefix("/api/models").split("/")
         if len(parts) < 5:
-            # The library also asks about things beside models.
+            # The library also sends requests that are not about models.
             self._refuse(404, "")
             return
         _, owner, name, kind, *rest = parts
@@ -124,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _etag(file: str, content: bytes) -> str:
-    """Weights are in LFS, where a file's name is its SHA-256."""
+    """The ETag of a file. LFS has the weights, whose ETag is their SHA-256."""
     if file.endswith(".safetensors"):
         return hashlib.sha256(content).hexdigest()
     return _blob(content)
@@ -135,7 +139,7 @@ def _blob(content: bytes) -> str:
 
 
 def _entry(repository: Repository, file: str) -> dict[str, object]:
-    """A file of a tree."""
+    """A file's entry in the list of files."""
     content, size = repository.files[file], repository.size(file)
     entry: dict[str, object] = {"type": "file", "path": file, "oid": _blob(content), "size": size}
     if file.endswith(".safetensors"):

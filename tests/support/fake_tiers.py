@@ -1,4 +1,4 @@
-"""Encoder and decoder processes for unit tests: real servers and stubs, no model behind them."""
+"""Encoders and decoders for unit tests: real servers and stubs without a model."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +23,7 @@ Behaviour: TypeAlias = Callable[[decoder_pb2.GenerateRequest], Responses]
 
 
 class _Process:
-    """A gRPC server that can go away and come back on the same port."""
+    """A gRPC server that can stop and start again on the same port."""
 
     def __init__(self) -> None:
         self.address = "127.0.0.1:0"
@@ -48,9 +48,14 @@ class _Process:
 
 
 class FakeEncoder(_Process, encoder_pb2_grpc.EncoderServiceServicer):
-    """Encodes by remembering the key. `calls` are the requested keys, in order.
+    """Encodes by remembering the key.
 
-    `refusal` is what it answers with instead; `hold` keeps calls waiting while it is cleared.
+    Attributes:
+        calls: the requested keys, in order.
+        encoded: the keys of all encoded images.
+        refusal: the error to answer with, if set.
+        cancelled: how many calls were cancelled.
+        hold: while it is cleared, calls wait.
     """
 
     def __init__(self, spec: VisionSpec) -> None:
@@ -106,10 +111,13 @@ class FakeEncoder(_Process, encoder_pb2_grpc.EncoderServiceServicer):
 
 
 class FakeDecoder(_Process, decoder_pb2_grpc.DecoderServiceServicer):
-    """Answers each request with the next of `behaviours`, the last one for ever after.
+    """Answers each request with the next of `behaviours`, and repeats the last one.
 
-    `calls` are the requests, `cancelled` how many of them ended by cancellation; `handshakes` is
-    how many began, which wait while `shakes_hands` is cleared.
+    Attributes:
+        calls: the requests so far.
+        cancelled: how many requests were cancelled.
+        handshakes: how many handshakes began.
+        shakes_hands: while it is cleared, handshakes wait.
     """
 
     def __init__(self) -> None:
@@ -187,8 +195,10 @@ async def answers(_: decoder_pb2.GenerateRequest) -> Responses:
 
 
 async def calls_a_tool(request: decoder_pb2.GenerateRequest) -> Responses:
-    """In the form of version 3, with the control token, which vLLM spells out, unless the prompt
-    ends with it."""
+    """Calls a tool in the format of version 3.
+
+    vLLM spells the control token out, so the answer begins with it, unless the prompt ends with it.
+    """
     has_begun = request.prompt_token_ids[-1] == TOOL_CALLS
     said = ['[{"name": "look", "argu', 'ments": {"at"', ': "cat"}}]']
     if not has_begun:

@@ -1,4 +1,4 @@
-"""Types of fixtures, for the tests that ask for them."""
+"""Types of fixtures, for tests that use them."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fixtures of a gateway before tiers without a model."""
+"""Fixtures of a gateway with fake tiers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -22,7 +22,7 @@ from tests.support.redis_server import RedisServer
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as small as its vocabulary allows: only its settings and tokenizer are read."""
+    """A tiny checkpoint, because the gateway reads only its parameters and tokenizer."""
     spec = RandomSpec(dim=8, n_layers=1, n_heads=1, n_kv_heads=1, vision_layers=1)
     return write_random_checkpoint(tmp_path_factory.mktemp("models") / "pixtral-small", spec)
 
@@ -72,7 +72,7 @@ def max_concurrent_requests() -> int:
 
 @pytest.fixture
 def more_settings() -> dict[str, Any]:
-    """Settings of the gateway that a test needs to be other than usual."""
+    """Settings of the gateway that a test changes."""
     return {}
 
 
@@ -87,7 +87,7 @@ async def client(
     more_settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Client]:
-    # Nothing but its loading, a second's work, is left out.
+    # Loading takes a second, so the tests share one encoder of prompts.
     monkeypatch.setattr(PromptEncoder, "load", lambda *_: prompts)
     settings = GatewaySettings(
         listen="127.0.0.1:0",

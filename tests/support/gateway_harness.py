@@ -1,4 +1,4 @@
-"""The gateway's request path as a test holds it."""
+"""The gateway's request path for tests."""
 
 import asyncio
 import time
@@ -67,7 +67,7 @@ class Client:
     target: str
 
     async def raw(self, method: str, message: bytes) -> bytes:
-        """The first answer to a message, whatever bytes it is."""
+        """The first response to a message of arbitrary bytes."""
         path = f"/pixtral.v1.ChatService/{method}"
         if method.startswith("Stream"):
             stream: Any = self.channel.unary_stream(path)
@@ -181,12 +181,12 @@ def key_of(sha256: bytes) -> EmbeddingKey:
 
 
 def ever_longer() -> Iterator[float]:
-    """Deadlines in seconds, to try until the request gets as far as the test needs it to."""
+    """Ever longer deadlines in seconds, to try until a request gets as far as the test needs."""
     yield from (0.3, 1.0, 5.0, 30.0)
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Returns once the condition holds. Raises TimeoutError where it does not come to."""
+    """Returns once the condition holds. Raises TimeoutError if it does not within `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
@@ -197,7 +197,7 @@ def permits() -> float:
 
 
 def closed(model_dir: Path, **more: Any) -> GatewaySettings:
-    """Settings of a gateway that has nothing behind it."""
+    """Settings of a gateway without reachable tiers."""
     return GatewaySettings(
         listen="127.0.0.1:0",
         http_listen="127.0.0.1:0",
@@ -218,7 +218,7 @@ def watching(encoders: list[FakeEncoder], decoders: list[FakeDecoder]) -> Tiers:
 
 @asynccontextmanager
 async def gateway(settings: GatewaySettings) -> AsyncIterator[str]:
-    """Its host:port for HTTP."""
+    """Runs a gateway; yields its host:port for HTTP."""
     async with running(GatewayTier(settings), settings) as addresses:
         assert addresses.http is not None
         yield addresses.http

@@ -1,4 +1,4 @@
-"""Image files for tests, and conversations that hold them."""
+"""Image files for tests, and conversations with them."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from pixtral.v1 import chat_pb2
 def picture(
     width: int, height: int, *, form: str = "PNG", mode: str = "RGB", seed: int = 0
 ) -> bytes:
-    """A file of that size; equal arguments give equal bytes."""
+    """An image file of the given size; equal arguments give equal bytes."""
     rng = np.random.default_rng([seed, width, height])
     small = rng.integers(0, 256, (min(height, 32), min(width, 32), 3), dtype=np.uint8)
     image = Image.fromarray(small).resize((width, height)).convert(mode)
@@ -26,7 +26,7 @@ def picture(
 
 
 def header_of(data: bytes) -> bytes:
-    """The file cut off before its first byte of image data."""
+    """The file up to its first byte of image data."""
     if data.startswith(b"\x89PNG"):
         return data[: data.index(b"IDAT")]
     if data.startswith(b"\xff\xd8"):
@@ -78,7 +78,7 @@ def assistant(*parts: chat_pb2.ContentPart) -> chat_pb2.Message:
 def calls(
     *made: tuple[str, str, str], parts: Iterable[chat_pb2.ContentPart] = ()
 ) -> chat_pb2.Message:
-    """The calls of an assistant: ids, names and arguments."""
+    """An assistant's message with tool calls: id, name and arguments of each."""
     return chat_pb2.Message(
         role=chat_pb2.ROLE_ASSISTANT,
         content=parts,
@@ -107,7 +107,7 @@ def random_words(rng: random.Random) -> str:
 
 
 def random_conversation(rng: random.Random, pictures: Iterable[bytes]) -> list[chat_pb2.Message]:
-    """1 to 5 user turns, perhaps a system message, and the pictures anywhere among the text."""
+    """1 to 5 user turns, sometimes a system message, and the images anywhere in the text."""
     turns = rng.randint(1, 5)
     content: list[list[chat_pb2.ContentPart]] = [
         [text(random_words(rng)) for _ in range(rng.randint(0, 3))] for _ in range(turns)
@@ -149,9 +149,9 @@ def random_tools(rng: random.Random) -> list[chat_pb2.Tool]:
 def with_calls(
     rng: random.Random, messages: Iterable[chat_pb2.Message], *, may_say: bool
 ) -> list[chat_pb2.Message]:
-    """The conversation, some of its questions answered by way of tools, or waiting to be.
+    """The conversation with some questions followed by tool calls and their results.
 
-    `may_say`: there may be text beside calls.
+    With `may_say`, some calls have text beside them.
     """
     made: list[chat_pb2.Message] = []
     for message in messages:

@@ -1,4 +1,4 @@
-"""The async generators through which a suspended task waits."""
+"""Finds the async generators that a suspended task waits in."""
 
 import asyncio
 import gc
@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def generators_of(task: "asyncio.Task[Any]") -> list[str]:
-    """Names of the project's async generators on the task's way to what it awaits, outermost first.
+    """Names of the project's async generators that `task` waits in, the outermost first.
 
-    Each is `module.function`; tests' own are left out.
+    Each name is `module.function`. Generators of the tests do not count.
     """
     return [
         f"{Path(code.co_filename).stem}.{code.co_name}"
@@ -36,7 +36,7 @@ def _next(awaitable: Any) -> Any:
     for attribute in ("cr_await", "ag_await", "gi_yieldfrom"):
         if hasattr(awaitable, attribute):
             return getattr(awaitable, attribute)
-    # Other awaitables show what they await to the garbage collector alone.
+    # Other awaitables show what they await only to the garbage collector.
     referents = gc.get_referents(awaitable)
     return next((x for x in referents if inspect.isasyncgen(x) or inspect.iscoroutine(x)), None)
 

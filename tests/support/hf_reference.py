@@ -1,7 +1,7 @@
-"""A Mistral-format Pixtral directory as transformers' own models, in float32.
+"""Loads a Mistral-format Pixtral directory into transformers' own models, in float32.
 
-transformers rotates the halves of a head where Mistral's format rotates adjacent elements, so
-the rows of every wq and wk are reordered on the way; all else is renaming.
+transformers rotates the halves of a head, and Mistral's format adjacent elements. So the rows of
+every wq and wk change their order here; everything else only changes its name.
 """
 
 import json
@@ -69,7 +69,7 @@ def load_hf_vision(directory: Path) -> PixtralVisionModel:
 
 
 def hf_config(directory: Path) -> LlavaConfig | Mistral3Config:
-    """Llava's, or Mistral3's where the checkpoint has a patch merger."""
+    """Llava's configuration, or Mistral3's if the checkpoint has a patch merger."""
     params = _params(directory)
     vision = params["vision_encoder"]
     common: dict[str, Any] = {
@@ -86,7 +86,7 @@ def hf_config(directory: Path) -> LlavaConfig | Mistral3Config:
 
 
 def load_hf(directory: Path) -> Any:
-    """The whole model: Llava, or Mistral3 where the checkpoint has a patch merger."""
+    """The whole model: Llava, or Mistral3 if the checkpoint has a patch merger."""
     params = _params(directory)
     config = hf_config(directory)
     model: Any
@@ -102,8 +102,7 @@ def load_hf(directory: Path) -> Any:
 
 
 def write_hf(directory: Path, into: Path) -> Path:
-    """The model of a Mistral-format directory as transformers itself writes it, in several files
-    with an index. Returns `into`."""
+    """Writes the model as transformers does, in several files with an index. Returns `into`."""
     load_hf(directory).save_pretrained(into, max_shard_size="20MB")
     assert (into / "model.safetensors.index.json").is_file()
     return into
@@ -111,7 +110,7 @@ def write_hf(directory: Path, into: Path) -> Path:
 
 @torch.inference_mode()
 def hf_embed(model: PixtralVisionModel, images: list[NDArray[np.float32]]) -> list[Tensor]:
-    """The tower's output for each image alone, (patches, width)."""
+    """The tower's output for each image by itself, (patches, width)."""
     return [
         model(torch.from_numpy(np.ascontiguousarray(image))[None]).last_hidden_state[0]
         for image in images
@@ -125,7 +124,7 @@ def hf_generate(
     images: list[NDArray[np.float32]],
     max_tokens: int,
 ) -> list[int]:
-    """Greedy continuation by transformers' own `generate`, images padded to one batch."""
+    """The greedy continuation by transformers' own `generate`; images are padded to one batch."""
     inputs: dict[str, Any] = {}
     if images:
         sizes = [image.shape[1:] for image in images]
@@ -217,7 +216,7 @@ def _converted(
 
 
 def hf_rows(name: str, tensor: Tensor, params: dict[str, Any]) -> Tensor:
-    """A tensor of the layer `name` with its rows in transformers' order, others as they are."""
+    """The tensor with its rows in transformers' order, if it is wq or wk; unchanged if not."""
     found = re.search(r"\.attention\.(wq|wk)\.weight$", name)
     if not found:
         return tensor
@@ -233,7 +232,7 @@ def _halves_from_pairs(weight: Tensor, n_heads: int) -> Tensor:
 
 
 def hf_name(name: str) -> str:
-    """transformers' own name of a tensor in Mistral's format. Raises ValueError."""
+    """transformers' name of a tensor of Mistral's format. Raises ValueError."""
     if name in RENAMED:
         return RENAMED[name]
     for old, new in PROJECTIONS.items():

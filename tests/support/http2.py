@@ -1,4 +1,4 @@
-"""As much of HTTP/2 as it takes to send calls of gRPC that no client library would send."""
+"""The part of HTTP/2 that sends gRPC calls which no client library would send."""
 
 import asyncio
 import socket
@@ -21,7 +21,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION =
 )
 END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
 INITIAL_WINDOW_SIZE = 0x4
-# The window of a connection and of a stream before any setting or update, and the largest frame.
+# The initial window of a connection and of a stream, and the largest frame.
 WINDOW = 65_535
 FRAME = 16_384
 _NAMES = {RST_STREAM: "RST_STREAM", GOAWAY: "GOAWAY"}
@@ -33,7 +33,7 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
 
 
 def headers(fields: Sequence[tuple[str, str]]) -> bytes:
-    """A block of literals that need neither a table nor Huffman's code."""
+    """A block of literal fields, without a table and without Huffman codes."""
     block = bytearray()
     for name, value in fields:
         block.append(0)
@@ -55,7 +55,7 @@ def _integer(value: int, bits: int) -> bytes:
 
 
 def call_headers(method: str, authority: str, *more: tuple[str, str]) -> bytes:
-    """Those of a call of gRPC: package.Service/Method."""
+    """The headers of a gRPC call; `method` is package.Service/Method."""
     return headers(
         [
             (":method", "POST"),
@@ -74,7 +74,7 @@ def grpc_message(message: bytes, *, is_compressed: bool = False) -> bytes:
 
 
 class Connection:
-    """Sends frames; answers what the server needs answered, and counts what it says."""
+    """Sends frames, acknowledges the server's settings and pings, and counts its other frames."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -92,7 +92,7 @@ class Connection:
         await self._writer.drain()
 
     async def follow(self) -> None:
-        """Reads until the server has closed."""
+        """Reads until the server closes the connection."""
         try:
             while True:
                 head = await self._reader.readexactly(9)
@@ -128,7 +128,7 @@ async def connect(address: str) -> AsyncIterator[Connection]:
 
 
 class Http2Sender:
-    """One connection with one call, of which a message is sent as far as the test wants."""
+    """A connection with one call, which sends as much of a message as the test wants."""
 
     def __init__(self, address: str, path: str, *headers: tuple[str, str]) -> None:
         host, _, port = address.rpartition(":")
@@ -143,8 +143,12 @@ class Http2Sender:
     def send(
         self, nbytes: int, declared: int | None = None, *, begin: bytes = b"", seconds: float = 20
     ) -> int:
-        """A message that begins so, and so many bytes in all, of as many as are declared; fewer
-        where the call has ended before. Returns how many were sent."""
+        """Sends a message's header and `nbytes` of its content.
+
+        The content starts with `begin`. The header declares `declared` bytes, or `nbytes` if not
+        given. Returns how many bytes of the content were sent: fewer than `nbytes` if the call
+        ends or `seconds` pass.
+        """
         header = struct.pack(">BI", False, nbytes if declared is None else declared)
         left = memoryview(header + begin + bytes(nbytes - len(begin)))
         deadline = time.monotonic() + seconds
@@ -159,11 +163,11 @@ class Http2Sender:
         return nbytes - len(left)
 
     def end(self) -> None:
-        """Declares that no more messages come."""
+        """Ends the client's side of the stream."""
         self._socket.sendall(frame(DATA, END_STREAM, 1))
 
     def wait(self, seconds: float = 20) -> bytes:
-        """The server's answer at the call's end, headers and trailers as they are."""
+        """The server's answer when the call ends: headers and trailers, not decoded."""
         deadline = time.monotonic() + seconds
         while not self.has_ended and time.monotonic() < deadline:
             self.read(0.05)

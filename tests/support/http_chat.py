@@ -1,4 +1,4 @@
-"""A chat with the gateway over HTTP, in the form of each API that it has."""
+"""Requests to the gateway over HTTP, in the form of each API."""
 
 import base64
 from typing import Any
@@ -31,7 +31,7 @@ async def ask(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
 
 
 async def stream(http: httpx.AsyncClient, **fields: Any) -> list[str]:
-    """The text behind each `data:`."""
+    """The text after each `data: `."""
     body = {"messages": HELLO, "stream": True} | fields
     async with http.stream("POST", CHAT, json=body) as response:
         assert response.status_code == 200

@@ -1,4 +1,4 @@
-"""Asks Anthropic's Messages API, and holds each answer to Anthropic's types and /openapi.json."""
+"""Uses Anthropic's Messages API; checks answers against Anthropic's types and /openapi.json."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ async def ask(http: httpx.AsyncClient, messages: Any, **fields: Any) -> dict[str
     response = await http.post(MESSAGES, json=body)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
-    # As Anthropic's client would have it that checks.
+    # Anthropic's client can validate answers in the same way.
     Message.model_validate(answer)
     return answer
 

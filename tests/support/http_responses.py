@@ -1,4 +1,4 @@
-"""Asks OpenAI's Responses API, and holds each answer to OpenAI's types and /openapi.json."""
+"""Uses OpenAI's Responses API; checks answers against OpenAI's types and /openapi.json."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ async def respond(http: httpx.AsyncClient, given: Any, **fields: Any) -> dict[st
     response = await http.post(RESPONSES, json={"input": given} | fields)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
-    # As OpenAI's client would have it that checks.
+    # OpenAI's client can validate answers in the same way.
     Response.model_validate(answer)
     return answer
 

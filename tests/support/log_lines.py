@@ -1,4 +1,4 @@
-"""The lines that a process within the test's own would have written to its log."""
+"""The log lines of code that runs in the test's own process."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from pixtral_core.telemetry.logs import JsonFormatter, TextFormatter
 
 
 class Lines(logging.Handler):
-    """In both forms; `calls` are the lines that calls ended with."""
+    """Log lines in both formats. `calls` are the lines that end a call."""
 
     def __init__(self) -> None:
         super().__init__()

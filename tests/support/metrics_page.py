@@ -1,4 +1,4 @@
-"""docs/metrics.md as its tests read it."""
+"""Reads docs/metrics.md for tests."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Described:
 
 
 def read_page() -> dict[str, Described]:
-    """The rows of all tables, by the metric's name."""
+    """The rows of all tables, by the name of the metric."""
     rows: dict[str, Described] = {}
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -34,7 +34,7 @@ def read_page() -> dict[str, Described]:
 
 
 def base_name(series: str, page: dict[str, Described]) -> str:
-    """The metric that a series of a histogram belongs to."""
+    """The metric of a series, which for a histogram has a suffix."""
     for suffix in ("_bucket", "_sum", "_count"):
         stem = series.removesuffix(suffix)
         if stem != series and stem in page and page[stem].type == "histogram":

@@ -1,4 +1,4 @@
-"""The message lists of Pixtral-12B's model card, with other addresses of images."""
+"""The message lists of Pixtral-12B's model card, with other image URLs."""
 
 import base64
 from typing import Any

@@ -1,4 +1,4 @@
-"""A server of OpenAI's chat API that answers as its test says, in this process on a free port."""
+"""A server of OpenAI's chat API that answers as its test asks, in this process on a free port."""
 
 import json
 import threading
@@ -13,8 +13,17 @@ Body = dict[str, Any]
 
 @dataclass
 class StandIn:
-    """`answer` makes the text of a completion from a request's body. `failures` end the next
-    requests, one each, with a status and its headers. `requests` and `keys` are what came."""
+    """The server's behaviour, and what it has received.
+
+    Attributes:
+        answer: makes the text of a completion from a request's body.
+        models: names of its models.
+        failures: status and headers that the next requests end with, one each.
+        finish_reason: finish reason of all answers.
+        requests: bodies of the requests so far.
+        keys: the `Authorization` header of each request.
+        lock: guards the lists.
+    """
 
     answer: Callable[[Body], str]
     models: list[str] = field(default_factory=lambda: ["stand-in"])
@@ -44,7 +53,7 @@ def text_of(body: Body) -> str:
 
 @contextmanager
 def serving(stand_in: StandIn) -> Iterator[str]:
-    """Its URL."""
+    """Runs the server; yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""A gateway's /openapi.json, for tests to hold it to."""
+"""Checks requests and answers against a gateway's /openapi.json."""
 
 import json
 from functools import cache
@@ -19,14 +19,14 @@ class Described:
         self._validator = cache(self._made)
 
     def body_problem(self, path: str, body: Any) -> str | None:
-        """The fault of a body that is sent there."""
+        """The fault of a request body for this path; None if it has none."""
         content = self.document["paths"][path]["post"]["requestBody"]["content"]
         return self._problem(content[JSON]["schema"], body)
 
     def answer_problem(
         self, method: str, path: str, response: httpx.Response | httpx2.Response
     ) -> str | None:
-        """The fault of an answer, except those of a stream's events. It has been read."""
+        """The fault of an answer that has been read, without the events of a stream."""
         told = self.document["paths"][path][method]["responses"].get(str(response.status_code))
         if told is None:
             return f"{response.status_code} is not among the statuses"
@@ -42,11 +42,11 @@ class Described:
         return None
 
     def problem(self, name: str, value: Any) -> str | None:
-        """The fault of a value that must follow that schema."""
+        """The fault of a value of the schema `name`."""
         return self._problem({"$ref": f"#/components/schemas/{name}"}, value)
 
     def event_problem(self, path: str, event: Any) -> str | None:
-        """The fault of the data of an event of a stream from there."""
+        """The fault of the data of an event from the stream of this path."""
         content = self.document["paths"][path]["post"]["responses"]["200"]["content"]
         return self._problem(content[EVENTS]["schema"]["contentSchema"], event)
 
@@ -61,7 +61,7 @@ class Described:
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
-    """The data of a stream's events, without OpenAI's [DONE]."""
+    """The data of each event of a stream, without OpenAI's [DONE]."""
     lines = (line for line in text.split("\n") if line.startswith("data: "))
     data = (line.removeprefix("data: ") for line in lines)
     return [json.loads(each) for each in data if each != "[DONE]"]

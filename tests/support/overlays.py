@@ -1,4 +1,4 @@
-"""The overlays, each built once, with the volume of weights, and how to find an object in them."""
+"""Builds each overlay once, with the volume of weights, and finds objects in it."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ build_once = functools.cache(applied)
 
 
 def get(objects: list[Object], kind: str, name: str) -> Object:
-    """An object by its kind and its name, which may have a hash at its end."""
+    """An object by kind and name; in the object, a hash may follow the name."""
     named = re.compile(rf"{name}(-[0-9a-z]{{10}})?")
     return next(obj for obj in objects if obj["kind"] == kind and named.fullmatch(name_of(obj)))
 

@@ -1,4 +1,4 @@
-"""Runs code as on a CPU without instructions for bfloat16."""
+"""Runs code as on a CPU without bfloat16 instructions."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ needs_x86 = pytest.mark.skipif(
 
 
 def printed(code: str) -> str:
-    """The output of Python code for which oneDNN takes the CPU for a poorer one."""
+    """The output of Python code that sees a CPU without bfloat16 instructions."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},

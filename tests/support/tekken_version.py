@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as another version of Mistral's would be."""
+"""Changes a checkpoint's tokenizer to another version of Mistral's format."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import Any
 
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
-# As Magistral's and Mistral-Small-4's tokenizers have them.
+# As in the tokenizers of Magistral and Mistral-Small-4.
 THINKING = ((34, "[THINK]"), (35, "[/THINK]"))
 SETTINGS = ((36, "[MODEL_SETTINGS]"), (37, "[/MODEL_SETTINGS]"))
 EFFORTS = ("none", "high")
 
 
 def set_version(directory: Path, version: str, *, thinks: bool = False) -> None:
-    """`thinks` adds the tokens of a reasoning model, and a version 15 always has them."""
+    """Sets the version. `thinks` adds a reasoning model's tokens, which version 15 always has."""
     path = directory / "tekken.json"
     tekken = json.loads(path.read_text())
     tekken["config"]["version"] = version

@@ -1,4 +1,4 @@
-"""Reads each tokenizer once in a run of tests."""
+"""Reads each tokenizer once in a test run."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Within it, `Tekkenizer.from_file` reads a file of the same path and content once.
+    """Within the block, `Tekkenizer.from_file` reads each file once, by path and content.
 
-    It takes a second or two, most of it for a vocabulary that nobody changes. A `MistralTokenizer`
-    on top, which the gateway does change, is still made anew each time.
+    Reading takes a second or two, most of it for the vocabulary, which does not change. The
+    `MistralTokenizer` around it, which the gateway changes, is still made anew each time.
     """
     read = Tekkenizer.from_file
     known: dict[tuple[Path, bytes], Tekkenizer] = {}

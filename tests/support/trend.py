@@ -1,11 +1,11 @@
-"""How a measured value moves over time."""
+"""The trend of a measured value over time."""
 
 import statistics
 from dataclasses import dataclass
 from itertools import combinations
 
-# Growth that is allowed, by how the value's name ends: a share of the median, and an amount in any
-# case. Allocators and Prometheus still move by the first, counts of calls by the second.
+# Allowed growth by the end of the value's name: a share of the median, or a minimum. Allocators and
+# Prometheus vary within the first, counts of calls within the second.
 ALLOWED = {"memory MiB": (0.04, 8.0), "": (0.05, 3.0)}
 
 
@@ -26,7 +26,7 @@ class Trend:
 
 
 def trend(name: str, times: list[float], values: list[float]) -> Trend:
-    """The growth of the Theil-Sen slope from the first of these times to the last."""
+    """The growth between the first time and the last, by the Theil-Sen slope."""
     slopes = [
         (b - a) / (later - earlier)
         for (earlier, a), (later, b) in combinations(zip(times, values, strict=True), 2)

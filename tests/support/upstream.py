@@ -1,4 +1,4 @@
-"""Another library as it would be after a rename, for the tests of hooks."""
+"""Imitates a library that has renamed something, for the tests of hooks."""
 
 import importlib
 import inspect
@@ -11,7 +11,7 @@ from pixtral_core.hooks import FIELDS, HookBroken, Touch, header
 
 
 def assert_still_there(hook: ModuleType) -> None:
-    """The library has what the hook touches; without any part of it, the check says what to do."""
+    """The library has all that the hook touches; without any part, the check says what to do."""
     fields = header(hook.__doc__)
     assert set(fields) == set(FIELDS)
     hook.check_upstream()

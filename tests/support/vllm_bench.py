@@ -1,4 +1,4 @@
-"""`vllm bench serve` as the CPU build has it, and its flags for images."""
+"""Runs `vllm bench serve` of the CPU build, and has its flags for images."""
 
 import json
 import subprocess
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# `vllm bench serve` itself; the `vllm` command asks for a distribution of that name, which the
-# CPU build has not.
+# The module of `vllm bench serve`. The `vllm` command needs a distribution named vllm, and the CPU
+# build has another name.
 BENCH = """
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -26,7 +26,7 @@ PICTURES = {
 
 
 def bench(flags: Mapping[str, str], directory: Path, *, seconds: float) -> dict[str, Any]:
-    """The result of a run with these flags, which must end well within `seconds`."""
+    """The result of a run with these flags; `seconds` is its timeout."""
     result = directory / "result.json"
     command = [sys.executable, "-c", BENCH, "--ignore-eos", "--disable-tqdm", "--save-result"]
     flags = {**flags, "tokenizer-mode": "mistral", "result-filename": str(result)}

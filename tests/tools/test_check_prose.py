@@ -35,6 +35,9 @@ the message is for whoever starts it
 Numbers are those of Envoy, but for the half
 a field that the model does not know is passed over
 JSON is held to its schema, once the client asks
+keeps so many streams open, and reads them to their ends
+the time of the last answer; None where there was none
+else random weights are made
 """.strip().splitlines()
 
 PLAIN = """
@@ -48,6 +51,9 @@ What does `make demo` need?
 Offices and bylaws begin with no such word.
 It is not for users but for operators.
 The process held to its limit ends at once.
+So many connections close that the server notices.
+There are not so many images as requests.
+The page shows where the time goes, or else an error.
 """.strip().splitlines()
 
 

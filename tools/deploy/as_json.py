@@ -1,4 +1,4 @@
-"""A directory's manifests as one array of JSON: `python -m tools.deploy.as_json DIR`."""
+"""Prints a directory's manifests as one JSON array: `python -m tools.deploy.as_json DIR`."""
 
 import json
 import sys

@@ -1,7 +1,8 @@
 """Checks the Kubernetes manifests without a cluster: `python -m tools.deploy.check [DIR]`.
 
-Every overlay must build, every object pass the strict schemas of every Kubernetes version from 1.30
-on, and the objects of an overlay fit together. The built objects are written to DIR, for a scanner.
+Every overlay must build, every object must pass the strict schemas of every Kubernetes version from
+1.30 on, and the objects of an overlay must fit together. DIR receives the built objects, for a
+scanner.
 """
 
 import json
@@ -134,9 +135,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "production": (*EVERYWHERE, *SAFE, AT_SCALE),
     "external-redis": (*EVERYWHERE, *SAFE, AT_SCALE),
 }
-# Values of the chart without TLS and keys, and a rule less.
+# Files of values without TLS and keys, which skip the rules of SAFE.
 OPEN_VALUES = frozenset({"laptop", "quickstart"})
-# Components that no overlay has, and the rule that each is there for.
+# Components that no overlay uses, and the rules that each must pass.
 OPTIONAL: dict[str, tuple[Rule, ...]] = {
     "colocated": (one_card_is_shared, devices_are_given, gpus_are_given, surges_need_no_gpu),
     "compile-cache": (compiled_kernels_are_kept,),
@@ -148,12 +149,12 @@ OPTIONAL: dict[str, tuple[Rule, ...]] = {
     "writable-root": (roots_can_be_written,),
 }
 
-# The overlays of components that are not for `production`.
+# The overlay for each component that does not go with `production`.
 OPTIONAL_OVERLAYS = {"colocated": "gpu"}
 
 
 def faults_of_overlays() -> Iterator[str]:
-    """Those of each overlay alone, of it with its weights, and of it with each component."""
+    """The faults of each overlay, of its weights, and of overlays with an optional component."""
     for overlay in OVERLAYS:
         objects = applied(overlay)
         for rule in RULES[overlay]:
@@ -167,7 +168,7 @@ def faults_of_overlays() -> Iterator[str]:
 
 
 def faults_of_chart() -> Iterator[str]:
-    """Those of the Helm chart for each of its files of values."""
+    """The faults of the Helm chart with each of its files of values."""
     volume: Object = {"kind": "PersistentVolumeClaim", "metadata": {"name": "models"}}
     for path in sorted((CHART / "ci").glob("*.yaml")):
         values = safe_yaml.load(path.read_text("utf-8"))
@@ -178,7 +179,7 @@ def faults_of_chart() -> Iterator[str]:
 
 
 def faults_beside_overlays() -> Iterator[str]:
-    """Those of images, compose file, locks, alerts and the page that says how to deploy."""
+    """The faults of images, the compose file, locks, alerts, and the deployment page."""
     files = dockerfiles()
     yield from nothing_writable_is_imported(files)
     yield from bytecode_is_kept(files)

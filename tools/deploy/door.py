@@ -1,4 +1,4 @@
-"""Whether callers find an overlay: names, protocols, balancers, and which installation is which."""
+"""Rules for callers: names, protocols, load balancers, and several installations."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from tools.deploy.objects import (
     tiers,
 )
 
-# NodeLocal DNSCache, and Cloud DNS of GKE: both are on the node, and not in a pod.
+# NodeLocal DNSCache, and Cloud DNS of GKE. Both run on the node, not in a pod.
 RESOLVERS = ("169.254.20.10/32", "169.254.169.254/32")
 INSTANCE = "app.kubernetes.io/instance"
 NAME = "app.kubernetes.io/name"
@@ -21,12 +21,12 @@ INTERNAL = (
     "service.beta.kubernetes.io/azure-load-balancer-internal",
     "networking.gke.io/load-balancer-type",
 )
-# A balancer's health checks: three failures, ten seconds apart.
+# How long a load balancer's health checks need to fail: three checks, ten seconds apart.
 BALANCER_SECONDS = 30
 
 
 def names_resolve(objects: Objects) -> Iterator[str]:
-    """Pods may ask every usual resolver of a cluster."""
+    """Pods may query every usual resolver of a cluster."""
     for policy in of_kind(objects, "NetworkPolicy"):
         for rule in policy["spec"].get("egress") or ():
             if 53 not in [port["port"] for port in rule.get("ports", ())]:
@@ -67,8 +67,8 @@ def balancers_are_internal(objects: Objects) -> Iterator[str]:
             waits = _pre_stop_seconds(deployment)
             if waits < BALANCER_SECONDS:
                 yield (
-                    f"Deployment {name_of(deployment)} stops {waits} s after it is taken out, "
-                    f"before the health checks of the balancer {name_of(service)} have seen it"
+                    f"Deployment {name_of(deployment)} stops {waits} s after it becomes not ready, "
+                    f"before the health checks of the load balancer {name_of(service)} notice"
                 )
 
 
@@ -79,7 +79,7 @@ def _pre_stop_seconds(deployment: Object) -> int:
 
 
 def selectors_name_the_instance(objects: Objects) -> Iterator[str]:
-    """Another installation's pods have the same names."""
+    """Pods of another installation have the same names."""
     for obj in objects:
         spec = obj.get("spec", {})
         selectors = [
@@ -93,7 +93,7 @@ def selectors_name_the_instance(objects: Objects) -> Iterator[str]:
 
 
 def names_are_fixed(objects: Objects) -> Iterator[str]:
-    """Services are found by their names: there is one installation in a namespace."""
+    """Callers find Services by fixed names, so a namespace has one installation."""
     names = {name_of(service) for service in of_kind(objects, "Service")}
     for name in ("gateway", "encoder", "decoder"):
         if name not in names:

@@ -1,4 +1,4 @@
-"""Rules beyond schemas: whether the objects of an overlay fit together."""
+"""Rules beyond schemas: the objects of an overlay fit together."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -22,11 +22,11 @@ from tools.deploy.objects import (
     workloads,
 )
 
-# The seconds that a process allows itself after its drain: core/pixtral_core/server/process.py.
+# How long a process may take to stop after its drain: core/pixtral_core/server/process.py.
 SECONDS_AFTER_DRAIN = 38
-# 24 GB at 20 MB/s.
+# The time to load 24 GB at 20 MB/s.
 LOADING_SECONDS = 1200
-# An encoder takes up to a fifth of a card of 24 GB: its weights, and a batch of images.
+# An encoder needs up to a fifth of a 24 GB card, for its weights and a batch of images.
 MOST_SHARED_FRACTION = 0.85
 
 
@@ -116,9 +116,9 @@ def scalers_scale(objects: Objects) -> Iterator[str]:
         spec, name = scaled["spec"], name_of(scaled)
         target = deployments.get(spec["scaleTargetRef"]["name"])
         if target is None:
-            yield f"ScaledObject {name} scales nothing that is there"
+            yield f"ScaledObject {name} scales a Deployment that does not exist"
         elif "replicas" in target["spec"]:
-            yield f"ScaledObject {name}: the Deployment sets replicas too, and undoes its work"
+            yield f"ScaledObject {name}: the Deployment sets replicas too, which undoes it"
         least, most = spec["minReplicaCount"], spec["maxReplicaCount"]
         if not 1 <= least < most:
             yield f"ScaledObject {name}: {least} to {most} replicas"
@@ -138,9 +138,9 @@ def drains_end(objects: Objects) -> Iterator[str]:
         longest = float(told.get("PIXTRAL_REQUEST_TIMEOUT_SECONDS", 600))
         grace = pod_of(deployment).get("terminationGracePeriodSeconds", 30)
         if pre_stop < 10:
-            yield f"Deployment {name}: preStop ends before callers have looked the name up anew"
+            yield f"Deployment {name}: preStop ends before callers look its name up again"
         if drain < longest:
-            yield f"Deployment {name}: a drain of {drain:g} s cuts a request of {longest:g} s"
+            yield f"Deployment {name}: a drain of {drain:g} s interrupts a request of {longest:g} s"
         if grace < pre_stop + drain + SECONDS_AFTER_DRAIN:
             yield f"Deployment {name} is killed {grace} s after SIGTERM, before its drain ends"
 
@@ -154,7 +154,7 @@ def probes_probe(objects: Objects) -> Iterator[str]:
         startup = container.get("startupProbe", {})
         seconds = startup.get("periodSeconds", 10) * startup.get("failureThreshold", 3)
         if seconds < LOADING_SECONDS:
-            yield f"Deployment {name} is given {seconds} s to load, less than {LOADING_SECONDS}"
+            yield f"Deployment {name} has {seconds} s to load, less than {LOADING_SECONDS}"
 
 
 def references_exist(objects: Objects) -> Iterator[str]:
@@ -192,7 +192,7 @@ def devices_are_given(objects: Objects) -> Iterator[str]:
         gpus = gpus_of(container)
         wanted = int(told.get("PIXTRAL_TENSOR_PARALLEL", 1))
         if (gpus and gpus != wanted) or (told.get("PIXTRAL_DEVICE") == "cuda" and not gpus):
-            yield f"Deployment {name} has {gpus} GPUs, and works with {wanted}"
+            yield f"Deployment {name} has {gpus} GPUs, but needs {wanted}"
         shared = {
             volume["name"]
             for volume in pod_of(deployment).get("volumes", ())
@@ -200,7 +200,7 @@ def devices_are_given(objects: Objects) -> Iterator[str]:
         }
         mounts = {m["mountPath"]: m["name"] for m in container.get("volumeMounts", ())}
         if name == "decoder" and mounts.get("/dev/shm") not in shared:  # noqa: S108
-            yield f"Deployment {name} has no shared memory but the runtime's 64 MiB"
+            yield f"Deployment {name} has only the runtime's 64 MiB of shared memory"
 
 
 def gpus_are_given(objects: Objects) -> Iterator[str]:
@@ -212,7 +212,7 @@ def gpus_are_given(objects: Objects) -> Iterator[str]:
 
 
 def one_card_is_shared(objects: Objects) -> Iterator[str]:
-    """For the component `colocated`."""
+    """The rule of the component `colocated`."""
     claims = {name_of(claim) for claim in of_kind(objects, "ResourceClaim")}
     for deployment, container in tiers(objects):
         name, pod = name_of(deployment), pod_of(deployment)
@@ -223,9 +223,9 @@ def one_card_is_shared(objects: Objects) -> Iterator[str]:
             each["name"]: each.get("resourceClaimName") for each in pod.get("resourceClaims", ())
         }
         if len(claims) != 1 or {named.get(each) for each in used} != claims:
-            yield f"Deployment {name} does not have the one claim that there is"
+            yield f"Deployment {name} does not use the only ResourceClaim"
         if limits_of(container).get("nvidia.com/gpu"):
-            yield f"Deployment {name} has a GPU beside the one that is shared"
+            yield f"Deployment {name} has another GPU beside the shared one"
         if deployment["spec"].get("replicas", 1) != 1:
             yield f"Deployment {name} has several replicas on one card"
         fraction = float(environment(objects, container).get("PIXTRAL_GPU_MEMORY_FRACTION", 0.9))

@@ -1,4 +1,4 @@
-"""Whether docs/deploy.md can be followed as it is typed."""
+"""Rules for docs/deploy.md: its commands work as they are typed."""
 
 import re
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ def commands_can_be_typed(text: str) -> Iterator[str]:
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     commands = "\n".join(blocks)
     if re.search(r"^kustomize ", commands, re.MULTILINE):
-        yield "kustomize is no part of kubectl, and the page does not ask for it"
+        yield "kubectl does not include kustomize, and the page does not ask for it"
     if "create namespace" in commands:
-        yield "a namespace that was created is applied again with a warning: apply it"
+        yield "kubectl warns when it applies a namespace that `create` has made: apply it first"
     if re.search(r"=\.\.\.", commands.replace("PIXTRAL_API_KEY=pixtral-...", "")):
-        yield "a command has dots in place of a value that the reader cannot know"
+        yield "a command has dots in place of a value that readers cannot know"
     waits = False
     for line in commands.splitlines():
         if "kubectl apply -k" in line:

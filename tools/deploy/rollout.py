@@ -1,4 +1,4 @@
-"""Whether an overlay starts, upgrades and fits the nodes that it is for."""
+"""Rules for rollouts: an overlay starts, upgrades, and fits its nodes."""
 
 import re
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from tools.deploy.objects import (
     workloads,
 )
 
-# 25 GB at 5 MB/s, and the longest start.
+# The time to download 25 GB at 5 MB/s.
 DOWNLOAD_SECONDS = 5000
-# A GPU node of four cores and 32 GB has this much for pods, beside what the system keeps.
+# A GPU node of four cores and 32 GB leaves this much for pods.
 NODE_CORES, NODE_GIB = 3.5, 28
-# The pods that may live this long after their Job's end block no release for longer.
+# Kubernetes deletes a finished Job after this time at the latest, so that a release can replace it.
 MOST_SECONDS_OF_A_JOB = 60
 # The variables that say where the compilers of a GPU tier keep their kernels.
 COMPILE_CACHES = {
@@ -33,7 +33,7 @@ HASHED = re.compile(r".*-[0-9a-z]{10}")
 
 
 def nothing_is_pulled(objects: Objects) -> Iterator[str]:
-    """No registry has the images that were loaded into the nodes."""
+    """Images that were loaded into the nodes are in no registry."""
     for workload in workloads(objects):
         for container in containers_of(workload):
             if container.get("imagePullPolicy") not in ("IfNotPresent", "Never"):
@@ -50,7 +50,7 @@ def jobs_let_releases_through(objects: Objects) -> Iterator[str]:
         left = job["spec"].get("ttlSecondsAfterFinished")
         is_of_release = any(container["image"] in images for container in containers_of(job))
         if is_of_release and (left is None or left > MOST_SECONDS_OF_A_JOB):
-            yield f"Job {name_of(job)} has an image of the release, which no upgrade can change"
+            yield f"Job {name_of(job)} has an image of the release, which an upgrade cannot change"
 
 
 def rollouts_have_time(objects: Objects) -> Iterator[str]:
@@ -60,8 +60,8 @@ def rollouts_have_time(objects: Objects) -> Iterator[str]:
         deadline = deployment["spec"].get("progressDeadlineSeconds", 600)
         if deadline < DOWNLOAD_SECONDS + start:
             yield (
-                f"Deployment {name_of(deployment)} counts as failed after {deadline} s, and needs "
-                f"up to {DOWNLOAD_SECONDS + start} s for the weights and its start"
+                f"Deployment {name_of(deployment)} counts as failed after {deadline} s, but needs "
+                f"up to {DOWNLOAD_SECONDS + start} s to load its weights and start"
             )
 
 
@@ -69,7 +69,7 @@ def surges_need_no_gpu(objects: Objects) -> Iterator[str]:
     for deployment, container in tiers(objects):
         rolling = deployment["spec"].get("strategy", {}).get("rollingUpdate", {})
         if gpus_of(container) and rolling.get("maxSurge", 1) != 0:
-            yield f"Deployment {name_of(deployment)} needs one GPU more for each upgrade"
+            yield f"Deployment {name_of(deployment)} needs another GPU for each upgrade"
 
 
 def settings_start_new_pods(objects: Objects) -> Iterator[str]:
@@ -77,7 +77,7 @@ def settings_start_new_pods(objects: Objects) -> Iterator[str]:
         for name in _config_maps(workload):
             if not HASHED.fullmatch(name):
                 where = f"{workload['kind']} {name_of(workload)}"
-                yield f"{where}: a change of the ConfigMap {name} starts no new pod"
+                yield f"{where}: a change of the ConfigMap {name} starts no new pods"
 
 
 def _config_maps(workload: Object) -> Iterator[str]:
@@ -103,7 +103,7 @@ def nodes_hold_the_pods(objects: Objects) -> Iterator[str]:
 
 
 def gpus_have_memory(objects: Objects) -> Iterator[str]:
-    """For the component `nodes`."""
+    """The rule of the component `nodes`."""
     for deployment, container in tiers(objects):
         if limits_of(container).get("nvidia.com/gpu") and not any(_wanted_labels(deployment)):
             yield f"Deployment {name_of(deployment)} takes any GPU, however small"
@@ -119,7 +119,7 @@ def _wanted_labels(deployment: Object) -> Iterator[Any]:
 
 
 def roots_can_be_written(objects: Objects) -> Iterator[str]:
-    """For the component `writable-root`."""
+    """The rule of the component `writable-root`."""
     for deployment, container in tiers(objects):
         is_gpu = bool(limits_of(container).get("nvidia.com/gpu"))
         if is_gpu and container["securityContext"].get("readOnlyRootFilesystem") is not False:
@@ -127,13 +127,13 @@ def roots_can_be_written(objects: Objects) -> Iterator[str]:
 
 
 def host_memory_fits(objects: Objects) -> Iterator[str]:
-    """For the component `kv-host`: keys and values in shared memory, which the container pays."""
+    """The rule of `kv-host`: shared memory for keys and values counts as the container's memory."""
     for deployment, container in tiers(objects):
         kept = int(environment(objects, container).get("PIXTRAL_KV_HOST_BYTES", 0)) / 2**30
         if name_of(deployment) != "decoder":
             continue
         if not kept:
-            yield "Deployment decoder keeps no keys and values in host memory"
+            yield "Deployment decoder has no host memory for keys and values"
         shared = [
             _gib(volume["emptyDir"]["sizeLimit"])
             for volume in pod_of(deployment)["volumes"]
@@ -143,7 +143,7 @@ def host_memory_fits(objects: Objects) -> Iterator[str]:
             yield f"Deployment {name_of(deployment)} has too little shared memory for {kept:g} GiB"
         asked = _gib(container["resources"]["requests"]["memory"])
         if kept > asked:
-            yield f"Deployment {name_of(deployment)} keeps {kept:g} GiB and asks for {asked:g}"
+            yield f"Deployment {name_of(deployment)} uses {kept:g} GiB, but requests {asked:g}"
 
 
 def compiled_kernels_are_kept(objects: Objects) -> Iterator[str]:
@@ -167,7 +167,7 @@ def compiled_kernels_are_kept(objects: Objects) -> Iterator[str]:
 
 
 def weights_are_chosen(objects: Objects) -> Iterator[str]:
-    """The Job that downloads takes a model and a revision from its ConfigMap."""
+    """The Job that downloads weights takes model and revision from its ConfigMap."""
     for job in of_kind(objects, "Job"):
         words = [word for each in containers_of(job) for word in each.get("command", ())]
         if "pull" not in words:
@@ -177,30 +177,30 @@ def weights_are_chosen(objects: Objects) -> Iterator[str]:
         }
         for name in ("MODEL", "REVISION"):
             if name not in chosen or f"$({name})" not in words:
-                yield f"Job {name_of(job)} lets nobody choose {name}"
+                yield f"Job {name_of(job)} does not let users choose {name}"
         if job["spec"].get("ttlSecondsAfterFinished") is None:
-            yield f"Job {name_of(job)} stays when it has ended, and cannot be applied again"
+            yield f"Job {name_of(job)} remains after its end, so it cannot be applied again"
 
 
 def certificates_can_change(objects: Objects) -> Iterator[str]:
-    """Kubernetes brings a changed Secret into a pod only where the whole volume is mounted."""
+    """Kubernetes updates a Secret in a running pod only if the whole volume is mounted."""
     for workload in workloads(objects):
         secrets = {v["name"] for v in pod_of(workload).get("volumes", ()) if "secret" in v}
         for container in containers_of(workload):
             for mount in container.get("volumeMounts", ()):
                 if mount["name"] in secrets and "subPath" in mount:
                     where = f"{workload['kind']} {name_of(workload)}"
-                    yield f"{where}: {mount['mountPath']} stays as it was when its Secret changes"
+                    yield f"{where}: {mount['mountPath']} does not change when its Secret does"
 
 
 def probes_prove_an_answer(objects: Objects) -> Iterator[str]:
-    """`redis-cli ping` ends with 0 where the password is wrong, unless -e is given."""
+    """`redis-cli ping` exits with 0 on a wrong password, unless -e is given."""
     for deployment in of_kind(objects, "Deployment"):
         for container in containers_of(deployment):
             for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
                 command = container.get(kind, {}).get("exec", {}).get("command", ())
                 if "redis-cli" in command and "-e" not in command:
-                    yield f"Deployment {name_of(deployment)}: {kind} proves a port and no answer"
+                    yield f"Deployment {name_of(deployment)}: {kind} does not prove an answer"
 
 
 def _cores(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Whether an overlay keeps to itself what is not for others."""
+"""Rules for security: pods, secrets, encryption and network policies."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ PORTS = {
     "decoder": (50053,),
     "redis": (6379,),
 }
-# Who may open a connection to whom. Outside is whatever has no labels of ours.
+# Which pods may connect to which. "outside" is a pod without labels of ours.
 CALLS = {
     ("outside", "gateway"),
     *((caller, "gateway") for caller in ("encoder", "decoder", "redis", "weights")),
@@ -49,7 +49,7 @@ def pods_are_confined(objects: Objects) -> Iterator[str]:
         account = accounts.get(pod.get("serviceAccountName", ""), {})
         for holder in (pod, account):
             if holder.get("automountServiceAccountToken") is not False:
-                yield f"{where} is given a token of the cluster"
+                yield f"{where} has a token of the cluster"
         for container in containers_of(workload):
             own = container.get("securityContext", {})
             if own.get("readOnlyRootFilesystem") is not True:
@@ -66,24 +66,24 @@ def pods_are_confined(objects: Objects) -> Iterator[str]:
 
 def secrets_are_references(objects: Objects) -> Iterator[str]:
     for secret in of_kind(objects, "Secret"):
-        yield f"Secret {name_of(secret)} stands in the manifests"
+        yield f"Secret {name_of(secret)} is part of the manifests"
     for workload in workloads(objects):
         for container in containers_of(workload):
             for variable in container.get("env", ()):
                 is_secret = re.search("PASSWORD|AUTH|TOKEN|KEY$", variable["name"])
                 if is_secret and not variable.get("value", "/").startswith("/"):
-                    yield f"{name_of(workload)}: {variable['name']} is written out"
+                    yield f"{name_of(workload)}: {variable['name']} has a literal value"
 
 
 def traffic_is_encrypted(objects: Objects) -> Iterator[str]:
     for deployment, container in tiers(objects):
         told, name = environment(objects, container), name_of(deployment)
         if "PIXTRAL_ALLOW_INSECURE" in told:
-            yield f"Deployment {name} allows what is not encrypted"
+            yield f"Deployment {name} allows unencrypted traffic"
         if not told.get("PIXTRAL_TLS_CERTIFICATE"):
             yield f"Deployment {name} has no certificate"
         if name != "gateway" and not told.get("PIXTRAL_TLS_CLIENT_CA"):
-            yield f"Deployment {name} lets in every caller"
+            yield f"Deployment {name} accepts every caller"
 
 
 def callers_are_known(objects: Objects) -> Iterator[str]:
@@ -98,7 +98,7 @@ def callers_are_known(objects: Objects) -> Iterator[str]:
 def network_is_closed(objects: Objects) -> Iterator[str]:
     policies = of_kind(objects, "NetworkPolicy")
     if not any(p["spec"]["podSelector"] == {} and _is_closed(p["spec"]) for p in policies):
-        yield "no NetworkPolicy closes everything first"
+        yield "no NetworkPolicy denies all traffic by default"
     pods = {
         labels_of(workload).get("app.kubernetes.io/name", name_of(workload)): labels_of(workload)
         for workload in workloads(objects)
@@ -112,11 +112,11 @@ def network_is_closed(objects: Objects) -> Iterator[str]:
             let_in = _may(policies, "ingress", pods[callee], labels, port)
             is_wanted = (caller, callee) in CALLS
             if let_in != is_wanted:
-                takes = "takes" if let_in else "refuses"
-                yield f"NetworkPolicy: {callee} {takes} calls of {caller}"
+                takes = "accepts" if let_in else "refuses"
+                yield f"NetworkPolicy: {callee} {takes} connections from {caller}"
             goes_out = callee == "gateway" or _may(policies, "egress", labels, pods[callee], port)
             if is_wanted and not goes_out:
-                yield f"NetworkPolicy: {caller} cannot call {callee}"
+                yield f"NetworkPolicy: {caller} cannot connect to {callee}"
 
 
 def _is_closed(spec: Object) -> bool:

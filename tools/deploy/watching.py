@@ -1,4 +1,4 @@
-"""Whether an overlay is watched, and by its own metrics alone."""
+"""Rules for monitoring: an overlay is watched, by its own metrics only."""
 
 import re
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ def queries_name_their_namespace(objects: Objects) -> Iterator[str]:
             for metric in sorted(Expression("query", query).metrics()):
                 for selector in re.findall(rf"{metric}(\{{[^}}]*\}})?", query):
                     if wanted not in selector:
-                        yield f"ScaledObject {name_of(scaled)}: {metric} is that of all namespaces"
+                        yield f"ScaledObject {name_of(scaled)}: {metric} counts all namespaces"
 
 
 def monitors_are_selected(objects: Objects) -> Iterator[str]:
-    """kube-prometheus-stack reads the objects that have its release's label."""
+    """kube-prometheus-stack reads only objects with the label of its release."""
     for kind in MONITORS:
         for obj in of_kind(objects, kind):
             if "release" not in obj["metadata"].get("labels", {}):
-                yield f"{kind} {name_of(obj)} has no label `release`, and is read by nobody"
+                yield f"{kind} {name_of(obj)} has no label `release`, so no Prometheus reads it"
 
 
 def rules_and_dashboards_are_there(objects: Objects) -> Iterator[str]:
@@ -48,7 +48,7 @@ def rules_and_dashboards_are_there(objects: Objects) -> Iterator[str]:
 
 
 def alerts_keep_the_namespace(groups: list[Any]) -> Iterator[str]:
-    """Two installations do not hear each other: no sum drops the label."""
+    """Alerts of two installations stay apart, because every sum keeps the namespace."""
     for group in groups:
         for rule in group["rules"]:
             for kind, labels in _aggregations(rule["expr"]):

@@ -30,8 +30,8 @@ class Found:
     """The model of a repository at a commit.
 
     Attributes:
-        form: the form's name for people.
-        files: the names of the files that the tiers read.
+        form: name of the checkpoint's form, for people.
+        files: names of the files that the tiers read.
     """
 
     model: str
@@ -48,12 +48,12 @@ def run_pull(options: argparse.Namespace) -> int:
 
 
 def pull(model: str, revision: str | None = None, to: Path | None = None) -> Path:
-    """Fetches the files of a model that are not there yet.
+    """Fetches the missing files of a model.
 
     Args:
         model: a repository's id, such as `mistralai/Pixtral-12B-2409`.
-        revision: a branch, tag or commit; None is the branch `main`.
-        to: the directory for the files; None is Hugging Face's cache.
+        revision: a branch, tag or commit; None for the branch `main`.
+        to: the directory for the files; None for Hugging Face's cache.
 
     Returns the directory with the files.
 

@@ -45,16 +45,17 @@ def pixtral_stack(
     """The stack that serves the model in `model_dir`, in Mistral's format or Hugging Face's.
 
     Args:
-        dtype: of the image embeddings and of the decoder's weights.
+        dtype: dtype of the image embeddings and of the decoder's weights.
         listen: host:port of the gateway.
-        http_listen: host:port of its HTTP API; None is none.
-        redis_url: a Redis of one's own; else PIXTRAL_REDIS_URL; else one is started, which holds
-            `redis_max_memory` of embeddings (a Redis size, such as `512mb`).
+        http_listen: host:port of its HTTP API; None for no HTTP API.
+        redis_url: the Redis to use; by default that of PIXTRAL_REDIS_URL. If neither is set, the
+            stack starts a Redis with `redis_max_memory` of embeddings (a size such as `512mb`).
         encoder_args, decoder_args, gateway_args: more flags; see `pixtral-serve encoder --help`.
-        encoders, decoders: how many to start.
-        encoder_gpus, decoder_gpus: the GPUs of each, such as `0,1`; empty is all of the machine's.
+        encoders, decoders: how many processes to start.
+        encoder_gpus, decoder_gpus: the GPUs of each, such as `0,1`; if empty, each sees all GPUs
+            of the machine.
 
-    The rest is as `Stack` takes it.
+    The other arguments are those of `Stack`.
 
     Raises:
         MissingExtra: the extra `cli` is not installed.
@@ -113,7 +114,7 @@ def pixtral_stack(
 
 
 def _several(name: str, count: int, command: list[str], gpus: Sequence[str]) -> list[Process]:
-    """So many processes of a tier, the first of which has the tier's name."""
+    """`count` processes of a tier; the first one has the tier's name."""
     return [
         Process(
             name if number == 0 else f"{name}-{number + 1}",

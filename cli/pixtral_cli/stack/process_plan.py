@@ -13,8 +13,8 @@ LOADED_VARIABLE = "PIXTRAL_LOADED_FILE"
 class Process:
     """A tier to start: `command` plus `--address-file FILE`, where it writes its addresses.
 
-    `connects` maps a flag to the process, or the processes, whose gRPC addresses are its value;
-    this process is started once those have bound. `environment` goes over that of the plan.
+    `connects` maps a flag to the process, or the processes, whose gRPC addresses are its value.
+    This process starts once those listen. `environment` overrides that of the plan.
     """
 
     name: str
@@ -39,10 +39,10 @@ class Redis:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The command and its environment. Logs and address files go to `directory`.
+    """The processes and their environment. Logs and address files go to `directory`.
 
-    With `redis`, a server is started first and its URL given to all by PIXTRAL_REDIS_URL.
-    `grace_seconds` is what each process may take to end after SIGTERM before it is killed.
+    If `redis` is set, the Redis starts first, and PIXTRAL_REDIS_URL has its URL in all processes.
+    A process that still runs `grace_seconds` after SIGTERM is killed.
     """
 
     caller: int

@@ -65,12 +65,12 @@ class Stack:
     """Processes under a supervisor, from `start` to `close`, or for the life of a `with` block.
 
     Args:
-        processes: what to run; the last of them is the one that `target` names.
-        redis: the Redis to start first, or None.
+        processes: the processes to run; `target` is the address of the last one.
+        redis: the Redis to start first; None if there is none.
         environment: variables for the processes, besides this process's own.
-        log_dir: where logs go. None is a temporary directory, removed after a clean end.
-        progress: called with what happens while the stack starts; None logs it.
-        start_timeout: seconds until all must be ready.
+        log_dir: directory of the logs; None for a temporary one, removed after a clean end.
+        progress: gets each `Progress` while the stack starts; None logs it.
+        start_timeout: seconds within which all processes must be ready.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Stack:
 
     @property
     def http_target(self) -> str | None:
-        """The gateway's host:port for OpenAI's HTTP API; None where it does not serve it."""
+        """The gateway's host:port for OpenAI's HTTP API; None if it does not serve it."""
         return self.addresses[self._processes[-1].name].http
 
     def start(self) -> None:

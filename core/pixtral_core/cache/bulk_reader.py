@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 # The largest value of Redis.
 MAX_BYTES = 512 << 20
-# A line of a reply, mostly with a part of what follows it.
+# Enough for a line of a reply, and usually a part of the value after it.
 LINE_BYTES = 64
 
 

@@ -18,10 +18,11 @@ class EmbeddingKey:
 
     Attributes:
         image_sha256: SHA-256 of the image file as received, 32 bytes.
-        fingerprint: what makes the embedding, see `pixtral_core.model.fingerprint`.
-        scope: the tenant that it belongs to. Equal images of two scopes have two keys, so that
-            a warm cache tells nobody what another has shown.
-        low_detail: it is of the image in low detail, which makes it smaller.
+        fingerprint: digest of everything else that determines the embedding, see
+            `pixtral_core.model.fingerprint`.
+        scope: the tenant that owns it. Equal images of two scopes have two keys, so that a warm
+            cache does not reveal one tenant's images to another.
+        low_detail: whether the embedding is that of the image in low detail, which is smaller.
     """
 
     image_sha256: bytes

@@ -54,8 +54,9 @@ class GuardedRedis:
     Redis that hangs costs one timeout for each pause and not for each request.
 
     Attributes:
-        client, values: for the calls that `attempt` is given.
-        state: shared by all that the process has of one Redis.
+        client: the client for operations that callers pass to `attempt`.
+        values: the reader of large values for such operations.
+        state: the state of the Redis, which all of the process's connections to it share.
     """
 
     def __init__(

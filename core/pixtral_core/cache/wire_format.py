@@ -47,8 +47,10 @@ class Embedding:
     """One image at the cut: before the vision-language adapter, after the patch merger.
 
     Attributes:
-        rows, cols: the grid of image tokens.
-        width: values a token.
+        rows: rows of image tokens.
+        cols: columns of image tokens.
+        width: values of each token.
+        dtype: how each value is stored.
         data: rows * cols * width values of `dtype`, row by row, little-endian.
     """
 

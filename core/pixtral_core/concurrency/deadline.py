@@ -8,7 +8,7 @@ from pixtral_core.errors import DeadlineExceeded
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """`at` is on the monotonic clock, in seconds."""
+    """A moment by which work must end. `at` is on the monotonic clock, in seconds."""
 
     at: float
 

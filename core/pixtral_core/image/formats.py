@@ -8,11 +8,11 @@ FORMATS_SETTING = "PIXTRAL_IMAGE_FORMATS"
 
 
 class BadHeader(ValueError):
-    """The bytes begin as an image of a known format and do not continue as one."""
+    """The bytes begin like an image of a known format, but do not continue like one."""
 
 
 class TooManyBlocks(BadHeader):
-    """A longer beginning belongs to no real image."""
+    """The header has more parts than that of any real image."""
 
 
 class ImageFormat(StrEnum):

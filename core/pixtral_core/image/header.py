@@ -45,8 +45,9 @@ class ImageHeader:
     Pillow shows first.
 
     Attributes:
-        width, height: pixels of the upright image, both at least 1.
-        orientation: how the file's pixels lie, a number of EXIF's from 1 to 8.
+        width: pixels of the upright image, at least 1.
+        height: pixels of the upright image, at least 1.
+        orientation: EXIF's number, from 1 to 8, for the rotation of the file's pixels.
     """
 
     format: ImageFormat

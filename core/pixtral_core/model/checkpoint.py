@@ -24,12 +24,13 @@ class StoredTensor:
     """A vision tensor in a safetensors file.
 
     Attributes:
-        name: in Mistral's format.
-        stored_name: in the file.
-        dtype: the file's name for it.
-        begin, end: of its bytes in the file.
-        has_halves: the first rows of a head's rotary pairs are in front of the second ones;
-            else the two of a pair are side by side.
+        name: its name in Mistral's format.
+        stored_name: its name in the file.
+        dtype: the file's name of its dtype.
+        begin: offset of its first byte in the file.
+        end: offset behind its last byte in the file.
+        has_halves: whether all first rows of a head's rotary pairs precede all second rows; if
+            not, the two rows of each pair are adjacent.
     """
 
     name: str

@@ -12,11 +12,11 @@ class LanguageSpec:
     """Facts of a language model that code outside vLLM uses.
 
     Attributes:
-        layers: 0 where the checkpoint does not say.
-        vocab_size: rows of its embeddings: token ids are below it.
-        context_length: in tokens; None where the checkpoint does not say.
-        is_tied: its output is its embeddings, and no file holds it.
-        is_quantized: its weights are stored in fewer bits, with scales.
+        layers: number of layers; 0 if the checkpoint does not say.
+        vocab_size: rows of its embedding matrix; all token ids are smaller.
+        context_length: the most tokens of prompt and answer; None if the checkpoint does not say.
+        is_tied: whether the embedding matrix is also the output matrix, which no file contains.
+        is_quantized: whether its weights are stored in fewer bits, with scales.
     """
 
     layers: int

@@ -22,12 +22,13 @@ class Shipped:
     """A tokenizer with images among mistral_common's data.
 
     Attributes:
-        name: of the file there.
-        vocab_size: with its control tokens.
-        control_tokens: as many stand before the others.
-        patch_size, max_image_size: of its images, whose patches are not merged.
-        image_ids: of [IMG], [IMG_BREAK] and [IMG_END].
-        of: the model with which Mistral has published it.
+        name: name of the file.
+        vocab_size: number of its tokens, control tokens included.
+        control_tokens: number of its control tokens, which have the lowest ids.
+        patch_size: side of a patch in pixels; patches are not merged.
+        max_image_size: the longest side of an image in pixels.
+        image_ids: token ids of [IMG], [IMG_BREAK] and [IMG_END].
+        of: the model with which Mistral published it.
     """
 
     name: str

@@ -35,7 +35,7 @@ BURST_BYTES: Final = 2 << 20
 BYTES_A_SECOND: Final = 256 << 20
 # Finding a connection may take this long.
 UNKNOWN_SECONDS: Final = 1.0
-# The slowest sender that the server waits for: so many bytes in so many seconds.
+# The slowest sender that the server waits for sends PACE_BYTES in PACE_SECONDS.
 PACE_SECONDS: Final = 10.0
 PACE_BYTES: Final = 160 << 10
 

@@ -66,7 +66,7 @@ class Worker:
     """A worker's side of its pipes, which are its standard input and output.
 
     Attributes:
-        counts: what it counts together with the other workers.
+        counts: the counts that it shares with the other workers.
     """
 
     def __init__(self) -> None:

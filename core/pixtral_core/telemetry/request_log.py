@@ -23,10 +23,10 @@ class Call:
     """One request in one tier, from `begin` to `end`, both in the task that serves it.
 
     Attributes:
-        method: package.Service/Method, or of HTTP the verb and the route: POST /v1/models.
-        request_id: the same in every tier.
-        span: of the whole call.
-        facts: what is known of it; bounded in number and size, and nothing of a prompt or image.
+        method: package.Service/Method; for HTTP the verb and the route, such as POST /v1/models.
+        request_id: the request's id, which is the same in every tier.
+        span: the span of the whole call.
+        facts: facts for the log line, bounded in number and size, without prompts or images.
     """
 
     __slots__ = ("_began", "facts", "method", "request_id", "span")

@@ -26,8 +26,8 @@ class Span:
     work done for several callers, or a generator that is closed elsewhere, cannot mix up traces.
 
     Attributes:
-        trace_id: 32 hexadecimal digits; empty where nothing is recorded.
-        span_id: 16 of them, or empty.
+        trace_id: 32 hexadecimal digits; empty if nothing is recorded.
+        span_id: 16 hexadecimal digits; empty if nothing is recorded.
     """
 
     __slots__ = ()

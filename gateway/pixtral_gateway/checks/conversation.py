@@ -63,13 +63,13 @@ class ToolChoice(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """A function that a model may call.
+    """The tools of a request.
 
     Attributes:
-        offered: told to the model; empty: none of this is in effect.
-        forced: of these one is called; empty: the model chooses whether to call any.
-        is_single: no more than one call is made.
-        characters: of `offered`, as they were sent.
+        offered: the tools in the prompt; if there are none, the other fields have no effect.
+        forced: tools of which the model must call one; empty if it may choose to call none.
+        is_single: whether the model may make one call only.
+        characters: length of `offered` as the client sent it.
     """
 
     offered: tuple[Tool, ...] = ()

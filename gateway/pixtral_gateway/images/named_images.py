@@ -65,8 +65,8 @@ class NamedImages:
     """A cache: a fault of Redis is not an error, and the image counts as missing.
 
     Args:
-        lookups: for what is small and waited for.
-        transfers: for files.
+        lookups: the Redis for small operations that a request waits for.
+        transfers: the Redis for files.
     """
 
     def __init__(self, lookups: GuardedRedis, transfers: GuardedRedis) -> None:

@@ -219,7 +219,7 @@ class _CheckedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """All addresses of a host. Raises OSError where one of them is not allowed."""
+        """All addresses of a host. Raises OSError if one of them is not allowed."""
         addresses = dict.fromkeys(await self._lookup(host))
         if not addresses or not all(self._is_allowed(address) for address in addresses):
             raise OSError("the address is not public")

@@ -78,10 +78,10 @@ class PromptEncoder:
     """A checkpoint's own tokenizer. It has no state of a request, and any thread may use it.
 
     Attributes:
-        vocabulary_size: token ids are below it.
-        longest_token: in characters.
-        tools: how the checkpoint's models call them.
-        thinking: how they think.
+        vocabulary_size: number of tokens; all token ids are smaller.
+        longest_token: length of the longest token in characters.
+        tools: the format in which the checkpoint's models call tools.
+        thinking: the format in which they think.
     """
 
     def __init__(self, tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], spec: VisionSpec):

@@ -42,7 +42,7 @@ _PLAIN = ("const", "default", "enum", "example", "examples")
 
 
 class ToolFormat:
-    """Any thread may use it."""
+    """How a checkpoint's models call tools. Any thread may use it."""
 
     def __init__(self, instruct: InstructTokenizer[Any, Any, Any]) -> None:
         """Raises BadCheckpoint for a tokenizer older than Pixtral."""

@@ -13,7 +13,7 @@ SECONDS_BETWEEN_LOOKS: Final = 1.0
 
 
 def room(decoders: Iterable[DecoderReplica]) -> int:
-    """Permits for the decoders that are ready; 0 where none is."""
+    """Permits for the decoders that are ready; 0 if none is."""
     places = sum(decoder.capacity for decoder in decoders if decoder.contract is not None)
     return PERMITS_PER_PLACE * places
 

@@ -123,11 +123,10 @@ class DecoderWork:
     gateways' requests.
 
     Attributes:
-        tokens: of this gateway's prompts, that the decoder has to compute before it comes to the
-            next one.
-        answers: of this gateway's requests, that have not ended.
-        tokens_per_second: that it was seen to compute lately; 0 where nothing was seen.
-        beginnings: of prompts, that it has computed.
+        tokens: tokens of this gateway's prompts that the decoder must compute before the next one.
+        answers: answers to this gateway's requests that have not ended.
+        tokens_per_second: rate of the decoder's recent prompts; 0 if unknown.
+        beginnings: beginnings of prompts that the decoder has computed.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

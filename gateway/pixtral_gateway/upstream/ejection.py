@@ -27,7 +27,7 @@ class Record:
     """The outcomes of the calls to one replica.
 
     Attributes:
-        failures: since the last call that succeeded.
+        failures: failed calls since the last call that succeeded.
     """
 
     __slots__ = ("_ejections", "_until", "failures")

@@ -24,8 +24,8 @@ class Tiers:
     """All replicas that this gateway knows of.
 
     Attributes:
-        width: of the embeddings that the gateway's own checkpoint gives.
-        stall_seconds: a replica that owes answers and gives none for as long hangs.
+        width: width of embeddings by the gateway's own checkpoint.
+        stall_seconds: a replica that owes answers and sends none for so long counts as hung.
     """
 
     encoders: Group[EncoderReplica]

@@ -46,7 +46,8 @@ class Work:
     """A running call to a replica.
 
     Attributes:
-        is_awaited: its next response is. Not so while the last one waits for a client to read it.
+        is_awaited: whether the gateway waits for its next response; False while the client has
+            yet to read the last one.
     """
 
     call: Cancellable
@@ -76,12 +77,13 @@ class Replica(ABC):
     """One process of another tier, at `address`.
 
     Attributes:
-        announced: what its last handshake said; None where that failed, or does not fit.
-        contract: the same; None while it is not to be used.
-        fits: it is of this gateway's model, by what it last announced.
-        outstanding: answers to this gateway's requests that it has not ended yet.
-        responses: grows whenever it has said something, to this gateway or another.
-        record: of how it does its work.
+        announced: the contract of its last handshake; None if the handshake failed or does not
+            fit.
+        contract: the same; None while the gateway does not use the replica.
+        fits: whether it serves this gateway's model, by its last announcement.
+        outstanding: answers to this gateway's requests that have not ended.
+        responses: number of its responses to all gateways.
+        record: outcomes of its calls.
     """
 
     tier: str

@@ -998,7 +998,7 @@ class Logprob(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     text: _builtins.str
-    """The token alone. Empty where it is a part of a character."""
+    """The token alone. Empty if it is a part of a character."""
     logprob: _builtins.float
     """The natural logarithm of the model's own probability, before temperature, penalties and
     truncation. Negative infinity for a forbidden token.

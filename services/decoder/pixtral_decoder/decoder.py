@@ -34,7 +34,7 @@ class Decoder:
     """Generates as many choices as `queue` admits. A request has `n` choices.
 
     Attributes:
-        work: the prompts that the engine has to compute.
+        work: the prompts that the engine has yet to compute.
     """
 
     def __init__(

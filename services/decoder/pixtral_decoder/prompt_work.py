@@ -22,7 +22,7 @@ class PromptWork:
     it is forgotten, so that one slow moment does not count forever.
 
     Attributes:
-        tokens: that the engine is expected to compute for them.
+        tokens: tokens that the engine probably has to compute for them.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

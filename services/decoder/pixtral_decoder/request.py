@@ -39,15 +39,15 @@ class Prompt:
     """The tokens to continue, and how.
 
     Attributes:
-        request_id: unique among running requests.
+        request_id: an id that is unique among running requests.
         token_ids: text, control and image tokens.
-        images: in the order of their placeholders.
-        sampling: how to pick tokens.
-        cache_salt: prompts share the engine's prefix cache only where this is equal.
-        generated: the beginning of the answer, made elsewhere; `sampling` is of the whole answer.
-        priority: lower goes first, where the engine schedules by it.
-        adapter: the name of the LoRA adapter that answers; empty is the model itself.
-        new_tokens: that the gateway expects the engine to compute; None is all of them.
+        images: images in the order of their placeholders.
+        sampling: how to pick tokens, for the whole answer.
+        cache_salt: prompts share the engine's prefix cache only if their salts are equal.
+        generated: tokens of the answer so far, made by another decoder.
+        priority: a lower number goes first, if the engine schedules by priority.
+        adapter: name of the LoRA adapter that answers; empty for the model itself.
+        new_tokens: tokens that the gateway expects the engine to compute; None for all.
     """
 
     request_id: str

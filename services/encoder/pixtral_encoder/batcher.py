@@ -46,8 +46,8 @@ class Batch:
     """One batch. Its times are on the monotonic clock.
 
     Attributes:
-        began: when the device got it or, where it was busy with another, was free for it.
-        is_told: the device has all of it.
+        began: when the device was free for it: when it got the batch, or when the last one ended.
+        is_told: whether the device has received the whole batch.
     """
 
     images: int

@@ -214,7 +214,7 @@ async def test_steps_beside_answers_have_the_size_that_is_set(
     assert ahead.step() == {"answer": 1, "prompt": 3999}
     assert ahead.step() == {"answer": 1, "prompt": LENGTH - 3999}
     ahead.until("answer")
-    # A size for prompts' log-probabilities would take the memory of so many logits.
+    # A longer step for prompts' log-probabilities would need more memory for logits.
     ahead.add("logprobs", LENGTH, max_tokens=1, prompt_logprobs=1)
     assert ahead.step() == {"logprobs": LOGITS_TOKENS}
 

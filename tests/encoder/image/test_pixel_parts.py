@@ -19,7 +19,7 @@ SIZE = TargetSize(64, 48)
 
 
 def scanned(times: int) -> bytes:
-    """A JPEG whose last scan, which changes next to nothing, comes so many times more."""
+    """A JPEG whose last scan, which changes next to nothing, comes `times` more times."""
     data = file_of(picture(64, 48), "JPEG", progressive=True)
     last = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + last * times + data[-2:]

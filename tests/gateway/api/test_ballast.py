@@ -17,7 +17,7 @@ from tests.support.http2 import Http2Sender
 
 BALLAST = 6 << 20
 AT_ONCE = 9
-# The beginning of a field of a message that has none of this number, with so many bytes.
+# The beginning of a field with an unknown number, and a length of BALLAST bytes.
 UNKNOWN = b"\xc2\x3e" + b"\x80\x80\x80\x03"
 
 

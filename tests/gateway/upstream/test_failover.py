@@ -141,7 +141,7 @@ class Looks:
         await due
 
     async def take(self, number: int) -> None:
-        """Returns once every replica has been looked at so many times."""
+        """Returns once every replica has been checked `number` times."""
         for _ in range(number):
             due, self._due = [each for each in self._due if not each.done()], []
             for each in due:

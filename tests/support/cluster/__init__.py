@@ -1,5 +1,5 @@
-"""Stand-ins for the programs that a page of the docs types: kubectl, helm, docker and the like.
+"""Stand-ins for the programs in the commands of a docs page: kubectl, helm, docker and others.
 
-Each checks its arguments, the files and objects that they name, and all that the pods would need. A
-fault becomes a line in the file `faults` of the session, and an exit status of 1.
+Each checks its arguments, the files and objects that they name, and everything that the pods need.
+A fault adds a line to the session's file `faults`, and makes the exit status 1.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.support.cluster PROGRAM ARGUMENT...`, which the stand-ins on PATH call."""
+"""Runs a stand-in: `python -m tests.support.cluster PROGRAM ARGUMENT...`."""
 
 import os
 import sys

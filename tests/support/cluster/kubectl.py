@@ -25,7 +25,7 @@ CONDITIONS = {"Job": "complete", "Deployment": "Available"}
 
 
 def kubectl(state: State, arguments: list[str]) -> None:
-    """Raises Fault."""
+    """Runs kubectl with these arguments. Raises Fault."""
     verbs: dict[str, Callable[[State, list[str]], None]] = {
         "apply": _apply,
         "create": _create,
@@ -36,7 +36,7 @@ def kubectl(state: State, arguments: list[str]) -> None:
         "wait": _wait,
     }
     if not arguments or arguments[0] not in verbs:
-        raise Fault(f"kubectl: {' '.join(arguments)!r} is nothing that the stand-in knows")
+        raise Fault(f"kubectl: the stand-in does not know {' '.join(arguments)!r}")
     verbs[arguments[0]](state, arguments[1:])
 
 
@@ -55,7 +55,7 @@ def _named(state: State, namespace: str, text: str) -> Object:
 
 def _duration(text: str) -> str:
     if not re.fullmatch(r"(\d+h)?(\d+m)?(\d+s)?", text) or not text:
-        raise Fault(f"{text!r} is no duration")
+        raise Fault(f"{text!r} is not a duration")
     return text
 
 
@@ -85,7 +85,7 @@ def _apply(state: State, arguments: list[str]) -> None:
 
 
 def _keep_entries(state: State, namespace: str, secret: Object) -> None:
-    """A Secret that was created and not applied keeps the entries that `apply` does not know."""
+    """`apply` keeps unknown entries of a Secret that `create` made."""
     before = state.find(namespace, "Secret", name_of(secret))
     if before is not None and _APPLIED not in before["metadata"].get("annotations", {}):
         secret["data"] = {**before.get("data", {}), **secret.get("data", {})}
@@ -93,7 +93,7 @@ def _keep_entries(state: State, namespace: str, secret: Object) -> None:
 
 
 def built(directory: Path) -> list[Object]:
-    """The objects of a kustomization, by the real program, once for each content."""
+    """The objects of a kustomization, built by the real program once for each content."""
     if not (directory / "kustomization.yaml").is_file():
         raise Fault(f"{directory} has no kustomization.yaml")
     digest = hashlib.sha256(str(directory).encode())
@@ -123,7 +123,7 @@ def _create(state: State, arguments: list[str]) -> None:
     parser.add_argument("--dry-run", choices=["client"])
     parser.add_argument("--output", "-o", choices=["yaml"])
     if arguments[:2] != ["secret", "generic"]:
-        raise Fault(f"kubectl create {' '.join(arguments[:2])}: not known")
+        raise Fault(f"kubectl create {' '.join(arguments[:2])}: the stand-in does not know it")
     options = parser.parse_args(arguments[2:])
     entries = {name: value.encode() for name, value in pairs(options.from_literal)}
     for text in options.from_file:
@@ -131,7 +131,7 @@ def _create(state: State, arguments: list[str]) -> None:
         file = existing(path if equals else text)
         entries[name if equals else file.name] = file.read_bytes()
     if not entries or not all(entries.values()):
-        raise Fault(f"the Secret {options.name} has an empty entry, or none")
+        raise Fault(f"the Secret {options.name} has no entries, or an empty one")
     secret: Object = {
         "apiVersion": "v1",
         "kind": "Secret",

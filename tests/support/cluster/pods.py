@@ -1,4 +1,4 @@
-"""Whether the pods of a namespace could start with what a session has made."""
+"""Checks that the pods of a namespace could start with the objects of a session."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from tests.support.cluster.state import Fault, State, secret_entries
 from tests.support.cluster.tls import CALLS, shake_hands
 from tools.deploy.objects import Object, containers_of, name_of, of_kind, pod_of, workloads
 
-# Images of others, which nobody builds here.
+# Images of other projects, which a session does not build.
 PUBLIC = ("docker.io/library/",)
 
 

@@ -1,4 +1,4 @@
-"""The other programs of the pages: helm, docker, kind, curl, pixtral-serve and MPS' control."""
+"""Stand-ins for helm, docker, kind, curl, pixtral-serve and the control program of MPS."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ NAMESPACE = "pixtral"
 
 
 def run(state: State, name: str, arguments: list[str]) -> None:
-    """Raises Fault."""
+    """Runs the stand-in `name`. Raises Fault."""
     programs: dict[str, Callable[[State, list[str]], None]] = {
         "curl": _curl,
         "docker": _docker,
@@ -58,7 +58,7 @@ def _helm(state: State, arguments: list[str]) -> None:
     parser.add_argument("--timeout")
     options = parser.parse_args(arguments)
     if not (options.chart / "Chart.yaml").is_file() or options.chart.name != CHART.name:
-        raise Fault(f"{options.chart} is no chart")
+        raise Fault(f"{options.chart} is not a chart")
     values: dict[str, Any] = {}
     for file in options.values:
         values |= safe_yaml.load(existing(file).read_text()) or {}
@@ -83,7 +83,7 @@ def _helm(state: State, arguments: list[str]) -> None:
 def _docker(state: State, arguments: list[str]) -> None:
     verbs = {"build": _build, "compose": _compose, "push": _push, "run": _run}
     if not arguments or arguments[0] not in verbs:
-        raise Fault(f"docker: {' '.join(arguments)!r} is nothing that the stand-in knows")
+        raise Fault(f"docker: the stand-in does not know {' '.join(arguments)!r}")
     verbs[arguments[0]](state, arguments[1:])
 
 
@@ -102,7 +102,7 @@ def _build(state: State, arguments: list[str]) -> None:
         if not re.search(rf"^ARG {re.escape(name)}\b", text, re.MULTILINE):
             raise Fault(f"{options.file} has no ARG {name}")
     if not re.fullmatch(r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9/-]+:[\w.-]+", options.tag):
-        raise Fault(f"{options.tag} is no image")
+        raise Fault(f"{options.tag} is not an image")
     state.image(options.tag, "built")
 
 
@@ -116,7 +116,7 @@ def _push(state: State, arguments: list[str]) -> None:
 
 
 def _run(state: State, arguments: list[str]) -> None:
-    """Runs the project's own command line as the image would. Raises Fault for another one."""
+    """Runs the project's own command line, as the image does. Raises Fault for other programs."""
     from pixtral_cli.main import main
 
     parser = Arguments("docker run")
@@ -153,7 +153,7 @@ def _kind(state: State, arguments: list[str]) -> None:
     if arguments == ["create", "cluster"]:
         return
     if arguments[:2] != ["load", "docker-image"] or not arguments[2:]:
-        raise Fault(f"kind: {' '.join(arguments)!r} is nothing that the stand-in knows")
+        raise Fault(f"kind: the stand-in does not know {' '.join(arguments)!r}")
     for image in arguments[2:]:
         if not state.has_image(image, "built"):
             raise Fault(f"nobody built the image {image}")
@@ -163,11 +163,11 @@ def _kind(state: State, arguments: list[str]) -> None:
 def _mps(state: State, arguments: list[str]) -> None:
     del state
     if arguments != ["-d"] and (arguments or sys.stdin.read().strip() != "quit"):
-        raise Fault("nvidia-cuda-mps-control starts by -d and ends by quit")
+        raise Fault("nvidia-cuda-mps-control starts with -d and ends with quit")
 
 
 def _pixtral_serve(state: State, arguments: list[str]) -> None:
-    """`up` and `chat`, whose arguments the real command line reads."""
+    """Checks `up` and `chat`; the real command line parses their arguments."""
     from pixtral_cli.main import make_parser
     from pixtral_cli.plain_output import WrongArgument
 
@@ -180,7 +180,7 @@ def _pixtral_serve(state: State, arguments: list[str]) -> None:
             raise Fault("pixtral-serve up names no model")
         return
     if arguments[0] != "chat":
-        raise Fault(f"pixtral-serve {arguments[0]} is nothing that the stand-in knows")
+        raise Fault(f"the stand-in does not know pixtral-serve {arguments[0]}")
     for image in options.image:
         existing(image)
     host, _, port = options.target.rpartition(":")
@@ -199,12 +199,12 @@ def _curl(state: State, arguments: list[str]) -> None:
     headers = {name.strip().lower(): value.strip() for name, value in _headers(options.header)}
     state.await_port(url.port or 0)
     if (url.scheme == "https") != (options.cacert is not None):
-        raise Fault(f"{options.url}: an authority belongs to https alone")
+        raise Fault(f"{options.url}: --cacert belongs to https, and https needs it")
     key = headers.get("authorization", "").removeprefix("Bearer ")
     _check_door(state, url.hostname or "", options.cacert, key)
     if options.data is None:
         if url.path != "/v1/models":
-            raise Fault(f"{url.path} takes no GET")
+            raise Fault(f"{url.path} does not accept GET")
         return
     text = sys.stdin.read() if options.data == "@-" else options.data
     _check_request(state, url.path, headers.get("content-type", ""), text)
@@ -218,7 +218,7 @@ def _check_request(state: State, path: str, kind: str, text: str) -> None:
     from pixtral_gateway.api.openai.request_schema import ChatRequest
 
     if path != "/v1/chat/completions" or kind != "application/json":
-        raise Fault(f"{path} does not take {kind}")
+        raise Fault(f"{path} does not accept {kind}")
     try:
         body = json.loads(text)
         ChatRequest.model_validate(body)
@@ -230,24 +230,24 @@ def _check_request(state: State, path: str, kind: str, text: str) -> None:
         if each["kind"] == "ConfigMap" and "PIXTRAL_MODEL" in each["data"]
     ]
     if [body.get("model")] != models:
-        raise Fault(f"the gateway serves {models}, and not {body.get('model')}")
+        raise Fault(f"the gateway serves {models}, not {body.get('model')}")
     for part in body["messages"][0]["content"]:
         url = part.get("image_url", {}).get("url")
         if url is not None:
             image = base64.b64decode(url.partition("base64,")[2], validate=True)
             if not image.startswith(b"\xff\xd8\xff"):
-                raise Fault("the image is no JPEG")
+                raise Fault("the image is not a JPEG")
 
 
 def _check_door(state: State, host: str, authority: Path | None, key: str) -> None:
-    """Raises Fault if the gateway of this state would not let a client in."""
+    """Raises Fault if the gateway of this state would reject the client."""
     from pixtral_core.errors import StartupError, Unauthenticated
     from pixtral_gateway.tenancy.tenants import Tenants
     from tests.support.cluster.tls import shake_hands
 
     certificate = state.find(NAMESPACE, "Secret", "gateway-tls")
     if (authority is not None) != (certificate is not None):
-        raise Fault("client and gateway do not both have TLS, or both not")
+        raise Fault("only one of client and gateway uses TLS")
     if certificate is not None and authority is not None:
         trusted = existing(str(authority)).read_bytes()
         shake_hands(secret_entries(certificate), {"ca.crt": trusted}, host, is_mutual=False)

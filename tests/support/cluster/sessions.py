@@ -1,4 +1,4 @@
-"""Runs the shell blocks of a page in a copy of what they need, with stand-ins on PATH."""
+"""Runs the shell blocks of a page in a copy of the files that they need, with stand-ins on PATH."""
 
 import json
 import os
@@ -22,7 +22,7 @@ STAND_INS = (
     "nvidia-cuda-mps-control",
     "pixtral-serve",
 )
-# All else that a page may run. Anything that is not here is not found.
+# The real programs that a page may run. PATH has no others.
 REAL = (
     *("base64", "bash", "cat", "grep", "make", "openssl", "sed", "sh", "tee", "tr"),
     *("awk", "env", "test", "uname"),
@@ -37,7 +37,7 @@ FILES = (
     "models/random_checkpoint.py",
 )
 PACKAGES = (".", "client", "cli", "core", "gateway", "protos")
-# The program sees the real PATH, and is a module of the tests.
+# A stand-in is a module of the tests, and sees the real PATH.
 STAND_IN = """\
 #!{python}
 import os, sys
@@ -50,7 +50,7 @@ SECONDS = 300
 
 
 def blocks_of(page: str, *headings: str) -> list[str]:
-    """The shell blocks below these headings, in order. Raises ValueError if one has none."""
+    """The shell blocks below these headings, in order. Raises ValueError if a heading has none."""
     found: list[str] = []
     for heading in headings:
         parts = re.split(r"^(#+ .*)$", page, flags=re.MULTILINE)
@@ -64,7 +64,7 @@ def blocks_of(page: str, *headings: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A session that has ended: what failed, and what it has made."""
+    """A session that has ended: its faults, and the objects that it made."""
 
     faults: list[str]
     state: State
@@ -72,7 +72,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """A reader's machine: a clone, an image of his own, and the programs."""
+    """A reader's machine: a clone, an image file, and the programs."""
 
     tree: Path
     programs: Path
@@ -80,8 +80,10 @@ class Desk:
     cache: Path
 
     def run(self, blocks: Sequence[str], variables: Mapping[str, str]) -> Done:
-        """Runs the blocks in one shell, which stops at the first command that fails and at a
-        variable that nobody set. It returns when all in the background has ended."""
+        """Runs the blocks in one shell, and waits for its background programs.
+
+        The shell stops at the first command that fails and at an unset variable.
+        """
         script = "\n".join([*blocks, "wait"])
         environment = {
             **variables,
@@ -109,13 +111,13 @@ class Desk:
 
 
 def kustomize() -> list[str]:
-    """The program that builds, by its whole path: on a reader's PATH it is a stand-in."""
+    """The real program that builds, by its full path, because PATH has a stand-in."""
     program, *arguments = builder()
     return [shutil.which(program) or program, *arguments]
 
 
 def set_up(directory: Path, cache: Path) -> Desk:
-    """A desk in an empty directory. `cache` has builds of manifests, by their content."""
+    """A desk in an empty directory. `cache` keeps builds of manifests, by content."""
     tree, programs = directory / "clone", directory / "programs"
     shutil.copytree(ROOT / "deploy", tree / "deploy", ignore=shutil.ignore_patterns("schemas"))
     for name in FILES:

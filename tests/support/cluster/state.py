@@ -1,6 +1,6 @@
-"""The things that a session has made so far, a file for each: images, namespaces, objects, ports.
+"""The results of a session so far, a file for each: images, namespaces, objects and open ports.
 
-Separate files, because the programs of a session may run at the same time.
+Files are separate, because the programs of a session can run at the same time.
 """
 
 import argparse
@@ -15,16 +15,16 @@ from urllib.parse import quote
 
 from tools.deploy.objects import Object, name_of
 
-# A program in the background has started by then, or has failed.
+# The longest time until a background program has started or failed.
 FORWARDED_SECONDS = 60
 
 
 class Fault(Exception):
-    """A real program or cluster would refuse this."""
+    """A real program or cluster would refuse this command."""
 
 
 class Arguments(argparse.ArgumentParser):
-    """A parser that takes no abbreviations, and whose errors are faults."""
+    """A parser without abbreviations, whose errors are faults."""
 
     def __init__(self, name: str) -> None:
         super().__init__(prog=name, allow_abbrev=False, add_help=False)
@@ -40,7 +40,7 @@ class State:
             (directory / kind).mkdir(parents=True, exist_ok=True)
 
     def image(self, name: str, step: str) -> None:
-        """Notes that an image was `built`, `pushed` or `loaded`."""
+        """Records that an image was `built`, `pushed` or `loaded`."""
         (self._directory / "images" / quote(f"{step} {name}", safe="")).touch()
 
     def has_image(self, name: str, *steps: str) -> bool:
@@ -54,7 +54,7 @@ class State:
         return (self._directory / "namespaces" / name).exists()
 
     def put(self, namespace: str, obj: Object) -> None:
-        """Raises Fault if the namespace does not exist."""
+        """Stores an object. Raises Fault if the namespace does not exist."""
         if not self.has_namespace(namespace):
             raise Fault(f'namespaces "{namespace}" not found')
         self._file(namespace, obj["kind"], name_of(obj)).write_text(json.dumps(obj))
@@ -65,7 +65,7 @@ class State:
         return found
 
     def get(self, namespace: str, kind: str, name: str) -> Object:
-        """Raises Fault if there is none."""
+        """The object. Raises Fault if there is none."""
         found = self.find(namespace, kind, name)
         if found is None:
             raise Fault(f'{kind.lower()} "{name}" not found in {namespace}')
@@ -82,9 +82,9 @@ class State:
         (self._directory / "ports" / str(port)).touch()
 
     def await_port(self, port: int) -> None:
-        """Waits for a program in the background that opens a port of this machine.
+        """Waits until a background program has opened a port of this machine.
 
-        Raises Fault if another program failed meanwhile, or none opens it.
+        Raises Fault if another program fails meanwhile, or if no program opens the port.
         """
         until = time.monotonic() + FORWARDED_SECONDS
         while not (self._directory / "ports" / str(port)).exists():
@@ -119,7 +119,7 @@ def secret_entries(secret: Object) -> dict[str, bytes]:
 
 
 def existing(name: str) -> Path:
-    """A file that a program reads. Raises Fault if it is not there."""
+    """A file that a program reads. Raises Fault if it does not exist."""
     path = Path(name)
     if not path.is_file():
         raise Fault(f"there is no file {name}")
@@ -127,7 +127,7 @@ def existing(name: str) -> Path:
 
 
 def set_variable(name: str) -> str:
-    """Raises Fault if the environment lacks the variable, or has it empty."""
+    """The value of a variable. Raises Fault if it is unset or empty."""
     value = os.environ.get(name)
     if not value:
         raise Fault(f"{name} is not set")
@@ -135,7 +135,7 @@ def set_variable(name: str) -> str:
 
 
 def pairs(texts: list[str]) -> Iterator[tuple[str, str]]:
-    """NAME=VALUE each. Raises Fault for a value that is missing or empty."""
+    """Splits each NAME=VALUE. Raises Fault if the value is missing or empty."""
     for text in texts:
         name, _, value = text.partition("=")
         if not name or not value:

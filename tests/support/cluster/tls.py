@@ -1,4 +1,4 @@
-"""TLS handshakes in memory between the files of two Secrets, as between the tiers."""
+"""TLS handshakes in memory with the files of two Secrets, as between two tiers."""
 
 import ssl
 import tempfile
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support.cluster.state import Fault
 
-# Who calls whom: the name of a Service is that of its certificate.
+# Client and server of each connection. The name of a Service is also that of its certificate.
 CALLS = (
     ("gateway", "encoder"),
     ("gateway", "decoder"),
@@ -21,7 +21,7 @@ CALLS = (
 def shake_hands(
     server: Mapping[str, bytes], client: Mapping[str, bytes], name: str, *, is_mutual: bool
 ) -> None:
-    """The client calls the server by a name. Raises Fault if either refuses the other."""
+    """The client connects to the server as `name`. Raises Fault if either refuses the other."""
     with tempfile.TemporaryDirectory() as directory:
         try:
             listening = _context(ssl.PROTOCOL_TLS_SERVER, server, Path(directory) / "server")
@@ -48,7 +48,7 @@ def _exchange(listening: ssl.SSLContext, calling: ssl.SSLContext, name: str) -> 
     client = calling.wrap_bio(to_client, to_server, server_hostname=name)
     server = listening.wrap_bio(to_server, to_client, server_side=True)
     waiting = [client, server]
-    # Each round passes on what the other wrote; a whole handshake needs fewer.
+    # Each round passes bytes both ways; a whole handshake needs fewer rounds.
     for _ in range(10):
         for side in list(waiting):
             try:

@@ -1,4 +1,4 @@
-"""Tiers as processes of their own, which come and go one by one."""
+"""Runs each tier as a process that a test can start and stop by itself."""
 
 import itertools
 import json
@@ -23,16 +23,16 @@ from tests.support.stack.service import sample_value, wait_until
 
 ROOT = Path(__file__).parents[3]
 START_SECONDS = 180.0
-# More than any stream of these tests takes, less than the time after which a test is given up.
+# More than any stream of these tests takes, and less than a test's time limit.
 DRAIN_SECONDS = 120.0
-# Between two requests of the load, which is to be there and not to fill the machine.
+# Pause between requests of the load, so that it does not use up the machine.
 PAUSE_SECONDS = 0.1
 
 _numbers = itertools.count()
 
 
 class Tier:
-    """One process, `python -m MODULE`, from the `with` block's begin to its end."""
+    """A process, `python -m MODULE`, which runs for the `with` block."""
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class Tier:
         file_name: str = "",
         **environment: str,
     ) -> None:
-        """`file_name` is what its log and address are called by, if not the module."""
-        # A file of its own: an earlier process may have left its address.
+        """`file_name` replaces the module in the names of its log and address file."""
+        # A number makes the names unique, because an earlier process may have left its address.
         name = f"{file_name or module}.{next(_numbers)}"
         self._log = directory / f"{name}.log"
         self._address_file = directory / f"{name}.json"
@@ -66,13 +66,13 @@ class Tier:
 
     @property
     def target(self) -> str:
-        """host:port of its gRPC server, once that is bound."""
+        """host:port of its gRPC server, once it listens."""
         found: str = self._addresses()["grpc"]
         return found
 
     @property
     def http_target(self) -> str:
-        """host:port of its HTTP server, where it has one."""
+        """host:port of its HTTP server, if it has one."""
         found: str = self._addresses()["http"]
         return found
 
@@ -80,12 +80,12 @@ class Tier:
         return sample_value(self._addresses()["metrics"], sample, **labels)
 
     def until_ready(self) -> Self:
-        # Each look opens a connection, while the machine is at work on the start.
+        # Each check opens a connection while the machine is busy with the start.
         wait_until(self._is_serving, "ready", START_SECONDS, pause=0.2)
         return self
 
     def drain(self) -> None:
-        """SIGTERM; returns once it takes no connection any more."""
+        """Sends SIGTERM; returns once the process accepts no more connections."""
         target = self.target
         self.process.terminate()
         wait_until(lambda: not _connects(target), "taking no more connections")
@@ -116,13 +116,13 @@ def _connects(target: str) -> bool:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except ConnectionError:
-        # Refused, or reset: one that the listener's end found waiting.
+        # Refused, or reset because the listener closed while the connection waited.
         return False
     return True
 
 
 class Names:
-    """The addresses that a gateway of `gateway_by_names` finds behind the names of the tiers."""
+    """The addresses that a gateway of `gateway_by_names` finds for the names of the tiers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -144,7 +144,7 @@ class Names:
 
 
 class Load:
-    """Sends requests one after the other, half of them about new pictures; none may fail."""
+    """Sends requests one after the other, half of them with a new image; none may fail."""
 
     def __init__(self) -> None:
         self.answered = 0
@@ -166,7 +166,7 @@ class Load:
                 self.answered += 1
 
     def until_more(self, number: int) -> None:
-        """Returns once so many more requests have been answered."""
+        """Returns once `number` more requests have been answered."""
         wanted = self.answered + number
         wait_until(lambda: self.answered >= wanted or bool(self._failures), "requests answered")
         assert not self._failures
@@ -184,7 +184,7 @@ class Load:
 
 
 class Streams:
-    """Runs long answers at once; all have begun when `opened` returns."""
+    """Streams long answers at once; all have begun when the constructor returns."""
 
     def __init__(self, client: Client, tokens: int, number: int = 20) -> None:
         self._tokens = tokens
@@ -200,7 +200,7 @@ class Streams:
             next(stream)
 
     def read_to_the_end(self) -> None:
-        """Every answer has all of its tokens."""
+        """Reads all answers; each must have all of its tokens."""
         for stream in self._streams:
             for _ in stream:
                 pass

@@ -1,4 +1,4 @@
-"""Pictures that no two tests share, so that what one has cached surprises no other."""
+"""New images for each test, so that no test finds another's image in a cache."""
 
 import io
 import itertools
@@ -10,7 +10,7 @@ _numbers = itertools.count(1)
 
 
 def new_picture(width: int = 96, height: int = 64, form: str = "PNG") -> bytes:
-    """An encoded picture that was never made before in this process."""
+    """An image file that this process has not made before."""
     rng = np.random.default_rng(next(_numbers))
     coarse = Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8))
     out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A question about pictures in the form of OpenAI."""
+"""A question about images in OpenAI's format."""
 
 import base64
 from typing import Any
@@ -12,7 +12,7 @@ SCHEMA = {
     "required": ["at"],
     "additionalProperties": False,
 }
-# Greedy, and exactly as long as max_tokens.
+# Greedy, with exactly max_tokens tokens.
 OPTIONS: Sampling = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
 
 

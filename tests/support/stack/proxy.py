@@ -1,7 +1,7 @@
-"""A TCP proxy between two tiers, and the weather on its way.
+"""A TCP proxy between two tiers, with the faults of a network.
 
-Runs in the event loop of its user; no rights are needed and no packet is touched: what a
-network does to a connection is done to two sockets.
+It runs in its user's event loop and needs no privileges: it does to two sockets what a network does
+to a connection.
 """
 
 import asyncio
@@ -14,25 +14,25 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 PIECE_BYTES = 1 << 16
-# Pieces on their way in one direction: beyond these the sender is held up.
+# Pieces in transit in one direction; when there are more, the sender waits.
 PIECES = 16
-# uvloop's word for a transport that is closed already is the latter.
+# uvloop raises RuntimeError for a transport that is already closed.
 _BROKEN = (OSError, RuntimeError)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(slots=True)
 class Weather:
-    """The effect of a link on all that passes; the default is none.
+    """The faults of a link; the default has none.
 
     Attributes:
-        latency: the delay of each byte, in seconds.
-        bandwidth: bytes per second, in each direction.
-        is_cut: the proxy resets connections, new ones too.
-        is_lost: bytes get lost silently: the sender gets no FIN and no RST.
-        lost_way: the only direction of the loss: "there", from the side that connected, or "back".
-        reset_after: the proxy resets a connection after so many bytes, both directions together.
-        flip_every: the proxy flips one bit in about so many bytes.
+        latency: delay of each byte, in seconds.
+        bandwidth: bytes per second in each direction; None for no limit.
+        is_cut: whether the proxy resets all connections, new ones too.
+        is_lost: whether bytes get lost silently: the sender gets no FIN and no RST.
+        lost_way: the only direction that loses bytes: "there", from the client, or "back".
+        reset_after: bytes in both directions after which the proxy resets a connection.
+        flip_every: the proxy flips one bit in about this many bytes.
     """
 
     latency: float = 0.0
@@ -51,7 +51,7 @@ class Weather:
 class Connection:
     sockets: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
     passed: int = 0
-    # The ways on which bytes were lost.
+    # The directions in which bytes were lost.
     holes: set[str] = field(default_factory=set)
 
     @property
@@ -69,29 +69,32 @@ class Connection:
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """One way between two tiers: the weather there, and who is under way."""
+    """The connections between two tiers, and the faults between them."""
 
     name: str
     weather: Weather = field(default_factory=Weather)
     connections: set[Connection] = field(default_factory=set)
 
     def change(self, weather: Weather) -> None:
-        """From now on. Connections of now stay, except for a cut; a connection whose bytes were
-        lost does not outlive the loss: its other end no longer knows it."""
+        """Sets the faults from now on.
+
+        Connections stay, unless the link is cut. When a loss ends, connections that lost bytes are
+        reset, because their other end no longer knows them.
+        """
         self.weather = weather
         for connection in tuple(self.connections):
             if weather.is_cut or any(not weather.loses(way) for way in connection.holes):
                 connection.reset()
 
 
-# The link of each connection, by the port that it comes from.
+# The link of each connection, by the client's port.
 Classify = Callable[[int], Awaitable[Link]]
 
 
 class Proxy:
-    """Listens on a port of its own and forwards to `target`, host:port, which may change.
+    """Listens on a free port and forwards to `target` (host:port), which may change.
 
-    It connects from `source`, an address of this machine, where that is given.
+    If `source` is given, an address of this machine, it connects from there.
     """
 
     def __init__(self, link: Link | Classify, seed: int = 0, *, source: str | None = None) -> None:
@@ -122,7 +125,7 @@ class Proxy:
         try:
             await self._serve(reader, writer)
         except asyncio.CancelledError:
-            # This proxy's end: asyncio would log it for an error.
+            # The proxy is closing. asyncio would log the cancellation as an error.
             pass
         finally:
             self._tasks.discard(task)
@@ -163,7 +166,7 @@ class Proxy:
         writer: asyncio.StreamWriter,
         way: str,
     ) -> None:
-        """One direction, to its end: in two tasks, so that latency holds nothing else up."""
+        """Forwards one direction to its end; its two tasks keep latency from limiting the rate."""
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(PIECES)
         loop = asyncio.get_running_loop()
 
@@ -182,7 +185,7 @@ class Proxy:
                 if not piece:
                     break
                 await self._send(link, connection, writer, piece)
-            # After a gap, the receiver cannot see the end of the stream either.
+            # After a loss, the receiver does not see the end of the stream either.
             if way not in connection.holes and writer.can_write_eof():
                 with suppress(*_BROKEN):
                     writer.write_eof()

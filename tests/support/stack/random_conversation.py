@@ -1,4 +1,4 @@
-"""Conversations with pictures between their texts, by chance."""
+"""Random conversations with images between their texts."""
 
 import base64
 import random
@@ -10,7 +10,7 @@ SIZES = [(16, 16), (64, 48), (33, 77), (200, 120), (480, 352), (1, 300)]
 
 
 def conversation(rng: random.Random, images: int) -> list[dict[str, Any]]:
-    """One to three turns with `images` pictures between them, before, between and after text."""
+    """One to three turns with `images` images before, between and after the texts."""
     turns = rng.randint(1, 3)
     messages: list[dict[str, Any]] = []
     if rng.random() < 0.5:

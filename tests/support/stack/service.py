@@ -1,4 +1,4 @@
-"""The running service as its tests see it: its processes, its counters, its engine."""
+"""The running service for tests: its processes, counters and engine."""
 
 import time
 import urllib.request
@@ -20,34 +20,36 @@ PATIENCE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Encoder, decoder and gateway, each its own process, and a client of the gateway. `progress`
-    is what the stack said while it started."""
+    """Encoder, decoder and gateway as processes, and a client of the gateway.
+
+    `progress` is the stack's progress as it started.
+    """
 
     stack: Stack
     client: Client
     progress: list[Progress] = field(default_factory=list)
 
     def value(self, tier: str, sample: str, **labels: str) -> float:
-        """The sum of a Prometheus sample of one tier over the labels that are not given."""
+        """A Prometheus sample of one tier, summed over the labels that are not given."""
         return sample_value(self.stack.addresses[tier].metrics, sample, **labels)
 
     def encoded(self) -> int:
-        """Images that the encoder has run its tower over since it started."""
+        """Images that the encoder's tower has processed since its start."""
         return int(self.value("encoder", "pixtral_encoder_images_encoded_total"))
 
     def generated(self) -> int:
-        """Tokens that the engine has made since it started."""
+        """Tokens that the engine has generated since its start."""
         return int(self.value("decoder", "vllm:generation_tokens_total"))
 
     def running(self) -> int:
-        """Requests that the engine holds, running or waiting."""
+        """Requests in the engine, running or waiting."""
         with grpc.insecure_channel(self.stack.addresses["decoder"].grpc) as channel:
             stub = decoder_pb2_grpc.DecoderServiceStub(channel)
             info = stub.GetDecoderInfo(decoder_pb2.GetDecoderInfoRequest(), timeout=10)
         return info.running + info.waiting
 
     def permits(self) -> int:
-        """Admission permits that are held in the gateway."""
+        """Admission permits in use in the gateway."""
         return int(self.value("gateway", "pixtral_gateway_permits_in_use"))
 
     def is_idle(self) -> bool:
@@ -63,7 +65,7 @@ def serve(
     max_image_bytes: int = 1_000_000,
     decoder_args: Sequence[str] = (),
 ) -> Iterator[Service]:
-    """All tiers in float32, where answers can be compared to the last bit."""
+    """Runs all tiers in float32, so that tests can compare answers bit by bit."""
     progress: list[Progress] = []
     stack = pixtral_stack(
         model_dir,
@@ -81,7 +83,7 @@ def serve(
 
 
 def sample_value(address: str, sample: str, **labels: str) -> float:
-    """The sum of a Prometheus sample at host:port over the labels that are not given."""
+    """A Prometheus sample at host:port, summed over the labels that are not given."""
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
         text = response.read().decode()
     return sum(

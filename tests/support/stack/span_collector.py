@@ -1,4 +1,4 @@
-"""A small receiver of OTLP over gRPC on loopback, and traces as a test or a reader wants them."""
+"""A small receiver of OTLP over gRPC on loopback, and its traces as text."""
 
 import re
 import threading
@@ -16,7 +16,7 @@ SECONDS = 20.0
 
 @dataclass(frozen=True)
 class SpanSeen:
-    """`kind` is SPAN_KIND's rest; `links` are span ids; times are in seconds."""
+    """A span. `kind` is the number of its SpanKind; `links` are span ids; times are in seconds."""
 
     service: str
     name: str
@@ -33,7 +33,7 @@ class SpanSeen:
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps what it is sent; `raw` is all of it as it came."""
+    """Collects spans; `raw` has all received bytes."""
 
     def __init__(self) -> None:
         self._arrived = threading.Condition()
@@ -56,7 +56,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def wait(self, condition: Callable[[list[SpanSeen]], bool]) -> list[SpanSeen]:
-        """All spans, once the condition holds of them."""
+        """Waits until the condition holds for the spans; returns all of them."""
         with self._arrived:
             if not self._arrived.wait_for(lambda: condition(self.spans), SECONDS):
                 names = [f"{span.service} {span.name}" for span in self.spans]
@@ -77,7 +77,7 @@ def collector() -> Iterator[Collector]:
 
 
 def tree(spans: list[SpanSeen]) -> str:
-    """One trace as text: when each span began, how long it took, and what it tells."""
+    """One trace as text: when each span began, how long it took, and its attributes."""
     by_parent: dict[str, list[SpanSeen]] = {}
     known = {span.span_id for span in spans}
     for span in sorted(spans, key=lambda span: span.began):
@@ -95,7 +95,7 @@ def tree(spans: list[SpanSeen]) -> str:
     return "\n".join(lines("", ""))
 
 
-# Attributes about the request and not about the call.
+# Attributes of the request, without those of the RPC.
 _SHOWN = re.compile(r"(?:pixtral|gen_ai\.usage)\.(.*)")
 
 

@@ -41,7 +41,7 @@ class Blocks(Turns):
 
     def _add(self, message: SentMessage, path: str) -> None:
         if isinstance(message.content, str):
-            # To mistral_common an empty text is no part, and an empty part is one.
+            # mistral_common ignores an empty string, but not a part with an empty text.
             text = {"type": "text", "text": message.content}
             blocks: Sequence[Any] = [text] if message.content else []
         elif isinstance(message.content, list):

@@ -25,7 +25,7 @@ _CHOICES = {
 
 
 def _as_it_is(value: Any) -> Any:
-    # Its reader names the part that is wrong; what it is to be is for /openapi.json alone.
+    # The field's own reader names the part that is wrong. The type is for /openapi.json only.
     return value
 
 

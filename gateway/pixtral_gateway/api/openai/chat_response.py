@@ -44,8 +44,8 @@ FINISH_REASONS: dict[request.FinishReason | None, FinishReason | None] = {
 
 
 class _Gathered:
-    """One choice as it grows. Log-probabilities, of which a choice may have a million, are JSON
-    already: as objects they would take six times the memory, and seconds to write at the end."""
+    """One choice so far. Log-probabilities are stored as JSON, because a choice may have a
+    million: as objects they would need six times the memory, and seconds to write at the end."""
 
     def __init__(
         self, beginning: str, *, has_token_ids: bool, has_reasoning: bool, has_ids_as_tokens: bool

@@ -93,7 +93,7 @@ def _parts(content: Any, path: str, role: Role) -> tuple[Part, ...]:
         case None if role in (Role.ASSISTANT, Role.TOOL):
             return ()
         case str():
-            # To mistral_common an empty text is no part, and an empty part is one.
+            # mistral_common ignores an empty string, but not a part with an empty text.
             return (content,) if content else ()
         case list():
             return tuple(_part(part, f"{path}.{i}", role) for i, part in enumerate(content))

@@ -94,7 +94,7 @@ def to_call(call: Any, path: str) -> ToolCall:
             raise InvalidRequest(path, "must be an object with a function that has a name")
     call_id, arguments = rest.get("id"), function.get("arguments")
     if isinstance(arguments, dict):
-        # As Mistral's client may have them.
+        # Mistral's client may send an object.
         arguments = json.dumps(arguments, ensure_ascii=False)
     if arguments is not None and not isinstance(arguments, str):
         raise InvalidRequest(f"{path}.arguments", "must be a text")

@@ -136,7 +136,7 @@ class DecoderLoad(_message.Message):
     answers: _builtins.int
     """Answers that run and wait."""
     tokens_per_second: _builtins.float
-    """Prompt tokens that it was seen to compute in a second, lately. 0 where nothing was seen."""
+    """Prompt tokens that it was seen to compute in a second, lately. 0 if nothing was seen."""
     def __init__(
         self,
         *,

@@ -15,8 +15,8 @@ class ImageEmbedding:
     """An embedding that has passed every check.
 
     Attributes:
-        tensor: `(tokens, width)`, finite, on the CPU.
-        file: that its memory is in, if it is in one.
+        tensor: the embedding, `(tokens, width)`, finite, on the CPU.
+        file: the file that contains its memory; None if there is none.
     """
 
     grid: Grid

@@ -25,8 +25,8 @@ class MemoryFile:
     """A file that is open and mapped while this object lives.
 
     Attributes:
-        descriptor: of the file.
-        memory: what is in it, bytes.
+        descriptor: descriptor of the file.
+        memory: content of the file, as bytes.
     """
 
     def __init__(self, size: int) -> None:

@@ -110,15 +110,15 @@ class Delta:
     """The part of an answer that one step of the engine added.
 
     Attributes:
-        text: may be empty: bytes of an unfinished character, or of a possible stop string.
-        token_ids: the step's tokens.
-        finish_reason: in the last delta.
-        cached_tokens: prompt tokens found in the prefix cache.
-        queue_seconds: from the engine's taking the request to its first step.
-        logprobs: one for each of `token_ids` where they were asked for.
-        index: of the request's answer that this belongs to.
-        prompt_logprobs: the next ones of the prompt's, where they were asked for; such deltas come
-            before all others, and have nothing else.
+        text: the new text; empty while a character is unfinished or a stop string is possible.
+        token_ids: the tokens of the step.
+        finish_reason: set in the last delta only.
+        cached_tokens: prompt tokens from the prefix cache.
+        queue_seconds: time from the request's arrival at the engine to its first step.
+        logprobs: one for each of `token_ids`, if the request asks for them.
+        index: index of the answer among those of the request.
+        prompt_logprobs: the next part of the prompt's, if the request asks for them. Such deltas
+            come before all others, and have nothing else.
         stop_reason: the stop string or the id of the stop token that ended the answer.
     """
 

@@ -72,23 +72,23 @@ class EngineOptions:
 
     Attributes:
         model_dir: a checkpoint in Mistral format, or in Hugging Face's.
-        dtype: of the language model's weights and activations; "auto" is the checkpoint's own.
-        may_widen: take float32 for bfloat16 on a CPU that only imitates it.
-        context_length: most tokens that a prompt and its answer hold together, where the model
-            takes as many.
-        max_running: most requests that the engine runs at once; the others wait. None is as many
-            as vLLM takes by itself for the device.
-        chunked_prefill_size: most tokens of a step while answers wait for their next token; None is
-            the scheduler's own number.
-        max_images: most images in one prompt.
-        image_cache_bytes: image embeddings that the engine keeps.
-        kv_cache_bytes: memory for keys and values; None is what the GPU has left.
-        kv_host_bytes: memory of the machine for keys and values that the GPU has no room for; 0 is
-            none. It has no effect on a CPU.
-        gpu_memory_fraction: of the GPU's memory, for weights, activations, keys and values.
-        tensor_parallel: GPUs that share the model.
-        cpu_threads: threads that compute, where there is no GPU; None leaves one core free.
-        adapters: directories of LoRA adapters, by their names.
+        dtype: dtype of the language model's weights and activations; "auto" for the checkpoint's.
+        may_widen: whether to use float32 in place of bfloat16 on a CPU that only imitates it.
+        context_length: the most tokens of a prompt and its answer together, if the model supports
+            as many.
+        max_running: the most requests that run at once; others wait. None for vLLM's own number for
+            the device.
+        chunked_prefill_size: the most tokens of a step while answers wait for their next token;
+            None for the scheduler's own number.
+        max_images: the most images in one prompt.
+        image_cache_bytes: size of the engine's cache of image embeddings.
+        kv_cache_bytes: memory for keys and values; None for all that the GPU has left.
+        kv_host_bytes: host memory for keys and values that do not fit on the GPU; 0 for none. It
+            has no effect on a CPU.
+        gpu_memory_fraction: share of the GPU's memory for weights, activations, keys and values.
+        tensor_parallel: number of GPUs that share the model.
+        cpu_threads: compute threads on a CPU; None leaves one core free.
+        adapters: directories of LoRA adapters by name.
         more: vLLM's own arguments, by their names in AsyncEngineArgs.
     """
 
@@ -132,7 +132,7 @@ def prepare_process() -> None:
 def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "AsyncEngineArgs":
     """vLLM's arguments. Imports vLLM, which takes seconds.
 
-    `tokenizer_dir` holds the tokenizer's file and no other; None is the model's own directory.
+    `tokenizer_dir` has only the tokenizer's file; None for the model's own directory.
 
     Raises BadEngineArguments for a name that vLLM does not have, and where the machine has less
     shared memory than `kv_host_bytes`.

@@ -38,10 +38,10 @@ class Turn(Generic[R]):
     """The plan of the next step.
 
     Attributes:
-        is_contended: prompts of several tenants wait to be taken in.
-        victims: running requests that give their slots to others and go on later.
-        order: all that may start, in the order in which they shall.
-        held: running requests whose prompts wait, since it is another tenant's turn.
+        is_contended: whether prompts of several tenants wait for the engine to compute them.
+        victims: running requests that give up their slots and continue later.
+        order: the requests that may start, in their order.
+        held: running requests whose prompts wait, because another tenant has its turn.
     """
 
     is_contended: bool = False

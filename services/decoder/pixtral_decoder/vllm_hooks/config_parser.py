@@ -51,7 +51,7 @@ TOUCHES = (
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 
@@ -79,7 +79,7 @@ def _replaced_on_purpose() -> Iterator[None]:
 
 
 class ParamsParser(ConfigParserBase):
-    """vLLM's own parsers, with what they leave out of these models."""
+    """vLLM's own parsers, with the fields that they leave out for these models."""
 
     def parse(
         self, model: str | Path, *args: Any, **kwargs: Any
@@ -93,7 +93,7 @@ class ParamsParser(ConfigParserBase):
 
 
 def _completed(model_dir: Path, config: Any) -> "PreTrainedConfig":
-    """transformers' config with what the decoder's model and vLLM's Mistral look for in it."""
+    """transformers' config with the fields that the decoder's model and vLLM's Mistral read."""
     spec, text, vision = read_spec(model_dir), config.text_config, config.vision_config
     text.architectures = ["MistralForCausalLM"]
     text.tie_word_embeddings = read_language(model_dir).is_tied

@@ -36,7 +36,7 @@ TOUCHES = (
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved. Imports the model runner, which takes seconds."""
+    """Raises HookBroken if vLLM has changed. Imports the model runner, which takes seconds."""
     check_touches(__name__, TOUCHES)
 
 

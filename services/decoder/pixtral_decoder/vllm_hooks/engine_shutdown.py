@@ -24,7 +24,7 @@ TOUCHES = (
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 

@@ -27,7 +27,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 

@@ -48,7 +48,7 @@ class Record(Protocol):
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 
@@ -60,7 +60,7 @@ class ImageCache:
     """
 
     def __init__(self, record: Record | None) -> None:
-        """`record` is None where the engine caches no image."""
+        """`record` is None if the engine caches no image."""
         self._record = record
 
     @classmethod
@@ -75,15 +75,15 @@ class ImageCache:
     ) -> "list[MultiModalKwargsItem | None] | None":
         """The data to send for a request's images: none for an image that the engine has.
 
-        `items[i]` is None where the caller has no embedding of image `names[i]`. Returns None where
-        the engine does not have such an image either; the record then is of a request that is
-        never sent, which costs at most that an image is sent again.
+        `items[i]` is None if the caller has no embedding of image `names[i]`. Returns None if
+        the engine lacks such an image, too. The record then counts a request that is never sent;
+        at worst, an image is sent again for that.
         """
         record = self._record
         if record is None:
             return None if None in items else list(items)
         for name in names:
-            # As the other side does: what is touched first is not evicted for what comes new.
+            # The engine does the same: it touches known images first, so that they stay.
             record.touch_sender_cache_item(name)
         sent: list[MultiModalKwargsItem | None] = []
         for name, item in zip(names, items, strict=True):

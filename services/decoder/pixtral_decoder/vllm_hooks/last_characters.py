@@ -36,14 +36,14 @@ TOUCHES = (
     Touch(_SENTENCEPIECE, "SentencePieceTokenizer.id_to_piece", parameters=("token_id",)),
 )
 
-# Each of so many tokens in a row would have to end within a character.
+# Enough: a character would have to span more tokens than this in a row.
 RECENT = 32
 # It stands for bytes that are no character, and vLLM keeps text back that ends with it.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 
@@ -60,7 +60,7 @@ class LastCharacters:
         self._recent.extend(token_ids)
 
     def kept_back(self, *, behind_stop_token: bool) -> str:
-        """Whole characters of the last tokens. A stop token at the end is no part of the text."""
+        """Whole characters of the last tokens. A stop token at the end is not part of the text."""
         tokens = list(self._recent)
         # The first token of a longer answer may begin within a character.
         is_sure = len(tokens) < RECENT

@@ -105,7 +105,7 @@ IMAGES_AT_ONCE = 4
 
 
 def check_upstream() -> None:
-    """Raises HookBroken where vLLM has moved."""
+    """Raises HookBroken if vLLM has changed."""
     check_touches(__name__, TOUCHES)
 
 

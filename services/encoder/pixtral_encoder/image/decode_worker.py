@@ -79,9 +79,9 @@ class Reply:
     """The outcome of a job.
 
     Attributes:
-        cpu_seconds: what this process has taken since its start.
-        reason: empty, or why the image cannot be decoded, as in `Undecodable`.
-        fault: empty, or the type and place of an exception that may be a fault of ours.
+        cpu_seconds: CPU time of the process since its start.
+        reason: why the image cannot be decoded, as in `Undecodable`; empty if it was decoded.
+        fault: type and place of an exception that may be our own fault; empty if there was none.
     """
 
     cpu_seconds: float

@@ -53,9 +53,9 @@ class OpenedImage:
     """A file whose header has been read and whose pixels have not.
 
     Attributes:
-        size: that of the pixels that are asked for.
-        decode_bytes: the memory that decoding needs, which grows with the file's own pixels, as
-            does the time.
+        size: size after the resize, in pixels.
+        decode_bytes: memory that decoding needs. Like the time, it grows with the file's own
+            pixels.
     """
 
     data: bytes
@@ -95,7 +95,7 @@ class Preprocessor:
         self._refused: OrderedDict[bytes, str] = OrderedDict()
 
     async def start(self) -> None:
-        """Starts the processes. Raises NoProcess where one does not come up."""
+        """Starts the processes. Raises NoProcess if one does not come up."""
         await self._processes.start()
 
     async def open(self, data: bytes, sha256: bytes, *, low_detail: bool = False) -> OpenedImage:
@@ -132,8 +132,8 @@ class Preprocessor:
         """(3, height, width), normalised, of the size that the grid asks for.
 
         Raises:
-            InvalidRequest: where the file is truncated, malformed, or takes too long or too much.
-            Unavailable: where there is no process to decode it.
+            InvalidRequest: the file is truncated or malformed, or needs too much time or memory.
+            Unavailable: no process can decode it.
         """
         job = Job(opened.header, opened.size, opened.decode_bytes, self._timeout_seconds)
         try:
@@ -141,7 +141,7 @@ class Preprocessor:
         except Undecodable as error:
             raise BadImage(error.reason) from None
         except DecodeTimeout as late:
-            # Where others took the processor, it is no fault of the image.
+            # If other work took the CPU time, the image is not at fault.
             if late.cpu_seconds > self._timeout_seconds / 2:
                 self._remember(opened.sha256, "IMAGE_DECODE_TIMEOUT")
             raise BadImage("IMAGE_DECODE_TIMEOUT") from None

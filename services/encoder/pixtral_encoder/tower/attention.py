@@ -39,9 +39,10 @@ class Packing:
     """How the images of a packed sequence are passed to kernels, in its order.
 
     Attributes:
-        groups: images of equal length that are one call: how many, and how long each is.
-        ragged: ends of the images behind those, from 0 on, int32 on the device; None for none.
-        longest: of the ragged images, in patches.
+        groups: for each call with images of equal length: how many images, and their length.
+        ragged: offsets of the ends of the images after those, from 0, int32 on the device; None
+            if there are none.
+        longest: length of the longest ragged image, in patches.
     """
 
     groups: tuple[tuple[int, int], ...]
@@ -58,8 +59,8 @@ class Attention:
     resized. All others are one ragged call, however many.
 
     Attributes:
-        packs_ragged: images of any lengths can be one call.
-        planned: lengths, in patches, for which there are plans.
+        packs_ragged: whether images of different lengths can share a call.
+        planned: lengths in patches for which there are plans.
     """
 
     def __init__(self, spec: VisionSpec, device: torch.device, dtype: torch.dtype) -> None:

@@ -63,7 +63,7 @@ class Graphs:
             self._ragged[size] = Ragged(self._record(size, Packing((), ends, size)), ends)
 
     def run(self, images: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor | None:
-        """The result of the layers for the patches of `images`, (patches, width); None where no
+        """The result of the layers for the patches of `images`, (patches, width); None if no
         graph is of their size. They are one of `runs` of up to MOST_PATCHES and MOST_IMAGES."""
         lengths = [len(image) for image in images]
         total = sum(lengths)

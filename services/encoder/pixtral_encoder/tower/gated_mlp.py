@@ -20,10 +20,10 @@ class GatedProduct:
     time.
 
     Attributes:
-        weight: (2 * intermediate size, width). For the kernel rows of both take turns, which
-            brings the two numbers that belong together to one thread; else all of the gate's rows
-            are in front.
-        is_fused: it is for the kernel.
+        weight: both weights, (2 * intermediate size, width). For the kernel, rows of gate and up
+            alternate, so that one thread gets both numbers of a pair. Otherwise all rows of the
+            gate come first.
+        is_fused: whether `weight` has the order for the kernel.
     """
 
     weight: Matrix

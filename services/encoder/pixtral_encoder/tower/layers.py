@@ -37,10 +37,10 @@ class Layer:
     """One layer's weights. Weights with the same input are one matrix.
 
     Attributes:
-        wqkv: queries, keys and values, (3 * width, width). Queries and keys have the first
-            numbers of all of a head's pairs in front and the second behind, where checkpoints
-            have the two of a pair side by side: a rotation then takes whole halves, and their
-            product is the same.
+        wqkv: weights of queries, keys and values, (3 * width, width). In queries and keys, the
+            first numbers of all of a head's pairs precede the second ones, so that a rotation
+            works on whole halves. Checkpoints have the two numbers of a pair side by side. The
+            product of queries and keys is the same.
     """
 
     attention_norm: Tensor

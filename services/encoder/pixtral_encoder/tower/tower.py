@@ -28,10 +28,10 @@ class Staged:
     """An image on the tower's device, row by row.
 
     Attributes:
-        patches: (rows * columns, channels * patch size²), in the tower's dtype.
-        positions: of each patch, its row and its column, (2, rows * columns).
-        rows: of patches.
-        cols: of patches.
+        patches: the pixels, (rows * columns, channels * patch size²), in the tower's dtype.
+        positions: row and column of each patch, (2, rows * columns).
+        rows: number of rows of patches.
+        cols: number of columns of patches.
     """
 
     patches: Tensor
@@ -85,9 +85,10 @@ class VisionTower:
     ) -> None:
         """`weights` has the names and shapes of `tensor_shapes`, with one dtype and device for all.
 
-        The tower computes in their dtype, and rounds embeddings to `embedding_dtype`; None is the
-        weights' own. With `is_fp8`, the products of its layers have 8 bits. With `is_compiled`,
-        `prepare` compiles the parts between attention calls, for all numbers of patches at once.
+        The tower computes in their dtype, and rounds embeddings to `embedding_dtype`; None for
+        the weights' dtype. With `is_fp8`, the products of its layers have 8 bits. With
+        `is_compiled`, `prepare` compiles the parts between attention calls, for all numbers of
+        patches at once.
         """
         self._spec = spec
         self._patch_conv = weights["vision_encoder.patch_conv.weight"].flatten(1)
@@ -283,7 +284,7 @@ class VisionTower:
         return Rotations(angles.cos(), angles.sin())
 
     def _squares(self, parts: Sequence[Tensor], images: Sequence[Staged]) -> Tensor:
-        """One row for each square of patches; channels outermost, as torch's unfold has them."""
+        """One row for each square of patches; channels outermost, as in torch's unfold."""
         side = self._spec.merge_size
         squares = [
             part.view(image.rows // side, side, image.cols // side, side, -1)

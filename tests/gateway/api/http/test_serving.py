@@ -467,7 +467,7 @@ async def test_a_body_that_nobody_reads_any_more_is_not_waited_for(
             # To the end of the connection.
             await asyncio.wait_for(reader.read(), 60)
         writer.close()
-        # Else it was closed before its head had come.
+        # Without a status, the server closed it before its head had arrived.
         if status:
             break
     assert status.startswith(b"HTTP/1.1 404 ")

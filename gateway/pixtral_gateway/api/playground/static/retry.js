@@ -3,7 +3,7 @@
 const MOST_SECONDS = 60;
 const GROWTH = 1.5;
 const JITTER = 0.25;
-// After so many tries it gives up, and the question returns to its field.
+// After the last try it gives up, and the question returns to its field.
 const TRIES = 12;
 
 /**

@@ -3,7 +3,7 @@
 import { ABOVE, elementsOf } from "./elements.js";
 import { parse } from "./parser.js";
 
-// Drawing takes at most one part in so many of the time that passes.
+// After a drawing, the next one waits REST times as long as the drawing took.
 const REST = 4;
 
 export class StreamedMarkdown {
