@@ -39,7 +39,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """`entry` and `arguments` are None where the image's own are meant. `memory` is in bytes."""
+    """`entry` and `arguments` are None for the image's own. `memory` is in bytes."""
 
     name: str
     image: str

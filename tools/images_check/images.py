@@ -23,7 +23,7 @@ PREFIX = "localhost/images-check"
 
 @dataclass(frozen=True, slots=True)
 class Bases:
-    """Names of base images; None where a stand-in is used."""
+    """Names of base images; None for a stand-in."""
 
     python: str | None
     vllm: str | None

@@ -39,13 +39,13 @@ class Running:
     runc: Sequence[str]
 
     def signal(self, name: str) -> None:
-        """Raises Failed where the container has ended."""
+        """Raises Failed if the container has ended."""
         command = [*self.runc, "kill", self.name, name]
         if subprocess.run(command, capture_output=True, check=False).returncode:
             raise Failed(f"{self.name} has ended before its time:\n{self.last_lines()}")
 
     def ends(self, within: float) -> int:
-        """The exit status. Raises Failed where it does not end in time."""
+        """The exit status. Raises Failed if it does not end in time."""
         try:
             return self.process.wait(within)
         except subprocess.TimeoutExpired:

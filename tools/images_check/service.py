@@ -57,7 +57,7 @@ def answer(door: Door) -> str:
 
 
 def strangers_are_refused(door: Door) -> None:
-    """Raises Failed where a caller without a key, or a tier's without a certificate, is let in."""
+    """Raises Failed if a caller without a key, or a tier's without a certificate, is let in."""
     try:
         with Door(door.target, door.directory).client() as client:
             client.models(timeout=SECONDS)
@@ -152,7 +152,7 @@ def _is_leaving(running: Running) -> bool:
 
 
 def certificates_change(door: Door, node: Node, running: Mapping[str, Running]) -> None:
-    """Replaces the tiers' certificates under running streams. Raises Failed where a port serves an
+    """Replaces the tiers' certificates under running streams. Raises Failed if a port serves an
     old one after a minute, or a stream is cut."""
     directory = door.directory
     if directory is None:
@@ -185,7 +185,7 @@ def _of(directory: Path, name: str) -> bytes:
 
 
 def served(door: Door, name: str, port: int, *, is_client_known: bool = True) -> bytes:
-    """The certificate that a new connection is shown. Raises OSError where there is none."""
+    """The certificate that a new connection is shown. Raises OSError if there is none."""
     directory = door.directory
     if directory is None:
         raise ValueError("this door has no certificates")

@@ -53,7 +53,7 @@ class Surroundings:
 
 
 def specification(container: Container, image: Image, given: Surroundings) -> Json:
-    """config.json. Raises ValueError where the user is no number, or no program is named."""
+    """config.json. Raises ValueError if the user is no number, or no program is named."""
     user, group = container.user or _user(image)
     environment = {**image.environment, **container.environment}
     capabilities = list(CAPABILITIES) if container.keeps_capabilities else []

@@ -31,7 +31,7 @@ OWN = frozenset({"pixtral-serve"})
 
 def fetch(root: Path, directory: Path) -> None:
     """Puts all wheels into `directory`, with pip.conf, and vllm.txt, the lock of what vLLM needs.
-    Raises CalledProcessError where pip cannot."""
+    Raises CalledProcessError if pip cannot."""
     directory.mkdir(parents=True, exist_ok=True)
     locks = root / "requirements"
     vllm = directory / "vllm.txt"

@@ -30,7 +30,7 @@ class LoadProgress:
         self._written = -1
 
     def add(self, count: int) -> None:
-        """Counts a tensor of so many bytes."""
+        """Counts the bytes of a tensor."""
         self._loaded += count
         percent = min(100, 100 * self._loaded // max(1, self._total))
         if self._path is None or percent == self._written:

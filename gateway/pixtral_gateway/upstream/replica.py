@@ -21,7 +21,7 @@ HANDSHAKE_SECONDS = 2.0
 # An absent replica gets frequent handshakes, so that it is found soon after it starts.
 SECONDS_BETWEEN_HANDSHAKES = 5.0
 SECONDS_BETWEEN_ATTEMPTS = 0.5
-# A process that starts may load for minutes. So many failures, five minutes at least, are a fault.
+# A process that starts may load for minutes. This many failures, of five minutes, are a fault.
 STARTING_ATTEMPTS = 600
 # A replica too busy for a handshake is not gone: only this many failures in a row mean that it
 # hangs.
