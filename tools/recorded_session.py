@@ -51,8 +51,7 @@ class Terminal:
             [str(PROGRAM), *arguments],
             cwd=ROOT,
             env=environment,
-            # With a terminal that is its own, Ctrl-C reaches it as it does a person's.
-            preexec_fn=lambda: os.login_tty(slave),
+            preexec_fn=lambda: _enter(slave),
         )
         os.close(slave)
         self.written = f"$ {shlex.join(['pixtral-serve', *arguments])}\r\n"
@@ -91,6 +90,13 @@ class Terminal:
             # Linux ends a terminal that nobody has open any more by an error.
             return False
         return True
+
+
+def _enter(terminal: int) -> None:
+    """In the new process: its own terminal, where Ctrl-C does what it does for a person."""
+    os.login_tty(terminal)
+    # A shell's background jobs ignore Ctrl-C, and their children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager

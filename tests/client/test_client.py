@@ -467,7 +467,7 @@ async def test_the_asyncio_client_shows_it_too(gateway: FakeGateway) -> None:
     ],
 )
 def test_an_api_key_is_not_sent_where_others_can_read_it(target: str) -> None:
-    with pytest.raises(ValueError, match="over TLS only"):
+    with pytest.raises(ValueError, match="an API key needs TLS"):
         Client(target, api_key="given")
 
 

@@ -143,10 +143,6 @@ def test_calls_and_results_come_between_a_question_and_its_answer() -> None:
         ([user(HI), calls(*((str(i), "a", "") for i in range(129)))], "messages[1].tool_calls"),
         ([user(HI), calls(CALL), result("", HI)], "messages[2].tool_call_id"),
         (
-            [user(HI), calls(CALL), result(CALL[0], image(picture(8, 8)))],
-            "messages[2].content[0].image",
-        ),
-        (
             [chat_pb2.Message(role=chat_pb2.ROLE_USER, content=[HI], tool_call_id="a")],
             "messages[0].tool_call_id",
         ),
