@@ -202,6 +202,12 @@ class Stack:
                     f"not ready after {self._start_timeout:g} s: {names}; "
                     f"their logs are in {self.log_dir}"
                 )
+        # In the order of the plan, and not in that of their starts.
+        self.addresses = {
+            process.name: self.addresses[process.name]
+            for process in self._processes
+            if process.name in self.addresses
+        }
 
     def _read_events(self, timeout: float | None) -> None:
         """Handles what the supervisor has said, after waiting for it no longer than `timeout`."""
