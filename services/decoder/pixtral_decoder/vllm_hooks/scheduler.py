@@ -188,11 +188,8 @@ class _Steps(Scheduler):
         asked = CHUNKED_PREFILL_SIZE
         if isinstance(additional, dict):
             asked = additional.get(CHUNK_SETTING, asked)
-        # With less than one token for each answer, every step would leave some out.
-        awaited = max(asked, self.scheduler_config.max_num_seqs)
-        self.awaited_tokens = min(awaited, self.most_tokens)
-        logits = max(LOGITS_TOKENS, self.scheduler_config.max_num_seqs)
-        self.logits_tokens = min(logits, self.most_tokens)
+        self.awaited_tokens = self._bounded(asked)
+        self.logits_tokens = self._bounded(LOGITS_TOKENS)
         self.masks = MaskBudget()
         blocks = self.cache_config.num_gpu_blocks or 0
         self.turns = TenantTurns[Any](
@@ -211,6 +208,10 @@ class _Steps(Scheduler):
             (self.requests[name], count) for name, count in output.num_scheduled_tokens.items()
         )
         return output
+
+    def _bounded(self, tokens: int) -> int:
+        # With less than one token for each answer, every step would leave some out.
+        return min(max(tokens, self.scheduler_config.max_num_seqs), self.most_tokens)
 
     def _limit(self, is_contended: bool) -> int:
         """The most tokens of the next step."""
