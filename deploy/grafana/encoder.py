@@ -13,7 +13,7 @@ def dashboard() -> Dashboard:
     for panel in (
         graph(
             "Queued patches",
-            "Of admitted images without an embedding. Beyond the limit the encoder refuses images.",
+            "Admitted images have no embedding yet. The encoder refuses images beyond the limit.",
             {
                 "{{instance}}": f"pixtral_encoder_queued_patches{{{NS}}}",
                 "limit of one": f"max(pixtral_encoder_queue_patches_limit{{{NS}}})",

@@ -67,7 +67,7 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Time to first token, p95",
-            "By how the request's images were found.",
+            "Each line has the requests whose images were found in one way.",
             {"images: {{images}}": quantile(0.95, FIRST_TOKEN, "images")},
             unit="s",
         ),

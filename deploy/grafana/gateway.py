@@ -56,7 +56,7 @@ def dashboard() -> Dashboard:
         ),
         graph(
             "Wait for images",
-            "Of requests with images that were in no cache.",
+            "Counts only requests with images that were in no cache.",
             quantiles("pixtral_gateway_encode_seconds"),
             unit="s",
         ),
