@@ -17,7 +17,7 @@ from prometheus_client import Counter, Histogram
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import ServingError, Unavailable, to_status
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
-from pixtral_core.server.reception import Incoming, Reception
+from pixtral_core.server.reception import LARGE_BYTES, Incoming, Reception
 from pixtral_core.server.socket_bytes import host_of
 from pixtral_core.telemetry.metrics import HANDLED, SECONDS, STARTED
 from pixtral_core.telemetry.request_log import REQUEST_ID, Call
@@ -291,6 +291,9 @@ def _body(handler: Handler, check: EarlyCheck | None) -> Body:
         data = await read()
         if data is grpc.aio.EOF:
             raise _malformed()
+        if len(data) > LARGE_BYTES:
+            # gRPC has just copied the message, and parsing copies it again: others go in between.
+            await asyncio.sleep(0)
         return parse(data)
 
     async def answer(requests: Any, context: Context) -> Any:

@@ -6,6 +6,11 @@ SERVER: Final = (
     # No message is decompressed: a call with a compressed one is refused by its headers, with a
     # status that says so. One kilobyte could become a thousand, before its sender is known.
     ("grpc.compression_enabled_algorithms_bitset", 1),
+    # A message that nobody reads yet stays with its sender, except for its first 512 KiB. With
+    # probes, gRPC would enlarge the window of every call to what a fast connection holds, which may
+    # be a whole message.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 512 << 10),
     # A client that has vanished is noticed, and its calls cancelled, within 40 seconds.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import grpc
 
+from pixtral_core.concurrency.rate import Rate, Rates
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import DeadlineExceeded, ServingError
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
@@ -25,14 +26,22 @@ else:
 YOUNG_SECONDS: Final = 0.005
 LOOK_SECONDS: Final = 0.05
 # gRPC copies complete messages on the event loop, all of them in one step: twenty of the largest
-# would stop all other work for a second. So three rules hold for one party on one connection: one
-# message is young at a time; few messages begin while no bytes of them come; and none begins while
-# the bytes that have come exceed a rate by more than a burst.
+# would stop all other work for seconds. So four rules hold for one party on one connection:
+# - One message is young at a time.
+# - Few messages begin while no bytes of them come.
+# - No message begins while another comes fast. One that has paused is not fast after a moment.
+# - No message begins while the bytes that have come exceed a rate by more than a burst. The bytes
+#   of a large message count four times, so that other work has most of the time.
 MOST_YOUNG: Final = 1
 MOST_QUIET: Final = 2
 QUIET_SECONDS: Final = 0.25
+FAST_BURST_BYTES: Final = 256 << 10
+FAST_BYTES_A_SECOND: Final = 32 << 20
+MOST_FAST_BYTES: Final = 8 << 20
 BURST_BYTES: Final = 2 << 20
 BYTES_A_SECOND: Final = 256 << 20
+LARGE_BYTES: Final = 16 << 20
+LARGE_FACTOR: Final = 4
 # Finding a connection may take this long.
 UNKNOWN_SECONDS: Final = 1.0
 # The slowest sender that the server waits for sends PACE_BYTES in PACE_SECONDS.
@@ -75,13 +84,17 @@ class Incoming:
         self.room = room
         self._sockets = SocketBytes()
         self._flows: dict[tuple[str, str], _Flow] = {}
+        # A flow ends with its last call; the debt of its party remains.
+        self._rates = Rates(BYTES_A_SECOND, BURST_BYTES)
 
     @contextmanager
     def flow(self, peer: str, party: str) -> Iterator["_Flow"]:
         """The flow of a call that awaits a message: from `peer`, as gRPC names it, for `party`."""
         flow = self._flows.get((peer, party))
         if flow is None:
-            flow = self._flows[peer, party] = _Flow(self.room, self._sockets, peer, party)
+            flow = self._flows[peer, party] = _Flow(
+                self.room, self._sockets, self._rates.of((peer, party)), peer, party
+            )
         flow.calls += 1
         try:
             yield flow
@@ -103,7 +116,9 @@ class _Flow:
     connection. `calls` counts the calls that await a message, or their turn.
     """
 
-    def __init__(self, room: SharedLimit, sockets: SocketBytes, peer: str, party: str) -> None:
+    def __init__(
+        self, room: SharedLimit, sockets: SocketBytes, rate: Rate, peer: str, party: str
+    ) -> None:
         self.starts: dict[int, int] = {}
         self.calls = 0
         self._room = room
@@ -112,14 +127,16 @@ class _Flow:
         self._party = party
         self._began = monotonic()
         self._number = 0
+        self._rate = rate
+        # The bytes of messages that have begun and not ended.
+        self._fast = Rate(FAST_BYTES_A_SECOND, FAST_BURST_BYTES, most_debt=MOST_FAST_BYTES)
         self._taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._young = 0
         # Messages that have begun since the last bytes came, and the bytes that had come by then.
         self._quiet, self._quiet_at, self._quiet_since = 0, 0, 0.0
-        # Bytes that may come at once, and the bytes that had come at the last count.
-        self._left, self._left_at = float(BURST_BYTES), self._began
+        # The bytes that had come at the last count.
         self._received: int | None = None
 
     async def begin(self) -> int:
@@ -146,9 +163,15 @@ class _Flow:
         self._young -= 1
         self._give_turns()
 
+    def slow_down(self, nbytes: int) -> None:
+        """Delays the next messages if this many bytes are a large message."""
+        if nbytes > LARGE_BYTES:
+            self._rate.spend((LARGE_FACTOR - 1) * nbytes)
+
     def end(self, number: int) -> None:
         del self.starts[number]
         self._quiet = max(0, self._quiet - 1)
+        self._fast.fill()
         nbytes = self._size() if self.starts and self._taken else 0
         if nbytes < self._taken:
             self._room.give_back(self._party, self._taken - nbytes)
@@ -173,15 +196,15 @@ class _Flow:
         if not self._sockets.has_counted or (received or 0) > self._quiet_at:
             self._quiet = 0
         is_quiet = self._quiet >= MOST_QUIET and monotonic() - self._quiet_since <= QUIET_SECONDS
-        return self._young < MOST_YOUNG and self._left >= 0 and not is_quiet
+        is_fast = self.starts and self._fast.wait()
+        return self._young < MOST_YOUNG and not (is_quiet or is_fast or self._rate.wait())
 
     def _count(self) -> int | None:
-        """Counts the bytes that have come on the connection; the new ones reduce what may come."""
-        now, received = monotonic(), self._sockets.received(self._peer)
-        self._left += (now - self._left_at) * BYTES_A_SECOND
-        self._left, self._left_at = min(self._left, BURST_BYTES), now
+        """Counts the bytes that have come on the connection, and spends the new ones."""
+        received = self._sockets.received(self._peer)
         if received is not None and self._received is not None:
-            self._left -= received - self._received
+            self._rate.spend(received - self._received)
+            self._fast.spend(received - self._received)
         self._received = received
         return received
 
@@ -193,7 +216,7 @@ class _Flow:
                 turn.set_result(None)
         if self._waiting and self._timer is None:
             loop = asyncio.get_running_loop()
-            seconds = max(YOUNG_SECONDS, -self._left / BYTES_A_SECOND)
+            seconds = max(YOUNG_SECONDS, self._rate.wait())
             self._timer = loop.call_later(seconds, self._look_again)
 
     def _look_again(self) -> None:
@@ -259,7 +282,10 @@ class Reception:
             youth.close()
             if not reading.done():
                 await self._follow(reading, flow)
-            return reading.result()
+            received = reading.result()
+            if received is not grpc.aio.EOF:
+                flow.slow_down(len(received))
+            return received
 
     async def _follow(self, reading: "asyncio.Future[Any]", flow: _Flow) -> None:
         pace, before = Pace(), 0

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
+from pixtral_core.concurrency import rate
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.server import grpc_interceptor, reception
 from pixtral_core.server.channel import open_channel
@@ -39,13 +40,15 @@ class CountingTier(EchoTier):
         super().__init__(unary=unary, collect=collect)
         self.room = SharedLimit(most, refusal="too much")
         self.callers: dict[str, Caller] = {}
-        self._incoming = Incoming(self.room)
+        self.incoming = Incoming(self.room)
+        self.peer = ""
 
     def early_checks(self) -> dict[str, EarlyCheck]:
         def check(context: Context) -> Reception:
             who = str(dict(context.invocation_metadata() or ()).get("who"))
             caller = self.callers.setdefault(who, Caller())
-            return Reception(self._incoming, who, counter=caller)
+            self.peer = context.peer()
+            return Reception(self.incoming, who, counter=caller)
 
         return {f"{SERVICE}/{name}": check for name in ("Unary", "Collect")}
 
@@ -181,7 +184,8 @@ def came(monkeypatch: pytest.MonkeyPatch) -> Counted:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(reception, "monotonic", lambda: now[0])
+    for module in (reception, rate):
+        monkeypatch.setattr(module, "monotonic", lambda: now[0])
     return now
 
 
@@ -265,19 +269,103 @@ async def test_few_messages_begin_on_a_connection_that_is_not_found_yet(
         await asyncio.wait_for(waits, 60)
 
 
-async def test_a_connection_over_which_much_has_come_is_waited_for(
+async def test_no_message_begins_while_another_comes_fast(
     came: Counted, clock: list[float]
 ) -> None:
     incoming = Incoming(SharedLimit(MIB, refusal="too much"))
     with incoming.flow(PEER, "a") as flow, incoming.flow(PEER, "b") as other:
+        number = await flow.begin()
+        flow.end_youth()
+        came.add(MIB)
+        waits, also_waits = await calls(incoming, 2)
+        assert not waits.done()
+        await asyncio.wait_for(other.begin(), 60)
+        flow.end(number)
+        await asyncio.wait_for(waits, 60)
+        # The next one goes on when the message has paused.
+        came.add(MIB)
+        flow.end_youth()
+        assert not also_waits.done()
+        clock[0] += MIB / reception.FAST_BYTES_A_SECOND
+        await asyncio.wait_for(also_waits, 60)
+
+
+async def test_messages_begin_beside_one_that_comes_slowly(
+    came: Counted, clock: list[float]
+) -> None:
+    incoming = Incoming(SharedLimit(MIB, refusal="too much"))
+    with incoming.flow(PEER, "a") as flow:
         await flow.begin()
+        for _ in range(8):
+            flow.end_youth()
+            came.add(reception.FAST_BYTES_A_SECOND // 200)
+            clock[0] += 0.006
+            await asyncio.wait_for(flow.begin(), 60)
+
+
+async def test_a_connection_over_which_much_has_come_waits(
+    came: Counted, clock: list[float]
+) -> None:
+    incoming = Incoming(SharedLimit(MIB, refusal="too much"))
+    with incoming.flow(PEER, "a") as flow, incoming.flow(PEER, "b") as other:
+        number = await flow.begin()
         flow.end_youth()
         came.add(reception.BURST_BYTES + reception.BYTES_A_SECOND // 100)
+        flow.slow_down(reception.LARGE_BYTES)
         (waits,) = await calls(incoming, 1)
+        flow.end(number)
         assert not waits.done()
         await asyncio.wait_for(other.begin(), 60)
         clock[0] += 0.02
         await asyncio.wait_for(waits, 60)
+
+
+async def test_after_a_large_message_a_connection_waits_longer(
+    came: Counted, clock: list[float]
+) -> None:
+    incoming = Incoming(SharedLimit(MIB, refusal="too much"))
+    with incoming.flow(PEER, "a") as flow:
+        number = await flow.begin()
+        flow.end_youth()
+        flow.slow_down(2 * reception.LARGE_BYTES)
+        flow.end(number)
+    # Nothing else is under way on it meanwhile.
+    with incoming.flow(PEER, "a") as flow:
+        (waits,) = await calls(incoming, 1)
+        seconds = 2 * reception.LARGE_BYTES / reception.BYTES_A_SECOND
+        clock[0] += 2 * seconds
+        await asyncio.sleep(0)
+        assert not waits.done()
+        clock[0] += 2 * seconds
+        await asyncio.wait_for(waits, 60)
+
+
+async def test_a_message_that_waits_for_its_turn_stays_with_its_sender() -> None:
+    tier, counts = CountingTier(640 * MIB), SocketBytes()
+    large = StringValue(value="x" * 20 * MIB)
+    async with (
+        running(tier, ProcessSettings()) as addresses,
+        open_channel(addresses.grpc, None) as channel,
+    ):
+        stub = EchoStub(channel)
+
+        async def ask(who: str) -> str:
+            answer: StringValue = await stub.unary(large, metadata=(("who", who),))
+            return answer.value
+
+        # From these, gRPC would learn that the connection is fast.
+        for _ in range(4):
+            await ask("b")
+        before = counts.received(tier.peer)
+        assert before is not None
+        with tier.incoming.flow(tier.peer, "a") as flow:
+            await flow.begin()
+            waiting = [asyncio.create_task(ask("a")) for _ in range(4)]
+            await eventually(lambda: "a" in tier.callers and tier.callers["a"].receiving == 4)
+            await ask("b")
+            assert (counts.received(tier.peer) or 0) - before < 30 * MIB
+            flow.end_youth()
+            assert set(await asyncio.gather(*waiting)) == {str(20 * MIB)}
 
 
 async def test_large_messages_of_one_party_at_once_are_all_answered() -> None:

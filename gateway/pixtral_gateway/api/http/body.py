@@ -10,10 +10,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from pixtral_core import limits
 from pixtral_core.concurrency.deadline import Deadline
+from pixtral_core.concurrency.rate import Rates
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import InvalidRequest
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
-from pixtral_core.server.reception import Pace, Receiving, when_behind
+from pixtral_core.server.reception import LARGE_BYTES, Pace, Receiving, when_behind
 from pixtral_gateway.api.http.body_problem import said_of
 from pixtral_gateway.api.http.middleware import ClientGone
 from pixtral_gateway.api.openai.errors import Refused
@@ -21,6 +22,9 @@ from pixtral_gateway.images.image_reader import OFFLOAD_BYTES
 
 # As large as a gRPC message may be.
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES
+# The large bodies of one party are received at this rate after the first, and parsed at this rate,
+# because parsing blocks all threads.
+LARGE_BYTES_A_SECOND = 64 << 20
 # The digits of an index, or of a token's id.
 MAX_DIGITS = 10
 
@@ -37,6 +41,8 @@ class Bodies:
         self._room = room
         # Parsing blocks all threads, and each body takes memory while it is parsed.
         self._parsing = asyncio.Lock()
+        self._receipts = Rates(LARGE_BYTES_A_SECOND, MAX_BODY_BYTES)
+        self._parses = Rates(LARGE_BYTES_A_SECOND, 0)
 
     async def read(
         self, request: Request, model: type[M], deadline: Deadline, party: str, counter: Receiving
@@ -58,6 +64,11 @@ class Bodies:
         counter.receiving += 1
         try:
             await self._receive(request, body, deadline, party)
+            if len(body) > LARGE_BYTES:
+                parses = self._parses.of(party)
+                wait = parses.wait()
+                parses.spend(len(body))
+                await asyncio.sleep(wait)
             if len(body) > OFFLOAD_BYTES:
                 async with self._parsing:
                     return await asyncio.to_thread(_parse, model, body)
@@ -78,6 +89,10 @@ class Bodies:
                         raise _too_large()
                     self._room.take(party, len(chunk))
                     body += chunk
+                    if len(body) > LARGE_BYTES:
+                        receipts = self._receipts.of(party)
+                        receipts.spend(len(chunk))
+                        await asyncio.sleep(receipts.wait())
                     pace.receive(len(chunk))
                     pace_ends.reschedule(when_behind(pace))
         except ClientDisconnect:

@@ -10,6 +10,7 @@ from pixtral_core.concurrency.deadline import Deadline
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import Overloaded
 from pixtral_core.server import reception
+from pixtral_gateway.api.http import body
 from pixtral_gateway.api.http.body import Bodies
 from pixtral_gateway.api.openai.errors import Refused
 from pixtral_gateway.api.openai.request_schema import ChatRequest
@@ -66,6 +67,23 @@ async def test_one_that_floods_with_bodies_leaves_a_quarter_to_the_others(
         each.piece(WHOLE[-1:], is_last=True)
     answers = await asyncio.gather(*reading, return_exceptions=True)
     assert sum(isinstance(answer, ChatRequest) for answer in answers) == 5
+
+
+async def test_a_partys_large_bodies_wait_for_each_other_and_no_other_party_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(body, "LARGE_BYTES", 500)
+    monkeypatch.setattr(body, "LARGE_BYTES_A_SECOND", 1)
+    bodies = Bodies(SharedLimit(80_000, refusal="full"))
+    sent = [Sent() for _ in range(5)]
+    for each in sent:
+        each.piece(WHOLE, is_last=True)
+    first, *others = (asyncio.create_task(each.read(bodies, Tenant("flood"))) for each in sent[:4])
+    await asyncio.wait_for(first, 60)
+    await asyncio.wait_for(sent[4].read(bodies, Tenant("calm")), 60)
+    assert not any(each.done() for each in others)
+    for other in others:
+        other.cancel()
 
 
 async def test_a_body_that_comes_counts_among_its_tenants_requests(room: SharedLimit) -> None:
@@ -126,7 +144,7 @@ async def test_what_looks_like_a_value_in_a_text_is_none(room: SharedLimit, text
 
 
 @pytest.mark.parametrize(
-    "body",
+    "data",
     [
         b'{"messages": [' + b'{"a":1},' * 40_000 + b"1]}",
         b'{"messages": [' + b'",",' * 70_000 + b"1]}",
@@ -137,11 +155,11 @@ async def test_what_looks_like_a_value_in_a_text_is_none(room: SharedLimit, text
     ids=["objects", "texts", "numbers", "escapes", "slashes"],
 )
 async def test_json_that_takes_long_to_parse_is_refused_before(
-    room: SharedLimit, body: bytes
+    room: SharedLimit, data: bytes
 ) -> None:
     sent = Sent()
     room.most = 1 << 24
-    sent.piece(body, is_last=True)
+    sent.piece(data, is_last=True)
     with pytest.raises(Refused) as refused:
         await sent.read(Bodies(room), Tenant("a"))
     assert (refused.value.status, refused.value.reason) == (413, "BODY_TOO_LARGE")
