@@ -1,4 +1,5 @@
-"""Whether Redis answers: one WARNING for each change, however many requests notice it."""
+"""Logs whether Redis answers: one WARNING for each change, however many requests notice the
+change."""
 
 import logging
 

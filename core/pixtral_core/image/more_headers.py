@@ -28,8 +28,9 @@ _WIDTH, _HEIGHT, _XMP = 256, 257, 700
 _SHORT, _LONG = 3, 4
 _PPM_TOKEN = re.compile(rb"(?:[ \t\n\v\f\r]|#[^\r\n]*[\r\n])*([0-9]{1,10})(?=[ \t\n\v\f\r])")
 
-# EXIF's number for an anticlockwise turn by this many quarters, and for the mirror that an AVIF has
-# beside it: none, one that swaps top and bottom, one that swaps left and right.
+# EXIF's numbers for an AVIF's rotation and mirror. The key is the number of anticlockwise quarter
+# turns. The three numbers are for no mirror, one that swaps top and bottom, and one that swaps left
+# and right.
 _TURNED = {0: (1, 4, 2), 1: (8, 5, 7), 2: (3, 2, 4), 3: (6, 7, 5)}
 
 
@@ -38,8 +39,8 @@ def bmp(data: bytes) -> _Found:
 
 
 def ico(data: bytes) -> _Found:
-    """The size is that of the image that Pillow chooses: the largest, and of several such the one
-    with the fewest colours."""
+    """The size is that of the image that Pillow chooses: the largest, or the one with the fewest
+    colours if several are the largest."""
     (count,) = struct.unpack_from("<H", data, 4)
     if count > MAX_BLOCKS:
         raise TooManyBlocks("too many images in one file")
@@ -53,7 +54,7 @@ def ico(data: bytes) -> _Found:
             raise BadHeader("no IHDR at the beginning of its PNG")
         return width, height, UPRIGHT
     width, height = _bitmap_size(data, at)
-    # The lower half is the image's mask.
+    # Half of the bitmap's rows are the image's mask.
     return width, height // 2, UPRIGHT
 
 
@@ -69,7 +70,7 @@ def _bitmap_size(data: bytes, at: int) -> tuple[int, int]:
         width, height = struct.unpack_from("<HH", data, at + 4)
         return width, height
     width, height = struct.unpack_from("<Ii", data, at + 4)
-    # The first row is the top one.
+    # A negative height means that the first row is the top one.
     return width, abs(height)
 
 
@@ -87,7 +88,8 @@ def ppm(data: bytes) -> _Found:
 
 
 def tiff(data: bytes) -> _Found:
-    """The size is that of the first image, upright, because Pillow turns it itself."""
+    """The size is that of the first image after rotation, because Pillow itself turns a TIFF
+    upright."""
     order = "<" if data.startswith(b"II") else ">"
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, at)
@@ -123,7 +125,7 @@ def avif(data: bytes) -> _Found:
     if data[8:12] == b"avis":
         raise BadHeader("an AVIF that begins as an animation is not taken")
     _, begin, end = _only(data, b"meta", 0, len(data))
-    # Its boxes come after a version and flags.
+    # The content of this box begins with a version and flags, before the inner boxes.
     meta = begin + 4, end
     _, at, _ = _only(data, b"pitm", *meta)
     primary = int.from_bytes(data[at + 4 : at + (6 if data[at] == 0 else 8)], "big")
