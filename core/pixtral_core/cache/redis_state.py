@@ -20,7 +20,7 @@ class RedisState:
 
     def answered(self, operation: str) -> None:
         self._ends(_CONNECTION, "Redis answers again")
-        self._ends(operation, f"Redis no longer refuses {operation}")
+        self._ends(operation, f"Redis accepts {operation} again")
 
     def refused(self, operation: str, why: str) -> None:
         """`why` names the error."""

@@ -103,11 +103,11 @@ def why_unsupported(data: bytes, formats: Collection[ImageFormat]) -> str:
     found = sniff(data)
     if found is not None and found not in formats:
         return (
-            f"{found} images are not taken here: send a {list_formats(formats)} image, or have "
+            f"{found} images are not accepted here: send a {list_formats(formats)} image, or have "
             f"the operator set {FORMATS_SETTING}"
         )
     if data[4:8] == b"ftyp" and not _HEIC_BRANDS.isdisjoint(_brands(data)):
-        return f"HEIC images are not taken: send a {list_formats(formats)} image"
+        return f"HEIC images are not accepted: send a {list_formats(formats)} image"
     return f"not a {list_formats(formats)} image"
 
 

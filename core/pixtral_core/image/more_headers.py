@@ -46,12 +46,12 @@ def ico(data: bytes) -> _Found:
         raise TooManyBlocks("too many images in one file")
     entries = [_ICO_ENTRY.unpack_from(data, 6 + i * _ICO_ENTRY.size) for i in range(count)]
     if not entries:
-        raise BadHeader("it has no image")
+        raise BadHeader("the file has no image")
     *_, at = min(entries, key=_ico_order)
     if data.startswith(b"\x89PNG\r\n\x1a\n", at):
         _, kind, width, height = _PNG_BEGINNING.unpack_from(data, at)
         if kind != b"IHDR":
-            raise BadHeader("no IHDR at the beginning of its PNG")
+            raise BadHeader("no IHDR at the beginning of the PNG in the file")
         return width, height, UPRIGHT
     width, height = _bitmap_size(data, at)
     # Half of the bitmap's rows are the image's mask.
@@ -94,7 +94,7 @@ def tiff(data: bytes) -> _Found:
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, at)
     if count > MAX_BLOCKS:
-        raise TooManyBlocks("too many entries in its directory")
+        raise TooManyBlocks("too many entries in the file's directory")
     sizes: dict[int, int] = {}
     xmp = None
     for begin in range(at + 2, at + 2 + _TIFF_ENTRY_BYTES * count, _TIFF_ENTRY_BYTES):
@@ -105,7 +105,7 @@ def tiff(data: bytes) -> _Found:
         elif tag == _XMP and xmp is None:
             xmp = data[where : where + values]
     if len(sizes) < 2:
-        raise BadHeader("no width and height in its directory")
+        raise BadHeader("no width and height in the file's directory")
     turned = orientation(data, xmp)
     width, height = sizes[_WIDTH], sizes[_HEIGHT]
     return (height, width, UPRIGHT) if turned in SIDEWAYS else (width, height, UPRIGHT)
@@ -123,7 +123,7 @@ def jpeg_2000(data: bytes) -> _Found:
 
 def avif(data: bytes) -> _Found:
     if data[8:12] == b"avis":
-        raise BadHeader("an AVIF that begins as an animation is not taken")
+        raise BadHeader("an AVIF that begins as an animation is not accepted")
     _, begin, end = _only(data, b"meta", 0, len(data))
     # The content of this box begins with a version and flags, before the inner boxes.
     meta = begin + 4, end
@@ -145,7 +145,7 @@ def avif(data: bytes) -> _Found:
         elif kind == b"imir":
             mirror = 1 + (data[at] & 1)
     if size is None:
-        raise BadHeader("it gives no size")
+        raise BadHeader("the file gives no size")
     return *size, _TURNED[quarters][mirror]
 
 
@@ -164,13 +164,13 @@ def _property_indices(data: bytes, at: int, item: int) -> list[int]:
         if found == item:
             return indices
         at += length * (2 if flags & 1 else 1)
-    raise BadHeader("its image has no properties")
+    raise BadHeader("the image has no properties")
 
 
 def _only(data: bytes, kind: bytes, begin: int, end: int) -> _Box:
     found = next((box for box in _boxes(data, begin, end) if box[0] == kind), None)
     if found is None:
-        raise BadHeader(f"it has no box {kind.decode()}")
+        raise BadHeader(f"the file has no box {kind.decode()}")
     return found
 
 
