@@ -121,7 +121,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._quiet = quiet
         self._tracer = tracer
         self._wrapped: dict[str, Handler] = {}
-        refusal = "too much is being sent to this service at once"
+        refusal = "the service receives as many bytes as it can at once: try again later"
         self._incoming = Incoming(SharedLimit(UNGATED_BYTES_AT_ONCE, refusal=refusal))
 
     async def intercept_service(

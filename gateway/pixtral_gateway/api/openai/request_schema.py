@@ -365,7 +365,9 @@ class CompletionBody(SamplingBody):
 
     def own_values(self) -> dict[str, Any]:
         if self.stream and self.prompt_logprobs is not None:
-            raise InvalidRequest("prompt_logprobs", "not in a stream", "UNSUPPORTED_PARAMETER")
+            raise InvalidRequest(
+                "prompt_logprobs", "is not supported in a stream", "UNSUPPORTED_PARAMETER"
+            )
         return {"seed": self.random_seed} if self.seed is None else {}
 
     def of_format(self) -> StructuredOutput | None:
