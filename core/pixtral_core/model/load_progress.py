@@ -1,4 +1,4 @@
-"""Reports how much of its weights a process has loaded to the `pixtral-serve up` that started it.
+"""Tells `pixtral-serve up` how much of its weights a process has loaded.
 
 It counts the bytes of the tensors that have gone through this project's own loaders: the encoder's,
 and the decoder's model class, to which vLLM gives one tensor after the other. No other source is as
