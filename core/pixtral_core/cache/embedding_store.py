@@ -68,7 +68,7 @@ class EmbeddingStore:
         return None
 
     async def put(self, key: EmbeddingKey, value: bytes) -> bool:
-        """Stores a value made by `codec.encode` for this key; True once Redis has it."""
+        """Stores a value that `wire_format.encode` made for this key; True once Redis has it."""
         stored = await self._redis.attempt(
             "put", self._transfer_seconds, lambda: self._redis.client.set(key.redis_key, value)
         )

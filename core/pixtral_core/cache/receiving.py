@@ -51,7 +51,8 @@ class Arrival(ABC, Generic[T]):
 
 
 class Receiving(Generic[T]):
-    """A `Receiver` of the embedding of `key`; `end` raises DamagedValue as `codec.decode` does."""
+    """A `Receiver` of the embedding of `key`; `end` raises DamagedValue as `wire_format.decode`
+    does."""
 
     def __init__(self, key: EmbeddingKey, arrival: Arrival[T], *, width: int, dtype: DType) -> None:
         self._arrival = arrival

@@ -24,7 +24,7 @@ PAYLOAD_OFFSET = HEADER.size + CHECKSUM.size
 
 
 class DType(StrEnum):
-    """How a value of an embedding is stored."""
+    """The type of an embedding's stored numbers."""
 
     BF16 = "bf16"
     F32 = "f32"

@@ -49,9 +49,10 @@ class Group(Generic[M]):
     A target host:port is one member. dns:///name:port stands for a member at each address of the
     name, which is looked up every few seconds. A new address joins. A missing address gets no new
     work, and is closed `linger_seconds` later. A lookup that fails changes nothing. Members read
-    `files` when they are made. When the files change, a new member replaces each one behind a name.
+    `files` when they are made. When the files change, a new member replaces each one that was found
+    by a name.
 
-    `make` takes host:port and, for a member behind a name, the name.
+    `make` takes host:port and, for a member that was found by a name, the name.
     """
 
     def __init__(

@@ -56,8 +56,8 @@ class Record:
 def failed(replica: "Replica", peers: Iterable["Replica"]) -> None:
     """Counts a call that failed because of the replica.
 
-    Ejects the replica if it fails again and again while another replica does not. A failure
-    everywhere comes from the request, or from a service behind all replicas.
+    Ejects the replica if it fails again and again while another replica does not. A failure of all
+    replicas comes from the request, or from a service that all replicas use.
     """
     if replica.contract is None:
         # All calls to a process that has died fail at once, and count once.

@@ -153,8 +153,8 @@ class Replica(ABC):
 
     async def _listen(self, peers: "Iterable[Replica]", stall_seconds: float) -> None:
         # Silence is counted in looks and not by the clock, because a gateway that stood still
-        # itself heard nothing, either. Several calls count together, because a call's own deadline
-        # may be shorter than the time that shows a hang.
+        # itself received nothing, either. Several calls count together, because a call's own
+        # deadline may be shorter than the time that shows a hang.
         quiet, responses = 0.0, self.responses
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)

@@ -99,5 +99,5 @@ def param_of(field: str) -> str:
 
 
 def flat_param_of(field: str) -> str:
-    """The same for APIs whose tools have no `function`."""
+    """Like `param_of`, for APIs whose tools have no `function`."""
     return re.sub(r"\[(\d+)\]", r".\1", field.removeprefix("sampling."))

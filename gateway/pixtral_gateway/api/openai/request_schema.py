@@ -411,7 +411,7 @@ class ChatRequest(CompletionBody, ConversationBody):
     parallel_tool_calls: bool | None = None
     # vLLM's field. If true, an answer that continues a message begins with that message's text.
     echo: bool | None = None
-    # For templates that use an effort. Other templates ignore it.
+    # Templates that know efforts use this field, and other templates ignore it.
     reasoning_effort: str | None = None
     # vLLM's field. If false, the answer leaves out the thought.
     include_reasoning: bool | None = None

@@ -99,7 +99,7 @@ class Usage(TypedDict):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: NotRequired[CachedTokens]
-    # Only if the model has thought.
+    # This field is present only if the model has thought.
     completion_tokens_details: NotRequired[ReasoningTokens]
 
 
