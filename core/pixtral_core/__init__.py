@@ -1,1 +1,1 @@
-"""The parts that the tiers share. It knows no tier."""
+"""The parts that the tiers share. It imports no tier."""

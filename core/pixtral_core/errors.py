@@ -19,15 +19,16 @@ logger = logging.getLogger(__name__)
 DOMAIN = "pixtral"
 DETAILS_KEY = "grpc-status-details-bin"
 
-# A client refuses trailing metadata above 8 KiB, and would then see nothing of the error. All texts
-# are sent in base64, and the message again with up to three bytes for one.
+# A client refuses trailing metadata above 8 KiB, and then sees nothing of the error. All texts are
+# sent in base64, and the message a second time with up to three bytes for each of its bytes.
 MAX_TEXT_BYTES = 512
 MAX_FIELD_BYTES = 256
-# The bytes of all violations, each with its frame.
+# The bytes of all violations together, and of the frame that each of them needs.
 MAX_VIOLATION_BYTES = 3200
 VIOLATION_FRAME_BYTES = 10
 
-# After these fields a path has names of the client, such as those of a schema's properties.
+# After one of these fields, a path has names that the client chose, such as those of a schema's
+# properties.
 _SCHEMA = re.compile(r".*?\b(?:parameters|json_schema|json)\b")
 
 
@@ -68,7 +69,7 @@ class ServingError(Exception):
         return {"reason": self.reason, "field": schema[0] if schema else path}
 
     def within(self, field: str) -> "ServingError":
-        """The same error for a request that contains this one's fields in its `field`."""
+        """The same error for an outer request, whose `field` contains the request of this error."""
         return ServingError(
             self.code,
             self.reason,
@@ -136,7 +137,7 @@ class Overloaded(ServingError):
 
 
 class Unavailable(ServingError):
-    """The service lacks something for the call now; `retry_after` is in seconds."""
+    """The service cannot answer the call now; `retry_after` is in seconds."""
 
     def __init__(self, message: str, retry_after: float = 1.0, reason: str = "UNAVAILABLE") -> None:
         super().__init__(grpc.StatusCode.UNAVAILABLE, reason, message, retry_after=retry_after)
@@ -164,7 +165,8 @@ _CLASSES: dict[grpc.StatusCode, type[ServingError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 
-# gRPC's own texts contain addresses and files. These replace them in a status of another server.
+# gRPC's own texts contain addresses and names of files. These messages replace them in a status
+# from another server.
 _MESSAGES = {
     grpc.StatusCode.UNAVAILABLE: "the service cannot be reached",
     grpc.StatusCode.DEADLINE_EXCEEDED: "the deadline has passed",
@@ -178,8 +180,8 @@ _MESSAGES = {
 def client_error(error: BaseException) -> ServingError:
     """The part of an error that a client sees.
 
-    Any error but a ServingError is a bug: its type and place are logged, and the client gets only
-    "internal error".
+    An error that is not a ServingError is a bug: its type and its traceback are logged, and the
+    client gets only "internal error".
     """
     if isinstance(error, ServingError):
         return error
@@ -188,7 +190,7 @@ def client_error(error: BaseException) -> ServingError:
 
 
 def log_place(error: BaseException, what: str, level: int) -> None:
-    """Logs an error's type and place. Its text may quote a prompt, and is left out."""
+    """Logs an error's type and where it was raised, without its text, which may quote a prompt."""
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.log(level, "%s: %s\n%s", what, type(error).__name__, where)
 
@@ -230,7 +232,7 @@ def _status(
 def from_rpc_error(error: grpc.aio.AioRpcError) -> ServingError:
     """The error of the other side, as an instance of the class for its code.
 
-    A status without this project's details keeps its code and gets one of these messages. Its
+    A status without this project's details keeps its code, and gets a message of `_MESSAGES`. Its
     reason is the code's name if gRPC itself ends calls with that code, and UNKNOWN otherwise.
     """
     code = error.code()

@@ -1,10 +1,10 @@
 """Hooks into other libraries: the names that each one touches, and a check that they still exist.
 
 A hook is a module that uses a part of a library that the library does not promise to keep. Its
-docstring has the fields in FIELDS, from which `tools/hooks_page.py` makes docs/hooks.md. It lists
-the names that it touches, and its `check_upstream` runs at the start of the process: a library that
-has changed stops the start with a sentence, instead of failing the first request with an
-AttributeError.
+docstring has the fields in FIELDS, from which `tools/hooks_page.py` makes docs/hooks.md. The module
+lists the names that it touches, and its `check_upstream` runs at the start of the process. If the
+library has changed, the process logs a sentence and ends. Without the check, the first request
+would fail with an AttributeError.
 """
 
 import importlib
@@ -18,16 +18,15 @@ from typing import Any
 from pixtral_core.errors import StartupError
 
 FIELDS = ("Library", "Changes", "Why", "Upstream", "Versions")
-"""What a hook's docstring says, each at the beginning of a line as `Field: text`.
+"""The fields of a hook's docstring, each at the beginning of a line as `Field: text`.
 
-`Library` names the distribution, `Upstream` is a link or "none known", `Versions` are those that
-the hook was tried with.
+`Library` names the distribution, `Upstream` is a link or "none known", and `Versions` are those
+with which the hook was tried.
 """
 
 
 class HookBroken(StartupError):
-    """A library no longer has a name that a hook touches; the message says which, and what to
-    do."""
+    """A library lacks a name that a hook touches; the message says which name, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +56,8 @@ class Touch:
         except ImportError:
             return f"has no module {self.module}"
         for name in self.path.split("."):
-            # A class's attribute is not bound, so that a property is examined and not run. A module
-            # may find names only when they are requested.
+            # A class's attribute is read unbound, because reading a property otherwise runs it. A
+            # module may define names only when they are requested, so it needs `getattr`.
             attribute = getattr if isinstance(found, ModuleType) else inspect.getattr_static
             try:
                 found = attribute(found, name)

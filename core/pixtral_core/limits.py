@@ -1,6 +1,6 @@
 """Every bound that a request can meet: all tiers, /openapi.json and docs/limits.md read it here.
 
-The settings hold what an operator sets, the checkpoint what the model sets.
+The settings contain the bounds that an operator sets, and the checkpoint those of the model.
 """
 
 import math
@@ -18,7 +18,7 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Limit(ABC):
-    """A bound of a field, by its path in the protos; `also` has other fields with the same bound.
+    """A bound of the field at `path` in the protos, and of the fields in `also`.
 
     `[]` stands for the index or key of an entry.
     """
@@ -69,7 +69,7 @@ class Range(Limit):
 
 @dataclass(frozen=True, slots=True)
 class Count(Limit):
-    """How many entries, characters, bytes or levels there are."""
+    """A number of entries, characters, bytes or levels, from `least` to `most`."""
 
     most: int
     least: int = 0
@@ -100,14 +100,14 @@ IMAGE_URL_REDIRECTS = Count(
     3,
     of="redirects",
 )
-# The largest file in chunks of 4 KiB has 5,120.
+# The largest file that is accepted has 5,120 chunks if each chunk has 4 KiB.
 IMAGE_BLOCKS = Count(
     "messages[].content[].image.data",
     "the parts into which a format divides its file",
     20_000,
     of="chunks or segments",
 )
-# The encoders that compress best write some twenty.
+# The JPEG encoders that compress best write about twenty scans.
 IMAGE_SCANS = Count(
     "messages[].content[].image.data", "passes over a progressive JPEG", 100, of="scans"
 )
@@ -118,7 +118,7 @@ IMAGE_SCANNED_PIXELS = Count(
     1 << 31,
     of="pixels times scans",
 )
-# Pillow goes through them byte by byte.
+# Pillow reads these bytes one by one.
 IMAGE_JUNK_BYTES = Count(
     "messages[].content[].image.data",
     "bytes that belong to none of a JPEG's segments",
@@ -145,7 +145,7 @@ ARGUMENTS_DEPTH = Count(
 # Tools.
 
 TOOLS = Count("tools", "functions that the model may call", 128)
-# The gateway checks them against the schema of schemas.
+# The gateway checks all of this against the schema of JSON Schema itself.
 TOOLS_CHARACTERS = Count(
     "tools", "names, descriptions and parameters together", 1 << 17, of="characters in all"
 )
@@ -165,7 +165,7 @@ SCHEMA_LIST = Count(
     of="entries in a list of mixed types",
 )
 
-# How to pick tokens; those of a scalar are also in SAMPLING, by the name of their field.
+# Sampling. SAMPLING has the limits of the scalar fields by the names of the fields.
 
 MAX_TOKENS = Range("sampling.max_tokens", "tokens of an answer", 1, INT32_MAX)
 MIN_TOKENS = Range("sampling.min_tokens", "tokens before an answer may end", 0, INT32_MAX)
@@ -180,20 +180,20 @@ REPETITION_PENALTY = Range(
 )
 PRESENCE_PENALTY = Range("sampling.presence_penalty", "0 changes nothing", -2, 2)
 FREQUENCY_PENALTY = Range("sampling.frequency_penalty", "0 changes nothing", -2, 2)
-SEED = Range("sampling.seed", "-1 is none", INT64_MIN, INT64_MAX)
-# As many as vLLM's engine computes unless it is started with another `max_logprobs`.
+SEED = Range("sampling.seed", "-1 means no seed", INT64_MIN, INT64_MAX)
+# vLLM's engine computes at most this many unless it is started with another `max_logprobs`.
 LOGPROBS = Range("sampling.logprobs", "likeliest tokens to return for each token", 0, 20)
 PROMPT_LOGPROBS = Range(
     "sampling.prompt_logprobs", "likeliest tokens to return for each token of the prompt", 0, 20
 )
-# vLLM makes an object of each in the process that serves all streams.
+# vLLM makes an object of each log-probability, in the process that serves all streams.
 PROMPT_LOGPROBS_IN_ALL = Count(
     "sampling.prompt_logprobs",
     "the sum over all tokens of a prompt, the tokens' own included",
     1 << 17,
     of="log-probabilities in all",
 )
-# They are gathered in the gateway. One choice has no more in the whole context.
+# The gateway keeps all of them in memory until the answer is complete.
 LOGPROBS_IN_ALL = Count(
     "sampling.logprobs",
     "the sum over all choices of an answer that is not streamed, the tokens' own included",
@@ -202,7 +202,7 @@ LOGPROBS_IN_ALL = Count(
 )
 N = Range("sampling.n", "choices of one request", 1, 64)
 
-# The decoder searches for each after every token.
+# The decoder searches for each string after every token.
 STOP = Count("sampling.stop", "strings that end an answer", 64)
 STOP_LENGTH = Count("sampling.stop[]", "one such string", 1024, least=1, of="characters")
 STOP_TOKEN_IDS = Count("sampling.stop_token_ids", "tokens that end an answer", 64)
@@ -210,13 +210,13 @@ LOGIT_BIAS = Count("sampling.logit_bias", "tokens with a bias", 1024)
 LOGIT_BIAS_VALUE = Range(
     "sampling.logit_bias[]", "the amount added to one token's logit", -100, 100
 )
-# Each becomes up to two of vLLM's 128 sequences of tokens.
-BAD_WORDS = Count("sampling.bad_words", "words that an answer must not have", 64)
+# vLLM accepts 128 sequences of tokens, and one word becomes up to two sequences.
+BAD_WORDS = Count("sampling.bad_words", "words that an answer must not contain", 64)
 BAD_WORD_LENGTH = Count("sampling.bad_words[]", "one such word", 128, least=1, of="characters")
 ALLOWED_TOKEN_IDS = Count("sampling.allowed_token_ids", "the only tokens to pick from", 1024)
 
-# Structured output. Reading and compiling take longer with the text; these lengths are many times
-# what is seen in use.
+# Structured output. A longer text takes longer to read and to compile. These limits are many times
+# the lengths in use.
 SCHEMA_CHARACTERS = Count(
     "sampling.structured_output.json_schema",
     "a JSON Schema",
@@ -250,12 +250,13 @@ CHOICE_LENGTH = Count(
 )
 STRUCTURE_CHARACTERS = Count(
     "sampling.structured_output",
-    "all choices together, or what the gateway makes of tools that the model must call",
+    "all choices together, or the structure that the gateway makes of tools that the model must "
+    "call",
     1 << 17,
     of="characters of a structure",
     also=("tools",),
 )
-# Large schemas that are in use take a tenth of either.
+# Large schemas in use take a tenth of either time.
 STRUCTURE_READ_SECONDS = Range(
     "sampling.structured_output",
     "time to read a schema, expression or grammar",
@@ -271,9 +272,13 @@ STRUCTURE_TRIAL_SECONDS = Range(
     unit="seconds of a processor",
 )
 STRUCTURE_WAIT_SECONDS = Range(
-    "sampling.structured_output", "time for both", 0, 30, unit="seconds of time"
+    "sampling.structured_output",
+    "time to read the structure and to write the trial answers",
+    0,
+    30,
+    unit="seconds of time",
 )
-# Large schemas take half of it.
+# Large schemas in use take half of this time.
 STRUCTURE_STEP_SECONDS = Range(
     "sampling.structured_output",
     "time for each token of an answer; the tenant's budget pays for more",
@@ -281,10 +286,10 @@ STRUCTURE_STEP_SECONDS = Range(
     0.002,
     unit="seconds of a processor",
 )
-# A twentieth of the time that passes comes back.
+# The budget grows again by a twentieth of the time that passes.
 STRUCTURE_BUDGET_SECONDS = Range(
     "sampling.structured_output",
-    "the tenant's budget; the request that spends it ends",
+    "the tenant's budget; a request that spends all of it ends",
     0,
     1,
     unit="seconds of a processor",
@@ -292,17 +297,17 @@ STRUCTURE_BUDGET_SECONDS = Range(
 
 # A request as a whole.
 
-PRIORITY = Range("priority", "requests of a lower number go first", INT64_MIN, INT64_MAX)
+PRIORITY = Range("priority", "requests with a lower number go first", INT64_MIN, INT64_MAX)
 MESSAGE_BYTES = Count("request", "a gRPC message, or an HTTP body", 64 << 20, of="bytes")
 # Parsing a body blocks the gateway: about a microsecond for each value, and a tenth of that for
 # each escape. A text without Latin letters may have an escape for each character.
 BODY_VALUES = Count("request", "over HTTP", 1 << 16, of="values in the JSON of a body")
 BODY_ESCAPES = Count("request", "over HTTP", 1 << 20, of="escaped characters in a body")
-# As in vLLM.
+# vLLM has the same limit.
 PROMPTS = Count("prompt", "prompts of one request to `/v1/completions`", 1024, least=1)
 HEAD_BYTES = Count("request", "over HTTP", 64 << 10, of="bytes of a head")
 
-# The bytes that the gateway itself adds to a request for the decoder.
+# Fields that the gateway itself adds to its request to the decoder.
 
 REQUEST_ID = Count("request_id", "the gateway's id of a request", 128, least=1, of="characters")
 CACHE_SALT = Count("cache_salt", "the tenant's name, from the gateway", 256, of="characters")
@@ -325,7 +330,7 @@ SAMPLING: Mapping[str, Range] = {
         N,
     )
 }
-# All of the above, in their order.
+# All limits above, by name and in this order.
 TABLE: Mapping[str, Limit] = {
     name: each for name, each in dict(globals()).items() if isinstance(each, Limit)
 }

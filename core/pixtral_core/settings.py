@@ -44,7 +44,7 @@ S = TypeVar("S", bound="ProcessSettings")
 
 ENV_PREFIX = "PIXTRAL_"
 CONFIG_VARIABLE = "PIXTRAL_CONFIG"
-# gRPC's own way to write a name that stands for as many processes as it has addresses.
+# gRPC's prefix for a DNS name that has one address for each process.
 DNS_SCHEME = "dns:///"
 
 
@@ -72,14 +72,14 @@ def _check_redis_url(value: str) -> str:
     try:
         parse_url(value)
     except ValueError:
-        # Not its text: the URL may hold a password.
+        # The error's own text may quote the URL, which may contain a password.
         raise ValueError("must be a redis://, rediss:// or unix:// URL") from None
     return value
 
 
-# host:port, the host of IPv6 in brackets.
+# host:port; an IPv6 host is in brackets.
 Address = Annotated[str, AfterValidator(_check_address)]
-# In the environment and in flags, separated by commas; in the file, an array.
+# The environment and flags separate the addresses by commas; the file has an array.
 Addresses = Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split)]
 # host:port, or dns:///name:port.
 Target = Annotated[str, AfterValidator(_check_target)]
@@ -123,7 +123,7 @@ def is_loopback(address: str) -> bool:
 class ProcessSettings(BaseSettings):
     """The settings of every process. Each tier adds its own fields, all with descriptions.
 
-    Made directly, it reads nothing from outside; `load` reads file, environment and flags.
+    The constructor reads nothing from outside; `load` reads file, environment and flags.
     """
 
     model_config = SettingsConfigDict(
@@ -134,14 +134,15 @@ class ProcessSettings(BaseSettings):
         validate_default=True,
     )
 
-    # The fields with addresses that clients come in by: with TLS, or on this machine alone.
+    # The fields with addresses for clients. Such an address needs TLS unless it is on this machine.
     doors: ClassVar[tuple[str, ...]] = ("listen",)
 
     listen: Address = Field(
         "127.0.0.1:0", description="host:port of gRPC; port 0 is any free port."
     )
     metrics_listen: Address = Field(
-        "127.0.0.1:0", description="host:port of the Prometheus metrics; port 0 is any free port."
+        "127.0.0.1:0",
+        description="host:port of the Prometheus metrics; port 0 is any free port.",
     )
     health_listen: Address | None = Field(
         None,
@@ -179,7 +180,7 @@ class ProcessSettings(BaseSettings):
 
     @property
     def server_certificate(self) -> ServerCertificate | None:
-        """The files that this process serves TLS with; None: it serves without."""
+        """The files with which this process serves TLS; None if it serves without TLS."""
         if self.tls_certificate is None or self.tls_private_key is None:
             return None
         return ServerCertificate(self.tls_certificate, self.tls_private_key, self.tls_client_ca)
@@ -213,13 +214,14 @@ class ProcessSettings(BaseSettings):
 
 
 class PeerTlsSettings(ProcessSettings):
-    """For a process that calls other tiers; `peer_fields` names the fields with their addresses."""
+    """For a process that calls other tiers; `peer_fields` names the fields with the other tiers'
+    addresses."""
 
     peer_fields: ClassVar[tuple[str, ...]] = ()
 
     peer_tls_ca: FilePath | None = Field(
         None,
-        description="PEM file of the authority of the other tiers' certificates; unset: no TLS.",
+        description="PEM file of the authority of the other tiers' certificates; if unset, no TLS.",
     )
     peer_tls_certificate: FilePath | None = Field(
         None,
@@ -231,8 +233,8 @@ class PeerTlsSettings(ProcessSettings):
     peer_tls_server_name: str | None = Field(
         None,
         min_length=1,
-        description="The name in the other tiers' certificates; unset: the called host, or the "
-        "name after dns:///.",
+        description="The name in the other tiers' certificates; if unset, the host of the address, "
+        "or the name after dns:///.",
     )
 
     @property
@@ -259,7 +261,7 @@ class PeerTlsSettings(ProcessSettings):
                     if not is_loopback(address):
                         raise ValueError(
                             f"{name}: {address} is not a loopback address: set peer_tls_ca, or "
-                            "allow_insecure to call it without TLS"
+                            "allow_insecure to connect without TLS"
                         )
         return self
 
@@ -285,18 +287,18 @@ class RedisSettings(ProcessSettings):
         return self
 
 
-# The name of a model's directory in a cache of Hugging Face's.
+# The prefix of a model's directory in a cache of Hugging Face.
 _REPOSITORY = "models--"
 
 
 class ModelSettings(ProcessSettings):
-    """For a process that serves a model. Tiers work together where its name is the same."""
+    """For a process that serves a model. Tiers work together if their models have the same name."""
 
     model_dir: DirectoryPath = Field(description="Directory of the model in Mistral format.")
     model: str = Field(
         "",
-        description="The model's name, the same in every tier; empty: the name of its directory, "
-        "or the repository's id in a cache of Hugging Face.",
+        description="The model's name, the same in every tier; if empty, the name of its "
+        "directory, or the repository's id in a cache of Hugging Face.",
     )
 
     @cached_property
@@ -305,9 +307,10 @@ class ModelSettings(ProcessSettings):
 
 
 def name_of(model_dir: Path) -> str:
-    """A model's name by its directory: the id of the repository that it is a snapshot of, if any.
+    """The name of a model's directory, or the id of its repository if it is in a cache of Hugging
+    Face.
 
-    A cache of Hugging Face's has models--mistralai--Pixtral-12B-2409/snapshots/REVISION.
+    Such a cache has models--mistralai--Pixtral-12B-2409/snapshots/REVISION.
     """
     directory = model_dir.resolve()
     repository = directory.parent.parent.name
@@ -322,15 +325,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def load(cls: type[S], argv: Sequence[str] | None = None, *, prog: str) -> S:
-    """Settings from the TOML file, over it the environment, over it the flags.
+    """Reads settings from the TOML file, the environment and the flags; the later source wins.
 
-    The file is named by --config or PIXTRAL_CONFIG. A wrong value ends the process with exit code
-    2 and one line on stderr for each.
+    --config or PIXTRAL_CONFIG names the file. Wrong values end the process with exit code 2, and
+    one line on stderr for each.
     """
     parser = _Parser(
         prog=prog,
         description=inspect.getdoc(cls),
-        epilog="Traces are sent where OTEL_EXPORTER_OTLP_ENDPOINT is set; other OTEL_* variables "
+        epilog="Traces are sent if OTEL_EXPORTER_OTLP_ENDPOINT is set; other OTEL_* variables "
         "say how.",
         allow_abbrev=False,
     )
@@ -347,7 +350,7 @@ def load(cls: type[S], argv: Sequence[str] | None = None, *, prog: str) -> S:
     arguments = list(sys.argv[1:] if argv is None else argv)
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
-        # Without its value: it may be a secret behind a misspelt flag.
+        # The message leaves out the value, which may be a secret after a misspelt flag.
         parser.error(f"{unknown[0].partition('=')[0]}: there is no such flag")
     config = known.config or os.environ.get(CONFIG_VARIABLE)
     try:

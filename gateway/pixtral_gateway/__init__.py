@@ -1,1 +1,1 @@
-"""The only door: conversations in, streamed answers out."""
+"""The gateway, the only tier that clients call: it takes conversations and streams answers."""

@@ -5,7 +5,8 @@ from prometheus_client import Counter, Gauge, Histogram
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 REQUESTS = Counter("pixtral_gateway_requests_total", "Completions ended, by status code", ["code"])
-# With several workers, their sum; what all of them see alike is the one that sees most.
+# With several workers, a gauge is the sum of the workers' values. A gauge of something that all
+# workers see is the largest of their values.
 PERMITS = Gauge(
     "pixtral_gateway_permits_in_use",
     "Running completions, token counts and uploads",
@@ -84,7 +85,8 @@ HTTP_SECONDS = Histogram(
     buckets=SECONDS,
 )
 
-# Shown from the start: no rate sees a counter that begins at one.
+# Each counter is shown at zero from the start, because a rate misses the event that creates a
+# counter.
 CODES = (
     "OK",
     "CANCELLED",

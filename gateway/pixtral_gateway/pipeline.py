@@ -49,14 +49,14 @@ from pixtral_gateway.upstream.registry import Tiers
 from pixtral_gateway.upstream.replica import Contract
 from pixtral_gateway.upstream.retry_budget import RetryBudget
 
-# The memory of a prompt's token: in this process, and in the message to the decoder.
+# The memory of a prompt's token, in this process and in the message to the decoder together.
 TOKEN_BYTES = 8
 # The memory of a delta and of a log-probability that the APIs gather.
 DELTA_BYTES = 64
 LOGPROB_BYTES = 128
 
-# The tiers observe the deadline. A request that still runs this long after it waits for a client
-# that has stopped reading.
+# All tiers end their work at the deadline. A request that still runs this long after its deadline
+# waits for a client that has stopped reading.
 GRACE_SECONDS = 1.0
 # Prompts that begin with this many equal tokens can share keys and values.
 HEAD_TOKENS = 64
@@ -197,7 +197,7 @@ class Pipeline:
             images = await self._images.read_all(
                 conversation.images, tenant, None if contract is None else contract.fingerprint
             )
-        # `image_bytes` counts URLs as text. The files behind them count on top.
+        # `image_bytes` counts the URLs themselves. The files that came from the URLs count here.
         sources = zip(images, conversation.images, strict=True)
         permit.reserve(sum(len(image.data) for image, source in sources if source.url))
         with current_span().child("prompt"):
@@ -285,7 +285,8 @@ class _Completion:
         TIME_TO_FIRST_TOKEN.labels(images).observe(self._time_to_first)
 
     def add(self, delta: Delta) -> bool:
-        """Whether the client gets the delta: a delta of the prompt alone has nothing for it."""
+        """Counts the delta. Returns whether the client gets it: a delta with only the prompt's
+        log-probabilities has nothing for the client."""
         self._tokens += len(delta.token_ids)
         if delta.finish_reason is not None:
             self._finish_reasons[delta.index] = delta.finish_reason
@@ -295,7 +296,8 @@ class _Completion:
         return bool(delta.token_ids or delta.finish_reason)
 
     def keep(self, delta: Delta) -> int:
-        """The memory that the delta takes until the answer's end. Raises InvalidRequest."""
+        """The memory that the delta takes until the answer's end. Raises InvalidRequest if there
+        are too many log-probabilities."""
         logprobs = sum(1 + len(each.top) for each in delta.prompt_logprobs)
         if not self._request.is_gathered:
             return LOGPROB_BYTES * logprobs
@@ -350,7 +352,7 @@ class _Completion:
 
 @contextmanager
 def _counted(request: Request) -> Iterator[None]:
-    """Counts the request by its code, and cancels its task long after its deadline."""
+    """Counts the request by its code, and cancels its task GRACE_SECONDS after its deadline."""
     code = "OK"
     overdue = _cancel_task(request.deadline.remaining() + GRACE_SECONDS)
     try:
@@ -375,17 +377,18 @@ def _cancel_task(seconds: float) -> asyncio.TimerHandle:
 
 
 def _is_late(request: Request) -> bool:
-    # A client's deadline arrives here as its cancel, a little early: the client rounds its value up
-    # by as much as a hundredth.
+    # A client's deadline that passes arrives here as the client's cancel, a little early: the value
+    # that the client sends is rounded up by as much as a hundredth.
     granted = request.deadline.at - request.arrival
     return time.monotonic() >= request.deadline.at - 0.05 - granted / 100
 
 
 def _head(request: Request, images: Sequence[ImageInput], prompt: Prompt) -> bytes:
-    """Identifies a prompt's beginning: adapter, tools, system messages, first image or else text.
+    """A digest of a prompt's beginning: adapter, tools, system messages and the next message, or
+    the first image in place of the message that has it.
 
-    It is equal for all turns of a conversation, and for all questions on one image. For a raw
-    prompt it covers the first tokens.
+    The digest is equal for all turns of a conversation, and for all questions about one image. For
+    a raw prompt it covers the adapter and the first tokens.
     """
     conversation = request.conversation
     digest = hashlib.sha256(request.adapter.encode())

@@ -1,4 +1,5 @@
-"""The gateway as a process: what it loads at start, and what it closes at the end."""
+"""The gateway's process: loads the tokenizer and finds the tiers at start, closes all at the
+end."""
 
 import asyncio
 from dataclasses import replace
@@ -47,13 +48,14 @@ class GatewayTier:
     quiet: tuple[str, ...] = ()
 
     def __init__(self, settings: GatewaySettings, counts: SharedCounts = ALONE) -> None:
-        """`counts` belong to all workers, if there are several."""
+        """All workers share `counts`, if there are several."""
         self._settings = settings
         self._counts = counts
         self._tenants = Tenants(settings.api_keys, counts)
-        # Each worker counts the messages that it receives.
+        # Each worker counts only the messages that it receives itself, so it gets a part of the
+        # limit.
         most = max(settings.max_incoming_bytes // settings.workers, LEAST_INCOMING_BYTES)
-        refusal = "as much as this gateway receives at once is being sent: try again later"
+        refusal = "the gateway receives as many bytes as it can at once: try again later"
         self._room = SharedLimit(most, refusal=refusal, show=MEMORY.labels("incoming").set)
         MEMORY_LIMIT.labels("incoming").set(most)
         self._service = ChatService(settings, self._tenants, Incoming(self._room))
@@ -84,7 +86,7 @@ class GatewayTier:
         except BadCheckpoint as error:
             raise StartupError(str(error)) from error
         redis = GuardedRedis.from_url(settings.redis_url)
-        # It only asks which keys exist, so the dtype does not matter.
+        # The gateway only asks Redis which keys exist, so the dtype does not matter.
         store = EmbeddingStore(redis, width=spec.width, dtype=DType.BF16)
         self._store = store
         transfers = GuardedRedis.from_url(
@@ -145,8 +147,8 @@ class GatewayTier:
             self._sizing = asyncio.create_task(follow_capacity(admission, self._tiers.decoders))
 
     async def failed(self) -> None:
-        """Returns only after a fault of the gateway itself: faults of other tiers can mend
-        themselves."""
+        """Returns only after a fault of the gateway itself, because other tiers can recover from
+        their faults."""
         if self._tiers is not None:
             await self._tiers.failed()
 
@@ -176,7 +178,7 @@ def _fetcher(settings: GatewaySettings) -> Fetcher | None:
 
 
 def _open(address: str, name: str | None, tls: ClientTls | None) -> grpc.aio.Channel:
-    # A certificate has the name, and not the name's current address.
+    # A peer's certificate contains the peer's name, and not the name's current address.
     if tls is not None and tls.server_name is None:
         tls = replace(tls, server_name=name)
     return open_channel(address, tls)

@@ -26,7 +26,7 @@ class FinishReason(StrEnum):
 class RawPrompt:
     """A prompt outside any conversation, which the model continues as it stands.
 
-    It has a text, which begins a sequence if `bos` is set, or else token ids. It has no images.
+    It has either a text, which begins a sequence if `bos` is set, or token ids. It has no images.
     """
 
     text: str = ""
@@ -123,16 +123,18 @@ def whole_calls(pieces: Iterable[ToolCallDelta]) -> list[ToolCallDelta]:
     ]
 
 
-# Not frozen: every token makes one, and a frozen one takes several times as long to make.
+# The class is not frozen: every token makes an object, and a frozen one takes several times as
+# long.
 @dataclass(slots=True)
 class Delta:
-    """New parts of one choice. No code changes it.
+    """New parts of one choice. No code may change a delta.
 
     Attributes:
         index: index of the choice, from 0 to `sampling.n` - 1.
         finish_reason: set in the choice's last delta only.
-        logprobs: one for each of `token_ids`, if the request asks for them.
-        prompt_logprobs: the next part of the prompt's, which comes before the first token.
+        logprobs: an entry for each of `token_ids`, if the request asks for log-probabilities.
+        prompt_logprobs: the next part of the prompt's log-probabilities, which come before the
+            first token.
         cached_tokens: prompt tokens whose keys and values the decoder had; in the first delta.
         queue: seconds that the request waited for the engine; in the first delta.
         stop_reason: in the last delta, the stop string or the id of the stop token that ended the
@@ -189,7 +191,8 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """The outcome of one image. `encode` is its wait in seconds, zero if the image was cached."""
+    """A report on one image. `encode` is the seconds that the request waited for its encoding; zero
+    if the image was cached."""
 
     sha256: str
     width: int
@@ -203,8 +206,8 @@ class ImageReport:
 class Finished:
     """The last event of a completion.
 
-    `images` are in the order of the conversation. `prompt_logprobs` has one for each token of the
-    prompt, if the request asks for them.
+    `images` are in the order of the conversation. `prompt_logprobs` has an entry for each token of
+    the prompt, if the request asks for them.
     """
 
     usage: Usage

@@ -21,7 +21,7 @@ from pixtral_core.settings import (
 from pixtral_gateway.tenancy.admission import MAX_IMAGE_BYTES
 
 MAX_INCOMING_BYTES = 6 * MESSAGE_BYTES.most
-# The largest message fits into what one tenant may take.
+# With this limit, one tenant may still take enough for the largest message.
 LEAST_INCOMING_BYTES = 2 * MESSAGE_BYTES.most
 
 
@@ -44,7 +44,7 @@ ImageHosts = Annotated[Strings, AfterValidator(_check_hosts)]
 
 
 class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
-    """Serves a Pixtral model over gRPC and HTTP, by way of encoder and decoder processes."""
+    """Serves a Pixtral model over gRPC and HTTP, with the help of encoder and decoder processes."""
 
     doors: ClassVar[tuple[str, ...]] = ("listen", "http_listen")
 
@@ -55,7 +55,8 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     )
     http_listen: Address | None = Field(
         None,
-        description="host:port of the HTTP APIs; port 0 is any free port; unset: gRPC alone.",
+        description="host:port of the HTTP APIs; port 0 is any free port. If unset, the gateway "
+        "serves gRPC alone.",
     )
     force_include_usage: bool = Field(
         False,
@@ -65,17 +66,19 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     disable_any_whitespace: bool = Field(
         True,
         description="Write the JSON of response_format, text.format and output_config.format on "
-        "one line, so that small models end it; false: with any white space, as in vLLM.",
+        "one line, so that small models end it. If false, the JSON may have any white space, as in "
+        "vLLM.",
     )
     allowed_origins: Origins = Field(
         (),
         description="Origins whose pages may send requests from a browser (CORS), such as "
-        "https://chat.example.org, or * for every page; empty: this gateway's own page alone.",
+        "https://chat.example.org, or * for every page. If empty, only this gateway's own "
+        "page may.",
     )
     page: bool | None = Field(
         None,
-        description="Serve the page at / of the HTTP server, to try the model; unset: only if "
-        "http_listen is a loopback address.",
+        description="Serve a page at / of the HTTP server, to try the model. If unset, the gateway "
+        "serves it only if http_listen is a loopback address.",
     )
     model_dir: DirectoryPath = Field(
         description="Directory of the model: its params.json or config.json, and its tokenizer "
@@ -84,7 +87,7 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     served_model_name: Strings = Field(
         (),
         description="Names of the model in requests. Answers to a request without a name have the "
-        "first one; empty: the model's own name.",
+        "first one. If empty, the only name is the model's own.",
     )
     encoders: Targets = Field(
         (),
@@ -97,14 +100,15 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_concurrent_requests: int | None = Field(
         None,
         ge=1,
-        description="How many answers and token counts may run at once; more are refused. Unset: "
-        "two for each answer that the ready decoders run and let wait.",
+        description="How many answers and token counts may run at once; more are refused. If "
+        "unset, two for each answer that the ready decoders can run or queue.",
     )
     max_concurrent_image_bytes: int = Field(
         MAX_IMAGE_BYTES,
         ge=1,
         description="Memory for running requests: image files and data: URLs, long prompts, and "
-        "answers that are not streamed. A request beyond it is refused, unless no other runs.",
+        "answers that are not streamed. A request that needs more is refused, unless no other "
+        "request runs.",
     )
     max_incoming_bytes: int = Field(
         MAX_INCOMING_BYTES,
@@ -124,8 +128,8 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
     stall_seconds: float = Field(
         30.0,
         gt=0,
-        description="The gateway leaves out a replica for a while that owes answers and sends "
-        "nothing to anyone for this long. Its requests move to another replica.",
+        description="If a replica owes answers and sends nothing to any gateway for this many "
+        "seconds, the gateway does not use it for a while. Its requests move to another replica.",
     )
     api_keys: FilePath | None = Field(
         None,
@@ -133,20 +137,21 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
         "The gateway reads it again when it changes.",
     )
     allow_anonymous: bool = Field(
-        False, description="Without api_keys, let in every caller, even off this machine."
+        False,
+        description="Without api_keys, accept every client, even from other machines.",
     )
     max_images: int = Field(16, ge=0, description="The most images in one request.")
     max_image_bytes: int = Field(20 << 20, ge=1, description="The most bytes of an image file.")
     image_url_hosts: ImageHosts = Field(
         (),
         description="Hosts from which the gateway fetches images by https URL: names, "
-        ".example.org for all names below it, name:port, or * for every public host; empty: data: "
-        "URLs alone.",
+        ".example.org for all names below it, name:port, or * for every public host. If empty, "
+        "only data: URLs are accepted.",
     )
     image_url_http: bool = Field(
         False,
-        description="Fetch images from image_url_hosts by http URL, too. Anyone on the way can "
-        "read and change them.",
+        description="Fetch images from image_url_hosts by http URL, too. Anyone between "
+        "the host and the gateway can read and change such images.",
     )
     image_url_timeout_seconds: float = Field(
         5.0, gt=0, description="The most seconds for fetching an image."
@@ -161,7 +166,7 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """The names that a request may give for the model, the first one the gateway's own."""
+        """The names of the model in requests. The gateway itself uses the first one."""
         return self.served_model_name or (self.model_name,)
 
     @property
@@ -172,7 +177,7 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
 
     @property
     def is_for_this_machine(self) -> bool:
-        """Whether every caller is let in because no other machine can call."""
+        """Whether the gateway accepts every client because no other machine can reach it."""
         return self.api_keys is None and not self.allow_anonymous
 
     @model_validator(mode="after")
@@ -183,6 +188,6 @@ class GatewaySettings(ModelSettings, PeerTlsSettings, RedisSettings):
                 if address is not None and not is_loopback(address):
                     raise ValueError(
                         f"{door}: {address} is not a loopback address: set api_keys, or "
-                        "allow_anonymous to let in every caller"
+                        "allow_anonymous to accept every client"
                     )
         return self

@@ -9,7 +9,8 @@ from pixtral_gateway.request import Delta
 # A reader that takes longer over one delta is slow. Deltas come 10 to 100 times a second.
 SLOW_SECONDS = 0.05
 
-# With more than this joined to deltas that wait, nothing is read: the decoder is held back too.
+# If more than this has been joined to deltas that wait, the buffer stops reading, and so the
+# decoder must wait, too.
 MAX_WAITING_BYTES = 64 << 10
 
 _TOKEN_BYTES = 8
@@ -19,17 +20,17 @@ _LOGPROB_BYTES = 64
 class StreamBuffer:
     """An iterator over the deltas of `source`, for one reader.
 
-    It reads `source` only when the reader asks, which needs no task, until the reader is slow once.
-    From then on a task reads `source` as it comes; deltas of one choice that wait become one, and
-    beyond MAX_WAITING_BYTES of them the task waits for the reader. An error of `source` is raised
-    after all deltas before it. `aclose` closes `source`.
+    Until the reader is slow for the first time, the buffer reads `source` only when the reader
+    asks, which needs no task. After that, a task reads `source` as its deltas come. Waiting deltas
+    of one choice become one delta, and if they exceed MAX_WAITING_BYTES, the task waits for the
+    reader. An error of `source` is raised after all deltas before it. `aclose` closes `source`.
     """
 
     def __init__(self, source: AsyncGenerator[Delta]) -> None:
         self._source = source
         self._given: float | None = None
         self._filling: asyncio.Task[None] | None = None
-        # The deltas of each choice, in the order of the first ones.
+        # The waiting deltas of each choice. The choices are in the order of their first deltas.
         self._waiting: dict[int, _Joined] = {}
         self._joined_bytes = 0
         self._arrived = asyncio.Event()
@@ -60,7 +61,7 @@ class StreamBuffer:
                 filling.cancel()
                 await asyncio.wait((filling,))
             if not filling.cancelled():
-                # Retrieved, so that asyncio does not report an error that nobody waits for.
+                # This reads the error, which asyncio would otherwise report as lost.
                 filling.exception()
         await self._source.aclose()
 

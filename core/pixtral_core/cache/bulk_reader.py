@@ -1,12 +1,11 @@
 """Reads large values from Redis in threads, straight into their final buffer.
 
-Through asyncio's streams and redis-py's parser, a value of 8 MB is copied four times, each time
-into new memory. Here redis-py makes the connections, with everything that the URL says, and this
-module alone reads the replies.
+asyncio's streams and redis-py's parser copy a value of 8 MB four times, each time into new memory.
+Here redis-py opens the connections as the URL says, and this module reads the replies itself.
 
-A value comes in pieces. Redis copies a reply as a whole before it sends it, and allocates memory
-for a reply of 8 MB or more; meanwhile it answers no other call. This module requests the next piece
-while one is on its way, and processes the last one meanwhile.
+This module reads a value in pieces: Redis copies a whole reply before it sends it, and executes no
+other command meanwhile. While one piece is on its way, this module requests the next one and
+processes the previous one.
 """
 
 import asyncio
@@ -24,14 +23,14 @@ from pixtral_core.cache.redis_socket import Connection, Pool, pool_of, send, soc
 
 T = TypeVar("T")
 
-# The largest value of Redis.
+# The largest value that Redis stores.
 MAX_BYTES = 512 << 20
-# Enough for a line of a reply, and usually a part of the value after it.
+# Enough for one line of a reply. Usually a part of the value after that line comes with it.
 LINE_BYTES = 64
 
 
 class ValueReader:
-    """Reads as many values at once as it may have connections."""
+    """Reads at most `max_connections` values at once, each over a connection of its own."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -47,8 +46,9 @@ class ValueReader:
         return cls(pool_of(url, max_connections=max_connections))
 
     async def get(self, key: str, seconds: float, receiver: Receiver[T]) -> T | None:
-        """The result of `receiver` for the value, made in a thread. None if the value is missing or
-        empty. A value that is replaced meanwhile may come as parts of both.
+        """Returns what `receiver` makes of the value, in a thread. None if the value is missing or
+        empty. If a writer replaces the value during the read, the result may mix parts of both
+        values.
 
         If the caller is cancelled, the thread continues for at most `seconds`, and drops the
         result.
@@ -84,7 +84,7 @@ class ValueReader:
         try:
             return _value(connection, key, until, receiver)
         except BaseException:
-            # No other call may get the rest of the reply.
+            # The next command on this connection would get the rest of the reply.
             connection.disconnect()
             raise
         finally:
@@ -114,7 +114,7 @@ def _value(
 
 
 class _Replies:
-    """The bytes in a connection's socket buffer that belong to the last reply."""
+    """Reads the replies of one connection, until the deadline."""
 
     def __init__(self, connection: Connection, until: float) -> None:
         self._connection = connection
@@ -126,7 +126,7 @@ class _Replies:
         send(self._connection, *commands)
 
     def number(self, kind: bytes) -> int:
-        """The number in a line that begins such a reply."""
+        """The number in the next line, which must begin with `kind`."""
         while b"\r\n" not in self._begun:
             piece = self._socket().recv(LINE_BYTES)
             self._begun += piece
@@ -150,7 +150,7 @@ class _Replies:
             left = left[count:]
 
     def _socket(self) -> socket:
-        """It waits no longer than the deadline."""
+        """The connection's socket, which waits no longer than the deadline."""
         left, sock = self._until - time.monotonic(), socket_of(self._connection)
         if left <= 0:
             raise RedisTimeoutError("too late")

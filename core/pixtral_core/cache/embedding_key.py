@@ -20,8 +20,8 @@ class EmbeddingKey:
         image_sha256: SHA-256 of the image file as received, 32 bytes.
         fingerprint: digest of everything else that determines the embedding, see
             `pixtral_core.model.fingerprint`.
-        scope: the tenant that owns it. Equal images of two scopes have two keys, so that a warm
-            cache does not reveal one tenant's images to another.
+        scope: the tenant that owns the embedding. Equal images of two scopes have two keys, so that
+            a warm cache does not reveal one tenant's images to another.
         low_detail: whether the embedding is that of the image in low detail, which is smaller.
     """
 
@@ -39,8 +39,8 @@ class EmbeddingKey:
 
     @property
     def redis_key(self) -> str:
-        # The braces make the image's hash the cluster slot: all of an image's embeddings are
-        # on one shard, and images spread over all of them.
+        # The braces make the image's hash the cluster slot: all of an image's embeddings are on one
+        # shard, and the images spread over all shards.
         detail = ":low" if self.low_detail else ""
         return f"pixtral:emb:{{{self.image_sha256.hex()}}}:{self.fingerprint}:{self.scope}{detail}"
 

@@ -1,4 +1,4 @@
-"""Image embeddings in Redis, where no fault of Redis is an error."""
+"""Image embeddings in Redis; a fault of Redis counts as a miss."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +18,7 @@ T = TypeVar("T")
 class EmbeddingStore:
     """Reads and writes embeddings of one width and dtype.
 
-    Every operation ends within its timeout, and a fault of Redis reads as a miss.
+    Every operation ends within its timeout, and a fault of Redis counts as a miss.
     """
 
     def __init__(
@@ -40,24 +40,24 @@ class EmbeddingStore:
     def from_url(
         cls, url: str, *, width: int, dtype: DType, max_connections: int = 16
     ) -> "EmbeddingStore":
-        """As `GuardedRedis.from_url`."""
+        """Takes the same URLs and raises the same errors as `GuardedRedis.from_url`."""
         redis = GuardedRedis.from_url(url, max_connections=max_connections)
         return cls(redis, width=width, dtype=dtype)
 
     async def check(self) -> bool:
-        """Whether Redis answers. If it does not, the log says so."""
+        """Whether Redis answers. Logs a warning if it does not."""
         return await self._redis.check()
 
     async def get(self, key: EmbeddingKey, arrival: Arrival[T]) -> T | None:
-        """The result of `arrival` for the embedding, made in a thread, or None. A value that fails
-        its checks is deleted."""
+        """Returns what `arrival` makes of the embedding, in a thread. None means a miss. A value
+        that fails its checks is a miss, and is deleted."""
         seconds = self._transfer_seconds
         receiving = Receiving(key, arrival, width=self._width, dtype=self._dtype)
 
         async def read() -> T | None:
             return await self._redis.values.get(key.redis_key, seconds, receiving)
 
-        # Twice, because another encoder may have replaced the value while the first was being read.
+        # Reads twice, because another encoder may replace the value during the first read.
         for _ in range(2):
             with suppress(DamagedValue):
                 return await self._redis.attempt("get", seconds, read)
@@ -68,14 +68,14 @@ class EmbeddingStore:
         return None
 
     async def put(self, key: EmbeddingKey, value: bytes) -> bool:
-        """Stores a value made by `codec.encode` for this key; True once Redis has it."""
+        """Stores a value that `wire_format.encode` made for this key; True once Redis has it."""
         stored = await self._redis.attempt(
             "put", self._transfer_seconds, lambda: self._redis.client.set(key.redis_key, value)
         )
         return bool(stored)
 
     async def exist(self, keys: Sequence[EmbeddingKey]) -> list[bool]:
-        """The keys that have a value in Redis, with one round trip."""
+        """For each key, whether Redis has a value. One round trip for all keys."""
         if not keys:
             return []
         client = self._redis.client

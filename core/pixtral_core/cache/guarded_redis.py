@@ -1,4 +1,4 @@
-"""A Redis client whose faults end in time and read as nothing found."""
+"""A Redis client whose operations end in time; an operation that fails returns None."""
 
 import asyncio
 import time
@@ -30,18 +30,19 @@ SECONDS = Histogram(
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
 )
 
-# Errors that mean that a connection has ended. uvloop has no error of its own for a write to a
-# connection that was reset, and redis-py knows asyncio's errors alone.
+# Errors that mean that a connection has ended. uvloop raises a plain RuntimeError for a write to a
+# connection that was reset, and redis-py handles asyncio's errors alone.
 ENDED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, RuntimeError)
 
 CHECK_SECONDS = 1.0
 
-# redis-py reads 64 KiB at a time by default; an 8 MiB value reads faster with more.
+# redis-py reads 64 KiB at a time by default. Larger reads are faster for a value of 8 MiB.
 READ_SIZE = 1 << 20
 
 
 def show_from_the_start(*operations: str) -> None:
-    """A rate needs a counter that begins at zero."""
+    """Shows each failure counter at zero, because a rate misses the event that creates a
+    counter."""
     for operation in operations:
         for reason in ("timeout", "connection", "refused", "paused"):
             FAILURES.labels(operation, reason)
@@ -77,7 +78,7 @@ class GuardedRedis:
     def from_url(
         cls, url: str, *, max_connections: int = 16, state: RedisState | None = None
     ) -> "GuardedRedis":
-        """`url` as redis-py takes it: redis://, rediss:// or unix://, with the password.
+        """`url` is one that redis-py takes: redis://, rediss:// or unix://, with the password.
 
         Connects on first use. Raises ValueError for a malformed URL.
         """
@@ -87,8 +88,9 @@ class GuardedRedis:
             timeout=None,
             socket_connect_timeout=0.25,
             socket_read_size=READ_SIZE,
-            # At once, and only once: a connection may have ended while it was idle in the pool.
-            # After a restart of Redis all have, which says nothing about Redis now.
+            # One retry, without a pause: a connection may have ended while it was idle in the pool.
+            # After a restart of Redis all connections have ended, and Redis may still answer on new
+            # ones.
             retry=Retry(NoBackoff(), 1, ENDED),
             health_check_interval=0,
         )
@@ -99,7 +101,8 @@ class GuardedRedis:
         )
 
     async def check(self) -> bool:
-        """Whether Redis answers. A process that starts without Redis then logs it at once."""
+        """Whether Redis answers. A process checks this at its start, and so logs a missing Redis at
+        once."""
         return bool(await self.attempt("ping", CHECK_SECONDS, self.client.ping))
 
     async def close(self) -> None:
@@ -140,7 +143,8 @@ class GuardedRedis:
 
 
 def _reason(error: Exception) -> str:
-    # redis-py's own ConnectionError and TimeoutError are RedisErrors, and not the built-in ones.
+    # redis-py's ConnectionError and TimeoutError derive from RedisError, and not from the built-in
+    # errors of these names.
     name = type(error).__name__
     if "Timeout" in name:
         return "timeout"

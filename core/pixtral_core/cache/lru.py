@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class ByteLru(Generic[K, V]):
-    """Holds at most `max_bytes` of values, by the sizes that `put` gets.
+    """Keeps at most `max_bytes` of values. `put` takes the size of each value.
 
     Not thread-safe: for use from one event loop.
     """
@@ -31,7 +31,7 @@ class ByteLru(Generic[K, V]):
     def put(self, key: K, value: V, nbytes: int) -> list[V]:
         """Stores the value as the most recently used one, unless it is larger than the bound.
 
-        Returns the values that were removed for it.
+        Returns the values that were removed to make room.
         """
         self.pop(key)
         gone: list[V] = []

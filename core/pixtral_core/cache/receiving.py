@@ -12,44 +12,47 @@ from pixtral_core.cache.wire_format import Decoding, DType, Embedding
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-# Processed while it is in a processor's cache.
+# A piece of this size is still in the processor's cache when it is processed.
 PIECE_BYTES = 512 << 10
 
 
 class Receiver(Protocol[T_co]):
-    """The receiver of one value; called in a thread."""
+    """Receives one value. Its methods run in a thread."""
 
     def memory(self, size: int) -> memoryview:
-        """A buffer of that many bytes. A second call means that the value comes again from its
-        beginning."""
+        """A buffer of `size` bytes for the value. If a second buffer is requested, the value comes
+        again from its beginning."""
         ...
 
     def piece(self, piece: memoryview) -> None:
-        """The next piece is in that memory, while others are on their way."""
+        """Takes the next piece, a part of the buffer, while later pieces are on their way."""
         ...
 
     def end(self, value: memoryview) -> T_co:
-        """The whole value is in that memory."""
+        """Takes the whole value, which is in the buffer, and returns the result."""
         ...
 
 
 class Arrival(ABC, Generic[T]):
-    """The result for an embedding; called in a thread."""
+    """Makes a result of an embedding. Its methods run in a thread."""
 
     def memory(self, size: int) -> memoryview:
-        """As a `Receiver`'s."""
+        """A buffer, as `Receiver.memory` returns it."""
         return new_memory(size)
 
     def values(self, values: memoryview) -> None:
-        """The next piece, as bytes. It may still turn out to be damaged."""
+        """Takes the next piece of the embedding's data, as bytes. The value may later prove
+        damaged."""
 
     @abstractmethod
     def made(self, embedding: Embedding) -> T | None:
-        """The whole embedding is in that memory, and is the requested one."""
+        """Takes the whole embedding, which is in the buffer and has passed all checks, and returns
+        the result."""
 
 
 class Receiving(Generic[T]):
-    """A `Receiver` of the embedding of `key`; `end` raises DamagedValue as `codec.decode` does."""
+    """A `Receiver` of the embedding of `key`; `end` raises DamagedValue as `wire_format.decode`
+    does."""
 
     def __init__(self, key: EmbeddingKey, arrival: Arrival[T], *, width: int, dtype: DType) -> None:
         self._arrival = arrival
@@ -68,10 +71,10 @@ class Receiving(Generic[T]):
 
 
 def in_pieces(value: memoryview) -> Iterator[memoryview]:
-    """The pieces as they come, if a value is received in pieces."""
+    """The pieces in which a value arrives from Redis."""
     return (value[begin : begin + PIECE_BYTES] for begin in range(0, len(value), PIECE_BYTES))
 
 
 def new_memory(size: int) -> memoryview:
-    """Zeros: the system allocates the memory when it is written."""
+    """A buffer of zeros. The system allocates its memory when the buffer is written."""
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))

@@ -1,8 +1,8 @@
 """Exposes the socket of a redis-py connection, and sends commands on it.
 
 Library: redis
-Changes: nothing; redis-py makes its connections from the URL, and the hook reads their sockets past
-    redis-py's parser.
+Changes: nothing; redis-py makes its connections from the URL, and the hook reads their sockets
+    without redis-py's parser.
 Why: asyncio's streams and redis-py's parser copy a value of 8 MB four times, each time into new
     memory. redis-py cannot write a reply into given memory.
 Upstream: https://github.com/redis/redis-py/issues/725
@@ -33,7 +33,7 @@ TOUCHES = (
     Touch(_CONNECTION, "AbstractConnection.send_packed_command", mentions=("_sock",)),
 )
 
-# Partly without types.
+# Some parts of this module have no types.
 _connection: Any = connection
 
 
@@ -69,8 +69,9 @@ def check_upstream() -> None:
 def pool_of(url: str, *, max_connections: int) -> Pool:
     """A pool that opens a connection when one is needed.
 
-    Raises ValueError for a malformed URL, and HookBroken if redis-py has changed: at the start of a
-    process, and not as an AttributeError of each request with an image.
+    Raises ValueError for a malformed URL. Raises HookBroken if redis-py has changed: the process
+    then does not start. Without this check, each request with an image would fail with an
+    AttributeError.
     """
     check_upstream()
     settings: dict[str, Any] = {
@@ -81,7 +82,7 @@ def pool_of(url: str, *, max_connections: int) -> Pool:
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
         **_connection.parse_url(url),
-        # The newer protocol could send other messages between the replies.
+        # Version 3 of the protocol could send other messages between the replies.
         "protocol": 2,
     }
     pool: Pool = _connection.BlockingConnectionPool(**settings)

@@ -1,4 +1,5 @@
-"""Whether Redis answers: one WARNING for each change, however many requests notice it."""
+"""Logs whether Redis answers: one WARNING for each change, however many requests notice the
+change."""
 
 import logging
 
@@ -19,7 +20,7 @@ class RedisState:
 
     def answered(self, operation: str) -> None:
         self._ends(_CONNECTION, "Redis answers again")
-        self._ends(operation, f"Redis no longer refuses {operation}")
+        self._ends(operation, f"Redis accepts {operation} again")
 
     def refused(self, operation: str, why: str) -> None:
         """`why` names the error."""

@@ -1,14 +1,14 @@
 """The binary format of an image embedding, in Redis and between encoder and decoder.
 
-A fixed header and the raw little-endian values. A value that fails any check is damaged: nothing
-reads a part of it, or guesses.
+It has a fixed header and the raw little-endian numbers. A value that fails any check is damaged,
+and no reader uses any part of it.
 """
 
 import struct
 from dataclasses import dataclass
 from enum import StrEnum
 
-# Zlib's own takes five times as long.
+# The CRC-32 of Python's own zlib is several times slower.
 from zlib_ng import zlib_ng
 
 from pixtral_core.cache.embedding_key import EmbeddingKey
@@ -24,7 +24,7 @@ PAYLOAD_OFFSET = HEADER.size + CHECKSUM.size
 
 
 class DType(StrEnum):
-    """How a value of an embedding is stored."""
+    """The type of an embedding's stored numbers."""
 
     BF16 = "bf16"
     F32 = "f32"
@@ -39,12 +39,13 @@ _CODES = {DType.BF16: 1, DType.F32: 2}
 
 
 class DamagedValue(ValueError):
-    """Not the requested embedding; the message has no part of the value."""
+    """The value is not the requested embedding. The message quotes no part of the value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """One image at the cut: before the vision-language adapter, after the patch merger.
+    """One image's embedding: the tensor after the patch merger and before the vision-language
+    adapter.
 
     Attributes:
         rows: rows of image tokens.
@@ -86,7 +87,7 @@ def encode(key: EmbeddingKey, embedding: Embedding) -> bytes:
 
 
 def decode(key: EmbeddingKey, value: Buffer, *, width: int, dtype: DType) -> Embedding:
-    """As `Decoding`, for a value that has come as a whole."""
+    """The embedding of `key` in a complete value. Raises DamagedValue as `Decoding.end` does."""
     view, decoding = memoryview(value).cast("B"), Decoding(key, width=width, dtype=dtype)
     decoding.piece(view)
     return decoding.end(view)
@@ -103,8 +104,8 @@ class Decoding:
         self._checksum: int | None = None
 
     def piece(self, piece: memoryview) -> memoryview:
-        """Takes the next piece, as bytes; the first has at least the header. Returns its part of
-        the data."""
+        """Takes the next piece, as bytes; the first piece has at least the header. Returns the
+        piece's part of the data."""
         if self._checksum is None:
             self._checksum = zlib_ng.crc32(piece[: HEADER.size])
             piece = piece[PAYLOAD_OFFSET:]
@@ -112,11 +113,11 @@ class Decoding:
         return piece
 
     def end(self, value: memoryview) -> Embedding:
-        """The number of bytes of all pieces so far.
+        """Returns the embedding in `value`, which consists of all pieces.
 
         Raises:
-            DamagedValue: where the value is truncated, altered, another key's, or not of the
-                width and dtype that the caller's model has.
+            DamagedValue: if the value is truncated, altered, another key's, or not of the width and
+                dtype that the caller's model has.
         """
         if len(value) < PAYLOAD_OFFSET:
             raise DamagedValue("shorter than its header")

@@ -10,8 +10,8 @@ T = TypeVar("T")
 
 
 async def in_daemon_thread(work: Callable[[], T], name: str) -> T:
-    """Returns or raises what `work` does. After a cancel `work` continues, and its result is
-    dropped."""
+    """Runs `work` in a thread, and returns or raises what `work` does. If the caller is cancelled,
+    `work` continues and its result is dropped."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -36,6 +36,6 @@ async def in_daemon_thread(work: Callable[[], T], name: str) -> T:
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: Any) -> None:
-    """Schedules the call in the loop, from another thread. A closed loop makes no call."""
+    """Has the loop run `call`, from another thread. Does nothing if the loop is closed."""
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(call, *args)

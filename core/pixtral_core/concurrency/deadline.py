@@ -17,7 +17,8 @@ class Deadline:
         return cls(time.monotonic() + seconds)
 
     def remaining(self) -> float:
-        """The seconds that are left for a call to another process. Raises DeadlineExceeded."""
+        """The seconds that are left for a call to another process. Raises DeadlineExceeded if none
+        are left."""
         left = self.at - time.monotonic()
         if left <= 0:
             raise DeadlineExceeded()

@@ -12,7 +12,7 @@ C = TypeVar("C", covariant=True)
 
 
 class Merged(Protocol[C]):
-    """Items, each with the index of its source, until it is closed."""
+    """Yields items, each with the index of its source, until it is closed."""
 
     def __aiter__(self) -> AsyncIterator[tuple[int, C]]: ...
 
@@ -24,9 +24,9 @@ class Merged(Protocol[C]):
 def merged(sources: Sequence[AsyncGenerator[T]], *, at_once: int) -> Merged[T]:
     """Yields the items of each source, with the source's index, as they come.
 
-    At most `at_once` sources run at a time. A source does not continue while its last item waits to
-    be taken. The first that fails ends the others, and its error is raised unchanged. Closing this
-    generator closes every source.
+    At most `at_once` sources run at a time. A source does not continue until its last item has been
+    taken. The first source that fails ends the others, and its error is raised unchanged. Closing
+    this generator closes every source.
     """
     if len(sources) == 1:
         return _Only(sources[0])
@@ -34,7 +34,7 @@ def merged(sources: Sequence[AsyncGenerator[T]], *, at_once: int) -> Merged[T]:
 
 
 class _Only(Generic[T]):
-    """One source, without a generator around it that each item would pass."""
+    """One source. A generator around it would cost time for each item."""
 
     def __init__(self, source: AsyncGenerator[T]) -> None:
         self._source = source

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from pixtral_core.errors import Overloaded
 
 SPARE = 0.25
-"""What the queue holds beyond its limit, of the limit, for tenants with less than their share."""
+"""The queue's reserve for tenants with less than their share, as a fraction of its limit."""
 
 
 def is_within_share(taken: Mapping[str, int], tenant: str, amount: int, limit: int) -> bool:
-    """Whether a full queue takes this much more from a tenant, given what each tenant has in it."""
+    """Whether a full queue accepts `amount` more from a tenant; `taken` has each tenant's amount in
+    the queue."""
     share = limit // len(taken.keys() | {tenant})
     total = sum(taken.values()) + amount
     return total <= limit * (1 + SPARE) and taken.get(tenant, 0) + amount <= share
@@ -20,14 +21,15 @@ class QueueShares:
     """One tenant alone may fill the queue. Others then still find room, up to their shares."""
 
     def __init__(self, limit: int, full: str) -> None:
-        """`full` is the message of the error."""
+        """`full` is the message of the error if the queue has no room."""
         self._limit = limit
         self._full = full
         self._taken: dict[str, int] = {}
 
     @contextmanager
     def room(self, tenant: str, amount: int) -> Iterator[None]:
-        """Raises Overloaded if the queue has no room; an entry that is alone always gets in."""
+        """Reserves `amount` of the queue for the block. Raises Overloaded if the queue has no room;
+        an empty queue accepts any amount."""
         if not self._has_room(tenant, amount):
             raise Overloaded(self._full)
         self._taken[tenant] = self._taken.get(tenant, 0) + amount

@@ -1,8 +1,8 @@
 """Counts that several processes keep together, in files that all of them map into their memory.
 
 Each process writes its own cell and reads the cells of all, so it needs no lock that a dead process
-could leave taken. The process that cleans up after a dead one gives back what that one had; spent
-amounts stay spent.
+could leave taken. The process that cleans up after a dead one gives back the amounts that were in
+use; an amount that only grows stays.
 """
 
 import mmap
@@ -16,7 +16,7 @@ _HELD, _TAKEN = "held-", "taken-"
 
 
 class Count:
-    """The sum of the amounts of all processes. A process adds from one thread."""
+    """The sum of the amounts of all processes. Only one thread of a process may add to it."""
 
     __slots__ = ("_cells", "_own")
 
@@ -26,7 +26,7 @@ class Count:
 
     @classmethod
     def alone(cls) -> "Count":
-        """The counts of this process and no other."""
+        """A count for this process alone."""
         return cls(memoryview(bytearray(CELL_BYTES)).cast("q"), 0)
 
     @property
@@ -44,9 +44,9 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class SharedCounts:
-    """The counts of process number `own`; they are files in `directory`, by their names.
+    """The counts of process number `own`. Each count is a file in `directory`.
 
-    Names are those of files. Without a directory there is one process.
+    A count has the name of its file. Without a directory there is one process.
     """
 
     directory: Path | None = None
@@ -54,7 +54,7 @@ class SharedCounts:
     processes: int = 1
 
     def held(self, name: str) -> Count:
-        """A count of something that is given back at the end."""
+        """A count of an amount in use, which the process gives back later."""
         return self._count(_HELD + name)
 
     def taken(self, name: str) -> Count:
@@ -62,8 +62,8 @@ class SharedCounts:
         return self._count(_TAKEN + name)
 
     def give_back(self) -> None:
-        """Gives back what this number's process had. Call it only after that process has ended.
-        Blocking."""
+        """Gives back what process number `own` had in use. It blocks, and must run only after that
+        process has ended."""
         if self.directory is None:
             return
         for path in self.directory.glob(f"{_HELD}*"):

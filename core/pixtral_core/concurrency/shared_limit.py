@@ -7,8 +7,8 @@ from pixtral_core.errors import Overloaded
 
 
 def is_room(most: int, taken: int, own: int, amount: int, parties: int) -> bool:
-    """Whether a party that has `own` of it may take this much more, while this many parties have
-    some; see SharedLimit. Without parties there are no shares."""
+    """Whether a party that has `own` may take `amount` more, while `parties` parties have `taken`
+    in all. With 0 parties there are no shares. SharedLimit explains the rule."""
     total = taken + amount
     if total > most:
         return False
@@ -20,9 +20,10 @@ def is_room(most: int, taken: int, own: int, amount: int, parties: int) -> bool:
 class SharedLimit:
     """At most `most` of something, such as bytes or permits.
 
-    A party that has some takes from the last quarter only up to an equal share of all parties that
-    have some. It counts at least itself and one other, so that the next party finds room. A party
-    that has none gets some wherever there is room.
+    Anyone may take from the first three quarters. From the last quarter, a party that has some
+    already takes only until it has an equal share of the whole. The share counts the parties that
+    have some, and at least two, so that the next party finds room. A party that has none takes
+    wherever there is room.
     """
 
     def __init__(
@@ -33,8 +34,8 @@ class SharedLimit:
         has_shares: bool = True,
         show: Callable[[float], object] | None = None,
     ) -> None:
-        """`refusal` is the error's message. Without shares, the first party may have all. `show` is
-        called with the total when it changes."""
+        """`refusal` is the message of Overloaded. Without `has_shares`, one party may take
+        everything. `show` gets each new total."""
         self.most = most
         self.has_shares = has_shares
         self._refusal = refusal
@@ -59,13 +60,13 @@ class SharedLimit:
             raise Overloaded(self._refusal)
 
     def take(self, party: str, amount: int) -> None:
-        """Raises Overloaded as `check` does."""
+        """Takes the amount. Raises Overloaded as `check` does."""
         if amount:
             self.check(party, amount)
             self.add(party, amount)
 
     def add(self, party: str, amount: int) -> None:
-        """Takes it, even if there is no room."""
+        """Takes the amount even if it exceeds the limit."""
         if amount:
             self._change(party, amount)
 

@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Flight(Generic[T]):
-    """`span` is the first caller's, whose trace has the work; the other callers' spans link to
-    it."""
+    """Work that runs now. `span` is that of the first caller, whose trace contains the work; the
+    spans of other callers link to it."""
 
     task: asyncio.Task[T]
     span: Span
@@ -46,7 +46,8 @@ class SingleFlight(Generic[K, T]):
             current_span().link(flight.span)
         flight.waiters += 1
         try:
-            # Waiting does not raise: otherwise the last caller would decide whose error it is.
+            # `asyncio.wait` neither raises the work's error nor cancels the work when this caller
+            # is cancelled.
             await asyncio.wait([flight.task])
         finally:
             flight.waiters -= 1
@@ -59,5 +60,5 @@ class SingleFlight(Generic[K, T]):
             del self._flights[key]
         flight.task.cancel()
         if flight.task.done() and not flight.task.cancelled():
-            # Read even if every caller has gone, so that asyncio does not report a lost error.
+            # This reads the error, which asyncio would report as lost if every caller has gone.
             flight.task.exception()

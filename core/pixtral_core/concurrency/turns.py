@@ -1,4 +1,4 @@
-"""Runs a limited number of pieces of work at once; tenants take turns if more of them wait."""
+"""Runs a limited number of pieces of work at once; tenants that wait take turns."""
 
 import asyncio
 from collections import deque
@@ -17,15 +17,15 @@ class Turned(Protocol):
 
 W = TypeVar("W", bound=Turned)
 
-# A new tenant goes ahead of equal tenants by this much.
+# A new tenant gets this much less than the least amount, and so goes ahead of equal tenants.
 FIRST = 1e-6
 
 
 class Given:
-    """How much each tenant has got since it had to wait for others.
+    """The amount of work that each waiting tenant has got.
 
-    A tenant that is new, or comes back, counts as having as much as the one with the least: nobody
-    saves up turns.
+    A tenant that is new, or comes back, begins with the least amount of all: no tenant saves up
+    turns while it has no work.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Given:
         self._given[tenant] = self._given.get(tenant, 0.0) + amount
 
     def keep(self, tenants: Iterable[str]) -> None:
-        """Forgets all other tenants, and adds the new ones among these."""
+        """Forgets all tenants except these, and adds those of them that are new."""
         wanted = set(tenants)
         least = min((self._given[each] for each in wanted if each in self._given), default=0.0)
         self._given = {each: max(self._given.get(each, 0.0), least - FIRST) for each in wanted}

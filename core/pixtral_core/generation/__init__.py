@@ -1,1 +1,1 @@
-"""How a completion is generated, as the tiers tell each other: sampling and log-probabilities."""
+"""Facts of a completion that the tiers send each other: sampling and log-probabilities."""

@@ -7,7 +7,7 @@ from pixtral.v1 import chat_pb2
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token that the model could pick; `text` is empty for a part of a character.
+    """A token that the model could pick; `text` is empty if the token is a part of a character.
 
     `logprob` is a natural logarithm. `rank` counts all tokens from the likeliest, which is 1.
     """

@@ -21,7 +21,7 @@ class Structure(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutput:
-    """`values` are the strings to choose from, or the only text of any other structure.
+    """`values` are the texts of a choice. A JSON object has none, and any other structure has one.
 
     `disable_any_whitespace` keeps the JSON of a schema on one line.
     """
@@ -32,16 +32,17 @@ class StructuredOutput:
 
     @property
     def path(self) -> str:
-        """Its field in a request."""
+        """The path of its field in a request."""
         return f"sampling.structured_output.{self.structure.value}"
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """A field that is None takes the default of the model's generation_config.json, or else vLLM's.
+    """A field that is None takes the default of the model's generation_config.json, or vLLM's if
+    that file has none.
 
-    Names and meanings are vLLM's. With `max_tokens` None a completion may fill the context; with
-    `logprobs` or `prompt_logprobs` None it has none.
+    Names and meanings are vLLM's. If `max_tokens` is None, a completion may fill the context. If
+    `logprobs` or `prompt_logprobs` is None, a completion has no such log-probabilities.
     """
 
     max_tokens: int | None = None

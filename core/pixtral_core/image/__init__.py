@@ -1,1 +1,1 @@
-"""The facts that a file gives of its image before any pixel is decoded."""
+"""Facts about an image that can be read from its file without decoding a pixel."""

@@ -1,5 +1,5 @@
-"""The formats of images: their names, the first bytes of their files, and those that are accepted
-by default."""
+"""Image formats: their names, the first bytes of their files, and the formats accepted by
+default."""
 
 from collections.abc import Collection
 from enum import StrEnum
@@ -12,11 +12,12 @@ class BadHeader(ValueError):
 
 
 class TooManyBlocks(BadHeader):
-    """The header has more parts than that of any real image."""
+    """The header has more parts than the header of any real image."""
 
 
 class ImageFormat(StrEnum):
-    """Each format by its name in messages; Pillow's name is the same in capitals."""
+    """The image formats. A value is the format's name in messages; Pillow's name is the same in
+    capitals."""
 
     PNG = "PNG"
     JPEG = "JPEG"
@@ -37,7 +38,7 @@ DEFAULT_FORMATS = tuple(
     if each not in (ImageFormat.TIFF, ImageFormat.JPEG_2000, ImageFormat.PPM)
 )
 
-# Servers use one media type for each of the others.
+# Servers use several media types for some formats.
 MEDIA_TYPES: dict[str, ImageFormat] = {
     "image/png": ImageFormat.PNG,
     "image/jpeg": ImageFormat.JPEG,
@@ -75,13 +76,13 @@ _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 
 
 def sniff(data: bytes) -> ImageFormat | None:
-    """The known format with which a file begins; None for any other."""
+    """The format that the first bytes of a file show; None if they show none of these formats."""
     for beginning, format_ in _BEGINNINGS:
         if data.startswith(beginning):
             return format_
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return ImageFormat.WEBP
-    # Two letters alone begin many texts.
+    # Many texts begin with these two letters, so the size of the header is checked, too.
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
         return ImageFormat.BMP
     if data[:1] == b"P" and data[1:2] in b"123456f" and data[2:3].isspace():
@@ -92,25 +93,26 @@ def sniff(data: bytes) -> ImageFormat | None:
 
 
 def list_formats(formats: Collection[ImageFormat]) -> str:
-    """As in a sentence: `PNG, JPEG or GIF`."""
+    """The formats' names for a sentence, such as `PNG, JPEG or GIF`."""
     *all_but_last, last = [each.value for each in ImageFormat if each in formats]
     return f"{', '.join(all_but_last)} or {last}" if all_but_last else last
 
 
 def why_unsupported(data: bytes, formats: Collection[ImageFormat]) -> str:
-    """The words for a file that has none of `formats`."""
+    """The message about a file that is in none of `formats`."""
     found = sniff(data)
     if found is not None and found not in formats:
         return (
-            f"{found} images are not taken here: send a {list_formats(formats)} image, or have "
+            f"{found} images are not accepted here: send a {list_formats(formats)} image, or have "
             f"the operator set {FORMATS_SETTING}"
         )
     if data[4:8] == b"ftyp" and not _HEIC_BRANDS.isdisjoint(_brands(data)):
-        return f"HEIC images are not taken: send a {list_formats(formats)} image"
+        return f"HEIC images are not accepted: send a {list_formats(formats)} image"
     return f"not a {list_formats(formats)} image"
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """The brands in the first box, which say what a file of ISO's container contains."""
+    """The brands in the first box of a file in ISO's container: they name the format of its
+    content."""
     end = min(int.from_bytes(data[:4], "big"), len(data), 256)
     return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}

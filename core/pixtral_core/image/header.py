@@ -1,9 +1,9 @@
 """Reads format, size and orientation from an image file, with bounded work for any bytes.
 
-Gateway and encoder both use this reader, so that they cannot differ about an image's grid: the
-encoder refuses a file in which Pillow finds another size. Pillow itself does more than read: it
-inflates the text and the colour profile of a PNG, walks any number of JPEG and GIF blocks, and
-makes a WebP decoder with room for the whole canvas.
+Gateway and encoder both use this reader, so that they always agree about an image's grid. The
+encoder refuses a file in which Pillow finds another size. Pillow's own reader does unbounded work:
+it inflates the text and the colour profile of a PNG, reads any number of JPEG and GIF blocks, and
+makes a WebP decoder with memory for the whole canvas.
 """
 
 import struct
@@ -69,7 +69,8 @@ _Found = tuple[int, int, int]
 def read_header(
     data: bytes, formats: Collection[ImageFormat] = DEFAULT_FORMATS
 ) -> ImageHeader | None:
-    """None if the bytes have none of `formats`. Raises BadHeader."""
+    """The header of an image file; None if the file is in none of `formats`. Raises BadHeader if
+    the header is malformed."""
     format_ = sniff(data)
     if format_ is None or format_ not in formats:
         return None
@@ -92,7 +93,7 @@ def _png(data: bytes) -> _Found:
 
 
 def _png_orientation(data: bytes) -> int:
-    # Either block may come after the pixels. Compressed text is never inflated.
+    # The EXIF and the XMP block may come after the pixels. Compressed text is never inflated.
     exif, xmp = None, None
     at = len(PNG_SIGNATURE)
     for _ in range(MAX_BLOCKS):
@@ -106,7 +107,8 @@ def _png_orientation(data: bytes) -> int:
             exif = data[begin : begin + length]
         elif kind == b"iTXt" and data.startswith(PNG_XMP_PREFIX, begin):
             text = data[begin + len(PNG_XMP_PREFIX) : begin + length]
-            # A flag of compression, its method, a language and a translated keyword.
+            # A flag of compression, its method, a language and a translated keyword precede the
+            # text.
             parts = text[2:].split(b"\0", 2)
             if text[:1] == b"\0" and len(parts) == 3:
                 xmp = parts[2]
@@ -115,7 +117,7 @@ def _png_orientation(data: bytes) -> int:
 
 def _jpeg(data: bytes) -> _Found:
     size: tuple[int, int] | None = None
-    # A block of more than 64 KiB continues in the next segment.
+    # An EXIF block of more than 64 KiB continues in the next segment.
     exif, xmp = list[bytes](), None
     at = 2
     for _ in range(MAX_BLOCKS):
@@ -199,7 +201,7 @@ def _gif(data: bytes) -> _Found:
             in_extension = True
         elif data[at] == GIF_IMAGE:
             left, top, width, height = struct.unpack_from("<HHHH", data, at + 1)
-            # A first frame that extends beyond the screen widens it.
+            # A first frame that extends beyond the screen enlarges the screen.
             width, height = max(screen_width, left + width), max(screen_height, top + height)
             return width, height, UPRIGHT
         else:

@@ -28,8 +28,9 @@ _WIDTH, _HEIGHT, _XMP = 256, 257, 700
 _SHORT, _LONG = 3, 4
 _PPM_TOKEN = re.compile(rb"(?:[ \t\n\v\f\r]|#[^\r\n]*[\r\n])*([0-9]{1,10})(?=[ \t\n\v\f\r])")
 
-# EXIF's number for an anticlockwise turn by this many quarters, and for the mirror that an AVIF has
-# beside it: none, one that swaps top and bottom, one that swaps left and right.
+# EXIF's numbers for an AVIF's rotation and mirror. The key is the number of anticlockwise quarter
+# turns. The three numbers are for no mirror, one that swaps top and bottom, and one that swaps left
+# and right.
 _TURNED = {0: (1, 4, 2), 1: (8, 5, 7), 2: (3, 2, 4), 3: (6, 7, 5)}
 
 
@@ -38,22 +39,22 @@ def bmp(data: bytes) -> _Found:
 
 
 def ico(data: bytes) -> _Found:
-    """The size is that of the image that Pillow chooses: the largest, and of several such the one
-    with the fewest colours."""
+    """The size is that of the image that Pillow chooses: the largest, or the one with the fewest
+    colours if several are the largest."""
     (count,) = struct.unpack_from("<H", data, 4)
     if count > MAX_BLOCKS:
         raise TooManyBlocks("too many images in one file")
     entries = [_ICO_ENTRY.unpack_from(data, 6 + i * _ICO_ENTRY.size) for i in range(count)]
     if not entries:
-        raise BadHeader("it has no image")
+        raise BadHeader("the file has no image")
     *_, at = min(entries, key=_ico_order)
     if data.startswith(b"\x89PNG\r\n\x1a\n", at):
         _, kind, width, height = _PNG_BEGINNING.unpack_from(data, at)
         if kind != b"IHDR":
-            raise BadHeader("no IHDR at the beginning of its PNG")
+            raise BadHeader("no IHDR at the beginning of the PNG in the file")
         return width, height, UPRIGHT
     width, height = _bitmap_size(data, at)
-    # The lower half is the image's mask.
+    # Half of the bitmap's rows are the image's mask.
     return width, height // 2, UPRIGHT
 
 
@@ -69,7 +70,7 @@ def _bitmap_size(data: bytes, at: int) -> tuple[int, int]:
         width, height = struct.unpack_from("<HH", data, at + 4)
         return width, height
     width, height = struct.unpack_from("<Ii", data, at + 4)
-    # The first row is the top one.
+    # A negative height means that the first row is the top one.
     return width, abs(height)
 
 
@@ -87,12 +88,13 @@ def ppm(data: bytes) -> _Found:
 
 
 def tiff(data: bytes) -> _Found:
-    """The size is that of the first image, upright, because Pillow turns it itself."""
+    """The size is that of the first image after rotation, because Pillow itself turns a TIFF
+    upright."""
     order = "<" if data.startswith(b"II") else ">"
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, at)
     if count > MAX_BLOCKS:
-        raise TooManyBlocks("too many entries in its directory")
+        raise TooManyBlocks("too many entries in the file's directory")
     sizes: dict[int, int] = {}
     xmp = None
     for begin in range(at + 2, at + 2 + _TIFF_ENTRY_BYTES * count, _TIFF_ENTRY_BYTES):
@@ -103,7 +105,7 @@ def tiff(data: bytes) -> _Found:
         elif tag == _XMP and xmp is None:
             xmp = data[where : where + values]
     if len(sizes) < 2:
-        raise BadHeader("no width and height in its directory")
+        raise BadHeader("no width and height in the file's directory")
     turned = orientation(data, xmp)
     width, height = sizes[_WIDTH], sizes[_HEIGHT]
     return (height, width, UPRIGHT) if turned in SIDEWAYS else (width, height, UPRIGHT)
@@ -121,9 +123,9 @@ def jpeg_2000(data: bytes) -> _Found:
 
 def avif(data: bytes) -> _Found:
     if data[8:12] == b"avis":
-        raise BadHeader("an AVIF that begins as an animation is not taken")
+        raise BadHeader("an AVIF that begins as an animation is not accepted")
     _, begin, end = _only(data, b"meta", 0, len(data))
-    # Its boxes come after a version and flags.
+    # The content of this box begins with a version and flags, before the inner boxes.
     meta = begin + 4, end
     _, at, _ = _only(data, b"pitm", *meta)
     primary = int.from_bytes(data[at + 4 : at + (6 if data[at] == 0 else 8)], "big")
@@ -143,7 +145,7 @@ def avif(data: bytes) -> _Found:
         elif kind == b"imir":
             mirror = 1 + (data[at] & 1)
     if size is None:
-        raise BadHeader("it gives no size")
+        raise BadHeader("the file gives no size")
     return *size, _TURNED[quarters][mirror]
 
 
@@ -162,13 +164,13 @@ def _property_indices(data: bytes, at: int, item: int) -> list[int]:
         if found == item:
             return indices
         at += length * (2 if flags & 1 else 1)
-    raise BadHeader("its image has no properties")
+    raise BadHeader("the image has no properties")
 
 
 def _only(data: bytes, kind: bytes, begin: int, end: int) -> _Box:
     found = next((box for box in _boxes(data, begin, end) if box[0] == kind), None)
     if found is None:
-        raise BadHeader(f"it has no box {kind.decode()}")
+        raise BadHeader(f"the file has no box {kind.decode()}")
     return found
 
 

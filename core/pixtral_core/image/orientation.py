@@ -1,10 +1,10 @@
-"""Finds an image's orientation: that in its EXIF block or, without one, in its XMP.
+"""Finds an image's orientation in its EXIF block or, if it has none, in its XMP.
 
 An orientation is a number from 1 to 8, and 1 means upright. For a damaged block the result is that
 of Pillow's `ImageOps.exif_transpose`, with which vLLM turns images. A block without a TIFF header
-leaves the image as it is. An entry of an unknown type is ignored, and nothing after an entry is
-read whose values lie outside of the block. There is one difference: vLLM leaves an image as it is
-if Pillow can read the block and cannot write it again.
+leaves the image as it is. An entry of an unknown type is ignored. An entry whose values lie outside
+of the block ends the search. One case differs: vLLM leaves an image as it is if Pillow can read the
+block but cannot write it again.
 """
 
 import re
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 
 UPRIGHT = 1
-# Rows of the file are columns of the upright image.
+# With these, rows of the file are columns of the upright image.
 SIDEWAYS = frozenset({5, 6, 7, 8})
 
 EXIF_PREFIX = b"Exif\0\0"
@@ -21,7 +21,7 @@ _ALL = range(1, 9)
 _TAG = 0x0112
 _PREFIXES = re.compile(rb"(?:Exif\0\0){0,2}")
 _XMP_TAG = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-# The last two of the first row are not in the standard, and Pillow accepts them.
+# `MM*\0` and `II\0*` are not in the standard, but Pillow accepts them.
 _BYTE_ORDERS = {b"MM\0*": ">", b"II*\0": "<", b"MM*\0": ">", b"II\0*": "<", b"MM\0+": ">"}
 _HEADER_BYTES = 8
 _INLINE_BYTES = 4
@@ -56,7 +56,8 @@ def _end_of_prefixes(exif: bytes) -> int:
 
 
 def _in_tiff(block: bytes) -> int | None:
-    """None if the first directory has no such entry; 0 if its value is none of the eight."""
+    """The orientation in the first directory; None if it has no such entry, 0 if its value is not a
+    number from 1 to 8."""
     order = _BYTE_ORDERS.get(block[:4])
     if order is None:
         raise _NoTiffError

@@ -28,7 +28,7 @@ class StoredTensor:
         stored_name: its name in the file.
         dtype: the file's name of its dtype.
         begin: offset of its first byte in the file.
-        end: offset behind its last byte in the file.
+        end: offset after its last byte in the file.
         has_halves: whether all first rows of a head's rotary pairs precede all second rows; if
             not, the two rows of each pair are adjacent.
     """
@@ -53,10 +53,10 @@ def read_spec(model_dir: Path) -> VisionSpec:
 
 
 def vision_tensors(model_dir: Path) -> list[StoredTensor]:
-    """All tensors of the vision tower, by their names. It reads headers alone.
+    """All tensors of the vision tower, sorted by name. Reads only the headers of the files.
 
     Raises:
-        BadCheckpoint: where files are missing or malformed, or hold none.
+        BadCheckpoint: if files are missing or malformed, or have no vision tensor.
     """
     is_theirs = hugging_face.is_hugging_face(model_dir)
     files = hugging_face.weight_files(model_dir) if is_theirs else _weight_files(model_dir)
@@ -76,8 +76,8 @@ def read_language(model_dir: Path) -> LanguageSpec:
 def check_language_model(model_dir: Path, language: LanguageSpec) -> None:
     """Checks that the files have every part of the language model, and the adapter unquantised.
 
-    An engine may leave a missing part as it was allocated, and answer all the same. This check
-    reads headers alone, so it names a part and not each tensor of it.
+    An engine may leave the memory of a missing part as it was allocated, and answer requests all
+    the same. This check reads only the headers, and looks for one tensor of each part.
 
     Raises:
         BadCheckpoint: names the part, or the file of the index that is missing.
@@ -112,7 +112,7 @@ def check_language_model(model_dir: Path, language: LanguageSpec) -> None:
 
 
 def weight_bytes(model_dir: Path) -> int:
-    """The bytes of all tensors. It reads headers alone. Raises BadCheckpoint."""
+    """The bytes of all tensors. Reads only the headers of the files. Raises BadCheckpoint."""
     is_theirs = hugging_face.is_hugging_face(model_dir)
     files = (
         hugging_face.weight_files(model_dir, is_all=True) if is_theirs else _weight_files(model_dir)
@@ -137,7 +137,7 @@ def _weight_files(model_dir: Path) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[str]:
-    """Names of the files that an index says the checkpoint has; none without an index."""
+    """The names of the files that an index lists; empty if there is no index."""
     if not index.is_file():
         return []
     try:

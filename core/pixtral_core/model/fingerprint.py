@@ -12,14 +12,15 @@ from pixtral_core.cache.wire_format import DType
 from pixtral_core.model.checkpoint import StoredTensor, read_spec, vision_tensors
 from pixtral_core.model.vision_spec import VisionSpec
 
-# Raise it with any change of an embedding's values: decoding, resizing, normalisation, or the
-# tower's arithmetic beyond rounding. 2: photographs are turned upright, and 16-bit grey is scaled.
+# Raise this number with any change of an embedding's values: decoding, resizing, normalisation, or
+# the tower's arithmetic beyond rounding. Version 2 turns photographs upright and scales 16-bit
+# grey.
 PREPROCESSING_VERSION = 2
 
-# Raise it with any change of the tower's products in 8 bits beyond rounding.
+# Raise this number with any change of the tower's products in 8 bits beyond rounding.
 FP8_VERSION = 1
 
-# These belong to the part after the cut.
+# These fields belong to the part after the cut.
 _NOT_THE_TOWERS = {
     "adapter_bias",
     "image_token_id",
@@ -31,16 +32,17 @@ _NOT_THE_TOWERS = {
 def fingerprint(model_dir: Path, dtype: DType, *, fp8: bool = False) -> str:
     """32 hexadecimal digits, equal in every process that serves the same model.
 
-    It does not include the dtype in which a device computes: a CPU that computes in float32 has
-    weights of `dtype` and rounds to it at the end. Its embedding differs from a GPU's by less than
-    the rounding between layers does (docs/performance.md). `fp8` means that the tower multiplies in
-    8 bits, and changes the fingerprint.
+    The fingerprint does not include the dtype in which a device computes: a CPU that computes in
+    float32 has weights of `dtype`, and rounds the result to `dtype`. Its embedding differs from a
+    GPU's by less than the rounding between layers does (docs/performance.md). `fp8` means that the
+    tower multiplies in 8 bits, and changes the fingerprint.
 
-    A model in Hugging Face's format has the fingerprint that it has in Mistral's. This reads the
-    vision weights and nothing else of the checkpoint. It blocks: call it at start, in a thread.
+    A model in Hugging Face's format has the fingerprint that it has in Mistral's. This function
+    reads the vision weights and nothing else of the checkpoint. It blocks: run it in a thread, at
+    start.
 
     Raises:
-        BadCheckpoint: where files are missing or malformed.
+        BadCheckpoint: if files are missing or malformed.
     """
     spec = read_spec(model_dir)
     digest = hashlib.sha256()
@@ -66,7 +68,7 @@ def _numbers(spec: VisionSpec) -> list[tuple[str, Any]]:
 
 
 def _pieces(tensor: StoredTensor, length: int, heads: int) -> Iterator[tuple[int, int]]:
-    """The place of the bytes, in the order of Mistral's format."""
+    """The begin and end of each piece of the tensor, in the order of Mistral's format."""
     if not tensor.has_halves:
         yield 0, length
         return

@@ -1,8 +1,8 @@
 """Reads a Pixtral in Hugging Face's format, in the terms of Mistral's format.
 
-The tensors are the same under other names, except queries and keys. There the rows of a head's
-rotary pairs are apart, with all first ones in front; in Mistral's format the two of a pair are side
-by side (transformers, `convert_mistral3_weights_to_hf.py`).
+The tensors are the same under other names, except those of queries and keys. In Hugging Face's
+format, all first rows of a head's rotary pairs precede all second rows; in Mistral's format, the
+two rows of a pair are adjacent (transformers, `convert_mistral3_weights_to_hf.py`).
 """
 
 import json
@@ -28,7 +28,7 @@ DEFAULTS = {
     "patch_size": 16,
 }
 ROPE_THETA = 10_000.0
-# The same for the served language models, by the type in text_config.
+# The same defaults for the language models that are served, by the type in text_config.
 TEXT_DEFAULTS = {
     "mistral": {
         "num_hidden_layers": 32,
@@ -58,13 +58,13 @@ _MODULES = {
 }
 
 
-# The module with which a published name begins, and the one that newer names put in front.
+# The modules with which names of tensors begin. Newer names have a further `model.` in front.
 _WRAPPERS = ("model.", "language_model.", "model.")
 _OUTPUT = "lm_head."
 
 
 def is_hugging_face(model_dir: Path) -> bool:
-    """Whether the directory is read in this format: its weights decide.
+    """Whether the directory is read in Hugging Face's format; its weights decide.
 
     A published model may be in both formats, and is then read in Mistral's. A directory with these
     weights may also have a `params.json`, which does not describe them.
@@ -141,7 +141,8 @@ def read_language(model_dir: Path) -> LanguageSpec:
 
 
 def weight_files(model_dir: Path, *, is_all: bool = False) -> list[Path]:
-    """The files with vision tensors, if an index says so, or all files. Raises BadCheckpoint."""
+    """The files that have vision tensors by the index; all files without an index, or if `is_all`.
+    Raises BadCheckpoint."""
     index = model_dir / INDEX
     if not index.is_file():
         single = model_dir / "model.safetensors"
@@ -157,7 +158,7 @@ def weight_files(model_dir: Path, *, is_all: bool = False) -> list[Path]:
 
 
 def parts(language: LanguageSpec) -> list[str]:
-    """The beginnings of the names, without their wrappers, that the decoder requires."""
+    """The beginnings of the names of tensors that the decoder requires, without wrappers."""
     layers = [f"layers.{number}." for number in range(language.layers)]
     adapter = [f"multi_modal_projector.linear_{number}." for number in (1, 2)]
     output = [] if language.is_tied else [_OUTPUT]
@@ -165,7 +166,7 @@ def parts(language: LanguageSpec) -> list[str]:
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name without the modules in front, whose order has changed over the years."""
+    """A tensor's name without the modules in front, whose order differs between checkpoints."""
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
     return name
@@ -190,7 +191,7 @@ def _indexed(index: Path) -> dict[str, str]:
 
 
 def mistral_name(name: str) -> str | None:
-    """A vision tensor's name in Mistral's format; None of any other tensor."""
+    """A vision tensor's name in Mistral's format; None for any other tensor."""
     name = name.removeprefix("model.")
     for theirs, ours in _PREFIXES.items():
         if name.startswith(theirs):
@@ -204,7 +205,8 @@ def mistral_name(name: str) -> str | None:
 
 
 def has_halves(name: str) -> bool:
-    """Whether a tensor, by its name in Mistral's format, has its rows in another order here."""
+    """Whether the tensor with this name in Mistral's format has its rows in another order in
+    Hugging Face's."""
     return name.endswith((".attention.wq.weight", ".attention.wk.weight"))
 
 

@@ -15,7 +15,8 @@ class LanguageSpec:
         layers: number of layers; 0 if the checkpoint does not say.
         vocab_size: rows of its embedding matrix; all token ids are smaller.
         context_length: the most tokens of prompt and answer; None if the checkpoint does not say.
-        is_tied: whether the embedding matrix is also the output matrix, which no file contains.
+        is_tied: whether the embedding matrix is also the output matrix; no file then contains an
+            output matrix.
         is_quantized: whether its weights are stored in fewer bits, with scales.
     """
 

@@ -1,8 +1,8 @@
-"""Says how much of its weights a process has loaded, to the `pixtral-serve up` that started it.
+"""Tells `pixtral-serve up` how much of its weights a process has loaded.
 
 It counts the bytes of the tensors that have gone through this project's own loaders: the encoder's,
-and the decoder's model class, to which vLLM gives one tensor after the other. Nothing else knows as
-much. A mapped file does not count as read in /proc/PID/io, and vLLM's own line counts files, of
+and the decoder's model class, to which vLLM gives one tensor after the other. No other source is as
+exact: a mapped file does not count as read in /proc/PID/io, and vLLM's own line counts files, of
 which Pixtral-12B has one.
 """
 
@@ -10,13 +10,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-# The file's path. The processes that a tier starts inherit it.
+# The environment variable with the file's path. The processes that a tier starts inherit it.
 VARIABLE = "PIXTRAL_LOADED_FILE"
 
 
 class LoadProgress:
-    """Keeps the per cent that are loaded, a whole number, in the file that PIXTRAL_LOADED_FILE
-    names. Without that variable it does nothing.
+    """Writes the percentage that is loaded, a whole number, to the file that PIXTRAL_LOADED_FILE
+    names. Without that variable it writes nothing.
 
     Args:
         total: bytes of all tensors.
@@ -37,7 +37,7 @@ class LoadProgress:
             return
         self._written = percent
         unfinished = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        # The tier serves without it, such as where the disk is full.
+        # The tier serves even if it cannot write the file, for example on a full disk.
         with suppress(OSError):
             unfinished.write_text(f"{percent}\n", "utf-8")
             unfinished.replace(self._path)

@@ -9,10 +9,11 @@ from pixtral_core.model.vision_spec import BadCheckpoint
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """The begin of the data, and for each tensor its dtype, shape and place in the data.
+    """The begin of the data in the file, and for each tensor its dtype, shape and offsets in the
+    data.
 
     Raises:
-        BadCheckpoint: where the file is not one, or is cut short within its header.
+        BadCheckpoint: if the file is not a safetensors file, or is cut short within its header.
     """
     with path.open("rb") as file:
         prefix = file.read(8)

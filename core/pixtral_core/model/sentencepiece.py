@@ -10,7 +10,8 @@ _UNKNOWN_TEXT = " \u2047 "
 
 
 def piece_bytes(piece: str) -> bytes:
-    """The text of a piece that is not a control token. Some pieces are one byte of a character."""
+    """The bytes of a piece's text; the piece must not be a control token. Some pieces are one byte
+    of a character."""
     if byte := _BYTE.fullmatch(piece):
         return bytes.fromhex(byte.group(1))
     if piece == _UNKNOWN:

@@ -11,9 +11,9 @@ from typing import Any
 from pixtral_core.model.vision_spec import BadCheckpoint, VisionSpec
 
 TEKKEN = "tekken.json"
-# The name under which Mistral has published SentencePiece with images: `tokenizer.model.v7m1`.
+# Mistral's name for a SentencePiece tokenizer with images, such as `tokenizer.model.v7m1`.
 SENTENCEPIECE = "*.model.v*m*"
-# In the form that transformers writes, beside weights in Hugging Face's format.
+# The tokenizer that transformers writes beside weights in Hugging Face's format.
 TRANSFORMERS = "tokenizer.json"
 
 
@@ -28,7 +28,7 @@ class Shipped:
         patch_size: side of a patch in pixels; patches are not merged.
         max_image_size: the longest side of an image in pixels.
         image_ids: token ids of [IMG], [IMG_BREAK] and [IMG_END].
-        of: the model with which Mistral published it.
+        of: the model with which Mistral published the tokenizer.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Shipped:
 
     @property
     def path(self) -> Path:
-        """Raises BadCheckpoint if mistral_common is not installed, or no longer ships the
+        """Raises BadCheckpoint if mistral_common is not installed, or does not ship the
         tokenizer."""
         try:
             path = Path(str(resources.files("mistral_common"))) / "data" / self.name
@@ -85,7 +85,7 @@ _TEKKENS, _SENTENCEPIECES = SHIPPED
 
 
 def own_file(model_dir: Path) -> Path | None:
-    """The tokenizer in a model's directory, in one of Mistral's formats."""
+    """The tokenizer in a model's directory, in one of Mistral's formats; None if there is none."""
     tekken = model_dir / TEKKEN
     if tekken.is_file():
         return tekken
@@ -105,8 +105,8 @@ def find_tokenizer(model_dir: Path, spec: VisionSpec, vocab_size: int) -> Path:
     """The file from which mistral_common makes the model's tokenizer.
 
     Raises:
-        BadCheckpoint: where none lies in the directory and none that is shipped is the model's;
-            the message says what to do.
+        BadCheckpoint: if the directory has no tokenizer, and mistral_common ships none for the
+            model; the message says what to do.
     """
     if own := own_file(model_dir):
         return own
@@ -148,7 +148,8 @@ def _is_same(shipped: Shipped, path: Path, theirs: Path) -> bool:
         return max(ids.values()) < shipped.vocab_size
     entries = json.loads(path.read_text(encoding="utf-8"))["vocab"]
     others = _differing(ids, entries, shipped)
-    # Only one of the two has a token that is spelled like a control token.
+    # A few tokens may differ: only one of the two files has a token that is spelled like a control
+    # token.
     return others <= shipped.vocab_size // 1000
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-# [IMG_BREAK] and [IMG_END] in Mistral's Tekken tokenizers. A `params.json` always names [IMG], and
-# these only since Pixtral-Large.
+# [IMG_BREAK] and [IMG_END] in Mistral's Tekken tokenizers. A `params.json` always names [IMG]. It
+# names these two only for Pixtral-Large and later models.
 ROW_ENDS = (12, 13)
 
 
@@ -52,8 +52,8 @@ class VisionSpec:
     image_break_token_id: int
     image_end_token_id: int
 
-    # No params.json has it: the tower's norms fix it (mistral-inference, vision_encoder.py),
-    # whatever the language model's is.
+    # No params.json has this number. The code of the tower's norms fixes it (mistral-inference,
+    # vision_encoder.py), whatever the language model's number is.
     norm_eps: ClassVar[float] = 1e-5
 
     @classmethod
@@ -108,7 +108,7 @@ class VisionSpec:
         """The grid of an image of that size, shrunk to `max_image_size` if it is larger.
 
         It agrees with mistral_common's `ImageEncoder` (`tokens/tokenizers/image.py`). In low detail
-        the limit is half of that, and a large image has a quarter of the tokens.
+        the limit is half of `max_image_size`, and a large image has a quarter of the tokens.
         """
         longest = self.max_image_size
         if low_detail:

@@ -27,7 +27,8 @@ class WatchedFiles:
         self._seen = self._stamps()
 
     def changed(self) -> bool:
-        """Whether the files differ from those at the last call, or at the beginning."""
+        """Whether the files have changed since the last check or, at the first check, since this
+        object was made."""
         before, self._seen = self._seen, self._stamps()
         return self._seen != before
 
@@ -49,7 +50,7 @@ class ServerCertificate:
     def check(self) -> None:
         """Raises StartupError if the files are not a pair that can serve."""
         try:
-            # gRPC itself would only fail every handshake.
+            # gRPC itself does not check the pair, and would fail every handshake.
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
                 self.certificate, self.private_key, password=b""
             )
@@ -62,9 +63,9 @@ class ServerCertificate:
     def credentials(self) -> grpc.ServerCredentials:
         """Credentials that look for new files before each handshake.
 
-        New files that cannot serve are logged, and the last ones stay in use. Raises StartupError
-        if the first ones cannot. gRPC keeps no reference, so the caller must keep one while the
-        server serves.
+        If new files cannot serve, a warning is logged and the last files stay in use. Raises
+        StartupError if the first files cannot serve. gRPC keeps no reference to the credentials, so
+        the caller must keep one while the server serves.
         """
         files = self.files()
 

@@ -16,7 +16,8 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    # A replica that returns is found within seconds; gRPC's own limit is two minutes.
+    # A channel finds a replica that returns within seconds; with gRPC's own limit it may take two
+    # minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 3_000),
     # A proxy for traffic out of the cluster must not be used between its tiers.
@@ -29,7 +30,7 @@ class ClientTls:
     """PEM files: the authority that signs peers' certificates and, for mTLS, this process's own
     certificate.
 
-    `server_name` is the name in a peer's certificate; None is the called host.
+    `server_name` is the name in a peer's certificate; None means the host of the address.
     """
 
     ca: Path

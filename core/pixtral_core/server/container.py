@@ -22,7 +22,8 @@ def cpus(root: Path = _ROOT) -> int:
 
 
 def memory_bytes(root: Path = _ROOT) -> int:
-    """The bytes above which this process and its children are ended, or the node is full."""
+    """The most bytes that this process and its children may use: the limit above which the kernel
+    ends one of them, or the node's memory."""
     node = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = (
         _number(directory / name)
@@ -48,7 +49,8 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """The directories of the process's group, and of the groups above it.
 
-    `controller` is one of version 1. Version 2 has all of them in one tree, and no name.
+    `controller` is the name of a controller of version 1. It is empty for version 2, which has all
+    controllers in one tree.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -60,7 +62,8 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
             continue
         top = root / "sys/fs/cgroup" / controllers
         group = top / path.lstrip("/")
-        # A container without its own namespace sees the node's path, and its own group on top.
+        # A container without its own namespace reads the path on the node, but finds its own group
+        # at the top.
         yield group
         yield from (above for above in group.parents if above.is_relative_to(top))
 

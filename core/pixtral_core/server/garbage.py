@@ -1,13 +1,13 @@
-"""How often Python searches for garbage: as usual, or rarely while a process starts.
+"""Sets how often Python searches for garbage: as usual, or rarely while a process starts.
 
 Libraries make hundreds of thousands of objects at import, and keep nearly all. Python would search
-them again and again, for a tenth of the time of an import and more.
+these objects again and again, which takes a tenth or more of the time of an import.
 """
 
 import gc
 
 # The allocated objects, less the freed ones, between two searches of the youngest generation. A
-# start makes garbage, too, so searches are not put off forever.
+# start makes garbage, too, so the searches do not stop.
 _RARELY = 100_000
 _USUAL = gc.get_threshold()
 

@@ -30,22 +30,23 @@ if TYPE_CHECKING:
 else:
     Context, Handler = grpc.aio.ServicerContext, grpc.RpcMethodHandler
 Body: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
-# Raises ServingError for a call that is refused whatever its message says, before the message is
-# received. Otherwise it says how the message is received, if that is to be counted.
+# Runs before a call's message is received. It raises ServingError for a call that is refused
+# whatever the message contains. Otherwise it returns the reception that counts the message, or None
+# if nothing counts it.
 EarlyCheck: TypeAlias = Callable[[Context], Reception | None]
 
 # The most seconds for sending the status of a call to a client that does not read.
 GIVE_UP_SECONDS = 1.0
 
-# The size of a request to health or reflection, which anyone may send: the name of a service or a
-# file.
+# The limit on the size of a request to health or reflection. Anyone may send one, and it contains
+# only the name of a service or a file.
 MAX_UNGATED_BYTES = 4 << 10
 # The limit on the bytes of all these requests that are being received.
 UNGATED_BYTES_AT_ONCE = MAX_MESSAGE_BYTES
 
 
 class Gate:
-    """Refuses the tier's calls while it is not ready, and counts running calls."""
+    """Refuses the tier's calls while the tier is not ready, and counts running calls."""
 
     def __init__(self, refusal: str) -> None:
         self._refusal: str | None = refusal
@@ -64,13 +65,13 @@ class Gate:
         return self._refusal is None
 
     def enter(self, context: Context) -> None:
-        """Counts the call until its status is sent. Raises Unavailable while shut."""
+        """Counts the call until its status is sent. Raises Unavailable while the gate is shut."""
         self._enter()
         context.add_done_callback(lambda _: self._leave())  # type: ignore[arg-type]  # its stub
 
     @contextmanager
     def in_flight(self) -> Iterator[None]:
-        """Counts the work of the block. Raises Unavailable while shut."""
+        """Counts the work of the block. Raises Unavailable while the gate is shut."""
         self._enter()
         try:
             yield
@@ -102,8 +103,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps each method once.
 
     `ungated` services answer while the gate is shut. Neither they nor the `quiet` methods
-    (package.Service/Method) are logged or traced, because they are called all the time.
-    `early_checks` are by method, too.
+    (package.Service/Method) are logged or traced, because they are called all the time. The keys of
+    `early_checks` are methods in the same form.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._quiet = quiet
         self._tracer = tracer
         self._wrapped: dict[str, Handler] = {}
-        refusal = "too much is being sent to this service at once"
+        refusal = "the service receives as many bytes as it can at once: try again later"
         self._incoming = Incoming(SharedLimit(UNGATED_BYTES_AT_ONCE, refusal=refusal))
 
     async def intercept_service(
@@ -149,8 +150,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call = self._begin(full_name, context) if is_recorded else None
             return await _run(method, gate, body, request, context, call)
 
-        # Requests are received inside, so that they can be refused first, and a malformed one is
-        # answered and counted. gRPC itself never answers a call that ends without a request.
+        # The body receives the requests itself. It can refuse a call before its request comes, and
+        # it answers and counts a malformed request. gRPC itself never answers a call that ends
+        # without a request.
         return _MAKERS[handler.response_streaming](
             behavior,
             None,
@@ -162,7 +164,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _begin(self, name: str, context: Context) -> Call:
         call = Call.begin(name, context.invocation_metadata() or (), self._tracer)
-        # With the status, so that a client that asks about a failed call has it.
+        # The id is sent with the status, so that a client can name a failed call when it asks about
+        # it.
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         return call
 
@@ -222,7 +225,7 @@ async def _run(
             task.uncancel()
             code = given.code
             _note_reason(call, given)
-            # The client may not have read everything, but the call ends here.
+            # The client may not have read all responses, but the call ends here.
             with suppress(TimeoutError):
                 async with asyncio.timeout(GIVE_UP_SECONDS):
                     await _abort(context, to_status(given), error, call)
@@ -230,7 +233,8 @@ async def _run(
         if task is not None and task.cancelling():
             code = _why_cancelled(granted, context)
             raise
-        # A call that the handler awaited was cancelled, and not this one; gRPC would never answer.
+        # Something that the handler awaited was cancelled, and this call was not. gRPC would never
+        # answer it.
         code = grpc.StatusCode.INTERNAL
         await _abort(context, to_status(error), error, call)
     except Exception as error:
@@ -246,8 +250,8 @@ async def _run(
 
 
 def given_up_for(error: asyncio.CancelledError) -> ServingError | None:
-    """The error with which a tier cancelled its own call by `task.cancel(error)`: gRPC would never
-    answer."""
+    """The error with which a tier cancelled its own call, by `task.cancel(error)`; None for another
+    cancel. gRPC itself would never answer such a call."""
     (given,) = error.args or (None,)
     return given if isinstance(given, ServingError) else None
 
@@ -262,14 +266,14 @@ async def _abort(
 ) -> None:
     if context.done():
         raise error
-    # The status's own code replaces the earlier one.
+    # `abort` replaces the metadata that was set earlier, so the request's id is added again.
     ours = () if call is None else ((REQUEST_ID, call.request_id),)
     await context.abort(status.code, status.details, (*status.trailing_metadata, *ours))
 
 
 def _why_cancelled(granted: float | None, context: Context) -> grpc.StatusCode:
-    # A deadline arrives here as the client's cancel, a little early: the client started to count
-    # earlier, and rounds its value up by as much as a hundredth.
+    # A deadline that passes arrives here as the client's cancel, a little early: the client started
+    # to count earlier, and the value that it sends is rounded up by as much as a hundredth.
     if granted is not None and context.time_remaining() <= 0.05 + granted / 100:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
@@ -300,8 +304,8 @@ def _body(handler: Handler, check: EarlyCheck | None) -> Body:
         return await inner(await received(context), context)
 
     async def stream(requests: Any, context: Context) -> None:
-        # It writes here and does not yield, so that a cancelled call closes the servicer's
-        # generator at once, and not when the garbage collector finds it.
+        # This coroutine writes the responses and does not yield them. A cancelled call thus closes
+        # the servicer's generator at once, and not when the garbage collector finds it.
         request = await received(context)
         async with aclosing(inner(request, context)) as responses:
             del request
@@ -315,7 +319,7 @@ def _body(handler: Handler, check: EarlyCheck | None) -> Body:
 
     if inspect.isasyncgenfunction(inner):
         return stream
-    # Generated servicers have no coroutine for a method that nobody implemented.
+    # In a generated servicer, a method that nobody has implemented is not a coroutine function.
     return answer if inspect.iscoroutinefunction(inner) else refuse
 
 

@@ -1,4 +1,4 @@
-"""gRPC's health service, with bounded watchers that delay nobody."""
+"""gRPC's health service, with a limited number of watchers, which delay no other call."""
 # ruff: noqa: N802 - methods have the names of the proto
 
 import asyncio
@@ -34,8 +34,9 @@ MAX_WATCHERS_OF_A_HOST: Final = 100
 class Health(health_pb2_grpc.HealthServicer):
     """The health of a process, which is also that of its services.
 
-    Watch, too, refuses a name that is not served. gRPC's own servicer would store the name and
-    report SERVICE_UNKNOWN, but no service comes later here.
+    `Watch` refuses the name of a service that the process does not have, as `Check` does. gRPC's
+    own servicer would store the name and report SERVICE_UNKNOWN until the service is added, but
+    this process adds no service later.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
@@ -86,7 +87,7 @@ class Health(health_pb2_grpc.HealthServicer):
 
 
 def health_server(health: Health) -> grpc.aio.Server:
-    """A server for health checks alone, for callers without a certificate and a key."""
+    """A server for health checks alone, for clients that have no certificate."""
     server = grpc.aio.server(options=OPTIONS)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     return server

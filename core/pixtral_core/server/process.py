@@ -37,7 +37,8 @@ S = TypeVar("S", bound=ProcessSettings)
 
 MAX_FILES = 1 << 20
 
-# The most seconds for ending connections, cancelled calls, a cancelled start, and a tier.
+# The most seconds that connections have to end, that cancelled calls or a cancelled start have to
+# end, and that a tier has to stop.
 GOAWAY_SECONDS = 0.2
 CANCEL_SECONDS = 5.0
 STOP_SECONDS = 30.0
@@ -63,7 +64,7 @@ class Tier(Protocol):
     async def start(self) -> None:
         """Loads the tier. Until it returns, calls get UNAVAILABLE and health is NOT_SERVING.
 
-        A signal cancels it. A StartupError is logged in one line, any other error with its
+        A signal cancels `start`. A StartupError is logged in one line, any other error with its
         traceback.
         """
 
@@ -71,8 +72,8 @@ class Tier(Protocol):
         """Returns when the process must end, for a reason that it has logged."""
 
     async def stop(self) -> None:
-        """Frees everything. It runs after the drain, and after a `start` that failed or was
-        cancelled."""
+        """Frees everything. The process runs it after the drain, and after a `start` that failed or
+        was cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class ChecksEarly(Protocol):
     """A tier that can refuse some calls before their messages are received."""
 
     def early_checks(self) -> Mapping[str, EarlyCheck]:
-        """The key is the method, package.Service/Method."""
+        """The checks by method, package.Service/Method."""
 
 
 @asynccontextmanager
@@ -138,10 +139,11 @@ class StartupBarrier(Protocol):
 def run(
     tier_factory: Callable[[S], Tier], settings: S, in_turn: StartupBarrier | None = None
 ) -> NoReturn:
-    """Serves until SIGTERM or SIGINT, then drains and exits 0. A second signal ends it at once.
+    """Serves until SIGTERM or SIGINT, then drains and exits 0. A second signal ends the process at
+    once.
 
-    Exits 1 if the tier cannot start or has failed. `in_turn` means that it is a worker: it listens
-    only when it is loaded, and its parent shows its metrics.
+    Exits 1 if the tier cannot start or has failed. With `in_turn` the process is a worker: it
+    listens only when it is loaded, and its parent shows its metrics.
     """
     configure_logging(settings.log_level, settings.log_format)
     raise_file_limit()
@@ -151,14 +153,14 @@ def run(
     if outcome.start_cut_short:
         _leave_at_once(outcome.exit_code)
     runner.close()
-    # Otherwise the rest would be searched for garbage once more.
+    # Python searches for garbage once more at its exit, but not among frozen objects.
     gc.freeze()
     sys.exit(outcome.exit_code)
 
 
 def raise_file_limit() -> None:
-    """Raises the limit on connections of the process, and of those that it starts, as far as it
-    may.
+    """Raises the limit on open files, and thus on connections, as far as the system allows. It
+    applies to this process and to those that it starts.
 
     The soft limit, often 1024, is for programs that call select().
     """
@@ -215,7 +217,8 @@ async def _serve(
 
 
 async def _start_in_turn(chassis: "_Chassis", in_turn: StartupBarrier) -> None:
-    # It loads before it listens: the kernel would give it connections that it cannot answer.
+    # The worker loads before it listens. Otherwise the kernel would give it connections that it
+    # cannot answer.
     await chassis.start()
     await in_turn.may_serve()
     await chassis.open()
@@ -258,7 +261,8 @@ def _leave_at_once(exit_code: int) -> NoReturn:
 
 
 class _Chassis:
-    """`freezes`: the process is the tier's own, and its loaded objects stay."""
+    """`freezes` means that the process runs this tier alone, so that its loaded objects are never
+    garbage."""
 
     def __init__(
         self,
@@ -298,7 +302,7 @@ class _Chassis:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._health_server = health_server(self._health)
         serve_reflection((*tier.services, health.SERVICE), self._server)
-        # gRPC calls it for each handshake, and keeps no reference.
+        # gRPC uses the credentials at each handshake, and keeps no reference to them.
         self._credentials: grpc.ServerCredentials | None = None
         self._http: SideServer | None = None
         if isinstance(tier, ServesHttp):
@@ -307,7 +311,7 @@ class _Chassis:
     async def open(self) -> Addresses:
         """Listens, reports the addresses, and answers health checks. Raises StartupError.
 
-        A worker has started by then, and shows no metrics.
+        A worker has started before it opens, and shows no metrics.
         """
         if not self._shares_ports:
             self._metrics = start_metrics_server(self._settings.metrics_listen)
@@ -339,18 +343,18 @@ class _Chassis:
         self._health.set(SERVING)
 
     async def close(self, drain_seconds: float) -> None:
-        """Sets NOT_SERVING, drains, then stops. It logs what fails on the way, and raises
-        nothing."""
+        """Sets NOT_SERVING, drains, then stops. Logs errors on the way, and raises none."""
         self._health.set(NOT_SERVING)
-        # Connections are asked to end, and the server accepts no more, so that callers go
-        # elsewhere. Over an open connection they would send calls until their next look-up.
+        # The server asks clients to end their connections and accepts no more, so that clients go
+        # to other replicas. Over an open connection, a client would send calls until its next
+        # look-up of addresses.
         ending = asyncio.create_task(self._server.stop(drain_seconds + CANCEL_SECONDS))
-        # A call that was accepted at that moment has not reached the gate yet.
+        # A call that was accepted just before may not have reached the gate yet.
         await asyncio.wait((ending,), timeout=GOAWAY_SECONDS)
         self._gate.shut("the server is shutting down")
         if not await self._gate.wait_idle(drain_seconds):
             logger.warning("cancelling calls that still run after %g s", drain_seconds)
-        # Ends health watchers, which never end by themselves.
+        # This ends health watchers, which never end by themselves.
         await self._server.stop(GOAWAY_SECONDS)
         await ending
         if self._http is not None:
@@ -384,8 +388,8 @@ def bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentia
 def write_addresses(path: Path, addresses: Addresses) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        told = {server: at for server, at in asdict(addresses).items() if at is not None}
-        unfinished.write_text(json.dumps(told) + "\n", "utf-8")
+        served = {server: at for server, at in asdict(addresses).items() if at is not None}
+        unfinished.write_text(json.dumps(served) + "\n", "utf-8")
         unfinished.replace(path)
     except OSError as error:
         raise StartupError(f"cannot write {path}: {error.strerror}") from None

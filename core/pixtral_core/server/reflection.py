@@ -1,4 +1,5 @@
-"""Serves gRPC reflection as v1, which clients try first, and as v1alpha, which older ones know."""
+"""Serves gRPC reflection as v1, which clients try first, and as v1alpha, which older clients
+know."""
 
 from collections.abc import Iterable
 
@@ -13,7 +14,7 @@ SERVICE_NAMES = (V1, V1ALPHA)
 
 
 def serve_reflection(services: Iterable[str], server: grpc.aio.Server) -> None:
-    """Adds both services. They list these full names and their own."""
+    """Adds both services. They list `services`, which are full names, and themselves."""
     _describe_v1()
     servicer = reflection.aio.ReflectionServicer((*services, *SERVICE_NAMES))
     # grpcio-reflection has v1alpha alone. The messages of v1 are the same bytes.
@@ -31,7 +32,7 @@ def serve_reflection(services: Iterable[str], server: grpc.aio.Server) -> None:
 
 
 def _describe_v1() -> None:
-    """Lets clients ask about the v1 service itself: clients that describe all services do that."""
+    """Lets clients look up the v1 service itself, as clients do that describe all services."""
     pool = descriptor_pool.Default()
     try:
         pool.FindServiceByName(V1)

@@ -14,7 +14,8 @@ from urllib.parse import unquote
 _RECEIVED: Final = struct.Struct("=Q")
 _OFFSET: Final = 128
 _DESCRIPTORS: Final = "/proc/self/fd"
-# The time between two readings of all descriptors; it grows with their number.
+# The least time between two readings of all descriptors, and the most that readings may take of all
+# time.
 _LOOK_SECONDS: Final = 0.05
 _LOOK_SHARE: Final = 0.05
 
@@ -29,14 +30,15 @@ class SocketBytes:
     """
 
     def __init__(self) -> None:
-        # Whether the kernel counts at all. Even so, a connection may be unknown for a moment.
+        # Whether the kernel has counted the bytes of any connection. A new connection may be
+        # unknown for a moment.
         self.has_counted = False
         self._descriptors: dict[Peer, int] = {}
         self._next_look = 0.0
 
     def received(self, peer: str) -> int | None:
         """The bytes that have come from `peer`, as gRPC names it; None while the count is unknown,
-        or if there is none."""
+        or if the kernel does not count."""
         at = _parse(peer)
         if at is None:
             return None
@@ -67,7 +69,7 @@ class SocketBytes:
 
 @lru_cache(4096)
 def host_of(peer: str) -> str:
-    """The address of a peer, which gRPC names with its port. For IPv6 it is the network that a
+    """The address in gRPC's name of a peer, without its port. For IPv6 it is the network that a
     provider gives to one customer."""
     at = _parse(peer)
     if at is None:
@@ -108,17 +110,18 @@ def _count(descriptor: int, at: Peer) -> int | None:
         found = _borrowed(descriptor)
         try:
             if _normal(found.getpeername()) == at:
-                told = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                if len(told) >= _OFFSET + _RECEIVED.size:
-                    # A caller has sent something, so zero means that the kernel does not count.
-                    return int(_RECEIVED.unpack_from(told, _OFFSET)[0]) or None
+                info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                if len(info) >= _OFFSET + _RECEIVED.size:
+                    # Every client has sent something, so zero means that the kernel does not count.
+                    return int(_RECEIVED.unpack_from(info, _OFFSET)[0]) or None
         finally:
             found.detach()
     return None
 
 
 def _borrowed(descriptor: int) -> socket.SocketType:
-    """A socket that its borrower detaches. Raises OSError for a descriptor that is not a socket."""
+    """A socket around a descriptor of gRPC's. The caller must detach it, so that the descriptor
+    stays open. Raises OSError for a descriptor that is not a socket."""
     # Without a family, Python would ask the kernel for it. `SocketType` is the C class under
     # `socket.socket`, and takes half as long to make.
     return socket.SocketType(socket.AF_INET6, socket.SOCK_STREAM, 0, descriptor)

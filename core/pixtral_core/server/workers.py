@@ -4,13 +4,13 @@ The operator starts the parent. The parent owns the ports, shows the metrics of 
 page, answers health checks and supervises the workers. Each worker is a whole server with its own
 event loop, and the kernel distributes connections among them (SO_REUSEPORT). A worker is a new
 process that gets only two pipes and a folder of counts from its parent. On one pipe it gets its
-settings, and then the command to serve; on the other it reports its progress. It listens once it is
-loaded, so that a worker that accepts can answer. Workers count together towards one limit. The
-parent gives back what a dead worker had taken.
+settings, and then the command to serve; on the other it reports its progress. A worker listens once
+it is loaded, so that it can answer each connection that it accepts. All workers together have one
+limit: they share its counts, and the parent gives back the amounts that a dead worker had in use.
 
-The parent restarts a worker that dies after a second. The worker's requests are lost, as with a
-pod. The fifth death within a minute ends the process, and so does a worker that cannot start at
-first.
+When a worker dies, the parent starts another one a second later. The dead worker's requests are
+lost, as with a pod. The parent ends with an error at the fifth death within a minute, and if a
+worker ends before all workers have served.
 """
 
 import asyncio
@@ -66,13 +66,13 @@ class Worker:
     """A worker's side of its pipes, which are its standard input and output.
 
     Attributes:
-        counts: the counts that it shares with the other workers.
+        counts: the counts that this worker shares with the others.
     """
 
     def __init__(self) -> None:
         """Reads the parent's first message. Blocking."""
         line = bytearray()
-        # sys.stdin would read on into the bytes that follow.
+        # sys.stdin would also read bytes after the line, which belong to the next command.
         while (read := os.read(sys.stdin.fileno(), 1)) not in (b"\n", b""):
             line += read
         self._given = json.loads(line)
@@ -100,7 +100,7 @@ class Worker:
 
     async def _end_with_parent(self, commands: asyncio.StreamReader) -> None:
         await commands.read()
-        # No other process removes it now.
+        # The parent has ended, so the worker removes the parent's directory of metrics.
         atexit.register(shutil.rmtree, os.environ[METRICS_VARIABLE], ignore_errors=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -108,10 +108,10 @@ class Worker:
 def run_workers(
     module: str, settings: ProcessSettings, workers: int, services: Sequence[str]
 ) -> NoReturn:
-    """Supervises this many workers, `python -m MODULE`, until SIGTERM or SIGINT.
+    """Supervises `workers` processes, each `python -m MODULE`, until SIGTERM or SIGINT.
 
-    Then all drain, and it exits 0. A second signal ends all at once. It exits 1 if they cannot
-    start, or die too often.
+    Then all workers drain, and the parent exits 0. A second signal ends all of them at once. The
+    parent exits 1 if the workers cannot start or die too often.
     """
     configure_logging(settings.log_level, settings.log_format)
     raise_file_limit()
@@ -252,7 +252,7 @@ class _Parent:
             stdin=PIPE,
             stdout=PIPE,
             env={**os.environ, METRICS_VARIABLE: self._directory},
-            # The parent gets a Ctrl-C at the terminal, and ends the workers.
+            # Only the parent gets a Ctrl-C from the terminal, and it ends the workers.
             start_new_session=True,
         )
         self._running[index] = process
@@ -302,7 +302,8 @@ def _hold(listen: str) -> tuple[socket.socket, str]:
     held = socket.socket(family, socket.SOCK_STREAM)
     try:
         if int(port):
-            # If an unrelated process shares the port, too, that is a mistake.
+            # This fails if another process has the port. With SO_REUSEPORT alone, both would share
+            # it by mistake.
             with socket.socket(family, socket.SOCK_STREAM) as alone:
                 alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 alone.bind((bare, int(port)))

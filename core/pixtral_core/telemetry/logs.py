@@ -9,15 +9,16 @@ from typing import Any, Literal
 
 from pixtral_core.telemetry.request_log import current
 
-# Debug records of other libraries quote their input: Pillow quotes a file's EXIF.
+# The loggers of this project. Debug records of other libraries quote their input: Pillow quotes a
+# file's EXIF.
 OURS = ("pixtral_cli", "pixtral_core", "pixtral_decoder", "pixtral_encoder", "pixtral_gateway")
 
 _PLAIN = re.compile(r"[\w./:+-]+", re.ASCII)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object for each record: time (RFC 3339, UTC), level, logger, message, the ids of its
-    call, the call's facts when it has ended, and any traceback."""
+    """One JSON object for each record: time (RFC 3339, UTC), level, logger, message, the ids of the
+    call, the facts of a call that has ended, and any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -47,7 +48,7 @@ class TextFormatter(logging.Formatter):
 def configure_logging(level: str, form: Literal["text", "json"]) -> None:
     """Sends the root logger's records to stderr, and removes earlier handlers.
 
-    "debug" is for this project's own loggers; libraries log from "info" on.
+    "debug" applies to this project's own loggers alone; libraries then log from "info" on.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
@@ -56,8 +57,9 @@ def configure_logging(level: str, form: Literal["text", "json"]) -> None:
     logging.basicConfig(level=others, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(least)
-    # This takes a fifth of the time of a line, and no line shows it. The numbers of process and
-    # thread cost nothing, and a library's own format, such as vLLM's, fails without them.
+    # The name of the process takes a fifth of the time of a line, and no line shows it. The numbers
+    # of process and thread cost nothing, and a library's own format, such as vLLM's, fails without
+    # them.
     logging.logMultiprocessing = False
 
 

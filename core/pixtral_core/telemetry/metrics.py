@@ -30,7 +30,7 @@ from pixtral_core.errors import StartupError
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-# Twice the series, and nothing that Prometheus reads.
+# These would double the number of series, and Prometheus does not use them.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 BUILD = Info("pixtral_build", "The release that this process runs")
@@ -51,7 +51,7 @@ SECONDS = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
-# A task that nothing awaits and that never ends shows here first.
+# This gauge is the first to show tasks that nothing awaits and that never end.
 TASKS = Gauge(
     "pixtral_asyncio_tasks",
     "Unfinished tasks of the event loop",
@@ -66,7 +66,7 @@ SCRAPE_SECONDS = 10.0
 
 
 async def count_tasks() -> None:
-    """Until it is cancelled."""
+    """Counts tasks until it is cancelled."""
     while True:
         TASKS.set(len(asyncio.all_tasks()))
         await asyncio.sleep(TASKS_SECONDS)
@@ -84,7 +84,7 @@ class MetricsServer:
         """Blocks until the thread has ended."""
         shutdown = Thread(target=self._server.shutdown)
         shutdown.start()
-        # The thread checks whether it should end twice a second, and at each new connection.
+        # Twice a second, and at each new connection, the thread checks whether it should end.
         while shutdown.is_alive():
             with suppress(OSError):
                 address = self._server.socket.getsockname()[:2]
@@ -115,8 +115,8 @@ class _Workers(Collector):
 
 
 def metrics_of(directory: str, pids: Callable[[], Sequence[int]]) -> CollectorRegistry:
-    """One page with the counts of the workers that write to `directory`, including those that have
-    died."""
+    """A registry with the summed counts of the workers that write to `directory`, including workers
+    that have died."""
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
     registry.register(BUILD)
@@ -125,7 +125,8 @@ def metrics_of(directory: str, pids: Callable[[], Sequence[int]]) -> CollectorRe
 
 
 def start_metrics_server(listen: str, registry: CollectorRegistry = REGISTRY) -> MetricsServer:
-    """Serves on `listen` (host:port; port 0 takes a free one, told in `address`).
+    """Serves on `listen` (host:port). Port 0 takes a free port, which `address` of the result
+    shows.
 
     Raises StartupError if it cannot listen on the address.
     """
@@ -149,11 +150,12 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 class _BoundedServer(ThreadingMixIn, WSGIServer):
-    """Each connection has a thread, and there are few: one too many ends the oldest, so that a
-    scraper gets in beside silent connections."""
+    """Each connection has a thread, and the number of connections is small. If there is one too
+    many, the oldest one is closed, so that silent connections do not keep a scraper out."""
 
     daemon_threads = True
-    # Otherwise each connection would leave a thread that is waited for at the end.
+    # Otherwise the server would keep a reference to each connection's thread, and wait for it at
+    # the end.
     block_on_close = False
 
     def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
@@ -185,12 +187,13 @@ class _BoundedServer(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that leaves, or says nothing, is not an error."""
+        """Logs nothing: a client that leaves, or sends nothing, is not an error."""
 
 
 def _in_plain_text(app: "WSGIApplication") -> "WSGIApplication":
-    # To a scraper that takes OpenMetrics, as Prometheus does, prometheus_client writes the samples
-    # of `vllm:num_requests_running` and its like with `vllm_`: names that nobody asks for.
+    # If a scraper accepts OpenMetrics, as Prometheus does, prometheus_client writes `vllm_` in
+    # place of `vllm:` in names such as `vllm:num_requests_running`, and dashboards do not find
+    # them.
     def plain(environ: "WSGIEnvironment", start_response: "StartResponse") -> "Iterable[bytes]":
         return app({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)
 

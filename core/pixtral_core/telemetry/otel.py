@@ -22,8 +22,8 @@ from pixtral_core.errors import ServingError
 from pixtral_core.telemetry.tracing import Metadata, Span, Tracer, Value
 
 FLUSH_SECONDS = 2.0
-# The headers that the standard asks every service to pass on. Other headers of a client could crowd
-# out this service's own metadata.
+# The characters of `tracestate` that the standard asks every service to pass on. A longer one could
+# leave no room for this service's own metadata.
 MAX_TRACESTATE = 512
 
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -53,7 +53,7 @@ _FAULTS = frozenset(
 
 
 class OtlpSpan(Span):
-    """A span of OpenTelemetry. If its trace is not sampled, it has no parts."""
+    """A span of OpenTelemetry. It has no parts if its trace is not sampled."""
 
     __slots__ = ("_span", "_tracer", "span_id", "trace_id")
 
@@ -73,7 +73,8 @@ class OtlpSpan(Span):
     def part(self, name: str, began: float, ended: float, **attributes: Value) -> None:
         if not self.trace_id:
             return
-        # Reads both clocks: their difference changes when the wall clock is set.
+        # Both clocks are read each time, because their difference changes when the wall clock is
+        # set.
         offset = time.time_ns() - time.monotonic_ns()
         span = self._begin(name, False, attributes, round(began * 1e9) + offset)
         span.end(round(ended * 1e9) + offset)
@@ -128,11 +129,11 @@ class OtlpSpan(Span):
 
 
 class OtlpTracer(Tracer):
-    """OpenTelemetry's own SDK reads the OTEL_* variables."""
+    """A tracer of OpenTelemetry's own SDK, which reads the OTEL_* variables."""
 
     def __init__(self, process: str) -> None:
         self._exporter = OTLPSpanExporter()
-        # The SDK's exit has no time limit, and `close` has one.
+        # The SDK's own shutdown at exit has no time limit, and `close` has one.
         self._provider = TracerProvider(resource=_resource(process), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("pixtral-serve")
@@ -156,19 +157,19 @@ class OtlpTracer(Tracer):
             self._provider.shutdown()
             call_in_loop(loop, done.set)
 
-        # The process would wait for the default executor at its end.
+        # A daemon thread, because the process would wait for the default executor at its end.
         threading.Thread(target=flush, name="flush-traces", daemon=True).start()
         try:
             async with asyncio.timeout(FLUSH_SECONDS):
                 await done.wait()
         except TimeoutError:
-            # Cancels the running export.
+            # This cancels the running export.
             self._exporter.shutdown()
 
 
 def _resource(process: str) -> Resource:
-    """`process` is the service's name unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES has
-    one."""
+    """`process` is the service's name unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES has a
+    name."""
     attributes: dict[str, AttributeValue] = {"service.name": process}
     with suppress(metadata.PackageNotFoundError):
         attributes["service.version"] = metadata.version("pixtral-serve")

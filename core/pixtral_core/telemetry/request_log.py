@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
 
-# Any other id from a client could pass for more than an id in a log.
+# An id with other characters could look like other fields of a log line.
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
 
@@ -42,7 +42,7 @@ class Call:
     def begin(
         cls, method: str, metadata: Iterable[tuple[str, str | bytes]], tracer: Tracer
     ) -> "Call":
-        """Makes it the call of this task, and of the tasks which it starts."""
+        """Makes the new call the current one of this task, and of the tasks that it starts."""
         texts = tuple((key, value) for key, value in metadata if isinstance(value, str))
         call = cls(method, _request_id(texts), tracer.serve(method, texts))
         _CURRENT.set(call)
@@ -50,7 +50,7 @@ class Call:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """The seconds since the call began."""
         return time.monotonic() - self._began
 
     def end(self, code: grpc.StatusCode) -> None:
@@ -84,7 +84,7 @@ def count(name: str) -> None:
 
 
 def first_token() -> None:
-    """The current call has produced its first token."""
+    """Notes that the current call has produced its first token."""
     call = _CURRENT.get()
     if call is not None:
         call.facts["ttft_seconds"] = call.seconds

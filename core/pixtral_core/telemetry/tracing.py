@@ -1,7 +1,7 @@
 """Spans as the tiers make them.
 
-`pixtral_core.telemetry.otel` makes real ones, and is imported only where an OTLP endpoint is set.
-Without one, each span is `OFF`, which does nothing.
+`pixtral_core.telemetry.otel` makes real spans, and is imported only if an OTLP endpoint is set.
+Without an endpoint, each span is `OFF`, which does nothing.
 """
 
 import os
@@ -22,8 +22,8 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL
 class Span:
     """A piece of work in a trace. `end`, or leaving its `with` block, ends it.
 
-    It is never "the current one" of a task: the code that makes a child names the parent, so that
-    work done for several callers, or a generator that is closed elsewhere, cannot mix up traces.
+    No span is "the current one" of a task: the code that makes a child names the parent. Work for
+    several callers, and a generator that another task closes, thus cannot mix up traces.
 
     Attributes:
         trace_id: 32 hexadecimal digits; empty if nothing is recorded.
@@ -49,17 +49,18 @@ class Span:
         pass
 
     def link(self, other: "Span") -> None:
-        """This work waits for the work of the other span."""
+        """Records that this work waits for the work of the other span."""
 
     def headers(self) -> Metadata:
         """W3C Trace Context, for a call that is part of this work."""
         return ()
 
     def fail(self, reason: str) -> None:
-        """`reason` is one of few: a status code's name, or an exception's type."""
+        """Records a failure. `reason` has few values: a status code's name, or an exception's
+        type."""
 
     def answer(self, code: grpc.StatusCode) -> None:
-        """The status of the call of this span."""
+        """Records the status of this span's call."""
 
     def end(self) -> None:
         pass
@@ -80,7 +81,7 @@ OFF = Span()
 
 
 class Tracer:
-    """Begins the spans without a parent in this process. This class begins none."""
+    """Begins the spans that have no parent in this process. This class itself begins none."""
 
     def serve(self, method: str, metadata: Metadata) -> Span:
         """Begins the span of a call with `metadata`. `method` is package.Service/Method, or for
@@ -119,5 +120,5 @@ def _is_on() -> bool:
 
 def _first(names: tuple[str, ...]) -> tuple[str, str]:
     """The first variable that is set, and its value."""
-    told = ((name, os.environ.get(name, "").strip()) for name in names)
-    return next(((name, value) for name, value in told if value), ("", ""))
+    pairs = ((name, os.environ.get(name, "").strip()) for name in names)
+    return next(((name, value) for name, value in pairs if value), ("", ""))

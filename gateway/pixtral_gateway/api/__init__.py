@@ -1,1 +1,1 @@
-"""The APIs that clients call. Protobuf and JSON end here."""
+"""The APIs that clients call. Only these packages use the protobuf and the JSON of clients."""

@@ -1,4 +1,4 @@
-"""The part of the gateway that its APIs stand on, once the checkpoint is loaded."""
+"""The parts of the gateway that its APIs use, once the checkpoint is loaded."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,8 @@ from pixtral_gateway.upstream.registry import Tiers
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """`vocabulary_size` bounds the token ids that a request may name; `thinking` is the model's."""
+    """`vocabulary_size` bounds the token ids that a request may name; `thinking` says how the model
+    thinks."""
 
     pipeline: Pipeline
     tiers: Tiers

@@ -1,4 +1,4 @@
-"""The writer of an answer in an API whose streams name their events: as a whole, or as events."""
+"""Writes an answer as a whole or as a stream, for APIs whose streams name their events."""
 
 import json
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ class EventWriter(ABC, Generic[E]):
     """Builds one answer. Each step returns events for a stream; a whole answer drops them."""
 
     async def gathered(self, events: Events) -> Finished:
-        """Adds all deltas. Returns the end of the answer, once the last token has come."""
+        """Adds all deltas. Returns the last event of the pipeline, once the last token has come."""
         async with aclosing(events):
             async for event in events:
                 match event:
@@ -29,8 +29,8 @@ class EventWriter(ABC, Generic[E]):
         return finished
 
     async def events(self, events: Events, name_of: Callable[[str], str]) -> AsyncGenerator[bytes]:
-        """Server-sent events; the first come with the first token. `name_of` translates a field's
-        path in errors.
+        """Server-sent events; the first events come with the first token. `name_of` translates a
+        field's path in errors.
         """
         with renamed(name_of):
             async with aclosing(events):
@@ -40,20 +40,21 @@ class EventWriter(ABC, Generic[E]):
 
     @abstractmethod
     def _events_of(self, event: Event) -> Iterable[E]:
-        """The step of one event of the pipeline."""
+        """The events for one event of the pipeline."""
 
     @abstractmethod
     def _add(self, delta: Delta) -> Iterable[E]:
-        """The step of a delta, behind the answer's beginning."""
+        """The events for a delta, without those that begin the answer."""
 
     @abstractmethod
     def _end(self) -> Iterable[E]:
-        """The step that closes every open item."""
+        """The events that close every open item."""
 
 
 def sent(events: Iterable[Any]) -> bytes:
     """Events in the wire format, each with its `type` as its name."""
-    # In ASCII: some clients take U+2028 and similar characters for the end of a line.
+    # The JSON is ASCII, because some clients take U+2028 and similar characters for the end of a
+    # line.
     return b"".join(
         f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n".encode()
         for event in events

@@ -1,4 +1,4 @@
-"""Names a field in an error as the client's own API does."""
+"""Translates the names of fields in errors into those of the client's API."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from pixtral_core.errors import InvalidRequest
 
 @contextmanager
 def renamed(name_of: Callable[[str], str]) -> Iterator[None]:
-    """An InvalidRequest of the block names what `name_of` makes of its field."""
+    """An InvalidRequest of the block gets the field's name that `name_of` returns."""
     try:
         yield
     except InvalidRequest as error:

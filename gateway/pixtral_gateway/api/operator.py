@@ -1,4 +1,4 @@
-"""The routes that probes and operators ask: health, load and metrics."""
+"""The routes for probes and operators: health, load and metrics."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from pixtral_gateway.api.http.front import Front
 from pixtral_gateway.api.openai.response_schema import Load
 
 METRICS = "/metrics"
-# Asked all the time, and answered while the gateway is not ready.
+# Probes request these all the time, and get an answer while the gateway is not ready.
 QUIET = frozenset({"/health", "/ping", METRICS})
 
 
@@ -26,11 +26,11 @@ class OperatorApi:
         self._gate = gate
 
     def routes(self) -> list[Route]:
-        """With `/metrics` where nobody but this machine can ask."""
+        """The routes, with `/metrics` only if the gateway serves its own machine alone."""
         shown = self._front.settings.is_for_this_machine
         return [
             Route("/health", self.health),
-            # As SageMaker asks.
+            # SageMaker's probe.
             Route("/ping", self.ping, methods=["GET", "POST"]),
             Route("/load", self.load),
             *([Route(METRICS, self.metrics)] if shown else []),
@@ -56,6 +56,6 @@ class OperatorApi:
 
 
 def _registry(environment: Callable[[str], str | None] = os.environ.get) -> CollectorRegistry:
-    """The metrics of this process, or of all workers where it is one of several."""
+    """The metrics of this process, or of all workers if it is one of several."""
     directory = environment("PROMETHEUS_MULTIPROC_DIR")
     return REGISTRY if directory is None else metrics_of(directory, tuple)

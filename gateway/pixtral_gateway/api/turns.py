@@ -30,16 +30,16 @@ class _OpenTurn:
 
 
 class Turns:
-    """Turns, and each one's path in the client's request.
+    """The turns of a conversation, and the path of each in the client's request.
 
-    An assistant's thoughts, its text and the calls beside it are one turn. Images in the results of
-    calls come in a user's turn after those results, as with vLLM: most templates have no place for
-    them in a result.
+    An assistant's thoughts, its text and its tool calls are one turn. Images in the results of tool
+    calls come in a user's turn after those results, as in vLLM, because most templates have no
+    place for images in a result.
     """
 
     def __init__(self, field: str, names: Mapping[str, str]) -> None:
-        """`field` has the items; `names` translates the gateway's names into the client's:
-        `.tool_call_id`, and `.id` of a tool call.
+        """`field` is the field with the items. `names` translates the gateway's names
+        `.tool_call_id`, and `.id` of a tool call, into the client's.
         """
         self._field = field
         self._names = names
@@ -57,7 +57,7 @@ class Turns:
     def assistant(self, path: str, parts: Sequence[Part]) -> None:
         self._show()
         last = self._last_assistant()
-        # Its thoughts and tool calls belong to the same turn.
+        # Thoughts and tool calls before this text belong to the same turn.
         has_said = last is not None and not all(isinstance(p, Thinking) for p in last.parts)
         if last is not None and not has_said and (last.calls or last.parts):
             last.parts.extend(parts)

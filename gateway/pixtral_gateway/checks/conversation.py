@@ -18,8 +18,8 @@ class Role(StrEnum):
 class ImageSource:
     """An image as the client sent it: the file, a URL, or its 32-byte SHA-256.
 
-    `path` is the field of the image, such as `messages[1].content[0].image.data`. In low detail the
-    model sees it smaller.
+    `path` is the field of the image, such as `messages[1].content[0].image.data`. If `low_detail`
+    is set, the model sees a smaller image.
     """
 
     path: str
@@ -33,7 +33,7 @@ class ImageSource:
 class Thinking:
     """An assistant's thought before its answer, or a thought that a system message shows.
 
-    `is_closed`: the thought has ended. Otherwise an answer may continue it.
+    `is_closed` means that the thought has ended. Otherwise an answer may continue the thought.
     """
 
     text: str
@@ -92,7 +92,8 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An assistant's turn has `calls`, and a tool's result has the `call_id` that it answers."""
+    """One message. An assistant's turn may have `calls`, and a tool's result has the `call_id` of
+    its call."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -102,11 +103,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """At least one turn, in any order: mistral_common knows the orders that the model's template
-    takes.
+    """At least one turn, in any order: mistral_common checks whether the model's template accepts
+    the order.
 
-    `goes_on`: the answer continues the last turn, an assistant's. `reasoning_effort` is for
-    templates that have a place for it; empty is the template's default.
+    `goes_on` means that the answer continues the last turn, which is an assistant's.
+    `reasoning_effort` is for templates that use an effort; empty means the template's default.
     """
 
     turns: tuple[Turn, ...]
@@ -116,7 +117,7 @@ class Conversation:
 
     @property
     def images(self) -> list[ImageSource]:
-        """In the order of the conversation and of the prompt."""
+        """All images, in the order of the conversation."""
         return [part for turn in self.turns for part in turn.parts if isinstance(part, ImageSource)]
 
     @property
@@ -126,7 +127,7 @@ class Conversation:
 
     @property
     def text_bytes(self) -> int:
-        """The memory of its texts, in bytes."""
+        """The memory of all texts and tool calls, in bytes."""
         said = sum(map(getsizeof, self._texts()))
         calls = (call for turn in self.turns for call in turn.calls)
         return said + sum(getsizeof(call.name) + getsizeof(call.arguments) for call in calls)

@@ -21,7 +21,8 @@ def tools_of(
     *,
     is_single: bool = False,
 ) -> Tools:
-    """The tools in effect. Each has a name, a description, and a JSON Schema or nothing.
+    """The tools in effect. Each entry of `given` is a name, a description, and a JSON Schema or an
+    empty text.
 
     `named` is the tool that the model must call once. Raises InvalidRequest.
     """
@@ -63,7 +64,7 @@ def check_forced(sampling: Sampling) -> None:
 
 
 def check_call(call: ToolCall, path: str) -> None:
-    """Raises InvalidRequest for a tool call that no template takes. The arguments may be any
+    """Raises InvalidRequest for a tool call that no template accepts. The arguments may be any
     text."""
     _check_id(call.id, f"{path}.id")
     _check_name(call.name, f"{path}.name")
@@ -99,7 +100,8 @@ def _schema(text: str, path: str) -> Mapping[str, Any]:
     if _has_unsorted(schema):
         raise InvalidRequest(
             path,
-            f"a list must have {limits.SCHEMA_LIST}, unless all are texts or all are numbers",
+            f"the schema must have {limits.SCHEMA_LIST}: a longer list must have only texts "
+            "or only numbers",
         )
     return schema
 

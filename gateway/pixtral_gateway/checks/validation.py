@@ -1,4 +1,4 @@
-"""Checks of messages and sampling; each error names its field."""
+"""Checks of messages and sampling parameters; each error names its field."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +18,7 @@ from pixtral_gateway.checks.tools import check_calls
 
 
 def adapter_of(asked: str, served: Sequence[str], adapters: Collection[str]) -> str:
-    """The adapter that a request names. It is empty if the request names the model itself, or
-    nothing.
+    """The adapter that a request names; empty if the request names the model itself, or no model.
 
     `served` are the model's own names. Raises NotFound for any other name.
     """
@@ -55,7 +54,7 @@ def conversation_of(
     goes_on: bool = False,
     reasoning_effort: str = "",
 ) -> Conversation:
-    """The conversation. If it `goes_on`, the answer continues its last turn.
+    """The conversation. If `goes_on` is set, the answer continues its last turn.
 
     Raises InvalidRequest for no message, and for more than `max_images` images.
     `pixtral_gateway.prompt` checks the order of roles.
@@ -100,7 +99,7 @@ def check_sampling(sampling: Sampling, *, vocabulary_size: int) -> None:
         limit.check(len(token_ids), limit.path)
         for i, token_id in enumerate(token_ids):
             if token_id >= vocabulary_size:
-                raise InvalidRequest(f"{limit.path}[{i}]", "not in the vocabulary")
+                raise InvalidRequest(f"{limit.path}[{i}]", "is not in the vocabulary")
     _check_logit_bias(sampling.logit_bias, vocabulary_size)
     if sampling.structured_output is not None:
         check_structured_output(sampling, sampling.structured_output)
@@ -111,7 +110,7 @@ def _check_logit_bias(logit_bias: Mapping[int, float], vocabulary_size: int) -> 
     for token_id, bias in logit_bias.items():
         path = f"sampling.logit_bias[{token_id}]"
         if token_id >= vocabulary_size:
-            raise InvalidRequest(path, "not in the vocabulary")
+            raise InvalidRequest(path, "is not in the vocabulary")
         limits.LOGIT_BIAS_VALUE.check(bias, path)
 
 
@@ -134,7 +133,8 @@ def check_characters(characters: int, field: str, longest_token: int, context_le
 
 
 def fitted(sampling: Sampling, prompt_tokens: int, context_length: int) -> Sampling:
-    """The parameters with no more `max_tokens` than the prompt leaves of the context, as in vLLM.
+    """The parameters, with `max_tokens` reduced to the tokens that the prompt leaves in the
+    context, as in vLLM.
 
     Raises InvalidRequest if prompt and answer do not fit in `context_length` tokens.
     """
@@ -156,8 +156,8 @@ def fitted(sampling: Sampling, prompt_tokens: int, context_length: int) -> Sampl
         if not limits.PROMPT_LOGPROBS_IN_ALL.allows(in_all):
             raise InvalidRequest(
                 "sampling.prompt_logprobs",
-                f"the prompt's {prompt_tokens} tokens have {in_all}, and must have "
-                f"{limits.PROMPT_LOGPROBS_IN_ALL}",
+                f"the prompt's {prompt_tokens} tokens have {in_all} log-probabilities: they must "
+                f"have {limits.PROMPT_LOGPROBS_IN_ALL}",
             )
     if sampling.max_tokens is None or sampling.max_tokens <= room:
         return sampling
@@ -165,8 +165,8 @@ def fitted(sampling: Sampling, prompt_tokens: int, context_length: int) -> Sampl
 
 
 def check_gathered(sampling: Sampling) -> None:
-    """Raises InvalidRequest if an answer that is not streamed would have too many
-    log-probabilities, as far as the request shows it."""
+    """Raises InvalidRequest if the request shows that its answer, which is not streamed, would have
+    too many log-probabilities."""
     if sampling.logprobs is not None and sampling.max_tokens is not None:
         check_gathered_logprobs(sampling.n * sampling.max_tokens * (1 + sampling.logprobs))
 

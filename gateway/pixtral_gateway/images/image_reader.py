@@ -39,8 +39,8 @@ class ImageInput:
 
     `width` and `height` are pixels of the upright image, and `grid` has its tokens. `sha256` is the
     32-byte digest of the file, and `path` the request's field with the image. `low_detail` is False
-    if low detail was requested and leaves the image as large as it is. `data` is empty if the
-    request named the image: `request_images` loads it on demand.
+    even if low detail was requested, when low detail does not shrink the image. `data` is empty if
+    the request named the image: `request_images` loads it on demand.
     """
 
     data: bytes
@@ -76,7 +76,8 @@ class ImageReader:
         self._headers = Turns(1)
 
     async def read(self, source: ImageSource, tenant: str = "") -> ImageInput:
-        """Takes turns among tenants. Raises InvalidRequest with the source's field."""
+        """Reads an image. Tenants take turns to have large headers read. Raises InvalidRequest with
+        the source's field."""
         data = source.data if source.url is None else await self._from_url(source.url, source.path)
         if not data:
             raise InvalidRequest(source.path, "the image is empty", "IMAGE_EMPTY")
@@ -118,8 +119,9 @@ class ImageReader:
             raise InvalidRequest(path, "the base64 is malformed", "IMAGE_MALFORMED") from None
 
     def _decoded(self, url: str, start: int, path: str) -> bytes:
-        """As WHATWG's data: URLs are read (https://fetch.spec.whatwg.org/#data-url-processor): with
-        white space anywhere, with or without padding, and with %3D for =. Raises ValueError."""
+        """Decodes a data: URL by WHATWG's rules
+        (https://fetch.spec.whatwg.org/#data-url-processor): white space may be anywhere, padding
+        may be missing, and %3D may stand for =. Raises ValueError."""
         text = url[start:]
         if "%" in text:
             text = unquote_to_bytes(text).decode("ascii")
@@ -130,7 +132,8 @@ class ImageReader:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
     def named(self, sha256: bytes, size: ImageSize, source: ImageSource) -> ImageInput:
-        """An image of which only the size is known. Raises InvalidRequest as `read` does."""
+        """An image whose size is known and whose bytes are not read. Raises InvalidRequest as
+        `read` does."""
         self.check_size(size.nbytes, source.path)
         self._check_pixels(size.width, size.height, source.path)
         return self._input(b"", sha256, size, source)

@@ -1,8 +1,9 @@
 """Sizes and files of images in Redis, by tenant, so that requests can name them.
 
-An image that came with a request leaves a record of its size. The prompt needs no more, and Redis
-has the embedding while it has room. An uploaded image leaves its file as well, because no embedding
-of it may exist yet. A client sends an image again that the gateway no longer has.
+When an image comes with a request, the gateway stores a record of its size: the prompt needs only
+the size, and Redis has the embedding while there is room for it. When an image is uploaded, the
+gateway stores the file as well, because no embedding of it may exist yet. A client must send an
+image again if the gateway does not have it.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from typing import Final, cast
 from pixtral_core.cache.embedding_key import EmbeddingKey
 from pixtral_core.cache.guarded_redis import FAILURES, GuardedRedis, show_from_the_start
 
-# Counted from the last time that an image was named, uploaded or sent.
+# Redis keeps records and files for this long after the image was last named, uploaded or sent.
 KEEP_SECONDS: Final = 3600
 LOOKUP_SECONDS: Final = 0.25
 TRANSFER_SECONDS: Final = 5.0
@@ -26,7 +27,8 @@ TRANSFERS: Final = 4
 # magic, width, height, bytes of the file, SHA-256 of the key; the CRC-32 of these follows.
 _RECORD = struct.Struct("<4sIIQ32s")
 _CHECKSUM = struct.Struct("<I")
-# 1: width and height were those before a photograph was turned upright.
+# Version 2. Records of version 1 do not count, because their width and height ignore the image's
+# orientation.
 _MAGIC = b"PXI2"
 
 show_from_the_start("image_find", "image_keep", "image_get", "image_put", "image_delete")
@@ -37,7 +39,7 @@ for operation in ("image_find", "image_get"):
 @dataclass(frozen=True, slots=True)
 class ImageName:
     """`sha256` is the file's 32-byte digest, which a gateway computed from the bytes; `scope` is
-    its tenant."""
+    the image's tenant."""
 
     sha256: bytes
     scope: str
@@ -77,9 +79,9 @@ class NamedImages:
     async def find(
         self, names: Sequence[ImageName], fingerprint: str | None
     ) -> dict[ImageName, ImageSize]:
-        """The images about which a request can be answered, with one round trip: Redis has either
-        the file, or an embedding under `fingerprint`. Without a fingerprint, all whose size is
-        known."""
+        """The sizes of those images with which a request can be answered: Redis has the file, or an
+        embedding under `fingerprint`. Without a fingerprint, the sizes of all images that have a
+        record. One round trip for all names."""
         if not names:
             return {}
         redis = self._lookups.client
@@ -88,10 +90,11 @@ class NamedImages:
             async with redis.pipeline(transaction=False) as pipeline:
                 for name in names:
                     pipeline.getex(name.record_key, ex=KEEP_SECONDS)
-                    # Also says whether Redis has the file or the embedding.
+                    # The reply says whether Redis has the file.
                     pipeline.expire(name.file_key, KEEP_SECONDS)
                     if fingerprint is not None:
-                        # In either detail: if one has no embedding, the file is asked for later.
+                        # An embedding in either detail counts. If the requested detail has none,
+                        # the gateway needs the file later.
                         pipeline.exists(
                             *(
                                 EmbeddingKey(name.sha256, fingerprint, name.scope, low).redis_key
@@ -137,7 +140,8 @@ class NamedImages:
         return await self._transfers.attempt("image_put", TRANSFER_SECONDS, store) is not None
 
     async def get(self, name: ImageName) -> bytes | None:
-        """The file, or None. A file with another digest than its name is deleted."""
+        """The file, or None if Redis does not have it. A file whose digest is not its name's is
+        deleted."""
         redis = self._transfers.client
         data = cast(
             "bytes | None",
@@ -152,7 +156,7 @@ class NamedImages:
         return None
 
     async def close(self) -> None:
-        """Does not close `lookups`, which others use."""
+        """Closes `transfers`, but not `lookups`, which others use."""
         for task in self._keeping:
             task.cancel()
         await asyncio.gather(*self._keeping, return_exceptions=True)

@@ -14,7 +14,7 @@ from pixtral_gateway.images.named_images import ImageName, ImageSize, NamedImage
 from pixtral_gateway.metrics import NAMED_IMAGES
 from pixtral_gateway.tenancy.tenants import Tenant
 
-# The most files of named images in memory at once; each is there while it is encoded.
+# The most files of named images in memory at once. A file stays in memory while it is encoded.
 MAX_LOADED_FILES: Final = 8
 
 
@@ -29,13 +29,14 @@ class RequestImages:
     async def read_all(
         self, sources: Sequence[ImageSource], tenant: Tenant, fingerprint: str | None
     ) -> list[ImageInput]:
-        """All at once, so that the whole takes as long as the slowest URL.
+        """Reads all images at once, so that they take as long as the slowest URL.
 
         A name refers to a stored record, or to another image of the request that came as bytes. An
-        image from a record has no data: see `whole`. With a fingerprint, Redis had its embedding or
-        file a moment ago.
+        image from a record has no data; `whole` loads it. With a fingerprint, Redis had the
+        embedding or the file of each such image a moment ago.
 
-        Raises InvalidRequest with a source's field, and NotFound with each missing image's.
+        Raises InvalidRequest with a source's field, and NotFound with the fields of all missing
+        images.
         """
         if not sources:
             return []
@@ -64,8 +65,9 @@ class RequestImages:
     def keep(
         self, sources: Sequence[ImageSource], images: Sequence[ImageInput], tenant: Tenant
     ) -> None:
-        """Records images that came as bytes, so that requests can name them, in the background.
-        They have been encoded, so no image is recorded that encoders refuse."""
+        """Records in the background the images that came as bytes, so that requests can name them.
+        The caller records images only after they were encoded, so no record is of an image that
+        encoders refuse."""
         self._names.keep_sizes(
             {
                 ImageName(image.sha256, tenant.name): ImageSize(
@@ -78,7 +80,7 @@ class RequestImages:
 
     @asynccontextmanager
     async def whole(self, image: ImageInput, scope: str) -> AsyncIterator[ImageInput]:
-        """The image with its data. Raises NotFound if Redis has lost it."""
+        """The image with its data. Raises NotFound if Redis does not have the file."""
         if image.data:
             yield image
             return
@@ -102,7 +104,7 @@ class RequestImages:
         NAMED_IMAGES.labels("found").inc(len(sizes))
         NAMED_IMAGES.labels("missing").inc(len(names) - len(sizes))
         if len(sizes) < len(names):
-            # The client will send it with the bytes, and its images count then.
+            # The client will send the request again with the bytes, and the images count then.
             tenant.images.take(-images)
             raise _not_found([path for sha256, path in named if sha256 not in sizes])
         return sizes
@@ -112,5 +114,5 @@ def _not_found(paths: Sequence[str]) -> NotFound:
     return NotFound(
         "the gateway does not have an image that the request names: send it",
         "IMAGE_NOT_FOUND",
-        violations=[(path, "is not there") for path in paths],
+        violations=[(path, "the gateway does not have this image") for path in paths],
     )

@@ -41,15 +41,15 @@ class Uploads:
         deadline: Deadline,
         party: str | None = None,
     ) -> ImageInput:
-        """Stores the image that the pieces make up. `party` is the tenant, or the sender whose room
-        it takes.
+        """Stores the image that the pieces make up. `party` is the party of `room` for which the
+        bytes count; None means the tenant.
 
-        Raises InvalidRequest if the file is not an accepted image, Overloaded, DeadlineExceeded,
-        and Unavailable if Redis is away.
+        Raises InvalidRequest if the file is not an accepted image, Overloaded if there is no room,
+        DeadlineExceeded if the file comes too slowly, and Unavailable if Redis does not store it.
         """
         party = tenant.name if party is None else party
         with self._admission.permit(tenant, images=1):
-            # Unlike a bytearray, it returns its bytes without a copy.
+            # A BytesIO returns its bytes without a copy, unlike a bytearray.
             received = io.BytesIO()
             try:
                 async with asyncio.timeout(deadline.remaining()):

@@ -1,8 +1,9 @@
 """Fetches an image by URL, under rules against server-side request forgery.
 
-Only https is allowed, and http by a setting; only allowed hosts, by name; and only public
-addresses. The fetcher checks every address of a name, and connects to one of the checked addresses:
-a later change of the name has no effect. A redirect is a new URL, with every check again.
+A URL must be https, or http if a setting allows that. The operator allows hosts by name, and their
+addresses must be public. The fetcher checks every address of a name, and connects to one of the
+checked addresses, so a later change of the name's addresses has no effect. Every check applies to
+each redirect, too.
 """
 
 import asyncio
@@ -29,8 +30,8 @@ ANY_HOST: Final = "*"
 PIECE: Final = 1 << 16
 ANY_CONTENT: Final = "application/octet-stream"
 
-# A name's last label begins with a letter. Libraries take other forms for addresses: 127.1,
-# 2130706433, 0x7f000001.
+# The last label of a name begins with a letter. Libraries read some texts with another last label
+# as addresses, such as 127.1, 2130706433 and 0x7f000001.
 _NAME = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z][a-z0-9-]{0,62}")
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
@@ -39,13 +40,15 @@ Lookup = Callable[[str], Awaitable[Sequence[str]]]
 
 
 class NotFetched(Exception):
-    """The cause stays in the log: it would tell a stranger about the network behind the gateway."""
+    """No image was fetched. The client does not get the cause, which would tell a stranger about
+    the network behind the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
     """The hosts from which images may come: `example.org`, `example.org:8443`, `.example.org` for
-    all names below, `*` for every public host. `http` allows URLs of that scheme beside https."""
+    all names below it, `*` for every public host. `http` allows URLs of that scheme beside
+    https."""
 
     allowed: tuple[str, ...]
     http: bool = False
@@ -66,13 +69,14 @@ def is_public(address: str) -> bool:
     if ip.is_multicast or not ip.is_global:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        # Outside lie IPv4 addresses in other clothes, and NAT64's; 6to4's and Teredo's inside.
+        # IPv4 addresses in IPv6 notation and NAT64's addresses are outside of global unicast.
+        # 6to4's and Teredo's addresses are inside, but also lead to IPv4 addresses.
         return ip in _GLOBAL_UNICAST and ip.sixtofour is None and ip.teredo is None
     return True
 
 
 async def lookup(host: str) -> list[str]:
-    """As this machine resolves names."""
+    """The addresses of a host, as this machine resolves names."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]
@@ -105,13 +109,13 @@ class Fetcher:
             connector=aiohttp.TCPConnector(
                 resolver=_CheckedResolver(lookup, is_allowed),
                 limit=MAX_CONNECTIONS,
-                # Its addresses are looked up and checked for every connection.
+                # The resolver looks up and checks the addresses for every connection.
                 use_dns_cache=False,
                 ssl=tls or ssl.create_default_context(),
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "pixtral-serve", "Accept-Encoding": "identity"},
-            # A compressed body stays compressed, and is refused.
+            # aiohttp must not decompress a body, because `_read` refuses a compressed one.
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
         )
@@ -196,7 +200,7 @@ class Fetcher:
 
 
 def _parse(url: str) -> URL | None:
-    """An https or http URL of a host by its name, without a user; None for all else."""
+    """The URL if it is https or http, has a host's name and no user; otherwise None."""
     if not limits.IMAGE_URL_LENGTH.allows(len(url)):
         return None
     try:

@@ -1,1 +1,1 @@
-"""From a conversation to token ids, and from generated text to tool calls."""
+"""Encodes conversations to token ids, and reads tool calls and thoughts from generated text."""

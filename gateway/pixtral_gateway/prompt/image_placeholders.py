@@ -1,8 +1,8 @@
 """Makes mistral_common encode a prompt from the grids of its images, without their pixels.
 
 Library: mistral-common
-Changes: for one instruct tokenizer, the image encoder takes a grid in place of an image, and makes
-    its number in place of pixels; `decode` returns no text.
+Changes: for one instruct tokenizer, the image encoder takes a grid in place of an image, and
+    returns the image's number in place of pixels; `decode` returns no text.
 Why: mistral_common's own image encoder opens and resizes every image, in the gateway. It also
     decodes every prompt to text, for its own tests, which takes two thirds of the time of an
     encoding. Only the deprecated `Tokenized.text` uses that text.
@@ -66,7 +66,7 @@ def check_upstream() -> None:
 
 
 def leave_out_pixels(instruct: InstructTokenizer[Any, Any, Any], spec: VisionSpec) -> None:
-    """From now on, `instruct` calls `chunk_of` for an image, and makes tokens without text.
+    """Makes `instruct` take chunks of `chunk_of` as images, and return tokens without text.
 
     Raises HookBroken if mistral_common has changed.
     """
@@ -76,7 +76,7 @@ def leave_out_pixels(instruct: InstructTokenizer[Any, Any, Any], spec: VisionSpe
 
 
 def chunk_of(grid: Grid, number: int) -> ImageURLChunk:
-    """The chunk that represents an image in a message. The number is for `numbers`."""
+    """The chunk that represents an image in a message. `numbers` returns its number."""
     return ImageURLChunk(image_url=f"{grid.rows}x{grid.cols}x{number}")
 
 
@@ -96,7 +96,7 @@ class _GridEncoder(ImageEncoder):
 
     def __call__(self, content: ImageChunk | ImageURLChunk) -> ImageEncoding:
         if not isinstance(content, ImageURLChunk):
-            raise TypeError("the gateway's prompts hold grids only")
+            raise TypeError("the gateway's prompts contain grids only")
         rows, cols, number = map(int, content.get_url().split("x"))
         tokens = self._spec.placeholder(Grid(rows, cols))
         return ImageEncoding(tokens=tokens, image=np.array([number]))

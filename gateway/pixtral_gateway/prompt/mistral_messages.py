@@ -33,8 +33,8 @@ from pixtral_gateway.checks.conversation import (
 from pixtral_gateway.checks.structured_output import check_depth
 from pixtral_gateway.prompt.image_placeholders import chunk_of
 
-# mistral_common takes no assistant message without text, and strips spaces at its end. The rest is
-# the end-of-sequence token alone, as the model wrote it.
+# mistral_common accepts no assistant message without text, but strips spaces at its end. The
+# end-of-sequence token alone is left, which is all that the model wrote.
 NO_TEXT = " "
 FIRST_WITH_IMAGES_IN_RESULTS = TokenizerVersion.v15
 
@@ -50,14 +50,15 @@ def messages_of(
     *,
     thinks: bool = False,
 ) -> list[ChatMessage]:
-    """A message for each turn. Images have these grids, or any grid while theirs are unknown.
+    """A message for each turn. Images have `grids`; if it is None, each image has a grid of one
+    token.
 
     Clients can send back every answer of the model. Before version 7 mistral_common takes no text
-    beside tool calls, so an assistant's text before its tool calls is left out. An empty answer is
-    its end-of-sequence token. A thought is left out if the model does not think: another model may
-    have answered earlier. Raises InvalidRequest for JSON that mistral_common cannot read, for a
-    system message with thinking that has no place, and for a tool's result with an image before
-    version 15.
+    beside tool calls, so an assistant's text before its tool calls is left out. An empty answer
+    becomes the end-of-sequence token. A thought is left out if the model does not think: another
+    model may have given that answer. Raises InvalidRequest for JSON that mistral_common cannot
+    read, for thinking in a system message if the template has none there, and for an image in a
+    tool's result before version 15.
     """
     maker = _Maker(conversation, version, grids, thinks=thinks)
     made: list[ChatMessage] = []
@@ -123,7 +124,8 @@ class _Maker:
     def _assistant(self, index: int, turn: Turn, parts: Sequence[Part]) -> AssistantMessage:
         content = [self._chunk(part) for part in parts if part]
         if not content and not turn.calls:
-            # mistral_common takes this beside other text, and does not take missing content.
+            # mistral_common accepts an empty text beside other messages' text, but no missing
+            # content.
             content = [TextChunk(text="")]
         calls = [
             self._call(call, f"messages[{index}].tool_calls[{k}]")
@@ -166,14 +168,15 @@ class _Maker:
 def _mistral_ids(turns: Sequence[Turn]) -> dict[str, str]:
     """The text in the prompt for the id of each tool call.
 
-    An id of Mistral's form is its own text. vLLM's prompts have the last nine characters of a
-    longer id. If these do not have Mistral's form, or are another id's, a digest replaces the id.
+    An id in Mistral's form stays as it is. For a longer id, vLLM's prompts have its last nine
+    characters. If these are not in Mistral's form, or stand for another id, a digest replaces the
+    id.
     """
     stands: dict[str, str] = {}
     taken: set[str] = set()
     given = [call.id for turn in turns for call in turn.calls]
     given += [turn.call_id for turn in turns if turn.role is Role.TOOL]
-    # First the ids that are their own text: no other id may take their place.
+    # The ids in Mistral's form come first, so that no other id gets their text.
     for call_id in sorted(set(given), key=lambda each: (len(each) != _ID_LENGTH, each)):
         end = call_id[-_ID_LENGTH:]
         if not _MISTRAL_ID.fullmatch(end) or end in taken:
@@ -201,4 +204,4 @@ def _check_readable(text: str, path: str) -> None:
     else:
         check_depth(value, path, limits.ARGUMENTS_DEPTH)
         return
-    raise InvalidRequest(path, f"JSON must have {limits.ARGUMENTS_DEPTH}, and short numbers")
+    raise InvalidRequest(path, f"JSON must have {limits.ARGUMENTS_DEPTH}, and no very long number")

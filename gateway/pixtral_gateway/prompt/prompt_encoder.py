@@ -31,15 +31,15 @@ from pixtral_gateway.prompt.tool_format import ToolFormat
 
 # Tokenizing this many characters takes about a millisecond, off the event loop.
 OFFLOAD_CHARACTERS = 1 << 13
-# Making this many messages and parts of mistral_common takes as long.
+# Making this many messages and parts of mistral_common takes as long as that.
 OFFLOAD_PARTS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedImage:
-    """The place of an image in a prompt: `length` tokens from `offset` on.
+    """The position of an image in a prompt: `length` tokens from `offset` on.
 
-    `index` is the image's in the conversation.
+    `index` is the image's index in the conversation.
     """
 
     index: int
@@ -53,8 +53,8 @@ class PlacedImage:
 class Prompt:
     """Token ids of a conversation. `image_tokens` is the sum of the lengths of `images`.
 
-    `images` are in the prompt's order. It differs from the conversation's if the template puts the
-    results of tool calls in the order of the calls.
+    `images` are in the prompt's order. That order differs from the conversation's if the template
+    puts the results of tool calls in the order of the calls.
     """
 
     token_ids: Sequence[int]
@@ -66,8 +66,8 @@ class Prompt:
 class ThinkingFormat:
     """How a checkpoint's models think.
 
-    `token_id` begins a thought, or is None if the models do not think. `efforts` are those for
-    which the template has a place.
+    `token_id` begins a thought, or is None if the models do not think. `efforts` are the efforts
+    that the template can request.
     """
 
     token_id: int | None
@@ -81,7 +81,7 @@ class PromptEncoder:
         vocabulary_size: number of tokens; all token ids are smaller.
         longest_token: length of the longest token in characters.
         tools: the format in which the checkpoint's models call tools.
-        thinking: the format in which they think.
+        thinking: the format in which these models think.
     """
 
     def __init__(self, tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], spec: VisionSpec):
@@ -126,7 +126,7 @@ class PromptEncoder:
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, control tokens by their names. Raises InvalidRequest."""
         if max(token_ids, default=0) >= self.vocabulary_size:
-            raise InvalidRequest("tokens", "one is not in the vocabulary")
+            raise InvalidRequest("tokens", "a token id is not in the vocabulary")
         ids = list(token_ids)
         if len(ids) > OFFLOAD_CHARACTERS:
             return await asyncio.to_thread(self._spelled, ids)
@@ -136,8 +136,8 @@ class PromptEncoder:
         tokenizer = self._tokenizer.instruct_tokenizer.tokenizer
         if not isinstance(tokenizer, SentencePieceTokenizer):
             return tokenizer.decode(ids, SpecialTokenPolicy.KEEP)
-        # The tokenizer spells all tokens as pieces, with a letter for each space, if it keeps the
-        # control tokens.
+        # If this tokenizer keeps control tokens, it spells all tokens as pieces, with a letter in
+        # place of each space. So control tokens and text are decoded apart.
         return "".join(
             "".join(map(tokenizer.id_to_piece, run)) if is_special else tokenizer.decode(list(run))
             for is_special, run in groupby(ids, tokenizer.is_special)
@@ -151,7 +151,7 @@ class PromptEncoder:
             self.check_now(conversation)
 
     def check_now(self, conversation: Conversation) -> None:
-        """As `check`, on the calling thread."""
+        """Like `check`, but always in the caller's thread."""
         messages = messages_of(conversation, self._version, thinks=self.tools.thinks)
         self._check(conversation, messages)
 
@@ -167,7 +167,8 @@ class PromptEncoder:
             raise InvalidRequest("reasoning_effort", f"must be {known} for this model")
 
     def _effort_of(self, conversation: Conversation) -> ReasoningEffort | None:
-        """None if the template has no place for it: clients send it to every model."""
+        """The effort for the template. None if the template has no place for an effort, because
+        clients send one to every model."""
         if not conversation.reasoning_effort or not self.thinking.efforts:
             return None
         return ReasoningEffort(conversation.reasoning_effort)
@@ -175,7 +176,7 @@ class PromptEncoder:
     async def encode(
         self, conversation: Conversation, grids: Sequence[Grid], *, is_checked: bool = True
     ) -> Prompt:
-        """As `encode_now`, and off the event loop for a long conversation."""
+        """Like `encode_now`, but in a thread for a long conversation."""
         if _is_long(conversation):
             return await asyncio.to_thread(
                 self.encode_now, conversation, grids, is_checked=is_checked
@@ -185,10 +186,10 @@ class PromptEncoder:
     def encode_now(
         self, conversation: Conversation, grids: Sequence[Grid], *, is_checked: bool = True
     ) -> Prompt:
-        """Encodes a conversation. Its images have these grids, in its order.
+        """Encodes a conversation. `grids` has the grid of each image, in the conversation's order.
 
-        Raises InvalidRequest as `check` does, unless it has been checked, and for tools that
-        mistral_common does not take.
+        Raises InvalidRequest as `check` does, unless `is_checked` says that it has run, and for
+        tools that mistral_common does not take.
         """
         messages = messages_of(conversation, self._version, grids, thinks=self.tools.thinks)
         if not is_checked:
@@ -214,7 +215,8 @@ class PromptEncoder:
             offset = tokens.index(self._spec.image_token_id, at)
             at = offset + grid.placeholder_length
             images.append(PlacedImage(index, offset, grid.rows, grid.cols, grid.placeholder_length))
-        # Four bytes for each token, and not forty: the ids stay until the answer ends.
+        # An array needs four bytes for each token, and a list forty. The ids stay until the answer
+        # ends.
         return Prompt(array("I", tokens), tuple(images), sum(image.length for image in images))
 
 

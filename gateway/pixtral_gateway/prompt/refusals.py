@@ -1,4 +1,4 @@
-"""Says in plain words, and with a field's path, why mistral_common takes no such conversation."""
+"""Explains in plain words, with a field's path, why mistral_common refuses a conversation."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ _SYSTEM = (
 _TOOL = (
     "a tool message must come after an assistant message with tool_calls, or another tool message"
 )
-_RESULT = "must be the id of a call in the assistant message before it that has no result yet"
+_RESULT = "must be the id of a call of the preceding assistant message that has no result yet"
 _CALL_ID = "another call of this message has this id"
 _UNANSWERED = "each call must have its result, a tool message, before the assistant goes on"
 _SURPLUS = "there are more tool messages than calls in the assistant message before them"
@@ -39,11 +39,11 @@ _OTHER = "the model's template does not take this message here"
 
 
 class MessageCheck:
-    """mistral_common's own validation of messages, in the mode in which vLLM has it."""
+    """mistral_common's own validation of messages, in the mode that vLLM uses."""
 
     def __init__(self, version: TokenizerVersion) -> None:
         self._validator = get_validator(version, ValidationMode.test)
-        # The same, but that any message may be the last.
+        # The same checks, except that any message may be the last.
         self._of_beginnings = get_validator(version, ValidationMode.agnostic)
         self._has_text_beside_calls = version >= TokenizerVersion.v7
 
@@ -64,7 +64,8 @@ class MessageCheck:
         """The index of the message at fault, its field, and what is wrong with it."""
         if len(messages) == 1:
             return 0, ".role", _ONLY
-        # A beginning that is refused makes whatever goes on from it refused.
+        # If a beginning is refused, every longer beginning is refused, too, so bisection finds the
+        # first.
         counts = range(2, len(messages) + 1)
         at = bisect_left(counts, True, key=lambda count: self._is_refused(messages[:count])) + 1
         if at == len(messages):
@@ -92,9 +93,10 @@ class MessageCheck:
 
 
 def _text_after_calls(messages: Sequence[ChatMessage]) -> int | None:
-    """The index of an assistant message that mistral_common would join to calls before it.
+    """The index of an assistant message whose text mistral_common would join to calls before it.
 
-    Its validator lets the first calls of a conversation go unanswered, and its tokenizer fails.
+    mistral_common's validator accepts such a message if the calls are the first of the
+    conversation, but its tokenizer then fails.
     """
     has_called = False
     for at, message in enumerate(messages):
@@ -112,7 +114,7 @@ def _text_after_calls(messages: Sequence[ChatMessage]) -> int | None:
 def _explained_assistant(
     messages: Sequence[ChatMessage], at: int, ids: Sequence[str]
 ) -> tuple[int, str, str]:
-    """As `MessageCheck._explained`, for an assistant message whose calls have these ids."""
+    """Like `MessageCheck._explained`, for an assistant message whose calls have these ids."""
     again = next((k for k, call_id in enumerate(ids) if call_id in ids[:k]), None)
     if again is not None:
         return at, f".tool_calls[{again}].id", _CALL_ID

@@ -1,7 +1,8 @@
 """The form in which a checkpoint's models call tools.
 
-The gateway parses this form, and not the decoder: the gateway has the tokenizer's control tokens
-and the request's tools, and an answer passes through it whichever decoder continues it.
+The gateway, and not the decoder, parses this form: the gateway has the tokenizer's control tokens
+and the request's tools, and an answer passes through it even if another decoder continues the
+answer.
 """
 
 import codecs
@@ -36,7 +37,7 @@ _THINKING = (Marker.THINK, Marker.END_THINK)
 
 # The schema of the arguments of a function without parameters.
 NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
-# The first contain schemas by name; the second contain none.
+# The values of the keywords in _NAMED contain schemas by name, and those of _PLAIN contain none.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _PLAIN = ("const", "default", "enum", "example", "examples")
 
@@ -90,7 +91,7 @@ class ToolFormat:
             grammar = StructuredOutput(Structure.GRAMMAR, (_checked(_grammar(tools)),))
             return replace(sampling, structured_output=grammar)
         schema = _arguments(tools.forced[0]) if self._is_named else _list_schema(tools)
-        # On one line, as the model has learnt to write it.
+        # The JSON is on one line, as the model has learnt to write it.
         text = _checked(json.dumps(schema))
         one_line = StructuredOutput(Structure.JSON_SCHEMA, (text,), True)
         return replace(sampling, structured_output=one_line)
@@ -113,7 +114,8 @@ class ToolFormat:
             form = CallReader.named if self._is_named else CallReader.listed
             calls = CallReader(form) if tools.offered else None
             return _Choice(calls, self._marked(), thoughts, is_single=tools.is_single)
-        # Control tokens are text here: see `pixtral_decoder.engine.sampling_params`.
+        # Control tokens are text in a forced tool call: see
+        # `pixtral_decoder.engine.sampling_params`.
         if not self._is_named:
             reader = CallReader(CallReader.listed, has_begun=True)
         elif (name := _only_name(tools)) is None:
@@ -140,12 +142,12 @@ class ToolFormat:
 
 
 class MarkedText:
-    """An answer's text, with the control tokens at their places in it.
+    """An answer's text, with the control tokens at their positions in it.
 
     Text may come later than its tokens: a character waits for all of its bytes, and a possible stop
-    string waits for the text after it. So a token's place is counted in characters, from the tokens
-    before it. Some versions of vLLM spell some control tokens in the text; this class removes the
-    spelling.
+    string waits for the text after it. So a token's position is counted in characters, from the
+    tokens before it. Some versions of vLLM also write some control tokens into the text; this class
+    removes them there.
     """
 
     def __init__(
@@ -197,7 +199,7 @@ class MarkedText:
             self._due = marker.value
 
     def end(self) -> list[str | Marker]:
-        """The text that could still become a control token."""
+        """The text that was kept back because it could become a control token."""
         return [self._held] if self._held else []
 
 
@@ -223,13 +225,13 @@ class AnswerReader:
     def error(self, error: InvalidRequest) -> InvalidRequest:
         """The error with the name of the request's tool whose schema caused it."""
         if self._tools.forced and error.violations[0][0].startswith("sampling.structured_output"):
-            why = _SCHEMA_OF_A_GRAMMAR.sub(self._name_of, error.violations[0][1], count=1)
-            return InvalidRequest("tools", f"their parameters: {why}", error.reason)
+            why = error.violations[0][1]
+            named = _SCHEMA_OF_A_GRAMMAR.match(why)
+            # `_grammar` writes one schema for each tool.
+            tool = "all tools" if named is None else self._tools.forced[int(named[1]) - 1].name
+            why = why if named is None else why[named.end() :]
+            return InvalidRequest("tools", f"the parameters of {tool}: {why}", error.reason)
         return error
-
-    def _name_of(self, found: re.Match[str]) -> str:
-        """Names the tool of a schema in the grammar; `_grammar` writes one schema for each tool."""
-        return f"of {self._tools.forced[int(found[1]) - 1].name}, "
 
 
 class _Thoughts:
@@ -282,7 +284,7 @@ class _Choice:
         *,
         is_single: bool,
     ) -> None:
-        """Without a parser, tool calls are text."""
+        """If `reader` is None, tool calls are text."""
         self._reader = reader
         self._marked = marked
         self._thoughts = thoughts
@@ -302,7 +304,7 @@ class _Choice:
         reasoning, said = self._thought(delta, marked)
         found = [each for part in said for each in self._read(part)]
         if delta.finish_reason and self._reader is not None:
-            # A forced tool call ends where its structure ends.
+            # A forced tool call ends with its structure, so an incomplete one was cut off.
             is_cut = self._marked is None or delta.finish_reason is FinishReason.LENGTH
             found += self._reader.end(is_cut=is_cut)
         calls = self._joined([each for each in found if isinstance(each, ToolCallDelta)])
@@ -332,7 +334,7 @@ class _Choice:
             return self._reader.add(part)
         if isinstance(part, str):
             return [part]
-        # As in vLLM when the model may call no tool.
+        # vLLM does the same when the model may call no tool.
         return [part.value] if part is Marker.CALLS else []
 
     def _joined(self, pieces: Sequence[ToolCallDelta]) -> tuple[ToolCallDelta, ...]:
@@ -354,7 +356,7 @@ def _checked(structure: str) -> str:
     """Raises InvalidRequest if the structure is longer than the decoder's limit."""
     if not limits.STRUCTURE_CHARACTERS.allows(len(structure)):
         raise InvalidRequest(
-            "tools", f"the grammar of their parameters must have {limits.STRUCTURE_CHARACTERS}"
+            "tools", f"the grammar of the tools' parameters must have {limits.STRUCTURE_CHARACTERS}"
         )
     return structure
 
@@ -368,7 +370,8 @@ def _arguments(tool: Tool) -> dict[str, Any]:
 
 
 def _list_schema(tools: Tools) -> dict[str, Any]:
-    """A list of calls. Each tool's schema keeps its own definitions, under the tool's name."""
+    """The schema of a list of tool calls. Each tool's schema keeps its own definitions, under the
+    tool's name."""
     calls = [
         {
             "type": "object",

@@ -1,9 +1,9 @@
 """Parses tool calls in generated text, piece by piece.
 
-Mistral's models have two forms for them, each behind the control token [TOOL_CALLS]:
+Mistral's models have two forms for tool calls, each after the control token [TOOL_CALLS]:
 
     [TOOL_CALLS][{"name": "look", "arguments": {"at": "cat"}}, ...]     tokenizers before version 11
-    [TOOL_CALLS]look[ARGS]{"at": "cat"}[TOOL_CALLS]...                  from then on
+    [TOOL_CALLS]look[ARGS]{"at": "cat"}[TOOL_CALLS]...                  tokenizers since version 11
 
 Anything in neither form is text, and the client receives it as text.
 """
@@ -19,7 +19,7 @@ from typing import TypeAlias
 from pixtral_gateway.checks.tools import NAME
 from pixtral_gateway.request import ToolCallDelta
 
-# The most characters that the parser waits for: the end of a name, a key or white space.
+# After this many characters, the parser stops waiting for the end of a name, a key or white space.
 MAX_WAIT = 256
 
 _SPACE = " \t\r\n"
@@ -29,7 +29,7 @@ _ID_LETTERS = string.ascii_letters + string.digits
 
 
 class Marker(Enum):
-    """A control token, and its place in the answer's text."""
+    """A control token, at its position in the answer's text."""
 
     CALLS = "[TOOL_CALLS]"
     ARGS = "[ARGS]"
@@ -39,15 +39,15 @@ class Marker(Enum):
 
 
 class Malformed(Exception):
-    """The text is not a tool call after all."""
+    """The text is not a tool call, though it began like one."""
 
 
-# Reads a form as its text arrives, and yields where it needs more.
+# A generator that reads a form as its text arrives, and yields when it needs more text.
 Reading: TypeAlias = Generator[None, None, None]
 
 
 class CallReader:
-    """Reads one answer.
+    """Reads the tool calls in one answer.
 
     Each form is a method of this class that reads the text after [TOOL_CALLS]. Two texts are not
     sent yet: `_held` has been read, and `_rest` has not. If they turn out not to be a tool call,
@@ -172,7 +172,7 @@ class CallReader:
         name = self._read(len(self._rest.partition("{")[0])).strip(_SPACE)
         if self._marker is Marker.CALL_ID:
             yield from self._until(Marker.ARGS)
-            # The model's own id; the newest form has none.
+            # This skips the model's own id, which the newest form does not have.
             self._read(len(self._rest))
         return name
 
@@ -274,7 +274,8 @@ class _Extent:
         self._is_escaped = False
 
     def end_in(self, text: str) -> int | None:
-        """How many characters of the text belong to the value."""
+        """The number of characters of the text up to the value's end; None if the end is not in
+        it."""
         for at, letter in enumerate(text, start=1):
             if self._is_escaped:
                 self._is_escaped = False

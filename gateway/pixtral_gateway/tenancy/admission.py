@@ -12,7 +12,8 @@ from pixtral_gateway.metrics import MEMORY, MEMORY_LIMIT, PERMITS, PERMITS_LIMIT
 from pixtral_gateway.tenancy.tenants import Tenant
 
 MAX_IMAGE_BYTES: Final = 512 << 20
-# Bytes beside images that each request has uncounted; nearly all requests need less.
+# The bytes for other things than images that a request has without a reservation. Nearly all
+# requests need less.
 FREE_BYTES: Final = 64 << 10
 
 
@@ -29,14 +30,14 @@ class Permit:
     def reserve(self, nbytes: int) -> None:
         """Reserves memory for images until the request ends.
 
-        Raises Overloaded if none is left. A request that runs alone always gets it.
+        Raises Overloaded if none is left. A request that runs alone always gets the memory.
         """
         self._admission.reserve(self._tenant, nbytes)
         self._held += nbytes
 
     def hold(self, nbytes: int) -> None:
         """Counts the request's memory beside images, such as an answer that is gathered. The first
-        FREE_BYTES are free, and the rest is reserved. Raises Overloaded.
+        FREE_BYTES are free, and the rest is reserved. Raises Overloaded as `reserve` does.
         """
         self._beside += nbytes
         if self._beside > self._covered:
@@ -71,7 +72,7 @@ class Admission:
         self._tenants = tenants
         self._permits = counts.held("permits")
         self._image_bytes = counts.held("image-bytes")
-        # The share of permits or bytes that this worker's tenants have.
+        # The permits and the bytes that each tenant has in this worker.
         self._running = Counter[str]()
         self._holding = Counter[str]()
         self._largest = 0
@@ -102,7 +103,8 @@ class Admission:
     def permit(self, tenant: Tenant, images: int, answers: int = 1) -> Iterator[Permit]:
         """A permit for a request with this many images and choices.
 
-        Raises Overloaded at once if too few permits are left, or left to this tenant.
+        Raises Overloaded at once if too few permits are left, or too few for this tenant. Raises
+        InvalidRequest for more choices than this gateway can ever admit.
         """
         if answers > self._largest:
             most = self._largest

@@ -1,4 +1,4 @@
-"""Sizes admission by the decoders that are ready."""
+"""Sets the limit of admission by the capacity of the ready decoders."""
 
 import asyncio
 from collections.abc import Iterable
@@ -7,7 +7,8 @@ from typing import Final, NoReturn
 from pixtral_gateway.tenancy.admission import Admission
 from pixtral_gateway.upstream.replica import DecoderReplica
 
-# For each answer that the decoders take: as many others are being read, looked up, encoded or sent.
+# One permit for each answer that the decoders accept, and one for a request that is being read,
+# looked up, encoded or sent meanwhile.
 PERMITS_PER_PLACE: Final = 2
 SECONDS_BETWEEN_LOOKS: Final = 1.0
 
@@ -19,10 +20,10 @@ def room(decoders: Iterable[DecoderReplica]) -> int:
 
 
 async def follow_capacity(admission: Admission, decoders: Iterable[DecoderReplica]) -> NoReturn:
-    """Keeps the limit at what there is room for.
+    """Keeps the limit of admission at the room of the ready decoders.
 
-    While no decoder is ready it stays as it was: clients read that no decoder is ready, and not
-    that there is overload.
+    While no decoder is ready, the limit does not change, so that the error says that no decoder is
+    ready, and not that the gateway is overloaded.
     """
     while True:
         limit = room(decoders) or admission.limit

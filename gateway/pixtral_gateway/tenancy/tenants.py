@@ -7,7 +7,7 @@ The file of tenants is TOML:
     requests_at_once = 32           # each limit may be left out
     tokens_per_minute = 200_000
     images_per_minute = 600
-    highest_priority = -10          # 0 if left out; the lower the number, the higher it is
+    highest_priority = -10          # 0 if left out; a lower number is a higher priority
 
 The gateway reads the file again when it changes, without a restart. A file that it cannot read
 changes nothing.
@@ -43,8 +43,9 @@ _BEARER: Final = "bearer "
 
 @dataclass(slots=True)
 class Budget:
-    """A limit for each minute, which gathers for at most a minute. A request may take more than the
-    bucket has. The bucket then has a debt, and refuses requests until the debt is paid off.
+    """A limit for each minute, as a bucket that fills for at most a minute. A request may take more
+    than the bucket has. The bucket then has a debt, and refuses requests until the debt is paid
+    off.
 
     `taken` counts the use of all workers together; each worker computes the level for itself.
     """
@@ -60,7 +61,7 @@ class Budget:
         self.seen = self.taken.total
 
     def wait(self) -> float:
-        """Seconds until the bucket gives again; 0 is now."""
+        """The seconds until the bucket admits a request; 0 if it does now."""
         if self.a_minute is None:
             return 0.0
         self._fill()
@@ -81,7 +82,7 @@ class Budget:
 
 
 class TenantFile(BaseModel):
-    """A table of the file."""
+    """The table of one tenant in the file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -128,7 +129,7 @@ class Tenant:
             TENANT_REFUSALS.labels(self.name, limit)
 
     def limit(self, read: TenantFile) -> None:
-        """Takes new limits. The use under a limit that stays the same stays counted."""
+        """Sets new limits. The use that an unchanged limit has counted stays counted."""
         self.highest_priority = read.highest_priority
         self.requests_at_once = read.requests_at_once
         if self.tokens.a_minute != read.tokens_per_minute:
@@ -146,8 +147,8 @@ class Tenant:
 
     @contextmanager
     def request(self, images: int, answers: int = 1) -> Iterator[None]:
-        """A request with this many images and answers, from its admission to its end. Raises
-        Overloaded, and InvalidRequest if the tenant's limits can never admit it."""
+        """Counts a request with this many images and answers, from its admission to its end. Raises
+        Overloaded, and InvalidRequest if the tenant's limits can never admit the request."""
         most = self.requests_at_once
         if most is not None and answers > most:
             raise InvalidRequest(
@@ -197,7 +198,7 @@ class Tenants:
         self._public = Tenant.counted("public", counts) if path is None else None
         self._by_digest: dict[str, Tenant] = {}
         self._by_name: dict[str, Tenant] = {}
-        # The streams of each key, which end when the key is revoked.
+        # The tasks that serve requests of each key. They are cancelled when the key is revoked.
         self._running: defaultdict[str, WeakSet[asyncio.Task[Any]]] = defaultdict(WeakSet)
         self._watching: asyncio.Task[None] | None = None
         self._seen: object = None
@@ -213,7 +214,7 @@ class Tenants:
 
     def party(self, tenant: Tenant, host: str) -> str:
         """The party whose share of incoming bytes a request uses: the tenant, or the sender's
-        address where no keys are needed."""
+        address if the gateway needs no keys."""
         return host if self._public is not None else tenant.name
 
     def start(self) -> None:
@@ -229,8 +230,8 @@ class Tenants:
     def of(self, *headers: str) -> Tenant:
         """The tenant of the key in the header `Bearer KEY`. Raises Unauthenticated.
 
-        With several such headers, a proxy on the way may have checked another one than this
-        gateway.
+        Several such headers are refused, because a proxy in front of the gateway may have checked
+        another one than the gateway would.
         """
         if self._public is not None:
             return self._public
@@ -246,8 +247,8 @@ class Tenants:
         return tenant
 
     def serve(self, *headers: str) -> Tenant:
-        """As `of`, for the call that the current task serves. When the key is revoked, the task is
-        cancelled with the same error."""
+        """Like `of`, for the call that the current task serves. When the key is revoked, the task
+        is cancelled with Unauthenticated."""
         tenant = self.of(*headers)
         task = asyncio.current_task()
         if self._public is None and task is not None:
@@ -286,7 +287,7 @@ class Tenants:
 
 
 def read_tenants(path: Path) -> dict[str, TenantFile]:
-    """Raises ValueError, whose message has nothing of the file but names of tables and fields."""
+    """Reads the file. Raises ValueError, whose message quotes only names of tables and fields."""
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

@@ -1,1 +1,1 @@
-"""The encoders and decoders behind the gateway: discovery, placement, calls, retries."""
+"""The encoders and decoders that the gateway calls: discovery, placement, calls, retries."""

@@ -13,12 +13,13 @@ from typing import Final
 
 # Beginnings of prompts are compared in blocks of this many tokens.
 BLOCK_TOKENS: Final = 128
-# The most blocks that are remembered for a decoder: more than a card with a host's memory has.
+# The most blocks that are remembered for a decoder: more than fit into the memory of a card and its
+# host.
 MOST_BLOCKS: Final = 32_768
 # An answer that is being written takes as much of each step as this many tokens of a prompt.
 ANSWER_TOKENS: Final = 16
 
-# Names of a prompt's whole blocks, each standing for everything up to its end.
+# The names of a prompt's whole blocks. A name stands for the whole prompt up to the block's end.
 Blocks = Sequence[int]
 
 
@@ -36,7 +37,7 @@ def blocks_of(
     for offset, digest in images:
         number = offset // BLOCK_TOKENS
         marks[number] = marks.get(number, b"") + digest
-    # In this process alone, so Python's own hash is enough.
+    # The names stay in this process, so Python's own hash is enough.
     name = hash(tuple(scope))
     blocks = []
     for number in range(len(token_ids) // BLOCK_TOKENS):
@@ -47,7 +48,8 @@ def blocks_of(
 
 
 class Beginnings:
-    """The blocks that a decoder has computed, or will have when it begins the next request.
+    """The blocks that a decoder has computed, or will have computed when it begins the next
+    request.
 
     An engine drops the least recently used blocks first. When an answer shows that a block is gone,
     the blocks that were used earlier are gone, too.
@@ -62,24 +64,26 @@ class Beginnings:
         return BLOCK_TOKENS * sum(1 for _ in takewhile(self._blocks.__contains__, blocks))
 
     def shown(self, blocks: Blocks) -> int:
-        """The same, counting only blocks that answers have shown."""
+        """Like `tokens`, but counts only blocks that answers have shown."""
         return BLOCK_TOKENS * sum(1 for _ in takewhile(self._blocks.get, blocks))
 
     def expect(self, blocks: Blocks) -> list[int]:
-        """A request is sent, and the decoder will have its blocks. Returns the blocks that are
+        """Adds the blocks of a request that is sent to the decoder. Returns the blocks that are
         new."""
         new = [block for block in blocks if block not in self._blocks]
         self._blocks.update(dict.fromkeys(reversed(new), False))
         return new
 
     def give_up(self, new: Iterable[int]) -> None:
-        """The request ended before it began, so nobody knows that it computed anything."""
+        """Removes the new blocks of a request that ended before it began, because the decoder may
+        not have computed them."""
         for block in new:
             if self._blocks.get(block) is False:
                 del self._blocks[block]
 
     def computed(self, blocks: Blocks, shown: int, cached_tokens: int) -> None:
-        """The request began, and `shown` of its tokens were expected with certainty."""
+        """Adds the blocks of a request that began. `shown` is the number of its tokens that earlier
+        answers had shown, and `cached_tokens` the number that the decoder had."""
         # An engine always computes a prompt's last token, and with it the block of that token.
         if cached_tokens < shown - BLOCK_TOKENS:
             self._drop_until(blocks[cached_tokens // BLOCK_TOKENS])
@@ -100,7 +104,7 @@ class Beginnings:
 
 @dataclass(slots=True, eq=False)
 class Prompted:
-    """One request at a decoder: its tokens count as work until it begins or ends."""
+    """One request at a decoder. Its tokens count as work until the request begins or ends."""
 
     work: "DecoderWork"
     blocks: Blocks
@@ -114,7 +118,7 @@ class Prompted:
         return not self.left
 
     def begin(self, cached_tokens: int) -> None:
-        """The first response of the answer has come."""
+        """Notes that the first response of the answer has come."""
         self.work.begun(self, cached_tokens)
 
 
@@ -150,7 +154,7 @@ class DecoderWork:
         return self.tokens + others + ANSWER_TOKENS * (self.answers + self._others_answers)
 
     def new_tokens(self, blocks: Blocks, tokens: int) -> int:
-        """How many tokens of a prompt the decoder would compute; at least the last one."""
+        """The number of tokens of a prompt that the decoder would compute, at least 1."""
         return max(tokens - self.beginnings.tokens(blocks), 1)
 
     def report(self, tokens: int, answers: int, tokens_per_second: float) -> None:
@@ -161,16 +165,16 @@ class DecoderWork:
         self.tokens_per_second = tokens_per_second
 
     def forget(self) -> None:
-        """Another process has this address or will have it, and has computed nothing."""
+        """Forgets all, because another process has this address or will have it, and has computed
+        nothing."""
         self.beginnings.clear()
         self._others_tokens = self._others_answers = 0
         self.tokens_per_second = 0.0
 
     @contextmanager
     def sent(self, blocks: Blocks, tokens: int, answers: int) -> Iterator[Prompted]:
-        """A request of this many prompt tokens and answers is at the decoder during the block.
-
-        However the block ends, the request stops counting.
+        """Counts a request with this many prompt tokens and answers at the decoder during the
+        block. The request stops counting in whatever way the block ends.
         """
         prompted = Prompted(self, blocks, tokens, self.beginnings.shown(blocks))
         prompted.left = self.new_tokens(blocks, tokens)

@@ -40,7 +40,8 @@ from pixtral_gateway.upstream.replica import (
 from pixtral_gateway.upstream.resume import Progress
 from pixtral_gateway.upstream.retry_budget import RetryBudget
 
-# A completion survives the loss of three decoders. One that kills decoders kills no more than that.
+# A completion survives the loss of three decoders, and a request that kills decoders kills at most
+# four.
 MAX_ATTEMPTS = 4
 
 EMBEDDING_MISSING = "EMBEDDING_MISSING"
@@ -54,10 +55,10 @@ FINISH_REASONS: dict[int, FinishReason] = {
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A request in the form that a decoder takes.
+    """A request with all facts that a decoder needs.
 
-    `keys` name the embeddings of the prompt's images, in their order; `located` has the encoder of
-    each embedding. `head` identifies the prompt's beginning.
+    `keys` name the embeddings of the prompt's images, in the prompt's order; `located` has the
+    encoder of each embedding. `head` identifies the prompt's beginning.
     """
 
     request: Request
@@ -98,7 +99,8 @@ class Decoders:
         has_logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
         progress, has_encoded_again = Progress(sampling), False
         passed_over: set[str] = set()
-        # They went away during this request, and get it again only where no other is ready.
+        # The replicas that went away during this request. They get the request again only if no
+        # other replica is ready.
         left: set[str] = set()
         failure: ServingError | None = None
         self._budget.earn()
@@ -111,7 +113,8 @@ class Decoders:
             message.new_tokens = replica.work.new_tokens(blocks, tokens)
             attempts += 1
             number = next(numbers)
-            # Each attempt has its own id, because a decoder that hangs may still have the last one.
+            # Each attempt has its own id, because a decoder that hangs may still run the previous
+            # attempt.
             message.request_id = f"{generation.request.id}-{number}"
             span = current_span().child(
                 "generate", is_call=True, peer=replica.address, attempt=number
@@ -149,11 +152,11 @@ class Decoders:
                     raise
                 refusal = _gone("the decoder hangs")
             if progress.is_whole:
-                # Only the status was lost.
+                # The answer is complete, and only the status was lost.
                 return
             if isinstance(refusal, Overloaded):
-                # Requests of other gateways fill the decoder. It did no work, so this attempt
-                # spends no retry.
+                # Requests of other gateways fill the decoder. It did no work for this one, so this
+                # attempt spends no retry.
                 passed_over.add(replica.address)
                 failure = None if progress.has_begun else refusal
                 continue
@@ -176,7 +179,8 @@ class Decoders:
                 passed_over.add(replica.address)
                 failure = refusal
             elif message.generated_token_ids and not isinstance(refusal, DeadlineExceeded):
-                # The client did not send the fields for which only a continuation is refused.
+                # The decoder refuses only the continuation, for fields that the client did not
+                # send.
                 failure = None
                 break
             else:
@@ -203,7 +207,7 @@ class Decoders:
         if not preference:
             return None
         works = {address: replica.work for address, replica in ready.items()}
-        # No cache had an image that was encoded for this request.
+        # An image was shown earlier if a cache has its embedding.
         located = generation.located.values()
         is_known = bool(located) and all(each.cached for each in located)
         return ready[by_work(preference, works, blocks, tokens, is_known=is_known)]
@@ -241,7 +245,7 @@ def _generate_request(generation: Generation) -> decoder_pb2.GenerateRequest:
 
 
 def _delta(choice: chat_pb2.Choice) -> Delta:
-    """The common kind of delta. Every token passes here, so it reads few fields."""
+    """The common kind of delta. It reads few fields, because every token takes this path."""
     reason = choice.finish_reason
     if not reason:
         return Delta(choice.index, choice.text, choice.token_ids)

@@ -44,14 +44,15 @@ Watch: TypeAlias = Callable[[M], Coroutine[None, None, None]]
 
 
 class Group(Generic[M]):
-    """The members of one tier; iterating gives those there are now.
+    """The members of one tier. Iterating yields the current members.
 
     A target host:port is one member. dns:///name:port stands for a member at each address of the
     name, which is looked up every few seconds. A new address joins. A missing address gets no new
     work, and is closed `linger_seconds` later. A lookup that fails changes nothing. Members read
-    `files` when they are made; when these change, each member gets a successor.
+    `files` when they are made. When the files change, a new member replaces each one that was found
+    by a name.
 
-    `make` takes host:port and, for a member behind a name, the name.
+    `make` takes host:port and, for a member that was found by a name, the name.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Group(Generic[M]):
                     self._leave(member)
                 replaced = []
             if self._files is not None and self._files.changed():
-                # A later lookup removes them, when their successors have answered a handshake.
+                # The loop removes the old members at a later lookup, when there are new ones.
                 replaced, members = [*replaced, *members.values()], {}
             try:
                 found = await self._resolve(host.strip("[]"), int(port))
@@ -123,7 +124,8 @@ class Group(Generic[M]):
                     try:
                         members[address] = self._join(address, host, watch)
                     except StartupError as error:
-                        # The certificate is being replaced. The next lookup finds it.
+                        # The files of the certificate are being replaced. The next lookup tries
+                        # again.
                         logger.warning("%s cannot be called: %s", address, error)
             await asyncio.sleep(SECONDS_BETWEEN_LOOKUPS)
 

@@ -1,7 +1,7 @@
-"""Leaves a replica out for a while that answers handshakes but fails or hangs in its work.
+"""Stops using a replica for a while if it answers handshakes but fails or hangs in its work.
 
 Names and numbers are those of Envoy's outlier detection, except one: at most half of the replicas
-are left out. A tenth of few replicas would be none; Envoy leaves out at least one, even the last.
+are left out. Envoy's limit is a tenth, but always at least one replica, even the last one.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 CONSECUTIVE_FAILURES = 5
 BASE_EJECTION_SECONDS = 30.0
-# The ejections that count; the longest lasts 300 s.
+# The most ejections that count for the length of the next; the longest lasts 300 s.
 MOST_EJECTIONS = 10
 MAX_EJECTED_SHARE = 0.5
 
@@ -42,7 +42,8 @@ class Record:
         return time.monotonic() < self._until
 
     def eject(self) -> float:
-        """Seconds for which it is left out: longer each time, less the time that it was well."""
+        """Ejects the replica. Returns for how many seconds: more each time, and fewer after a time
+        without ejections."""
         now = time.monotonic()
         well = int((now - self._until) / BASE_EJECTION_SECONDS)
         self._ejections = min(max(self._ejections - well, 0) + 1, MOST_EJECTIONS)
@@ -53,10 +54,10 @@ class Record:
 
 
 def failed(replica: "Replica", peers: Iterable["Replica"]) -> None:
-    """A call to the replica failed because of the replica.
+    """Counts a call that failed because of the replica.
 
-    The replica is ejected when it fails again and again while another replica does not. A failure
-    everywhere comes from the request, or from a service behind all replicas.
+    Ejects the replica if it fails again and again while another replica does not. A failure of all
+    replicas comes from the request, or from a service that all replicas use.
     """
     if replica.contract is None:
         # All calls to a process that has died fail at once, and count once.

@@ -40,7 +40,7 @@ class EmbeddingLocator:
         try:
             return located | await self.encode(misses, contract, deadline)
         except Unavailable:
-            # A decoder may still have them, and reports the ones that it lacks.
+            # A decoder may still have the embeddings, and reports those that it lacks.
             return located | {key: Encoded("", cached=True) for key in misses}
 
     async def encode(

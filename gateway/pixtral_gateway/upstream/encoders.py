@@ -35,7 +35,8 @@ RETRIED = GONE | FAILED | {grpc.StatusCode.FAILED_PRECONDITION}
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """`encoder` is the address of the replica that has the embedding now, `seconds` the wait."""
+    """`encoder` is the address of the replica that has the embedding now, and `seconds` the wait
+    for it."""
 
     encoder: str
     cached: bool
@@ -43,7 +44,8 @@ class Encoded:
 
 
 class Encoders:
-    """Sends an image to the replica that its key names, so that no two encode the same image."""
+    """Sends an image to the replica that its key names, so that no two replicas encode the same
+    image."""
 
     def __init__(self, replicas: Iterable[EncoderReplica], budget: RetryBudget) -> None:
         self._replicas = replicas

@@ -9,7 +9,7 @@ from pixtral_gateway.upstream.decoder_work import Blocks, DecoderWork
 # requests, and takes room from computed prompts.
 AGAIN = 3
 # Decoders whose costs differ by at most this factor count as equal, and the first in the key's own
-# order is chosen: costs are not known more exactly, and so gateways agree.
+# order is chosen. Costs are not known more exactly, and gateways thus choose the same decoder.
 SLACK = 1.25
 
 
@@ -39,14 +39,15 @@ def by_work(
         cost = (left + new + AGAIN * again) / rate
 
     `left` are tokens that the decoder has to compute first, `new` those of this prompt that it has
-    not computed, `again` those of them that another decoder has computed, and `rate` the number
-    that it computes in a second, as measured. A decoder without a measured rate has the mean of the
-    others.
+    not computed, `again` those of them that another decoder has computed, and `rate` the measured
+    number of tokens that it computes in a second. A decoder without a measured rate has the mean of
+    the others.
 
     Among the addresses within SLACK of the least cost, the first in the order of preference wins.
-    `is_known` means that the prompt's images were shown earlier. If no decoder is known to have
-    computed any of the prompt then, another gateway has sent them, most likely to the first in that
-    order, and this function assumes so.
+    `is_known` means that an earlier request had the prompt's images. If this gateway knows of no
+    decoder that has computed any part of the prompt, another gateway sent that request, most likely
+    to the first address in the order of preference. This function then assumes that the first
+    decoder has computed the prompt.
     """
     seen = [rate for address in preference if (rate := works[address].tokens_per_second)]
     usual = sum(seen) / len(seen) if seen else 1.0

@@ -25,7 +25,7 @@ class Tiers:
 
     Attributes:
         width: width of embeddings by the gateway's own checkpoint.
-        stall_seconds: a replica that owes answers and sends none for so long counts as hung.
+        stall_seconds: a replica that owes answers and sends none for this long counts as hung.
     """
 
     encoders: Group[EncoderReplica]
@@ -44,19 +44,20 @@ class Tiers:
             await changed.wait()
 
     async def failed(self) -> None:
-        """Returns once a watch over the replicas has failed, and the registry no longer changes."""
+        """Returns once a watch over the replicas has failed, after which the registry is out of
+        date."""
         await self._broken.wait()
 
     async def stop(self) -> None:
         await asyncio.gather(self.encoders.stop(), self.decoders.stop())
 
     def contract(self, adapter: str = "") -> Contract:
-        """The contract for the next request, and for an adapter of the model if one is named.
+        """The contract for the next request; with `adapter`, only of decoders that have it.
 
         Raises Unavailable without a decoder.
 
-        During a rolling upgrade there may be two contracts. The one wins that has encoders and more
-        decoders.
+        During a rolling upgrade there may be two contracts. A contract that has encoders wins over
+        one that has none, and then the contract with more decoders wins.
         """
         decoders = Counter(
             d.contract for d in self.decoders if d.contract is not None and d.has(adapter)

@@ -21,7 +21,8 @@ HANDSHAKE_SECONDS = 2.0
 # An absent replica gets frequent handshakes, so that it is found soon after it starts.
 SECONDS_BETWEEN_HANDSHAKES = 5.0
 SECONDS_BETWEEN_ATTEMPTS = 0.5
-# A process that starts may load for minutes. This many failures, of five minutes, are a fault.
+# A process that starts may load for minutes. This many failures, which take five minutes, are a
+# fault.
 STARTING_ATTEMPTS = 600
 # A replica too busy for a handshake is not gone: only this many failures in a row mean that it
 # hangs.
@@ -46,8 +47,8 @@ class Work:
     """A running call to a replica.
 
     Attributes:
-        is_awaited: whether the gateway waits for its next response; False while the client has
-            yet to read the last one.
+        is_awaited: whether the gateway waits for the call's next response; False while the client
+            has not read the last response.
     """
 
     call: Cancellable
@@ -55,7 +56,7 @@ class Work:
 
 
 def is_cancelled() -> bool:
-    """Whether a CancelledError is the end of this task, and not of a call."""
+    """Whether a CancelledError ends this task, and not only a call."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
@@ -77,12 +78,12 @@ class Replica(ABC):
     """One process of another tier, at `address`.
 
     Attributes:
-        announced: the contract of its last handshake; None if the handshake failed or does not
-            fit.
-        contract: the same; None while the gateway does not use the replica.
+        announced: the contract of its last handshake; None if the handshake failed or the replica
+            serves another model.
+        contract: the same as `announced`, but None while the gateway does not use the replica.
         fits: whether it serves this gateway's model, by its last announcement.
         outstanding: answers to this gateway's requests that have not ended.
-        responses: number of its responses to all gateways.
+        responses: a count that grows when the replica responds to any gateway.
         record: outcomes of its calls.
     """
 
@@ -109,8 +110,8 @@ class Replica(ABC):
     def serving(self, call: Cancellable, answers: int = 1) -> Iterator[Work]:
         """The replica works at `call` until the block ends.
 
-        If the replica hangs, the call is cancelled, and `is_cancelled` is true for that reason
-        alone.
+        If the replica hangs, the call is cancelled and the task is not, so that `is_cancelled` is
+        false.
         """
         work = Work(call)
         self._under_way.add(work)
@@ -123,13 +124,13 @@ class Replica(ABC):
             call.cancel()
 
     def lost(self) -> None:
-        """A call found that the process is gone. The replica is used again after its next
-        handshake."""
+        """Stops using the replica until its next handshake, because a call found that its process
+        is gone."""
         self._announce(None)
         self._asked_to_look.set()
 
     def leave_out(self) -> None:
-        """The replica is not used until its record allows it."""
+        """Stops using the replica until its record allows it."""
         self._set(None)
 
     async def watch(
@@ -139,20 +140,21 @@ class Replica(ABC):
         peers: "Iterable[Replica]",
         stall_seconds: float,
     ) -> None:
-        """Keeps `contract` true until cancelled; `changed` is set whenever it becomes one.
+        """Keeps `contract` up to date until cancelled. Sets `changed` after each handshake that
+        succeeds.
 
-        A replica whose embeddings are not `width` wide is of another model, and never used. One
-        that says nothing for `stall_seconds` in which it owes answers is ejected from among its
-        peers. The calls to a replica that hangs are cancelled.
+        A replica whose embeddings are not `width` wide serves another model, and is never used. A
+        replica that sends nothing for `stall_seconds` while it owes answers is ejected, if enough
+        of its `peers` are in use. The calls to a replica that hangs are cancelled.
         """
         async with asyncio.TaskGroup() as both:
             both.create_task(self._shake_hands(width, changed))
             both.create_task(self._listen(peers, stall_seconds))
 
     async def _listen(self, peers: "Iterable[Replica]", stall_seconds: float) -> None:
-        # In looks and not by the clock: a gateway that stood still itself heard nothing, either.
-        # Several calls count together, because a call's own deadline may be shorter than the time
-        # that shows a hang.
+        # Silence is counted in looks and not by the clock, because a gateway that stood still
+        # itself received nothing, either. Several calls count together, because a call's own
+        # deadline may be shorter than the time that shows a hang.
         quiet, responses = 0.0, self.responses
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
@@ -191,7 +193,8 @@ class Replica(ABC):
             await self._pause(is_urgent=slow > 0)
 
     def _log_silence(self, code: grpc.StatusCode, failures: int, has_answered: bool) -> None:
-        """Writes one line for each silence, and one more for a start that does not end."""
+        """Logs one line when a replica stops answering, and one more if a replica never starts
+        to."""
         what = (self.tier, self.address, code.name)
         if failures == 1 and not has_answered:
             logger.info("%s %s does not answer yet: %s", *what)
@@ -199,7 +202,7 @@ class Replica(ABC):
             logger.warning("%s %s does not answer: %s", *what)
 
     def retire(self) -> None:
-        """The replica gets no new calls; running calls continue."""
+        """Sends the replica no new calls; running calls continue."""
         self._announce(None)
 
     async def close(self) -> None:
@@ -211,8 +214,9 @@ class Replica(ABC):
             work.call.cancel()
 
     def _hear(self, responses: int) -> None:
-        """A handshake proves that the replica answers: it may answer other gateways while this one
-        waits in its queue."""
+        """Takes the replica's own count of responses, from a handshake. The count shows that the
+        replica works, even if it answers only other gateways while this one's requests wait in its
+        queue."""
         if responses != self._told:
             self._told = responses
             self.responses += 1
@@ -296,7 +300,7 @@ class DecoderReplica(Replica):
         self.capacity = info.capacity or 2 * info.max_running
         self.adapters = frozenset(info.adapters)
         self._hear(info.responses)
-        # A decoder of an older version does not report it.
+        # A decoder of an older version does not report its load.
         if info.HasField("load"):
             self.hear_load(info.load)
         return Contract(info.model, info.fingerprint, info.width, info.dtype)

@@ -1,4 +1,4 @@
-"""How far a completion has come, and whether another decoder can continue it."""
+"""Tracks the progress of a completion, and whether another decoder can continue it."""
 
 from array import array
 from dataclasses import fields
@@ -26,7 +26,7 @@ STATELESS: Final = frozenset(
         "include_stop_str_in_output",
     }
 )
-# The other parameters, with values that have no effect.
+# Other parameters, each with the value that has no effect.
 IDLE: Final = {"seed": -1, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 # The parameters that are not in STATELESS, with their defaults.
 _STATEFUL: Final = tuple(
@@ -39,8 +39,8 @@ _STATEFUL: Final = tuple(
 def can_be_continued(sampling: Sampling) -> bool:
     """Whether another decoder can continue a completion exactly as the first one would have.
 
-    It cannot if the next token depends on state that only the engine has: of a grammar, of a seeded
-    generator, or of penalties, which count the completion's own tokens.
+    It cannot if the next token depends on state that only the first engine has: the state of a
+    grammar or of a seeded generator, or the counts of the completion's own tokens for penalties.
     """
     is_greedy = sampling.temperature == 0
     return all(
@@ -54,8 +54,8 @@ def can_be_continued(sampling: Sampling) -> bool:
 class Progress:
     """The deltas of a request's choices so far, from all decoders.
 
-    `made` are the token ids from which the next decoder continues. `has_begun`: the client has some
-    of them.
+    `made` are the token ids from which the next decoder continues. `has_begun` means that the
+    client has got a delta.
     """
 
     __slots__ = ("_can_be_continued", "_new", "_unfinished", "has_begun", "made")

@@ -1,4 +1,4 @@
-"""Bounds the RPCs that may be sent a second time."""
+"""Bounds the number of RPCs that may be sent again."""
 
 import math
 import time
@@ -17,23 +17,24 @@ class RetryBudget:
     are saved.
 
     A healthy tier saves retries, so that everything on a replica can move at once when the replica
-    dies. A failing tier soon spends them. From then on it gets a fifth more calls than a healthy
-    one.
+    dies. A failing tier soon spends them. From then on the failing tier gets a fifth more calls
+    than a healthy one.
     """
 
     def __init__(self, tier: str, most: Callable[[], int]) -> None:
         self._tier = tier
         self._most = most
-        # More than can be saved, until the first use sets it.
+        # The first use reduces this to the most that can be saved.
         self._saved = math.inf
         self._at = time.monotonic()
 
     def earn(self) -> None:
-        """A request makes its first call."""
+        """Adds the share of a retry that a request's first call earns."""
         self._saved = min(self._saved + SHARE, self._most())
 
     def spend(self, *, midway: bool = False) -> bool:
-        """Whether a call may be repeated; `midway` means from where its answer broke off."""
+        """Takes one retry; False if none is left. `midway` means that the retry continues the
+        answer from where it broke off."""
         now = time.monotonic()
         self._saved = min(self._saved + (now - self._at) * PER_SECOND, self._most())
         self._at = now

@@ -68,4 +68,4 @@ def test_each_kind_that_is_refused_is_told_of_once(lines: list[str]) -> None:
     lines.append("Redis answers again")
     state.answered("put")
     state.answered("put")
-    lines.append("Redis no longer refuses put")
+    lines.append("Redis accepts put again")

@@ -200,7 +200,7 @@ def test_a_format_that_is_not_among_those_taken_is_none_and_told_by_its_name() -
 
     assert read_header(data) is None
     told = why_unsupported(data, DEFAULT_FORMATS)
-    assert told.startswith("TIFF images are not taken here")
+    assert told.startswith("TIFF images are not accepted here")
     assert "PIXTRAL_IMAGE_FORMATS" in told
     assert "HEIC" in why_unsupported(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", DEFAULT_FORMATS)
     assert why_unsupported(b"hello", {ImageFormat.PNG}) == "not a PNG image"

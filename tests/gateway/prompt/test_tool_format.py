@@ -157,7 +157,7 @@ def test_a_schema_that_nothing_can_follow_is_an_error_of_the_tools(prompts: Prom
     slow = InvalidRequest("sampling.structured_output.grammar", "slow", "STRUCTURE_TOO_SLOW")
     told_of_slow = forced.error(slow)
     assert told_of_slow.reason == slow.reason
-    assert told_of_slow.violations == (("tools", "their parameters: slow"),)
+    assert told_of_slow.violations == (("tools", "the parameters of all tools: slow"),)
     assert offered.error(refused) is refused
 
 
@@ -168,7 +168,7 @@ def test_of_several_tools_the_one_is_named_whose_parameters_nothing_can_follow(
     refused = InvalidRequest("sampling.structured_output.grammar", told)
     reader = load(v11_model_dir).tools.reader(Tools(ALL, (LOOK, GO)))
     assert reader.error(refused).violations == (
-        ("tools", "their parameters: of go, the engine cannot enforce not at #"),
+        ("tools", "the parameters of go: the engine cannot enforce not at #"),
     )
 
 

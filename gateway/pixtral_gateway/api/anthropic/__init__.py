@@ -1,1 +1,1 @@
-"""Anthropic's Messages API, over the same request path."""
+"""Anthropic's Messages API, on the same pipeline as the other APIs."""

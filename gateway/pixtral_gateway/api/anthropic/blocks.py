@@ -12,8 +12,8 @@ from pixtral_gateway.checks.conversation import ImageSource, Part, Thinking, Too
 from pixtral_gateway.checks.tools import check_call
 from pixtral_gateway.checks.validation import check_parts
 
-# The first block of Claude Code's system prompt, which differs in each request: with it no two
-# prompts would begin alike. vLLM leaves it out, too.
+# The first block of Claude Code's system prompt. It differs in each request, so with it no two
+# prompts would begin alike, and none would use the prefix cache. vLLM leaves it out, too.
 _BILLING = "x-anthropic-billing-header"
 _MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+", re.IGNORECASE)
 
@@ -29,12 +29,12 @@ class Blocks(Turns):
         super().__init__("messages", {".tool_call_id": ".tool_use_id"})
         messages = asked.messages
         check_parts([_length(message.content) for message in messages], context_length)
-        told = _system_texts(asked.system, "system")
+        texts = _system_texts(asked.system, "system")
         for i, message in enumerate(messages):
             if message.role == "system":
-                told += _system_texts(message.content, f"messages.{i}.content")
-        if told:
-            self.system("system", ["".join(told)])
+                texts += _system_texts(message.content, f"messages.{i}.content")
+        if texts:
+            self.system("system", ["".join(texts)])
         for i, message in enumerate(messages):
             if message.role != "system":
                 self._add(message, f"messages.{i}")
@@ -58,12 +58,13 @@ class Blocks(Turns):
                     has_results = True
                     self._tool_result(block, at)
                 case {"type": "tool_use"} if not is_user:
-                    # Text comes first, wherever it stands in the message.
+                    # Tool calls are added below, because the text of a turn precedes them wherever
+                    # it stands.
                     pass
                 case {"type": "thinking", "thinking": str(thought)} if not is_user:
                     parts.append(Thinking(thought))
                 case {"type": "redacted_thinking"} if not is_user:
-                    # Anthropic has encrypted it, and no other model can read it.
+                    # Anthropic has encrypted this thought, and no other model can read it.
                     pass
                 case _:
                     parts += _part(block, at, may_show=is_user)
@@ -141,7 +142,7 @@ def _image(source: Any, path: str) -> ImageSource:
     match source:
         case {"type": "base64", "data": str(data)}:
             kind = source.get("media_type", "image/jpeg")
-            # The file's own bytes determine its format.
+            # The type is checked and not used: the file's own bytes determine its format.
             if not isinstance(kind, str) or not _MEDIA_TYPE.fullmatch(kind):
                 raise InvalidRequest(f"{path}.media_type", "must be a type such as image/png")
             return ImageSource(f"{path}.data", url=f"data:{kind};base64,{data}")

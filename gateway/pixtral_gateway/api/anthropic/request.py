@@ -25,7 +25,8 @@ _CHOICES = {
 
 
 def _as_it_is(value: Any) -> Any:
-    # The field's own reader names the part that is wrong. The type is for /openapi.json only.
+    # The code that reads the field checks it, and names the wrong part. The type is for
+    # /openapi.json only.
     return value
 
 
@@ -61,7 +62,7 @@ class SentFormat(BaseModel):
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
     type: Literal["json_schema"]
-    # Not `schema`, which is a method of pydantic's.
+    # The name is not `schema`, because pydantic has a method of that name.
     schema_: dict[str, Any] = Field(alias="schema")
 
 
@@ -131,7 +132,7 @@ class MessagesRequest(CountTokensRequest):
     def sampling(self, *, disable_any_whitespace: bool = True) -> Sampling:
         """A parameter that is absent or null takes the model's own default.
 
-        `disable_any_whitespace` has the JSON that a format asks for come on one line.
+        `disable_any_whitespace` puts the JSON of a format on one line.
         """
         wanted = self.output_config.format if self.output_config is not None else None
         structured = None

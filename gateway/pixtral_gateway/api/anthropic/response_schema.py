@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NotRequired
 
-# Before Python 3.12, pydantic reads no other.
+# Before Python 3.12, pydantic needs this TypedDict, and not that of `typing`.
 from typing_extensions import TypedDict
 
 from pixtral_gateway.api.openai.response_schema import Report
@@ -37,7 +37,8 @@ class TextBlock(TypedDict):
 
 
 class ThinkingBlock(TypedDict):
-    """The signature is empty: a thought that is sent back is taken as it is."""
+    """The signature is empty, because the gateway accepts a thought that is sent back without a
+    check."""
 
     type: Literal["thinking"]
     thinking: str
@@ -52,7 +53,7 @@ class ToolUseBlock(TypedDict):
 
 
 class MessageUsage(TypedDict):
-    """`input_tokens` does not count the tokens that came from the prefix cache."""
+    """`input_tokens` does not include the tokens that came from the prefix cache."""
 
     input_tokens: int
     cache_creation_input_tokens: int
@@ -61,7 +62,7 @@ class MessageUsage(TypedDict):
 
 
 class MessageAnswer(TypedDict):
-    """`pixtral` is in one that has ended."""
+    """`pixtral` is in a message that has ended."""
 
     id: str
     type: Literal["message"]
@@ -167,7 +168,8 @@ class SentToolUse(TypedDict):
 
 
 class SentToolResult(TypedDict):
-    """In messages of role `user`. `is_error` changes nothing: its text says it."""
+    """In messages of role `user`. `is_error` changes nothing, because the text of the result says
+    that it is an error."""
 
     type: Literal["tool_result"]
     tool_use_id: str
@@ -175,7 +177,8 @@ class SentToolResult(TypedDict):
 
 
 class SentThinking(TypedDict):
-    """Shown to a model that thinks; a redacted one is ignored."""
+    """In messages of role `assistant`. A model that thinks sees the thought; a redacted thought is
+    ignored."""
 
     type: Literal["thinking", "redacted_thinking"]
     thinking: NotRequired[str]

@@ -72,7 +72,8 @@ class AnthropicApi:
         return JSONResponse(answer)
 
     def _conversation(self, asked: CountTokensRequest) -> tuple[Conversation, Callable[[str], str]]:
-        """The conversation, and what Anthropic calls a field of it. Raises InvalidRequest."""
+        """The conversation, and a function that returns Anthropic's name of a field. Raises
+        InvalidRequest."""
         blocks = Blocks(asked, context_length=self._front.backend.tiers.context_length)
 
         def name_of(field: str) -> str:
@@ -84,7 +85,8 @@ class AnthropicApi:
                 blocks.done(),
                 max_images=self._front.settings.max_images,
                 tools=tools,
-                # As with Anthropic's own models: the answer goes on from such a message.
+                # The answer continues a last message of the assistant, as with Anthropic's own
+                # models.
                 goes_on=blocks.ends_with_text,
                 reasoning_effort=effort_of(
                     asked.thinking, asked.effort, self._front.backend.thinking

@@ -15,7 +15,7 @@ from pixtral_gateway.prompt.prompt_encoder import ThinkingFormat
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 
-# From no effort to the most.
+# In order, from no effort to the most.
 _EFFORTS = [str(each) for each in ReasoningEffort]
 _NONE = str(ReasoningEffort.none)
 # Anthropic's default.
@@ -23,8 +23,8 @@ _USUAL: Effort = "high"
 
 
 class SentThinking(BaseModel):
-    """`budget_tokens` is a target that a model may miss, even Anthropic's. `display` changes
-    nothing, as in vLLM.
+    """`budget_tokens` is ignored: it is a target that even Anthropic's models may miss. `display`
+    changes nothing, as in vLLM.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -35,7 +35,7 @@ class SentThinking(BaseModel):
 
 
 def effort_of(thinking: SentThinking | None, effort: Effort | None, form: ThinkingFormat) -> str:
-    """The effort for the model's template; empty for the template's own.
+    """The effort for the model's template; empty means the template's own default.
 
     Raises InvalidRequest if the request requires a thought and the model cannot think.
     """
@@ -56,7 +56,7 @@ def without_thought(
 ) -> Sampling:
     """The sampling parameters that prevent a thought.
 
-    They are the only way if the template has no place for an effort.
+    A model whose template has no place for an effort needs them: nothing else prevents its thought.
     """
     is_unwanted = thinking is not None and thinking.type == "disabled"
     if not is_unwanted or form.token_id is None or _NONE in form.efforts:
@@ -66,8 +66,8 @@ def without_thought(
 
 
 def _nearest(effort: str, known: Sequence[str]) -> str:
-    """The least known effort that is not below the requested one, or else the highest; empty if
-    none is known."""
+    """The least known effort that is not below the requested one; if all are below, the highest.
+    Empty if no effort is known."""
     some = sorted((each for each in known if each != _NONE), key=_EFFORTS.index)
     at_least = [each for each in some if _EFFORTS.index(each) >= _EFFORTS.index(effort)]
     return next(iter(at_least), some[-1] if some else "")

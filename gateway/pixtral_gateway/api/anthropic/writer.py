@@ -27,7 +27,7 @@ _STOP_REASONS: Mapping[FinishReason | None, StopReason] = {
 
 
 class MessageWriter(EventWriter[MessageEvent]):
-    """Builds one message, and returns each step as events."""
+    """Builds one message, and returns the events of each step."""
 
     def __init__(self, model: str) -> None:
         self.id = f"msg_{uuid.uuid4().hex}"
@@ -103,7 +103,7 @@ class MessageWriter(EventWriter[MessageEvent]):
         self._is_open, self._pieces = True, []
         self._blocks.append(block)
         index = len(self._blocks) - 1
-        # A copy of the block in its current state, because the block will change.
+        # The event has a copy, because the block will change.
         yield {"type": "content_block_start", "index": index, "content_block": block.copy()}
 
     def _close(self) -> Iterable[MessageEvent]:
@@ -152,7 +152,8 @@ class MessageWriter(EventWriter[MessageEvent]):
 
 
 def _object(arguments: str) -> dict[str, Any]:
-    """Empty if the tool call was cut, or the model did not write an object."""
+    """The object in a tool call's arguments; empty if the call was cut off, or the model wrote no
+    object."""
     try:
         found = json.loads(arguments)
     except (ValueError, RecursionError):

@@ -35,12 +35,14 @@ _DESCRIPTOR = chat_pb2.DESCRIPTOR.services_by_name["ChatService"]
 SERVICE: str = _DESCRIPTOR.full_name
 METHODS: tuple[str, ...] = tuple(_DESCRIPTOR.methods_by_name)
 
-# The messages of an RPC that breaks off end as if they were complete. Then the RPC is cancelled.
+# When a client breaks off an RPC, its messages end as if they were complete, and the RPC is
+# cancelled within this time.
 CANCEL_SECONDS = 0.02
 # A completion with more tokens than this is converted in a thread.
 MAX_LOGPROBS_AT_ONCE = 256
 
-# Determined before the message is received, once for each RPC: each runs in its own context.
+# The tenant is found before the message is received. Each RPC has its own context, and thus its own
+# tenant.
 _TENANT: ContextVar[Tenant] = ContextVar("tenant")
 
 
@@ -77,8 +79,8 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         with _named_from_the_request():
             asked = self._request(request.chat, context)
             model = request.chat.model or self._model
-            # It copies the parts that it needs: protobuf keeps a whole message while a part of it
-            # is in use.
+            # `asked` has copies of the parts that it needs, so this frees the message. protobuf
+            # keeps a whole message while a part of it is in use.
             del request
             async with aclosing(self.backend.pipeline.stream(asked)) as events:
                 async for event in events:
@@ -168,7 +170,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         )
 
     def _find_tenant(self, context: Context) -> Tenant:
-        """Raises Unauthenticated."""
+        """The tenant of the RPC's key. Raises Unauthenticated."""
         metadata = context.invocation_metadata() or ()
         headers = (str(value) for name, value in metadata if name == "authorization")
         tenant = self._tenants.serve(*headers)
@@ -182,7 +184,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         return Reception(self._incoming, self._tenants.party(tenant, host_of(context.peer())))
 
     def _check_room(self, context: Context, *, is_completion: bool) -> Reception:
-        """Raises Unauthenticated and Overloaded, as far as they are known without the message."""
+        """Raises Unauthenticated, and Overloaded if there is no room whatever the message is."""
         reception = self._check_tenant(context)
         reception.counter = _TENANT.get()
         self.backend.admission.check(_TENANT.get(), is_completion=is_completion)
@@ -224,7 +226,7 @@ class ChatService(chat_pb2_grpc.ChatServiceServicer):
         )
 
     def _seconds(self, context: Context) -> float:
-        """How long the RPC may take."""
+        """The seconds that the RPC may take."""
         seconds = self._settings.request_timeout_seconds
         client_seconds = context.time_remaining()
         return seconds if client_seconds is None else min(seconds, client_seconds)

@@ -16,13 +16,13 @@ FINISH_REASONS = {
 
 def response(completion_id: str, model: str, delta: Delta) -> chat_pb2.StreamCompleteResponse:
     made = chat_pb2.StreamCompleteResponse(id=completion_id, model=model)
-    # It fills the message in its place: a message of its own would be copied, and every token
-    # passes here.
+    # This fills the delta inside the response. A separate message would be copied, and every token
+    # takes this path.
     choice = made.delta
     choice.index = delta.index
     choice.text = delta.text
     choice.token_ids.extend(delta.token_ids)
-    # Few have these.
+    # Few deltas have the fields below.
     if delta.finish_reason is not None:
         choice.finish_reason = FINISH_REASONS[delta.finish_reason]
         set_stop_reason(choice, delta)

@@ -1,1 +1,1 @@
-"""The HTTP server under every HTTP API: bounds, bodies, middleware, event streams."""
+"""The HTTP server that all HTTP APIs share: bounds, bodies, middleware, event streams."""

@@ -1,4 +1,4 @@
-"""Says in plain words what pydantic reports about a field of a body."""
+"""Writes in plain words the problem that pydantic reports about a field of a body."""
 
 from pydantic_core import ErrorDetails
 
@@ -19,7 +19,8 @@ _WRONG_VALUES = frozenset({"bool_parsing", "float_parsing", "int_from_float", "i
 
 
 def said_of(problem: ErrorDetails) -> str:
-    """It never repeats the value. Bounds and choices are those of the field's own type."""
+    """The message never repeats the value. The bounds and choices in it come from the field's own
+    type."""
     kind, context = problem["type"], problem.get("ctx", {})
     match kind:
         case "missing":

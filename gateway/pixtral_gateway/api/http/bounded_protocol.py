@@ -32,9 +32,9 @@ TOUCHES = (
     Touch(_MODULE, "RequestResponseCycle.__init__", mentions=("response_complete",)),
 )
 
-# Bytes of a request's head, of the line before a piece of its body, and of its trailers.
+# The most bytes of a request's head, of the line before a piece of its body, and of its trailers.
 MAX_HEAD_BYTES = limits.HEAD_BYTES.most
-# The time for the head, and for the rest of a body whose request has its answer.
+# The time for the head, and for the rest of a body after its request was answered.
 HEAD_SECONDS = 60.0
 
 
@@ -48,7 +48,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The time since the end of the message was last certain.
+        # `_head_bytes` counts the bytes since the parser last completed a head, a piece of a body
+        # or a message. `_patience` limits the time for the next one.
         self._head_bytes = 0
         self._has_moved_on = False
         self._is_whole = True
@@ -87,12 +88,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._has_moved_on = self._is_whole = True
         super().on_message_complete()
         if self.cycle.response_complete:
-            # The end came too late for uvicorn to wait for another request.
+            # The body ended after the answer, so uvicorn itself does not limit the wait for another
+            # request.
             self._wait()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        # Nothing reads the rest, so it has no other deadline.
+        # Nothing reads the rest of the body, so it has no other deadline.
         if self.cycle is not None and self.cycle.response_complete and not self._is_whole:
             self._wait()
 

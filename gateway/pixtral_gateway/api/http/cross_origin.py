@@ -10,10 +10,10 @@ _EXPOSED = ("x-request-id", "request-id", "retry-after")
 
 
 def allowing(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """Wraps `app` for pages of `origins`, such as `https://chat.example.org`; `*` is every page.
+    """Wraps `app` for pages of `origins`, such as `https://chat.example.org`; `*` means every page.
 
-    Without origins it is `app` itself: a browser then keeps its answers from every page but the
-    gateway's own. A page sends its API key itself; the gateway uses no cookies.
+    Without origins, this returns `app` itself: a browser then shows its answers to the gateway's
+    own page alone. A page sends its API key itself; the gateway uses no cookies.
     """
     if not origins:
         return app

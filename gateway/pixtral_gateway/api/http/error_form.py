@@ -8,13 +8,14 @@ from typing import Any
 from pixtral_core.errors import ServingError
 from pixtral_gateway.api.openai.errors import body_of
 
-# The place in a request's scope where a stream that has begun puts its own writer of errors.
+# The key in a request's scope under which a stream puts its own writer of errors.
 STREAM_ERROR = "pixtral.stream_error"
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorForm:
-    """`body` answers a request, and `event` is the end of a stream that has begun.
+    """`body` makes the answer to a request that fails, and `event` the last event of a stream that
+    fails.
 
     `request_id` is a header beside `x-request-id` in which the API's clients look for the id.
     """

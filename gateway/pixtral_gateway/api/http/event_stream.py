@@ -12,16 +12,17 @@ from pixtral_gateway.api.http.middleware import EVENT_STREAM, while_client_waits
 _HEADERS = [
     (b"content-type", EVENT_STREAM + b"; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    # Otherwise nginx would buffer them.
+    # Without this header, nginx would buffer the events.
     (b"x-accel-buffering", b"no"),
 ]
 
 
 class EventStream:
-    """Sends the events of `events`, and takes the next one only when the client has taken the last.
+    """Sends `events`, and takes the next event only when the client has received the previous one.
 
-    The response begins with the first event, so an earlier refusal has its own status. `error`
-    writes the end of a request that fails later, if the API's own form does not.
+    The response begins with the first event, so a request that fails before that gets its own
+    status. `error` writes the last event of a stream that fails later; if it is None, the API's
+    ErrorForm does.
     """
 
     def __init__(

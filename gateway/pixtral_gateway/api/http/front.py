@@ -1,4 +1,4 @@
-"""The first steps of every HTTP route: it finds the tenant and the model, and begins a request."""
+"""The first steps of every HTTP route: find the tenant and the model, and begin a request."""
 
 import time
 from dataclasses import dataclass
@@ -84,8 +84,8 @@ class Front:
     async def read(self, request: Request, model: type[M], since: float | None = None) -> M:
         """The body as a `model`, within the time of a request that arrived at `since`.
 
-        Call it after `tenant` or `arrive`. A request for no completion has no `since`; for it, this
-        raises Overloaded.
+        `tenant` or `arrive` must have run before. A request that is not for a completion has no
+        `since`, and this raises Overloaded if there is no room for it.
         """
         seconds = self.settings.request_timeout_seconds
         tenant: Tenant = request.state.tenant

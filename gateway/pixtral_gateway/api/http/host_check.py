@@ -10,9 +10,9 @@ from pixtral_gateway.api.openai.errors import Refused
 def check_host(host: str | None) -> None:
     """Raises Refused for a name or address that is not this machine's own.
 
-    A page of another site can point its own name here (DNS rebinding). To a browser it then has the
-    same origin as the gateway, and may send requests and read answers. A client that is not a
-    browser may send no `Host`.
+    Another site can point its own name to this machine (DNS rebinding). To a browser, the site's
+    page then has the same origin as the gateway, and may send requests and read answers. A request
+    without `Host` is accepted, because a browser always sends it.
     """
     if host is None:
         return
@@ -31,9 +31,9 @@ def check_host(host: str | None) -> None:
 
 
 def _is_own_address(name: str) -> bool:
-    """Whether it is an IP address of this machine, or the one that means all of them.
+    """Whether the name is an IP address of this machine, or the one that means all its addresses.
 
-    A page of another site cannot point an address here, as it can its own name.
+    Another site can point its own name to this machine, but not an address.
     """
     try:
         address = ipaddress.ip_address(name)
@@ -42,7 +42,7 @@ def _is_own_address(name: str) -> bool:
     if address.is_loopback or address.is_unspecified:
         return True
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    # Only an own address can be bound; nothing is sent.
+    # Only an address of this machine can be bound. Nothing is sent.
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((name, 0))

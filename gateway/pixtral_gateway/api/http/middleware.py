@@ -1,6 +1,6 @@
 """Wraps every HTTP request: readiness gate, metrics, log line, span, and errors as responses.
 
-It does for HTTP what `pixtral_core.server.grpc_interceptor` does for gRPC.
+`pixtral_core.server.grpc_interceptor` does the same for gRPC.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from pixtral_gateway.metrics import HTTP_REQUESTS, HTTP_SECONDS
 
 # The status in metrics for requests whose clients left without an answer, as in nginx.
 CLIENT_GONE = 499
-# The label of all other routes in metrics.
+# METHODS have labels of their own in metrics. NO_ROUTE is the label of requests without a route.
 METHODS = frozenset({"GET", "POST"})
 NO_ROUTE = "none"
 EVENT_STREAM = b"text/event-stream"
@@ -80,7 +80,8 @@ class RequestMiddleware:
         self._tasks: set[asyncio.Task[Any]] = set()
         for route in router.routes:
             if isinstance(route, Route):
-                # Present from the start: a rate needs a counter that begins at zero.
+                # The counter is shown at zero, because a rate misses the event that creates a
+                # counter.
                 for method in (route.methods or set()) & METHODS:
                     HTTP_REQUESTS.labels(method, route.path_format, "200")
                     HTTP_SECONDS.labels(method, route.path_format)
@@ -95,7 +96,7 @@ class RequestMiddleware:
             self._tasks.discard(task)
 
     async def end(self) -> None:
-        """Running requests end with an error that says that the service stops."""
+        """Ends running requests with an error that says that the server is shutting down."""
         for task in self._tasks:
             task.cancel(Unavailable("the server is shutting down"))
         if self._tasks:
@@ -143,7 +144,7 @@ class RequestMiddleware:
                 error = client_error(unexpected)
             if call is not None:
                 call.facts |= error.facts
-            # The client may not have read everything yet, but the request ends here.
+            # The client may not have read the whole answer yet, but the request ends here.
             with suppress(TimeoutError):
                 async with asyncio.timeout(GIVE_UP_SECONDS):
                     await reply.fail(error)
@@ -154,7 +155,7 @@ class RequestMiddleware:
         did not cause."""
         task = asyncio.current_task()
         if task is None or not task.cancelling():
-            # A call that was awaited was cancelled, and not the request.
+            # Something that the request awaited was cancelled, and the request was not.
             return client_error(cancelled)
         given = given_up_for(cancelled)
         if given is None and not isinstance(next(iter(cancelled.args), None), ClientGone):
@@ -165,7 +166,7 @@ class RequestMiddleware:
 
 
 class _Reply:
-    """The answer to one request, as far as it was sent."""
+    """Sends the answer to one request, and remembers how much of it was sent."""
 
     def __init__(
         self, send: Send, gate: Gate, call: Call | None, form: ErrorForm, scope: Scope
@@ -209,7 +210,7 @@ class _Reply:
 
 
 def _route(router: Router, scope: Scope) -> str:
-    """The route's pattern: metrics and logs need few names."""
+    """The pattern of the route, because metrics and logs need few names."""
     for route in router.routes:
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
             return route.path_format

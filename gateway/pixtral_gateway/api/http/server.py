@@ -16,7 +16,7 @@ from pixtral_gateway.api.http.middleware import RequestMiddleware
 from pixtral_gateway.api.http.uvicorn_server import UvicornServer
 from pixtral_gateway.settings import GatewaySettings
 
-# A client's pool keeps a connection for less time than this when it is idle.
+# The pools of common clients close an idle connection earlier than this.
 KEEP_ALIVE_SECONDS = 75
 # Seconds between two checks whether the certificate on disk has changed.
 CERTIFICATE_SECONDS = 10.0
@@ -55,8 +55,8 @@ class HttpServer:
             ) from None
         except OSError:
             raise StartupError(f"cannot listen on {self._listen}") from None
-        # For its connections: asyncio does not recognise them as TCP, and an answer's body would
-        # wait until its head is acknowledged.
+        # Connections inherit this option. asyncio does not recognise them as TCP, and so does not
+        # set it. Without it, an answer's body would wait until its head is acknowledged.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._server = UvicornServer(config)
         await self._server.start(listener)
@@ -66,7 +66,8 @@ class HttpServer:
         return f"{host}:{listener.getsockname()[1]}"
 
     async def close(self) -> None:
-        """Running requests end with an error that says so, and are cut off."""
+        """Ends running requests with an error that says that the server is shutting down, and
+        closes all connections."""
         if self._server is None:
             return
         if self._following is not None:
@@ -96,14 +97,15 @@ class HttpServer:
             ssl_keyfile=settings.tls_private_key,
             ssl_ca_certs=str(settings.tls_client_ca) if settings.tls_client_ca else None,
             ssl_cert_reqs=ssl.CERT_REQUIRED if settings.tls_client_ca else ssl.CERT_NONE,
-            # The next request of a connection begins in the context of the last one, and would log
-            # with its ids.
+            # Otherwise the next request of a connection would begin in the context of the previous
+            # one, and log with its ids.
             reset_contextvars=True,
         )
 
 
 async def _follow(certificate: ServerCertificate, context: ssl.SSLContext) -> None:
-    """New connections get the certificate on disk. A certificate that cannot be used is logged."""
+    """Gives new connections the certificate on disk. Logs a warning if the certificate cannot be
+    used."""
     files = certificate.files()
     while True:
         await asyncio.sleep(CERTIFICATE_SECONDS)

@@ -3,7 +3,7 @@
 Library: uvicorn
 Changes: nothing; it runs the parts of uvicorn.Server.serve one by one.
 Why: `serve` installs handlers for the process's signals, which the gateway handles, and no setting
-    prevents that. It also leaves connections open that outlast the shutdown.
+    prevents that. After the shutdown, it leaves some connections open.
 Upstream: https://github.com/Kludex/uvicorn/issues/526
 Versions: uvicorn 0.50 to 0.54
 """
@@ -33,7 +33,7 @@ def check_upstream() -> None:
 
 
 class UvicornServer:
-    """One server of a loaded configuration. Call `start` and `stop` once each."""
+    """One server of a loaded configuration. `start` and `stop` may each run once."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         """Raises HookBroken if uvicorn has changed."""
@@ -55,5 +55,5 @@ class UvicornServer:
         await self._ticking
         await self._server.shutdown()
         for connection in list(self._server.server_state.connections):
-            # A connection that serves HTTP, which has its transport from the first byte on.
+            # Every connection in this set serves HTTP and has its transport.
             connection.transport.abort()

@@ -1,1 +1,1 @@
-"""OpenAI's HTTP API beside gRPC, over the same request path."""
+"""OpenAI's HTTP API, on the same pipeline as gRPC."""

@@ -1,4 +1,4 @@
-"""The routes of OpenAI's API, each thin over the pipeline."""
+"""The routes of OpenAI's API; each converts a request for the pipeline, and the answer back."""
 
 import uuid
 from collections.abc import Sequence

@@ -44,8 +44,8 @@ FINISH_REASONS: dict[request.FinishReason | None, FinishReason | None] = {
 
 
 class _Gathered:
-    """One choice so far. Log-probabilities are stored as JSON, because a choice may have a
-    million: as objects they would need six times the memory, and seconds to write at the end."""
+    """One choice so far. It stores log-probabilities as JSON, because a choice may have a million:
+    objects would need several times the memory, and seconds to write at the end."""
 
     def __init__(
         self, beginning: str, *, has_token_ids: bool, has_reasoning: bool, has_ids_as_tokens: bool
@@ -125,7 +125,8 @@ async def whole(
             }
             if has_token_ids:
                 answer["prompt_token_ids"] = list(prompt)
-            # The request still has its memory here.
+            # The answer is written inside the loop, while the request still has its share of the
+            # memory limit.
             if event.prompt_logprobs or any(each.logprobs for each in gathered):
                 written = await asyncio.to_thread(_written, answer, gathered, event)
             else:
@@ -137,14 +138,15 @@ def _written(answer: ChatCompletion, gathered: list[_Gathered], finished: Finish
     choices = ",".join(each.choice(index) for index, each in enumerate(gathered))
     made = _with(answer, "choices", f"[{choices}]")
     if finished.prompt_logprobs:
-        # One by one, because writing JSON blocks the event loop, too.
+        # The positions are written one by one, because writing one large JSON text blocks the event
+        # loop even from a thread.
         positions = ",".join(map(_json, map(_prompt_logprob_of, finished.prompt_logprobs)))
         made = f'{made[:-1]},"prompt_logprobs":[{positions}]}}'
     return made.encode()
 
 
 def _with(value: Choice | ChatCompletion, name: str, written: str | None) -> str:
-    """JSON of `value`, whose field `name` is `written` already, if that is given."""
+    """The JSON of `value`. `written`, if given, is the JSON of the field `name`."""
     if written is None:
         return _json(value)
     others = {key: each for key, each in value.items() if key != name}
@@ -184,7 +186,7 @@ class _Chunks:
             "model": model,
             "choices": [],
         }
-        # As in OpenAI's API: with `include_usage`, each chunk has the field.
+        # With `include_usage`, each chunk has the field, as in OpenAI's API.
         if asked.include_usage:
             self._heading["usage"] = None
         self._head = _head(self._heading)
@@ -208,7 +210,7 @@ class _Chunks:
                 return self._opening(event.index) + self._delta(event)
 
     def _opening(self, index: int) -> bytes:
-        """The first chunks of a choice."""
+        """The chunks that begin a choice; empty if it has begun."""
         if index in self._made:
             return b""
         is_first = not self._made
@@ -247,7 +249,8 @@ class _Chunks:
         return self._event(choice)
 
     def _event(self, choice: ChunkChoice) -> bytes:
-        """The same as a chunk of `event_of`. Most of it is equal in all chunks and written once."""
+        """The same bytes as `event_of` makes of the chunk. The part that is equal in all chunks is
+        written once."""
         return b'%b,"choices":[%b]}\n\n' % (self._head, _json(choice).encode())
 
     def _count(self, index: int, tokens: int) -> None:
@@ -265,8 +268,8 @@ class _Chunks:
 
 
 def _is_empty(delta: request.Delta) -> bool:
-    """Whether there is nothing to send, such as while the parser reads the beginning of a tool
-    call."""
+    """Whether the delta has nothing to send, for example while the parser reads the beginning of a
+    tool call."""
     said = delta.text or delta.reasoning or delta.tool_calls
     return not (said or delta.logprobs or delta.finish_reason)
 
@@ -332,7 +335,7 @@ def as_id(token_id: int) -> str:
 def _logprob(token: logprobs.Logprob, *, as_ids: bool) -> Logprob:
     return {
         "token": name_of(token, as_ids=as_ids),
-        # JSON has no infinity, so this is vLLM's own replacement.
+        # JSON has no infinity. vLLM sends this number in its place.
         "logprob": max(token.logprob, LEAST_LOGPROB),
         "bytes": list(token.text.encode()),
     }
@@ -341,8 +344,8 @@ def _logprob(token: logprobs.Logprob, *, as_ids: bool) -> Logprob:
 def prompt_logprobs_of(
     positions: Sequence[logprobs.TokenLogprobs],
 ) -> list[dict[str, PromptLogprob] | None]:
-    """In vLLM's form: tokens by their ids, with the prompt's own first; None for its first
-    token."""
+    """The log-probabilities of a prompt in vLLM's form: tokens by their ids, the prompt's own token
+    first. The prompt's first token has None."""
     return [_prompt_logprob_of(position) for position in positions]
 
 
@@ -413,10 +416,10 @@ def event_of(chunk: Mapping[str, Any]) -> bytes:
 
 
 def _head(heading: ChatCompletionChunk) -> bytes:
-    """The lines of an event up to the choices of its chunk."""
+    """The beginning of an event, up to the choices of its chunk."""
     others = {key: each for key, each in heading.items() if key != "choices"}
     return b"data: " + _json(others)[:-1].encode()
 
 
-# In ASCII: some clients take U+2028 and similar characters for the end of a line.
+# The JSON is ASCII, because some clients take U+2028 and similar characters for the end of a line.
 _json = json.JSONEncoder(separators=(",", ":")).encode

@@ -27,7 +27,7 @@ _TYPES: dict[int, ErrorType] = {
 }
 _RETRIED = frozenset({429, 503})
 
-# Codes of OpenAI's API, which clients look for.
+# The reasons for which OpenAI's API has a code of its own, which clients look for.
 _CODES = {
     "INVALID_FIELD": "invalid_value",
     "PROMPT_TOO_LONG": "context_length_exceeded",
@@ -74,7 +74,8 @@ def headers_of(error: ServingError) -> dict[str, str]:
 
 
 def body_of(error: ServingError, name_of: Callable[[str], str] | None = None) -> ErrorAnswer:
-    """`param` is the field's path as OpenAI writes it: as `param_of`, unless `name_of` is given."""
+    """`param` is the path of the field in the API's own form, from `name_of`, or from `param_of`
+    without it."""
     status = status_of(error)
     message, param = error.message, None
     if error.violations:
@@ -92,11 +93,11 @@ def body_of(error: ServingError, name_of: Callable[[str], str] | None = None) ->
 
 
 def param_of(field: str) -> str:
-    """`messages[1].role` becomes `messages.1.role`, and `sampling.top_p` becomes `top_p`. The
-    fields of tools and tool calls that OpenAI has in a `function` are there."""
+    """`messages[1].role` becomes `messages.1.role`, and `sampling.top_p` becomes `top_p`. Fields
+    that OpenAI has in the `function` of a tool or a tool call get that name, too."""
     return _OF_FUNCTION.sub(r"\1.function.\2", flat_param_of(field))
 
 
 def flat_param_of(field: str) -> str:
-    """The same for APIs whose tools have no `function`."""
+    """Like `param_of`, for APIs whose tools have no `function`."""
     return re.sub(r"\[(\d+)\]", r".\1", field.removeprefix("sampling."))

@@ -30,8 +30,8 @@ def to_conversation(
 ) -> Conversation:
     """The conversation, under the rules of `pixtral_gateway.checks.validation`, as for gRPC.
 
-    It continues its last message if vLLM's `continue_final_message` or Mistral's `prefix` says so.
-    Raises InvalidRequest, with paths as OpenAI writes them.
+    The answer continues the last message if `goes_on` (vLLM's `continue_final_message`) or
+    Mistral's `prefix` is set. Raises InvalidRequest, with paths as OpenAI writes them.
     """
     parts = [len(m.content) if isinstance(m.content, list) else 1 for m in messages]
     check_parts(parts, context_length)
@@ -79,7 +79,8 @@ def _turn(message: Message, path: str) -> Turn:
 
 
 def _reasoning(message: Message, path: str, role: Role) -> tuple[Thinking, ...]:
-    """The assistant's thought, under vLLM's name or the older one."""
+    """The assistant's thought, from the field `reasoning` (vLLM's name) or `reasoning_content` (an
+    older name)."""
     given = {message.reasoning, message.reasoning_content} - {None, ""}
     if role is not Role.ASSISTANT or not given:
         return ()
@@ -133,7 +134,8 @@ def _part(part: Any, path: str, role: Role) -> Part:
 
 
 def _thinking(part: Mapping[str, Any], path: str) -> Thinking:
-    """Either mistral_common's form, a text, or that of Mistral's API, a list of text parts."""
+    """A thought in mistral_common's form, which is a text, or that of Mistral's API, a list of text
+    parts."""
     is_closed = part.get("closed", True) is not False
     match part.get("thinking"):
         case str(text):
@@ -146,7 +148,8 @@ def _thinking(part: Mapping[str, Any], path: str) -> Thinking:
 
 
 def is_low_detail(image: Mapping[str, Any], path: str) -> bool:
-    """Whether an image has OpenAI's low detail. Any other is as large as the model takes.
+    """Whether an image has OpenAI's low detail. An image with any other detail is as large as the
+    model accepts.
 
     Raises InvalidRequest.
     """

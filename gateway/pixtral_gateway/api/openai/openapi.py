@@ -1,7 +1,7 @@
 """GET /openapi.json: the routes, their requests and responses, in OpenAPI 3.1.
 
-Its sources are the routes themselves, the models that read the bodies, and the types that answers
-are checked against. As in vLLM, reading it needs no key.
+The document is made from the routes themselves, the models that read the bodies, and the types
+against which answers are checked. As in vLLM, a client needs no key to read it.
 """
 
 import asyncio
@@ -48,15 +48,15 @@ _OK = 200
 
 _ERRORS = {
     400: "A field is wrong, or cannot be served; `param` names it.",
-    401: "No API key, or one that is nobody's.",
+    401: "The API key is missing, or belongs to no tenant.",
     404: "There is no such model.",
-    408: "The body did not come in time.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The content type is not application/json.",
-    421: "A gateway for its own machine alone is asked by another name.",
-    429: "There is no room now, or a tenant's limit is reached.",
-    500: "A fault of the service's.",
-    503: "Not ready, shutting down, or what the request needs is not there.",
+    421: "The gateway serves its own machine alone, and `Host` is not an address of that.",
+    429: "The service has no room for the request now, or the tenant has reached a limit.",
+    500: "The service has a fault.",
+    503: "The service starts or shuts down, or a tier that the request needs is not available.",
     504: "The time for a request has passed.",
 }
 _OF_BODIES = (400, 408, 413, 415, 429)
@@ -72,8 +72,9 @@ _HEADER_SCHEMAS = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """The body and the answers of a route. `events` are the types of a stream's events, `error` is
-    the type of the errors; `end` is the last line of a stream, if that is not an event.
+    """The body and the answers of a route. `events` are the types of a stream's events, and `error`
+    is the type of the errors. `end` is a sentence about the end of a stream, if that is not such an
+    event.
     """
 
     summary: str
@@ -91,7 +92,7 @@ class Operation:
         return {each for each in of_json if each not in (None, str)}
 
 
-DONE = "That of the last is [DONE]."
+DONE = "The data of the last event is [DONE]."
 
 OPERATIONS = {
     "/v1/chat/completions": Operation(
@@ -126,15 +127,17 @@ OPERATIONS = {
         error=anthropic_types.MessageError,
     ),
     "/v1/messages/count_tokens": Operation(
-        "How many tokens such a request has",
+        "The number of tokens of a request in Anthropic's form",
         answer=anthropic_types.TokenCount,
         body=CountTokensRequest,
         errors=_OF_REQUESTS,
         error=anthropic_types.MessageError,
     ),
     "/v1/models": Operation("The model and its adapters", answer=ModelList),
-    "/v1/models/": Operation("The same", answer=ModelList),
-    "/v1/models/{model}": Operation("One of them", answer=ModelCard, errors=(404,)),
+    "/v1/models/": Operation("The model and its adapters, as /v1/models", answer=ModelList),
+    "/v1/models/{model}": Operation(
+        "The model or one of its adapters", answer=ModelCard, errors=(404,)
+    ),
     "/tokenize": Operation(
         "The tokens of a conversation, or of a text",
         answer=Tokens,
@@ -147,16 +150,17 @@ OPERATIONS = {
         body=DetokenizeRequest,
         errors=_OF_REQUESTS,
     ),
-    "/ping": Operation("Whether it is ready", answer=None, is_for_tenants=False),
-    "/load": Operation("How much runs", answer=Load),
+    "/ping": Operation("Whether the gateway is ready", answer=None, is_for_tenants=False),
+    "/load": Operation("The number of running requests", answer=Load),
     "/metrics": Operation("Prometheus metrics", answer=str),
-    "/health": Operation("Whether it is ready", answer=None, is_for_tenants=False),
+    "/health": Operation("Whether the gateway is ready", answer=None, is_for_tenants=False),
     "/version": Operation("The gateway's version", answer=Version, is_for_tenants=False),
 }
 
 
 class _Schemas(GenerateJsonSchema):
-    """Leaves out titles, which repeat the names, and defaults: absent means null."""
+    """Leaves out titles, which repeat the names of fields, and defaults, because an absent field
+    means null."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -182,10 +186,10 @@ def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[s
     for route, operation in shown:
         methods = (route.methods or set()) - {"HEAD"}
         for method in methods:
-            told = _operation(route, operation, schemas, has_keys=has_keys)
+            found = _operation(route, operation, schemas, has_keys=has_keys)
             if len(methods) > 1:
-                told["operationId"] += f"_{method.lower()}"
-            paths.setdefault(route.path_format, {})[method.lower()] = told
+                found["operationId"] += f"_{method.lower()}"
+            paths.setdefault(route.path_format, {})[method.lower()] = found
     described: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "pixtral-serve", "version": version},
@@ -198,7 +202,8 @@ def document(routes: Iterable[Route], version: str, *, has_keys: bool) -> dict[s
 
 
 def route(describe: Callable[[], dict[str, Any]]) -> Route:
-    """Makes the document at the first request for it: that takes long, and few clients ask."""
+    """Makes the document at the first request for it, because that takes long and few clients
+    request it."""
 
     @functools.cache
     def body() -> bytes:
@@ -250,7 +255,7 @@ def _answer(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
         told["content"]["text/event-stream"] = {
             "schema": {
                 "type": "string",
-                "description": f"The data of each event is one of these. {operation.end}".strip(),
+                "description": f"Each event's data has one of these types. {operation.end}".strip(),
                 "contentMediaType": _JSON,
                 "contentSchema": {
                     "anyOf": [schemas[each.__name__] for each in operation.events],

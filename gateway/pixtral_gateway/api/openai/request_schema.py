@@ -42,7 +42,7 @@ _LOGIT_BIAS = {
     ]
 }
 
-# The range that the protos can carry.
+# The ranges of the protos' integers.
 UInt32 = Annotated[int, Field(ge=0, le=limits.UINT32_MAX)]
 Int64 = Annotated[int, Field(ge=limits.INT64_MIN, le=limits.INT64_MAX)]
 
@@ -54,7 +54,7 @@ ToolList = Annotated[list[ToolDefinition] | None, Bounded(limits.TOOLS)]
 
 ROLES = {
     "system": Role.SYSTEM,
-    # OpenAI's newer name for it.
+    # OpenAI's newer name for `system`.
     "developer": Role.SYSTEM,
     "user": Role.USER,
     "assistant": Role.ASSISTANT,
@@ -63,7 +63,8 @@ ROLES = {
 
 
 def _as_it_is(value: Any) -> Any:
-    # The reader names the wrong part; /openapi.json says what the field must be.
+    # The code that reads the field checks it, and names the wrong part. The type is for
+    # /openapi.json only.
     return value
 
 
@@ -97,9 +98,9 @@ class Message(BaseModel):
     ] = None
     tool_call_id: str | None = None
     function_call: Annotated[Any, WithJsonSchema({"type": "null"})] = None
-    # Mistral's field: the answer continues this message, and repeats it first.
+    # Mistral's field. If true, the answer continues this message, and begins with its text.
     prefix: bool | None = None
-    # The assistant's thought before its answer, under vLLM's name and the older one.
+    # The assistant's thought before its answer: vLLM's name of the field, and an older name.
     reasoning: str | None = None
     reasoning_content: str | None = None
 
@@ -115,7 +116,7 @@ ANY_OBJECT = '{"type": "object"}'
 class JsonSchema(BaseModel):
     model_config = ConfigDict(extra="ignore", populate_by_name=True)
 
-    # Not `schema`, which is a method of pydantic's.
+    # The name is not `schema`, because pydantic has a method of that name.
     schema_: dict[str, Any] = Field(alias="schema")
 
 
@@ -127,8 +128,7 @@ class ResponseFormat(BaseModel):
 
 
 class StructuredOutputs(BaseModel):
-    """vLLM's own field. `unsupported` lists what vLLM takes beside it, and this service cannot
-    do."""
+    """vLLM's own field. `unsupported` lists parts of it that vLLM has and this service has not."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
@@ -157,8 +157,8 @@ class StreamOptions(BaseModel):
 
 
 class RequestBody(BaseModel):
-    """`refused` has fields that this route alone cannot serve, and values that ask for nothing.
-    `reasons` says why, and what to do instead.
+    """`refused` has fields that only this route cannot serve, each with the values that ask for
+    nothing. `reasons` has the message for such a field: why it is refused, and what to do instead.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -173,7 +173,7 @@ class RequestBody(BaseModel):
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
-        # A field that a request may have only with a value that asks for nothing.
+        # A request may have these fields only with a value that asks for nothing.
         schema["properties"].update(
             (name, {"enum": [None, *nothing], "description": "Not supported."})
             for name, nothing in cls.all_refused().items()
@@ -187,7 +187,7 @@ class RequestBody(BaseModel):
         return {**NOTHING, **cls.refused}
 
     def check_served(self) -> None:
-        """Raises InvalidRequest for a field that asks for what this service cannot do.
+        """Raises InvalidRequest for a field that asks for something that this service cannot do.
 
         Unknown fields are ignored, as in vLLM.
         """
@@ -202,7 +202,7 @@ class RequestBody(BaseModel):
             elif name not in HARMLESS:
                 unknown += 1
         if unknown:
-            # Not their names, which are the client's words.
+            # The log line leaves out their names, which are the client's words.
             logger.debug("unknown fields are ignored: %d", unknown)
 
 
@@ -258,7 +258,7 @@ class SamplingBody(RequestBody):
         return {}
 
     def own_names(self) -> AbstractContextManager[None]:
-        """Errors of the block use the client's name of a field, if it has several names."""
+        """Errors of the block use the client's name of a field, if a field has several names."""
         return renamed(self.name_of)
 
     def name_of(self, field: str) -> str:
@@ -274,7 +274,7 @@ class SamplingBody(RequestBody):
         return "response_format"
 
     def of_format(self) -> StructuredOutput | None:
-        """The structure that the field defines. Raises InvalidRequest."""
+        """The structure that `format_field` defines. Raises InvalidRequest."""
         return None
 
     def _structured_output(self, is_on_one_line: bool) -> StructuredOutput | None:
@@ -338,18 +338,18 @@ class CompletionBody(SamplingBody):
     response_format: ResponseFormat | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    # vLLM's field: a part of the answer's id.
+    # vLLM's field, which becomes a part of the answer's id.
     request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
 
     def answer_id(self, own: str) -> str:
-        """The id that the answer has. Raises InvalidRequest."""
+        """The id of the answer. Raises InvalidRequest."""
         if not self.request_id:
             return own
         limits.REQUEST_ID.check(len(self.request_id), "request_id")
         return f"{own.partition('-')[0]}-{self.request_id}"
 
     def always_include_usage(self) -> None:
-        """As if the client had set `include_usage`."""
+        """Sets `include_usage` as if the client had."""
         options = self.stream_options or StreamOptions()
         self.stream_options = options.model_copy(update={"include_usage": True})
 
@@ -365,7 +365,9 @@ class CompletionBody(SamplingBody):
 
     def own_values(self) -> dict[str, Any]:
         if self.stream and self.prompt_logprobs is not None:
-            raise InvalidRequest("prompt_logprobs", "not in a stream", "UNSUPPORTED_PARAMETER")
+            raise InvalidRequest(
+                "prompt_logprobs", "is not supported in a stream", "UNSUPPORTED_PARAMETER"
+            )
         return {"seed": self.random_seed} if self.seed is None else {}
 
     def of_format(self) -> StructuredOutput | None:
@@ -381,9 +383,10 @@ class CompletionBody(SamplingBody):
 
 
 class ConversationBody(RequestBody):
-    """The place where a prompt of messages ends."""
+    """The fields that say where a prompt of messages ends."""
 
-    # It has no effect with Mistral's templates. A value that contradicts another field is refused.
+    # This field has no effect with Mistral's templates. A value that contradicts another field is
+    # refused.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
@@ -403,27 +406,27 @@ class ChatRequest(CompletionBody, ConversationBody):
     logprobs: bool | None = None
     top_logprobs: Annotated[UInt32 | None, Bounded(limits.LOGPROBS)] = None
     tools: ToolList = None
-    # Read by `pixtral_gateway.api.openai.tools`.
+    # `pixtral_gateway.api.openai.tools` reads this field.
     tool_choice: Annotated[Any, WithJsonSchema(CHOICE)] = None
     parallel_tool_calls: bool | None = None
-    # vLLM's field: an answer that continues a message repeats it first.
+    # vLLM's field. If true, an answer that continues a message begins with that message's text.
     echo: bool | None = None
-    # For templates that have a place for it, and ignored by the others.
+    # Templates that know efforts use this field, and other templates ignore it.
     reasoning_effort: str | None = None
-    # vLLM's field: false leaves the thought out of the answer.
+    # vLLM's field. If false, the answer leaves out the thought.
     include_reasoning: bool | None = None
     _beginning: str | None = PrivateAttr(None)
 
     def forget(self) -> None:
-        """Drops the fields that have been converted, and those that are ignored: an answer takes
-        minutes."""
+        """Frees the fields that have been converted, and those that are ignored, because an answer
+        may take minutes."""
         self._beginning = self.beginning()
         self.messages = []
         self.tools = self.tool_choice = self.response_format = None
         (self.model_extra or {}).clear()
 
     def beginning(self) -> str:
-        """The text with which the answer begins, though the model does not generate it."""
+        """The text with which the answer begins. The model does not generate this text."""
         if self._beginning is not None:
             return self._beginning
         last = self.messages[-1] if self.messages else None
@@ -478,7 +481,7 @@ _SAME = tuple(
     each.name for each in fields(Sampling) if each.name not in ("logprobs", "structured_output")
 )
 
-# Fields that are not supported, and the values other than null that do not ask for them.
+# Fields that are not supported, each with the values other than null that ask for nothing.
 NOTHING: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (False,),
     "audio": (),
@@ -517,11 +520,11 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
-# Why something is impossible, or what to do instead.
+# For each such field, why it cannot be served, or what to do instead.
 INSTEAD = {
-    "add_special_tokens": "the template has them all",
+    "add_special_tokens": "the template adds all special tokens",
     "best_of": "set n, and choose among the choices",
-    "cache_salt": "the prefix cache is apart for each tenant already",
+    "cache_salt": "each tenant has a prefix cache of its own",
     "chat_template": "the template is the tokenizer's own",
     "chat_template_kwargs": "the template is the tokenizer's own",
     "documents": "put the texts into a message",
@@ -541,23 +544,23 @@ INSTEAD = {
     "safe_prompt": "put the rules into a system message",
     "truncate_prompt_tokens": "leave out messages; POST /tokenize counts the tokens",
     "use_beam_search": "set n and a temperature",
-    "vllm_xargs": "no extension of the engine's reads them",
+    "vllm_xargs": "the engine has no extension that reads them",
 }
 
-# Fields that change nothing of an answer here.
+# Fields that do not change an answer of this service.
 HARMLESS = frozenset(
     {
-        # Responses have the reasoning as a separate item.
+        # Only responses ignore this field: they have the thought as a separate item.
         "include_reasoning",
-        # Only beam search has it.
+        # Only beam search uses this field.
         "length_penalty",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",
-        # vLLM always spells the control tokens of tool calls and thoughts, and never Mistral's
-        # others.
+        # vLLM always writes the control tokens of tool calls and thoughts, and never Mistral's
+        # other control tokens.
         "skip_special_tokens",
-        # Only vLLM's render routes have it.
+        # Only vLLM's render routes use these fields.
         "mm_payload",
         "return_mm_kwargs",
         "return_token_offsets",
@@ -566,9 +569,9 @@ HARMLESS = frozenset(
         "session_id",
         "spaces_between_special_tokens",
         "store",
-        # How many tokens come in one chunk.
+        # This field sets how many tokens come in one chunk.
         "stream_interval",
-        # Which end is cut off, where a prompt is cut.
+        # This field sets which end of a prompt is cut off, but this service cuts no prompt.
         "truncation_side",
         "user",
         "verbosity",

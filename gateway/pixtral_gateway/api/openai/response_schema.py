@@ -5,7 +5,7 @@ mypy checks the code that makes answers against these types; `messages` reads th
 
 from typing import Annotated, Any, Literal, NotRequired
 
-# Before Python 3.12, pydantic reads no other.
+# Before Python 3.12, pydantic needs this TypedDict, and not that of `typing`.
 from typing_extensions import TypedDict
 
 from pixtral_core import limits
@@ -25,9 +25,9 @@ Detail = Literal["auto", "low", "high", "original"]
 
 
 class ImageUrl(TypedDict):
-    """A `data:` URL in base64, or an `https:` one of a host that is allowed.
+    """A `data:` URL in base64, or an `https:` URL of a host that the operator allows.
 
-    In low detail the image has at most half the model's largest width and height.
+    In low detail, the model sees the image with at most half of its largest width and height.
     """
 
     url: str
@@ -40,7 +40,7 @@ class TextPart(TypedDict):
 
 
 class ThinkingPart(TypedDict):
-    """In messages of role `system` and `assistant`, where the model thinks."""
+    """In messages of role `system` and `assistant`, if the model thinks."""
 
     type: Literal["thinking"]
     thinking: str | list[TextPart]
@@ -48,7 +48,7 @@ class ThinkingPart(TypedDict):
 
 
 class ImagePart(TypedDict):
-    """In messages of role `user`."""
+    """In messages of role `user` and `tool`."""
 
     type: Literal["image_url"]
     image_url: ImageUrl | str
@@ -93,13 +93,13 @@ class ReasoningTokens(TypedDict):
 
 
 class Usage(TypedDict):
-    """While an answer still comes, without the details."""
+    """The usage in the chunks of an unfinished answer has no details."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: NotRequired[CachedTokens]
-    # Where the model has thought.
+    # This field is present only if the model has thought.
     completion_tokens_details: NotRequired[ReasoningTokens]
 
 
@@ -120,7 +120,7 @@ class ImageReport(TypedDict):
 
 
 class Report(TypedDict):
-    """Where the time of a request went."""
+    """The times of a request's parts, and a report on each of its images."""
 
     timings: Timings
     images: list[ImageReport]
@@ -159,7 +159,7 @@ class Call(TypedDict):
 
 
 class CallDelta(TypedDict):
-    """The first one of a call has its id, its type and its name."""
+    """A part of a tool call. The first part has the call's id, type and name."""
 
     index: int
     id: NotRequired[str]
@@ -171,7 +171,7 @@ class AssistantMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
-    # The model's thought before its answer, under vLLM's name for it and under the older one.
+    # The model's thought before its answer, under vLLM's name of the field and an older name.
     reasoning: NotRequired[str]
     reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[Call]]
@@ -186,7 +186,7 @@ class Delta(TypedDict):
 
 
 class Choice(TypedDict):
-    """`stop_reason` is the stop string or the id of the stop token that ended it."""
+    """`stop_reason` is the stop string or the id of the stop token that ended the choice."""
 
     index: int
     message: AssistantMessage
@@ -221,10 +221,10 @@ class ChatCompletion(Ending):
 
 
 class ChatCompletionChunk(TypedDict):
-    """With `include_usage`, the last one has no choices, and `usage` and `pixtral`.
+    """With `include_usage`, the last chunk has `usage` and `pixtral`, and no choices.
 
-    Without `stream_options`, the last one with a choice has them. With `return_token_ids`, the
-    first one has `prompt_token_ids`.
+    Without `stream_options`, the last chunk with a choice has `usage` and `pixtral`. With
+    `return_token_ids`, the first chunk has `prompt_token_ids`.
     """
 
     id: str
@@ -273,7 +273,7 @@ class Text(TypedDict):
 
 
 class Load(TypedDict):
-    """How many answers and token counts run."""
+    """The number of answers and token counts that run."""
 
     server_load: int
 

@@ -1,4 +1,4 @@
-"""Limits of the table in the words of JSON Schema, for /openapi.json."""
+"""Writes limits as keywords of JSON Schema, for /openapi.json."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ _COUNTED = {"characters": "Length", "entries": "Items"}
 class Bounded:
     """Shows a limit in the schema of a field.
 
-    pydantic does not check it: `pixtral_gateway.checks` does, in the same words for every API.
+    pydantic does not check the limit. `pixtral_gateway.checks` does, with the same message for
+    every API.
     """
 
     limit: Limit
@@ -31,7 +32,7 @@ class Bounded:
 
 
 def keywords(limit: Limit) -> dict[str, Any]:
-    """Keywords that say nothing of values of another type, and so of null beside it."""
+    """The keywords for a limit. They do not restrict values of other types, and thus allow null."""
     found: dict[str, float] = {}
     match limit:
         case Range():

@@ -18,7 +18,7 @@ _MODES = {
     "auto": ToolChoice.AUTO,
     "none": ToolChoice.NONE,
     "required": ToolChoice.REQUIRED,
-    # Mistral's name for it.
+    # Mistral's name for `required`.
     "any": ToolChoice.REQUIRED,
 }
 
@@ -44,14 +44,15 @@ CHOICE = {
 
 
 def _as_text(schema: Any) -> str:
-    # Here, and not later: a large body is read in a thread.
+    # The schema is written here, because a large body is read in a thread and later steps are not.
     if not isinstance(schema, dict | None):
         raise ValueError("must be an object")
     return json.dumps(schema) if schema else ""
 
 
 class Function(BaseModel):
-    """`strict` changes nothing: a tool that must be called always gets arguments of its schema."""
+    """`strict` changes nothing: the arguments of a tool that must be called always fit its
+    schema."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -86,7 +87,7 @@ def to_tools(
 
 
 def to_call(call: Any, path: str) -> ToolCall:
-    """A call in an assistant's message. Raises InvalidRequest."""
+    """A tool call in an assistant's message. Raises InvalidRequest."""
     match call:
         case {"function": {"name": str(name), **function}, **rest}:
             pass
@@ -106,7 +107,7 @@ def to_call(call: Any, path: str) -> ToolCall:
 
 
 def whole(calls: Iterable[ToolCallDelta]) -> list[Call]:
-    """The calls of a message."""
+    """The tool calls of a message."""
     return [
         {
             "id": call.id,
@@ -127,7 +128,8 @@ def deltas(pieces: Iterable[ToolCallDelta]) -> list[CallDelta]:
             "function": {"name": piece.name, "arguments": piece.arguments},
         }
         if piece.id
-        # Mistral's client takes no call without a name; others add the texts up.
+        # Mistral's client accepts no call without a name. Other clients append the text to the
+        # call's name.
         else {"index": piece.index, "function": {"name": "", "arguments": piece.arguments}}
         for piece in pieces
     ]

@@ -22,7 +22,8 @@ _TYPES = {
     ".txt": "text/plain; charset=utf-8",
     ".woff2": "font/woff2",
 }
-# Nothing from elsewhere, nothing inline, in nobody's frame; and no text is ever made HTML of.
+# The page loads nothing from elsewhere, has nothing inline, appears in no frame, and never makes
+# HTML of a text.
 _POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -43,7 +44,8 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
-    # Kept, and asked about each time: an upgrade is seen at once.
+    # A browser keeps the file but asks each time whether it has changed, so that it shows an
+    # upgrade at once.
     "cache-control": "no-cache",
 }
 
@@ -70,7 +72,7 @@ def _below(folder: Traversable, path: str = "") -> Iterator[tuple[str, bytes]]:
 
 
 class Page:
-    """`grpc_port` is what the page's code for gRPC clients calls."""
+    """`grpc_port` is the port in the code for gRPC clients that the page shows."""
 
     def __init__(self, grpc_port: str) -> None:
         files = dict(_below(resources.files(__package__).joinpath("static")))

@@ -1,1 +1,1 @@
-"""OpenAI's completions: a model goes on from a prompt as it stands."""
+"""OpenAI's completions: a model continues a prompt that no template changes."""

@@ -29,7 +29,7 @@ from pixtral_gateway.api.openai.completions.response_schema import (
 from pixtral_gateway.api.openai.response_schema import FinishReason, Usage
 from pixtral_gateway.request import Begun, Delta, Event, Finished
 
-# Each event with the index of its prompt.
+# The events of all prompts, each with the index of its prompt.
 Events = Merged[Event]
 
 
@@ -47,10 +47,10 @@ class _Choice:
 
 
 class CompletionWriter:
-    """Writes the answer to one request, of one or several prompts with `n` choices each.
+    """Writes the answer to a request of one or several prompts with `n` choices each.
 
-    `echoes` has for each prompt the text before its choices, and `first_tokens` the text of its
-    first token. Either may be empty.
+    For each prompt, `echoes` has the text that precedes its choices, and `first_tokens` the text of
+    its first token. Both texts are empty without an echo.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class CompletionWriter:
         return made
 
     def _usage(self) -> Usage:
-        """All prompts' together."""
+        """The usage of all prompts together."""
         each = [event.usage for event in self._finished.values()]
         prompt = sum(usage.prompt_tokens for usage in each)
         completion = sum(usage.completion_tokens for usage in each)
@@ -214,7 +214,8 @@ def _logprobs(
     *,
     as_ids: bool,
 ) -> CompletionLogprobs:
-    """In OpenAI's form. The first token of a prompt has none, because no token comes before it.
+    """Log-probabilities in OpenAI's form. The first token of a prompt has none, because no token
+    comes before it.
 
     Offsets are positions in the text, even if tokens are named by their ids.
     """
@@ -235,8 +236,8 @@ def _logprobs(
         name = name_of(token.chosen, as_ids=as_ids)
         made["tokens"].append(name)
         made["token_logprobs"].append(_bounded(token.chosen))
-        # The chosen token is always among them. If two tokens have the same text, the likelier one
-        # has it.
+        # The chosen token is always among the entries. If two tokens have the same text, the entry
+        # is that of the likelier one.
         top = {name: _bounded(token.chosen)}
         for each in token.top:
             top.setdefault(name_of(each, as_ids=as_ids), _bounded(each))

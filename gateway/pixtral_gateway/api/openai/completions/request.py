@@ -11,7 +11,7 @@ from pixtral_gateway.api.openai.request_schema import CompletionBody, UInt32
 from pixtral_gateway.api.openai.schema_limits import Bounded, keywords
 from pixtral_gateway.request import RawPrompt
 
-# The default of OpenAI and of vLLM.
+# OpenAI and vLLM have the same default.
 MAX_TOKENS = 16
 
 _IDS = {
@@ -31,7 +31,8 @@ _PROMPT = {
 
 
 class CompletionRequest(CompletionBody):
-    """`echo` puts the prompt before the text. With `max_tokens` of 0 the prompt comes alone."""
+    """`echo` puts the prompt before the text. With `max_tokens` 0, the answer is the prompt
+    alone."""
 
     refused: ClassVar[Mapping[str, tuple[Any, ...]]] = {"prompt_embeds": ([],), "suffix": ("",)}
 
@@ -51,7 +52,7 @@ class CompletionRequest(CompletionBody):
         return bool(self.echo) and self.max_tokens == 0
 
     def prompts(self, vocabulary_size: int) -> list[RawPrompt]:
-        """One request for each prompt. Raises InvalidRequest."""
+        """The prompts of the request. Raises InvalidRequest."""
         given = self.prompt
         if isinstance(given, str):
             return [self._raw(given, "prompt", vocabulary_size)]
@@ -65,7 +66,7 @@ class CompletionRequest(CompletionBody):
         values["logprobs"] = self.logprobs
         values["max_tokens"] = MAX_TOKENS if self.max_tokens is None else self.max_tokens
         if self.is_echo_alone:
-            # The engine makes at least one.
+            # The engine generates at least one token, and the answer leaves it out.
             values["max_tokens"] = 1
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
             if self.stream:
@@ -78,7 +79,7 @@ class CompletionRequest(CompletionBody):
         return values
 
     def name_of(self, field: str) -> str:
-        # The pipeline names the parts of a prompt messages.
+        # The pipeline uses the name `messages` for every prompt.
         if field == "messages":
             return "prompt"
         if field == "sampling.prompt_logprobs" and self.prompt_logprobs is None:
@@ -86,7 +87,7 @@ class CompletionRequest(CompletionBody):
         return super().name_of(field)
 
     def _raw(self, given: Any, path: str, vocabulary_size: int) -> RawPrompt:
-        """A text, or a list of token ids."""
+        """The prompt of a text or of a list of token ids."""
         if not given:
             raise InvalidRequest(path, "must not be empty")
         if isinstance(given, str):

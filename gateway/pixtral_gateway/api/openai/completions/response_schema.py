@@ -2,14 +2,14 @@
 
 from typing import Literal, NotRequired
 
-# Before Python 3.12, pydantic reads no other.
+# Before Python 3.12, pydantic needs this TypedDict, and not that of `typing`.
 from typing_extensions import TypedDict
 
 from pixtral_gateway.api.openai.response_schema import FinishReason, PromptLogprob, Report, Usage
 
 
 class CompletionLogprobs(TypedDict):
-    """A list each, of the same length: one entry for each token."""
+    """Four lists of the same length, with one entry for each token."""
 
     text_offset: list[int]
     token_logprobs: list[float | None]
@@ -29,7 +29,7 @@ class CompletionChoice(TypedDict):
 
 
 class Completion(TypedDict):
-    """`pixtral` is of a request with one prompt alone."""
+    """`pixtral` is in the answer to a request with one prompt only."""
 
     id: str
     object: Literal["text_completion"]
@@ -41,7 +41,7 @@ class Completion(TypedDict):
 
 
 class CompletionChunk(TypedDict):
-    """With `include_usage`, the last one has no choices, and `usage` and `pixtral`."""
+    """With `include_usage`, the last chunk has `usage` and `pixtral`, and no choices."""
 
     id: str
     object: Literal["text_completion"]

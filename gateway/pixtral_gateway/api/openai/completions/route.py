@@ -62,7 +62,7 @@ class Completions:
         async with while_client_waits(request.receive):
             with asked.own_names():
                 answer = await writer.whole(events)
-            # With log-probabilities it may have megabytes.
+            # An answer with log-probabilities may have megabytes.
             return await asyncio.to_thread(JSONResponse, answer)
 
     async def _texts(

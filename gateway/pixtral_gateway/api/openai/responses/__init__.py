@@ -1,1 +1,1 @@
-"""OpenAI's Responses: input items in, output items and their events out. Stores no response."""
+"""OpenAI's Responses: takes input items, returns output items or events, stores no response."""

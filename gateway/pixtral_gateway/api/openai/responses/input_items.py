@@ -17,7 +17,7 @@ _TEXTS = ("input_text", "output_text", "text")
 class InputItems(Turns):
     """The instructions and the input of a response, as turns.
 
-    `goes_on`: whether the last turn is the beginning of the answer. Raises InvalidRequest, whose
+    `goes_on` is true if the last turn is the beginning of the answer. Raises InvalidRequest, whose
     path names the field of the input.
     """
 
@@ -34,7 +34,7 @@ class InputItems(Turns):
         check_parts([_length(item) for item in given], context_length)
         for i, item in enumerate(given):
             self._add(item, f"input.{i}")
-        # As in vLLM, an incomplete last message is the beginning of the answer.
+        # An incomplete last message of the assistant is the beginning of the answer, as in vLLM.
         if given and self.ends_with_text:
             last: Any = given[-1]
             self.goes_on = last.get("status") in ("in_progress", "incomplete")
@@ -65,7 +65,8 @@ class InputItems(Turns):
                 )
 
     def _reasoning(self, item: dict[str, Any], path: str) -> None:
-        """Adds the model's thought. Ignores an item that has only a summary: another service's."""
+        """Adds the model's thought. Ignores an item that has only a summary, because another
+        service made it."""
         content = item.get("content")
         texts = [
             each["text"]
@@ -117,7 +118,8 @@ def _length(item: Any) -> int:
 
 
 def _parts(content: Any, path: str, role: Role) -> list[Part]:
-    """Drops empty texts: mistral_common would count an empty part as a part."""
+    """The parts of a content. An empty text becomes no part: mistral_common would count it as
+    one."""
     if content is None:
         return []
     if isinstance(content, str):

@@ -16,7 +16,7 @@ from pixtral_gateway.api.openai.schema_limits import Bounded
 from pixtral_gateway.checks.conversation import ToolChoice, Tools
 from pixtral_gateway.checks.tools import tools_of
 
-# Tools that OpenAI's own servers run. The prompt leaves them out, as in vLLM.
+# Tools that OpenAI's own servers run. The gateway does not put them into the prompt, as in vLLM.
 HOSTED = (
     "web_search",
     "web_search_preview",
@@ -70,17 +70,18 @@ _TOOL = {
 
 
 def _as_it_is(value: Any) -> Any:
-    # The reader of the field names the wrong part; the type only describes it in /openapi.json.
+    # The code that reads the field checks it, and names the wrong part. The type is for
+    # /openapi.json only.
     return value
 
 
 class TextFormat(BaseModel):
-    """The response repeats its other fields, such as its name."""
+    """The format of the text. The response repeats all its fields, such as its name."""
 
     model_config = ConfigDict(extra="allow", populate_by_name=True)
 
     type: Literal["text", "json_object", "json_schema"]
-    # The name `schema` is taken by a method of pydantic.
+    # The name is not `schema`, because pydantic has a method of that name.
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
 
@@ -108,7 +109,7 @@ class ResponsesRequest(SamplingBody):
         "conversation": f"{_KEEPS_NONE}; send the whole conversation as input",
         "previous_input_messages": "is not supported: send all messages as input",
         "previous_response_id": f"{_KEEPS_NONE}; send the whole conversation as input",
-        "truncation": "must be disabled: nothing of an input is dropped; send a shorter one",
+        "truncation": "must be disabled: no part of an input is dropped; send a shorter one",
     }
 
     input: str | list[Annotated[Any, BeforeValidator(_as_it_is, json_schema_input_type=InputItem)]]
@@ -127,7 +128,7 @@ class ResponsesRequest(SamplingBody):
     reasoning: dict[str, Any] | None = None
     user: str | None = None
 
-    # A field of vLLM's: the id of the answer.
+    # vLLM's field, which becomes the id of the answer.
     request_id: Annotated[str | None, Bounded(limits.REQUEST_ID)] = None
 
     def reasoning_effort(self) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NotRequired
 
-# Before Python 3.12, pydantic reads no other TypedDict.
+# Before Python 3.12, pydantic needs this TypedDict, and not that of `typing`.
 from typing_extensions import TypedDict
 
 from pixtral_gateway.api.openai.response_schema import Detail, Report, TokenLogprobs
@@ -81,7 +81,7 @@ class ResponseError(TypedDict):
 
 
 class Response(TypedDict):
-    """It repeats the request's fields unchanged. A response that has ended has `pixtral`."""
+    """A response repeats the request's fields unchanged. It has `pixtral` once it has ended."""
 
     id: str
     object: Literal["response"]
@@ -199,7 +199,7 @@ StreamEvent = (
 
 
 class InputText(TypedDict):
-    """The assistant's messages have `output_text`."""
+    """A text. Messages of role `assistant` have `output_text`."""
 
     type: Literal["input_text", "output_text", "text"]
     text: str
@@ -211,7 +211,7 @@ class InputRefusal(TypedDict):
 
 
 class InputImage(TypedDict):
-    """Messages of role `user` and results of tool calls may have it."""
+    """Messages of role `user` and results of tool calls may have images."""
 
     type: Literal["input_image"]
     image_url: str
@@ -241,7 +241,8 @@ class InputCallOutput(TypedDict):
 
 
 class InputReasoning(TypedDict):
-    """A reasoning model gets it in its prompt; without `content`, the gateway ignores it."""
+    """A model that thinks gets this thought in its prompt. The gateway ignores an item without
+    `content`."""
 
     type: Literal["reasoning"]
     content: NotRequired[list[ReasoningText] | None]

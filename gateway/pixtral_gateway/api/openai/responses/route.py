@@ -25,7 +25,8 @@ def _body(error: ServingError) -> ErrorAnswer:
 
 
 def _event(error: ServingError) -> bytes:
-    # For errors before the stream begins. After that, an event of the writer's ends the stream.
+    # This is the form of an error before the stream begins. Later, an event of the writer ends the
+    # stream.
     return b"event: error\ndata: " + json.dumps(_body(error)).encode() + b"\n\n"
 
 
