@@ -6,7 +6,7 @@ returns, and report the outcome.
 The gateway determines how many requests run at once. After a refusal, the client runs as many as
 the gateway has let in, and answers raise that number again, one at a time. If the gateway refuses a
 request that runs alone, the client leaves time between requests, as much as would have prevented
-the refusal.
+the refusal. It gives that up if refusals come all the same.
 """
 
 import heapq
@@ -28,6 +28,9 @@ _AHEAD: Final = 4
 _ANSWERS_A_TRY: Final = 8
 # After this many answers in a row, the time between requests is halved.
 _ANSWERS_A_GAP: Final = 16
+# After as many refusals in spite of the time between requests, without as many answers in a row, it
+# is halved, too.
+_FUTILE: Final = 3
 
 CompletionT = TypeVar("CompletionT", bound=Completion)
 
@@ -113,6 +116,11 @@ class _Pace:
     not_before: float = 0.0
     _let_in: float | None = None
     _answers: int = 0
+    # Refusals since the last answer, the gap that the last refusal led to, and how many refusals
+    # came in spite of such a gap.
+    _refusals: int = 0
+    _learned: float = 0.0
+    _futile: int = 0
 
     def __post_init__(self) -> None:
         self.window = self.most
@@ -127,9 +135,11 @@ class _Pace:
     def answered(self, begun: float) -> None:
         self.running -= 1
         self._let_in = begun
+        self._refusals = 0
         self.window = min(self.most, self.window + 1 / max(self.window, _ANSWERS_A_TRY))
         self._answers += 1
         if self._answers % _ANSWERS_A_GAP == 0:
+            self._futile = 0
             self.gap = self.gap / 2 if self.gap > 1e-3 else 0.0
 
     def failed(self) -> None:
@@ -138,12 +148,21 @@ class _Pace:
     def refused(self, now: float, retry_after: float) -> None:
         self.running -= 1
         self._answers = 0
+        self._refusals += 1
         self.window = max(1.0, min(self.window, float(self.running)))
-        if not self.running:
-            since = 0.0 if self._let_in is None else now - self._let_in
+        if self.running:
+            return
+        self.not_before = now + retry_after
+        since = 0.0 if self._let_in is None else now - self._let_in
+        if self._refusals == 1 and since >= self._learned > 0.0:
+            self._futile += 1
+        if self._futile >= _FUTILE:
+            # Gaps do not prevent the refusals, which have another cause.
+            self.gap /= 2
+        else:
             # Bounded: if answers are long, the last admission is long ago without a limit at work.
             self.gap = min(since, max(1.0, retry_after)) + retry_after
-            self.not_before = now + retry_after
+        self._learned = self.gap
 
 
 class Batch(Generic[CompletionT]):

@@ -131,6 +131,13 @@ def test_as_many_run_as_the_gateway_lets_in() -> None:
     assert gateway.now < 1.3 * 2000 * 0.1 / 16
 
 
+def test_refusals_that_no_pause_prevents_cost_their_own_delay_alone() -> None:
+    gateway = Simulated(one_of=3)
+    gateway.run(batch_of(2000, 64, gateway))
+    # Each refusal delays by 1.1 seconds, and the answers take a tenth of a second each.
+    assert gateway.now < 1.2 * (gateway.refused * 1.1 + 2000 * 0.1)
+
+
 def test_it_runs_no_more_than_it_may() -> None:
     gateway = Simulated()
     gateway.run(batch_of(100, 7, gateway))

@@ -19,9 +19,11 @@ from pixtral_client import (
     Outcome,
 )
 from tests.support.fake_gateway import BAD_IMAGE, FakeGateway, refusal, serving
+from tests.support.stack.new_picture import new_picture
 
 Ask = Callable[..., "AsyncIterator[Outcome[Any]]"]
 TEXT = "A cat on a mat."
+PICTURES = 600
 
 
 @pytest.fixture
@@ -76,6 +78,20 @@ async def test_refused_ones_are_sent_again(ask: Ask, gateway: FakeGateway) -> No
     outcomes = [outcome async for outcome in ask(questions(12), concurrency=4)]
     assert [outcome.unwrap().text for outcome in outcomes] == [TEXT] * 12
     assert len(gateway.requests) == 22
+
+
+async def test_a_gateway_that_refuses_a_third_answers_all_in_order(
+    ask: Ask, gateway: FakeGateway
+) -> None:
+    gateway.refused_each = 3
+    pictures = [[{"role": "user", "content": [new_picture(16, 16)]}] for _ in range(PICTURES)]
+    seen: list[BatchProgress] = []
+    outcomes = [outcome async for outcome in ask(pictures, concurrency=16, progress=seen.append)]
+    assert [outcome.index for outcome in outcomes] == list(range(PICTURES))
+    assert {outcome.unwrap().text for outcome in outcomes} == {TEXT}
+    # No storm: every request that was answered, and half as many that were refused.
+    assert seen[-1].sent == len(gateway.requests) <= 1.6 * PICTURES
+    assert seen[-1].is_over
 
 
 async def test_each_failure_is_its_own(ask: Ask, gateway: FakeGateway, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         authorizations: the `authorization` metadata of each request.
         failure: the status that every request ends with, if set.
         failures: statuses that the next requests end with, one each.
+        refused_each: n, if each n-th request is refused; 0 for none.
         breaks: the status that a stream ends with after its first delta, if set.
         stuck: whether a request sends its first delta, and then waits until it is cancelled.
         choices: the number of choices.
@@ -70,6 +71,7 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         self.authorizations: list[Any] = []
         self.failure: status_pb2.Status | None = None
         self.failures: list[status_pb2.Status] = []
+        self.refused_each = 0
         self.breaks: status_pb2.Status | None = None
         self.stuck = False
         self.choices = 1
@@ -178,6 +180,8 @@ class FakeGateway(chat_pb2_grpc.ChatServiceServicer):
         context.add_callback(self.cancelled.set)
         if self.failures:
             context.abort_with_status(rpc_status.to_status(self.failures.pop(0)))
+        if self.refused_each and len(self.requests) % self.refused_each == 0:
+            context.abort_with_status(rpc_status.to_status(refusal(0.01)))
         if self.failure is not None:
             context.abort_with_status(rpc_status.to_status(self.failure))
         self._look_at(request.chat.messages if hasattr(request, "chat") else (), context)
