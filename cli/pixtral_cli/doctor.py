@@ -30,6 +30,7 @@ from pixtral_cli.extras import MODULES, install_command, missing_modules
 from pixtral_cli.hub.model_argument import model_here
 from pixtral_cli.plain_output import coloured, print_line, printable
 from pixtral_cli.stack.redis_server import RedisServer, find_redis_server, free_port
+from pixtral_cli.up_options import why_not_listening
 from pixtral_client.requests import is_loopback
 
 COLOURS: dict[str, Literal["green", "yellow", "red"]] = {
@@ -239,7 +240,7 @@ def check_listen(listen: str, flag: str) -> Findings:
     except (OSError, ValueError, OverflowError) as error:
         yield Finding(
             "warn",
-            f"{listen} is not free: {getattr(error, 'strerror', None) or error}",
+            f"{listen} is not free: {why_not_listening(error)}",
             "stop the process that listens there, or choose another address: pixtral-serve up "
             f"{flag} HOST:PORT",
         )

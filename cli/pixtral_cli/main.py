@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options; for `up`, they override those of its `--config`. Raises WrongArgument."""
     parser = make_parser()
+    arguments = _joined(arguments)
     options = parser.parse_args(arguments)
     if getattr(options, "config", None) is None:
         return options
@@ -74,6 +75,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     # --config, between them, ends a flag of several values.
     between = f"--config={options.config}"
     return parser.parse_args([arguments[0], *before, between, *arguments[1:]])
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Joins `--gateway-args --page`, which argparse takes for two flags, by a `=`."""
+    flags = [f"--{name}-args" for name in TIERS]
+    joined: list[str] = []
+    for argument in arguments:
+        if argument.startswith("-") and joined and joined[-1] in flags:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _become_tier(tier: str, arguments: Sequence[str]) -> NoReturn:

@@ -188,11 +188,15 @@ def check_ports(addresses: Mapping[str, str | None]) -> None:
             ):
                 pass
         except (OSError, ValueError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or error
             raise WrongArgument(
-                f"cannot listen at {address}: {why}; stop the process that listens there, or "
-                f"choose another: {flag}"
+                f"cannot listen at {address}: {why_not_listening(error)}; stop the process "
+                f"that listens there, or choose another: {flag}"
             ) from None
+
+
+def why_not_listening(error: Exception) -> str:
+    """Why `socket.create_server` failed, without the address, which it repeats as a tuple."""
+    return str(getattr(error, "strerror", None) or error).partition(" (while ")[0]
 
 
 def flags_of_file(path: Path) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ def fetch(url: str, *, timeout: float = TIMEOUT_SECONDS, max_bytes: int = MAX_BY
         with error:
             raise OSError(f"HTTP {error.code}") from None
     except URLError as error:
-        raise OSError(str(error.reason)) from None
+        raise OSError(getattr(error.reason, "strerror", None) or str(error.reason)) from None
     except HTTPException as error:
         raise OSError(f"invalid HTTP ({type(error).__name__})") from None
 

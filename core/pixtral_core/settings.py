@@ -389,7 +389,9 @@ def _explain(problem: "ErrorDetails", sources: Mapping[str, Mapping[str, Any]]) 
             flag = name.replace("_", "-")
             return f"{name} must be set, by --{flag}, {variable} or the file of --config"
         case _, "extra_forbidden":
-            return f"{name} ({origin}): there is no such setting"
+            is_table = origin is not None and isinstance(sources[origin][name], dict)
+            hint = "; tables of tiers are for `pixtral-serve up --config`" if is_table else ""
+            return f"{name} ({origin}): there is no such setting{hint}"
         case "flag", _:
             return f"--{name.replace('_', '-')}: {message}"
         case "environment", _:

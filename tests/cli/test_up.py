@@ -39,7 +39,7 @@ def test_names_of_vllm_reach_the_tiers(started: dict[str, Any]) -> None:
         *("/models/pixtral", "--host", "0.0.0.0", "--port", "9000", "--max-model-len", "32K"),  # noqa: S104
         *("--gpu-memory-utilization", "0.8", "--quantization", "fp8", "-tp", "2"),
         *("--limit-mm-per-prompt", '{"image": 4}', "--served-model-name", "a", "b"),
-        *("--decoder-args", "--max-running 8"),
+        *("--decoder-args", "--max-running 8", "--gateway-args", "--page"),
     )
     assert started["model_dir"] == Path("/models/pixtral")
     assert started["http_listen"] == "0.0.0.0:9000"
@@ -47,7 +47,9 @@ def test_names_of_vllm_reach_the_tiers(started: dict[str, Any]) -> None:
         *("--max-images=4", "--context-length=32768", "--gpu-memory-fraction=0.8"),
         *("--quantization=fp8", "--tensor-parallel=2", "--max-running", "8"),
     ]
-    assert shlex.split(started["gateway_args"]) == ["--served-model-name=a,b", "--max-images=4"]
+    assert shlex.split(started["gateway_args"]) == [
+        *("--served-model-name=a,b", "--max-images=4", "--page"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,8 @@ def test_a_taken_port_is_an_error_before_anything_starts(
     with serving(FakeGateway()) as address:
         port = address.rpartition(":")[2]
         assert main.main(["up", str(tmp_path), "--port", port]) == 2
-        assert f"cannot listen at {address}: Address already in use" in capsys.readouterr().err
+        refused = capsys.readouterr().err
+        assert f"cannot listen at {address}: Address already in use; stop" in refused
         arguments = ["up", str(tmp_path), "--port", "0", "--listen", address]
         assert main.main(arguments) == 2
         assert "choose another: --listen" in capsys.readouterr().err

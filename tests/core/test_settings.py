@@ -128,14 +128,15 @@ def test_each_wrong_value_is_named_with_where_it_came_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "tier.toml"
-    file.write_text('listen = "nowhere"\ncolour = "red"\n')
+    file.write_text('listen = "nowhere"\ncolour = "red"\n[decoder]\nport = 1\n')
     monkeypatch.setenv("PIXTRAL_MAX_IMAGES", "many")
     lines = refused(["--config", str(file), "--drain-seconds", "-1"], capsys)
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert all(line.startswith("tier: ") for line in lines)
     text = "\n".join(lines)
     assert f"listen (in {file}): must be host:port" in text
-    assert f"colour (in {file}): there is no such setting" in text
+    assert f"colour (in {file}): there is no such setting\n" in text
+    assert f"decoder (in {file}): there is no such setting; tables of tiers are for" in text
     assert "max_images (from PIXTRAL_MAX_IMAGES): " in text
     assert "--drain-seconds: " in text
 

@@ -55,6 +55,7 @@ def test_a_quantisation_is_not_set_twice(
     [
         ("tensor_parallel_size=2", "tensor_parallel_size is set by tensor_parallel"),
         ("tokenizer_mode=hf", "tokenizer_mode must not be set"),
+        ("media_io_kwargs={}", "media_io_kwargs has no effect"),
     ],
 )
 def test_what_the_decoder_sets_itself_is_refused_by_name(

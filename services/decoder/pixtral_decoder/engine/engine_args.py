@@ -51,6 +51,10 @@ OWNED: Mapping[str, str] = {
     "tokenizer": "",
     "tokenizer_mode": "",
 }
+# vLLM's arguments about fetching and reading images, which the gateway and the encoder do here.
+_OF_IMAGE_FILES = frozenset(
+    {"allowed_local_media_path", "allowed_media_domains", "media_io_kwargs"}
+)
 
 
 class BadEngineArguments(ValueError):
@@ -64,6 +68,8 @@ def check_owned(names: Iterable[str]) -> None:
             raise BadEngineArguments(f"{name} is set by {setting}")
         if name in OWNED:
             raise BadEngineArguments(f"{name} must not be set: the decoder needs its own value")
+        if name in _OF_IMAGE_FILES:
+            raise BadEngineArguments(f"{name} has no effect: the decoder reads no image files")
 
 
 @dataclass(frozen=True, slots=True)
