@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 
+from pixtral_core.concurrency.unread_errors import read_error
 from pixtral_gateway.request import Delta
 
 # A reader that takes longer over one delta is slow. Deltas come 10 to 100 times a second.
@@ -46,6 +47,7 @@ class StreamBuffer:
                 self._given = time.monotonic()
                 return delta
             self._filling = asyncio.create_task(self._fill())
+            self._filling.add_done_callback(read_error)
         while not self._waiting and not self._filling.done():
             self._arrived.clear()
             await self._arrived.wait()
@@ -60,9 +62,6 @@ class StreamBuffer:
             while not filling.done():
                 filling.cancel()
                 await asyncio.wait((filling,))
-            if not filling.cancelled():
-                # This reads the error, which asyncio would otherwise report as lost.
-                filling.exception()
         await self._source.aclose()
 
     async def _fill(self) -> None:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pixtral_core.concurrency.unread_errors import read_error
+
 T = TypeVar("T")
 
 
@@ -14,6 +16,7 @@ async def in_daemon_thread(work: Callable[[], T], name: str) -> T:
     `work` continues and its result is dropped."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
+    done.add_done_callback(read_error)
 
     def settle(result: T | None, error: BaseException | None) -> None:
         if done.cancelled():

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
 
 from pixtral_core.concurrency.gather import run_all
+from pixtral_core.concurrency.unread_errors import read_error
 
 T = TypeVar("T")
 C = TypeVar("C", covariant=True)
@@ -74,6 +75,7 @@ async def _several(
             arrived.put_nowait(None)
 
     draining = asyncio.create_task(drain_all())
+    draining.add_done_callback(read_error)
     try:
         while (found := await arrived.get()) is not None:
             index, item, taken = found

@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from pixtral_core.concurrency.unread_errors import read_error
 from pixtral_core.telemetry.request_log import current_span
 from pixtral_core.telemetry.tracing import Span
 
@@ -42,6 +43,8 @@ class SingleFlight(Generic[K, T]):
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = Flight(asyncio.create_task(work()), current_span())
+            # Also if the work ends with an error after its last caller has left.
+            flight.task.add_done_callback(read_error)
         else:
             current_span().link(flight.span)
         flight.waiters += 1
@@ -59,6 +62,3 @@ class SingleFlight(Generic[K, T]):
         if self._flights.get(key) is flight:
             del self._flights[key]
         flight.task.cancel()
-        if flight.task.done() and not flight.task.cancelled():
-            # This reads the error, which asyncio would report as lost if every caller has gone.
-            flight.task.exception()

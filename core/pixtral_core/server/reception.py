@@ -12,6 +12,7 @@ import grpc
 
 from pixtral_core.concurrency.rate import Rate, Rates
 from pixtral_core.concurrency.shared_limit import SharedLimit
+from pixtral_core.concurrency.unread_errors import read_error
 from pixtral_core.errors import DeadlineExceeded, ServingError
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
 from pixtral_core.server.socket_bytes import SocketBytes
@@ -277,7 +278,7 @@ class Reception:
             # The read has a task of its own, which ends with the call: gRPC does not free the
             # memory of a cancelled read.
             reading = asyncio.ensure_future(context.read())
-            reading.add_done_callback(_retrieve)
+            reading.add_done_callback(read_error)
             await asyncio.wait((reading,), timeout=YOUNG_SECONDS)
             youth.close()
             if not reading.done():
@@ -296,9 +297,3 @@ class Reception:
             if self.is_paced and not pace.remaining():
                 raise DeadlineExceeded("the message arrives too slowly or not at all")
             await asyncio.wait((reading,), timeout=LOOK_SECONDS)
-
-
-def _retrieve(reading: "asyncio.Future[Any]") -> None:
-    # Nobody awaits this message any more: it fails with its call.
-    if not reading.cancelled():
-        reading.exception()

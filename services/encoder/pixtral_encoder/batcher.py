@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pixtral_core.concurrency.queue_shares import QueueShares
 from pixtral_core.concurrency.turns import Given
+from pixtral_core.concurrency.unread_errors import read_error
 from pixtral_core.errors import Unavailable
 from pixtral_core.telemetry.request_log import current_span, note
 from pixtral_encoder.metrics import (
@@ -47,7 +48,7 @@ class Batch:
 
     Attributes:
         began: when the device was free for it: when it got the batch, or when the last one ended.
-        is_told: whether the device has received the whole batch.
+        is_submitted: whether the device has received the whole batch.
     """
 
     images: int
@@ -169,6 +170,7 @@ class Batcher(Generic[Image]):
             Unavailable: where the device is lost.
         """
         waiting = Waiting(image, slot, asyncio.get_running_loop().create_future())
+        waiting.result.add_done_callback(read_error)
         self._waiting.append(waiting)
         self._start_batch()
         try:

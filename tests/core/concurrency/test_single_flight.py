@@ -1,4 +1,7 @@
 import asyncio
+import gc
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -91,3 +94,37 @@ async def test_an_error_reaches_every_caller_and_is_not_kept() -> None:
     again = Work()
     again.end.set_result("done")
     assert await flights.run("a", again) == "done"
+
+
+@pytest.fixture
+async def lost() -> Callable[[], list[Any]]:
+    """Collects what asyncio reports to the loop, such as an error that nobody has read."""
+    reported: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+
+    def collected() -> list[Any]:
+        gc.collect()
+        return reported
+
+    return collected
+
+
+async def test_an_error_of_work_that_is_being_cancelled_is_not_reported_as_lost(
+    lost: Callable[[], list[Any]],
+) -> None:
+    flights: SingleFlight[str, str] = SingleFlight()
+
+    async def work() -> str:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("the connection is closed already")
+
+    call = asyncio.create_task(flights.run("a", work))
+    await settle()
+    call.cancel()
+    await asyncio.wait([call])
+    await settle()
+    # Its traceback keeps the work alive.
+    del call
+    assert not lost()
