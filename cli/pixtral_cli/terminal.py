@@ -42,7 +42,7 @@ def print_answer(stream: Stream, *, is_plain: bool = False) -> tuple[str, Comple
 
 
 def describe(completion: Completion) -> str:
-    """A line with the times of a request, its tokens, and how many tokens and images were cached."""
+    """A line with the times and tokens of a request, and the tokens and images that were cached."""
     timings, usage = completion.timings, completion.usage
     parts = [
         f"queue {duration(timings.queue)}",
