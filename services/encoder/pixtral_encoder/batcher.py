@@ -285,8 +285,8 @@ class Batcher(Generic[Image]):
         if not self._runs:
             return 0.0
         began = next(iter(self._runs)).began
-        told = self._seconds(sum(run.patches for run in self._runs))
-        return max(0.0, began + told - time.monotonic())
+        needed = self._seconds(sum(run.patches for run in self._runs))
+        return max(0.0, began + needed - time.monotonic())
 
     def _begun(self, images: list[Image]) -> Callable[[], Sequence[Outcome]]:
         try:

@@ -92,8 +92,7 @@ class Graphs:
                 self._run(self._patches[:patches], self._positions[:, :patches], packing)
             )
 
-        # The first run of a shape allocates and initialises what must not change while a graph is
-        # recorded.
+        # The first run of a shape makes allocations that are not allowed while a graph is recorded.
         run()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

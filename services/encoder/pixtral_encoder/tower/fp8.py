@@ -1,5 +1,4 @@
-"""Multiplies the tower's large matrices in 8 bits (e4m3), on devices that are twice as fast with
-this.
+"""Multiplies the tower's large matrices in 8 bits (e4m3), on devices that are faster with it.
 
 Each row of a weight has its own scale, which is computed at load. Each row of the other factor also
 has its own scale, which is computed at each product. A scale maps the largest value of a row to the

@@ -1,5 +1,6 @@
-"""The arithmetic of the tower's layers between the attention calls. Each part between two calls is
-compiled as one function.
+"""The arithmetic of the tower's layers between the attention calls.
+
+Each part between two calls is compiled as one function.
 
 The architecture is that of arXiv:2410.07073 and mistral-inference's `vision_encoder.py`.
 """
