@@ -95,8 +95,8 @@ class Batcher(Generic[Image]):
 
     The batcher has no timer: an image starts at once if the device is free. The images that come
     while the device works form the next batch, up to `batch_patches`: first the image whose turn it
-    is, then in their order all others that still fit. An image with more patches is a batch of its
-    own. When more images wait than fit into a batch, the device receives the next batch while it
+    is, then in their order all others that still fit. An image with more than `batch_patches` is a
+    batch of its own. When more images wait than fit into a batch, the device receives the next batch while it
     works on the previous one, so that it never waits for this process.
 
     An image is dropped if its embedding would come too late for every caller that waits. The
@@ -207,7 +207,8 @@ class Batcher(Generic[Image]):
     def _may_start(self) -> bool:
         if not self._runs:
             return True
-        # A second batch starts only if it is full, because more images may still join it.
+        # A second batch starts only if it is full, because more images may still join a batch that
+        # is not.
         is_full = sum(waiting.slot.patches for waiting in self._waiting) >= self._batch_patches
         return is_full and len(self._runs) == 1 and all(run.is_submitted for run in self._runs)
 

@@ -66,7 +66,7 @@ class Graphs:
 
     def run(self, images: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor | None:
         """The result of the layers for the patches of `images`, (patches, width); None if they have
-        more patches than the largest graph. At most MOST_IMAGES images."""
+        more patches than the largest graph. There may be at most MOST_IMAGES images."""
         lengths = [len(image) for image in images]
         total = sum(lengths)
         if total > MOST_PATCHES:
