@@ -1,5 +1,4 @@
-"""Makes batches of tokens, patches and labels from scenes. Any process can make the batch of any
-step."""
+"""Makes batches of tokens, patches and labels from scenes, by step, in any process."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

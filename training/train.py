@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="replaces the steps of the preset")
     parser.add_argument("--tower-steps", type=int, help="replaces the tower steps of the preset")
-    parser.add_argument("--minutes", type=float, default=1e9, help="save and stop after this time")
+    parser.add_argument("--minutes", type=float, default=1e9, help="save and stop after this many")
     given = parser.parse_args()
     preset = PRESETS[given.preset]
     if given.tower_steps is not None:

@@ -1,5 +1,4 @@
-"""Words to print. The hash of a word decides whether it is held out for measuring; about a fifth
-is."""
+"""Words to print. About a fifth, chosen by the hash of each word, is held out for measuring."""
 
 import hashlib
 from typing import Final

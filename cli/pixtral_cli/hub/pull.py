@@ -172,7 +172,7 @@ def _sizes(found: Found, to: Path | None) -> tuple[int, int]:
         enable_progress_bars,
     )
 
-    # The library shows a bar for this, too, and it would look as if the files were fetched.
+    # The library also shows a bar for a dry run, which looks as if it fetched the files.
     were_disabled = are_progress_bars_disabled()
     disable_progress_bars()
     try:

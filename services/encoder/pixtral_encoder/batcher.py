@@ -96,8 +96,8 @@ class Batcher(Generic[Image]):
     The batcher has no timer: an image starts at once if the device is free. The images that come
     while the device works form the next batch, up to `batch_patches`: first the image whose turn it
     is, then in their order all others that still fit. An image with more than `batch_patches` is a
-    batch of its own. When more images wait than fit into a batch, the device receives the next batch while it
-    works on the previous one, so that it never waits for this process.
+    batch of its own. When more images wait than fit into a batch, the device receives the next
+    batch while it works on the previous one, so that it never waits for this process.
 
     An image is dropped if its embedding would come too late for every caller that waits. The
     estimate is the least possible time: it takes the time per patch of the fastest batch so far,
