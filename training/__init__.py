@@ -1,1 +1,1 @@
-"""How the small checkpoint in `models/pixtral-mini` is made: pictures, model, training, export."""
+"""Makes the small checkpoint in `models/pixtral-mini`: pictures, model, training, export."""

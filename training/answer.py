@@ -1,4 +1,4 @@
-"""Asks the trained model in plain torch: what the service's answers are held against."""
+"""Asks the trained model in plain torch. The answers of the service are compared with these."""
 
 import io
 from pathlib import Path
@@ -20,7 +20,7 @@ MAX_TOKENS = 24
 
 
 class OfflineModel:
-    """A model, its prompts encoded by mistral_common from end to end."""
+    """A model whose prompts mistral_common encodes completely, pictures included."""
 
     def __init__(self, model: Pixtral, tokenizer: Path) -> None:
         self.model = model
@@ -31,7 +31,7 @@ class OfflineModel:
 
     @classmethod
     def from_checkpoint(cls, directory: Path) -> "OfflineModel":
-        """In float32."""
+        """Reads a checkpoint; the model computes in float32."""
         return cls(read_checkpoint(directory).eval(), directory / "tekken.json")
 
     def prompt(self, pictures: tuple[bytes, ...], question: str) -> tuple[Tensor, list[Tensor]]:
@@ -49,7 +49,8 @@ class OfflineModel:
 
     @torch.inference_mode()
     def embed(self, image: Tensor) -> Tensor:
-        """(3, height, width), as mistral_common makes it, to (1, image tokens, width)."""
+        """Embeds an image (3, height, width), as mistral_common prepares it. Returns (1, image
+        tokens, width)."""
         size = self.model.spec.patch_size
         rows, columns = image.shape[1] // size, image.shape[2] // size
         cut = image.view(3, rows, size, columns, size).permute(1, 3, 0, 2, 4)
@@ -59,7 +60,8 @@ class OfflineModel:
 
     @torch.inference_mode()
     def complete(self, token_ids: Tensor, embeddings: list[Tensor], guess: str = "") -> str:
-        """The greedy answer; at once where it is the guess, else in a step a token."""
+        """The greedy answer. If it is the guess, one step finds it; otherwise each token takes a
+        step."""
         if guess and self.would_say(token_ids, embeddings, guess):
             return guess
         answer: list[int] = []
@@ -74,7 +76,8 @@ class OfflineModel:
 
     @torch.inference_mode()
     def would_say(self, token_ids: Tensor, embeddings: list[Tensor], answer: str) -> bool:
-        """Whether each token of the answer, and its end, is the likeliest after those before."""
+        """Whether `answer` is the greedy answer: each of its tokens, and then the end, must be the
+        most probable one after the tokens before it."""
         tekken = self._tokenizer.instruct_tokenizer.tokenizer
         expected = token_ids.new_tensor([[*tekken.encode(answer, bos=False, eos=False), EOS]])
         states = self.model.hidden(torch.cat([token_ids, expected[:, :-1]], dim=1), embeddings)
@@ -82,5 +85,5 @@ class OfflineModel:
         return bool((greedy == expected).all())
 
     def ask(self, pictures: tuple[bytes, ...], question: str, guess: str = "") -> str:
-        """The greedy answer to a question about pictures, each an image file."""
+        """The greedy answer to a question about pictures. Each picture is an image file."""
         return self.complete(*self.prompt(pictures, question), guess)

@@ -1,4 +1,4 @@
-"""Scenes to batches of tokens, patches and labels: random access by step, in any process."""
+"""Makes batches of tokens, patches and labels from scenes, by step, in any process."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,9 +30,15 @@ STD = np.array((0.26862954, 0.26130258, 0.27577711), dtype=np.float32)
 class Batch:
     """Sequences whose pictures have the same grids.
 
-    `patches` are uint8 (sequences, tokens, 768) for each picture of a sequence, `labels` (…,
-    tokens, attributes) beside them; `targets` is -100 where nothing is to be learnt. A batch of
-    lessons has no sequences.
+    A lesson is a batch from which only the tower learns. It has pictures but no token ids.
+
+    Attributes:
+        grids: the grid of the first picture of every sequence, and that of the second, if any.
+        patches: for each grid, uint8 (sequences, tokens, 768).
+        labels: for each grid, (sequences, tokens, attributes).
+        token_ids: (sequences, positions).
+        targets: the next token that the model learns at each position, (sequences, positions);
+            -100 where it learns none.
     """
 
     grids: list[Grid]
@@ -56,14 +62,14 @@ class Batch:
 
 
 def patchify(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(height, width, 3) to (rows * columns, 3 * 16 * 16), channels outermost."""
+    """Cuts (height, width, 3) into patches, (rows * columns, 3 * 16 * 16), channels outermost."""
     rows, columns = pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
     cut = pixels.reshape(rows, PATCH, columns, PATCH, 3).transpose(0, 2, 4, 1, 3)
     return np.ascontiguousarray(cut).reshape(rows * columns, -1)
 
 
 def normalise(patches: Tensor) -> Tensor:
-    """uint8 patches to what mistral_common makes of their pixels, in float32."""
+    """Normalises the pixels of uint8 patches as mistral_common does, in float32."""
     mean = torch.from_numpy(MEAN).to(patches.device).repeat_interleave(PATCH * PATCH)
     std = torch.from_numpy(STD).to(patches.device).repeat_interleave(PATCH * PATCH)
     return (patches.float() / 255 - mean) / std
@@ -79,8 +85,8 @@ def placeholder(grid: Grid) -> list[int]:
 def conversation(
     tokenizer: Tekkenizer, grids: Sequence[Grid], questions: Sequence[Question]
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a chat about pictures, as mistral_common encodes it, and what each position
-    is to answer (-100: nothing)."""
+    """Token ids of a chat about pictures, as mistral_common encodes it, and the target of each
+    position (-100: none)."""
     ids = [BOS]
     targets = [-100]
     for turn, question in enumerate(questions):
@@ -96,7 +102,8 @@ def conversation(
 
 
 def sample_grid(rng: np.random.Generator, largest: int, patches: int) -> Grid:
-    """A random grid of at most `patches` patches, `largest` a side, wide more often than tall."""
+    """A random grid with at most `patches` patches, and at most `largest` on a side. Most grids are
+    wider than tall."""
     while True:
         rows = int(rng.integers(2, largest + 1))
         columns = int(rng.integers(3, largest + 1))
@@ -105,7 +112,7 @@ def sample_grid(rng: np.random.Generator, largest: int, patches: int) -> Grid:
 
 
 def sample_pair_of_grids(rng: np.random.Generator, largest: int, patches: int) -> list[Grid]:
-    """Two grids, most often smaller than a picture alone would have."""
+    """Two grids. Most are smaller than the grid of a single picture."""
     smaller = largest if rng.random() < 0.3 else max(8, largest // 2)
     return [sample_grid(rng, smaller, patches) for _ in range(2)]
 
@@ -113,7 +120,7 @@ def sample_pair_of_grids(rng: np.random.Generator, largest: int, patches: int) -
 def sample_scenes(
     rng: np.random.Generator, grids: Sequence[Grid], count: int, source: Source
 ) -> Iterator[Scene]:
-    """Scenes of every kind that pictures of these grids have room for."""
+    """Scenes of random kinds, among the kinds that fit into these grids."""
     if len(grids) == 2:
         for _ in range(count):
             yield scenes.pair_scene(rng, grids, source)
@@ -138,8 +145,8 @@ def sample_scenes(
 def sample_lessons(
     rng: np.random.Generator, grid: Grid, count: int, source: Source
 ) -> Iterator[Scene]:
-    """Scenes to teach the tower with alone, nothing asked about them: mostly those that are full
-    of what is to be learnt."""
+    """Scenes without questions, from which only the tower learns. In most of them, many patches
+    show a character or a shape."""
     for _ in range(count):
         chance = rng.random()
         if chance < 0.5:
@@ -153,8 +160,17 @@ def sample_lessons(
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """`tokens` in each batch, about; `turns` questions to a conversation. Before `tower_steps`
-    all batches are lessons for the tower alone, and later these shares of them are:"""
+    """The kinds and sizes of batches.
+
+    Attributes:
+        tokens: about the number of tokens in each batch.
+        turns: the most questions in a conversation.
+        tower_steps: before this step, all batches are lessons, from which only the tower learns.
+        lessons: after `tower_steps`, the share of lessons.
+        pairs: the share of batches with two pictures in each sequence.
+        prints: the share of batches whose pictures show one word or number each. Such a batch has
+            many pictures, with few patches and short texts.
+    """
 
     tokens: int
     largest_grid: int
@@ -163,12 +179,11 @@ class BatchPlan:
     tower_steps: int
     lessons: float = 0.1
     pairs: float = 0.18
-    # Pictures of one word or number each: a batch has many, with few patches and short texts.
     prints: float = 0.2
 
 
 def draw_batch(seed: int, step: int, plan: BatchPlan, tokenizer: Tekkenizer) -> Batch:
-    """The batch of a step; the same for the same seed, wherever and whenever it is drawn."""
+    """The batch of a step. A seed and a step always give the same batch, in any process."""
     rng = np.random.default_rng((seed, step))
     drawn, grids = _draw(rng, plan, alone=step < plan.tower_steps)
     pictures = [[scene.pictures[place] for scene in drawn] for place in range(len(grids))]
@@ -179,7 +194,7 @@ def draw_batch(seed: int, step: int, plan: BatchPlan, tokenizer: Tekkenizer) -> 
         for scene in drawn
         if scene.questions
     ]
-    # To a multiple of 16, so that few shapes have to be compiled.
+    # The length is a multiple of 16, so that few shapes have to be compiled.
     longest = -(-max((len(ids) for ids, _ in sequences), default=0) // 16) * 16
     token_ids = np.full((len(sequences), longest), PAD, dtype=np.int64)
     targets = np.full((len(sequences), longest), -100, dtype=np.int64)
@@ -198,7 +213,7 @@ def draw_batch(seed: int, step: int, plan: BatchPlan, tokenizer: Tekkenizer) -> 
 def _draw(
     rng: np.random.Generator, plan: BatchPlan, *, alone: bool
 ) -> tuple[list[Scene], list[Grid]]:
-    """The scenes of a batch, and the grids that the pictures of all of them have."""
+    """The scenes of a batch, and the grids of the pictures of each scene."""
     source = scenes.TRAINING
     chance = 0.0 if alone else rng.random()
     if chance < plan.lessons:
@@ -223,7 +238,7 @@ def _count(plan: BatchPlan, grids: Sequence[Grid], *, text: int) -> int:
 
 
 def _pick(rng: np.random.Generator, questions: Sequence[Question], turns: int) -> list[Question]:
-    """Up to `turns` of them in random order, the categories as even as they can be."""
+    """Up to `turns` of the questions in random order, from the categories as evenly as possible."""
     order = [questions[at] for at in rng.permutation(len(questions))]
     seen: dict[str, int] = {}
     ranked = []
@@ -236,7 +251,7 @@ def _pick(rng: np.random.Generator, questions: Sequence[Question], turns: int) -
 
 
 class Batches(IterableDataset[Batch]):
-    """The batches of the steps from `start` on, dealt out among the loader's workers."""
+    """The batches of the steps from `start` to before `end`, divided among the loader's workers."""
 
     def __init__(self, tokenizer: Path, plan: BatchPlan, seed: int, start: int, end: int) -> None:
         self._tokenizer, self._plan, self._seed = tokenizer, plan, seed

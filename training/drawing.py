@@ -1,7 +1,7 @@
-"""A canvas that remembers what was drawn where, patch by patch.
+"""A canvas that labels each patch with what was drawn there.
 
-The memory is the tower's first teacher: it learns directly what a patch shows, which is much
-quicker to learn from than the one answer a question gives.
+At first the tower learns from these labels. It learns much faster from a label for each patch than
+from a single answer to a question.
 """
 
 import io
@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from training.fonts import advance, font
 
 PATCH: Final = 16
-# A picture whose longer side is larger is reduced to this before it is cut into patches.
+# If the longer side of a picture has more pixels, the picture is reduced to this size before it is
+# cut into patches.
 MAX_IMAGE_SIZE: Final = 256
 SUPERSAMPLING: Final = 2
 
@@ -28,7 +29,7 @@ Box = tuple[float, float, float, float]
 
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "ring")
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-# The things that a patch can show, numbered; 0 is the background.
+# A number for each thing that a patch can show; 0 is the background.
 KINDS = {name: 1 + at for at, name in enumerate((*SHAPES, "bar", *CHARACTERS))}
 
 COLOURS: dict[str, Rgb] = {
@@ -43,10 +44,11 @@ COLOURS: dict[str, Rgb] = {
 }
 COLOUR_IDS = {name: at for at, name in enumerate(COLOURS)}
 
-# The attributes that a patch is labelled with, and how many values each takes. `order` is the
-# place of a character in its word; the next three count what is alike in the whole picture, but
-# that in a chart `same_kind` is the number of the bar that a patch belongs to. `place` is the
-# ninth of the picture that the middle of what is drawn lies in.
+# The attributes with which a patch is labelled, and the number of values of each. `order` is the
+# index of a character in its word. `same_kind` and `same_colour` count the shapes of the whole
+# picture that have the kind or the colour of this patch; in a chart, `same_kind` is the index of
+# the patch's bar. `total` counts all shapes, bars or characters. `place` is the ninth of the
+# picture that contains the middle of the thing drawn.
 ATTRIBUTES: dict[str, int] = {
     "kind": 1 + len(KINDS),
     "colour": len(COLOURS),
@@ -64,14 +66,15 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A finished picture; `labels` is (rows, columns, attributes) of its grid of patches."""
+    """A finished picture. `labels` are the attributes of its patches, (rows, columns,
+    attributes)."""
 
     image: Image.Image
     labels: Labels
 
     @property
     def resized(self) -> Pixels:
-        """(height, width, 3), as the grid's own size has it: the resize of mistral_common."""
+        """The pixels (height, width, 3) after mistral_common's resize to the size of the grid."""
         rows, columns, _ = self.labels.shape
         size = (columns * PATCH, rows * PATCH)
         pixels = np.asarray(self.image)
@@ -83,7 +86,7 @@ class Picture:
 
 
 class Canvas:
-    """Draws in units of the pixels that the model is shown, `width` by `height` of them."""
+    """Draws in units of pixels after the resize; the canvas is `width` by `height` of them."""
 
     def __init__(self, rows: int, columns: int, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -91,7 +94,8 @@ class Canvas:
         whole = rng.random() < 0.5
         self.width = columns * PATCH - (0 if whole else int(rng.integers(0, PATCH)))
         self.height = rows * PATCH - (0 if whole else int(rng.integers(0, PATCH)))
-        # Some of the largest are left larger than the model takes them, to be reduced as it does.
+        # Half of the largest pictures stay larger than the model accepts, so that its preprocessing
+        # reduces them.
         is_largest = max(self.width, self.height) == MAX_IMAGE_SIZE
         self._left_large = is_largest and bool(rng.random() < 0.5)
         self._scale = int(rng.integers(2, 5)) if self._left_large else SUPERSAMPLING
@@ -109,7 +113,8 @@ class Canvas:
     def mark(
         self, box: Box, kind: str, colour: str | None = None, order: int | None = None
     ) -> None:
-        """Labels the patches whose centre the box covers, or else the one that its centre is in."""
+        """Labels the patches whose centres lie in the box. If the box contains no such centre in a
+        direction, the patches at the middle of the box are labelled."""
         x0, y0, x1, y1 = box
         xs = _covered(x0 * self.columns / self.width, x1 * self.columns / self.width, self.columns)
         ys = _covered(y0 * self.rows / self.height, y1 * self.rows / self.height, self.rows)
@@ -124,7 +129,8 @@ class Canvas:
         self._draw.rectangle([value * self._scale for value in box], fill=fill)
 
     def shape(self, name: str, colour: str, centre: tuple[float, float], radius: float) -> None:
-        """One of SHAPES, its colour a little off, upright or slightly turned."""
+        """Draws one of SHAPES, some slightly turned, in a colour that differs slightly from
+        `colour`."""
         s, fill = self._scale, jitter(self.rng, COLOURS[colour])
         x, y, r = centre[0] * s, centre[1] * s, radius * s
         turn = math.radians(float(self.rng.uniform(-8, 8)))
@@ -158,7 +164,7 @@ class Canvas:
         spacing: float = 0.0,
         colour: str | None = None,
     ) -> None:
-        """Prints capitals and digits, the top left of their ink at `at`, letter by letter."""
+        """Prints capitals and digits one by one. `at` is the top left corner of the text."""
         loaded, s = font(face, size * self._scale), self._scale
         baseline = (at[1] + size * 0.72) * s
         x = at[0] * s
@@ -169,8 +175,9 @@ class Canvas:
             x += pen + spacing * s
 
     def count_shapes(self, shapes: Sequence[tuple[str, str]]) -> None:
-        """Labels every patch with how many shapes there are, and those of shapes with how many
-        are alike. `shapes` are kinds and colours of what was drawn."""
+        """Labels every patch with the number of all shapes. Labels the patches of each shape with
+        the number of shapes of the same kind, and of the same colour. `shapes` has the kind and
+        the colour of each shape."""
         self.labels[..., 5] = len(shapes)
         for column, alike in ((3, 0), (4, 1)):
             for name, count in Counter(shape[alike] for shape in shapes).items():
@@ -179,7 +186,8 @@ class Canvas:
                 self.labels[..., column][is_shape & (self.labels[..., alike] == value)] = count
 
     def finish(self) -> Picture:
-        """Reduces the canvas to the picture's size, or nearly, and spoils it a little."""
+        """Reduces the canvas to the size of the picture, unless it stays large. Sometimes adds a
+        gradient, noise or JPEG artefacts."""
         image = self._image if self._left_large else self._image.reduce(self._scale)
         pixels = np.asarray(image, dtype=np.float32)
         rng = self.rng
@@ -211,7 +219,8 @@ def _background(rng: np.random.Generator) -> Rgb:
 
 
 def _covered(start: float, end: float, cells: int) -> slice:
-    """The cells, each 1 wide, whose middle lies in [start, end], or the one at its middle."""
+    """The cells, each 1 wide, whose middle lies in [start, end]. If there is none, the cell that
+    contains the middle of [start, end]."""
     first, last = math.ceil(start - 0.5), math.floor(end - 0.5)
     if first > last:
         first = last = math.floor((start + end) / 2)

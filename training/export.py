@@ -1,4 +1,4 @@
-"""A trained model to a directory in Mistral's format, and back."""
+"""Writes a trained model to a directory in Mistral's format, and reads it back."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,9 @@ PATCH_CONV = "vision_encoder.patch_conv.weight"
 
 
 def write_checkpoint(directory: Path, model: Pixtral) -> None:
-    """Writes `params.json`, `consolidated.safetensors` (bf16), `tekken.json`, and a
-    `generation_config.json` by which answers are greedy where nothing else is asked for."""
+    """Writes `params.json`, `consolidated.safetensors` (bf16), `tekken.json` and
+    `generation_config.json`. The last file makes answers greedy unless a request sets a
+    temperature."""
     directory.mkdir(parents=True, exist_ok=True)
     spec = model.spec
     params = json.dumps(spec.params(), indent=2) + "\n"
@@ -31,11 +32,12 @@ def write_checkpoint(directory: Path, model: Pixtral) -> None:
     tensors[PATCH_CONV] = tensors[PATCH_CONV].view(-1, CHANNELS, spec.patch_size, spec.patch_size)
     weights = directory / "consolidated.safetensors"
     save_file(tensors, weights, metadata={"format": "pt"})
-    weights.chmod(0o644)  # safetensors keeps it from other users, and servers run as one
+    # safetensors writes a file that other users cannot read, but a server may run as another user.
+    weights.chmod(0o644)
 
 
 def read_checkpoint(directory: Path) -> Pixtral:
-    """The model that `write_checkpoint` wrote, its weights in float32."""
+    """The model that `write_checkpoint` wrote, with weights in float32."""
     params = json.loads((directory / "params.json").read_text(encoding="utf-8"))
     vision = params["vision_encoder"]
     spec = ModelSpec(

@@ -1,7 +1,8 @@
-"""The fonts that words are printed in: packages of open fonts, some of them never trained on.
+"""The fonts in which words are printed, from packages of open fonts. Training does not use the
+held-out fonts.
 
-They are needed to train and to measure, not to serve: the dependency group `training` names them
-(Apache-2.0, OFL-1.1, and what matplotlib ships of DejaVu and STIX).
+Training and measuring need these packages, and serving does not. The dependency group `training`
+lists them. Their licences are Apache-2.0 and OFL-1.1; DejaVu and STIX come with matplotlib.
 """
 
 from functools import cache
@@ -13,7 +14,7 @@ from PIL import ImageFont
 
 _MATPLOTLIB: Final = "matplotlib/mpl-data/fonts/ttf"
 
-# A package, and a file in it.
+# Each name is a package, and the path of a file in it.
 TRAINING_FONTS = (
     *(
         f"font_roboto/files/Roboto-{style}.ttf"
@@ -46,16 +47,16 @@ HELD_OUT_FONTS = (
 
 @cache
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """The font at `size` pixels an em. Raises FileNotFoundError naming the package it is in."""
+    """The font at `size` pixels an em. Raises FileNotFoundError if its package is missing."""
     package, _, file = name.partition("/")
     found = find_spec(package)
     if found is None or found.origin is None:
-        raise FileNotFoundError(f"install {package.replace('_', '-')}: its fonts are drawn with")
+        raise FileNotFoundError(f"install {package.replace('_', '-')}, which contains {file}")
     path = Path(found.origin).parent / file
     return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @cache
 def advance(name: str, size: int, character: str) -> float:
-    """How far the pen moves, in pixels."""
+    """The distance in pixels from the start of the character to the start of the next one."""
     return font(name, size).getlength(character)

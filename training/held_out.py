@@ -1,4 +1,4 @@
-"""The questions that the model is measured with: seeds, words and fonts never trained on."""
+"""The questions that measure the model. Training uses other seeds, words and fonts."""
 
 import io
 from collections import Counter
@@ -14,7 +14,7 @@ from training.batches import sample_grid, sample_pair_of_grids, sample_scenes
 from training.drawing import MAX_IMAGE_SIZE, PATCH
 from training.scenes import CATEGORIES, Question
 
-# Apart from every (seed, step) that training draws from.
+# This seed differs from every (seed, step) from which training draws.
 HELD_OUT_SEED: Final = 1 << 60
 LARGEST_GRID: Final = MAX_IMAGE_SIZE // PATCH
 MOST_PATCHES: Final = LARGEST_GRID**2
@@ -29,10 +29,10 @@ class Item:
 
 
 def held_out(count: int, *, seed: int = 0) -> list[Item]:
-    """`count` items, as many of each category as of another; the same for the same seed.
+    """`count` items, about equally many of each category. A seed always gives the same items.
 
-    No two of a category are about the same picture, and of what may be asked about a picture that
-    is asked whose answer has come up least.
+    Each item has new pictures. If several questions about a picture are possible, the one with the
+    rarest answer so far is chosen.
     """
     rng = np.random.default_rng((HELD_OUT_SEED, seed))
     room = {category: -(-count // len(CATEGORIES)) for category in CATEGORIES}
@@ -61,7 +61,8 @@ def _rarest(
     room: Mapping[str, int],
     answered: Mapping[tuple[str, str], int],
 ) -> Question:
-    """The category that still needs most questions gives the one whose answer came up least."""
+    """A question of the category that still needs most questions: the one with the rarest answer so
+    far."""
     most = max(room[question.category] for question in questions)
     best = [question for question in questions if room[question.category] == most]
     order = [int(at) for at in rng.permutation(len(best))]

@@ -1,8 +1,8 @@
-"""Pixtral in plain torch, to be trained: its parameters have the names of a Mistral checkpoint.
+"""Pixtral in plain torch, for training. Its parameters have the names of a Mistral checkpoint.
 
-All sequences of a batch have pictures of the same grids, so that the tower needs no mask: its
-attention within each picture is what the block-diagonal attention of a packed batch comes to.
-Texts are padded at their end, where a causal model's answers cannot see it.
+All sequences of a batch have pictures of the same grids, so the tower needs no mask: it attends
+within each picture, as the block-diagonal attention of a packed batch does. Texts are padded at
+their end, because the tokens of a causal model do not depend on later tokens.
 """
 
 from dataclasses import dataclass
@@ -79,7 +79,8 @@ def angles_1d(positions: Tensor, head_dim: int, theta: float) -> Tensor:
 
 
 def angles_2d(grid: Grid, head_dim: int, theta: float, device: torch.device) -> Tensor:
-    """2-D RoPE, (rows * columns, head dim / 2): even frequencies by row, then odd by column."""
+    """The angles of 2-D RoPE, (rows * columns, head dim / 2): first the even frequencies times the
+    row, then the odd frequencies times the column."""
     rows, columns = grid
     by_row = angles_1d(torch.arange(rows, device=device), head_dim, theta)[:, None, 0::2]
     by_column = angles_1d(torch.arange(columns, device=device), head_dim, theta)[None, :, 1::2]
@@ -95,11 +96,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def cosines(count: int, size: int) -> Tensor:
-    """The first `count` cosine waves of a patch, (count, channels * size * size), the slowest
-    first, in each of: all channels alike, red against blue, green against both.
+    """The first `count` cosine waves of a patch, (count, channels * size * size), from the slowest
+    to the fastest.
 
-    Patches seen so are evenly lit in no direction: a wave is scaled up by how fast it is, about
-    as much as it is fainter in pictures.
+    Each wave comes three times: with all channels equal, with red against blue, and with green
+    against both. A faster wave is usually weaker in pictures. So it is scaled up, in order that the
+    products of patches with all waves have about the same size.
     """
     middles = (torch.arange(size) + 0.5) * torch.pi / size
     waves = torch.cos(torch.outer(torch.arange(size).float(), middles))
@@ -115,7 +117,7 @@ def cosines(count: int, size: int) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """In float32, whatever it is given."""
+    """Computes in float32, whatever the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.float())
@@ -195,7 +197,8 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         dim, heads = spec.vision_dim, spec.vision_heads
-        # A convolution whose stride is its size, and so a matrix; `export` gives it its shape.
+        # A convolution whose stride is its size is the same as a matrix. `export` writes the
+        # matrix in the shape of a convolution.
         self.patch_conv = nn.Linear(CHANNELS * spec.patch_size**2, dim, bias=False)
         self.ln_pre = RMSNorm(dim, VISION_NORM_EPS)
         self.transformer = Blocks(
@@ -206,7 +209,7 @@ class VisionEncoder(nn.Module):
         )
 
     def forward(self, patches: Tensor, grid: Grid) -> Tensor:
-        """(pictures, rows * columns, channels * patch pixels) to (pictures, tokens, width)."""
+        """Maps (pictures, rows * columns, channels * patch pixels) to (pictures, tokens, width)."""
         x = self.ln_pre(self.patch_conv(patches))
         head_dim = self.spec.vision_dim // self.spec.vision_heads
         angles = angles_2d(grid, head_dim, self.spec.vision_rope_theta, patches.device)
@@ -232,7 +235,7 @@ class Pixtral(nn.Module):
         self.tok_embeddings = nn.Embedding(spec.vocab_size, spec.dim)
         self.vision_encoder = VisionEncoder(spec)
         self.vision_language_adapter = Adapter(spec)
-        # Not a Blocks: its layers are named at the top of a checkpoint.
+        # This is no `Blocks`, because the names of these layers have no prefix in a checkpoint.
         self.layers = nn.ModuleList(
             Block(
                 spec.dim,
@@ -264,15 +267,15 @@ class Pixtral(nn.Module):
             patch_conv.copy_(cosines(len(patch_conv), self.spec.patch_size))
 
     def embed_images(self, patches: list[Tensor], grids: list[Grid]) -> list[Tensor]:
-        """The input of the adapter: for each place of a picture in the sequences, the embeddings
-        (sequences, tokens, width) of all of them."""
+        """The inputs of the adapter. The first item has the embeddings of the first picture of
+        every sequence, (sequences, tokens, width); the second item those of the second picture."""
         return [self.vision_encoder(p, grid) for p, grid in zip(patches, grids, strict=True)]
 
     def hidden(self, token_ids: Tensor, embeddings: list[Tensor]) -> Tensor:
-        """The normed state after the last layer, (sequences, tokens, dim)."""
+        """The normalised state after the last layer, (sequences, tokens, dim)."""
         x = self.tok_embeddings(token_ids)
         if embeddings:
-            # The first picture of each sequence, then the second: the order of its [IMG]s.
+            # In each sequence, the [IMG] tokens of the first picture precede those of the second.
             features = self.vision_language_adapter(torch.cat(embeddings, dim=1)).to(x.dtype)
             is_image = (token_ids == IMAGE_TOKEN_ID)[..., None].expand_as(x)
             x = x.masked_scatter(is_image, features)
@@ -286,9 +289,10 @@ class Pixtral(nn.Module):
 
 
 class PatchTeacher(nn.Module):
-    """Reads what was drawn off each patch's embedding. It is left behind when training ends."""
+    """Predicts the attributes of what was drawn on each patch from the patch's embedding. It is not
+    part of the checkpoint."""
 
-    # Most patches show nothing, which is soon learnt.
+    # Most patches show only background, and the tower learns this quickly.
     BACKGROUND_WEIGHT = 0.1
 
     def __init__(self, width: int, attributes: dict[str, int]) -> None:
@@ -297,8 +301,8 @@ class PatchTeacher(nn.Module):
         self.heads = nn.Linear(width, sum(self.sizes))
 
     def forward(self, embedding: Tensor, labels: Tensor) -> Tensor:
-        """The loss, one number an attribute; `labels` (..., attributes), -1 where there is none.
-        The first attribute is 0 on background."""
+        """The losses, one number for each attribute. `labels` is (..., attributes), and -1 where a
+        patch has no label. The first attribute is 0 on background."""
         logits = self.heads(embedding).float().split(self.sizes, dim=-1)
         background = labels[..., 0].flatten() == 0
         losses = []

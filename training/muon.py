@@ -1,5 +1,8 @@
-"""torch's Muon, all matrices of a shape at once: one by one, starting their kernels takes longer
-than a whole step of so small a model."""
+"""torch's Muon, which updates all matrices of one shape together.
+
+The model is so small that a separate update of each matrix would take longer than the rest of a
+step, only to start the kernels.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -15,7 +18,8 @@ EPSILON: Final = 1e-7
 
 
 class StackedMuon(torch.optim.Optimizer):
-    """`torch.optim.Muon(params, lr, weight_decay=..., adjust_lr_fn="match_rms_adamw")`."""
+    """Has the same results as `torch.optim.Muon(params, lr, weight_decay=...,
+    adjust_lr_fn="match_rms_adamw")`."""
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
@@ -50,8 +54,8 @@ class StackedMuon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """(count, rows, columns) to the nearest matrices whose singular values are all near 1, in
-    bfloat16, by the Newton-Schulz iteration of K. Jordan's Muon."""
+    """Maps each matrix of (count, rows, columns) to the nearest matrix whose singular values are
+    all near 1, in bfloat16. Source: the Newton-Schulz iteration of K. Jordan's Muon."""
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if is_tall else matrices).bfloat16()

@@ -1,8 +1,8 @@
-"""Draws the pictures of the demo and writes what is asked about them, and what is right.
+"""Draws the pictures of the demo, and writes questions about them with the right answers.
 
     python -m training.pictures docs/demo
 
-The words and the fonts are those that the small model was never trained on.
+The words and fonts are held out: the small model was not trained on them.
 """
 
 import argparse
@@ -21,7 +21,7 @@ WIDE = (10, 16)
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A scene, what its pictures are called, and which of its questions are asked."""
+    """A scene, the file names of its pictures, and the questions that the demo asks."""
 
     scene: Scene
     names: tuple[str, ...]
@@ -29,7 +29,8 @@ class Page:
 
 
 def pages() -> tuple[Page, ...]:
-    """Chosen among many for their looks and their questions alone."""
+    """The pages of the demo. They were chosen by their looks and questions, not by the answers of
+    the model."""
 
     def rng(drawing: int) -> np.random.Generator:
         return np.random.default_rng((SEED, drawing))
@@ -69,7 +70,7 @@ def pages() -> tuple[Page, ...]:
 
 
 def write_demo(directory: Path) -> None:
-    """The pictures as PNG files, and `questions.toml`."""
+    """Writes the pictures as PNG files, and `questions.toml`."""
     directory.mkdir(parents=True, exist_ok=True)
     tables = []
     for page in pages():

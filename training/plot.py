@@ -1,4 +1,4 @@
-"""The losses of a run as a picture, drawn with nothing but Pillow."""
+"""Draws the losses of a training run as a picture, with Pillow alone."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,8 @@ SMOOTHING = 5
 
 
 def plot_losses(log: Path, path: Path) -> None:
-    """Draws the losses in `log`, one JSON object a line, by step; the scale is logarithmic."""
+    """Draws the losses in `log` by step, on a logarithmic scale. Each line of `log` is a JSON
+    object."""
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     image = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(image)

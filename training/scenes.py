@@ -1,4 +1,4 @@
-"""The drawn scenes, and the questions about them."""
+"""Draws scenes, and makes questions about them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Pictures and what one may ask about them, together."""
+    """One or two pictures, and the questions about them."""
 
     pictures: tuple[Picture, ...]
     questions: tuple[Question, ...]
@@ -46,11 +46,11 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where fonts and words come from; a random stream of pictures is drawn with each."""
+    """The fonts and words of a set of scenes: those of training, or those held out."""
 
     fonts: tuple[str, ...]
     words: tuple[str, ...]
-    # How many of the printed words mean nothing; the rest are `words`.
+    # The share of printed words that are random letters. The other words come from `words`.
     random_words: float
 
 
@@ -67,13 +67,13 @@ class Shape:
 
     @property
     def place(self) -> int:
-        """Which ninth of the picture: an index into PLACES."""
+        """The ninth of the picture that contains the shape, as an index into PLACES."""
         return int(self.y * 3) * 3 + int(self.x * 3)
 
 
 @dataclass(frozen=True, slots=True)
 class Print:
-    """Printed characters and the colour they are printed in."""
+    """Printed characters and their colour."""
 
     text: str
     colour: str
@@ -172,8 +172,8 @@ def chart_scene(rng: np.random.Generator, rows: int, columns: int, source: Sourc
 
 
 def page_scene(rng: np.random.Generator, rows: int, columns: int, source: Source) -> Scene:
-    """Lines of words and numbers from edge to edge: nothing is asked, but every patch of it is a
-    lesson in reading."""
+    """Lines of words and numbers from edge to edge. It has no questions: the tower learns from the
+    labels of the patches."""
     canvas = Canvas(rows, columns, rng)
     y = float(rng.uniform(0, 8))
     while True:
@@ -195,7 +195,7 @@ def page_scene(rng: np.random.Generator, rows: int, columns: int, source: Source
 
 
 def crowd_scene(rng: np.random.Generator, rows: int, columns: int) -> Scene:
-    """As many shapes as there is room for: nothing is asked, as with a page."""
+    """As many shapes as fit into the picture. Like a page, it has no questions."""
     canvas = Canvas(rows, columns, rng)
     radius = float(rng.uniform(8.5, 16.0))
     step = 2.3 * radius + 1
@@ -208,7 +208,7 @@ def crowd_scene(rng: np.random.Generator, rows: int, columns: int) -> Scene:
 
 
 def pair_scene(rng: np.random.Generator, grids: Sequence[tuple[int, int]], source: Source) -> Scene:
-    """Two pictures, both of shapes or both of print."""
+    """Two pictures, both with shapes or both with print."""
     if rng.random() < 0.6:
         return pair_of_shapes(rng, grids)
     drawn = []
@@ -223,7 +223,7 @@ def pair_scene(rng: np.random.Generator, grids: Sequence[tuple[int, int]], sourc
 
 
 def pair_of_shapes(rng: np.random.Generator, grids: Sequence[tuple[int, int]]) -> Scene:
-    """Two pictures of 1 to 4 shapes."""
+    """Two pictures with 1 to 4 shapes each."""
     pictures, both = [], []
     for rows, columns in grids:
         canvas = Canvas(rows, columns, rng)
@@ -248,9 +248,10 @@ def pair_of_shapes(rng: np.random.Generator, grids: Sequence[tuple[int, int]]) -
 
 
 def _draw_shapes(canvas: Canvas, band: tuple[float, float], count: int) -> list[Shape]:
-    """Shapes that do not touch, in the part of the picture's height that `band` names."""
+    """Draws up to `count` shapes that do not touch. They lie between the two fractions of the
+    picture's height in `band`."""
     rng, high, wide = canvas.rng, canvas.height * (band[1] - band[0]), canvas.width
-    # Few colours and few kinds now and then, so that there is something to count.
+    # Some pictures have few colours and few kinds, so that several shapes share one.
     kinds = rng.permutation(SHAPES)[: int(rng.integers(1, 7))].tolist()
     colours = rng.permutation(_colours(canvas))[: int(rng.integers(1, 7))].tolist()
     shapes: list[Shape] = []
@@ -266,7 +267,7 @@ def _draw_shapes(canvas: Canvas, band: tuple[float, float], count: int) -> list[
         y = canvas.height * band[0] + float(rng.uniform(radius + 1, high - radius - 1))
         if any(np.hypot(x - a, y - b) < (radius + c) * 1.12 + 1 for a, b, c in spots):
             continue
-        # Too near the edge between two ninths to say which one it is in.
+        # The shape would be too near the edge between two ninths to belong to only one of them.
         if _is_near_an_edge(x, wide) or _is_near_an_edge(y, canvas.height):
             continue
         shape = Shape(choose(rng, kinds), choose(rng, colours), x / wide, y / canvas.height)
@@ -277,12 +278,13 @@ def _draw_shapes(canvas: Canvas, band: tuple[float, float], count: int) -> list[
 
 
 def _is_near_an_edge(at: float, size: float) -> bool:
-    """Whether `at` is near a third or two thirds of `size`, by 3 pixels or by a 25th of it."""
+    """Whether `at` is near a third or two thirds of `size`: within 3 pixels, or within a 25th of
+    `size` if that is more."""
     return any(abs(at - size * edge / 3) < max(3.0, size * 0.04) for edge in (1, 2))
 
 
 def _draw_print(canvas: Canvas, source: Source, box: tuple[float, float, float, float]) -> Print:
-    """A word or a number as large as fits in `box`, or smaller."""
+    """Prints a word or a number that fits in `box`."""
     rng = canvas.rng
     x0, y0, x1, y1 = box
     wide, high = x1 - x0, y1 - y0
@@ -313,7 +315,7 @@ def _draw_print(canvas: Canvas, source: Source, box: tuple[float, float, float, 
 
 
 def _colours(canvas: Canvas) -> list[str]:
-    """The colours of shapes that show on the canvas."""
+    """The colours that differ enough from the background for a shape."""
     return [name for name in COLOURS if not (canvas.is_dark and name == "black")]
 
 
@@ -322,7 +324,7 @@ def _colour(canvas: Canvas) -> str:
 
 
 def _ink(canvas: Canvas) -> str:
-    """A colour that can be read on the canvas."""
+    """A colour in which print can be read on the background."""
     unlike = ("black", "purple", "blue") if canvas.is_dark else ("yellow", "pink", "white")
     return choose(canvas.rng, [name for name in INKS if name not in unlike])
 

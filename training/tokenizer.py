@@ -1,7 +1,7 @@
 """The tokenizer of the small model: Tekken with few of its merges.
 
-Capitals and digits stay tokens of their own, so that a printed word is spelled as it is seen:
-one letter, one token. The words that questions and answers are made of stay whole.
+Each capital and each digit is a token, so that the model reads a printed word letter by letter. The
+words of questions and answers are whole tokens.
 """
 
 import base64
@@ -27,7 +27,7 @@ WHOLE_WORDS: Final = tuple(_WORDS.split("|"))
 
 
 def write_tokenizer(path: Path, *, vocab_size: int, max_image_size: int) -> None:
-    """Cuts mistral_common's `tekken_240911.json` down to `vocab_size` ids and writes it.
+    """Reduces mistral_common's `tekken_240911.json` to `vocab_size` ids, and writes it to `path`.
 
     The special tokens, their ids, the pattern and the version are unchanged.
     """
@@ -50,7 +50,7 @@ def write_tokenizer(path: Path, *, vocab_size: int, max_image_size: int) -> None
 
 
 def _keeps(token: bytes) -> bool:
-    """Printable ASCII whose only capital, if any, is its first character."""
+    """Whether the token is printable ASCII without a capital after its first character."""
     if not all(0x20 <= byte < 0x7F for byte in token):
         return False
     return not any(character.isupper() for character in token.decode("ascii")[1:])

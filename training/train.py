@@ -2,14 +2,14 @@
 
     python -m training.train --preset h200 --work DIR --output models/pixtral-mini
 
-Stopped at any time, the same command goes on from the last saved step. DIR holds the state, the
-log (`log.jsonl`) and the plot of the losses (`loss.png`).
+If the command is stopped, the same command continues from the last saved step. DIR contains the
+state, the log (`log.jsonl`) and the plot of the losses (`loss.png`).
 
-First the vision tower learns alone, from what was drawn on each patch; then the whole model
-learns to answer, the tower still being told. The learning rate holds until the last third and
-falls to nothing there, so that `--steps` can still be raised while a run holds it. With each saved
-state the model is asked questions with words and fonts that it is not trained on; those that
-`bench/accuracy.py` asks are others.
+First the vision tower learns alone, from the labels of each patch. Then the whole model learns to
+answer, and the tower still learns from the labels too. The learning rate is constant until the last
+third, where it falls to zero. So `--steps` can still be raised before the last third. At each saved
+state, the model answers questions with words and fonts on which it is not trained.
+`bench/accuracy.py` asks other questions.
 """
 
 import argparse
@@ -38,11 +38,12 @@ from training.tokenizer import write_tokenizer
 
 WARM_UP_STEPS = 40
 FALLING_SHARE = 0.35
-# The weights of the teacher's losses beside each other, and of all of them beside the answers'. The
-# content of a patch is the hardest to learn, and all the rest stands on it.
+# ATTRIBUTE_WEIGHTS weighs the losses of the teacher against each other, and TEACHER_WEIGHT weighs
+# their sum against the loss of the answers. `kind` is the hardest attribute to learn, and the other
+# attributes depend on it.
 ATTRIBUTE_WEIGHTS = {"kind": 3.0, "same_kind": 0.5, "same_colour": 0.5, "total": 0.5}
 TEACHER_WEIGHT = 0.3
-# The seed of the questions on the way. The final figures use seed 0.
+# The seed of the questions that are asked during training. The published figures use seed 0.
 PROGRESS_SEED = 1
 
 
@@ -102,7 +103,7 @@ PRESETS = {
 
 
 class Trainer:
-    """The model, its teacher and their optimizers; all that a run has to save but its step."""
+    """The model, its teacher and their optimizers. They are the state of a run, except its step."""
 
     def __init__(self, preset: Preset, device: torch.device, seed: int) -> None:
         torch.manual_seed(seed)
@@ -136,12 +137,14 @@ class Trainer:
         return {"model": self.model, "teacher": self.teacher}
 
     def step(self, batch: Batch, *, scale: float) -> dict[str, Tensor]:
-        """One update. Returns the losses and what is right, which a device may still be at."""
+        """Updates the weights once. Returns the losses, and the share of right answer tokens. A GPU
+        may still be computing these tensors."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scale
         batch = batch.to(self.device)
-        # On a CPU the fused attention takes a third of the whole step at these short lengths.
+        # On a CPU, the fused attention is slow for sequences this short: it would take a third of
+        # a step.
         attention = SDPBackend.MATH if self.device.type == "cpu" else SDPBackend.FLASH_ATTENTION
         with torch.autocast(self.device.type, torch.bfloat16), sdpa_kernel(attention):
             patches = [normalise(patches) for patches in batch.patches]
@@ -166,8 +169,9 @@ class Trainer:
         return {name: figure.detach() for name, figure in figures.items()}
 
     def score(self, tokenizer: Path) -> dict[str, float]:
-        """The share of right answers, category by category."""
-        # A copy: the one that is trained would be compiled anew for one picture at a time.
+        """The share of right answers by category."""
+        # This uses a copy of the model, because the trained model would be compiled again for
+        # single pictures.
         model = Pixtral(self.preset.spec).to(self.device)
         model.load_state_dict(self.model.state_dict())
         offline = OfflineModel(model, tokenizer)
@@ -191,7 +195,7 @@ class Trainer:
         partial.replace(path)
 
     def load(self, path: Path) -> int:
-        """Takes up a saved state; returns the step to go on with."""
+        """Loads a saved state. Returns the next step."""
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
@@ -270,13 +274,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.train", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--preset", choices=PRESETS, required=True, help="sized for a machine")
-    parser.add_argument("--work", type=Path, required=True, help="state, log and plot")
-    parser.add_argument("--output", type=Path, required=True, help="where the checkpoint goes")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        required=True,
+        help="the machine for which the model and batches are sized",
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="directory for state, log and plot"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="directory for the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="instead of the preset's")
-    parser.add_argument("--tower-steps", type=int, help="instead of the preset's")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop, resumable, after these")
+    parser.add_argument("--steps", type=int, help="replaces the steps of the preset")
+    parser.add_argument("--tower-steps", type=int, help="replaces the tower steps of the preset")
+    parser.add_argument("--minutes", type=float, default=1e9, help="save and stop after this many")
     given = parser.parse_args()
     preset = PRESETS[given.preset]
     if given.tower_steps is not None:
@@ -284,7 +295,7 @@ def main() -> None:
     if given.steps is not None:
         preset = replace(preset, steps=given.steps)
     done = train(preset, given.work, given.output, given.seed, given.minutes)
-    print("done" if done else "stopped: the same command goes on", given.output)
+    print("done" if done else "stopped; the same command continues", given.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Words to print. A fifth of them, chosen by their own hash, is kept for measuring."""
+"""Words to print. About a fifth, chosen by the hash of each word, is held out for measuring."""
 
 import hashlib
 from typing import Final
@@ -40,11 +40,11 @@ _LETTERS: Final = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 def random_letters(rng: np.random.Generator, longest: int) -> str:
-    """2 to `longest` letters that mean nothing, each as likely as another."""
+    """A meaningless word of 2 to `longest` letters. Each letter is equally probable."""
     return "".join(rng.choice(_LETTERS, int(rng.integers(2, longest + 1))))
 
 
 def random_number(rng: np.random.Generator, longest: int = 4) -> str:
-    """1 to `longest` digits without a leading zero."""
+    """A number of 1 to `longest` digits without a leading zero."""
     digits = int(rng.integers(1, longest + 1))
     return str(int(rng.integers(10 ** (digits - 1), 10**digits)))

@@ -32,7 +32,7 @@ _SIGNATURES = ((b"\x89PNG", "png"), (b"\xff\xd8", "jpeg"), (b"GIF8", "gif"), (b"
 
 def run_chat(options: argparse.Namespace) -> int:
     """Returns one of the exit codes of `--help`."""
-    # A script that reads the answer needs a standard output with nothing else.
+    # Standard output contains only the answer, so that a script can read it.
     console.stderr = True
     files = (options.tls_ca, options.tls_certificate, options.tls_private_key)
     tls = Tls(*files) if options.tls or any(files) else None
@@ -49,7 +49,7 @@ def run_chat(options: argparse.Namespace) -> int:
 
 
 class Conversation:
-    """The turns so far. Images are bytes: each is read or fetched once."""
+    """The turns of a conversation. Images are stored as bytes, so each is read or fetched once."""
 
     def __init__(
         self, client: Client, model: str | None, sampling: Sampling, *, is_plain: bool = False
@@ -72,13 +72,14 @@ class Conversation:
         self._images.append(load_image(name))
 
     def ask(self, question: str) -> int:
-        """Prints the answer. Returns 0 for a whole one, CUT or STOPPED.
+        """Prints the answer. Returns 0 if it is complete, CUT if it was cut, STOPPED after Ctrl-C.
 
-        After an error the conversation stays as it was. The text of an interrupted answer is kept.
+        If the answer was stopped by Ctrl-C, its text stays in the conversation. After an error, the
+        conversation does not have the question, nor any part of the answer.
 
         Raises:
-            NoSuchImage: an image of the question cannot be read; nothing was sent.
-            PixtralError: there is no answer.
+            NoSuchImage: an image of the question cannot be read, and nothing was sent.
+            PixtralError: there is no answer, or it broke off.
         """
         content = [*self._images, *parse(question)]
         shown = [part.data if isinstance(part, ShownImage) else _text(part) for part in content]
@@ -95,7 +96,8 @@ class Conversation:
             except PixtralError as error:
                 _name_images(error, content, f"messages[{len(messages) - 1}].content")
                 if isinstance(error, InvalidRequest):
-                    # An image may be the cause: it must not spoil the next question, too.
+                    # An image may be the cause. The images are removed, so that the next question
+                    # does not fail as well.
                     self._images = []
                 raise
         if stream.text:
@@ -168,7 +170,8 @@ class Conversation:
             except (OSError, ValueError, TypeError, PixtralError) as error:
                 print_error(error)
                 codes.add(FAILED if isinstance(error, PixtralError) else WRONG)
-        # A person has seen each of them. A script gets only the worst code.
+        # On a terminal, a person has seen each error. A script sees only the exit code, which is
+        # that of the most serious error.
         return 0 if is_terminal else min(codes, default=0)
 
     def _options(self) -> Options:
@@ -199,7 +202,7 @@ class Conversation:
                 changed[name] = json.loads(value)
             except ValueError:
                 changed[name] = value
-        # The checks that come before a request is sent.
+        # This makes the checks that are made before a request is sent, and raises their errors.
         chat_request(chat_pb2.CompleteRequest, [], None, changed)
         self._sampling = changed
         _note(f"{name} is {value or 'the default'}")
@@ -235,7 +238,7 @@ COMMANDS = (
 
 
 def _is_command(line: str) -> bool:
-    """Whether a line is a command, and not a question that begins with a path."""
+    """Whether a line is a command, rather than a question that begins with a path."""
     word = line.partition(" ")[0]
     if word in COMMANDS:
         return True
@@ -244,7 +247,7 @@ def _is_command(line: str) -> bool:
 
 def _reader(is_terminal: bool, keeps_history: bool) -> Callable[[bool], str | None]:
     if is_terminal:
-        # Imported here, because a question on the command line needs no line editor.
+        # This import is here because a question on the command line needs no line editor.
         from pixtral_cli.line_editor import LineEditor
 
         return LineEditor(COMMANDS, keeps_history=keeps_history).read
@@ -253,7 +256,7 @@ def _reader(is_terminal: bool, keeps_history: bool) -> Callable[[bool], str | No
 
 
 def _name_images(error: PixtralError, content: list[Any], where: str) -> None:
-    """Adds to an error the names of the images in its fields."""
+    """Adds notes to an error that name the images to which its fields refer."""
     for number, part in enumerate(content):
         field = f"{where}[{number}]."
         if isinstance(part, ShownImage) and any(

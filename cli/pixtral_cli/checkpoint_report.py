@@ -1,4 +1,4 @@
-"""The part of `pixtral-serve doctor` that looks at a model's directory."""
+"""The checks of `pixtral-serve doctor` on the directory of a model."""
 
 import json
 import struct
@@ -9,23 +9,25 @@ from typing import Any, Literal
 
 GIB = 2**30
 SENTENCEPIECE = "*.model.v*m*"
-# Both tokenizers with images that mistral_common ships: Pixtral-12B's and Pixtral-Large's.
+# The vocabulary sizes of the two tokenizers with images that mistral_common ships: those of
+# Pixtral-12B and Pixtral-Large.
 SHIPPED_VOCABULARIES = (131_072, 32_768)
 SHIPPED_PATCH_SIZE = 16
-# The share of a card that a decoder takes by default (its gpu_memory_fraction). The rest is the
-# encoder's, and too little of a small card (docs/how-to/co-locate.md).
+# The share of a card's memory that a decoder takes by default (its gpu_memory_fraction). The rest
+# is for the encoder. On a small card, the rest would be too little (docs/how-to/co-locate.md).
 ENGINE_SHARE = 0.9
 SMALL_CARD_SHARE = 0.8
-# A card of 48 GB has somewhat more.
+# A card of 48 GB has a little more memory than this, so it is not small.
 SMALL_CARD_BYTES = 44 * GIB
-# vLLM quantises the matrices of the layers as it loads them, and leaves embeddings and output as
-# they are.
+# The dtypes that vLLM quantises at load. It quantises only the matrices of the layers, not the
+# embeddings and the output.
 QUANTISED_AT_LOAD = ("BF16", "F16")
 GET_ONE = (
     "download params.json, tekken.json and consolidated*.safetensors of, say, "
     "mistralai/Pixtral-12B-2409"
 )
-# A vision tower with fewer bits has scales beside it, which the encoder does not read.
+# The dtypes of a vision tower that the encoder can read. With fewer bits, a checkpoint has scales
+# as separate tensors, which the encoder does not read.
 STORED = ("BF16", "F16", "F32")
 
 
@@ -51,9 +53,9 @@ class Form:
         weights: pattern of the names of the weight files.
         tower: possible beginnings of the names of the tower's tensors.
         output: possible beginnings of the name of the output matrix.
-        is_pixtral: tells whether the description is that of a Pixtral.
-        is_tied: tells whether the description says that the output is the embeddings.
-        tied: how the description says so, for people.
+        is_pixtral: returns whether the description is that of a Pixtral.
+        is_tied: returns whether the description says that the output matrix is the embeddings.
+        tied: name of the field that says so, for messages.
     """
 
     numbers: str
@@ -92,7 +94,8 @@ HUGGING_FACES = Form(
 
 
 def form_of(model_dir: Path) -> Form:
-    """The existing weights decide, as in the tiers."""
+    """The form of a directory. If it has the descriptions of both forms, the weight files decide,
+    as in the tiers."""
     has_theirs = (model_dir / HUGGING_FACES.numbers).is_file()
     if not has_theirs or any(model_dir.glob(MISTRALS.weights)):
         return MISTRALS
@@ -103,7 +106,7 @@ def form_of(model_dir: Path) -> Form:
 
 
 def check_model(model_dir: Path) -> Findings:
-    """Whether a directory has a whole checkpoint with a vision tower, in one of its forms."""
+    """Checks that a directory has a complete checkpoint with a vision tower, in either form."""
     if not model_dir.is_dir():
         yield Finding("fail", f"{model_dir} is not a directory", GET_ONE)
         return
@@ -191,16 +194,17 @@ def _check_weights(
 
 
 def _indexed(index: Path) -> list[str]:
-    """The files that an index says the checkpoint has; none without an index."""
+    """The files that an index lists, or none if there is no index."""
     if not index.is_file():
         return []
     return sorted(set(json.loads(index.read_text())["weight_map"].values()))
 
 
 def tensor_dtypes(path: Path) -> dict[str, str]:
-    """The tensors of a safetensors file's header, with the format's names for their dtypes.
+    """The names of the tensors of a safetensors file, with their dtypes in the format's own names.
 
-    Raises: ValueError: the file is not one, or is shorter than its header says.
+    Raises:
+        ValueError: the file is not a safetensors file, or is shorter than its header says.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -219,7 +223,7 @@ def check_memory(model_dir: Path) -> Findings:
     weights = sum(path.stat().st_size for path in files)
     available = available_memory()
     what = f"{available / GIB:.1f} GiB of memory available, {weights / GIB:.1f} GiB of weights"
-    # Encoder and decoder map them while they load; the processes take 2 GiB beside them.
+    # Encoder and decoder map the weights while they load them. The processes need 2 GiB more.
     if available < weights + 2 * GIB:
         yield Finding("warn", what, "on a CPU this is too little; on a GPU loading will be slow")
     else:
@@ -228,9 +232,14 @@ def check_memory(model_dir: Path) -> Findings:
 
 @dataclass(frozen=True, slots=True)
 class CardFit:
-    """A checkpoint on one card: bytes of its parts, and the most tokens whose keys and values fit.
+    """A checkpoint on one card.
 
-    If that is below 1, the checkpoint does not fit on the card."""
+    Attributes:
+        tower: bytes of the vision tower.
+        language: bytes of the language model.
+        tokens: the most tokens whose keys and values fit beside the weights. If it is below 1,
+            the checkpoint does not fit on the card.
+    """
 
     tower: int
     language: int
@@ -238,19 +247,19 @@ class CardFit:
 
 
 def engine_share(card_bytes: int) -> float:
-    """The share of a card that the decoder may have beside an encoder."""
+    """The share of a card's memory that the decoder may use if an encoder is on the same card."""
     return SMALL_CARD_SHARE if card_bytes < SMALL_CARD_BYTES else ENGINE_SHARE
 
 
 def fit_on_card(model_dir: Path, card_bytes: int, *, in_8_bits: bool = False) -> CardFit | None:
-    """Tower, language model, and keys and values on one card together.
+    """Computes how tower, language model, and keys and values fit on one card together.
 
-    It counts no memory for what vLLM computes with, which only the engine can measure.
+    The result does not include vLLM's working memory, because only the engine can measure it.
 
     Args:
-        in_8_bits: with the language model quantised at load, as by --quantization fp8.
+        in_8_bits: whether the language model is quantised at load, as with --quantization fp8.
 
-    Returns None if the checkpoint cannot be read, or its keys and values are of another kind.
+    Returns None if the checkpoint cannot be read, or if its keys and values are compressed.
     """
     form = form_of(model_dir)
     try:
@@ -270,7 +279,7 @@ def fit_on_card(model_dir: Path, card_bytes: int, *, in_8_bits: bool = False) ->
 
 
 def check_card(model_dir: Path, name: str, card_bytes: int) -> Findings:
-    """Whether tower, language model, and keys and values fit on one card together."""
+    """Checks that tower, language model, and keys and values fit on one card together."""
     fit = fit_on_card(model_dir, card_bytes)
     smaller = fit_on_card(model_dir, card_bytes, in_8_bits=True)
     if fit is None or smaller is None:
@@ -308,7 +317,7 @@ class _Tensor:
 
     @property
     def size_in_8_bits(self) -> int:
-        """Its bytes after vLLM has quantised it at load."""
+        """The bytes of this tensor after vLLM has quantised it at load."""
         is_matrix = len(self.shape) == 2 and ".layers." in f".{self.name}"
         return self.size // 2 if is_matrix and self.dtype in QUANTISED_AT_LOAD else self.size
 
@@ -338,7 +347,7 @@ def _key_value_bytes(numbers: Mapping[str, Any]) -> int:
     names = mistrals if "n_layers" in numbers else theirs
     layers, kv_heads, heads, width = (int(numbers[name]) for name in names)
     head_size = int(numbers.get("head_dim") or width // heads)
-    # Keys and values, of 16 bits.
+    # Keys and values are two tensors, with 2 bytes for each number.
     return 2 * 2 * layers * kv_heads * head_size
 
 

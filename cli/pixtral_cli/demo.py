@@ -1,4 +1,4 @@
-"""`pixtral-serve demo`: starts the whole stack, asks about images, and reports what was encoded."""
+"""`pixtral-serve demo`: starts a stack, asks about images, and reports how many it encoded."""
 
 import argparse
 import signal
@@ -19,7 +19,7 @@ MAX_TOKENS = 48
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question about pictures, and its right answer if that is known."""
+    """A question about pictures, and the right answer, or None if that is not known."""
 
     pictures: tuple[Path, ...]
     question: str
@@ -39,10 +39,12 @@ def run_demo_command(options: argparse.Namespace) -> int:
 
 
 def read_questions(path: Path) -> list[Ask]:
-    """The tables `[[ask]]` of a TOML file: `pictures`, named from where the file is, `question`
-    and, if the right answer is known, `answer`.
+    """The `[[ask]]` tables of a TOML file. Each has `pictures`, which are paths relative to the
+    file, `question` and, if the right answer is known, `answer`.
 
-    Raises ValueError naming the table that is wrong, FileNotFoundError for a picture.
+    Raises:
+        ValueError: the file or a table is wrong; the error names the table.
+        FileNotFoundError: a picture does not exist.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))["ask"]
@@ -68,8 +70,8 @@ def _ask(path: Path, number: int, table: dict[str, object]) -> Ask:
 
 
 def run_demo(stack: Stack, asks: Sequence[Ask]) -> int:
-    """Asks each question in its own conversation. Returns the exit code: 0 if every answer is right
-    and every picture was encoded once."""
+    """Asks each question in its own conversation. Returns the exit code: 0 if every known answer
+    was given and no picture was encoded twice, else 1."""
     before = images_encoded(stack)
     right = known = shown = 0
     with Client(stack.target) as client:
@@ -100,7 +102,7 @@ def run_demo(stack: Stack, asks: Sequence[Ask]) -> int:
 
 
 def images_encoded(stack: Stack) -> int:
-    """The encoder's own count, from its metrics."""
+    """The number of images that the encoder has encoded, from its metrics."""
     url = f"http://{stack.addresses['encoder'].metrics}/metrics"
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(url, timeout=10) as response:

@@ -1,4 +1,4 @@
-"""`pixtral-serve doctor`: examines this machine, and says what to do about its findings."""
+"""`pixtral-serve doctor`: examines this machine, and says what to do about each finding."""
 
 import argparse
 import importlib.metadata
@@ -39,9 +39,9 @@ COLOURS: dict[str, Literal["green", "yellow", "red"]] = {
     "fail": "red",
 }
 PROBE_TIMEOUT = 180.0
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - only its size is read
 MIN_SHM_BYTES = 1 * GIB
-# With less host memory, too few images' keys and values fit for the setting to be useful.
+# With less host memory, the keys and values of too few images fit, so the setting is not useful.
 MIN_KV_HOST_BYTES = 8 * GIB
 
 TORCH_PROBE = """
@@ -50,7 +50,8 @@ count = torch.cuda.device_count() if torch.cuda.is_available() else 0
 gpus = [torch.cuda.get_device_properties(index) for index in range(count)]
 print(json.dumps({"version": torch.__version__, "gpus": [[g.name, g.total_memory] for g in gpus]}))
 """
-# In its own process, like the others: the decoder's package imports vLLM and torch.
+# This check runs in its own process, as that of torch does, because the decoder's package imports
+# vLLM and torch.
 VLLM_PROBE = "from pixtral_decoder.vllm_hooks import supported; supported.main()"
 
 
@@ -70,7 +71,7 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 def examine(model_dir: Path | None, listen: str, http_listen: str) -> Findings:
-    """With a model, a missing requirement is a failure; without one, a warning."""
+    """Runs all checks. A missing requirement is a failure if there is a model, else a warning."""
     checks: list[Callable[[], Findings]] = [
         check_python,
         lambda: check_packages(required=model_dir is not None),
@@ -137,7 +138,7 @@ def check_torch(model_dir: Path | None = None) -> Findings:
 
 
 def check_compiler() -> Findings:
-    """The compiler that Triton calls, for the vision tower and for vLLM, on a GPU."""
+    """Checks the C compiler, which Triton runs for the vision tower and for vLLM on a GPU."""
     named = os.environ.get("CC")
     if found := next(filter(shutil.which, (named,) if named else ("gcc", "clang")), None):
         yield Finding("ok", f"{found} can compile for the GPU")
@@ -151,7 +152,7 @@ def check_compiler() -> Findings:
 
 
 def check_host_memory() -> Findings:
-    """Half of the free memory can be for keys and values; the rest is for the other processes."""
+    """Proposes half of the free memory for keys and values. The rest is for the other processes."""
     room = available_memory() // 2 // GIB * GIB
     if room < MIN_KV_HOST_BYTES:
         return
@@ -208,7 +209,7 @@ def check_redis(*, required: bool = True) -> Findings:
         )
         return
     server = RedisServer(free_port(), secrets.token_urlsafe(16), "64mb")
-    with subprocess.Popen(  # noqa: S603 - the server that the stack would start
+    with subprocess.Popen(  # noqa: S603 - the same server as the stack starts
         [binary, "-"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -261,8 +262,8 @@ def check_shared_memory() -> Findings:
 
 
 def check_image_urls() -> Findings:
-    """Says from which hosts a gateway of this environment fetches images: a model's card has
-    URLs."""
+    """Names the hosts from which a gateway in this environment fetches images, because the example
+    requests of model cards have image URLs."""
     hosts = os.environ.get("PIXTRAL_IMAGE_URL_HOSTS")
     if not hosts:
         yield Finding(
@@ -278,7 +279,7 @@ def check_image_urls() -> Findings:
 
 
 def _reach_redis(url: str) -> Finding:
-    # Imported here, as `doctor` also runs without the extra `cli`.
+    # This import is here because `doctor` also runs without the extra `cli`.
     try:
         import redis
     except ModuleNotFoundError:
@@ -289,7 +290,7 @@ def _reach_redis(url: str) -> Finding:
         with redis.Redis.from_url(url, socket_connect_timeout=3.0, socket_timeout=3.0) as client:
             client.ping()
     except ValueError:
-        # Not its text, which may contain a piece of the password.
+        # The text of the exception may contain a piece of the password, so it is not printed.
         return Finding(
             "fail",
             "PIXTRAL_REDIS_URL is not a redis://, rediss:// or unix:// URL",

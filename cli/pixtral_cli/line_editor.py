@@ -1,4 +1,4 @@
-"""Lines of a conversation from the terminal, with history and paths that Tab completes."""
+"""Reads lines of a conversation from the terminal, with history, and completes paths on Tab."""
 
 import os
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """The command line, `pixtral-serve`.
 
-`--help`, `--version`, `key` and `doctor` work with the base installation alone, and `pull` with
-huggingface_hub beside it; the other commands import what their extra brings when they run.
+`--help`, `--version`, `key` and `doctor` need only the base installation, and `pull` needs only
+huggingface_hub in addition. The other commands import the packages of their extra when they run.
 """
 
 import argparse
@@ -41,8 +41,8 @@ TIERS = ("gateway", "encoder", "decoder")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 for a failure, 2 for wrong arguments, and for
-    `chat` those of `pixtral-serve chat --help`."""
+    """Runs a command and returns its exit code: 0 for success, 1 for a failure, 2 for wrong
+    arguments. `pixtral-serve chat --help` lists the exit codes of `chat`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in TIERS:
@@ -63,16 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; for `up`, they override those of its `--config`. Raises WrongArgument."""
+    """The options of the command line. For `up`, they override those in the file of `--config`.
+    Raises WrongArgument."""
     parser = make_parser()
     arguments = _joined(arguments)
     options = parser.parse_args(arguments)
     if getattr(options, "config", None) is None:
         return options
-    # Parses again with the file's flags first: flags of the command line come later and override
-    # them.
+    # The second parse has the file's flags first. The flags of the command line come later, so they
+    # override them.
     before = [flag for flags in flags_of_file(options.config).values() for flag in flags]
-    # --config, between them, ends a flag of several values.
+    # The last flag of the file may take several values. --config ends it before the arguments.
     between = f"--config={options.config}"
     return parser.parse_args([arguments[0], *before, between, *arguments[1:]])
 
@@ -92,7 +93,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 def _become_tier(tier: str, arguments: Sequence[str]) -> NoReturn:
     require_extra(tier, f"pixtral-serve {tier}")
     command = [sys.executable, "-m", f"pixtral_{tier}", *arguments]
-    os.execv(sys.executable, command)  # noqa: S606 - the tier in place of this process
+    os.execv(sys.executable, command)  # noqa: S606 - the tier replaces this process
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -124,7 +125,7 @@ def _key(_: argparse.Namespace) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The commands with their flags; a tier's flags are its own."""
+    """The parser of all commands and their flags. Each tier parses its flags itself."""
     parser = argparse.ArgumentParser(
         prog="pixtral-serve",
         description="Serves Pixtral in three tiers, and talks to it.",

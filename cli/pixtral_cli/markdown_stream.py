@@ -8,10 +8,10 @@ _FENCES = ("```", "~~~")
 
 
 class MarkdownStream:
-    """Prints each block once it is whole, and shows the incomplete one below it.
+    """Prints each block when it is complete, and shows the incomplete block below the others.
 
-    Use it as a context manager. Whole blocks stay in the terminal's scrollback, however long the
-    answer is.
+    Use it as a context manager. Complete blocks stay in the terminal's scrollback, even if the
+    answer is longer than the terminal.
     """
 
     def __init__(self, console: Console) -> None:
@@ -41,7 +41,8 @@ class MarkdownStream:
 
 
 def _end_of_block(text: str) -> int | None:
-    """The end of the first block of a text, if it has ended: a blank line outside a fence."""
+    """The index after the first block of a text, or None if the block has not ended. A blank line
+    outside a fence ends a block."""
     fence = ""
     at = 0
     for line in text.splitlines(keepends=True):

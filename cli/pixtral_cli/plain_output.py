@@ -1,4 +1,4 @@
-"""Output of the commands that work without the extra `cli`, and so without rich; and all errors."""
+"""Prints without rich: errors, and the output of commands that work without the extra `cli`."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ _ANSI_CODES = {"red": 31, "green": 32, "yellow": 33}
 
 
 class WrongArgument(ValueError):
-    """An argument is wrong, and nothing was done: exit code 2."""
+    """An argument is wrong, and the command did nothing. The exit code is 2."""
 
 
 def print_line(text: str) -> None:
@@ -29,7 +29,8 @@ def print_error(error: Exception) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without characters that steer a terminal: an image can make a model write them."""
+    """`text` without characters that control a terminal, because an image can make a model write
+    such characters."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 

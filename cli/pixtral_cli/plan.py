@@ -1,4 +1,4 @@
-"""`plan`: how many GPUs a load needs, by the project's simulator."""
+"""`pixtral-serve plan`: computes with the project's simulator how many GPUs a load needs."""
 
 import argparse
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# ServeGen's coefficient of variation for a provider's requests with images.
+# The coefficient of variation that ServeGen measured between a provider's requests with images.
 BURSTS = 2.2
 
 
@@ -45,9 +45,10 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_plan(options: argparse.Namespace, root: Path = ROOT) -> int:
-    """Prints the fewest GPUs, split and co-located, and for stock vLLM; takes minutes.
+    """Prints the fewest GPUs that the load needs: split, co-located, and with stock vLLM. It takes
+    minutes.
 
-    Raises ValueError outside the project's source.
+    Raises ValueError if an argument is wrong, or if this is not a checkout of the project.
     """
     if not (root / "bench" / "simulate.py").is_file():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A question as a person types it: its words, and the images that it names."""
+"""Parses a question as a person types it: its text, and the images that it names."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from pixtral_cli.plain_output import WrongArgument
 from pixtral_client.image_fetch import fetch
 from pixtral_client.messages import has_image_suffix
 
-# `@name` and what may be a path: quoted, with escaped spaces, or a word.
+# `@name`, or text that may be a path: in quotes, with escaped spaces, or a single word.
 _NAME = re.compile(
     r"""(?:(?<=[\s(\[])|^)(?P<at>@?)
     (?:"(?P<double>[^"\n]+)"|'(?P<single>[^'\n]+)'|(?P<word>(?:\\.|[^\s\\"'])+))""",
@@ -22,7 +22,7 @@ _WEB = ("http://", "https://")
 
 
 class NoSuchImage(WrongArgument):
-    """A question names an image that does not exist, and nothing was sent."""
+    """A question names an image that cannot be read, and nothing was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ def load_image(name: str) -> ShownImage:
 def parse(line: str) -> list[str | ShownImage]:
     """Splits a question at the images that it names.
 
-    An image is `@name`, or the path of a file, or a URL, that ends as image files do. Names may
-    have quotes, escaped spaces, or be a `file:` URL, as a terminal writes a file that is dragged
-    into it. Text in `backquotes` names nothing.
+    An image is `@name`, or a path or URL with the suffix of an image file. A name may be in quotes,
+    have escaped spaces, or be a `file:` URL; a terminal writes such names when a file is dragged
+    into it. Text in `backquotes` never names an image.
 
     Raises:
-        NoSuchImage: a word looks like an image file and is none.
+        NoSuchImage: a word looks like the name of an image, but there is no such image.
     """
     parts: list[str | ShownImage] = []
     text = ""
@@ -82,7 +82,8 @@ def _image(match: re.Match[str]) -> tuple[ShownImage, int] | None:
             return None
         return load_image(quoted), match.end()
     word = match["word"]
-    # A file with the full name comes before one without the full stop of the sentence.
+    # The word may end with the punctuation of the sentence. A file whose name includes the
+    # punctuation has priority.
     shorter = len(word) - len(_ending(word))
     for end in (len(word), shorter) if not word.startswith(_WEB) else (shorter,):
         name = re.sub(r"\\(.)", r"\1", word[:end])
@@ -110,7 +111,7 @@ def _looks_like_image(name: str, *, has_at: bool) -> bool:
     if has_at and ("/" in name or _exists(name, Path.is_dir)):
         return True
     stem = name.rpartition(".")[0].rpartition("/")[2]
-    # A mail address and a lone suffix are not names.
+    # A mail address is not the name of an image, and neither is a suffix alone.
     return has_image_suffix(name) and bool(stem) and "@" not in name
 
 
@@ -133,7 +134,8 @@ def _exists(name: str, check: Callable[[Path], bool]) -> bool:
 
 
 def whole_questions(read: Callable[[bool], str | None]) -> Iterator[str]:
-    """Joins lines into questions: after a backslash at the end of a line, or between three quotes.
+    """Joins lines into questions. A question continues after a backslash at the end of a line, and
+    between three quotes and the next three quotes.
 
     `read` returns the next line, or None at the end. Its argument says whether a question
     continues.

@@ -20,8 +20,9 @@ SECONDS_A_LINE = 10.0
 
 
 def print_answer(stream: Stream, *, is_plain: bool = False) -> tuple[str, Completion | None]:
-    """Prints an answer while it arrives, and its timings. On a terminal it renders Markdown, unless
-    `is_plain`. Returns the text and the facts of the request, or None if the stream broke off."""
+    """Prints an answer while it arrives, and then its timings. On a terminal, Markdown is rendered
+    unless `is_plain`. Returns the text and the completion, which is None if the stream broke
+    off."""
     texts = []
     if answers.is_terminal and not is_plain:
         with MarkdownStream(answers) as shown:
@@ -41,7 +42,7 @@ def print_answer(stream: Stream, *, is_plain: bool = False) -> tuple[str, Comple
 
 
 def describe(completion: Completion) -> str:
-    """A line about the time of a request, and about what was cached."""
+    """A line with the times and tokens of a request, and the tokens and images that were cached."""
     timings, usage = completion.timings, completion.usage
     parts = [
         f"queue {duration(timings.queue)}",
@@ -63,8 +64,8 @@ def duration(seconds: float) -> str:
 class StartProgress:
     """Shows the progress of a stack's processes, and how much of their weights they have loaded.
 
-    On a terminal each process has a line, which is written anew. Elsewhere each state is a line,
-    and the per cent of all processes that load are one every ten seconds.
+    On a terminal, each process has one line, which is updated. Elsewhere each new state is a new
+    line. While processes load, a line every ten seconds shows the per cent that each has loaded.
     """
 
     def __init__(self, bars: Bars | None) -> None:
@@ -81,7 +82,7 @@ class StartProgress:
             self._tasks[progress.name] = self._bars.add_task(progress.name, total=1, state="")
         state: str = progress.state
         if progress.percent is not None:
-            # With all its weights, a tier compiles and measures before it serves.
+            # After a tier has loaded all its weights, it compiles and measures before it serves.
             state = f"loading {progress.percent}%" if progress.percent < 100 else "warming up"
         self._bars.update(
             self._tasks[progress.name], state=state, completed=int(progress.state == "ready")

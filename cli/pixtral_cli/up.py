@@ -1,4 +1,4 @@
-"""`pixtral-serve up`: a local stack until Ctrl-C."""
+"""`pixtral-serve up`: runs a local stack until Ctrl-C."""
 
 import argparse
 import os
@@ -52,7 +52,7 @@ def _serve(options: argparse.Namespace, stack: Stack) -> int:
 
 
 def summary(options: argparse.Namespace, stack: Stack) -> list[tuple[str, str]]:
-    """Names and values that a person needs of a stack that is ready."""
+    """The names and values that `up` prints about a stack that is ready."""
     http = stack.http_target
     lines = [("ready", f"logs are in {stack.log_dir}"), ("OpenAI's API", f"http://{http}/v1")]
     lines.append(("gRPC", stack.target))
@@ -83,7 +83,7 @@ def _describe(model: Model) -> str:
 
 
 def _room(stack: Stack, context_length: int) -> str | None:
-    """The number of tokens for whose keys and values the decoders have memory."""
+    """A text with the number of tokens whose keys and values fit in the memory of all decoders."""
     total = 0
     for name in stack.addresses:
         if name.startswith("decoder"):
@@ -127,8 +127,8 @@ def _print_warning(name: str, message: str) -> None:
 
 
 def start_stack(options: argparse.Namespace, *, listen: str, http_listen: str | None) -> Stack:
-    """Starts the stack that the options of `up` and `demo` describe, and shows its progress. It
-    fetches the model first if it is a repository's id and not in the cache."""
+    """Starts the stack that the options of `up` or `demo` describe, and shows its progress. If the
+    model is a repository's id that is not in the cache, fetches the model first."""
     model_dir = model_directory(options.model_dir, options.revision)
     with start_progress() as progress:
         stack = pixtral_stack(

@@ -21,7 +21,7 @@ _UNITS = {"": 1, "k": 1000, "K": 1 << 10, "m": 10**6, "M": 1 << 20}
 
 
 def add_vllm_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that `vllm serve` has, too; docs/from-vllm.md has their table."""
+    """Adds the flags that `vllm serve` also has. docs/from-vllm.md has a table of them."""
     group = parser.add_argument_group("as vllm serve has them")
     group.add_argument(
         "--host", help="address of the HTTP API; 0.0.0.0 lets other machines reach it"
@@ -99,7 +99,7 @@ def tokens(text: str) -> int:
 
 
 def images_of(text: str) -> int:
-    """The images of a `--limit-mm-per-prompt`."""
+    """The number of images in a value of `--limit-mm-per-prompt`."""
     try:
         limits = json.loads(text) if text.startswith("{") else dict([text.split("=")])
         images = limits["image"]
@@ -109,7 +109,8 @@ def images_of(text: str) -> int:
 
 
 def settle(options: argparse.Namespace) -> None:
-    """Turns the flags that mean a setting of a tier into flags of that tier, before the tier's own.
+    """Turns the flags that are settings of a tier into flags of that tier. They come before those
+    of `--gateway-args` and `--decoder-args`, which can override them.
 
     Raises WrongArgument if they contradict each other.
     """
@@ -167,7 +168,8 @@ def gpus_here(devices: Path = Path("/dev")) -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [each for each in named.split(",") if each]
-    # A container sees some of the machine's GPUs under the machine's numbers; CUDA counts from 0.
+    # In a container with some GPUs, the device files have the numbers of the machine, but CUDA
+    # counts from 0. So only the number of files is used.
     return [str(number) for number, _ in enumerate(devices.glob("nvidia[0-9]*"))]
 
 
@@ -200,10 +202,10 @@ def why_not_listening(error: Exception) -> str:
 
 
 def flags_of_file(path: Path) -> dict[str, list[str]]:
-    """The flags of `up` in a TOML file, under the file's names.
+    """The flags of `up` for each name in a TOML file.
 
-    The top of the file has the flags of `up`, and `model`. Its tables `gateway`, `encoder` and
-    `decoder` have settings of a tier. Raises WrongArgument.
+    The top level of the file contains `model` and the flags of `up`. The tables `gateway`,
+    `encoder` and `decoder` contain settings of these tiers. Raises WrongArgument.
     """
     try:
         table = tomllib.loads(path.read_text("utf-8"))
@@ -248,7 +250,7 @@ def _tier_flags(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _key_file(keys: Sequence[str]) -> Path:
-    """A file of one tenant with these keys; it contains only their digests."""
+    """Writes a file of API keys with one tenant. It contains only the digests of the keys."""
     digests = [f"sha256:{hashlib.sha256(key.encode()).hexdigest()}" for key in keys]
     handle, name = tempfile.mkstemp(prefix=_KEY_FILE, suffix=".toml")
     with os.fdopen(handle, "w") as file:

@@ -1,4 +1,4 @@
-"""The failures of huggingface_hub, each as a line that says what to do."""
+"""Turns the failures of huggingface_hub into lines that say what to do."""
 
 import errno
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ class PullError(Exception):
 
 @contextmanager
 def failures_of_hub(model: str, revision: str) -> Iterator[None]:
-    """Raises PullError for what huggingface_hub raises about this repository."""
+    """Turns the exceptions of huggingface_hub inside the context into PullError."""
     try:
         yield
     except PullError:
@@ -51,7 +51,7 @@ def _text(error: BaseException, model: str, revision: str) -> str | None:
         case errors.HfHubHTTPError():
             return _refusal(error, model, hub)
         case errors.LocalEntryNotFoundError():
-            # Raised from the failure that kept the library from the hub.
+            # The cause of this error is the failure that kept the library from the hub.
             if error.__cause__ is not None and (text := _text(error.__cause__, model, revision)):
                 return text
             return f"{hub} did not answer as a hub does: {_first_line(error)}"

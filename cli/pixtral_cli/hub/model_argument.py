@@ -12,31 +12,31 @@ _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def is_hub_id(model: Path) -> bool:
-    """Whether an argument names a repository: a path that exists is a path."""
+    """Whether an argument names a repository. An argument that is an existing path does not."""
     return _ID.fullmatch(str(model)) is not None and not model.exists()
 
 
 def model_directory(model: Path, revision: str | None = None) -> Path:
-    """The directory of a model. A repository's id is its snapshot in Hugging Face's cache, which is
-    fetched first if it is not there.
+    """The directory of a model. For a repository's id, it is the snapshot in Hugging Face's cache;
+    a missing snapshot is fetched first.
 
     Raises:
-        WrongArgument: a revision of a directory.
-        PullError, MissingExtra: as `pull` does.
+        WrongArgument: `revision` is set, and the model is a directory.
+        PullError, MissingExtra: as from `pull`.
     """
     if (there := _directory_or_cached(model, revision)) is not None:
         return there
     try:
         return pull(str(model), revision)
     except PullError as error:
-        # A path with a wrong letter looks like a repository's id.
+        # A path with a spelling mistake looks like a repository's id.
         raise PullError(f"no directory {model} here; and {error}") from error
 
 
 def model_here(model: Path, revision: str | None = None) -> Path:
-    """As `model_directory`, for a command that fetches nothing.
+    """The same as `model_directory`, for a command that does not fetch a model.
 
-    Raises PullError with the command that does, too.
+    If the model is missing, raises PullError with the command that fetches it.
     """
     if (there := _directory_or_cached(model, revision)) is not None:
         return there

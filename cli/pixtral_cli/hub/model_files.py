@@ -1,4 +1,4 @@
-"""The files of a repository that are a model which the tiers serve."""
+"""Selects the files of a repository that the tiers need to serve its model."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from pixtral_cli.checkpoint_report import HUGGING_FACES, MISTRALS, SENTENCEPIECE, Form
 
-# The tiers prefer Mistral's form, too (docs/models.md).
+# Mistral's form comes first, because the tiers also prefer it (docs/models.md).
 FORMS = {"Mistral's form": MISTRALS, "Hugging Face's form": HUGGING_FACES}
 BESIDE = ("generation_config.json", "tekken.json", SENTENCEPIECE)
 BESIDE_HUGGING_FACES = (
@@ -17,7 +17,7 @@ BESIDE_HUGGING_FACES = (
 
 
 class NotServed(ValueError):
-    """A repository has no model that the tiers serve. The text says what it lacks."""
+    """A repository has no model that the tiers serve. The text says what is missing."""
 
 
 def form_of_files(names: Collection[str]) -> tuple[str, Form]:
@@ -43,7 +43,7 @@ def files_of_model(
         index: the content of the form's index, if there is one. It names the files of weights.
 
     Raises:
-        NotServed: the numbers are not of a Pixtral, or a file of the index is missing.
+        NotServed: `numbers` do not describe a Pixtral, or a file of the index is missing.
     """
     if not form.is_pixtral(_table(form.numbers, numbers)):
         raise NotServed(f"its {form.numbers} describes no vision tower of a Pixtral")
@@ -60,7 +60,7 @@ def files_of_model(
 
 
 def _matching(names: Collection[str], pattern: str) -> list[str]:
-    # A file in a folder is another model's, or a copy.
+    # A file in a folder belongs to another model, or is a copy.
     return [name for name in names if "/" not in name and fnmatch(name, pattern)]
 
 

@@ -17,10 +17,10 @@ from pixtral_cli.hub.model_files import NotServed, files_of_model, form_of_files
 from pixtral_cli.plain_output import print_line, printable
 
 DEFAULT_REVISION = "main"
-# Names the repository and the commit in a directory whose files are all there. The pods of
-# deploy/ wait for it.
+# A file with the name of the repository and the commit. It is written when all files of the model
+# are in the directory. The pods of deploy/ wait for it.
 COMPLETE = ".complete"
-# A progress bar that is not on a terminal writes a line each time.
+# If a progress bar is not on a terminal, it writes a new line at each update.
 SECONDS_BETWEEN_LINES = "30"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -86,7 +86,8 @@ def pull(model: str, revision: str | None = None, to: Path | None = None) -> Pat
 
 
 def cached(model: str, revision: str | None = None) -> Path | None:
-    """The snapshot of a model in Hugging Face's cache if it is whole; never asks the network."""
+    """The snapshot of a model in Hugging Face's cache, or None if it is not complete. The function
+    does not use the network."""
     _require_library()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -126,7 +127,7 @@ def _find(model: str, revision: str) -> Found:
 
 
 def _read(model: str, commit: str, form: Form, names: set[str]) -> tuple[bytes, bytes | None]:
-    """The small files that say what the model is, and which files have its weights."""
+    """The contents of the form's `numbers` and `index`; None for an index that does not exist."""
     from huggingface_hub import hf_hub_download
 
     def read(name: str) -> bytes:
@@ -137,10 +138,8 @@ def _read(model: str, commit: str, form: Form, names: set[str]) -> tuple[bytes, 
 
 
 def _check_target(target: Path, found: Found) -> None:
-    """Two models in one directory would be served as one.
-
-    Raises PullError.
-    """
+    """Raises PullError if the directory has files of another model, because a tier would load the
+    files of both as one model."""
     try:
         name = (target / COMPLETE).read_text("utf-8").partition(" ")[0]
     except OSError:
@@ -161,8 +160,11 @@ def _check_target(target: Path, found: Found) -> None:
 
 
 def _sizes(found: Found, to: Path | None) -> tuple[int, int]:
-    """The bytes to fetch, and those that the disk needs for them. The library copies what its cache
-    has into a directory."""
+    """The bytes to fetch, and the bytes that they need on the disk.
+
+    With `to`, the library copies files from its cache into the directory. Such files need space on
+    the disk but are not fetched.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -170,7 +172,7 @@ def _sizes(found: Found, to: Path | None) -> tuple[int, int]:
         enable_progress_bars,
     )
 
-    # A bar for asking about the files would look as if they were fetched.
+    # The library also shows a bar for a dry run, which looks as if it fetched the files.
     were_disabled = are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -193,13 +195,13 @@ def _fetch(found: Found, to: Path | None) -> Path:
     from huggingface_hub import snapshot_download
 
     if to is not None:
-        # From here on the directory is not whole.
+        # The directory is incomplete until all files are fetched.
         (to / COMPLETE).unlink(missing_ok=True)
     directory = snapshot_download(
         found.model, revision=found.commit, local_dir=to, allow_patterns=list(found.files)
     )
     if to is None and not _COMMIT.fullmatch(found.revision):
-        # The cache keeps which commit a branch or tag is: with it, the name works offline.
+        # The cache records the commit of the branch or tag, so that its name also works offline.
         ref = Path(directory).parents[1] / "refs" / found.revision
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(found.commit, "utf-8")
@@ -240,6 +242,6 @@ def _existing(path: Path) -> Path:
 
 
 def print_note(text: str) -> None:
-    """A line on standard error: standard output is the directory's."""
+    """Prints a line on standard error, because standard output is only for the directory."""
     sys.stderr.write(f"{printable(text)}\n")
     sys.stderr.flush()

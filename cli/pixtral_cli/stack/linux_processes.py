@@ -1,4 +1,4 @@
-"""Linux's reliable ways to end processes: parent-death signals and subreapers."""
+"""Ends processes reliably on Linux, with parent-death signals and subreapers."""
 
 import contextlib
 import ctypes
@@ -10,17 +10,18 @@ from pathlib import Path
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
-# Loaded once, here, because nothing may be imported between fork and exec.
+# The library is loaded here, because nothing may be imported between fork and exec.
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def become_subreaper() -> None:
-    """From now on, descendants of this process whose parent dies become its own children."""
+    """Makes this process a subreaper: descendants whose parent dies become its own children."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(parent: int, signum: signal.Signals) -> None:
-    """Call it in a new child after fork: `signum` comes when the parent's thread ends."""
+    """Makes the system send `signum` to this process when the thread that forked it ends. Call it
+    in the new child, after fork."""
     _prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
         os.kill(os.getpid(), signum)
@@ -33,7 +34,8 @@ def descendants(root: int) -> list[int]:
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            # The name, in parentheses, may contain spaces and parentheses.
+            # The second field is the name in parentheses. The name may contain spaces and
+            # parentheses.
             _, _, rest = (entry / "stat").read_text().rpartition(")")
             children.setdefault(int(rest.split()[1]), []).append(int(entry.name))
     found: list[int] = []
@@ -48,7 +50,7 @@ def descendants(root: int) -> list[int]:
 def kill_descendants(patience: float = 10.0) -> None:
     """Kills and reaps every descendant of this process, which must be a subreaper.
 
-    Returns when none is left, or after `patience` seconds if the kernel delays their end.
+    Returns when no descendant is left, or after `patience` seconds if the kernel delays their end.
     """
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Warnings that the tiers of a stack write to their logs, for a user who watches the stack."""
+"""Finds the warnings in the logs of a stack's tiers, for a user who watches the stack."""
 
 import json
 import re
@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# In the form of the tiers' own formatter: date, time, level, logger, message.
+# A line of the tiers' log formatter has date, time, level, logger and message.
 _LINE = re.compile(r"\S+ \S+ (?:WARNING|ERROR) +pixtral_[\w.]+: (.*)")
 _LEVELS = ("warning", "error")
-# An event of several tiers is one line.
+# Several tiers may log the same message about one event. A message is shown only if it was last
+# logged longer ago than this.
 _SAME_SECONDS = 30.0
 
 
 class LogWarnings:
-    """Reads new lines of the logs in a directory; `NAME.log` is the tier NAME's."""
+    """Reads new lines of the logs in a directory. `NAME.log` is the log of process NAME."""
 
     def __init__(self, directory: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._directory = directory
@@ -23,7 +24,7 @@ class LogWarnings:
         self._last: dict[str, float] = {}
 
     def new(self) -> Iterator[tuple[str, str]]:
-        """Names of tiers, with their messages of level warning and above."""
+        """Pairs of a process's name and a new message of level warning or error."""
         for path in sorted(self._directory.glob("*.log")):
             for line in self._new_lines(path):
                 message = _warning(line)

@@ -3,8 +3,8 @@
     with pixtral_cli.local("models/pixtral-12b") as client:
         print(client.chat([{"role": "user", "content": ["What is this?", Path("cat.jpg")]}]).text)
 
-However the block ends, an exception, `os._exit` and SIGKILL among the ways, nothing stays behind;
-`pixtral_cli.stack.supervisor` says how.
+No process stays behind after the block, even if it ends by an exception, `os._exit` or SIGKILL.
+`pixtral_cli.stack.supervisor` describes how.
 """
 
 import os
@@ -51,9 +51,9 @@ def pixtral_stack(
         redis_url: the Redis to use; by default that of PIXTRAL_REDIS_URL. If neither is set, the
             stack starts a Redis with `redis_max_memory` of embeddings (a size such as `512mb`).
         encoder_args, decoder_args, gateway_args: more flags; see `pixtral-serve encoder --help`.
-        encoders, decoders: how many processes to start.
-        encoder_gpus, decoder_gpus: the GPUs of each, such as `0,1`; if empty, each sees all GPUs
-            of the machine.
+        encoders, decoders: the numbers of processes to start.
+        encoder_gpus, decoder_gpus: the GPUs of each process, such as `0,1`; if empty, each process
+            sees all GPUs of the machine.
 
     The other arguments are those of `Stack`.
 
@@ -114,7 +114,7 @@ def pixtral_stack(
 
 
 def _several(name: str, count: int, command: list[str], gpus: Sequence[str]) -> list[Process]:
-    """`count` processes of a tier; the first one has the tier's name."""
+    """`count` processes of a tier. The first process has the name of the tier."""
     return [
         Process(
             name if number == 0 else f"{name}-{number + 1}",
@@ -139,7 +139,7 @@ def local(
     progress: Callable[[Progress], None] | None = None,
     start_timeout: float = START_TIMEOUT,
 ) -> Iterator[Client]:
-    """Serves a model on this machine for the life of the block; see `pixtral_stack`."""
+    """Serves a model on this machine until the block ends; see `pixtral_stack`."""
     stack = pixtral_stack(
         model_dir,
         dtype=dtype,

@@ -5,16 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-# The variable by which a tier knows the file for the per cent of its weights that it has loaded.
+# The environment variable with a file's path. A tier writes to the file how many per cent of its
+# weights it has loaded.
 LOADED_VARIABLE = "PIXTRAL_LOADED_FILE"
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A tier to start: `command` plus `--address-file FILE`, where it writes its addresses.
+    """A tier to start: `command` plus `--address-file FILE`, where the tier writes its addresses.
 
-    `connects` maps a flag to the process, or the processes, whose gRPC addresses are its value.
-    This process starts once those listen. `environment` overrides that of the plan.
+    `connects` maps a flag to the names of other processes. The value of the flag is the gRPC
+    addresses of those processes, and this process starts when they all listen. `environment`
+    overrides that of the plan.
     """
 
     name: str
@@ -24,7 +26,7 @@ class Process:
 
     @property
     def connections(self) -> dict[str, list[str]]:
-        """`connects` with lists of names."""
+        """`connects`, with a list of names for each flag."""
         return {
             flag: [names] if isinstance(names, str) else list(names)
             for flag, names in self.connects.items()
@@ -41,7 +43,7 @@ class Redis:
 class Plan:
     """The processes and their environment. Logs and address files go to `directory`.
 
-    If `redis` is set, the Redis starts first, and PIXTRAL_REDIS_URL has its URL in all processes.
+    If `redis` is set, the Redis starts first, and PIXTRAL_REDIS_URL is its URL in all processes.
     A process that still runs `grace_seconds` after SIGTERM is killed.
     """
 
@@ -53,7 +55,7 @@ class Plan:
     grace_seconds: float
 
     def loaded_file(self, name: str) -> Path:
-        """The file in which a process keeps the per cent of its weights that it has loaded."""
+        """The file in which a process writes how many per cent of its weights it has loaded."""
         return Path(self.directory, f"{name}.loaded")
 
     def to_json(self) -> str:

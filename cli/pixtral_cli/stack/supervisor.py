@@ -1,20 +1,21 @@
 """Runs the processes of a stack, and leaves none behind.
 
-Two processes, so that either may be killed and the other still cleans up. The *guard*, which the
-caller starts, forks the *supervisor* and watches over it and the caller; the supervisor starts
-the stack's processes and stops them in order. Each process of the stack dies with the supervisor
-(PR_SET_PDEATHSIG), and their orphans, such as a vLLM engine whose server is gone, are reparented
-to the supervisor or the guard (PR_SET_CHILD_SUBREAPER), which kill them as their last act.
+There are two processes, so that one of them still cleans up if the other is killed. The caller
+starts the *guard*. The guard forks the *supervisor*, and watches it and the caller. The supervisor
+starts the stack's processes and stops them in order. The system kills each process of the stack
+when the supervisor ends (PR_SET_PDEATHSIG). Such a process may leave children, for example a vLLM
+engine whose server is gone. They become children of the supervisor or the guard
+(PR_SET_CHILD_SUBREAPER), which kill them before they end.
 
-Standard input holds one line, a `Plan` as JSON, and then stays open for as long as the stack is
-to run: end of file, the caller's death, SIGTERM and SIGINT stop it in order; a second signal kills
-it at once. Standard output tells what happens, one JSON object a line:
+Standard input has one line, a `Plan` as JSON, and then stays open while the stack runs. End of
+file, the caller's death, SIGTERM and SIGINT stop the stack in order; a second signal kills it at
+once. Standard output has the events, one JSON object a line:
 
     {"event": "started", "name": "encoder", "log": "/tmp/.../encoder.log"}
     {"event": "bound", "name": "encoder", "grpc": "127.0.0.1:4711", "metrics": "127.0.0.1:4712"}
-    {"event": "ended", "name": "encoder", "code": 1}        it died; all others are stopped
+    {"event": "ended", "name": "encoder", "code": 1}        all others are then stopped
 
-The exit code is 0 after a stop that was asked for, 1 after a process of the stack has died.
+The exit code is 0 after a requested stop, and 1 after a process of the stack has ended by itself.
 """
 
 import json
@@ -56,7 +57,7 @@ class _Running:
 
 
 class Supervisor:
-    """Starts a plan's processes and waits. Runs in a process of its own, on its only thread."""
+    """Starts the processes of a plan, and waits. It runs in its own process, with one thread."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -65,7 +66,7 @@ class Supervisor:
         self._addresses: dict[str, dict[str, str]] = {}
 
     def run(self) -> int:
-        """Returns the exit code when a stop is asked for or a process has ended."""
+        """Runs until a stop is requested or a process has ended. Returns the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _WAKING_SIGNALS)
         try:
             if self._plan.redis:
@@ -86,7 +87,7 @@ class Supervisor:
             try:
                 self._wait(until=server.answers)
             except _ProcessEnded:
-                # Another process may have taken the port since it was found free.
+                # Another process may have taken the port after this process found it free.
                 if attempt == _REDIS_ATTEMPTS:
                     raise
                 continue
@@ -127,7 +128,8 @@ class Supervisor:
         address_file, log = directory / f"{name}.json", directory / f"{name}.log"
         loaded_file = self._plan.loaded_file(name)
         if stdin is None:
-            # Files that an earlier run left in a named directory would be taken for this one's.
+            # An earlier run may have left files in a directory that the user named. They must not
+            # be mistaken for files of this run.
             address_file.unlink(missing_ok=True)
             loaded_file.unlink(missing_ok=True)
             command = [*command, "--address-file", str(address_file)]
@@ -144,7 +146,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # Safe, since this process has one thread.
+                # preexec_fn is safe because this process has one thread.
                 preexec_fn=prepare,
             )
         if popen.stdin:
@@ -184,7 +186,8 @@ class Supervisor:
                 raise _ProcessEnded
 
     def _reap(self) -> None:
-        """Collects every child that has ended, orphans that were reparented to this one too."""
+        """Collects every child that has ended, including orphans that became children of this
+        process."""
         try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 for running in self._running:
@@ -194,7 +197,8 @@ class Supervisor:
             return
 
     def _stop(self) -> None:
-        """Ends all, the last started first, so that nobody loses what it still needs."""
+        """Ends all processes, the last started first, because a process needs those that started
+        before it."""
         for running in reversed(self._running):
             self._reap()
             if running.popen.returncode is None:
@@ -213,14 +217,16 @@ def report(event: str, **details: Any) -> None:
         sys.stdout.write(json.dumps({"event": event, **details}) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        # The caller is gone; the guard knows it too, and stops this process.
+        # The caller is gone. The guard notices this as well, and stops this process.
         return
 
 
 def guard(plan: Plan, supervisor: int) -> int:
-    """Watches until the supervisor has ended, and kills what it has left. Returns the exit code.
+    """Waits until the supervisor has ended, and kills the processes that are left. Returns the exit
+    code.
 
-    Stops the supervisor when told to or when the caller is gone; a signal after that kills it.
+    Stops the supervisor after a signal, at end of file, or when the caller is gone. A signal after
+    that kills the supervisor.
     """
     signals = 0
 
@@ -245,11 +251,12 @@ def guard(plan: Plan, supervisor: int) -> int:
 
 
 def main() -> NoReturn:
-    # This process and its children would inherit the signals that the caller ignores or blocks.
+    # Without this, the process and its children would inherit the signals that the caller ignores
+    # or blocks.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     become_subreaper()
-    # Read byte by byte, so that the guard's select sees what comes after the line.
+    # The line is read byte by byte, so that the guard's select sees the end of file after it.
     line = bytearray()
     while (byte := os.read(sys.stdin.fileno(), 1)) not in (b"", b"\n"):
         line += byte

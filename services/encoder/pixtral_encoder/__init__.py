@@ -2,7 +2,7 @@
 
 import os
 
-# Read by OpenMP when torch is loaded. On the CPU every product and norm ends in a barrier; threads
-# that spin there, where other processes want the cores too, wait for one that cannot run: ten
-# times slower was seen beside two busy processes on two cores.
+# OpenMP reads this variable when torch is loaded. On the CPU every product and norm ends in a
+# barrier. Threads that spin at a barrier take cores from the threads for which they wait. If other
+# processes use the same cores, this makes the tower many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

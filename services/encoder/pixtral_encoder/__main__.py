@@ -1,6 +1,6 @@
 """`python -m pixtral_encoder`: runs an encoder until SIGTERM."""
 
-import pixtral_core.server.quick_start  # noqa: F401 - before all that is large
+import pixtral_core.server.quick_start  # noqa: F401 - before large imports
 from pixtral_core.server.process import run
 from pixtral_core.settings import load
 from pixtral_encoder.process import EncoderTier

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # An image on the device, ready to be embedded.
 Image = TypeVar("Image")
-# Submits images to the device. The returned function waits until they are embedded.
+# Submits images to the device. The returned function waits until the images are embedded.
 Begin = Callable[[Sequence[Image]], Callable[[], list[Tensor]]]
 Outcome = Tensor | Exception
 
@@ -47,8 +47,10 @@ class Batch:
     """One batch. Its times are on the monotonic clock.
 
     Attributes:
-        began: when the device was free for it: when it got the batch, or when the last one ended.
+        began: the time from which the device could work on this batch: when the device received
+            it, or when the previous batch ended, if that was later.
         is_submitted: whether the device has received the whole batch.
+        ended: when the device finished the batch; None before that.
     """
 
     images: int
@@ -60,7 +62,7 @@ class Batch:
 
 @dataclass(slots=True, eq=False)
 class QueueSlot:
-    """The room of one image in the queue; `run` is its batch, once that has begun."""
+    """The space of one image in the queue; `run` is the batch of the image, once it has begun."""
 
     patches: int
     latest_deadline: WaitingDeadline
@@ -92,15 +94,16 @@ class Batcher(Generic[Image]):
     """Gives images to the device, one batch at a time. Tenants take turns, and each tenant's images
     keep their order.
 
-    It has no timer: an image that finds the device free starts at once. The images that come
-    meanwhile are the next batch, up to `batch_patches`: the image whose turn it is, and in their
-    order all others that still fit. A larger image is a batch of its own. When more images wait
-    than fit into a batch, the device gets the next batch while it works on the last one, so that it
-    never waits for this process.
+    The batcher has no timer: an image starts at once if the device is free. The images that come
+    while the device works form the next batch, up to `batch_patches`: first the image whose turn it
+    is, then in their order all others that still fit. An image with more than `batch_patches` is a
+    batch of its own. When more images wait than fit into a batch, the device receives the next
+    batch while it works on the previous one, so that it never waits for this process.
 
-    An image is dropped if its embedding would come too late for every caller that waits. It is too
-    late only without doubt: by the time per patch of the fastest batch so far, and by the batches
-    ahead.
+    An image is dropped if its embedding would come too late for every caller that waits. The
+    estimate is the least possible time: it takes the time per patch of the fastest batch so far,
+    for this image and for the batches before it. So an image is dropped only if it is certainly too
+    late.
     """
 
     def __init__(
@@ -113,15 +116,15 @@ class Batcher(Generic[Image]):
     ) -> None:
         """`begin` runs in one thread, and the functions that it returns in another.
 
-        `device_lost` is set when this process cannot embed any more.
+        The batcher sets `device_lost` when this process cannot embed any more.
         """
         self._begin = begin
         self._batch_patches = batch_patches
         self._queue = QueueShares(queue_patches, "too many images are waiting to be encoded")
-        # In patches.
+        # The patches that each tenant has received.
         self._given = Given()
         self._waiting: deque[Waiting[Image]] = deque()
-        # The most batches that the device has: one runs, and one waits.
+        # The device has two batches at most: one runs, and one waits.
         self._runs: dict[Batch, asyncio.Task[None]] = {}
         self._free_since = 0.0
         self._seconds_per_patch = 0.0
@@ -134,13 +137,14 @@ class Batcher(Generic[Image]):
     def admit(
         self, patches: int, latest_deadline: WaitingDeadline, tenant: str = ""
     ) -> Iterator[QueueSlot]:
-        """Room in the queue for an image, until it is embedded. Take it before the image is
-        decoded.
+        """Reserves space in the queue for an image until the context ends. Enter the context before
+        the image is decoded.
 
         Raises:
-            Overloaded: where `queue_patches` are taken; an image that is alone always fits, and
-                so does one of a tenant that has less than its share, within a quarter more.
-            TooLate: where it would be embedded for nobody.
+            Overloaded: if the queue has no space for `patches`. An image always fits into an empty
+                queue. A tenant with less than its share may exceed `queue_patches` by up to a
+                quarter.
+            TooLate: if the embedding would come too late for every caller.
         """
         slot = QueueSlot(patches, latest_deadline, tenant)
         with self._queue.room(tenant, patches), _counted(patches):
@@ -157,17 +161,17 @@ class Batcher(Generic[Image]):
                 raise
 
     async def prepare(self, work: Callable[[], None]) -> None:
-        """Runs in the thread of the batches, before any of them."""
+        """Runs `work` in the thread that submits batches. Call it before the first batch."""
         await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def embed(self, image: Image, slot: QueueSlot) -> Tensor:
-        """The embedding, (tokens, width) on the device, of an image that has room in the queue.
+        """Embeds an image that has space in the queue. Returns (tokens, width) on the device.
 
         An image that is cancelled before its batch begins is not embedded.
 
         Raises:
-            TooLate: where it would be embedded for nobody.
-            Unavailable: where the device is lost.
+            TooLate: if the embedding would come too late for every caller.
+            Unavailable: if the device is lost.
         """
         waiting = Waiting(image, slot, asyncio.get_running_loop().create_future())
         waiting.result.add_done_callback(read_error)
@@ -205,7 +209,8 @@ class Batcher(Generic[Image]):
     def _may_start(self) -> bool:
         if not self._runs:
             return True
-        # More images may still join a batch that has room.
+        # A second batch starts only if it is full, because more images may still join a batch that
+        # is not.
         is_full = sum(waiting.slot.patches for waiting in self._waiting) >= self._batch_patches
         return is_full and len(self._runs) == 1 and all(run.is_submitted for run in self._runs)
 
@@ -218,7 +223,7 @@ class Batcher(Generic[Image]):
             self._start_batch()
             outcomes = await in_thread(self._waiter, self._wait_for, run, wait)
         except Exception:
-            # A CUDA context does not recover from this error: only a new process helps.
+            # A CUDA context does not recover from this error, so the process must be replaced.
             logger.exception("a batch of %d images failed on the device", len(batch))
             self._device_lost.set()
         if self._device_lost.is_set():
@@ -249,7 +254,7 @@ class Batcher(Generic[Image]):
         return False
 
     def _is_too_late(self, slot: QueueSlot) -> bool:
-        """Whether an image that comes now would be embedded too late for its caller."""
+        """Whether an image that comes now would be embedded too late for all its callers."""
         left, latest_deadline = self._seconds_left(), slot.latest_deadline
         due = self._given.by_turns([*(waiting.slot for waiting in self._waiting), slot])
         ahead = sum(each.patches for each in due[: due.index(slot)])
@@ -259,7 +264,8 @@ class Batcher(Generic[Image]):
         return not latest_deadline.lasts(left + self._seconds(self._patches_through(slot.patches)))
 
     def _patches_through(self, patches: int) -> int:
-        """The patches of all batches from the next one up to the batch of a new image."""
+        """The patches of all batches from the next one up to and including the batch of a new image
+        with `patches`."""
         waiting = [each.slot.patches for each in self._given.by_turns(self._waiting)]
         through = 0
         while True:
@@ -282,8 +288,8 @@ class Batcher(Generic[Image]):
         if not self._runs:
             return 0.0
         began = next(iter(self._runs)).began
-        told = self._seconds(sum(run.patches for run in self._runs))
-        return max(0.0, began + told - time.monotonic())
+        needed = self._seconds(sum(run.patches for run in self._runs))
+        return max(0.0, began + needed - time.monotonic())
 
     def _begun(self, images: list[Image]) -> Callable[[], Sequence[Outcome]]:
         try:
@@ -294,8 +300,8 @@ class Batcher(Generic[Image]):
             if len(images) == 1:
                 failed = [error]
                 return lambda: failed
-        # A batch may fail although its images are good: for lack of memory, or because of one
-        # image.
+        # One bad image, or a lack of memory for the whole batch, may have caused the failure. So
+        # each image is now embedded alone.
         outcomes = [outcome for image in images for outcome in self._begun([image])()]
         return lambda: outcomes
 
@@ -337,8 +343,8 @@ def _counted(patches: int) -> Iterator[None]:
 
 
 def _tell(waiting: Waiting[Image]) -> None:
-    """Reports a batch that has begun to the call with the image. A batch that is cancelled midway
-    reports what was done."""
+    """Adds the times of the image's batch to the request's log line and trace, if the batch has
+    begun. If the batch has not ended, its time until now is added."""
     run = waiting.slot.run
     if run is None:
         return

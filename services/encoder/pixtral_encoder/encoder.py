@@ -1,4 +1,4 @@
-"""From an image file to its embedding in Redis. Every image is encoded once."""
+"""From an image file to its embedding in Redis. Concurrent requests encode an image once."""
 
 import asyncio
 import hashlib
@@ -37,7 +37,7 @@ OFFLOAD_BYTES = 1 << 20
 
 
 class Source(StrEnum):
-    """The place where an embedding was."""
+    """The place where an embedding was found, or `ENCODED` if it was made."""
 
     LOCAL = "local"
     REDIS = "redis"
@@ -55,7 +55,7 @@ class EncodedResult:
 
 @dataclass(frozen=True, slots=True)
 class CachedEmbedding:
-    """An embedding in its wire form."""
+    """An embedding in its wire format."""
 
     grid: Grid
     value: bytes
@@ -64,10 +64,10 @@ class CachedEmbedding:
 class Encoder:
     """Finds embeddings in memory or Redis, and makes the missing ones.
 
-    Concurrent requests for one key share one piece of work. The work continues while a request
-    waits for it, and is cancelled with the last one: then the image is not decoded, and joins no
-    batch. If its batch runs already, the result is discarded. An image is not encoded if its
-    embedding would come too late for all of them.
+    Concurrent requests for one key share one task. The task is cancelled when no request waits for
+    it any more: then the image is not decoded, and joins no batch. If its batch is already running,
+    the result is discarded. An image is not encoded if its embedding would come too late for all
+    requests that wait.
     """
 
     def __init__(
@@ -97,12 +97,13 @@ class Encoder:
         self._flights: SingleFlight[EmbeddingKey, EncodedResult] = SingleFlight()
         self._latest_deadlines: dict[EmbeddingKey, WaitingDeadline] = {}
         self._images = QueueShares(queue_images, "too many images are waiting to be encoded")
-        # The bytes of the files of all calls: several calls may send the same image.
+        # Every request counts with the bytes of its file, because several may send the same image.
         self._files = QueueShares(queue_bytes, "too many bytes of images are waiting to be encoded")
-        # As many as decode at once: images wait where tenants take turns, and not here.
+        # Only as many images as there are processes enter the decode processes at once. So images
+        # wait here, where tenants take turns, and not there.
         self._decoding = Turns(images_decoding)
-        # Large images leave a process to other images, if there are two, so that no ordinary image
-        # waits for seconds while large ones are decoded.
+        # With two processes or more, large images leave one process free, so that no ordinary image
+        # waits for seconds while large images are decoded.
         self._large = Turns(max(1, images_decoding - 1))
         self._max_image_bytes = max_image_bytes
 
@@ -114,11 +115,11 @@ class Encoder:
         `deadline` is on the monotonic clock.
 
         Raises:
-            InvalidRequest: where the image cannot be decoded, or is not the key's.
-            FailedPrecondition: where the key asks for another model's embedding.
-            Overloaded: where too many images wait, or too much of them.
-            TooLate: where it cannot be encoded before the deadline.
-            Unavailable: where the device is lost.
+            InvalidRequest: if the image cannot be decoded, or its SHA-256 is not that of the key.
+            FailedPrecondition: if the key is for the embedding of another model.
+            Overloaded: if too many images, bytes or patches wait.
+            TooLate: if the image cannot be encoded before the deadline.
+            Unavailable: if the device is lost.
         """
         if key.fingerprint != self._fingerprint:
             raise FailedPrecondition(
@@ -134,7 +135,7 @@ class Encoder:
         return result
 
     def held(self, key: EmbeddingKey) -> bytes | None:
-        """The embedding in its wire form, if this process has it in memory."""
+        """The embedding in its wire format, or None if this process does not have it in memory."""
         held = self._held.get(key)
         return None if held is None else held.value
 
@@ -162,7 +163,7 @@ class Encoder:
 
     @contextmanager
     def _waiting_for(self, key: EmbeddingKey, deadline: float) -> Iterator[WaitingDeadline]:
-        """The latest deadline of all callers that wait for the key, including this caller."""
+        """The deadlines of all callers that wait for the key, including this caller."""
         latest_deadline = self._latest_deadlines.setdefault(key, WaitingDeadline())
         try:
             with latest_deadline.of(deadline):
@@ -180,15 +181,15 @@ class Encoder:
                     key, lambda: self._admitted(key, image, latest_deadline)
                 )
             except TooLate as late:
-                # A caller that came while the others' image was dropped may have more time than
-                # they.
+                # The image was dropped for callers with earlier deadlines. This caller came in that
+                # moment, and tries again if its own deadline is later.
                 if deadline <= late.until:
                     raise
 
     async def _admitted(
         self, key: EmbeddingKey, image: bytes, latest_deadline: WaitingDeadline
     ) -> EncodedResult:
-        # Runs once for all calls that wait for the image.
+        # This runs once for all requests that wait for the image, so the image counts once.
         with self._images.room(key.scope, 1):
             return await self._find_or_encode(key, image, latest_deadline)
 
@@ -197,14 +198,14 @@ class Encoder:
     ) -> EncodedResult:
         held = self._held.get(key)
         if held is not None:
-            # Redis may have lost it since: a decoder that asks here has not found it there.
+            # Redis may have lost the embedding since then, so it is stored there again if needed.
             stored = await self._is_stored(key) or await self._store.put(key, held.value)
             return EncodedResult(held.grid, Source.LOCAL, stored)
         with current_span().child("lookup"):
             found = await self._store.get(key, Arriving(key))
         if found is not None:
-            # Also stays in memory for Fetch: a gateway or decoder that asks here may not get it
-            # from Redis.
+            # The embedding also stays in memory for Fetch, because a decoder may be unable to get
+            # it from Redis.
             self._held.put(key, found, len(found.value))
             return EncodedResult(found.grid, Source.REDIS, stored=True)
         with current_span().child("open"):

@@ -18,7 +18,7 @@ from pixtral_encoder.encoder import Encoder, Source
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-# Under 1 MiB, with room for the rest of the message.
+# A message must stay under 1 MiB, so a piece leaves space for the rest of its message.
 PIECE_BYTES = 1000 << 10
 
 SOURCES = {
@@ -40,7 +40,8 @@ class EncoderInfo:
 
 
 class EncoderService(encoder_pb2_grpc.EncoderServiceServicer):
-    """`encoder` and `info` are set once loaded; no call comes before."""
+    """The methods of the encoder. `encoder` and `info` are set when the model is loaded; the server
+    accepts no RPC before that."""
 
     encoder: Encoder
     info: EncoderInfo
@@ -89,5 +90,5 @@ def _key(message: encoder_pb2.EmbeddingKey) -> EmbeddingKey:
     try:
         return from_proto(message)
     except BadKey as error:
-        # Its messages are its own, and have nothing of the request.
+        # The text of a BadKey contains nothing from the request, so a client may see it.
         raise InvalidRequest("key", str(error)) from None

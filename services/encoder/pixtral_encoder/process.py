@@ -1,4 +1,4 @@
-"""The encoder as a process: what it loads at start, and in which order."""
+"""The encoder as a process: loads everything at start, in the right order."""
 
 import asyncio
 import logging
@@ -28,8 +28,8 @@ from pixtral_encoder.tower.weights import load_tower
 logger = logging.getLogger(__name__)
 
 TORCH_DTYPES = {DType.BF16: torch.bfloat16, DType.F32: torch.float32}
-# torch's default is one for each physical core, of the whole node where a container has a part of
-# it.
+# torch's default is one thread for each physical core of the machine, even if the container may use
+# only some of them.
 THREADS = min(torch.get_num_threads(), container.cpus())
 
 
@@ -40,7 +40,7 @@ class EncoderTier:
     services: tuple[str, ...] = (
         encoder_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
     )
-    # For every gateway's handshake, every few seconds.
+    # Every gateway sends this RPC every few seconds, so it is neither logged nor traced.
     quiet: tuple[str, ...] = (f"{services[0]}/GetEncoderInfo",)
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -55,8 +55,8 @@ class EncoderTier:
     async def start(self) -> None:
         """Raises StartupError if the checkpoint or the device cannot serve."""
         settings = self._settings
-        # OpenMP's threads stay awake for the next step of a layer only while one thread alone uses
-        # them. That thread is the tower's; all others compute without them.
+        # OpenMP's threads stay awake between the steps of a layer only if a single thread uses
+        # them. So the tower's thread uses them, and all other threads compute without them.
         torch.set_num_threads(1)
         try:
             spec = read_spec(settings.model_dir)
@@ -70,7 +70,8 @@ class EncoderTier:
             device_lost=self._device_lost,
         )
         try:
-            # It holds for the thread that sets it, and for those that start later.
+            # The number applies to the thread that sets it and to threads that start later. So the
+            # tower's thread sets its own number, and then this thread sets 1 again.
             await batcher.prepare(lambda: torch.set_num_threads(settings.threads or THREADS))
             torch.set_num_threads(1)
             await batcher.prepare(tower.prepare)
@@ -141,7 +142,8 @@ class EncoderTier:
         if settings.vision_fp8:
             fp8.check_upstream()
         dtype = TORCH_DTYPES[settings.dtype]
-        # Between products in 8 bits, the model of the fingerprint rounds to bf16.
+        # With vision_fp8, values between the products must be rounded to bf16, because the
+        # fingerprint promises this.
         computes_in = dtype if settings.vision_fp8 else compute_dtype(dtype, device)
         logger.info("the vision tower computes in %s", _reason(computes_in, dtype, device))
         tower = load_tower(

@@ -18,7 +18,7 @@ from pixtral_core.settings import (
 )
 
 MIB = 1 << 20
-# Above this many pixels Pillow itself takes a file for a decompression bomb.
+# Pillow itself regards a file with more pixels as a decompression bomb.
 PILLOW_MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 0
 
 
@@ -33,7 +33,8 @@ class EncoderSettings(ModelSettings, RedisSettings):
         "consolidated*.safetensors) or Hugging Face's (config.json, model*.safetensors)."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="The vision tower's device; auto: a GPU if the machine has one."
+        "auto",
+        description="The vision tower's device. auto: a GPU if the machine has one, else the CPU.",
     )
     dtype: Literal[DType.BF16, DType.F32] = Field(
         DType.BF16,
@@ -42,15 +43,15 @@ class EncoderSettings(ModelSettings, RedisSettings):
     vision_fp8: bool = Field(
         False,
         description="Multiply in 8 bits in the vision tower, which is faster on an H100 or a "
-        "newer GPU. Embeddings differ, and the decoders must have the same value.",
+        "newer GPU. This changes the embeddings, so the decoders must have the same value.",
     )
     cache_bytes: int = Field(
         1024 * MIB, ge=64 * MIB, description="Bytes of embeddings in this process's memory."
     )
     enforce_eager: bool = Field(
         False,
-        description="Do not compile the vision tower at start: it is slower on a GPU, and needs "
-        "no C compiler.",
+        description="Do not compile the vision tower at start. The tower is then slower on a GPU, "
+        "but needs no C compiler.",
     )
     threads: int = Field(
         0, ge=0, description="CPU threads of the vision tower; 0: one for each physical core."
@@ -64,14 +65,14 @@ class EncoderSettings(ModelSettings, RedisSettings):
         container.memory_bytes() // 4,
         ge=1,
         description="Memory for all images that are being decoded. An image of 64 million pixels "
-        "needs 1.1 GiB, and up to 2.2 in formats other than PNG, JPEG and GIF. One large image is "
-        "decoded in any case.",
+        "needs 1.1 GiB, and up to 2.2 GiB in formats other than PNG, JPEG and GIF. One large image "
+        "is decoded even if it needs more.",
     )
     decode_seconds: float = Field(
         10.0,
         gt=0,
-        description="The most processor time for decoding and resizing an image; by the clock it "
-        "may take six times as long.",
+        description="The most seconds of processor time for decoding and resizing an image. It may "
+        "take six times as long by the clock.",
     )
     batch_patches: int = Field(
         16_384,
@@ -99,7 +100,7 @@ class EncoderSettings(ModelSettings, RedisSettings):
     max_image_bytes: int = Field(
         20 * MIB,
         ge=1,
-        # A message holds the key, too.
+        # The message also contains the key.
         le=MAX_MESSAGE_BYTES - MIB,
         description="The most bytes of an image file.",
     )

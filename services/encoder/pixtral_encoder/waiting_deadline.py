@@ -1,4 +1,4 @@
-"""The deadline of an image: the latest of all callers that wait for it."""
+"""The deadline of an image: the latest deadline among the callers that wait for the image."""
 
 import math
 import time
@@ -9,8 +9,8 @@ from pixtral_core.errors import DeadlineExceeded
 
 
 class TooLate(DeadlineExceeded):
-    """The image can no longer be encoded in time for any caller; `until` is the deadline that they
-    would have."""
+    """The image cannot be encoded in time for any caller; `until` is the callers' latest
+    deadline."""
 
     def __init__(self, until: float) -> None:
         super().__init__("the image cannot be encoded before the deadline", "TOO_LATE_TO_ENCODE")
@@ -25,15 +25,17 @@ class WaitingDeadline:
 
     @property
     def until(self) -> float:
-        """The latest deadline. Without callers there is none."""
+        """The latest deadline; minus infinity if no caller waits."""
         return max(self._deadlines, default=-math.inf)
 
     @property
     def is_over(self) -> bool:
+        """Whether no caller waits."""
         return not self._deadlines
 
     @contextmanager
     def of(self, deadline: float) -> Iterator[None]:
+        """Counts one more caller, with this deadline, until the context ends."""
         self._deadlines.append(deadline)
         try:
             yield
@@ -41,5 +43,5 @@ class WaitingDeadline:
             self._deadlines.remove(deadline)
 
     def lasts(self, seconds: float) -> bool:
-        """Whether a caller waits for this long from now."""
+        """Whether the latest deadline is more than `seconds` from now."""
         return time.monotonic() + seconds < self.until

@@ -1,4 +1,4 @@
-"""Decodes images in processes that can be ended, as many as processors and memory allow."""
+"""Decodes images in processes that can be ended. Memory limits how many images run at once."""
 
 import asyncio
 import fcntl
@@ -27,23 +27,24 @@ from pixtral_encoder.metrics import DECODERS_ENDED_LOST, DECODERS_ENDED_TIMEOUT
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
-# An image is not at fault if its process was killed from outside: it is decoded once more.
+# If something else killed the process, the image is not at fault. So an image whose process ended
+# is decoded once more.
 ATTEMPTS = 2
-# The limit is processor time, so other work on the machine does not count. An image may take this
-# many times as long by the clock, because it may have to wait for a processor.
+# The limit of an image is in processor time, so other work on the machine does not count. An image
+# may take this many times as long by the clock, because it may have to wait for a processor.
 CLOCK_FACTOR = 6
 LEAST_WAIT_SECONDS = 0.02
-# An image that needs more than this share of the memory is large. The other images have
-# ORDINARY_SHARE of it to themselves, so they never wait for the memory of a large image.
+# An image that needs more than LARGE_SHARE of the memory is large. ORDINARY_SHARE of the memory is
+# only for the other images, so they never wait for the memory of a large image.
 LARGE_SHARE = 1 / 8
 ORDINARY_SHARE = 1 / 4
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-# The first variable keeps libraries from starting threads that nothing uses. The others make a
-# process keep the memory of an image of usual size for the next one, and return that of a large one
-# to the system.
+# The first variable keeps libraries from starting threads that nothing uses. The others are about
+# freed memory: the process keeps the memory of an image of usual size for the next image, and
+# returns the memory of a large image to the system.
 _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -52,7 +53,7 @@ _ENVIRONMENT = {
 
 
 class DecodeTimeout(Exception):
-    """The image was not decoded in time; `cpu_seconds` is the time that its process used for it."""
+    """The image was not decoded in time; `cpu_seconds` is the processor time that it took."""
 
     def __init__(self, cpu_seconds: float) -> None:
         super().__init__(cpu_seconds)
@@ -64,15 +65,16 @@ class ProcessLost(Exception):
 
 
 class NoProcess(Exception):
-    """A process does not start."""
+    """A process that decodes images does not start."""
 
 
 class DecodeProcesses:
-    """Processes that start when they are first needed. A new one replaces each that has ended.
+    """Processes that start when they are first needed. A new process replaces one that has ended.
 
-    Large and other images are decoded in the order in which they came. An image waits until a
-    process is idle, and until all images of its kind that are being decoded need at most their part
-    of `memory_bytes`. An image that is alone of its kind never waits for memory.
+    Large images and ordinary images are two kinds, and each kind has its own part of
+    `memory_bytes`. Images of one kind are decoded in the order in which they came. An image waits
+    until a process is idle and the part of its kind has enough memory left. If no other image of
+    its kind is being decoded, the image does not wait for memory.
     """
 
     def __init__(self, count: int, *, memory_bytes: int) -> None:
@@ -81,18 +83,19 @@ class DecodeProcesses:
         self._ordinary, self._large = _Room(ordinary), _Room(memory_bytes - ordinary)
         self._idle = [DecodeProcess() for _ in range(count)]
         self._processes = tuple(self._idle)
-        # One thread for each process, which it waits for.
+        # Each process has a thread that waits for it.
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="decode")
 
     async def start(self) -> None:
-        """Starts all of them, so that the first images need not wait. Raises NoProcess."""
+        """Starts all processes, so that the first images need not wait. Raises NoProcess."""
         in_thread = asyncio.get_running_loop().run_in_executor
         await asyncio.gather(*(in_thread(self._threads, each.start) for each in self._processes))
 
     async def decode(self, job: Job, data: bytes) -> NDArray[np.float32]:
         """(height, width, 3); see `decoding.decode`.
 
-        After a cancel the process continues, and keeps its room until it is done.
+        If the caller is cancelled, the process continues, and its memory counts until the process
+        is done.
 
         Raises:
             Undecodable, DecodeTimeout, ProcessLost, NoProcess.
@@ -105,7 +108,8 @@ class DecodeProcesses:
         def ended(done: "asyncio.Future[NDArray[np.float32]]") -> None:
             self._free(process, room, job.memory_bytes)
             if not done.cancelled():
-                # If no caller waits any more, the failure has no receiver.
+                # asyncio would log an exception that nothing reads, and a cancelled caller does not
+                # read it.
                 done.exception()
 
         running.add_done_callback(ended)
@@ -116,7 +120,7 @@ class DecodeProcesses:
         return nbytes > self._memory_bytes * LARGE_SHARE
 
     def close(self) -> None:
-        """Blocks until the running work has ended."""
+        """Blocks until the running decodes have ended, and ends the processes."""
         self._threads.shutdown(cancel_futures=True)
         for process in self._processes:
             process.end()
@@ -157,7 +161,7 @@ class _Room:
         self._most_bytes = most_bytes
 
     def has_room(self) -> bool:
-        """Whether an image waits that may be decoded now."""
+        """Whether an image waits, and the first one that waits may be decoded now."""
         if not self.waiting:
             return False
         nbytes, _ = self.waiting[0]
@@ -173,7 +177,8 @@ class _Running:
     def taken(self) -> float:
         """The processor seconds since the last reply, while the process lives."""
         with suppress(OSError, IndexError):
-            # The name, in parentheses, may contain spaces and parentheses.
+            # The second field is the name in parentheses. The name may contain spaces and
+            # parentheses.
             fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) / _TICKS - self.cpu_seconds
         return 0.0
@@ -186,13 +191,13 @@ class DecodeProcess:
         self._running: _Running | None = None
 
     def start(self) -> "_Running":
-        """Raises NoProcess."""
+        """Starts the process if it does not run. Raises NoProcess."""
         if self._running is None:
             self._running = _started()
         return self._running
 
     def decode(self, job: Job, data: bytes) -> NDArray[np.float32]:
-        """As `DecodeProcesses.decode`."""
+        """Decodes an image as `DecodeProcesses.decode` does."""
         for attempt in range(ATTEMPTS):
             try:
                 return self._decode(job, data)
@@ -204,7 +209,7 @@ class DecodeProcess:
     def end(self) -> None:
         running, self._running = self._running, None
         if running is not None:
-            # The process ends when it reads the end of the socket.
+            # The process ends when it finds the socket closed.
             running.socket.close()
             try:
                 running.popen.wait(1)
@@ -219,7 +224,7 @@ class DecodeProcess:
             _memory_file("pixels", job.size.nbytes) as out,
         ):
             os.pwrite(file, data, 0)
-            # No process can shorten the mapped file.
+            # The seals of the file keep the process from making the mapped file shorter.
             memory = mmap.mmap(out, job.size.nbytes)
             reply = self._asked(running, job, (file, out))
         running.cpu_seconds = reply.cpu_seconds
@@ -266,10 +271,10 @@ class DecodeProcess:
                 left = max(left, LEAST_WAIT_SECONDS)
 
     def _kill(self, running: _Running) -> float:
-        """The processor seconds since the last reply."""
+        """Ends the process, and returns the processor seconds since its last reply."""
         self._running = None
         running.socket.close()
-        # Popen's own methods would remove the process before its seconds are known.
+        # Popen's own methods would collect the process without its processor seconds.
         os.kill(running.popen.pid, signal.SIGKILL)
         _, status, used = os.wait4(running.popen.pid, 0)
         running.popen.returncode = os.waitstatus_to_exitcode(status)

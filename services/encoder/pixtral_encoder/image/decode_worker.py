@@ -2,8 +2,9 @@
 
     python -m pixtral_encoder.image.decode_worker SOCKET
 
-`decode_processes` starts and ends it. A fault of an image library, or an image that takes too much
-memory or time, harms this process alone, and the process has limits of its own.
+`decode_processes` starts and ends this process. If an image library has a fault, or an image takes
+too much memory or time, only this process is harmed. The process also limits its own memory and
+processor time.
 """
 
 import mmap
@@ -30,20 +31,22 @@ from pixtral_core.image.header import ImageHeader
 from pixtral_encoder.image.decoding import TargetSize, Undecodable, decode
 
 MAX_REPLY_BYTES = 4096
-# The memory of finished images that the C library keeps for the next one.
+# The freed memory that the C library keeps for the next image.
 KEPT_BYTES = 64 << 20
 _FORMATS = tuple(ImageFormat)
-# The system limits whole seconds. The encoder ends a process sooner; this limit is for a process
-# whose encoder has gone.
+# Seconds that the system's limit on processor time exceeds the limit of the image; the system
+# counts whole seconds. Normally the encoder ends the process sooner. The system's limit is for a
+# process whose encoder has gone.
 _SPARE_CPU_SECONDS = 2
 
-# The exceptions of decoders on bad data. Another type may be a fault of this code.
+# The exceptions that decoders raise on bad data. An exception of another type may be a fault of
+# this code.
 BAD_DATA = (EOFError, OSError, SyntaxError, ValueError, struct.error, cv2.error)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image to decode. `memory_bytes` is the memory beside that of the process itself."""
+    """One image to decode. `memory_bytes` comes in addition to the memory of the process itself."""
 
     header: ImageHeader
     size: TargetSize
@@ -81,7 +84,8 @@ class Reply:
     Attributes:
         cpu_seconds: CPU time of the process since its start.
         reason: why the image cannot be decoded, as in `Undecodable`; empty if it was decoded.
-        fault: type and place of an exception that may be our own fault; empty if there was none.
+        fault: type and traceback of an exception that may come from a fault of this code; empty
+            if there was none.
     """
 
     cpu_seconds: float
@@ -102,31 +106,36 @@ class Reply:
 
 
 def main() -> None:
-    # The encoder drains after such a signal, and closes the socket at its end.
+    # After such a signal, the encoder still finishes its requests and needs this process. It closes
+    # the socket when it ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     # A core dump would contain the image.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Pillow warns of each oddity of a file with a new text, and Python stores each text.
+    # Pillow warns about each unusual detail of a file with a new text, and Python keeps every text
+    # in memory.
     warnings.filterwarnings("ignore")
     _silence_libraries()
     cv2.setNumThreads(1)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    # The encoder has gone, so there is no receiver.
+    # A ConnectionError means that the encoder has gone, so nothing can receive a reply.
     with suppress(ConnectionError), socket.socket(fileno=int(sys.argv[1])) as encoder:
         _serve(encoder, _address_space_bytes())
 
 
 def _silence_libraries() -> None:
-    """Keeps libraries from writing to stderr, where libtiff reports oddities of a file. Python's
-    own output still goes there."""
+    """Keeps libraries such as libtiff from writing to stderr, while Python still writes there.
+
+    libtiff reports every unusual detail of a file on stderr.
+    """
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
 
 
 def _serve(encoder: socket.socket, own_bytes: int) -> None:
-    # The process is ready. The time until here belongs to no image.
+    # The first reply reports that the process is ready. Its time is that of the start, so that no
+    # image is charged for it.
     encoder.send(Reply(time.process_time()).to_bytes())
     while True:
         message, descriptors, _, _ = socket.recv_fds(encoder, MAX_REPLY_BYTES, 2)
@@ -162,7 +171,7 @@ def _done(job: Job, file: int, output: int, own_bytes: int) -> Reply:
 def _decode(job: Job, file: int, output: int) -> None:
     with open(file, "rb", closefd=False) as reader:
         data = reader.read()
-    # The array closes it at its end.
+    # The memory is unmapped when the array is deleted.
     memory = mmap.mmap(output, job.size.nbytes)
     decode(data, job.header, job.size, np.frombuffer(memory, np.float32).reshape(job.size.shape))
 

@@ -32,7 +32,8 @@ from pixtral_encoder.image.pixel_parts import (
     pixel_parts,
 )
 
-# Pillow would import them later, within the memory of an image.
+# Pillow imports its plugins when it first needs them. An import while an image is decoded would
+# count towards the memory limit of that image.
 _PLUGINS = (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -61,11 +62,14 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Bytes a pixel at the worst moment. All formats: floats of the whole image, beside what Pillow has
-# decoded. WebP: libwebp's two canvases, its frame, and Pillow's copy of it. AVIF: planes of up to
-# 16 bits in libavif and in its decoder, their RGB, and Pillow's two copies. ICO and PPM: what
-# Pillow gathers in Python. TIFF: a strip of up to 16 bits a channel, and a turned copy. JPEG 2000:
-# channels of 32 bits, and a tile of them.
+# The most bytes of memory for each pixel while an image is decoded. Every format needs the floats
+# of the whole image and the pixels that Pillow has decoded. In addition:
+# - WebP needs libwebp's two canvases, libwebp's frame, and Pillow's copy of the frame.
+# - AVIF needs planes of up to 16 bits in libavif and in its decoder, the RGB values that libavif
+#   makes from them, and Pillow's two copies.
+# - ICO and PPM need the bytes that Pillow collects in Python.
+# - TIFF needs a strip of up to 16 bits a channel, and a turned copy.
+# - JPEG 2000 needs channels of 32 bits, and a tile of these channels.
 _FLOATS = CHANNELS * 4
 _DECODED = 4
 _BYTES_A_PIXEL = {
@@ -77,8 +81,8 @@ _BYTES_A_PIXEL = {
     ImageFormat.TIFF: _FLOATS + 4 * _DECODED,
     ImageFormat.JPEG_2000: _FLOATS + 6 * _DECODED,
 }
-# The memory for the file and its remaining parts, and the memory that each library needs for any
-# image.
+# _FILES is the number of copies of the file in memory. _ANYWAY is the memory that the libraries
+# need for any image, whatever its size.
 _FILES = 3
 _ANYWAY = 64 << 20
 
@@ -108,7 +112,7 @@ class Undecodable(ValueError):
 
 
 def memory_bytes(header: ImageHeader, file_bytes: int, size: TargetSize) -> int:
-    """The most bytes that `decode` needs, beside its process."""
+    """The most bytes that `decode` needs in addition to the memory of its process."""
     pixels = header.width * header.height
     each = _BYTES_A_PIXEL.get(header.format, _FLOATS + _DECODED)
     return each * pixels + _FILES * file_bytes + 2 * size.nbytes + _ANYWAY
@@ -117,18 +121,19 @@ def memory_bytes(header: ImageHeader, file_bytes: int, size: TargetSize) -> int:
 def decode(
     data: bytes, header: ImageHeader, size: TargetSize, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """(height, width, 3) in float32, normalised; written to `out` if that is given.
+    """Returns (height, width, 3) in float32, normalised. The result is in `out` if that is given.
 
     Raises:
-        Undecodable: where the file is damaged, or another than its header says.
-        Exception: any other type, on bad data, from Pillow and OpenCV.
+        Undecodable: if the file is damaged, or if its pixels do not agree with its header.
+        Exception: Pillow and OpenCV raise exceptions of many types on bad data.
     """
     whole = _floats(_open(data, header), header)
     resized: NDArray[np.float32] = cv2.resize(
         whole, (size.width, size.height), interpolation=cv2.INTER_CUBIC
     )
     del whole
-    # The steps and their order are those of mistral_common: others would change the last bits.
+    # The steps and their order are those of mistral_common. Another order would change the last
+    # bits of the result.
     normalised = np.divide(resized, np.float32(255.0), out=out, dtype=np.float32)
     normalised -= MEAN
     normalised /= STD
@@ -142,7 +147,7 @@ def _open(data: bytes, header: ImageHeader) -> Image.Image:
         if width * height * scans > MAX_SCANNED_PIXELS:
             raise TooMuchWork
         image = Image.open(io.BytesIO(parts), formats=(header.format.upper(),))
-        # Pillow turns a TIFF when it loads it.
+        # Pillow turns a TIFF while it loads the pixels, so width and height may be swapped here.
         if sorted(image.size) != sorted((width, height)):
             raise Malformed
         image.load()
@@ -166,7 +171,8 @@ def _floats(image: Image.Image, header: ImageHeader) -> NDArray[np.float32]:
 
 
 def _strips(image: Image.Image, header: ImageHeader) -> Iterator[NDArray[np.uint8]]:
-    """Rows of the upright image. Converted as a whole, it would be in memory several times."""
+    """Strips of rows of the upright image. A conversion of the whole image at once would need
+    several copies of the image in memory."""
     rows = max(1, STRIP_PIXELS // header.width)
     for top in range(0, header.height, rows):
         bottom = min(top + rows, header.height)
@@ -176,7 +182,7 @@ def _strips(image: Image.Image, header: ImageHeader) -> Iterator[NDArray[np.uint
 
 
 def _stored_box(header: ImageHeader, top: int, bottom: int) -> tuple[int, int, int, int]:
-    """The place of rows of the upright image in the stored one."""
+    """The box in the stored image that contains these rows of the upright image."""
     width, height = header.stored_size
     match header.orientation:
         case 3 | 4:
@@ -190,7 +196,7 @@ def _stored_box(header: ImageHeader, top: int, bottom: int) -> tuple[int, int, i
 
 
 def _rgb(image: Image.Image, form: ImageFormat) -> NDArray[np.uint8]:
-    """A transparent image is put on white."""
+    """The image as RGB. A transparent image gets a white background."""
     if image.mode.startswith("I;16") or (image.mode == "I" and form == ImageFormat.PPM):
         return _scaled(image)
     if image.mode != "RGB":
@@ -203,7 +209,8 @@ def _rgb(image: Image.Image, form: ImageFormat) -> NDArray[np.uint8]:
 
 
 def _scaled(image: Image.Image) -> NDArray[np.uint8]:
-    """16-bit grey by its upper byte, as Pillow reads 16-bit colours."""
+    """16-bit grey as RGB. Each value becomes its upper byte, as when Pillow reads 16-bit
+    colours."""
     values = np.asarray(image)
     grey = (values >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")

@@ -31,7 +31,8 @@ from pixtral_encoder.image.decoding import TargetSize, Undecodable, memory_bytes
 logger = logging.getLogger(__name__)
 
 FIELD = "image"
-# Files that are refused at once, because decoding them took too long or ended its process.
+# The number of files that the encoder remembers and refuses at once. A file is remembered if its
+# decode took too long or ended the process.
 REMEMBERED = 4096
 
 _TEXTS = {
@@ -42,7 +43,7 @@ _TEXTS = {
 
 
 class BadImage(InvalidRequest):
-    """The image is not decoded, by one of the reasons that have a text here."""
+    """The image cannot be decoded; `reason` is a key of `_TEXTS`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(FIELD, _TEXTS[reason], reason)
@@ -54,8 +55,8 @@ class OpenedImage:
 
     Attributes:
         size: size after the resize, in pixels.
-        decode_bytes: memory that decoding needs. Like the time, it grows with the file's own
-            pixels.
+        decode_bytes: memory that decoding needs. Memory and time grow with the number of pixels
+            in the file, not with the size after the resize.
     """
 
     data: bytes
@@ -67,9 +68,9 @@ class OpenedImage:
 
 
 class Preprocessor:
-    """Decodes and resizes, each image within `timeout_seconds` of a processor.
+    """Decodes and resizes images. Each may use `timeout_seconds` of processor time.
 
-    A decode that passes its time is ended, and its file is then refused at once.
+    A decode that takes longer is ended. From then on, the preprocessor refuses that file at once.
     """
 
     def __init__(
@@ -84,8 +85,8 @@ class Preprocessor:
     ) -> None:
         """`max_pixels` must not be above Pillow's own `Image.MAX_IMAGE_PIXELS`.
 
-        `memory_bytes`: for all images together that are being decoded. `formats`: those that are
-        decoded.
+        `memory_bytes` is the memory for all images that are being decoded. `formats` are the
+        formats that are decoded.
         """
         self._spec = spec
         self._max_pixels = max_pixels
@@ -125,11 +126,11 @@ class Preprocessor:
         return OpenedImage(data, sha256, header, grid, size, decode_bytes)
 
     def is_large(self, opened: OpenedImage) -> bool:
-        """Whether decoding it needs a large part of the memory for all images."""
+        """Whether the decode of this image needs a large part of the memory for all images."""
         return self._processes.is_large(opened.decode_bytes)
 
     async def pixels(self, opened: OpenedImage) -> NDArray[np.float32]:
-        """(3, height, width), normalised, of the size that the grid asks for.
+        """Returns (3, height, width), normalised, of the size that the grid requires.
 
         Raises:
             InvalidRequest: the file is truncated or malformed, or needs too much time or memory.
@@ -154,7 +155,7 @@ class Preprocessor:
         return pixels.transpose(2, 0, 1)
 
     def close(self) -> None:
-        """Blocks until what runs has ended."""
+        """Blocks until the running decodes have ended."""
         self._processes.close()
 
     def _remember(self, sha256: bytes, reason: str) -> None:

@@ -17,15 +17,17 @@ from pixtral_core.model.vision_spec import VisionSpec
 from pixtral_encoder.tower.compute_dtype import multiplies_bfloat16
 from pixtral_encoder.tower.layers import Heads
 
-# Below this many patches cuDNN is no faster than a kernel that needs no plan.
+# With fewer patches, cuDNN is no faster than a kernel that needs no plan.
 LEAST_PLANNED = 1024
-# On a CPU with instructions for bfloat16 but without AMX, torch's kernel multiplies at a third of
-# the rate of its products. From this many patches in a call on, separate products are faster,
-# though scores are rounded between them; this many scores are in memory at a time. torch's kernel
-# is faster for float32, and where bfloat16 is emulated.
+# On a CPU with instructions for bfloat16 but without AMX, torch's attention kernel multiplies at a
+# third of the rate of torch's matrix products. So separate products are faster there for a call
+# with at least LEAST_IN_PRODUCTS patches, and their scores are rounded to bfloat16. At most about
+# SCORES scores are in memory at a time. For float32, and for a CPU that emulates bfloat16, torch's
+# kernel is faster.
 LEAST_IN_PRODUCTS = 64
 SCORES = 1 << 20
-# The first one that supports the device is used. float32 on a GPU has only the third.
+# torch uses the first kernel that supports the device and dtype. On a GPU, float32 can use only the
+# third and the last.
 KERNELS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -39,9 +41,10 @@ class Packing:
     """How the images of a packed sequence are passed to kernels, in its order.
 
     Attributes:
-        groups: for each call with images of equal length: how many images, and their length.
-        ragged: offsets of the ends of the images after those, from 0, int32 on the device; None
-            if there are none.
+        groups: one entry for each call with images of equal length: the number of images, and
+            their length in patches.
+        ragged: for the images after the groups, 0 and then the offset of each image's end, int32
+            on the device; None if there are no more images.
         longest: length of the longest ragged image, in patches.
     """
 
@@ -54,9 +57,9 @@ class Attention:
     """Chooses kernels by device and dtype.
 
     On a GPU like an H100, cuDNN's kernel is a third faster than FlashAttention 2. It needs a plan
-    for each length, which takes long to make and belongs to the thread that made it. So plans are
-    made at start, for images with the full size on one side, as a large image has after it is
-    resized. All others are one ragged call, however many.
+    for each length. A plan takes long to make, and only the thread that made it can use it. So
+    plans are made at start, for images with the full size on one side, because a large image has
+    this size after it is resized. All other images of a batch share one ragged call.
 
     Attributes:
         packs_ragged: whether images of different lengths can share a call.
@@ -68,8 +71,8 @@ class Attention:
         is_gpu = device.type == "cuda"
         self.packs_ragged = is_gpu and dtype in (torch.bfloat16, torch.float16)
         if self.packs_ragged:
-            # It imports torch's compiler, which takes seconds. So it is imported here, before an
-            # image waits, and never on a CPU.
+            # This module imports torch's compiler, which takes seconds. So it is imported here,
+            # before an image waits, and never on a CPU.
             importlib.import_module("torch.nn.attention.varlen")
         self._has_fast_products = (
             device.type == "cpu"
@@ -88,7 +91,7 @@ class Attention:
         return sdpa_kernel(KERNELS, set_priority=True)
 
     def prepare(self) -> None:
-        """Makes the plans, for the thread that calls this. It blocks, for some seconds on a GPU."""
+        """Makes the plans for the calling thread. It blocks for some seconds on a GPU."""
         heads = self._spec.heads
         for length in sorted(self.planned):
             each = torch.zeros(
@@ -97,15 +100,15 @@ class Attention:
             self(Heads(each, each, each), Packing(((1, length),)))
 
     def order(self, lengths: Sequence[int]) -> list[int]:
-        """Indexes of images in the order in which `pack` wants them."""
+        """Indexes of images in the order that `pack` requires."""
         return sorted(
             range(len(lengths)), key=lambda at: (lengths[at] not in self.planned, lengths[at])
         )
 
     def pack(self, lengths: Sequence[int]) -> Packing:
-        """`lengths` are those of a packed sequence, in patches, as `order` has them."""
+        """The packing of images of `lengths` patches each, which are in the order of `order`."""
         if not self.packs_ragged:
-            # Many small images would wait for the start of each one's call.
+            # Images of equal length share a call, because each call takes time to start.
             return Packing(tuple((len(list(same)), length) for length, same in groupby(lengths)))
         groups = tuple((1, length) for length in lengths if length in self.planned)
         ragged = list(lengths[len(groups) :])
@@ -148,7 +151,7 @@ def _products(heads: Heads, start: int, end: int, images: int) -> Tensor:
     count, length, size = queries.shape
     queries = queries * size**-0.5
     attended = torch.empty_like(queries)
-    # Some rows of one head, or all rows of some.
+    # One step computes some rows of one head, or all rows of some heads.
     rows = min(length, max(1, SCORES // length))
     some = max(1, SCORES // (rows * length))
     memory = queries.new_empty(2, min(some, count) * rows * length)

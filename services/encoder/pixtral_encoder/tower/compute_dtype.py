@@ -1,6 +1,7 @@
 """Chooses the dtype in which the tower computes: the one that its device multiplies fastest.
 
-A CPU without instructions for bfloat16 emulates them, many times slower than it multiplies float32.
+A CPU without instructions for bfloat16 emulates them. This is many times slower than to multiply
+float32.
 The CPU's name and torch's flags do not say whether the library behind a product has these
 instructions, so a short product measures it.
 """
@@ -12,7 +13,8 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-# About the size of a layer's products. Where bfloat16 is emulated, one takes a tenth of a second.
+# The measured product has about the size of a layer's products. If bfloat16 is emulated, it takes a
+# tenth of a second.
 ROWS, INNER, COLUMNS = 256, 512, 1024
 TRIES = 3
 
@@ -21,9 +23,10 @@ Rates = Mapping[torch.dtype, float]
 
 @cache
 def cpu_rates() -> Rates:
-    """Operations a second of one core, by dtype; measured once in a process. Blocking."""
+    """Operations a second of one core, by dtype. It blocks, and measures once in a process."""
     threads = torch.get_num_threads()
-    # A single thread's own time is that of the product, whatever else the machine does.
+    # With a single thread, the processor time of this thread is that of the whole product, even if
+    # other processes use the machine.
     torch.set_num_threads(1)
     try:
         return {dtype: _rate(dtype) for dtype in (torch.bfloat16, torch.float32)}
@@ -38,8 +41,8 @@ def multiplies_bfloat16() -> bool:
 
 
 def compute_dtype(asked: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which embeddings of `asked` are computed: the same, or a wider one that is
-    faster."""
+    """The dtype in which the tower computes embeddings of the dtype `asked`: the same dtype, or a
+    wider one if that is faster."""
     if device.type == "cpu" and asked is torch.bfloat16 and not multiplies_bfloat16():
         return torch.float32
     return asked

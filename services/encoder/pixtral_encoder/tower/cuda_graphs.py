@@ -1,8 +1,9 @@
 """CUDA graphs of the tower's layers.
 
-Starting the kernels of a run one by one takes a thread longer than an H100 needs for an image, and
-more while other threads decode images. A graph starts at once. More images than fill the card are
-no faster together than one after the other, so graphs up to the size of a large image are enough.
+A thread needs more time to start the kernels of a run one by one than an H100 needs to compute an
+image, and still more while other threads decode images. A graph starts all kernels at once. Once a
+run fills the GPU, more images in the run do not make it faster, so graphs up to the size of a large
+image are enough.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from pixtral_encoder.tower.attention import Packing
 
-# (patches, channels * patch size²), positions (2, patches) and how they are packed, to (patches,
-# width): the layers, which a graph replays.
+# The layers, which a graph replays. Their arguments are patches (patches, channels * patch size²),
+# positions (2, patches) and how the images are packed; their result is (patches, width).
 Layers = Callable[[Tensor, Tensor, Packing], Tensor]
 
 MOST_PATCHES = 4096
@@ -24,13 +25,14 @@ SMALL = (64, 128, 256, 512)
 
 
 def sizes() -> list[int]:
-    """The sizes of graphs for any images, in patches. The rest of such a graph is padding."""
+    """The sizes in patches of the graphs for any images. If the images have fewer patches than the
+    graph, the rest is padding."""
     return [*SMALL, *range(1024, MOST_PATCHES + 1, 512)]
 
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """A graph for any images; it reads `ends`, which has the place of each image."""
+    """A graph for any images; it reads from `ends` where each image ends."""
 
     graph: torch.cuda.CUDAGraph
     ends: Tensor
@@ -43,8 +45,8 @@ class Graphs:
     """
 
     def __init__(self, run: Layers, *, width: int, patch: int, like: Tensor) -> None:
-        """`patch` and `width` are the numbers in a patch before and after; the dtype and the device
-        are those of `like`."""
+        """`patch` is the count of numbers in a patch before the layers, `width` after them. The
+        graphs use the dtype and the device of `like`."""
         self._run = run
         self._patches = like.new_zeros(MOST_PATCHES, patch)
         self._positions = torch.zeros(2, MOST_PATCHES, dtype=torch.int64, device=like.device)
@@ -54,7 +56,7 @@ class Graphs:
         self._ragged: dict[int, Ragged] = {}
 
     def record(self, lengths: Sequence[int]) -> None:
-        """Records graphs for single images of `lengths`, and for any images. Blocking."""
+        """Records graphs for single images of `lengths`, and for any images. It blocks."""
         for length in lengths:
             if length <= MOST_PATCHES:
                 self.singles[length] = self._record(length, Packing(((1, length),)))
@@ -63,8 +65,8 @@ class Graphs:
             self._ragged[size] = Ragged(self._record(size, Packing((), ends, size)), ends)
 
     def run(self, images: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor | None:
-        """The result of the layers for the patches of `images`, (patches, width); None if no
-        graph is of their size. They are one of `runs` of up to MOST_PATCHES and MOST_IMAGES."""
+        """The result of the layers for the patches of `images`, (patches, width); None if they have
+        more patches than the largest graph. There may be at most MOST_IMAGES images."""
         lengths = [len(image) for image in images]
         total = sum(lengths)
         if total > MOST_PATCHES:
@@ -73,7 +75,8 @@ class Graphs:
             graph = self.singles[total]
         else:
             ragged = self._ragged[min(size for size in self._ragged if size >= total)]
-            # Missing images end where the last one does, so nothing attends to padding.
+            # The graph always computes MOST_IMAGES images. The missing ones are empty, so no image
+            # contains the padding.
             ends = [0, *accumulate(lengths)]
             ends += [total] * (MOST_IMAGES + 1 - len(ends))
             ragged.ends.copy_(torch.tensor(ends, dtype=torch.int32), non_blocking=True)
@@ -89,7 +92,7 @@ class Graphs:
                 self._run(self._patches[:patches], self._positions[:, :patches], packing)
             )
 
-        # The first run of a shape makes things that may not be made while a graph is recorded.
+        # The first run of a shape makes allocations that are not allowed while a graph is recorded.
         run()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

@@ -1,8 +1,8 @@
-"""Multiplies the tower's large matrices in 8 bits (e4m3), on devices that do it twice as fast.
+"""Multiplies the tower's large matrices in 8 bits (e4m3), on devices that are faster with it.
 
-Each row of a weight has its own scale, found at load, and so has each row of the other factor,
-found at each product. A scale maps the largest value of a row to the largest e4m3 number. Sums have
-more bits.
+Each row of a weight has its own scale, which is computed at load. Each row of the other factor also
+has its own scale, which is computed at each product. A scale maps the largest value of a row to the
+largest e4m3 number. Sums have more bits.
 
 Library: torch
 Changes: nothing; it calls torch._scaled_mm.
@@ -31,7 +31,8 @@ def check_upstream() -> None:
 
 
 class Matrix8(NamedTuple):
-    """A weight: values (rows, columns), e4m3, and what each row was divided by, (1, rows)."""
+    """A weight in 8 bits: values (rows, columns), e4m3, and the scale by which each row was
+    divided, (1, rows)."""
 
     values: Tensor
     scales: Tensor
@@ -41,7 +42,7 @@ Matrix: TypeAlias = Tensor | Matrix8
 
 
 def is_possible(device: torch.device) -> bool:
-    """Whether torch has such products for the device; on a CPU they would be slower."""
+    """Whether torch can multiply in 8 bits on the device. It can on a CPU, but more slowly."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
@@ -68,6 +69,6 @@ def linear(x: Tensor, weight: Matrix) -> Tensor:
 def _rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Each row divided by its scale, and the scales (rows, 1)."""
     x = x.float()
-    # A row of zeros stays one.
+    # The least scale keeps a row of zeros from a division by zero.
     scales = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / LARGEST
     return (x / scales).to(torch.float8_e4m3fn), scales

@@ -15,9 +15,9 @@ from pixtral_encoder.tower.fp8 import Matrix, linear
 class GatedProduct:
     """`silu(x @ gate.T) * (x @ up.T)`, with both weights in one matrix.
 
-    On a GPU like an H100 one kernel computes everything (`gated_mlp_kernel.py`). Without it, torch
-    writes to memory and reads again between product and gate, which takes a third of the product's
-    time.
+    On a GPU like an H100, one kernel computes everything (`gated_mlp_kernel.py`). Without the
+    kernel, torch writes the product to memory and reads it again for the gate, which takes a third
+    of the product's time.
 
     Attributes:
         weight: both weights, (2 * intermediate size, width). For the kernel, rows of gate and up
@@ -38,7 +38,7 @@ class GatedProduct:
         return cls(weight, is_fused=False)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(patches, width) to (patches, intermediate size)."""
+        """Maps (patches, width) to (patches, intermediate size)."""
         if self.is_fused:
             from pixtral_encoder.tower.gated_mlp_kernel import gated
 
@@ -48,8 +48,8 @@ class GatedProduct:
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel was made for this device: its tiles and shared memory are those of
-    Hopper."""
+    """Whether the kernel supports this device and dtype. Its tiles need the shared memory of
+    Hopper GPUs."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return torch.cuda.get_device_capability(device)[0] == 9

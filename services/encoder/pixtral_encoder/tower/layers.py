@@ -1,5 +1,6 @@
-"""The arithmetic of the tower's layers between the attention calls, each part compiled as one
-function.
+"""The arithmetic of the tower's layers between the attention calls.
+
+Each part between two calls is compiled as one function.
 
 The architecture is that of arXiv:2410.07073 and mistral-inference's `vision_encoder.py`.
 """
@@ -26,7 +27,8 @@ class Heads(NamedTuple):
 
 
 class Rotations(NamedTuple):
-    """2-D RoPE: by how much each pair of a head turns, (patches, 1, 1, head size / 2), float32."""
+    """2-D RoPE: cosine and sine of the angle by which each pair of a head is turned, (patches, 1,
+    1, head size / 2), float32."""
 
     cosines: Tensor
     sines: Tensor
@@ -38,9 +40,9 @@ class Layer:
 
     Attributes:
         wqkv: weights of queries, keys and values, (3 * width, width). In queries and keys, the
-            first numbers of all of a head's pairs precede the second ones, so that a rotation
-            works on whole halves. Checkpoints have the two numbers of a pair side by side. The
-            product of queries and keys is the same.
+            first numbers of all pairs of a head precede all second numbers, so that a rotation
+            works on whole halves. In checkpoints, the two numbers of a pair are side by side. The
+            product of queries and keys is the same in both orders.
     """
 
     attention_norm: Tensor
@@ -58,7 +60,8 @@ class Layer:
         heads: int,
         make: Callable[[Tensor], Matrix],
     ) -> "Layer":
-        """From a checkpoint's tensors, by their names after `prefix`; `make` makes its matrices."""
+        """Makes a layer of the tensors of a checkpoint whose names begin with `prefix`. `make`
+        converts a weight to the form in which it is multiplied."""
 
         def named(name: str) -> Tensor:
             return weights[f"{prefix}.{name}.weight"]
@@ -83,7 +86,8 @@ class Layer:
 def enter(
     patches: Tensor, patch_conv: Tensor, norm: Tensor, layer: Layer, rotations: Rotations
 ) -> tuple[Tensor, Heads]:
-    """From flattened patches to the first layer's attention, and what runs beside it."""
+    """From flattened patches to the first layer's attention. Returns (patches, width) and the
+    inputs of the attention."""
     # A convolution whose stride is its kernel is one product over the flattened patches.
     x = rms_norm(F.linear(patches, patch_conv), norm)
     return x, _project(x, layer, rotations)

@@ -1,4 +1,4 @@
-"""Divides a batch into runs that pass through the tower at once."""
+"""Divides a batch into runs. The images of a run pass through the tower together."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -9,9 +9,10 @@ def runs(
     most_images: int | None = None,
     singles: Collection[int] = (),
 ) -> Iterator[slice]:
-    """Divides a packed sequence of images, of `lengths` patches each, so that no run is too large.
+    """Divides a packed sequence of images of `lengths` patches into runs, one slice for each.
 
-    An image whose length is in `singles`, or that is larger than a run, is a run by itself.
+    A run has at most `most_patches` patches and `most_images` images. An image is a run by itself
+    if its length is in `singles`, or if it has more than `most_patches` patches.
     """
     begin = patches = 0
     for at, length in enumerate(lengths):

@@ -18,14 +18,14 @@ from pixtral_encoder.tower.packing import runs
 
 Shape = tuple[int, ...]
 
-# On a CPU a run takes memory by its patches, and more patches do not make it faster. Where the C
-# library keeps little memory (`malloc.py`), they make it slower.
+# On a CPU, the memory of a run grows with its patches, and more patches do not make the tower
+# faster. If the C library keeps little memory (`malloc.py`), they make it slower.
 MOST_PATCHES_ON_CPU = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """An image on the tower's device, row by row.
+    """An image on the tower's device. Its patches are in rows from the top.
 
     Attributes:
         patches: the pixels, (rows * columns, channels * patch size²), in the tower's dtype.
@@ -68,7 +68,8 @@ class VisionTower:
 
     The images of a call are packed into sequences without a mask, and nothing attends to the
     padding of a CUDA graph. An image's embedding does not depend on its companions, except for
-    rounding (below 1e-6 in float32): products of only a few rows are summed in another order.
+    rounding (below 1e-6 in float32): a product of only a few rows is summed in another order than
+    a larger one.
 
     One thread calls `embed` and `begin`. Any thread may call `stage` and `fetch`, even at the same
     time.
@@ -117,15 +118,16 @@ class VisionTower:
         self._fetch_stream = _stream(self.device)
 
     def prepare(self) -> None:
-        """Does the work for which the first images would wait, in the thread that will call
-        `embed`.
+        """Does the work for which the first images would otherwise wait.
 
-        It blocks: on a GPU it compiles, and takes from ten seconds to a minute.
+        Call it in the thread that will call `embed`. It blocks: on a GPU it compiles, which takes
+        from ten seconds to a minute.
         """
         spec = self._spec
         largest = spec.max_image_size // spec.token_size
         # The compiler makes one program for a single row, and another for any number of rows. It
-        # remembers the first batch of that kind: the largest, which takes longest.
+        # tunes the second program for the first batch that it sees, so that batch is the largest,
+        # which takes longest.
         for side in (1, largest) if self._is_compiled else (1,):
             size = side * spec.token_size
             self.embed([self.stage(np.zeros((spec.channels, size, size), np.float32))])
@@ -171,16 +173,17 @@ class VisionTower:
         """Embeds images of any sizes, one or more. It blocks until the device has finished.
 
         Returns:
-            For each image (tokens, width) in the embeddings' dtype, on the tower's device.
+            (tokens, width) for each image, in the embeddings' dtype, on the tower's device.
         """
         return self.begin(images)()
 
     @torch.inference_mode()
     def begin(self, images: Sequence[Staged]) -> Callable[[], list[Tensor]]:
-        """As `embed`, but a GPU only gets its commands.
+        """Starts to embed images as `embed` does. On a GPU, it returns when the commands are sent.
 
         Returns:
-            What blocks until the device has done it, in any thread, and returns the embeddings.
+            A function that blocks until the device has finished, and returns the embeddings. Any
+            thread may call it.
         """
         lengths = [image.rows * image.cols for image in images]
         order = self._attention.order(lengths)
@@ -209,17 +212,17 @@ class VisionTower:
 
     @torch.inference_mode()
     def fetch(self, embedding: Tensor) -> Tensor:
-        """An embedding that `embed` returned, on the CPU. Blocking.
+        """Copies an embedding that `embed` returned to the CPU. It blocks.
 
         Raises:
-            ValueError: where one of its numbers is not finite.
+            ValueError: if one of its numbers is not finite.
         """
         with torch.cuda.stream(self._fetch_stream):
             if not bool(torch.isfinite(embedding).all()):
                 raise ValueError("the embedding is not finite")
             if self._fetch_stream is None:
                 return embedding
-            # torch makes a copy to memory that is not pinned in small pieces.
+            # Without pinned memory, torch would copy in small pieces, which is slower.
             fetched = torch.empty(embedding.shape, dtype=embedding.dtype, pin_memory=True)
             fetched.copy_(embedding, non_blocking=True)
             embedding.record_stream(self._fetch_stream)
@@ -230,7 +233,8 @@ class VisionTower:
         if self._stage_stream is None:
             return torch.from_numpy(np.ascontiguousarray(pixels))
         pinned = torch.empty(pixels.shape, dtype=torch.float32, pin_memory=True)
-        # NumPy copies in this thread. torch would use a team of threads for each thread.
+        # NumPy copies in this thread alone. torch would start a team of threads for every thread
+        # that copies.
         np.copyto(pinned.numpy(), pixels)
         return pinned.to(self.device, non_blocking=True)
 
@@ -239,7 +243,8 @@ class VisionTower:
         patches = [image.patches for image in images]
         positions = [image.positions for image in images]
         if self._stage_stream is not None:
-            # Another stream allocated them, and must not reuse their memory too early.
+            # Another stream allocated these tensors. It must not reuse their memory before this
+            # stream has read them.
             for tensor in (*patches, *positions):
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         parts = [
@@ -275,8 +280,8 @@ class VisionTower:
         return self._leave(x, self._attention(heads, packing), self._layers[-1])
 
     def _rotations(self, positions: Tensor) -> Rotations:
-        """The even frequencies turn with the row and are the first half of a head's pairs, the odd
-        ones turn with the column and are the second."""
+        """The rotations of patches at `positions`. The first half of a head's pairs turns with the
+        row, at the even frequencies; the second half turns with the column, at the odd ones."""
         rows, cols = positions.float()
         by_row = torch.outer(rows, self._frequencies[0::2])
         by_col = torch.outer(cols, self._frequencies[1::2])
@@ -284,7 +289,8 @@ class VisionTower:
         return Rotations(angles.cos(), angles.sin())
 
     def _squares(self, parts: Sequence[Tensor], images: Sequence[Staged]) -> Tensor:
-        """One row for each square of patches; channels outermost, as in torch's unfold."""
+        """One row for each square of patches that the merger joins. Within a row, channels are
+        outermost, as in torch's unfold."""
         side = self._spec.merge_size
         squares = [
             part.view(image.rows // side, side, image.cols // side, side, -1)

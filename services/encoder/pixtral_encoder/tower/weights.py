@@ -23,7 +23,7 @@ def load_tower(
     is_compiled: bool = False,
     is_fp8: bool = False,
 ) -> VisionTower:
-    """The tower of a model directory; its embeddings are `dtype`."""
+    """The tower of a model directory. Its embeddings have the dtype `dtype`."""
     weights = load_weights(model_dir, spec, dtype=dtype, device=device, computes_in=computes_in)
     return VisionTower(spec, weights, embedding_dtype=dtype, is_compiled=is_compiled, is_fp8=is_fp8)
 
@@ -38,13 +38,15 @@ def load_weights(
 ) -> dict[str, Tensor]:
     """The tensors of `tensor_shapes`, rounded to `dtype`, on `device`.
 
-    They are stored as `computes_in`, which is wider than `dtype` where the device multiplies it
-    faster. Their values are those of `dtype`, so that every device serves the same weights.
+    The tensors returned have the dtype `computes_in`, which is wider than `dtype` if the device
+    multiplies the wider one faster. Their values are still rounded to `dtype`, so that every device
+    serves the same weights.
 
-    Reads the vision tensors and no others. It blocks.
+    The function reads only the vision tensors. It blocks.
 
     Raises:
-        BadCheckpoint: names the first tensor that is missing, of another shape or quantised.
+        BadCheckpoint: if a tensor is missing, has another shape or is quantised. The error names
+            the first such tensor.
     """
     shapes = tensor_shapes(spec)
     stored = [tensor for tensor in vision_tensors(model_dir) if tensor.name in shapes]
@@ -85,6 +87,7 @@ def _path(tensor: StoredTensor) -> Path:
 
 
 def _pairs(matrix: Tensor, heads: int) -> Tensor:
-    """Rows of a head's rotary pairs side by side, where all first ones were in front."""
+    """Puts the two rows of each rotary pair of a head side by side. In `matrix`, all first rows
+    of a head precede all second rows."""
     halves = matrix.view(heads, 2, -1, matrix.shape[1])
     return halves.transpose(1, 2).reshape(matrix.shape)
