@@ -1,4 +1,4 @@
-"""The decoder's own metrics; vLLM has the others."""
+"""The decoder's own metrics. vLLM defines the other metrics that the decoder serves."""
 
 from prometheus_client import Gauge
 
