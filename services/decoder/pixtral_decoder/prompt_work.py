@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-# A prompt with fewer new tokens mostly waits for the next step of the engine, and little for its own
-# computation. So its time says nothing about the rate.
+# A prompt with fewer new tokens mostly waits for the next step of the engine, and little for its
+# own computation. So its time says nothing about the rate.
 MEASURED_TOKENS: Final = 512
 # A sample of this age counts a third as much as a new one.
 MEMORY_SECONDS: Final = 30.0

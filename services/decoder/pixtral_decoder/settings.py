@@ -19,7 +19,7 @@ def _check_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(given: Any) -> Any:
-    """Flags are text, whatever they stand for."""
+    """The value that a flag's text stands for, or the text itself if it is not JSON."""
     if isinstance(given, str):
         with suppress(ValueError):
             return json.loads(given)

@@ -23,9 +23,9 @@ from pixtral_core import limits
 # An ordinary grammar takes a tenth of this limit, and an ambiguous grammar many times the limit.
 MAX_CPU_SECONDS = limits.STRUCTURE_TRIAL_SECONDS.high
 STEPS = 256
-# A byte that has no alternative is forced, and does not count as a step. Each forced byte adds to the
-# time limit many times what an unambiguous grammar needs for a byte. After MAX_FORCED forced bytes
-# the walk ends, and the engine runs the grammar without a further trial.
+# A byte that has no alternative is forced, and does not count as a step. Each forced byte adds to
+# the time limit many times what an unambiguous grammar needs for a byte. After MAX_FORCED forced
+# bytes the walk ends, and the engine runs the grammar without a further trial.
 MAX_FORCED = 1 << 12
 FORCED_CPU_SECONDS = 20e-6
 
@@ -38,7 +38,7 @@ BYTES = [bytes([value]) for value in range(256)]
 
 
 class NothingFollows(Exception):
-    """A trial answer reached a point where no byte may follow, and the answer may not end either."""
+    """A trial answer came to a point where it may neither continue nor end."""
 
 
 def is_slow(

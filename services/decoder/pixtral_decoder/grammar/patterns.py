@@ -110,7 +110,8 @@ def _leads_to_one(compiled: xgrammar.CompiledGrammar) -> bool:
         byte = secrets.choice([code for code in range(256) if may_come >> code & 1])
         matcher.accept_token(byte)
         made.append(byte)
-    # xgrammar writes no escapes itself, so that a quotation mark or a backslash here is from a match.
+    # xgrammar writes no escapes itself, so that a quotation mark or a backslash here is from a
+    # match.
     return bool(_MAY_NEED_ESCAPES.search(made[1:-1].decode("utf-8", "replace")))
 
 
@@ -120,7 +121,7 @@ _LONGEST = 64
 
 
 def with_caret(expression: str) -> str:
-    """The expression, with an escaped caret at the beginning of a class moved to the end of the class.
+    """The expression, with each escaped caret that begins a class moved to the end of the class.
 
     xgrammar treats a class that begins with an escaped caret as a negated class.
     """
@@ -132,8 +133,8 @@ def _caret_last(found: re.Match[str]) -> str:
     if others is None:
         return found[0]
     if others.startswith("-") and len(others) > 1:
-        # Here the caret begins a range. The range is split into the caret and the range from the next
-        # character, which is the underscore.
+        # Here the caret begins a range. The range is split into the caret and the range from the
+        # next character, which is the underscore.
         others = f"_{others}"
     others = others.lstrip("^")
     return f"[{others}\\^]" if others else r"\^"

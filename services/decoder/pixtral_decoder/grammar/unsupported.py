@@ -86,8 +86,8 @@ def beyond_xgrammar(schema: Any) -> str | None:
         for keyword in inner
         if not is_beyond_xgrammar({name: at for name, at in inner.items() if name != keyword})
     ]
-    # Each of `keywords` is a cause: without it, xgrammar would enforce this part. The list is empty if
-    # several keywords are causes independently.
+    # Each of `keywords` is a cause: without it, xgrammar would enforce this part. The list is empty
+    # if several keywords are causes independently.
     told = " beside ".join(each for each in keywords if each != "type")
     return not_enforced(told or "the combination of keywords", path)
 
