@@ -23,7 +23,7 @@ GIB = 1 << 30
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - only read for its size
 SCHEDULER = "pixtral_decoder.vllm_hooks.scheduler.scheduler"
 CHUNK_SETTING = "chunked_prefill_size"
-# By default vLLM allows this many tokens in a step, or more on a large GPU.
+# vLLM's default limit is this many tokens in a step, or more on a large GPU.
 LEAST_STEP_TOKENS = 2048
 
 # vLLM's arguments that users cannot set in `engine_args`, and the decoder's settings for them. An
@@ -181,7 +181,7 @@ def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "A
         "use_tqdm_on_load": False,
     }
     if options.adapters:
-        # By default vLLM has one slot for adapters: the requests for one adapter would wait until
+        # vLLM has one slot for adapters by default: the requests for one adapter would wait until
         # those for another have ended.
         arguments |= {"enable_lora": True, "max_loras": len(options.adapters)}
     if current_platform.is_cpu():
