@@ -120,8 +120,8 @@ class PeerEncoders:
 
     async def _channel(self, address: str) -> grpc.aio.Channel:
         if self._files.changed():
-            # A call that runs may end: the old channel closes only after the most seconds of a
-            # call.
+            # Calls on the old channels may still end: a channel closes after the longest time of
+            # a call.
             old, self._channels = self._channels, OrderedDict()
             for each in old.values():
                 self._closing.append(asyncio.create_task(each.close(self._seconds)))

@@ -1,4 +1,4 @@
-"""Prevents that, on a CPU, a request with a seed and a prompt of several steps ends the engine.
+"""Keeps an engine on a CPU alive when a request with a seed has a prompt of several steps.
 
 Library: vLLM
 Changes: while a request's prompt is incomplete, GPUModelRunner draws no token for it from the
