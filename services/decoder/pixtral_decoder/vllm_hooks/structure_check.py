@@ -1,4 +1,4 @@
-"""Checks a structured output as vLLM does, in a thread that the decoder chooses.
+"""Lets the decoder check a structured output as vLLM does, but outside the event loop.
 
 Library: vLLM
 Changes: nothing; it runs vLLM's own check of a structured output before vLLM does.
