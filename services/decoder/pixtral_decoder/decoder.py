@@ -26,7 +26,7 @@ from pixtral_decoder.waiting_queue import WaitingQueue
 
 TOO_SLOW = (
     "each token of this answer took too long to compute: write the structure so that a text can be "
-    "read in one way, with no part that may be empty or repeat within a repetition"
+    "read in one way only, with no part that may be empty or repeat within a repetition"
 )
 
 
@@ -102,7 +102,7 @@ class Decoder:
             raise InvalidRequest(slow.field, TOO_SLOW, "STRUCTURE_TOO_SLOW") from None
         except NothingFollows as ended:
             raise InvalidRequest(
-                ended.field, "this answer cannot be continued: nothing may follow its last token"
+                ended.field, "the structure allows no token after the last token of this answer"
             ) from None
         except EngineDead:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None

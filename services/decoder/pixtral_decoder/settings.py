@@ -88,8 +88,8 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_waiting_bytes: int = Field(
         4096 * MIB,
         ge=64 * MIB,
-        description="The most bytes of embeddings of requests that wait for the engine; each "
-        "image counts once, and more are refused.",
+        description="The most bytes of embeddings of requests that wait for the engine; the "
+        "decoder refuses a request that exceeds them. An image of several requests counts once.",
     )
     peer_seconds: float = Field(
         5.0, gt=0, description="The most seconds for fetching an embedding from an encoder."

@@ -43,8 +43,10 @@ MISTAKES: tuple[type[Exception], ...] = (*REFUSALS, RuntimeError)
 
 
 LONG_TO_READ = "takes too long to read: make it smaller"
-SLOW = "takes too long to follow: write it so that a text can be read in one way"
-LEADS_NOWHERE = "an answer can come to a place where nothing may follow"
+SLOW = "takes too long to follow: write it so that a text can be read in one way only"
+LEADS_NOWHERE = (
+    "an answer can reach a point where it may neither continue nor end: change the structure there"
+)
 MALFORMED_SCHEMA = "is not a JSON Schema that the engine can follow: check its types and values"
 MALFORMED_REGEX = (
     "is not a regular expression that the engine can read: leave out look-around and back "
