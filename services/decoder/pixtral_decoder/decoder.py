@@ -31,7 +31,7 @@ TOO_SLOW = (
 
 
 class Decoder:
-    """Generates answers: `n` for a request, and at most as many at once as `queue` admits.
+    """Generates answers. A request has `n` answers, and `queue` limits the answers of all requests.
 
     Attributes:
         work: the prompts that the engine has yet to compute.
@@ -77,8 +77,8 @@ class Decoder:
             computed = begun.enter_context(self.work.prompt(prompt.expected_tokens))
             awaited = (image for image in prompt.images if not self._engine.holds(image))
             begun.callback(self._waiting_bytes.take(awaited))
-            # The engine may drop an image after the check whether it has the image, and before it
-            # reads the request. The second round then sends all images.
+            # Between `holds` and the request, the engine may drop an image. The second round then
+            # sends all images.
             for resend in (False, True):
                 embeddings = await self._embeddings(prompt.images, skip_held=not resend)
                 stream.begin()

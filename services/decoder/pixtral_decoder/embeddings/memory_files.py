@@ -120,7 +120,9 @@ class MemoryFiles:
 
 
 def mapped(file: int, size: int) -> torch.Tensor:
-    """The file's memory, as bytes. It stays mapped while the tensor lives, even if the file
-    closes."""
+    """The file's memory, as bytes.
+
+    The memory stays mapped while the tensor lives, even if the file closes.
+    """
     # Python's own mmap would keep the file open.
     return torch.from_file(f"/proc/self/fd/{file}", shared=True, size=size, dtype=torch.uint8)

@@ -120,8 +120,7 @@ class PeerEncoders:
 
     async def _channel(self, address: str) -> grpc.aio.Channel:
         if self._files.changed():
-            # Calls on the old channels may still end: a channel closes after the longest time of
-            # a call.
+            # Each old channel closes only after the time limit of a call, so that its calls can end.
             old, self._channels = self._channels, OrderedDict()
             for each in old.values():
                 self._closing.append(asyncio.create_task(each.close(self._seconds)))

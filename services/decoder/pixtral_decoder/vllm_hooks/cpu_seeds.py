@@ -67,8 +67,10 @@ def leave_generators_alone() -> None:
 
 
 def _taken(runner: "GPUModelRunner") -> Mapping[int, torch.Generator]:
-    """Removes the generators of requests whose token vLLM discards from the batch, and returns
-    them."""
+    """Takes the generators of some requests out of the batch, and returns them.
+
+    These are the requests whose token vLLM discards.
+    """
     generators = runner.input_batch.generators
     discarded = np.nonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs])[0]
     return {int(at): generators.pop(int(at)) for at in discarded if int(at) in generators}

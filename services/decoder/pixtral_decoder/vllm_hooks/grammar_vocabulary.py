@@ -1,8 +1,8 @@
 """Passes Mistral's tokens to xgrammar as bytes, so that a grammar allows every character.
 
-Library: vLLM Changes: XgrammarBackend reads each token of a Tekken tokenizer as the token's bytes,
-and ignores the
-    control tokens of SentencePiece. It compiles JSON for a vocabulary without the control
+Library: vLLM
+Changes: XgrammarBackend reads each token of a Tekken tokenizer as the token's bytes, and ignores
+    the control tokens of SentencePiece. It compiles JSON for a vocabulary without the control
     characters that JSON strings must not have.
 Why: vLLM passes the tokens to xgrammar as texts, in which a token that is part of a character is
     U+FFFD. A structured output then cannot have a character of several tokens, such as most emoji.

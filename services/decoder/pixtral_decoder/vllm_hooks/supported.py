@@ -58,8 +58,10 @@ def installed() -> str:
 
 
 def doubt(version: str) -> str | None:
-    """A warning about an untried version, or None. An untried version may work: the hooks check
-    it."""
+    """A warning about an untried version, or None.
+
+    An untried version may work, because each hook checks what it uses.
+    """
     if version in TRIED:
         return None
     return f"vLLM {version} was not tried with this decoder: {', '.join(TRIED)} were"

@@ -124,10 +124,9 @@ class Handover:
 
     @contextmanager
     def offering(self, embeddings: Sequence[ImageEmbedding | None]) -> Iterator[None]:
-        """During the block, vLLM's message encoder passes those embeddings that have files as
-        files.
+        """During the block, vLLM's message encoder passes the files of embeddings that have one.
 
-        The block must include the sending of their request.
+        The block must include the sending of the request with these embeddings.
         """
         with ExitStack() as offered:
             for embedding in embeddings:
