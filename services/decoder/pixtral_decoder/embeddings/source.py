@@ -120,7 +120,7 @@ class PeerEncoders:
 
     async def _channel(self, address: str) -> grpc.aio.Channel:
         if self._files.changed():
-            # Each old channel closes only after the time limit of a call, so that its calls can end.
+            # Each old channel closes after the time limit of a call, so that its calls can end.
             old, self._channels = self._channels, OrderedDict()
             for each in old.values():
                 self._closing.append(asyncio.create_task(each.close(self._seconds)))
