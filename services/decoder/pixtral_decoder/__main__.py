@@ -2,5 +2,6 @@
 
 from runpy import run_module
 
-# Not the same as to import it: see there.
+# An import would not suffice: children of this process import main.py only if it is their parent's
+# main module. See the docstring of main.py.
 run_module("pixtral_decoder.main", run_name="__main__", alter_sys=True)

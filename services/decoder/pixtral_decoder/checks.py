@@ -1,8 +1,8 @@
-"""Checks before the engine: a request that passes them cannot end it.
+"""Checks each request before the engine gets it, so that no request can end the engine.
 
-vLLM's engine dies, for everyone, of an embedding that does not fit its placeholders
-(CVE-2025-62372) and of ids outside the vocabulary, and its caches trust the keys that they get. So
-every request is checked, no matter which process sent it.
+An embedding that does not fit its placeholders (CVE-2025-62372) or an id outside the vocabulary
+ends vLLM's engine, and with it the requests of all clients. The engine's caches also trust the keys
+of a request. So the decoder checks every request, even one from a gateway.
 """
 
 from dataclasses import dataclass
@@ -99,8 +99,7 @@ def check_fits(index: int, claimed: Grid, found: Grid) -> None:
 
 
 def _check_places(prompt: Prompt, limits: Limits) -> None:
-    """Checks that each run of image tokens belongs to exactly one image, and that every image has
-    one."""
+    """Checks that every image has its run of image tokens, and that no other image tokens exist."""
     if len(prompt.images) > limits.max_images:
         raise InvalidRequest(
             "images", f"must have at most {limits.max_images}", reason="TOO_MANY_IMAGES"
@@ -147,8 +146,8 @@ def _check_generated(prompt: Prompt, limits: Limits) -> None:
 
 
 def _check_structure(wanted: StructuredOutput) -> None:
-    # vLLM checks its content off the event loop. The size is checked here, because it bounds the
-    # time.
+    # StructureCheck reads the content later, in a thread. The limit on the size bounds the time
+    # that it takes.
     needs_text = wanted.structure is not Structure.JSON_OBJECT
     if needs_text and not (wanted.values and all(wanted.values)):
         raise InvalidRequest(wanted.path, "must not be empty")
@@ -165,7 +164,7 @@ _COUNTS = (
 
 
 def _check_token_id(name: str, token_id: int, limits: Limits) -> None:
-    # An id outside the vocabulary is an index outside the logits.
+    # vLLM would use an id outside the vocabulary as an index outside the logits.
     if not 0 <= token_id < limits.vocab_size:
         raise InvalidRequest(f"sampling.{name}", f"must be 0 to {limits.vocab_size - 1}")
 

@@ -1,4 +1,4 @@
-"""From a request to its deltas: admission, checks, embeddings, engine."""
+"""Answers a request: checks it, admits it, gets its embeddings, and runs the engine."""
 
 import asyncio
 import time
@@ -26,12 +26,12 @@ from pixtral_decoder.waiting_queue import WaitingQueue
 
 TOO_SLOW = (
     "each token of this answer took too long to compute: write the structure so that a text can be "
-    "read in one way, with no part that may be empty or repeat within a repetition"
+    "read in one way only, with no part that may be empty or repeat within a repetition"
 )
 
 
 class Decoder:
-    """Generates as many choices as `queue` admits. A request has `n` choices.
+    """Generates answers. A request has `n` answers, and `queue` limits the answers of all requests.
 
     Attributes:
         work: the prompts that the engine has yet to compute.
@@ -59,9 +59,10 @@ class Decoder:
         """Deltas as the engine makes them; closing or cancelling stops the engine's work.
 
         Raises:
-            InvalidRequest: with the field's path.
+            InvalidRequest: the exception has the path of the field.
             FailedPrecondition: EMBEDDING_MISSING, FINGERPRINT_MISMATCH, ADAPTER_MISSING.
-            Overloaded, Unavailable: there is no room, or no engine.
+            Overloaded: too many answers or embeddings wait for the engine.
+            Unavailable: the engine has died.
         """
         note(prompt_tokens=len(prompt.token_ids), images=len(prompt.images))
         check_prompt(prompt, self._limits)
@@ -76,8 +77,8 @@ class Decoder:
             computed = begun.enter_context(self.work.prompt(prompt.expected_tokens))
             awaited = (image for image in prompt.images if not self._engine.holds(image))
             begun.callback(self._waiting_bytes.take(awaited))
-            # The engine may drop an image between this check and the request. Then all images are
-            # sent.
+            # Between `holds` and the request, the engine may drop an image. The second round then
+            # sends all images.
             for resend in (False, True):
                 embeddings = await self._embeddings(prompt.images, skip_held=not resend)
                 stream.begin()
@@ -101,7 +102,7 @@ class Decoder:
             raise InvalidRequest(slow.field, TOO_SLOW, "STRUCTURE_TOO_SLOW") from None
         except NothingFollows as ended:
             raise InvalidRequest(
-                ended.field, "this answer cannot be continued: nothing may follow its last token"
+                ended.field, "the structure allows no token after the last token of this answer"
             ) from None
         except EngineDead:
             raise Unavailable("the engine has died", reason="ENGINE_DEAD") from None
@@ -124,7 +125,8 @@ class Decoder:
             check_fits(index, image.grid, embedding.grid)
             return embedding
 
-        # It awaits all of them, so that the gateway has every missing image encoded at once.
+        # With the results of all images, a single error names every missing image, so that the
+        # gateway has all of them encoded at once.
         results = await asyncio.gather(
             *(one(index, image) for index, image in enumerate(images)), return_exceptions=True
         )
@@ -164,7 +166,7 @@ class _StreamRecord:
 
     @property
     def run_seconds(self) -> float | None:
-        """How long the engine has run the request so far; None if it has not begun."""
+        """The time since the engine began the request; None before its first delta."""
         return None if self._first is None else time.monotonic() - self._scheduled
 
     def begin(self) -> None:

@@ -1,4 +1,4 @@
-"""The servicer of the decoder: protobuf in, protobuf out."""
+"""The gRPC service of the decoder, which converts between protobuf and plain data."""
 # ruff: noqa: N802 - methods have the names of the proto
 
 from collections.abc import AsyncGenerator
@@ -30,8 +30,11 @@ FINISH_REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class DecoderInfo:
-    """The facts that a gateway compares with an encoder's before it pairs the two, and those that
-    it uses for placement."""
+    """The facts that a gateway needs about a decoder.
+
+    The gateway compares some of them with an encoder's before it pairs the two, and chooses a
+    replica by the others.
+    """
 
     model: str
     fingerprint: str
@@ -43,7 +46,8 @@ class DecoderInfo:
 
 
 class DecoderService(decoder_pb2_grpc.DecoderServiceServicer):
-    """`decoder` and `info` are set once loaded; no call comes before."""
+    """The servicer. DecoderTier sets `decoder` and `info` at the end of its start, before any
+    call."""
 
     decoder: Decoder
     info: DecoderInfo
@@ -112,7 +116,7 @@ def _image(index: int, image: decoder_pb2.PromptImage) -> ImagePlace:
     try:
         key = from_proto(image.key)
     except BadKey as error:
-        # Its messages are its own, and have nothing of the request.
+        # The message of BadKey has nothing from the request, so the client may see it.
         raise InvalidRequest(f"images[{index}].key", str(error)) from None
     return ImagePlace(key, image.offset, Grid(image.rows, image.cols), image.encoder)
 
@@ -125,7 +129,8 @@ def _response(delta: Delta) -> decoder_pb2.GenerateResponse:
             finish_reason=FINISH_REASONS[delta.finish_reason],
         )
     )
-    # Few deltas have them, and this runs for every token.
+    # The fields below are set only if they are present: few deltas have them, and this code runs
+    # for every token.
     match delta.stop_reason:
         case None:
             pass

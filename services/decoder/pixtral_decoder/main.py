@@ -1,10 +1,10 @@
 """The start of `python -m pixtral_decoder`, and of each process of its engine.
 
-Python's multiprocessing imports the main module of a process into those that it spawns, before
-anything of theirs, unless that is called `__main__`.
+When a process spawns others, Python's multiprocessing first imports the main module of the parent
+into each child. A main module that is called `__main__` is the exception: no child imports it.
 """
 
-import pixtral_core.server.quick_start  # noqa: F401 - before all that is large
+import pixtral_core.server.quick_start  # noqa: F401 - before all large imports
 from pixtral_decoder.vllm_hooks.exit_with_parent import end_with_parent
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The decoder's own metrics; vLLM has the others."""
+"""The decoder's own metrics. vLLM defines the other metrics that the decoder serves."""
 
 from prometheus_client import Gauge
 
@@ -7,5 +7,5 @@ ADMITTED = Gauge(
 )
 ADMITTED_LIMIT = Gauge("pixtral_decoder_requests_limit", "Requests above which others are refused")
 ENGINE_UP = Gauge(
-    "pixtral_decoder_engine_up", "1 from the engine's first token to its death, 0 else"
+    "pixtral_decoder_engine_up", "1 from the engine's first token to its death; otherwise 0"
 )

@@ -1,4 +1,4 @@
-"""The decoder as a process: what it loads at start, and in which order."""
+"""The decoder as a process: its start, its failure and its stop."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ from pixtral_decoder.settings import DecoderSettings
 from pixtral_decoder.vllm_hooks import plugin
 from pixtral_decoder.waiting_queue import WaitingQueue
 
-# The fields that vLLM takes from a generation_config.json if a request leaves them out.
+# vLLM takes these sampling values from generation_config.json if a request does not have them.
 SAMPLING_DEFAULTS = (
     "frequency_penalty",
     "max_new_tokens",
@@ -52,7 +52,7 @@ class DecoderTier:
     services: tuple[str, ...] = (
         decoder_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name,
     )
-    # For every gateway's handshake, every few seconds.
+    # Every gateway calls this method every few seconds. The log leaves these calls out.
     quiet: tuple[str, ...] = (f"{services[0]}/GetDecoderInfo",)
 
     def __init__(self, settings: DecoderSettings) -> None:
@@ -67,8 +67,8 @@ class DecoderTier:
     async def start(self) -> None:
         """Raises StartupError if the checkpoint or the installation cannot serve."""
         settings, engine = self._settings, self._engine
-        # To look at an embedding's values takes a third of a millisecond. A team of threads, where
-        # there are several teams and other work, takes five to come together.
+        # The check of an embedding's values takes less time with a single thread than it takes to
+        # start several of torch's threads for it beside other work.
         torch.set_num_threads(1)
         if not plugin.is_installed():
             raise StartupError(
@@ -79,7 +79,7 @@ class DecoderTier:
             spec = read_spec(settings.model_dir)
             language = read_language(settings.model_dir)
             _check_generation_config(settings.model_dir)
-            # vLLM's `dummy` format has no weights to check: it is for measurements.
+            # With the load format `dummy`, which is for measurements, vLLM reads no weights.
             if settings.engine_args.get("load_format") != "dummy":
                 check_language_model(settings.model_dir, language)
             find_tokenizer(settings.model_dir, spec, language.vocab_size)
@@ -97,8 +97,8 @@ class DecoderTier:
         except BadAdapter as error:
             raise StartupError(f"lora_modules: {error}") from None
         except ValidationError as error:
-            # vLLM's own configuration is wrong: a value has a wrong type, or two do not go
-            # together.
+            # vLLM refuses its configuration: a value has a wrong type, or two values contradict
+            # each other.
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise StartupError(f"engine_args: vLLM: {where}: {first['msg']}") from None
@@ -189,7 +189,10 @@ def _engine_options(settings: DecoderSettings) -> EngineOptions:
 
 
 def _check_generation_config(model_dir: Path) -> None:
-    """vLLM ignores a file that it cannot read, and samples with other values than the model's."""
+    """Raises BadCheckpoint if vLLM could not read the file with the model's sampling values.
+
+    vLLM would ignore such a file, and sample with its own values.
+    """
     path = model_dir / "generation_config.json"
     if not path.exists():
         return

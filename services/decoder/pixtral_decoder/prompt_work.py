@@ -6,23 +6,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-# A prompt with fewer new tokens waits for a step rather than for its own computation, so its time
-# says nothing about the rate.
+# A prompt with fewer new tokens mostly waits for the next step of the engine, and little for its
+# own computation. So its time says nothing about the rate.
 MEASURED_TOKENS: Final = 512
 # A sample of this age counts a third as much as a new one.
 MEMORY_SECONDS: Final = 30.0
-# With less work than this in the samples, the rate is unknown.
+# If the samples cover less time than this, the rate is unknown.
 LEAST_SECONDS: Final = 0.1
 
 
 class PromptWork:
     """The prompts that wait for their first token.
 
-    The rate is measured while a long prompt waits or is computed. Without a long prompt for a while
-    it is forgotten, so that one slow moment does not count forever.
+    This class measures the rate while a long prompt waits or the engine computes it. After a while
+    without long prompts it forgets the rate, so that one slow moment does not count forever.
 
     Attributes:
-        tokens: tokens that the engine probably has to compute for them.
+        tokens: tokens that the engine probably has to compute for these prompts.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,21 +30,21 @@ class PromptWork:
         self._clock = clock
         self._looked_at = clock()
         self._long = 0
-        # Computed tokens of long prompts, and the time for them. Old samples fade.
+        # The computed tokens of long prompts, and the seconds that they took. Old samples fade.
         self._computed = self._seconds = 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """0 without recent samples."""
+        """The measured rate, or 0 without recent samples."""
         self._look()
         return self._computed / self._seconds if self._seconds >= LEAST_SECONDS else 0.0
 
     @contextmanager
     def prompt(self, tokens: int) -> Iterator[Callable[[int], None]]:
-        """A prompt waits for its first token during the block. Yields a function to call when it
-        comes.
+        """Counts a prompt as waiting for its first token during the block.
 
-        Call it with the number of computed tokens. A second call changes nothing.
+        Yields a function. Call the function when the first token comes, with the number of prompt
+        tokens that the engine has computed. A second call changes nothing.
         """
         self._look()
         self.tokens += tokens

@@ -12,7 +12,7 @@ from pixtral_core.model.vision_spec import Grid
 class ImagePlace:
     """An image and its place in the prompt: `grid.placeholder_length` tokens at `offset`.
 
-    `encoder` is the host:port from which the embedding can be fetched, or empty.
+    `encoder` is the host:port of an encoder that has the embedding, or empty.
     """
 
     key: EmbeddingKey
@@ -24,8 +24,8 @@ class ImagePlace:
     def identity(self) -> str:
         """The image's name in the engine's caches.
 
-        It includes the grid: a cached value can then never meet placeholders of another size, which
-        would end the engine.
+        The name includes the grid, so that the engine never combines a cached embedding with
+        placeholders of another size, which would end the engine.
         """
         return f"{self.key.identity}-{self.grid.rows}x{self.grid.cols}"
 
@@ -36,18 +36,19 @@ class ImagePlace:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The tokens to continue, and how.
+    """The tokens that the engine continues, and the parameters for it.
 
     Attributes:
         request_id: an id that is unique among running requests.
         token_ids: text, control and image tokens.
         images: images in the order of their placeholders.
-        sampling: how to pick tokens, for the whole answer.
+        sampling: parameters for the whole answer, including `generated`.
         cache_salt: prompts share the engine's prefix cache only if their salts are equal.
-        generated: tokens of the answer so far, made by another decoder.
+        generated: tokens of the answer that another decoder has already made.
         priority: a lower number goes first, if the engine schedules by priority.
-        adapter: name of the LoRA adapter that answers; empty for the model itself.
-        new_tokens: tokens that the gateway expects the engine to compute; None for all.
+        adapter: name of the LoRA adapter to use; empty for the model itself.
+        new_tokens: number of tokens that the gateway expects the engine to compute; None means all
+            tokens.
     """
 
     request_id: str
@@ -62,7 +63,7 @@ class Prompt:
 
     @property
     def expected_tokens(self) -> int:
-        """Tokens that the engine is expected to compute before the first token of the answer."""
+        """The expected number of tokens to compute before the first new token of the answer."""
         every = len(self.token_ids) + len(self.generated)
         return every if self.new_tokens is None else min(self.new_tokens, every)
 

@@ -19,7 +19,7 @@ def _check_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(given: Any) -> Any:
-    """Flags are text, whatever they stand for."""
+    """The value that a flag's text stands for, or the text itself if it is not JSON."""
     if isinstance(given, str):
         with suppress(ValueError):
             return json.loads(given)
@@ -88,8 +88,8 @@ class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     max_waiting_bytes: int = Field(
         4096 * MIB,
         ge=64 * MIB,
-        description="The most bytes of embeddings of requests that wait for the engine; each "
-        "image counts once, and more are refused.",
+        description="The most bytes of embeddings of requests that wait for the engine; the "
+        "decoder refuses a request that exceeds them. An image of several requests counts once.",
     )
     peer_seconds: float = Field(
         5.0, gt=0, description="The most seconds for fetching an embedding from an encoder."

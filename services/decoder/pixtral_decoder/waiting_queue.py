@@ -1,4 +1,7 @@
-"""Admits answers to the engine and to the queue before it. Time bounds the queue."""
+"""Admits answers to the engine and to the queue before it.
+
+The longest wait bounds the length of the queue.
+"""
 
 import math
 import time
@@ -12,8 +15,8 @@ from pixtral_decoder.metrics import ADMITTED, ADMITTED_LIMIT
 
 # A sample of this age counts a third as much as a new one.
 MEMORY_SECONDS: Final = 30.0
-# For this long after answers begin to wait, their rate mostly shows an earlier time without a
-# queue.
+# A newly measured rate has few samples. The rate that follows from the run time of an answer weighs
+# as much as this many seconds of samples.
 PRIOR_SECONDS: Final = 1.0
 # Each waiting answer keeps its prompt in memory.
 MOST_WAITING: Final = 10_000
@@ -23,10 +26,11 @@ MOST_RETRY_SECONDS: Final = 60
 class WaitingQueue:
     """Counts the answers that run and wait, and estimates the next one's wait.
 
-    The engine runs `max_running` answers at once. The next answer waits until as many answers as
-    are ahead of it have ended. They end at the rate that was measured while answers waited. Without
-    such a rate, the time that one answer ran gives the rate. Without that time, as many answers may
-    wait as run. Tenants with less than their share have a quarter more room.
+    The engine runs `max_running` answers at once. A new answer waits until as many answers as are
+    ahead of it have ended. The queue measures the rate at which answers end while others wait. At
+    first it derives the rate from the time that an answer runs. Until the first answer has ended,
+    as many answers may wait as run. A tenant with less than its share of the queue has a quarter
+    more room.
 
     Attributes:
         admitted: answers that run or wait.
@@ -44,9 +48,10 @@ class WaitingQueue:
         self._max_seconds = max_wait_seconds
         self._clock = clock
         self._looked_at = clock()
-        # How many answers ended while others waited, and in how much time. Old samples fade.
+        # The number of answers that ended while others waited, and the seconds in which they ended.
+        # Old samples fade.
         self._ended = self._seconds = 0.0
-        # How long an answer runs, as a moving mean.
+        # The moving mean of the seconds that an answer runs.
         self._run_seconds: float | None = None
         ADMITTED_LIMIT.set(self.capacity)
 
@@ -58,7 +63,7 @@ class WaitingQueue:
     def enter(self, answers: int, tenant: str = "") -> None:
         """Admits this many answers of one request. A request that is alone always gets in.
 
-        Raises Overloaded if they would wait too long.
+        Raises Overloaded if the answers would wait too long.
         """
         rate = self._rate()
         ahead = self.admitted + answers - self._max_running
@@ -78,13 +83,14 @@ class WaitingQueue:
         self._count(answers)
 
     def leave(self, answers: int, run_seconds: float | None, tenant: str = "") -> None:
-        """Removes this many answers, which ran for this long; None means that they never ran."""
+        """Removes this many answers, which ran for `run_seconds`; None means that they never
+        ran."""
         if run_seconds is not None:
             self._look()
             if self.admitted > self._max_running:
                 self._ended += answers
             known = self._run_seconds
-            # The newest answer is a small part of all that run at once.
+            # Each ended answer weighs about as much as one of all answers that run at once.
             part = 1.0 if known is None else answers / (self._max_running + answers)
             self._run_seconds = run_seconds * part + (known or 0.0) * (1 - part)
         self._tenants[tenant] -= answers
@@ -107,7 +113,7 @@ class WaitingQueue:
             self._seconds = self._seconds * fading + MEMORY_SECONDS * (1 - fading)
 
     def _rate(self) -> float | None:
-        """How many answers end in a second while others wait; None if that is unknown."""
+        """How many answers end in a second while others wait; None until an answer has ended."""
         self._look()
         if self._run_seconds is None:
             return None

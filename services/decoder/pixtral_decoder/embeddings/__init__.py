@@ -1,1 +1,1 @@
-"""Image embeddings in the decoder: where they come from and where they are kept."""
+"""Image embeddings in the decoder: their sources and their caches."""

@@ -1,17 +1,18 @@
-"""Checks that an embedding's values are finite, by their bits."""
+"""Checks by their bits that an embedding's values are finite."""
 
 import numpy as np
 
 from pixtral_core.cache.wire_format import DType
 
-# All bits of the exponent are ones: infinity, or not a number.
+# A value whose exponent has only ones is infinite or not a number.
 _EXPONENT = {DType.BF16: 0x7F80, DType.F32: 0x7F80_0000}
 
 
 def is_finite(values: memoryview, dtype: DType) -> bool:
-    """`data` is little-endian. An incomplete value at its end is ignored.
+    """Whether all values are finite.
 
-    It reads them twice, so pieces that fit into a cache are the fastest.
+    `values` are bytes of little-endian values. An incomplete value at the end is ignored. The
+    function reads the bytes twice, so it is fastest for pieces that fit into the CPU's cache.
     """
     size, exponent = dtype.itemsize, _EXPONENT[dtype]
     whole = values[: len(values) // size * size]

@@ -1,4 +1,4 @@
-"""An image embedding in memory from which the engine can read."""
+"""An image embedding in memory that the engine can read."""
 
 import os
 from contextlib import suppress
@@ -16,7 +16,7 @@ class ImageEmbedding:
 
     Attributes:
         tensor: the embedding, `(tokens, width)`, finite, on the CPU.
-        file: the file that contains its memory; None if there is none.
+        file: the file in memory that contains the tensor; None if there is none.
     """
 
     grid: Grid
@@ -25,16 +25,19 @@ class ImageEmbedding:
 
 
 def let_go(embeddings: list[ImageEmbedding]) -> None:
-    """Runs in a thread: it empties the list, and frees the embeddings that have no other user."""
+    """Empties the list, and frees the embeddings that have no other user.
+
+    Call it in a thread, because it takes long.
+    """
     descriptors: list[int] = []
     for file in [embedding.file for embedding in embeddings]:
         if file is not None:
-            # Without another one it only takes longer.
+            # The second descriptor only saves time, so an error does no harm.
             with suppress(OSError):
                 descriptors.append(os.dup(file.descriptor))
     file = None
-    # Unmapping memory blocks Python's lock, and closing a file does not. The last of the two takes
-    # most of the time.
+    # Python's lock is taken while memory is unmapped, and free while a file is closed. The later of
+    # the two frees the memory and takes most of the time, so the files are closed last.
     embeddings.clear()
     for descriptor in descriptors:
         os.close(descriptor)

@@ -1,8 +1,8 @@
-"""Anonymous files in memory, each with one large embedding as it arrived.
+"""Anonymous files in memory, each with the bytes of one large embedding.
 
-A file can be handed to another process, which then reads the embedding without a copy. The system
-takes as long to allocate the memory of an embedding as the network takes to receive one. So some
-memory is allocated in advance, and freed afterwards.
+The decoder passes a file to another process, which then reads the embedding without a copy. The
+system takes as long to allocate the memory of an embedding as the network takes to deliver one. So
+this module allocates some files before embeddings arrive.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import weakref
 
 import torch
 
-# For a smaller embedding a file costs more than it saves.
+# For an embedding of fewer bytes, a file costs more time than it saves.
 LEAST_BYTES = 1 << 20
 SPARES = 2
 # The delay before memory is allocated or freed, so that neither competes with an embedding that is
@@ -37,8 +37,10 @@ class MemoryFile:
 
 
 class MemoryFiles:
-    """Provides files for incoming embeddings. Any thread may call `take`; the rest is for one event
-    loop."""
+    """Provides files for incoming embeddings.
+
+    Any thread may call `take`. Only one event loop may call the other methods.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,14 +48,16 @@ class MemoryFiles:
         self._spares: list[MemoryFile] = []
         self._largest = 0
         self._living: weakref.WeakSet[MemoryFile] = weakref.WeakSet()
-        # The process needs descriptors for other files.
+        # The process needs the other half of its descriptors for other files.
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self._making: asyncio.Future[None] | None = None
         self._is_closed = False
 
     def take(self, size: int) -> MemoryFile | None:
-        """A file of that size. None for a small size, and if too many files are in use or no memory
-        is left."""
+        """A file of that size.
+
+        None for a size below LEAST_BYTES, and if too many files are in use or no memory is left.
+        """
         if size < LEAST_BYTES:
             return None
         with self._lock:
@@ -74,14 +78,17 @@ class MemoryFiles:
         return file
 
     def refill_soon(self, size: int) -> None:
-        """Sizes other than that of a real embedding are not remembered: a value may claim any
-        size."""
+        """Allocates spare files after a short delay.
+
+        `size` must be the size of an embedding that has passed its checks, because spare files get
+        the largest such size. A value that fails the checks may claim any size.
+        """
         self._largest = max(self._largest, size)
         if len(self._spares) < SPARES:
             asyncio.get_running_loop().call_later(SECONDS, self._refill)
 
     def close(self) -> None:
-        """Files that were taken stay valid."""
+        """Frees the spare files. Files that `take` has returned stay valid."""
         with self._lock:
             self._is_closed = True
             self._spares.clear()
@@ -93,7 +100,8 @@ class MemoryFiles:
 
     def _made(self, making: asyncio.Future[None]) -> None:
         self._making = None
-        # Without memory for a file, the next embedding is received elsewhere.
+        # This reads the exception, so that asyncio does not log it. If no memory is left for a
+        # file, the next embedding arrives in ordinary memory.
         making.cancelled() or making.exception()
 
     def _make_spares(self) -> None:
@@ -101,7 +109,8 @@ class MemoryFiles:
             size = self._largest
             file = MemoryFile(size)
             os.posix_fallocate(file.descriptor, 0, size)
-            # Writing to it allocates the memory for this process, too, and not for the file alone.
+            # posix_fallocate allocates the pages of the file. A write also maps them into this
+            # process.
             file.memory.zero_()
             with self._lock:
                 if self._is_closed or len(file.memory) < self._largest:
@@ -111,6 +120,9 @@ class MemoryFiles:
 
 
 def mapped(file: int, size: int) -> torch.Tensor:
-    """The file's memory, as bytes, for as long as the tensor lives; the file may be closed."""
+    """The file's memory, as bytes.
+
+    The memory stays mapped while the tensor lives, even if the file closes.
+    """
     # Python's own mmap would keep the file open.
     return torch.from_file(f"/proc/self/fd/{file}", shared=True, size=size, dtype=torch.uint8)

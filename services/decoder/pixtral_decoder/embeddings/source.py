@@ -44,9 +44,9 @@ class EmbeddingMissing(Exception):
 class PeerEncoders:
     """Reads embeddings from the encoders that made them.
 
-    Addresses come with requests. Without `tls`, an address off this machine is used only if
-    `allow_insecure` is set. At most 64 channels are open, and the least recently used one closes
-    first. New channels replace them when the files of `tls` change.
+    The addresses are those of the requests. Without `tls`, addresses of other machines need
+    `allow_insecure`. At most MAX_CHANNELS channels are open, and the least recently used channel
+    closes first. When the files of `tls` change, new channels replace the open ones.
     """
 
     def __init__(
@@ -70,9 +70,11 @@ class PeerEncoders:
     async def fetch(
         self, key: EmbeddingKey, address: str, grid: Grid, arrival: Arrival[T]
     ) -> T | None:
-        """The result of `arrival` for the embedding, made in a thread. None if the encoder lacks
-        the embedding, does not answer, or sends more or less than an image of that grid, and if it
-        could only be called without TLS."""
+        """The result of `arrival` for the embedding.
+
+        None if the encoder lacks the embedding, does not answer, or sends more or less than an
+        image of that grid, and if the address needs TLS and there is none.
+        """
         if self._tls is None and not (self._allow_insecure or is_loopback(address)):
             logger.warning(
                 "not fetching an embedding from an encoder off this machine: set peer_tls_ca"
@@ -98,7 +100,7 @@ class PeerEncoders:
                 receiving = Receiving(key, arrival, width=self._width, dtype=self._dtype)
                 return await asyncio.to_thread(_received, pieces, receiving)
         except grpc.aio.AioRpcError as error:
-            # An encoder that no longer has the embedding is not at fault.
+            # An encoder may have dropped the embedding from its cache, which is no fault.
             if error.code() is not grpc.StatusCode.NOT_FOUND:
                 logger.warning("an encoder sent no embedding: %s", error.code().name)
             return None
@@ -118,7 +120,7 @@ class PeerEncoders:
 
     async def _channel(self, address: str) -> grpc.aio.Channel:
         if self._files.changed():
-            # Running calls continue, for at most as long as a call may take.
+            # Each old channel closes after the time limit of a call, so that its calls can end.
             old, self._channels = self._channels, OrderedDict()
             for each in old.values():
                 self._closing.append(asyncio.create_task(each.close(self._seconds)))
@@ -134,8 +136,10 @@ class PeerEncoders:
 
 
 class EmbeddingSource:
-    """Looks for embeddings in the nearest place first. Simultaneous requests for an embedding share
-    one look-up."""
+    """Looks for an embedding in memory, then in Redis, then at the encoder.
+
+    Simultaneous requests for an embedding share one look-up.
+    """
 
     def __init__(
         self, *, store: EmbeddingStore, peers: PeerEncoders, dtype: DType, cache_bytes: int
@@ -151,7 +155,10 @@ class EmbeddingSource:
         self._is_closed = False
 
     async def get(self, image: ImagePlace) -> ImageEmbedding:
-        """Raises EmbeddingMissing. Each step has its own deadline."""
+        """The image's embedding. Each look-up has its own deadline.
+
+        Raises EmbeddingMissing.
+        """
         held = self._cache.get(image.key)
         if held is not None:
             record("local")
@@ -173,7 +180,8 @@ class EmbeddingSource:
         found: Found = "redis"
         embedding = await self._store.get(image.key, Arriving(self._memory, self._dtype))
         if embedding is None and image.encoder:
-            # A new one: the call that was given up may still write to the first.
+            # The look-up in Redis may have timed out, and its thread may still write to its
+            # Arriving. So the encoder's answer needs another one.
             arrival, found = Arriving(self._memory, self._dtype), "peer"
             embedding = await self._peers.fetch(image.key, image.encoder, image.grid, arrival)
         if embedding is None:
@@ -191,13 +199,13 @@ class EmbeddingSource:
 
 
 def record(found: Found) -> None:
-    """Counts an embedding by its source: in the metrics, and for the current call."""
+    """Counts an embedding by its source, in the metrics and in the log line of the current call."""
     REQUESTS.labels(found).inc()
     count(f"embeddings_{found}")
 
 
 def _received(pieces: Sequence[bytes], receiving: Receiving[T]) -> T | None:
-    """Blocking."""
+    """Checks the pieces and puts them together. Blocking."""
     size, at = sum(map(len, pieces)), 0
     memory = receiving.memory(max(size, 1))
     for piece in pieces:
@@ -210,7 +218,10 @@ def _received(pieces: Sequence[bytes], receiving: Receiving[T]) -> T | None:
 
 
 class Arriving(Arrival[ImageEmbedding]):
-    """A large embedding is received in a file. The result is None if a value is not finite."""
+    """Receives an embedding, in a file if it is large.
+
+    The result is None if a value is not finite.
+    """
 
     def __init__(self, files: MemoryFiles, dtype: DType) -> None:
         self._files = files

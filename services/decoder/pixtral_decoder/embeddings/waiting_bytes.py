@@ -8,7 +8,7 @@ from pixtral_decoder.request import ImagePlace
 
 
 class WaitingBytes:
-    """Counts each image once, however many requests wait with it."""
+    """Counts the bytes of images, and each image once even if several requests wait with it."""
 
     def __init__(self, most_bytes: int, token_bytes: int) -> None:
         """`token_bytes` is the size of one image token."""
@@ -18,9 +18,10 @@ class WaitingBytes:
         self._requests = Counter[str]()
 
     def take(self, images: Iterable[ImagePlace]) -> Callable[[], None]:
-        """Counts the images of a request. The returned function subtracts them, once.
+        """Counts the images of a request.
 
-        Raises Overloaded if they are too many, unless no other images wait.
+        The returned function subtracts them. A second call changes nothing. Raises Overloaded if
+        the bytes exceed the limit, unless no other images wait.
         """
         sizes = {image.identity: image.grid.tokens * self._token_bytes for image in images}
         more = sum(size for name, size in sizes.items() if not self._requests[name])

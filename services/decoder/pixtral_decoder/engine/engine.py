@@ -1,7 +1,7 @@
 """The vLLM engine as a plain class: prompts in, deltas out.
 
-vLLM takes seconds to import. Functions import it when they need it, so that the process answers
-health checks meanwhile.
+The import of vLLM takes seconds. Functions import vLLM when they need it, so that the process can
+answer health checks before and during the import.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pixtral_decoder.grammar.grammar_check import StructureCheck
 
 BEGIN_OF_SEQUENCE = 1
-# vLLM's own variable: the directory of its sockets.
+# vLLM's environment variable for the directory of its sockets.
 SOCKETS_VARIABLE = "VLLM_RPC_BASE_PATH"
 
 
@@ -54,12 +54,12 @@ class FinishReason(Enum):
     LENGTH = "length"
 
 
-# Every other finish is a failure.
+# vLLM's finish reasons of a request that has not failed.
 FINISHED = (None, "stop", "length")
 
 
 class EngineDead(Exception):
-    """The engine's process has ended, and the decoder cannot serve any more."""
+    """The engine's process has ended, so the decoder cannot serve further requests."""
 
 
 class EngineNotStarted(Exception):
@@ -94,7 +94,10 @@ class StructureTooSlow(Exception):
 
 
 class NothingFollows(Exception):
-    """The structured output allows no token after the given ones; `field` is its path."""
+    """The structured output allows no token after those that the answer already has.
+
+    `field` is the structured output's path in GenerateRequest.
+    """
 
     def __init__(self, field: str) -> None:
         super().__init__(field)
@@ -102,7 +105,7 @@ class NothingFollows(Exception):
 
 
 class ImagesNotHeld(Exception):
-    """The engine does not have an image that was not sent to it, and generated nothing."""
+    """The engine lacks an image that the decoder did not send, and generated nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +118,10 @@ class Delta:
         finish_reason: set in the last delta only.
         cached_tokens: prompt tokens from the prefix cache.
         queue_seconds: time from the request's arrival at the engine to its first step.
-        logprobs: one for each of `token_ids`, if the request asks for them.
+        logprobs: one element for each of `token_ids`, if the request asks for log-probabilities.
         index: index of the answer among those of the request.
-        prompt_logprobs: the next part of the prompt's, if the request asks for them. Such deltas
-            come before all others, and have nothing else.
+        prompt_logprobs: the log-probabilities of the next part of the prompt, if the request asks
+            for them. Deltas with this attribute come before all others, and have no tokens or text.
         stop_reason: the stop string or the id of the stop token that ended the answer.
     """
 
@@ -216,12 +219,12 @@ class DecoderEngine:
 
     async def wait_dead(self) -> None:
         """Returns once the engine's process has ended by itself."""
-        # vLLM notices at once, and tells nobody.
+        # vLLM itself notices the end at once, but offers no event to wait for.
         while not self.dead:  # noqa: ASYNC110
             await asyncio.sleep(0.25)
 
     def holds(self, image: ImagePlace) -> bool:
-        """Whether the engine's process has the image's embedding, so that it need not be sent."""
+        """Whether the engine's process has the embedding, so that the decoder need not send it."""
         return self._loaded is not None and self._loaded.images.has(image.identity)
 
     async def generate(
@@ -233,11 +236,12 @@ class DecoderEngine:
     ) -> AsyncGenerator[Delta]:
         """Deltas as the engine makes them; closing or cancelling stops the engine's work.
 
-        `embeddings[i]` is image i's, or None if the engine has it. With `resend` all are sent,
-        whatever the engine is believed to have.
+        `embeddings[i]` is the embedding of image i, or None if the engine has it. With `resend` the
+        decoder sends all embeddings, even those that its record says the engine has.
 
         Raises:
-            ImagesNotHeld: before the first delta; to be tried again with all and `resend`.
+            ImagesNotHeld: before the first delta; the caller can try again with all embeddings and
+                `resend`.
             EngineDead, EngineFailed: at any time.
             SamplingRefused: before the first delta.
             StructureTooSlow, NothingFollows: at any time.
@@ -276,7 +280,7 @@ class DecoderEngine:
             async with aclosing(stream):
                 async for output in stream:
                     offered.close()
-                    # Each of several choices has them.
+                    # vLLM adds the prompt's log-probabilities to every choice. One copy is enough.
                     if is_first and sampling.prompt_logprobs is not None:
                         for delta in _prompt_deltas(output, sampling.prompt_logprobs):
                             yield delta
@@ -295,7 +299,8 @@ class DecoderEngine:
                             delta = _ended(delta, endings[completion.index], completion, sampling)
                         yield delta
                         if delta.finish_reason is not None and completion.finish_reason is None:
-                            # Closing the stream stops the engine, which does not know stop strings.
+                            # The engine does not know stop strings, and only stops when its stream
+                            # closes.
                             return
                         for index in range(1, alike):
                             yield replace(delta, index=index)
@@ -309,7 +314,7 @@ class DecoderEngine:
         except NotContinued as error:
             raise SamplingRefused("generated_token_ids") from error
         except REFUSALS as error:
-            # Without a parameter's name from vLLM, the fault may be the decoder's.
+            # If vLLM does not name a parameter, the decoder itself may be at fault.
             level = logging.DEBUG if refused_parameter(error) else logging.WARNING
             log_place(error, "vLLM refuses a request", level)
             raise SamplingRefused(refused_field(error, sampling)) from error
@@ -348,15 +353,15 @@ class DecoderEngine:
         from pixtral_decoder.grammar.grammar_check import StructureCheck
         from pixtral_decoder.vllm_hooks import model
 
-        # The plug-in names the classes, and vLLM would start a process for 10 s to look at one. The
-        # decoder imports them anyway.
+        # The plug-in registers the classes by name, and vLLM would start a process for 10 s to
+        # inspect a named class. This process imports the classes anyway, and registers them.
         for name in (ARCHITECTURE, HF_ARCHITECTURE):
             ModelRegistry.register_model(name, getattr(model, name))
         structures = StructureCheck()
         with self._handover.listening() as connect, self._own_sockets(), _started_or_why():
-            # vLLM derives the tokens of a step from the context. No variable here refers to the
-            # frontend: an exception that vLLM remembers keeps this frame alive, and would keep the
-            # frontend alive past its shutdown.
+            # vLLM derives the most tokens of a step from this usage context. No local variable may
+            # refer to the frontend: vLLM may store an exception that keeps this frame alive, and
+            # the frame would keep the frontend alive past its shutdown.
             self._loaded = _Loaded.of(
                 AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.OPENAI_API_SERVER),
                 structures,
@@ -365,13 +370,16 @@ class DecoderEngine:
         send_images_once(self._llm, self._loaded.images)
 
     def _tokenizer_dir(self) -> Path | None:
-        """The place of a tokenizer that vLLM would not find; None if it is in the model's
-        directory."""
+        """A directory with the tokenizer, if vLLM would not find the tokenizer by itself.
+
+        None if the tokenizer is where vLLM looks, in the model's directory.
+        """
         model_dir = self.options.model_dir
         path = find_tokenizer(model_dir, read_spec(model_dir), read_language(model_dir).vocab_size)
         if path == model_dir / TEKKEN:
             return None
-        # vLLM takes a directory, and chooses for itself if it has several tokenizers.
+        # vLLM takes a directory, not a file, and makes its own choice among several tokenizers in
+        # it. So the directory has this one only.
         self._tokenizer = tempfile.TemporaryDirectory(prefix="pixtral-tokenizer-")
         name = TEKKEN if path.suffix == ".json" else path.name
         (Path(self._tokenizer.name) / name).symlink_to(path.resolve())
@@ -379,7 +387,10 @@ class DecoderEngine:
 
     @contextmanager
     def _own_sockets(self) -> Iterator[None]:
-        """Puts vLLM's sockets into a directory that is removed: vLLM itself leaves them."""
+        """Puts vLLM's sockets into a directory that `shutdown` removes.
+
+        vLLM itself does not remove its sockets.
+        """
         if SOCKETS_VARIABLE in os.environ:
             yield
             return
@@ -398,7 +409,7 @@ class DecoderEngine:
             await asyncio.to_thread(check_adapter, path)
             await self._llm.add_lora(request)
         except Exception as error:
-            # Each fault has another type of error, and vLLM wraps it.
+            # Each fault raises another type of error, inside an error of vLLM.
             raise BadAdapter(f"{name}: {error}") from error
         return request
 
@@ -424,8 +435,8 @@ def _failure(
     structure = sampling.structured_output
     if structure is not None and completion.stop_reason == STRUCTURE_TOO_SLOW:
         return StructureTooSlow(structure.path)
-    # Refused before it ran. A checked request can fail in two ways: the engine's process has
-    # dropped an image that was believed to be there, or it cannot compile a grammar.
+    # A request that has passed all checks can fail in two ways: the engine's process has dropped an
+    # image that the decoder's record contains, or it cannot compile or continue the structure.
     if may_miss_images:
         return ImagesNotHeld()
     if structure is None:
@@ -437,7 +448,8 @@ def _delta(output: "RequestOutput", completion: "CompletionOutput", sampling: Sa
     reason = completion.finish_reason
     logprobs: tuple[TokenLogprobs, ...] = ()
     if sampling.logprobs is not None:
-        # vLLM has another form of them, for requests that no decoder makes.
+        # The type in vLLM also allows another form, which needs an option that the decoder never
+        # sets.
         positions = cast("Sequence[Mapping[int, Any]]", completion.logprobs or ())
         logprobs = from_vllm(positions, sampling.logprobs)
     return Delta(
@@ -471,14 +483,15 @@ def _ended(
 ) -> Delta:
     is_engines = completion.finish_reason == "stop" and not isinstance(completion.stop_reason, str)
     if delta.finish_reason is FinishReason.STOP and not is_engines:
-        # At a stop string, after which vLLM keeps no text back.
+        # The answer ended at a stop string, and vLLM has already returned all text before it.
         return delta
     kept_back = ending.kept_back(behind_stop_token=is_engines)
     if not kept_back:
         return delta
     text = delta.text + kept_back
-    # vLLM has not looked for a stop string in it. The delta also has a stop string that begins
-    # earlier: until the end, vLLM keeps back as much text as may be the beginning of one.
+    # vLLM has not looked for stop strings in `kept_back`. A stop string that begins before
+    # `kept_back` is also within `text`: until the end, vLLM keeps back any text that may be the
+    # beginning of a stop string.
     ends = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
     if ends:
         return replace(delta, text=text[: min(ends)], finish_reason=FinishReason.STOP)
@@ -486,5 +499,5 @@ def _ended(
 
 
 def _queue_seconds(stats: Any) -> float:
-    # vLLM has them only where it has its metrics.
+    # vLLM has these times only if its metrics are on.
     return 0.0 if stats is None else max(stats.scheduled_ts - stats.queued_ts, 0.0)

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GIB = 1 << 30
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, not written to
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - only read for its size
 SCHEDULER = "pixtral_decoder.vllm_hooks.scheduler.scheduler"
 CHUNK_SETTING = "chunked_prefill_size"
-# vLLM takes this many tokens in a step by default, or more on a large GPU.
+# vLLM's default limit is this many tokens in a step, or more on a large GPU.
 LEAST_STEP_TOKENS = 2048
 
-# vLLM's arguments that the decoder does not pass on, and the settings that replace them. The
-# decoder's plug-in, checks and metrics depend on the other ones.
+# vLLM's arguments that users cannot set in `engine_args`, and the decoder's settings for them. An
+# argument with an empty text has no setting, because the decoder's plug-in, checks or metrics
+# depend on its value.
 OWNED: Mapping[str, str] = {
     "config_format": "",
     "disable_log_stats": "",
@@ -62,7 +63,7 @@ class BadEngineArguments(ValueError):
 
 
 def check_owned(names: Iterable[str]) -> None:
-    """Raises BadEngineArguments if an argument of vLLM is the decoder's own to set."""
+    """Raises BadEngineArguments if the decoder itself sets one of these arguments of vLLM."""
     for name in names:
         if setting := OWNED.get(name):
             raise BadEngineArguments(f"{name} is set by {setting}")
@@ -78,10 +79,11 @@ class EngineOptions:
 
     Attributes:
         model_dir: a checkpoint in Mistral format, or in Hugging Face's.
-        dtype: dtype of the language model's weights and activations; "auto" for the checkpoint's.
-        may_widen: whether to use float32 in place of bfloat16 on a CPU that only imitates it.
-        context_length: the most tokens of a prompt and its answer together, if the model supports
-            as many.
+        dtype: dtype of the language model's weights and activations; "auto" is the checkpoint's
+            own dtype.
+        may_widen: whether to use float32 in place of bfloat16 on a CPU that only emulates bfloat16.
+        context_length: the most tokens of a prompt and its answer together. If the model supports
+            fewer, the model's limit applies.
         max_running: the most requests that run at once; others wait. None for vLLM's own number for
             the device.
         chunked_prefill_size: the most tokens of a step while answers wait for their next token;
@@ -118,30 +120,32 @@ class EngineOptions:
 def prepare_process() -> None:
     """Sets the environment variables of vLLM and its processes; call it before vLLM's import."""
     exit_with_parent.own()
-    # Forking a process that serves gRPC copies locks in whatever state they are.
+    # A fork of a process that serves gRPC would copy locks that other threads own at that moment,
+    # and nothing would release the copies.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    # A model is a directory, so vLLM never contacts a model hub or a statistics server.
+    # The model is a local directory, so vLLM needs no model hub. It also sends no usage statistics.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # Under CUDA's MPS, where an encoder is on the same GPU: its kernels first. The deltas wait
-    # here, and are small beside a prompt.
+    # If an encoder shares the GPU under CUDA's MPS, this lower priority lets the encoder's kernels
+    # go first.
     os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")
-    # With this variable, which tracing has read by now, vLLM's processes would send traces of their
-    # own start.
+    # With this variable, vLLM's processes would send traces of their own start. The decoder's
+    # tracing has already read it.
     os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
-    # vLLM gives its loggers a level and a handler when an engine starts. Until then, and where they
-    # write to this process's log, they have the same level by this.
+    # vLLM sets the level and the handler of its loggers when an engine starts. This line sets the
+    # same level until then, and for those loggers of vLLM that write to this process's log.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
 
 
 def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "AsyncEngineArgs":
     """vLLM's arguments. Imports vLLM, which takes seconds.
 
-    `tokenizer_dir` has only the tokenizer's file; None for the model's own directory.
+    `tokenizer_dir` is a directory that contains only the tokenizer's file. None means that the
+    tokenizer is in the model's directory.
 
-    Raises BadEngineArguments for a name that vLLM does not have, and where the machine has less
-    shared memory than `kv_host_bytes`.
+    Raises BadEngineArguments for a name that vLLM does not have, and if the machine has less shared
+    memory than `kv_host_bytes`.
     """
     from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -160,27 +164,31 @@ def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "A
         "max_num_seqs": options.max_running,
         "limit_mm_per_prompt": {"image": options.max_images},
         "mm_processor_cache_gb": options.image_cache_bytes / GIB,
-        # There is no tower to profile; the adapter needs less than the language model's own run.
+        # The decoder has no vision tower to profile, and the adapter needs less memory than the
+        # language model, which vLLM profiles anyway.
         "skip_mm_profiling": True,
         "enable_prefix_caching": True,
         "enable_chunked_prefill": True,
-        # Answers that are being written wait for a step to end, and so for as much of a new prompt
-        # as it takes in. A name, not a class: the engine's own process imports it.
+        # An answer waits for each step to end, and a step takes longer with more tokens of new
+        # prompts. This scheduler limits them. The value is a name, not a class, because the
+        # engine's own process imports the class.
         "scheduler_cls": SCHEDULER,
         "max_num_batched_tokens": _step_tokens(options),
         "kv_cache_memory_bytes": options.kv_cache_bytes,
         "gpu_memory_utilization": options.gpu_memory_fraction,
         "tensor_parallel_size": options.tensor_parallel,
-        # vLLM's default reads a request's schema with one library, and compiles all of them with
-        # the library that came first, which ignores what it does not know. This one refuses it.
+        # With vLLM's default, each request chooses a library to read its schema, but the library
+        # of the first request compiles all schemas, and ignores keywords that it does not know.
+        # With xgrammar as the only library, vLLM refuses such keywords.
         "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
-        # They are its Prometheus metrics, too.
+        # The same argument would switch off vLLM's Prometheus metrics.
         "disable_log_stats": False,
         "enable_log_requests": False,
         "use_tqdm_on_load": False,
     }
     if options.adapters:
-        # vLLM's default lets requests for one adapter wait until those for another have ended.
+        # vLLM has one slot for adapters by default: the requests for one adapter would wait until
+        # those for another have ended.
         arguments |= {"enable_lora": True, "max_loras": len(options.adapters)}
     if current_platform.is_cpu():
         _prepare_cpu(options)
@@ -192,10 +200,11 @@ def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "A
             arguments["dtype"] = "float32"
         arguments |= {
             "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
-            # Compiling takes longer than it saves within minutes of serving.
+            # Compiling takes longer than it saves in the first minutes of serving.
             "enforce_eager": True,
-            # A prompt's tail within a block is computed anew. vLLM's 128 here costs a repeated
-            # image 60 more tokens of attention over all of it; its kernels take multiples of 32.
+            # The prefix cache contains whole blocks, so the engine computes the last, partial block
+            # of a repeated prompt anew. vLLM's default of 128 on a CPU means more such tokens. Its
+            # CPU kernels take multiples of 32.
             "block_size": 32,
             "kv_cache_memory_bytes": options.kv_cache_bytes or GIB,
         }
@@ -204,25 +213,27 @@ def engine_args(options: EngineOptions, tokenizer_dir: Path | None = None) -> "A
             _check_spare_slot(options)
     elif options.kv_host_bytes:
         _check_shared_memory(options.kv_host_bytes)
-        # Whole tokens of keys and values leave the GPU and come back: answers stay the same.
+        # vLLM moves keys and values to the host and back without a change of their values, so
+        # answers stay the same.
         arguments["kv_offloading_size"] = options.kv_host_bytes / GIB
     if options.kv_host_bytes and current_platform.is_cpu():
         logger.info("kv_host_bytes has no effect: a CPU's keys and values are in its memory")
     more = dict(options.more)
     if (size := options.chunked_prefill_size) is not None:
-        # vLLM gives it to the engine's process, where the scheduler reads it.
+        # vLLM passes additional_config to the engine's process, where the scheduler reads it.
         more["additional_config"] = {**more.get("additional_config", {}), CHUNK_SETTING: size}
     names = {field.name for field in fields(AsyncEngineArgs)}
     if unknown := sorted(more.keys() - names):
         raise BadEngineArguments(f"this vLLM has no argument {unknown[0]}")
-    # vLLM compares it with its own number before it looks at its type.
+    # vLLM compares this value with a number before it checks the type of the value.
     if not isinstance(more.get("max_num_batched_tokens", 1), int):
         raise BadEngineArguments("max_num_batched_tokens is not a whole number")
     return AsyncEngineArgs(**arguments | more)
 
 
 def _check_shared_memory(needed: int) -> None:
-    # vLLM has it there, and looks only once the model is loaded.
+    # vLLM allocates kv_host_bytes in shared memory, and checks the size only after it has loaded
+    # the model.
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < needed:
         raise BadEngineArguments(
@@ -233,14 +244,16 @@ def _check_shared_memory(needed: int) -> None:
 
 
 def _step_tokens(options: EngineOptions) -> int | None:
-    # vLLM refuses fewer than one for each request, and would not choose more for their sake.
+    # vLLM refuses a step with fewer tokens than requests, and its default does not grow with the
+    # number of requests.
     most = options.max_running
     return most if most is not None and most > LEAST_STEP_TOKENS else None
 
 
 def _check_spare_slot(options: EngineOptions) -> None:
-    # vLLM 0.32's CPU kernels apply the last slot's adapter to requests for none where others of
-    # the same step have one. Slots fill from the first on: one that is never filled is harmless.
+    # If some requests of a step have an adapter, the CPU kernels of vLLM 0.32 apply the adapter in
+    # the last slot to the requests without an adapter. Slots fill from the first on, so that with
+    # one slot more than adapters the last slot stays empty, and has no effect.
     if options.more.get("max_loras", len(options.adapters) + 1) <= len(options.adapters):
         raise BadEngineArguments("max_loras must be above the number of adapters on a CPU")
 
@@ -253,18 +266,19 @@ def _context_length(options: EngineOptions) -> int:
 def _is_widened(options: EngineOptions) -> bool:
     if not options.may_widen or options.dtype != "bfloat16":
         return False
-    # vLLM's quantized products take 16 bits alone.
+    # vLLM's quantized products take activations of 16 bits only.
     is_quantized = "quantization" in options.more or read_language(options.model_dir).is_quantized
     return not is_quantized and imitates_bfloat16()
 
 
 def _prepare_cpu(options: EngineOptions) -> None:
-    # With this at 1, the CPU build runs the model in one more process behind the engine's: 10 s
-    # of start-up and a copy of each step's input for a single worker. AsyncLLM gives the engine a
-    # process of its own whatever this says.
+    # At 1, the CPU build of vLLM runs the model in one more process behind the engine's process.
+    # For a single worker this only adds 10 s of start-up and a copy of each step's input. AsyncLLM
+    # gives the engine a process of its own at either value.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # OpenMP threads wait for each other by spinning: with as many of them as cores, whatever else
-    # runs on the machine stalls them all, tenfold and more.
+    # OpenMP threads wait for each other by spinning. If there are as many threads as cores, any
+    # other work on the machine delays one thread, and so all of them: a step then takes many times
+    # as long.
     cores = sorted(os.sched_getaffinity(0))
     threads = options.cpu_threads or max(1, len(cores) - 1)
     os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -21,7 +21,10 @@ MODALITY = "image"
 
 
 def embedding_item(tensor: torch.Tensor) -> MultiModalKwargsItem:
-    """vLLM's form of one image: `(tokens, width)`, before the adapter."""
+    """vLLM's form of one image.
+
+    `tensor` is the embedding before the adapter, `(tokens, width)`.
+    """
     element = MultiModalFieldElem(data=tensor, field=MultiModalBatchedField())
     return MultiModalKwargsItem({EMBEDDING_FIELD: element})
 
@@ -31,7 +34,7 @@ def engine_input(
 ) -> MultiModalInput | TokensInput:
     """The input of `AsyncLLM.generate`.
 
-    `items[i]` is image i's `embedding_item`, or None if the engine has the image already.
+    `items[i]` is the `embedding_item` of image i, or None if the engine already has the image.
     """
     if not prompt.images:
         return tokens_input(prompt.engine_token_ids, cache_salt=prompt.cache_salt)

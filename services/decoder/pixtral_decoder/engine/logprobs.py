@@ -5,15 +5,16 @@ from typing import Any
 
 from pixtral_core.generation.logprobs import Logprob, TokenLogprobs
 
-# A prompt's tokens are converted in pieces of this many, so that other streams get turns in
-# between.
+# The decoder converts this many tokens of a prompt at once, so that other streams get turns between
+# the pieces.
 PROMPT_PIECE = 256
 
 
 def from_vllm(positions: Sequence[Mapping[int, Any]], count: int) -> tuple[TokenLogprobs, ...]:
     """The `count` likeliest tokens at each position.
 
-    vLLM puts the chosen token first, whatever its rank, and then the likeliest.
+    vLLM puts the chosen token first, even if it is not the likeliest, and then the likeliest
+    tokens.
     """
     return tuple(_position(position, count) for position in positions)
 
@@ -21,7 +22,10 @@ def from_vllm(positions: Sequence[Mapping[int, Any]], count: int) -> tuple[Token
 def prompt_pieces(
     positions: Sequence[Mapping[int, Any] | None], count: int
 ) -> Iterator[tuple[TokenLogprobs, ...]]:
-    """The same for a prompt; vLLM has None for its first token."""
+    """The `count` likeliest tokens at each position of a prompt, in pieces.
+
+    A piece has PROMPT_PIECE positions. vLLM has None for the first token of a prompt.
+    """
     for begin in range(0, len(positions), PROMPT_PIECE):
         yield tuple(
             TokenLogprobs(None, ()) if position is None else _position(position, count)

@@ -4,17 +4,18 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-# Under the names of any library. vLLM ignores what an adapter changes there.
+# Parts of the names of vision weights, in the form of each library. vLLM ignores the changes of an
+# adapter to these weights.
 OF_IMAGES = ("vision_", "patch_merger", "multi_modal_projector", "mm_projector")
 
-# PEFT's names of the parts that an adapter may change: in a model of text alone, in transformers'
-# Pixtral, and in vLLM's. `base_model.model.` may come before them. vLLM loads an adapter with other
-# names, and answers as if it had none.
+# The beginnings of the names that an adapter's weights may have: in a model of text alone, in the
+# Pixtral of transformers, and in that of vLLM. PEFT may put `base_model.model.` before them. If an
+# adapter has only other names, vLLM loads the adapter without effect on the answers.
 OF_LANGUAGE = ("model.layers.", "model.language_model.layers.", "language_model.model.layers.")
 
 
 class BadAdapter(Exception):
-    """The engine does not take a LoRA adapter; the message is for the operator who starts it."""
+    """The engine does not take a LoRA adapter. The message is for the operator of the decoder."""
 
 
 def check_adapter(directory: Path) -> None:

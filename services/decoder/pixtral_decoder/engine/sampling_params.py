@@ -9,11 +9,12 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOu
 from pixtral_core.generation.sampling import Sampling, Structure, StructuredOutput
 from pixtral_decoder.vllm_hooks.refusals import refused_parameter
 
-# vLLM's own bound.
+# vLLM decodes greedily below this temperature.
 GREEDY_BELOW = 1e-5
-# vLLM takes values beyond these and computes in float32, where they become zero and infinity, and
-# logits NaN. At these bounds an answer is the same: below LEAST_TOP_P only the likeliest token is
-# left, and beyond STRONGEST_PENALTY or its inverse a repeated token is certain or never comes.
+# vLLM accepts more extreme values, but computes in float32: there they become zero or infinity, and
+# logits become NaN. The decoder replaces such values by these bounds, at which the answer is the
+# same: at LEAST_TOP_P only the likeliest token is left, and at STRONGEST_PENALTY or its inverse a
+# repeated token never comes or is certain.
 LEAST_TOP_P = 1e-9
 STRONGEST_PENALTY = 1e30
 
@@ -32,7 +33,7 @@ def vllm_sampling(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingPa
         given["structured_outputs"] = _structured(wanted)
     merged = {"max_tokens": None, **defaults, **given}
     if merged.get("temperature", 1.0) < GREEDY_BELOW:
-        # It refuses more; see `copies`.
+        # vLLM refuses a greater n for greedy answers. `copies` makes up for it.
         merged["n"] = 1
     if "top_p" in merged:
         merged["top_p"] = max(merged["top_p"], LEAST_TOP_P)

@@ -1,7 +1,8 @@
-"""Lets tenants take turns: at the engine's slots, at its memory, and at the tokens of its steps.
+"""Shares the engine's slots, its memory and the tokens of its steps among tenants.
 
-An engine by itself answers in the order of arrival: one request with many answers then fills every
-slot until the last of them ends, and one long prompt fills every step until it is computed.
+An engine by itself runs requests in the order of arrival. One request with many answers can then
+fill every slot until the last of its answers ends, and one long prompt can fill every step until
+the engine has computed it.
 """
 
 from collections import Counter, deque
@@ -41,7 +42,7 @@ class Turn(Generic[R]):
         is_contended: whether prompts of several tenants wait for the engine to compute them.
         victims: running requests that give up their slots and continue later.
         order: the requests that may start, in their order.
-        held: running requests whose prompts wait, because another tenant has its turn.
+        held: running requests whose prompts wait, because it is another tenant's turn.
     """
 
     is_contended: bool = False
@@ -51,11 +52,11 @@ class Turn(Generic[R]):
 
 
 class TenantTurns(Generic[R]):
-    """Each step is the turn of the tenant that has got the fewest tokens.
+    """Gives each step to the tenant to which the engine has given the fewest tokens.
 
-    A tenant that is new, or comes back, counts as having as many as the one with the fewest: nobody
-    saves up turns. Tenants that want slots and memory share them evenly; a tenant that is alone has
-    them all.
+    The count of a tenant that is new, or that returns, begins at the lowest count of the others, so
+    that no tenant saves up turns. Tenants share slots and memory evenly. A tenant that is alone may
+    use all slots and all memory.
     """
 
     def __init__(self, slots: int, kv_tokens: int, may_pause: Callable[[R], bool]) -> None:
@@ -65,7 +66,7 @@ class TenantTurns(Generic[R]):
         self._may_pause = may_pause
         self._given: dict[str, int] = {}
         self._chosen: str | None = None
-        # The requests of the chosen tenant of which the step may take more than one token.
+        # The ids of the chosen tenant's requests whose prompts the step may compute.
         self._due: set[int] = set()
 
     def next(self, running: Sequence[R], ready: Sequence[R]) -> Turn[R]:
@@ -100,14 +101,15 @@ class TenantTurns(Generic[R]):
         )
 
     def took(self, tokens: Iterable[tuple[R, int]]) -> None:
-        """Records the tokens that the step has taken of each request."""
+        """Records how many tokens of each request the step takes."""
         for request, count in tokens:
             tenant = tenant_of(request)
             self._given[tenant] = self._given.get(tenant, 0) + count
             if id(request) in self._due:
                 self._due.clear()
         if self._chosen is not None and self._due:
-            # The request could not continue for lack of memory. The next turn is another tenant's.
+            # No request of the chosen tenant could continue, for lack of memory. With this count,
+            # the next turn is another tenant's.
             self._given[self._chosen] = max(self._given.values()) + 1
 
     def _over_slots(

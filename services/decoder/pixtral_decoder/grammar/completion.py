@@ -1,8 +1,8 @@
-"""Writes out in a schema what xgrammar would otherwise ignore.
+"""Adds to a schema the types, items and properties that it implies.
 
-Without a type, xgrammar ignores the bounds of a text, a number or a list. It treats a list with a
-length and without `items` as an empty one, and required names that `properties` lacks as none.
-Every answer to a completed schema fits the original.
+xgrammar ignores the bounds of a string, a number or an array if the schema does not state the type.
+If an array has a length but no `items`, xgrammar allows only the empty array. It ignores required
+names that `properties` lacks. Every answer that fits the completed schema also fits the original.
 """
 
 import copy
@@ -10,7 +10,7 @@ from typing import Any
 
 from pixtral_decoder.grammar.patterns import located
 
-# These keywords list the values, so that no type is missing.
+# A schema with one of these keywords says itself which values it allows, and needs no type.
 _SAYS_MORE = frozenset(("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"))
 KEYWORDS = {
     "string": {"minLength", "maxLength", "pattern", "format"},
@@ -24,7 +24,7 @@ KEYWORDS = {
         *("patternProperties", "propertyNames", "minProperties", "maxProperties"),
     },
 }
-"""The keywords that bound the values of a type, and let those of every other pass."""
+"""For each type, the keywords that bound its values. They do not bound values of other types."""
 _NAMES = frozenset(("properties", "patternProperties", "propertyNames", "additionalProperties"))
 
 

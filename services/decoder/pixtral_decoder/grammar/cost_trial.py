@@ -1,9 +1,9 @@
 """Tries a grammar byte by byte, and refuses one that takes too long.
 
-At every step the engine computes which tokens may follow, for all of its requests in turn. That
-takes microseconds. But a grammar can be so ambiguous that it takes longer with each token: a second
-a step after a thousand of them, for everybody. And a grammar that parses but does not compile ends
-the whole engine of a vLLM without pull request 47312.
+At every step the engine computes which tokens may follow, for one request after the other. For an
+ordinary grammar this takes microseconds. But a grammar can be so ambiguous that the time grows with
+each token: after a thousand tokens every step takes a second, for all requests. And if a grammar
+parses but does not compile, the whole engine ends in a vLLM without pull request 47312.
 """
 
 import secrets
@@ -20,16 +20,17 @@ from xgrammar import (
 
 from pixtral_core import limits
 
-# An ordinary grammar takes a tenth of it, and an ambiguous one many times as much.
+# An ordinary grammar takes a tenth of this limit, and an ambiguous grammar many times the limit.
 MAX_CPU_SECONDS = limits.STRUCTURE_TRIAL_SECONDS.high
 STEPS = 256
-# A byte that has no alternative is not a step, and such bytes have a time limit of their own: many
-# times the time of an unambiguous grammar. After more of them than this the trial ends, and the
-# engine runs the rest.
+# A byte that has no alternative is forced, and does not count as a step. Each forced byte adds to
+# the time limit many times what an unambiguous grammar needs for a byte. After MAX_FORCED forced
+# bytes the walk ends, and the engine runs the grammar without a further trial.
 MAX_FORCED = 1 << 12
 FORCED_CPU_SECONDS = 20e-6
 
-# Each walk takes the first possible byte, the last, or any: an ambiguity may hide from one of them.
+# The walks take the first possible byte, the last, and a random one, because a single walk may miss
+# an ambiguity.
 WALKS: tuple[Callable[[Sequence[int]], int], ...] = (min, max, secrets.choice)
 
 END = 0
@@ -37,14 +38,14 @@ BYTES = [bytes([value]) for value in range(256)]
 
 
 class NothingFollows(Exception):
-    """After some answer nothing may follow, not even the end."""
+    """A trial answer came to a point where it may neither continue nor end."""
 
 
 def is_slow(
     compile_grammar: Callable[[GrammarCompiler], CompiledGrammar],
     piece: Callable[[bytes], bytes] = bytes,
 ) -> bool:
-    """Whether answers take too long in what is compiled for a vocabulary of bytes.
+    """Whether a grammar takes too long for some answer, in a vocabulary of single bytes.
 
     `piece` excludes the bytes that the engine's vocabulary does not have.
 

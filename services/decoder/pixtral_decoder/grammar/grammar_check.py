@@ -1,7 +1,7 @@
-"""Checks a constraint in a thread, before vLLM reads it on the event loop.
+"""Checks a structure in a thread, before vLLM reads the structure on the event loop.
 
-vLLM reads a schema, expression or grammar on the event loop, so a slow one would delay every other
-stream. A thread reads it first, and a slow one never reaches vLLM.
+vLLM reads a schema, expression or grammar on the event loop, so a slow structure would delay every
+other stream. A thread reads each structure first, and a slow structure never reaches vLLM.
 """
 
 import asyncio
@@ -32,17 +32,21 @@ from pixtral_decoder.vllm_hooks.one_line_json import is_on_one_line, on_one_line
 from pixtral_decoder.vllm_hooks.refusals import REFUSALS
 from pixtral_decoder.vllm_hooks.structure_check import is_lark, validate
 
-# A thread's own processor time: other work on the machine makes no schema too complex.
+# This limit is for the processor time of the thread, so that other work on the machine does not
+# make a schema seem too complex.
 MAX_CPU_SECONDS = limits.STRUCTURE_READ_SECONDS.high
 MAX_SECONDS = limits.STRUCTURE_WAIT_SECONDS.high
 
-# The errors that parsers raise about a structure. Another type may be a fault of this code.
+# The errors that parsers raise about a structure. An error of another type may be a fault of this
+# code.
 MISTAKES: tuple[type[Exception], ...] = (*REFUSALS, RuntimeError)
 
 
 LONG_TO_READ = "takes too long to read: make it smaller"
-SLOW = "takes too long to follow: write it so that a text can be read in one way"
-LEADS_NOWHERE = "an answer can come to a place where nothing may follow"
+SLOW = "takes too long to follow: write it so that a text can be read in one way only"
+LEADS_NOWHERE = (
+    "an answer can reach a point where it may neither continue nor end: change the structure there"
+)
 MALFORMED_SCHEMA = "is not a JSON Schema that the engine can follow: check its types and values"
 MALFORMED_REGEX = (
     "is not a regular expression that the engine can read: leave out look-around and back "
@@ -57,12 +61,16 @@ MALFORMED_GRAMMAR = (
 class NotTaken(Exception):
     """The structure has a mistake, is too complex, or has a keyword that the engine cannot enforce.
 
-    The message says what and where, if that is known. It may contain names of the schema.
+    If the decoder knows the mistake and its place, the message says both. The message may contain
+    names from the schema.
     """
 
 
 class StructureCheck:
-    """Reads two at a time: a thread cannot be stopped, and continues after its request has gone."""
+    """Reads at most two structures at a time.
+
+    Nothing can stop a thread that reads: it continues even after its request has ended.
+    """
 
     def __init__(self) -> None:
         self._threads = asyncio.Semaphore(2)
@@ -70,7 +78,8 @@ class StructureCheck:
     async def check(self, parameters: SamplingParams) -> None:
         """Raises NotTaken if vLLM's SamplingParams have a value that vLLM does not take.
 
-        The parameters describe an answer, and not only that it must be a JSON object.
+        `parameters` must have a structure with a content, and not just the demand for a JSON
+        object.
         """
         loop = asyncio.get_running_loop()
 
@@ -91,7 +100,7 @@ class StructureCheck:
         except NothingFollows:
             raise NotTaken(LEADS_NOWHERE) from None
         except Exception as error:
-            # Each of four parsers shows mistakes in its own way.
+            # Each of the four parsers raises other types of errors for mistakes.
             is_mistake = isinstance(error, MISTAKES)
             level = logging.DEBUG if is_mistake else logging.WARNING
             log_place(error, "a structure could not be read", level)
@@ -119,7 +128,7 @@ def _read(parameters: SamplingParams) -> None:
         wanted.json = schema = _checked(schema, until)
     elif has_json(wanted.grammar or ""):
         wanted.grammar = _with_schemas_checked(wanted.grammar or "", until)
-    # Leaves choices as a grammar.
+    # This also turns a choice into a grammar.
     validate(parameters)
     if schema is not None and wanted.disable_any_whitespace:
         wanted.json = on_one_line(schema)
@@ -131,9 +140,9 @@ def _read(parameters: SamplingParams) -> None:
 
 
 def _checked(schema: str, until: float) -> str:
-    """The schema for the engine. Raises NotTaken if answers could not be made to fit it."""
+    """The schema for the engine. Raises NotTaken if the engine could not make answers fit it."""
     parsed = json.loads(schema)
-    # With its types: otherwise vLLM overlooks keywords that xgrammar does not enforce.
+    # Without the types, vLLM overlooks keywords that xgrammar does not enforce.
     made = completed(mended(parsed))
     for trouble in (ignored(parsed), circular(parsed), beyond_xgrammar(made)):
         if trouble is not None:
@@ -170,14 +179,16 @@ def _with_schemas_checked(lark: str, until: float) -> str:
     return made + lark[at:]
 
 
-# Comments, strings and expressions, which contain no schema; and the keyword before a schema.
+# Either a comment, a string or an expression, none of which contains a schema; or the keyword
+# before a schema.
 _LARK_JSON = re.compile(r'//[^\n]*|"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(%json)\s*')
 
 
 def compiling(wanted: StructuredOutputsParams) -> Callable[[GrammarCompiler], CompiledGrammar]:
     """Compiles a checked structure as vLLM does.
 
-    From its text: xgrammar compiles the printed form of a Grammar, which may differ.
+    The source is the text of the structure, not a Grammar object: xgrammar would compile the
+    printed form of a Grammar, which may differ.
     """
 
     def compile_grammar(compiler: GrammarCompiler) -> CompiledGrammar:
@@ -195,5 +206,5 @@ def compiling(wanted: StructuredOutputsParams) -> Callable[[GrammarCompiler], Co
 
 
 def _schema(wanted: StructuredOutputsParams) -> str | None:
-    # vLLM also takes a parsed one, which the decoder never passes.
+    # vLLM also takes a parsed schema, but the decoder only passes text.
     return wanted.json if isinstance(wanted.json, str) else None

@@ -1,8 +1,8 @@
 """Bounds the processor time that each tenant's structured outputs take between steps of the engine.
 
 The engine computes the allowed tokens of structured outputs one after the other, and all requests
-wait for that. It takes microseconds. But a grammar can become ambiguous late in an answer, beyond
-every trial, and then it takes longer with each token.
+wait meanwhile. This computation mostly takes microseconds. But a grammar can become ambiguous late
+in an answer, beyond every trial, and then the time grows with each token.
 """
 
 import time
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pixtral_core import limits
 
 STRUCTURE_TOO_SLOW = "pixtral: structure too slow"
-"""The stop reason of a request that the engine's scheduler has ended for it."""
+"""The stop reason of a request that the scheduler ends because its structure is too slow."""
 ORDINARY_SECONDS = limits.STRUCTURE_STEP_SECONDS.high
-"""What a request may take in each step and is not charged for."""
+"""The time that a request may take in each step without a charge."""
 BURST_SECONDS = limits.STRUCTURE_BUDGET_SECONDS.high
-"""What a tenant may take beyond that at once."""
+"""The budget of a tenant: the most charged time that the tenant may spend at once."""
 SHARE = 0.05
-"""Of the time that passes, what a tenant may take beyond that for good."""
+"""The fraction of elapsed time by which a tenant's budget refills."""
 
 
 class MaskBudget:
@@ -36,7 +36,7 @@ class MaskBudget:
             return True
         self._refill()
         spent = self._spent.get(tenant, 0.0) + beyond
-        # A tenant owes no more than its budget: the request that took more ends.
+        # A tenant owes no more than its budget, because the request that exceeds the budget ends.
         self._spent[tenant] = min(spent, BURST_SECONDS)
         return spent <= BURST_SECONDS
 

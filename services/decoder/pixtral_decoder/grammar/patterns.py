@@ -1,7 +1,8 @@
-"""Patterns of a schema, changed so that a match is a string of JSON.
+"""Changes the patterns of a schema so that each match is a valid string of JSON.
 
-xgrammar compiles a pattern for the text of the JSON, in which a quotation mark and a backslash are
-escaped. It excludes both from the matches of a pattern, except in two cases.
+xgrammar compiles a pattern for the text of the JSON, in which a quotation mark and a backslash must
+be escaped. xgrammar excludes both from the matches of a pattern, except in two cases, which
+`mended` and `needs_escapes` describe.
 """
 
 import json
@@ -14,20 +15,21 @@ import xgrammar
 
 # A character beyond ASCII, which may have a needless escape.
 _BEYOND_ASCII = re.compile(r"(?<!\\)((?:\\\\)*)\\?([^\x00-\x7f])")
-# A class that begins with a caret, or an escaped bracket, which begins no class.
+# Either a character class that begins with an escaped caret, or any escaped character: an escaped
+# bracket begins no class.
 _ESCAPED_CARET = re.compile(r"\\.|\[\\\^((?:\\.|[^\]\\])*)\]", re.DOTALL)
 _MAY_NEED_ESCAPES = re.compile(r'["\\]')
 
-# The first contain schemas by name; the second contain none.
+# Keywords whose values contain schemas by name, and keywords whose values contain no schemas.
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _PLAIN = ("enum", "const", "default", "example", "examples")
 
 
 def mended(schema: Any) -> Any:
-    """The schema, with codes for those characters of its patterns that are beyond ASCII.
+    """The schema, with codes in its patterns in place of the characters beyond ASCII.
 
-    If a pattern has such characters, xgrammar compiles it in another way, and does not exclude the
-    quotation mark and the backslash.
+    If a pattern has such characters, xgrammar compiles the pattern in another way, which does not
+    exclude the quotation mark and the backslash.
     """
     if isinstance(schema, list):
         return list(map(mended, schema))
@@ -48,7 +50,7 @@ def mended(schema: Any) -> Any:
 def located(schema: Any, path: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
     """A schema and all schemas in it, at any depth, each with its JSON pointer.
 
-    A value that only looks like a schema is left out.
+    The result leaves out a value that only looks like a schema, such as an example.
     """
     if isinstance(schema, list):
         for i, each in enumerate(schema):
@@ -82,8 +84,8 @@ def patterns(schema: Any) -> Iterator[tuple[str, str]]:
 def needs_escapes(pattern: str) -> bool:
     """Whether matches of a pattern lead to a quotation mark or a backslash.
 
-    If all of them do, xgrammar neither excludes nor escapes the two. If some do, an answer may
-    reach a place where nothing can follow.
+    If all matches do, xgrammar neither excludes nor escapes these two characters. If only some
+    matches do, an answer may reach a point where no character can follow.
     """
     if not _MAY_NEED_ESCAPES.search(pattern):
         return False
@@ -108,7 +110,8 @@ def _leads_to_one(compiled: xgrammar.CompiledGrammar) -> bool:
         byte = secrets.choice([code for code in range(256) if may_come >> code & 1])
         matcher.accept_token(byte)
         made.append(byte)
-    # It writes no escapes itself.
+    # xgrammar writes no escapes itself, so that a quotation mark or a backslash here is from a
+    # match.
     return bool(_MAY_NEED_ESCAPES.search(made[1:-1].decode("utf-8", "replace")))
 
 
@@ -118,9 +121,9 @@ _LONGEST = 64
 
 
 def with_caret(expression: str) -> str:
-    """The expression with the escaped caret at the beginning of a class moved to its end.
+    """The expression, with each escaped caret that begins a class moved to the end of the class.
 
-    xgrammar takes such a class for a negated one.
+    xgrammar treats a class that begins with an escaped caret as a negated class.
     """
     return _ESCAPED_CARET.sub(_caret_last, expression)
 
@@ -130,7 +133,8 @@ def _caret_last(found: re.Match[str]) -> str:
     if others is None:
         return found[0]
     if others.startswith("-") and len(others) > 1:
-        # A range that begins with the caret becomes the caret, and a range that begins after it.
+        # Here the caret begins a range. The range is split into the caret and the range from the
+        # next character, which is the underscore.
         others = f"_{others}"
     others = others.lstrip("^")
     return f"[{others}\\^]" if others else r"\^"

@@ -9,16 +9,17 @@ from pixtral_decoder.grammar.completion import KEYWORDS
 from pixtral_decoder.grammar.patterns import located, pointer_part
 from pixtral_decoder.vllm_hooks.structure_check import is_beyond_xgrammar
 
-# xgrammar ignores these silently, and an answer might not fit them.
+# xgrammar ignores these keywords silently, and an answer might not fit them.
 _IGNORED = (
     *("not", "if", "dependentRequired", "dependentSchemas", "dependencies"),
     *("$dynamicRef", "$recursiveRef"),
 )
-# In a schema with one of these, xgrammar ignores the bounds beside it.
+# If a schema has one of these keywords, xgrammar ignores the bounds in the same schema.
 _ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
-# A format beside listed values says how a program stores them, such as int32.
+# A format such as int32 beside listed values only says how a program stores them, so the decoder
+# allows it there.
 _BOUNDS = frozenset(_ALONE).union(*KEYWORDS.values()) - {"format"}
-# The path helps a person to find the place.
+# A longer path would not help a person to find the keyword.
 _LONGEST_PATH = 300
 
 
@@ -26,9 +27,10 @@ _TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
 
 
 def malformed(schema: Any) -> str | None:
-    """Tells of a type that JSON Schema does not have, or of a reference to nothing.
+    """Describes a type that JSON Schema does not have, or a reference to nothing, in a schema.
 
-    Only for a schema that does not compile: a keyword that nobody knows may hold anything.
+    Call this only for a schema that does not compile. A schema that compiles may have such values
+    under keywords that JSON Schema does not define.
     """
     for path, each in located(schema):
         types = each.get("type", [])
@@ -59,7 +61,7 @@ def ignored(schema: Any) -> str | None:
 
 
 def circular(schema: Any) -> str | None:
-    """Names references that lead only to each other: no answer can follow them."""
+    """Names a reference that leads only to other references and back: no answer can satisfy it."""
     for path, start in _references(schema):
         seen: set[str] = set()
         reference: Any = start
@@ -73,7 +75,7 @@ def circular(schema: Any) -> str | None:
 
 
 def beyond_xgrammar(schema: Any) -> str | None:
-    """Names the keyword because of which vLLM says that xgrammar does not enforce a schema."""
+    """Names the keywords because of which vLLM refuses a schema as beyond xgrammar."""
     if not isinstance(schema, dict) or not is_beyond_xgrammar(schema):
         return None
     path, inner = "#", schema
@@ -84,7 +86,8 @@ def beyond_xgrammar(schema: Any) -> str | None:
         for keyword in inner
         if not is_beyond_xgrammar({name: at for name, at in inner.items() if name != keyword})
     ]
-    # Names all keywords that would each suffice, and the schema if none of them alone is the cause.
+    # Each of `keywords` is a cause: without it, xgrammar would enforce this part. The list is empty
+    # if several keywords are causes independently.
     told = " beside ".join(each for each in keywords if each != "type")
     return not_enforced(told or "the combination of keywords", path)
 
@@ -104,7 +107,7 @@ _NOT_UNIQUE = ("uniqueItems", False)
 
 
 def _beyond(path: str, schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The parts of a schema that vLLM would refuse by themselves."""
+    """The direct parts of a schema that vLLM would refuse as schemas of their own."""
     for name, value in schema.items():
         inside = value if isinstance(value, list) else [value]
         for i, each in enumerate(inside):
@@ -130,6 +133,6 @@ def _resolved(schema: Any, reference: str) -> Any:
 
 
 def _shown(path: str) -> str:
-    """In ASCII, on one line."""
+    """The path in ASCII, on one line, cut at _LONGEST_PATH."""
     shown = json.dumps(path)[1:-1]
     return shown if len(shown) <= _LONGEST_PATH else f"{shown[:_LONGEST_PATH]}..."

@@ -1,1 +1,1 @@
-"""Every contact with the inside of vLLM, one file each."""
+"""Every contact with the inside of vLLM, in a file of its own."""

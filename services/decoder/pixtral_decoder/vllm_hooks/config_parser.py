@@ -2,13 +2,13 @@
 
 Library: vLLM
 Changes: registers a config format, `pixtral-params`, through vLLM's official interface. In a
-    decoder's processes it also replaces vLLM's own format `mistral`, which the loader of the
-    tokenizer detects by itself.
+    decoder's processes it also replaces vLLM's own format `mistral`, because vLLM's tokenizer
+    loader always chooses that format for such a checkpoint.
 Why: published Pixtrals do not state their context length. vLLM then looks for a Hugging Face config
-    beside the checkpoint, in vain and with pauses between the attempts, which delays the start.
-    vLLM's Mistral reads the scaling of queries in long contexts (Ministral 3) from `params.json`,
-    and ignores it in `config.json`.
-Upstream: https://github.com/vllm-project/vllm/pull/57279 (the length itself; the look is not named)
+    beside the checkpoint. It finds none, and pauses between its attempts delay the start. vLLM's
+    Mistral reads the scaling of queries in long contexts (Ministral 3) from `params.json`, and
+    ignores it in `config.json`.
+Upstream: https://github.com/vllm-project/vllm/pull/57279 (about the length, not about the attempts)
 Versions: vLLM 0.25.1 to 0.33.0
 """
 
@@ -30,7 +30,7 @@ from pixtral_core.model.vision_spec import read_params
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# The values that vLLM and mistral-inference take where `params.json` has none.
+# vLLM and mistral-inference use this context length if `params.json` has none.
 CONTEXT_LENGTH = 128_000
 
 _PACKAGE = "vllm.transformers_utils"
@@ -56,7 +56,7 @@ def check_upstream() -> None:
 
 
 def register(config_format: str, *, is_decoders: bool) -> None:
-    """Makes the parser known to this process; vLLM's own is replaced in a decoder's alone."""
+    """Registers the parser in this process. In a decoder's process it also replaces vLLM's own."""
     register_config_parser(config_format)(ParamsParser)
     if is_decoders:
         with _replaced_on_purpose():
@@ -65,7 +65,8 @@ def register(config_format: str, *, is_decoders: bool) -> None:
 
 @contextmanager
 def _replaced_on_purpose() -> Iterator[None]:
-    # vLLM warns of a format that is registered twice, which an operator could do nothing about.
+    # vLLM warns when a format is registered twice. Here the second registration is deliberate, so
+    # the warning would only mislead an operator.
     logger = logging.getLogger(register_config_parser.__module__)
 
     def is_of_something_else(record: logging.LogRecord) -> bool:
@@ -79,7 +80,7 @@ def _replaced_on_purpose() -> Iterator[None]:
 
 
 class ParamsParser(ConfigParserBase):
-    """vLLM's own parsers, with the fields that they leave out for these models."""
+    """Runs vLLM's own parsers, and adds the fields that they leave out for Pixtral models."""
 
     def parse(
         self, model: str | Path, *args: Any, **kwargs: Any
@@ -93,7 +94,7 @@ class ParamsParser(ConfigParserBase):
 
 
 def _completed(model_dir: Path, config: Any) -> "PreTrainedConfig":
-    """transformers' config with the fields that the decoder's model and vLLM's Mistral read."""
+    """Adds to transformers' config the fields that the decoder's model and vLLM's Mistral read."""
     spec, text, vision = read_spec(model_dir), config.text_config, config.vision_config
     text.architectures = ["MistralForCausalLM"]
     text.tie_word_embeddings = read_language(model_dir).is_tied

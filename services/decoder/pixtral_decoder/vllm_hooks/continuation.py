@@ -1,11 +1,12 @@
-"""Continues an answer that another decoder began, as if this decoder had made it from its start.
+"""Continues an answer that another decoder began, as if this decoder had made all of it.
 
 Library: vLLM
-Changes: nothing; it runs vLLM's own detokenizer for the whole answer, where vLLM runs one for the
-    rest.
-Why: vLLM treats tokens that another decoder made as part of the prompt. So the hook counts the
-    answer's tokens against its limits, and makes its text. The bytes of a character may lie on both
-    sides of the cut. A stop string may, too, and its possible beginning must wait.
+Changes: nothing; it runs vLLM's own detokenizer for the whole answer, while vLLM would run it only
+    for the new tokens.
+Why: vLLM treats tokens that another decoder made as part of the prompt. So the hook subtracts them
+    from the answer's limits, and makes the answer's text. A character or a stop string may begin
+    before the cut and end after it, and the hook keeps the possible beginning of a stop string
+    back.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -47,12 +48,12 @@ TOUCHES = (
     ),
 )
 
-# As many are turned into text in about a millisecond.
+# The conversion of this many tokens to text takes about a millisecond. More go to a thread.
 OFFLOAD_TOKENS = 64
 
 
 class NotContinued(Exception):
-    """The next token depends on more of the answer than its tokens."""
+    """The answer has a parameter with which its tokens alone do not determine the next token."""
 
 
 class Detokenizer(Protocol):
@@ -72,7 +73,10 @@ def check_upstream() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The new text and tokens; `stop_string` is the one that ends it here."""
+    """New text and tokens of an answer.
+
+    `stop_string` is the stop string that ends the answer with this piece, or None.
+    """
 
     text: str
     token_ids: Sequence[int]
@@ -80,7 +84,7 @@ class Piece:
 
 
 class Continuation:
-    """The text of one answer, by vLLM's own detokenizer, from the first token on."""
+    """Makes the text of one answer with vLLM's own detokenizer, from the first token on."""
 
     def __init__(self, detokenizer: Detokenizer) -> None:
         self._detokenizer = detokenizer
@@ -89,9 +93,10 @@ class Continuation:
     async def begin(
         cls, prompt: Prompt, parameters: "SamplingParams", tokenizer: "TokenizerLike | None"
     ) -> "Continuation":
-        """At the cut; `parameters` are vLLM's for the whole answer.
+        """The continuation after `prompt.generated`.
 
-        They are changed to those of the rest. Raises NotContinued.
+        `parameters` are vLLM's parameters for the whole answer. This method changes them to those
+        of the rest. Raises NotContinued.
         """
         if parameters.presence_penalty or parameters.frequency_penalty or parameters.bad_words:
             raise NotContinued
@@ -108,13 +113,16 @@ class Continuation:
         return cls(detokenizer)
 
     def add(self, token_ids: Sequence[int], finish_reason: str | None) -> Piece:
-        """The delta for the engine's next tokens, with the reason why they are its last."""
+        """The text and tokens to return for the engine's next tokens.
+
+        `finish_reason` is vLLM's reason if these tokens are the last.
+        """
         detokenizer = self._detokenizer
         before = detokenizer.num_output_tokens()
         stop_string = detokenizer.update(list(token_ids), finish_reason == "stop")
         is_last = stop_string is not None or finish_reason is not None
         text = detokenizer.get_next_output_text(is_last, True)
-        # None that the engine made behind a stop string.
+        # The tokens after a stop string are not part of the answer.
         kept = token_ids[: detokenizer.num_output_tokens() - before]
         return Piece(text, kept, stop_string)
 
@@ -125,7 +133,7 @@ def _at_the_cut(
     from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
-    # vLLM's own kind of request, so that whatever its detokenizer looks at is there.
+    # A request of vLLM's own type has all attributes that the detokenizer reads.
     request = EngineCoreRequest(
         request_id=prompt.request_id,
         prompt_token_ids=list(prompt.token_ids),
@@ -140,6 +148,6 @@ def _at_the_cut(
     detokenizer = IncrementalDetokenizer.from_new_request(tokenizer, request)
     for token_id in prompt.generated:
         detokenizer.update([token_id], False)
-    # The client has it.
+    # The client already has this text.
     detokenizer.get_next_output_text(False, True)
     return detokenizer

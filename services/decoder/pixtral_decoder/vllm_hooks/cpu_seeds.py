@@ -1,12 +1,12 @@
-"""Lets a request with a seed survive a prompt that takes several steps, on a CPU.
+"""Keeps an engine on a CPU alive when a request with a seed has a prompt of several steps.
 
 Library: vLLM
 Changes: while a request's prompt is incomplete, GPUModelRunner draws no token for it from the
     request's generator.
 Why: vLLM samples after every step and discards the token of an incomplete prompt. Its model runner
-    V1 then resets the request's generator by an offset, which only a GPU's generator has: on a CPU
-    the engine dies, for every request. Model runner V2, which vLLM runs on a GPU with Triton,
-    derives each draw from seed and position and needs no hook.
+    V1 then resets the offset of the request's generator, and only a GPU's generator has an offset.
+    On a CPU the engine dies, and with it every request. Model runner V2, which vLLM runs on a GPU
+    with Triton, derives each draw from seed and position and needs no hook.
 Upstream: https://github.com/vllm-project/vllm/pull/10097 (brought the offset)
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -41,7 +41,7 @@ def check_upstream() -> None:
 
 
 def leave_generators_alone() -> None:
-    """From now on, in this process, no generator is used for a token that is discarded."""
+    """From now on vLLM uses no generator for a token that it discards, in this process."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     sample, keep_books = GPUModelRunner._sample, GPUModelRunner._bookkeeping_sync
@@ -67,7 +67,10 @@ def leave_generators_alone() -> None:
 
 
 def _taken(runner: "GPUModelRunner") -> Mapping[int, torch.Generator]:
-    """The generators of requests whose token is discarded, out of the batch."""
+    """Takes the generators of some requests out of the batch, and returns them.
+
+    These are the requests whose token vLLM discards.
+    """
     generators = runner.input_batch.generators
     discarded = np.nonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs])[0]
     return {int(at): generators.pop(int(at)) for at in discarded if int(at) in generators}

@@ -1,10 +1,10 @@
-"""Ends an engine without the report that it has died.
+"""Ends an engine without a log line that the engine has died.
 
 Library: vLLM
 Changes: the task that reads the engine's output ends before the engine does.
-Why: AsyncLLM.shutdown ends the engine's process first, and cancels that task after it has returned.
-    It blocks, so it must run in a thread. Then the task takes the end of the engine for its death
-    and logs it as an error.
+Why: AsyncLLM.shutdown ends the engine's process first, and cancels that task afterwards. Because
+    AsyncLLM.shutdown blocks, it must run in a thread. Meanwhile the task mistakes the end of the
+    process for a failure of the engine, and logs an error.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """

@@ -3,8 +3,8 @@
 Library: vLLM
 Changes: the processes that vLLM starts for a decoder watch their parent, from the time when they
     load the plug-in.
-Why: vLLM's engine outlives a decoder that was killed. During its start it waits minutes for its
-    parent; later it occupies its memory and its device forever.
+Why: if the decoder is killed, vLLM's engine continues to run. While it starts, it waits minutes for
+    its parent. After its start, it occupies its memory and its device forever.
 Upstream: https://github.com/vllm-project/vllm/issues/55510
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -20,8 +20,9 @@ TOUCHES = (
     Touch("vllm.v1.engine.core", "EngineCore.__init__", mentions=("load_general_plugins",)),
 )
 
-# Set by the decoder and by each process that begins to watch, for the processes that it starts:
-# one that begins after its parent's death could not tell by itself who that was.
+# This environment variable has the id of the parent. The decoder, and each process that begins to
+# watch, sets it for its children: a child that begins after its parent's death could not find the
+# parent's id by itself.
 PARENT = "PIXTRAL_ENGINE_PARENT"
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -32,20 +33,21 @@ def check_upstream() -> None:
 
 
 def is_owned() -> bool:
-    """Whether this process is a decoder's, or one of its engine's."""
+    """Whether this process is a decoder, or a process of a decoder's engine."""
     return PARENT in os.environ
 
 
 def own() -> None:
-    """Has the processes that this one starts end with it, where they call `end_with_parent`."""
+    """Makes the children of this process end with it, if they call `end_with_parent`."""
     os.environ[PARENT] = str(os.getpid())
 
 
 def end_with_parent() -> None:
-    """Ends this process once its parent has ended, however that was. Calling it again is nothing.
+    """Watches the parent, and ends this process once the parent has ended for any reason.
 
-    Not by prctl's PR_SET_PDEATHSIG: that is sent when the thread ends that started the process,
-    and the decoder's ends when its engine has started.
+    A second call changes nothing. prctl's PR_SET_PDEATHSIG would not do: the system sends that
+    signal when the thread that started the process ends, and the decoder's thread that starts the
+    engine ends after the start.
     """
     parent = os.environ.get(PARENT)
     if parent is None or int(parent) == os.getpid():

@@ -1,14 +1,14 @@
 """Passes Mistral's tokens to xgrammar as bytes, so that a grammar allows every character.
 
 Library: vLLM
-Changes: XgrammarBackend reads each token of a Tekken tokenizer as its bytes, and no control token
-    of SentencePiece as text. It compiles JSON for a vocabulary without the control characters that
-    JSON strings must not have.
+Changes: XgrammarBackend reads each token of a Tekken tokenizer as the token's bytes, and ignores
+    the control tokens of SentencePiece. It compiles JSON for a vocabulary without the control
+    characters that JSON strings must not have.
 Why: vLLM passes the tokens to xgrammar as texts, in which a token that is part of a character is
-    U+FFFD. A structured output then cannot have a character of several tokens, as most emoji are.
-    If it must have one, xgrammar allows no token and the request fails. vLLM also passes a control
-    token as the text of its name. xgrammar's own strings of a bounded length, and its expressions
-    within JSON, allow control characters, which no JSON string has.
+    U+FFFD. A structured output then cannot have a character of several tokens, such as most emoji.
+    If the structure requires such a character, xgrammar allows no token and the request fails. vLLM
+    also passes a control token as the text of its name. And xgrammar allows control characters,
+    which no JSON string may have, in strings of a bounded length and in patterns.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -49,12 +49,12 @@ TOUCHES = (
     Touch(_SENTENCEPIECE, "SentencePieceTokenizer.is_special", parameters=("token",)),
 )
 
-# Behind this Lark has a schema.
+# In a grammar in Lark, a schema comes after this keyword.
 _LARK_JSON = "%json"
-# An attribute of the backend.
+# The hook stores the compiler for JSON in this attribute of the backend.
 _JSON_COMPILER = "pixtral_json_compiler"
-# JSON has line breaks and tabs between values, and none within a string. xgrammar leaves line
-# breaks out of strings by itself.
+# JSON may have line breaks between values, but not within a string. xgrammar itself excludes line
+# breaks from strings, so that they need not be here.
 _NOT_JSON = frozenset(set(range(0x20)) - set(b"\r\n"))
 _NOT_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
 
@@ -73,14 +73,14 @@ def check_upstream() -> None:
 
 
 def spell_in_bytes() -> None:
-    """From now on, in this process."""
+    """Passes tokens to xgrammar as bytes, in this process from now on."""
     from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
     begin: Callable[[XgrammarBackend], None] = XgrammarBackend.__post_init__
 
     @wraps(begin)
     def begin_with_bytes(backend: "XgrammarBackend") -> None:
-        # A tokenizer may be of several kinds; Mistral's alone is spelled anew.
+        # Only the tokens of Mistral's tokenizers need another spelling.
         tokenizer: Any = backend.tokenizer
         is_tekken = getattr(tokenizer, "is_tekken", False)
         if not is_tekken and not getattr(tokenizer, "is_spm", False):
@@ -108,7 +108,10 @@ def spell_in_bytes() -> None:
 
 
 def compile_json_apart() -> None:
-    """From now on, in this process; behind all others that change how a schema is compiled."""
+    """Compiles JSON for the vocabulary without control characters, in this process from now on.
+
+    Call it after all other hooks that change how vLLM compiles a schema.
+    """
     from vllm.v1.structured_output.backend_types import StructuredOutputOptions
     from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
@@ -126,7 +129,8 @@ def compile_json_apart() -> None:
             request_type == StructuredOutputOptions.GRAMMAR and has_json(grammar_spec)
         )
         if is_json and hasattr(backend, _JSON_COMPILER):
-            # Another request's structure is compiled at the same time, by the same backend.
+            # The original must not change, because the same backend may compile another request's
+            # structure at the same time.
             backend = copy.copy(backend)
             backend.compiler = getattr(backend, _JSON_COMPILER)
         return compile_grammar(backend, request_type, grammar_spec, *args, **kwargs)
@@ -135,18 +139,21 @@ def compile_json_apart() -> None:
 
 
 def has_json(grammar: str) -> bool:
-    """Whether a grammar in Lark has a schema in it."""
+    """Whether a grammar in Lark contains a schema."""
     return _LARK_JSON in grammar
 
 
 def in_json(piece: bytes) -> bytes:
-    """A token's bytes; none of one that has a character that no JSON has."""
+    """A token's bytes; empty if one of them is a control character that no JSON has."""
     return piece if _NOT_JSON.isdisjoint(piece) else b""
 
 
 def pieces(tekkenizer: Tekkenizer, count: int) -> list[bytes]:
-    """Each token's bytes; none, which xgrammar never allows, of one that can be in no text: a
-    control token, or a byte that UTF-8 does not have."""
+    """The bytes of each token.
+
+    They are empty for a control token and for a token with a byte that UTF-8 does not have, because
+    no text has such a token. xgrammar never allows a token without bytes.
+    """
     return [
         b"" if tekkenizer.is_special(token) else _in_text(tekkenizer.id_to_byte_piece(token))
         for token in range(count)
@@ -154,7 +161,7 @@ def pieces(tekkenizer: Tekkenizer, count: int) -> list[bytes]:
 
 
 def sentencepieces(tokenizer: Any, texts: Sequence[str]) -> list[str]:
-    """Each token's piece, whose bytes xgrammar knows; none of one that can be in no text."""
+    """The piece of each token, as SentencePiece spells it; empty for a token that no text has."""
     return [
         "" if tokenizer.is_special(token) or not _in_text(piece_bytes(piece)) else piece
         for token, piece in enumerate(texts)

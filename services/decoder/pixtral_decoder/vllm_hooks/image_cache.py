@@ -1,13 +1,13 @@
-"""Tracks which images the engine's process has, so that an embedding is sent to it once.
+"""Tracks which images the engine's process has, so that the decoder sends an embedding once.
 
 Library: vLLM
 Changes: nothing; it reads and updates the frontend's record of the engine's image cache, as vLLM's
     own multimodal processor does.
 Why: embeddings bypass that processor. vLLM's official InputProcessor.inject_into_mm_cache ignores
-    an image without data, so that the two sides evict in a different order and the record becomes
-    wrong. It also treats every exception as a cache without effect. When the record is wrong, 0.32
-    repairs it (mm_cache_miss_hashes) and fails the request, and 0.25.1 fails the request; the
-    decoder then sends all images of the request again.
+    an image without data, so that the frontend and the engine drop images in different orders, and
+    the record becomes wrong. After any exception it also continues as if there were no cache. If
+    the record is wrong, vLLM fails the request, and 0.32 also repairs the record
+    (mm_cache_miss_hashes). The decoder then sends all images of the request again.
 Upstream: https://github.com/vllm-project/vllm/pull/46747
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -53,10 +53,10 @@ def check_upstream() -> None:
 
 
 class ImageCache:
-    """The record of one engine's image cache. For one event loop.
+    """The record of one engine's image cache. Only one event loop may use it.
 
-    The engine's process updates its cache in the order in which requests reach it. So nothing may
-    be awaited between `sent` and vLLM's sending of the request.
+    The engine's process updates its cache in the order in which requests reach it. So the caller
+    must not await anything between `sent` and the sending of the request.
     """
 
     def __init__(self, record: Record | None) -> None:
@@ -73,17 +73,18 @@ class ImageCache:
     def sent(
         self, names: Sequence[str], items: "Sequence[MultiModalKwargsItem | None]"
     ) -> "list[MultiModalKwargsItem | None] | None":
-        """The data to send for a request's images: none for an image that the engine has.
+        """The data to send for a request's images, with None for each image that the engine has.
 
-        `items[i]` is None if the caller has no embedding of image `names[i]`. Returns None if
-        the engine lacks such an image, too. The record then counts a request that is never sent;
-        at worst, an image is sent again for that.
+        `items[i]` is None if the caller has no embedding of image `names[i]`. Returns None if the
+        engine lacks such an image, too. The caller then sends no request, although the record
+        already counts it. At worst, the decoder later sends an image once more than necessary.
         """
         record = self._record
         if record is None:
             return None if None in items else list(items)
         for name in names:
-            # The engine does the same: it touches known images first, so that they stay.
+            # The engine does the same. Known images come first, so that new images do not displace
+            # them.
             record.touch_sender_cache_item(name)
         sent: list[MultiModalKwargsItem | None] = []
         for name, item in zip(names, items, strict=True):
@@ -93,7 +94,10 @@ class ImageCache:
         return sent
 
     def sent_again(self, name: str, item: "MultiModalKwargsItem") -> "MultiModalKwargsItem | None":
-        """The data to send for an image that has just been sent with another request."""
+        """The data to send for an image that the decoder has just sent with another request.
+
+        None if the engine still has the image.
+        """
         if self._record is None:
             return item
         given = None if self._record.is_cached_item(name) else (item, ())

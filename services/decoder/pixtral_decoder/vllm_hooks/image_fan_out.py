@@ -1,8 +1,8 @@
-"""Sends the images of a request for several answers to the engine once.
+"""Sends the images of a request to the engine only once if the request asks for several answers.
 
 Library: vLLM
-Changes: EngineCoreClient.add_request_async, of one engine, leaves out those images that an earlier
-    copy of the request has sent.
+Changes: the method add_request_async of an engine's EngineCoreClient leaves out those images that
+    an earlier copy of the request has sent.
 Why: vLLM divides a request with n > 1 into one request for each answer, and sends their common
     images with each: n times 8 MB for a large image.
 Upstream: https://github.com/vllm-project/vllm/pull/14985 (shares the images, sends them n times)
@@ -33,7 +33,7 @@ def check_upstream() -> None:
 
 
 def send_images_once(llm: "AsyncLLM", cache: ImageCache) -> None:
-    """From now on, for the requests of `llm`; `cache` is the record of its engine's images."""
+    """Changes how `llm` sends requests. `cache` is the record of its engine's images."""
     core = llm.engine_core
     send = core.add_request_async
 

@@ -1,10 +1,10 @@
-"""Returns the whole characters of a last token that ends within another character.
+"""Returns the whole characters of an answer's last token if the token ends within a character.
 
 Library: vLLM
 Changes: nothing; it adds the text that vLLM keeps back to the answer's last text.
-Why: vLLM keeps a token's text back if the token ends within a character, until the next token has
-    the rest. After the last token none comes: an answer that `max_tokens` ends there also lacks the
-    whole characters of that token.
+Why: if a token ends within a character, vLLM keeps the token's whole text back until the next token
+    has the rest of the character. If `max_tokens` ends the answer there, no next token comes, and
+    the answer lacks also the whole characters of the last token.
 Upstream: none known
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -36,9 +36,10 @@ TOUCHES = (
     Touch(_SENTENCEPIECE, "SentencePieceTokenizer.id_to_piece", parameters=("token_id",)),
 )
 
-# Enough: a character would have to span more tokens than this in a row.
+# These are enough tokens, because a character never spans as many.
 RECENT = 32
-# It stands for bytes that are no character, and vLLM keeps text back that ends with it.
+# A decoder of UTF-8 puts this character in place of bytes that are no character. vLLM keeps text
+# back that ends with it.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -48,8 +49,10 @@ def check_upstream() -> None:
 
 
 class LastCharacters:
-    """The characters of one choice that vLLM keeps back; `generated` are its tokens that another
-    decoder made."""
+    """The characters of one choice that vLLM keeps back.
+
+    `generated` are the tokens of the choice that another decoder has made.
+    """
 
     def __init__(self, tokenizer: Any, generated: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer.tokenizer

@@ -29,7 +29,7 @@ TOUCHES = (
     Touch("vllm.v1.structured_output.request", "StructuredOutputRequest.grammar"),
 )
 
-# An attribute of the grammar, of which each request has one of its own.
+# The hook stores the time in this attribute of the grammar. Each request has a grammar of its own.
 _SECONDS = "pixtral_seconds"
 
 
@@ -46,7 +46,7 @@ def check_upstream() -> None:
 
 
 def measure() -> None:
-    """From now on, in this process."""
+    """Starts to measure in this process. A second call changes nothing."""
     from vllm.v1.structured_output.backend_xgrammar import XgrammarGrammar
 
     for name in _METHODS:
@@ -59,7 +59,7 @@ def take_seconds(request: Structured) -> float:
     """The time that a request's structured output has taken since the last call."""
     structured = request.structured_output_request
     grammar = None if structured is None else structured.grammar
-    # None of another library's grammars is timed; an engine may be started with one.
+    # The grammar has no time if it is of another library than xgrammar.
     seconds: float = getattr(grammar, _SECONDS, 0.0)
     if seconds:
         setattr(grammar, _SECONDS, 0.0)
@@ -67,7 +67,7 @@ def take_seconds(request: Structured) -> float:
 
 
 def _timed(method: Callable[..., Any]) -> Callable[..., Any]:
-    # Not under its module's name: that tells the hook's own from vLLM's.
+    # `wraps` must not copy __module__, by which `measure` distinguishes this function from vLLM's.
     @wraps(method, assigned=("__name__", "__qualname__", "__doc__"))
     def timed(grammar: Any, *args: Any, **kwargs: Any) -> Any:
         began = time.thread_time()

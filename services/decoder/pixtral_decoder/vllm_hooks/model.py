@@ -3,9 +3,9 @@
 Library: vLLM
 Changes: nothing; it is a model class that uses vLLM's official registration and model interfaces,
     and takes image embeddings from before the vision-language adapter. It builds vLLM's own Mistral
-    language model, and answers where vLLM asks for a multimodal processor.
-Why: vLLM's own Pixtral takes pixels alone, loads the tower, and needs torchvision to import. vLLM's
-    ECConnector carries the embeddings from after the adapter, which are five times as large.
+    language model. It also registers a multimodal processor, which vLLM requires but never uses.
+Why: vLLM's own Pixtral takes only pixels, loads the vision tower, and needs torchvision to import.
+    vLLM's ECConnector passes the embeddings from after the adapter, which are five times as large.
 Upstream: https://github.com/vllm-project/vllm/pull/25233 (encoders apart, cut behind the adapter)
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -40,18 +40,19 @@ from pixtral_core.model.load_progress import LoadProgress
 from pixtral_decoder.vllm_hooks import cpu_seeds
 
 EMBEDDING_FIELD = "image_embeddings"
-"""Name of the multimodal field, and of `embed_multimodal`'s argument, that holds embeddings."""
+"""The name of the multimodal field with the embeddings, and of `embed_multimodal`'s argument."""
 
 _ADAPTER = "vision_language_adapter."
 _LANGUAGE = "language_model."
 
-# In a model of text alone, and in transformers' Pixtral.
+# PEFT's names of the language model's parts, in transformers' Pixtral and in a model of text alone.
 _PEFT_NAMES = {
     "model.language_model.": "language_model.model.",
     "model.layers.": "language_model.model.layers.",
 }
-# In a checkpoint in Hugging Face's format: transformers puts `model.` before them since 4.52. In
-# this order, in which a name goes through all of them.
+# The names in a checkpoint in Hugging Face's format. With `model.` before them they are those of
+# transformers 4.52 and later. The order matters, because vLLM applies all entries to a name, one
+# after the other.
 _HF_NAMES = {
     **_PEFT_NAMES,
     "model.vision_tower.": "vision_encoder.",
@@ -63,7 +64,7 @@ _HF_NAMES = {
     "multi_modal_projector.norm.": "pre_mm_projector_norm.",
     "lm_head": f"{_LANGUAGE}lm_head",
 }
-# The scales of Mistral's own checkpoints in 8 bits, there and in vLLM.
+# The names of scales in Mistral's own checkpoints in 8 bits, and the names in vLLM.
 _HF_SCALES = {".activation_scale": ".input_scale", ".weight_scale_inv": ".weight_scale"}
 
 _MODELS = "vllm.model_executor.models"
@@ -98,9 +99,10 @@ TOUCHES = (
     Touch("vllm.model_executor.model_loader.weight_utils", "default_weight_loader"),
 )
 
-# vLLM sizes its encoder cache, which holds what the adapter makes until it is computed, by one
-# image or one step's tokens. With one there, the image behind it waits for the whole of it, and
-# the step that computes its last tokens is nearly empty.
+# vLLM's encoder cache contains the adapter's output of each image until the language model has
+# computed the image's tokens. vLLM sizes this cache for one image or the tokens of one step. With
+# room for one image only, the next image waits until the last token of the first is computed, and
+# the step with the last tokens is nearly empty.
 IMAGES_AT_ONCE = 4
 
 
@@ -117,7 +119,7 @@ def max_image_tokens(vision: Any) -> int:
 
 
 class ProcessingInfo(BaseProcessingInfo):
-    """The facts of images from which vLLM sizes its encoder cache."""
+    """The facts about images from which vLLM sizes its encoder cache."""
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": None}
@@ -137,7 +139,8 @@ class _NoDummyInputs(BaseDummyInputsBuilder[ProcessingInfo]):
 
 
 class _NoProcessor(BaseMultiModalProcessor[ProcessingInfo]):
-    """Stands where vLLM asks for a processor; prompts arrive with their embeddings in place."""
+    """The processor that vLLM requires. vLLM never uses it, because prompts come with
+    embeddings."""
 
     def _get_mm_fields_config(self, *args: object, **kwargs: object) -> Mapping[str, Any]:
         return {}
@@ -147,7 +150,7 @@ class _NoProcessor(BaseMultiModalProcessor[ProcessingInfo]):
 
 
 class VisionLanguageAdapter(nn.Module):
-    """From the cut to the language model: `(tokens, width)` to `(tokens, hidden)`."""
+    """The vision-language adapter: `(tokens, width)` to `(tokens, hidden)`."""
 
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
         super().__init__()
@@ -164,13 +167,14 @@ class VisionLanguageAdapter(nn.Module):
     _NoProcessor, info=ProcessingInfo, dummy_inputs=_NoDummyInputs
 )
 class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA):
-    """Parameters as in a Mistral-format checkpoint; images as embeddings cut before the adapter.
+    """The model with the parameter names of a checkpoint in Mistral's format.
 
-    LoRA adapters are of the language model alone: the tower that made the embeddings has none.
+    Its images are embeddings from before the adapter. LoRA adapters can change only the language
+    model, because the vision tower runs in the encoder, which has no LoRA.
     """
 
-    # Quantized checkpoints and LoRA adapters name the parts; vLLM looks up here what it fuses them
-    # into.
+    # vLLM fuses some modules into one. Quantized checkpoints and LoRA adapters have the names of
+    # the parts, and vLLM finds the fused module here.
     packed_modules_mapping = {  # noqa: RUF012
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
@@ -179,14 +183,15 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         if current_platform.is_cpu():
-            # Here: a model is built by the process that runs it, once that has chosen its device.
+            # The hook begins here, because the process that runs the model also builds it, after
+            # the choice of the device.
             cpu_seeds.leave_generators_alone()
         config = vllm_config.model_config.hf_config
-        # Asked for where LoRA layers are put in.
+        # vLLM reads this attribute when it inserts LoRA layers.
         self.config = config
         self._model_dir = Path(vllm_config.model_config.model)
         with self._mark_language_model(vllm_config):
-            # vLLM says of it no more than that it is a module.
+            # vLLM's type for the language model is only nn.Module.
             self.language_model: Any = init_vllm_registered_model(
                 vllm_config=vllm_config,
                 hf_config=config.text_config,
@@ -198,9 +203,9 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
             bias=getattr(config.vision_config, "adapter_bias", True),
         )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
-        # The names that PEFT has for them in a model of text alone, and in transformers' Pixtral.
-        # The instance has it, not the class: vLLM would use the class's to rename what a quantized
-        # checkpoint leaves out, too.
+        # This mapper is for the names in LoRA adapters. It is an attribute of the instance, because
+        # vLLM would use an attribute of the class also for the list of modules that a quantized
+        # checkpoint leaves unquantized.
         self.hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=_PEFT_NAMES)
 
     @classmethod
@@ -216,7 +221,8 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
     def embed_multimodal(self, **kwargs: Any) -> list[torch.Tensor]:
         """Runs the adapter over the images of a step.
 
-        Image by image, so that an image's numbers do not depend on its companions.
+        The adapter runs for one image at a time, so that an image's values do not depend on the
+        other images of the step.
         """
         embeddings = kwargs.get(EMBEDDING_FIELD)
         if embeddings is None:
@@ -240,10 +246,14 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Loads adapter and language model; returns the parameters set, which vLLM checks."""
+        """Loads the adapter and the language model.
+
+        Returns the names of the parameters that it has set, which vLLM checks.
+        """
         adapter = dict(self.vision_language_adapter.named_parameters())
         loaded: set[str] = set()
-        # All processes of an engine load at one pace, and the first one tells it.
+        # All processes of an engine load at the same pace, so that only the first logs its
+        # progress.
         is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         progress = LoadProgress(weight_bytes(self._model_dir)) if is_first else None
 
@@ -267,7 +277,7 @@ class PixtralEmbeddingsForConditionalGeneration(nn.Module, SupportsMultiModal, S
 class HuggingFacePixtralEmbeddingsForConditionalGeneration(
     PixtralEmbeddingsForConditionalGeneration
 ):
-    """The same, with parameters as in a checkpoint in Hugging Face's format."""
+    """The model with the parameter names of a checkpoint in Hugging Face's format."""
 
     hf_to_vllm_mapper = WeightsMapper(orig_to_new_prefix=_HF_NAMES, orig_to_new_suffix=_HF_SCALES)
 

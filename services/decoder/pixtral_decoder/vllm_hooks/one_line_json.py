@@ -1,11 +1,12 @@
-"""Makes the JSON of one request come on one line.
+"""Puts the JSON of a request on one line if the request asks for that.
 
 Library: vLLM
 Changes: XgrammarBackend compiles a schema that `on_one_line` has marked to JSON with white space
     only after commas and colons.
 Why: vLLM's StructuredOutputsParams has `disable_any_whitespace` for a request, but its xgrammar
-    backend knows it for a whole engine only. A grammar that xgrammar has printed says it too, but
-    xgrammar misreads a character from U+0080 to U+00FF before a hexadecimal digit in it.
+    backend applies this option only to a whole engine. The grammar that xgrammar prints for a
+    schema could replace the schema, but xgrammar misreads a printed character from U+0080 to U+00FF
+    before a hexadecimal digit.
 Upstream: none known
 Versions: vLLM 0.32.0 (of 0.25.1 and 0.33.0, the names alone)
 """
@@ -34,7 +35,7 @@ TOUCHES = (
     Touch("xgrammar", "GrammarCompiler.compile_json_schema", parameters=("any_whitespace",)),
 )
 
-# An annotation: every schema may have it, and it allows and forbids nothing.
+# This keyword is an annotation: every schema may have it, and it changes no answer.
 _KEYWORD = "$comment"
 _MARK = "pixtral: on one line"
 
@@ -59,7 +60,7 @@ def is_on_one_line(schema: str) -> bool:
 
 
 def compile_marked() -> None:
-    """From now on, in this process."""
+    """Compiles marked schemas to JSON on one line, in this process from now on."""
     from vllm.v1.structured_output.backend_types import StructuredOutputOptions
     from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 
@@ -67,7 +68,8 @@ def compile_marked() -> None:
     if compile_grammar.__module__ == __name__:
         return
 
-    # Not under its name alone: the module tells the hook's own from vLLM's.
+    # `wraps` must not copy __module__, by which the line above distinguishes this function from
+    # vLLM's.
     @wraps(compile_grammar, assigned=("__name__", "__qualname__", "__doc__"))
     def compile_on_one_line(
         backend: "XgrammarBackend",
@@ -77,7 +79,8 @@ def compile_marked() -> None:
         **kwargs: Any,
     ) -> Any:
         if request_type == StructuredOutputOptions.JSON and is_on_one_line(grammar_spec):
-            # The same backend may compile another request's schema at the same time.
+            # The original must not change, because the same backend may compile another request's
+            # schema at the same time.
             backend = copy.copy(backend)
             compiler: Any = _OneLine(backend.compiler)
             backend.compiler = compiler

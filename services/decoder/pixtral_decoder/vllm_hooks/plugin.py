@@ -1,7 +1,7 @@
 """The vLLM plug-in: makes the decoder's model known to every process of a vLLM engine.
 
-vLLM finds `register` through the entry point group `vllm.general_plugins` and calls it in the
-process that starts an engine and again in the engine's own.
+vLLM finds `register` through the entry point group `vllm.general_plugins`. It calls `register` in
+the process that starts an engine, and again in the engine's own processes.
 """
 
 import multiprocessing
@@ -33,11 +33,11 @@ def register() -> None:
 
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
-    # A name, not a class: the class is imported only when the model is built, after a worker has
-    # chosen its device.
+    # With a name instead of a class, vLLM imports the class only when it builds the model, after a
+    # worker has chosen its device.
     for name in (ARCHITECTURE, HF_ARCHITECTURE):
         ModelRegistry.register_model(name, f"pixtral_decoder.vllm_hooks.model:{name}")
-    # Every vLLM in the same environment loads the plug-in.
+    # Every vLLM in the same environment loads the plug-in, even one that no decoder has started.
     is_decoders = exit_with_parent.is_owned()
     config_parser.register(CONFIG_FORMAT, is_decoders=is_decoders)
     if is_decoders:

@@ -17,14 +17,14 @@ TOUCHES = (Touch("vllm.exceptions", "VLLMValidationError"),)
 
 REFUSALS: tuple[type[Exception], ...] = (
     ValueError,
-    # Up to 0.26 the class does not exist, and `VLLMValidationError` is a ValueError.
+    # vLLM up to 0.26 does not have this class, and its `VLLMValidationError` is a ValueError.
     getattr(exceptions, "VLLMClientError", ValueError),
 )
-"""What SamplingParams and the look at a structured output raise for what a caller got wrong."""
+"""The exceptions by which SamplingParams and the check of a structured output refuse a value."""
 
 
 def check_upstream() -> None:
-    """Raises HookBroken if vLLM has changed, or refuses in another way."""
+    """Raises HookBroken if vLLM has changed, or refuses a parameter in another way."""
     check_touches(__name__, TOUCHES)
     try:
         SamplingParams(top_p=-1.0)
@@ -37,6 +37,6 @@ def check_upstream() -> None:
 
 
 def refused_parameter(error: Exception) -> str | None:
-    """The name of the parameter that vLLM refuses, if vLLM says it."""
+    """The name of the parameter that vLLM refuses, or None if the exception does not have it."""
     name = getattr(error, "parameter", None)
     return name if isinstance(name, str) else None

@@ -1,15 +1,15 @@
-"""Chooses the work of an engine's step: few tokens beside answers, and tenants in turn.
+"""Limits the prompt tokens of an engine's step while answers wait, and lets tenants take turns.
 
 Library: vLLM
 Changes: before each step it sets the scheduler's limit of tokens, the order of waiting requests,
     and which running requests continue. It ends a request whose structured output takes too long.
-    vLLM's official `scheduler_cls` loads it, by the name of `scheduler`. The classes from which it
-    derives are not public.
-Why: vLLM has one limit for all steps. A large one delays every answer for as long as a new image
-    takes. A small one cuts a prompt into pieces even when no answer waits, and each piece costs
-    some of the GPU's rate. vLLM's long_prefill_token_threshold cuts one request's share, even when
-    no answer waits. vLLM also knows no tenants: it orders requests by arrival, or by priorities
-    that a request gets once.
+    vLLM's official argument `scheduler_cls` loads the hook, by the name of `scheduler`. The classes
+    from which the hook derives its own are not public.
+Why: vLLM has one limit for all steps. With a large limit, every answer waits for as long as a new
+    image takes. With a small limit, vLLM cuts a prompt into pieces even when no answer waits, and
+    each piece reduces the GPU's rate. vLLM's long_prefill_token_threshold limits each request, even
+    when no answer waits. vLLM also has no tenants: it orders requests by their arrival, or by
+    priorities that stay the same while a request waits.
 Upstream: https://github.com/vllm-project/vllm/issues/52906
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -105,9 +105,12 @@ TOUCHES = (
 )
 
 CHUNKED_PREFILL_SIZE = 1536
-"""Three such steps take in an image of 1024x1024 and a question, 4,180 tokens, beside answers."""
+"""The default limit of a step's tokens while answers wait.
+
+Three such steps suffice for an image of 1024x1024 with a question, 4,180 tokens, and the answers.
+"""
 LOGITS_TOKENS = 1536
-"""The most tokens of a step that keeps the logits of all of them: gigabytes of memory."""
+"""The most tokens of a step that keeps the logits of all its tokens, which need gigabytes."""
 
 
 class _Sampling(Protocol):
@@ -146,16 +149,15 @@ def writes_on(request: Running) -> bool:
     """Whether a running request needs the next step for another token of its answer."""
     if request.is_prefill_chunk:
         return False
-    # vLLM counts the same way: a step begins before the last one's tokens are known. If those are
-    # the last requested tokens, the request waits for no step.
+    # A step may begin before the tokens of the previous step are known. If those are the last
+    # requested tokens, the request needs no further step. vLLM uses the same formula.
     placeholders = request.num_output_placeholders
     begun = request.num_computed_tokens + 2 - placeholders
     return not (placeholders and begun >= request.num_prompt_tokens + request.max_tokens)
 
 
 def needs_prompt_logits(request: Running) -> bool:
-    """Whether a step keeps the logits of all its tokens for this request while it computes the
-    prompt."""
+    """Whether a step keeps the logits of all prompt tokens for this request."""
     sampling = request.sampling_params
     return sampling is not None and sampling.prompt_logprobs is not None
 
@@ -164,13 +166,13 @@ def may_pause(request: Running) -> bool:
     """Whether a running request may give its slot to another tenant's request, and continue
     later."""
     if request.is_prefill_chunk:
-        # The engine would compute the logits of its prompt again.
+        # After a pause, the engine would compute the logits of the prompt again.
         return not needs_prompt_logits(request)
     return writes_on(request)
 
 
 def can_start(request: Any) -> bool:
-    """Whether a waiting request needs only room."""
+    """Whether a waiting request could start if there were a free slot and memory."""
     if request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
         structured = request.structured_output_request
         return structured is not None and bool(structured.is_grammar_ready)
@@ -179,7 +181,7 @@ def can_start(request: Any) -> bool:
 
 class _Steps(Scheduler):
     max_num_scheduled_tokens: int
-    """The most that the next step takes, which vLLM looks up as it begins one."""
+    """The most tokens of the next step. vLLM reads this when it begins the step."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -195,7 +197,7 @@ class _Steps(Scheduler):
         self.turns = TenantTurns[Any](
             self.max_num_running_reqs, blocks * self.cache_config.block_size, may_pause
         )
-        # If requests have priorities, these decide.
+        # If requests have priorities, the priorities decide, and tenants take no turns.
         self.takes_turns = self.policy is SchedulingPolicy.FCFS
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -210,7 +212,7 @@ class _Steps(Scheduler):
         return output
 
     def _bounded(self, tokens: int) -> int:
-        # With less than one token for each answer, every step would leave some out.
+        # With less than one token for each answer, every step would leave some answers out.
         return min(max(tokens, self.scheduler_config.max_num_seqs), self.most_tokens)
 
     def _limit(self, is_contended: bool) -> int:
@@ -223,25 +225,28 @@ class _Steps(Scheduler):
         return limit
 
     def _take_turns(self) -> tuple[bool, Sequence[Any]]:
-        """Whether prompts of several tenants wait, and which requests have given their slot to
-        others."""
+        """Applies the turn of the next step.
+
+        Returns whether prompts of several tenants wait, and the requests that gave up their slots.
+        """
         waiting: Any = self.waiting
         turn = self.turns.next(self.running, [each for each in waiting if can_start(each)])
         for request in turn.victims:
             self.running.remove(request)
             self._preempt_request(request, time.monotonic())
-            # A request does not start in the step in which it was stopped: its last token may be on
-            # its way.
+            # `schedule` adds the request to the queue again after the step. The request must not
+            # start in this step, because vLLM may not yet have processed its last token.
             waiting.remove_request(request)
         if turn.order:
             others = [each for each in waiting if not can_start(each)]
             waiting.clear()
             waiting.extend([*others, *turn.order])
-        # vLLM distributes a step's tokens in this order: each answer that continues needs one.
+        # vLLM distributes a step's tokens in this order. Answers come first, because each needs a
+        # token.
         self.running.sort(key=lambda each: each.is_prefill_chunk)
         for request in turn.held:
-            # vLLM counts the step when it begins it, and ignores requests that become eligible
-            # later.
+            # vLLM increases `current_step` at the beginning of the step, and leaves out requests
+            # that are eligible only in a later step.
             request.next_decode_eligible_step = self.current_step + 2
         return turn.is_contended, turn.victims
 
@@ -265,7 +270,8 @@ class _AsyncSteps(_Steps, AsyncScheduler):
 
 
 def scheduler(*, vllm_config: Any, **others: Any) -> Any:
-    """The scheduler of an engine, which replaces the one that vLLM would choose."""
-    # It cannot name a class: vLLM chooses between its two only after it gets the name.
+    """The scheduler of an engine. It replaces the scheduler that vLLM would choose."""
+    # The engine's argument cannot name a class, because the choice between vLLM's two schedulers
+    # depends on a value that vLLM sets later.
     chosen = _AsyncSteps if vllm_config.scheduler_config.async_scheduling else _Steps
     return chosen(vllm_config=vllm_config, **others)

@@ -32,7 +32,7 @@ TOUCHES = (
     ),
 )
 
-# The file's path, for the processes that start while it exists.
+# This environment variable has the path of the file, for the processes that start while it exists.
 CAUSE = "PIXTRAL_ENGINE_START_FAILURE"
 MOST_CHARACTERS = 500
 
@@ -72,8 +72,8 @@ class _FirstException(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return
-        # Once the engine has started, the folder is gone. If several processes fail, the first one
-        # causes the others' failures.
+        # After the start the folder does not exist, and `open` fails. If several processes fail,
+        # only the first writes, because its failure causes the others.
         with suppress(OSError), self._path.open("x", encoding="utf-8") as file:
             file.write(one_line(error))
 

@@ -1,9 +1,10 @@
-"""Reads a structured output as vLLM does, at a place that the decoder chooses.
+"""Lets the decoder check a structured output as vLLM does, but outside the event loop.
 
 Library: vLLM
 Changes: nothing; it runs vLLM's own check of a structured output before vLLM does.
-Why: vLLM checks it on the event loop when it takes a request, so a slow schema or expression would
-    delay every stream. It accepts whatever compiles, however much that slows the engine.
+Why: vLLM checks a structured output on the event loop when it takes the request, so a slow schema
+    or expression would delay every stream. vLLM also accepts every structure that compiles, even if
+    it makes the engine slow.
 Upstream: https://github.com/vllm-project/vllm/pull/47312
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -41,8 +42,10 @@ def check_upstream() -> None:
 
 
 def validate(parameters: SamplingParams) -> None:
-    """Raises vLLM's exception for a structure that it does not take. Turns choices into a grammar,
-    as vLLM does."""
+    """Raises vLLM's exception if vLLM does not take the structure.
+
+    Changes a choice in `parameters` into a grammar, as vLLM does.
+    """
     validate_xgrammar_grammar(parameters)
 
 

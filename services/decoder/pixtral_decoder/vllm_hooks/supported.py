@@ -20,7 +20,10 @@ TRIED = {
     "0.32.0": "CPU, in CI, and CUDA",
     "0.33.0": "CUDA",
 }
-"""With what each was tried: `tests.decoder.on_gpu` on CUDA, all tests on a CPU."""
+"""For each tried version of vLLM, the devices of the trial.
+
+On CUDA the trial was `tests.decoder.on_gpu`, and on a CPU all tests.
+"""
 
 HOOKS = (
     "config_parser",
@@ -42,7 +45,8 @@ HOOKS = (
     "tensor_handover",
     "thinking_grammar",
 )
-# It imports vLLM's model runner, which takes seconds and is for GPUs alone.
+# These hooks only have an effect on a CPU. Their check imports vLLM's model runner, which takes
+# seconds.
 CPU_HOOKS = ("cpu_seeds",)
 
 
@@ -54,7 +58,10 @@ def installed() -> str:
 
 
 def doubt(version: str) -> str | None:
-    """A warning, or None. An untried version may work: its hooks check what they touch."""
+    """A warning about an untried version, or None.
+
+    An untried version may work, because each hook checks what it uses.
+    """
     if version in TRIED:
         return None
     return f"vLLM {version} was not tried with this decoder: {', '.join(TRIED)} were"
@@ -72,7 +79,7 @@ def check() -> None:
 
 
 def check_hook(name: str) -> None:
-    """Raises HookBroken if vLLM no longer has what the hook touches."""
+    """Raises HookBroken if vLLM lacks something that the hook uses."""
     module = f"{__package__}.{name}"
     try:
         hook: Any = importlib.import_module(module)

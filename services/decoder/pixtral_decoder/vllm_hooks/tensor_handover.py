@@ -3,12 +3,13 @@
 Library: vLLM
 Changes: the frontend's message encoder and the engine's message decoder pass a large embedding as a
     file descriptor, through vLLM's own interface for tensors out of band.
-    EngineCoreProc.process_input_sockets gives the engine's process its side, because vLLM has no
-    setting for it.
-Why: vLLM sends a tensor through a socket: 8 MB in pieces, each copied twice, into new memory. The
-    decoder receives embeddings in anonymous files in memory, and the engine's process maps the
-    file. The file is gone when both processes have closed it or ended. vLLM's own `torch_shm` puts
-    tensors into /dev/shm, of which a container has only 64 MiB by default.
+    The hook sets the engine's receiver in EngineCoreProc.process_input_sockets, because vLLM has
+    no setting for it.
+Why: vLLM sends a tensor through a socket. For an embedding of 8 MB this means many pieces, two
+    copies of each, and new memory. The decoder receives embeddings in anonymous files in memory,
+    and the engine's process maps the same file. The system frees a file when both processes have
+    closed it or ended. vLLM's own `torch_shm` puts tensors into /dev/shm, of which a container has
+    only 64 MiB by default.
 Upstream: https://github.com/vllm-project/vllm/pull/32104 (the interface, and torch_shm)
 Versions: vLLM 0.25.1 to 0.33.0
 """
@@ -48,11 +49,11 @@ TOUCHES = (
     Touch(_CORE, "EngineCoreProc.process_input_sockets", mentions=("tensor_ipc_receiver",)),
 )
 
-# The variable in which the engine's process finds the decoder's socket; set for processes that a
-# decoder starts.
+# This environment variable has the address of the decoder's socket, for the engine's process.
 ADDRESS = "PIXTRAL_ENGINE_HANDOVER"
 SECONDS = 10.0
-# The reference to a tensor in a message: the file's number, and the tensor's offset in it.
+# The keys of a reference to a tensor in a message: the number of the file, and the offset of the
+# tensor in the file.
 NUMBER = "number"
 OFFSET = "offset"
 
@@ -70,29 +71,32 @@ def check_upstream() -> None:
 
 def encoder_of(llm: "AsyncLLM") -> MessageEncoder:
     """The encoder of the messages to one engine's process."""
-    # A client with a process has it, and other types of clients do not.
+    # Only a client whose engine has a process of its own has this attribute.
     core: Any = llm.engine_core
     encoder: MessageEncoder = core.encoder
     return encoder
 
 
 class Handover:
-    """The decoder's side: vLLM's encoder of messages asks it for each large tensor.
+    """The decoder's side of the handover. vLLM's message encoder calls it for each large tensor.
 
-    One event loop uses all of it, except `listening`.
+    Only one event loop may call the methods, except `listening`.
     """
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._sent = 0
-        # The key is the address of the tensor in the file. Each request that offers the tensor has
-        # an entry.
+        # The files of the offered tensors, by the address of the tensor in memory. Each request
+        # that offers a tensor adds an entry.
         self._offered: dict[int, list[MemoryFile]] = {}
 
     @contextmanager
     def listening(self) -> Iterator[Callable[[MessageEncoder], None]]:
-        """For the engine's process, which starts meanwhile. When the engine has started, the caller
-        calls the yielded function with vLLM's message encoder. Both block."""
+        """Listens for the engine's process, which must start during the block.
+
+        Yields a function. Call it with vLLM's message encoder when the engine has started. The
+        function and this method block.
+        """
         with (
             tempfile.TemporaryDirectory(prefix="pixtral-") as directory,
             socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
@@ -120,8 +124,10 @@ class Handover:
 
     @contextmanager
     def offering(self, embeddings: Sequence[ImageEmbedding | None]) -> Iterator[None]:
-        """While it is active, embeddings in files are handed over with the request that is being
-        sent."""
+        """During the block, vLLM's message encoder passes the files of embeddings that have one.
+
+        The block must include the sending of the request with these embeddings.
+        """
         with ExitStack() as offered:
             for embedding in embeddings:
                 if embedding is not None and embedding.file is not None:
@@ -131,10 +137,10 @@ class Handover:
             yield
 
     def new_message(self) -> None:
-        """vLLM's encoder begins another message."""
+        """vLLM calls this when its encoder begins another message."""
 
     def __call__(self, tensor: torch.Tensor) -> dict[str, int] | None:
-        """The reference to the tensor for a message, or None if vLLM must send it itself."""
+        """The reference to the tensor, for a message; None if vLLM must send the tensor itself."""
         address = tensor.data_ptr()
         if address not in self._offered or self._socket is None:
             return None
@@ -142,7 +148,8 @@ class Handover:
         try:
             socket.send_fds(self._socket, [number.to_bytes(8, "little")], [file.descriptor])
         except OSError:
-            # The engine's process is far behind, or has ended, which other code notices.
+            # The socket's buffer is full because the engine's process is slow, or that process has
+            # ended, which other code notices.
             return None
         self._sent = number
         return {NUMBER: number, OFFSET: address - file.memory.data_ptr()}
@@ -158,8 +165,10 @@ class Handover:
 
 
 class Receiver:
-    """The engine's side: vLLM's message decoder asks it for the tensors that the messages leave
-    out."""
+    """The engine's side of the handover.
+
+    vLLM's message decoder calls it for each tensor to which a message has a reference.
+    """
 
     def __init__(self, address: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -167,19 +176,20 @@ class Receiver:
         self._socket.connect(address)
 
     def __call__(self, dtype: str, shape: Sequence[int], given: dict[str, int]) -> torch.Tensor:
-        """The tensor; its memory is the file's."""
+        """The tensor of a reference. Its memory is the memory of the file."""
         try:
             values, kind = self._memory(given[NUMBER])[given[OFFSET] :], getattr(torch, dtype)
             return values[: math.prod(shape) * kind.itemsize].view(kind).view(*shape)
         except BaseException:
-            # Otherwise vLLM's thread would end silently, and every request would wait forever.
+            # The process ends, because otherwise only vLLM's thread would end, without a message,
+            # and every request would wait forever.
             logger.exception("an embedding was not handed over")
             os._exit(1)
 
     def _memory(self, number: int) -> torch.Tensor:
         for sent, file in self._received():
             try:
-                # An entry whose message was never sent may come first.
+                # Files whose messages were never sent may come first.
                 if sent == number:
                     return mapped(file, os.fstat(file).st_size)
             finally:
@@ -206,7 +216,7 @@ def receive() -> None:
     def process_input_sockets(self: "EngineCoreProc", *args: Any, **kwargs: Any) -> None:
         address = os.environ.get(ADDRESS)
         if address is not None and self.tensor_ipc_receiver is None:
-            # It replaces vLLM's TensorIpcReceiver, of which vLLM uses the call alone.
+            # The Receiver replaces vLLM's TensorIpcReceiver, of which vLLM only uses __call__.
             receiver: Any = Receiver(address)
             self.tensor_ipc_receiver = receiver
         read_requests(self, *args, **kwargs)

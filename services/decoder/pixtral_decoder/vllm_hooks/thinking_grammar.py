@@ -1,12 +1,13 @@
-"""Makes a structured output begin after the thought of a model that thinks.
+"""Lets a reasoning model think before its structured output begins.
 
 Library: vLLM
 Changes: StructuredOutputManager._create_grammar wraps the grammar of an answer that may begin with
     [THINK]: that token may come first, then anything until [/THINK], and then only what the grammar
     allows.
 Why: a grammar that applies from the first token on keeps a reasoning model from thinking. vLLM's
-    own way is a reasoning parser for the whole engine. It does not apply the grammar to an answer
-    without a thought, and takes a [/THINK] in a system prompt for the end of the answer's thought.
+    own solution is a reasoning parser for the whole engine. It does not apply the grammar to an
+    answer without a thought, and mistakes a [/THINK] in a system prompt for the end of the answer's
+    thought.
 Upstream: none known
 Versions: vLLM 0.32.0 (of 0.25.1 and 0.33.0, the names alone)
 """
@@ -80,14 +81,15 @@ def check_upstream() -> None:
 
 
 def let_think() -> None:
-    """From now on, in this process."""
+    """Lets answers with a grammar begin with a thought, in this process from now on."""
     from vllm.v1.structured_output import StructuredOutputManager
 
     create = StructuredOutputManager._create_grammar
     if create.__module__ == __name__:
         return
 
-    # Not under its name alone: the module tells the hook's own from vLLM's.
+    # `wraps` must not copy __module__, by which the line above distinguishes this function from
+    # vLLM's.
     @wraps(create, assigned=("__name__", "__qualname__", "__doc__"))
     def create_with_thought(manager: "StructuredOutputManager", request: Any) -> Any:
         grammar = create(manager, request)
@@ -106,16 +108,18 @@ def let_think() -> None:
 
 
 class ThinkingGrammar:
-    """A grammar after an optional thought. It wraps a grammar of vLLM."""
+    """Wraps a grammar of vLLM so that an optional thought may come before it."""
 
     def __init__(self, grammar: Grammar, begin: int, end: int, *, is_thinking: bool) -> None:
-        """`begin` and `end` are the tokens around a thought; `is_thinking`: the thought has
-        begun."""
+        """`begin` and `end` are the tokens around a thought.
+
+        `is_thinking` means that the prompt ends within a thought.
+        """
         self._grammar = grammar
         self._begin = begin
         self._end = end
         self._begins_thinking = is_thinking
-        # The number of tokens in the thought, and of tokens that the grammar has taken after it.
+        # The tokens of the thought, and the number of tokens after it, which the grammar has taken.
         self._thought: list[int] = []
         self._taken = 0
 
@@ -175,7 +179,8 @@ class ThinkingGrammar:
             self._thought.append(token)
         return []
 
-    # The scheduler measures the time of a grammar by its attributes: see `mask_time`.
+    # `mask_time` stores the time of a grammar in an attribute of it. The scheduler reads the
+    # attribute from this object.
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grammar, name)
 
@@ -187,7 +192,7 @@ class ThinkingGrammar:
 
 
 def _control_ids(tokenizer: Any) -> dict[str, int]:
-    """Ids of the control tokens that begin and end a thought; none for other tokenizers."""
+    """The ids of the control tokens by name; empty for a tokenizer without thoughts."""
     if not getattr(tokenizer, "is_tekken", False):
         return {}
     tekken = tokenizer.tokenizer
