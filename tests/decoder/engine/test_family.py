@@ -41,6 +41,10 @@ SCALES = "language_model.model.layers.0.mlp.down_proj.weight_scale"
 # does not. That changes a layer's inputs by about a hundredth, and the log-probabilities of this
 # model by about a seventh of their distance from the second checkpoint's.
 SHARE = 0.3
+# A processor without VNNI adds pairs of 8-bit products in 16 bits, and cuts off what does not fit
+# (oneDNN, "Nuances of int8 Computations"). Its answers are less exact, but nearer to the right
+# checkpoint than to the second one.
+SHARE_WITHOUT_VNNI = 0.5
 
 # An emoji has several tokens, and a SentencePiece text may lose its first space.
 ODD = " é🙂 ß"
@@ -153,6 +157,10 @@ async def called(engine: DecoderEngine, prompts: PromptEncoder) -> str:
     return arguments
 
 
+def has_vnni() -> bool:
+    return "vnni" in Path("/proc/cpuinfo").read_text("utf-8")
+
+
 async def test_int8_of_compressed_tensors_is_served_on_a_cpu(tmp_path: Path) -> None:
     original = write_random_checkpoint(tmp_path / "original", RandomSpec(dtype="bfloat16"))
     published, wrong = tmp_path / "published", tmp_path / "wrong"
@@ -166,12 +174,13 @@ async def test_int8_of_compressed_tensors_is_served_on_a_cpu(tmp_path: Path) -> 
     answers = await asked_of(published, original, right)
     of_wrong = await asked_of(wrong, original, right)
 
+    share = SHARE if has_vnni() else SHARE_WITHOUT_VNNI
     asks = short_questions(original, right)
     for each, answer, of_other in zip(asks, answers, of_wrong, strict=True):
         wanted, others = expected(right, each), expected(other, each)
         between = apart(wanted, others)
-        assert apart(answer, wanted) < SHARE * between
-        assert apart(of_other, others) < SHARE * between
+        assert apart(answer, wanted) < share * between
+        assert apart(of_other, others) < share * between
 
 
 def with_wrong_scales(published: Path, to: Path) -> None:
