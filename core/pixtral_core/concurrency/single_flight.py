@@ -1,13 +1,17 @@
 """Runs one piece of work for all callers that request it at the same time."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
-from pixtral_core.concurrency.unread_errors import read_error
+from pixtral_core.errors import ServingError
 from pixtral_core.telemetry.request_log import current_span
 from pixtral_core.telemetry.tracing import Span
+
+logger = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -43,8 +47,7 @@ class SingleFlight(Generic[K, T]):
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = Flight(asyncio.create_task(work()), current_span())
-            # Also if the work ends with an error after its last caller has left.
-            flight.task.add_done_callback(read_error)
+            flight.task.add_done_callback(partial(_log_if_lost, flight))
         else:
             current_span().link(flight.span)
         flight.waiters += 1
@@ -62,3 +65,10 @@ class SingleFlight(Generic[K, T]):
         if self._flights.get(key) is flight:
             del self._flights[key]
         flight.task.cancel()
+
+
+def _log_if_lost(flight: Flight[Any], done: "asyncio.Task[Any]") -> None:
+    """Logs an error that no caller gets. asyncio would report it later, and without its work."""
+    error = None if done.cancelled() else done.exception()
+    if error is not None and not flight.waiters and not isinstance(error, ServingError):
+        logger.warning("work has failed after its callers had left", exc_info=error)

@@ -94,7 +94,7 @@ class Turns:
             if waiting.may_run.done() and not waiting.may_run.cancelled():
                 self._free += 1
                 self._run_next()
-            else:
+            elif waiting in self._waiting:
                 self._waiting.remove(waiting)
             raise
 
@@ -103,6 +103,9 @@ class Turns:
         while self._free and self._waiting:
             first = self._given.by_turns(self._waiting)[0]
             self._waiting.remove(first)
+            if first.may_run.done():
+                # It was cancelled, and has not run since.
+                continue
             self._given.add(first.tenant, first.amount)
             self._free -= 1
             first.may_run.set_result(None)

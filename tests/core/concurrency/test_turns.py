@@ -99,3 +99,20 @@ async def test_a_failure_ends_its_turn() -> None:
         with pytest.raises(KeyError):
             async with turns.turn("a"):
                 raise KeyError
+
+
+async def test_work_that_ends_in_the_step_in_which_others_are_cancelled_leaves_its_turn() -> None:
+    work = Work(1)
+    runs, waits, last = [await work.start(name) for name in ("a1", "a2", "a3")]
+    # The first of them to run finds the other cancelled, and not gone yet.
+    for task in (runs, waits):
+        task.cancel()
+    await settled()
+    assert work.begun == ["a1", "a3"]
+    assert runs.cancelled()
+    assert waits.cancelled()
+    await work.end("a3")
+    await last
+    await work.start("b1")
+    assert work.begun[-1] == "b1"
+    await work.end("b1")

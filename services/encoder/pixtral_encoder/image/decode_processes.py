@@ -135,7 +135,8 @@ class DecodeProcesses:
             if granted.done() and not granted.cancelled():
                 self._free(granted.result(), room, nbytes)
             else:
-                room.waiting.remove((nbytes, granted))
+                if (nbytes, granted) in room.waiting:
+                    room.waiting.remove((nbytes, granted))
                 self._grant()
             raise
 
@@ -143,6 +144,9 @@ class DecodeProcesses:
         for room in (self._ordinary, self._large):
             while self._idle and room.has_room():
                 nbytes, granted = room.waiting.popleft()
+                if granted.done():
+                    # Its caller was cancelled, and has not run since.
+                    continue
                 room.taken_bytes += nbytes
                 granted.set_result(self._idle.pop())
 
