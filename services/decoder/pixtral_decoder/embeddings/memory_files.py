@@ -13,6 +13,8 @@ import weakref
 
 import torch
 
+from pixtral_core.concurrency.unread_errors import read_error
+
 # For an embedding of fewer bytes, a file costs more time than it saves.
 LEAST_BYTES = 1 << 20
 SPARES = 2
@@ -100,9 +102,8 @@ class MemoryFiles:
 
     def _made(self, making: asyncio.Future[None]) -> None:
         self._making = None
-        # This reads the exception, so that asyncio does not log it. If no memory is left for a
-        # file, the next embedding arrives in ordinary memory.
-        making.cancelled() or making.exception()
+        # If no memory is left for a file, the next embedding arrives in ordinary memory.
+        read_error(making)
 
     def _make_spares(self) -> None:
         while len(self._spares) < SPARES and not self._is_closed:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pixtral_core.concurrency.unread_errors import read_error
 from pixtral_encoder.image.decode_worker import KEPT_BYTES, MAX_REPLY_BYTES, Job, Reply
 from pixtral_encoder.image.decoding import Undecodable
 from pixtral_encoder.metrics import DECODERS_ENDED_LOST, DECODERS_ENDED_TIMEOUT
@@ -107,10 +108,7 @@ class DecodeProcesses:
 
         def ended(done: "asyncio.Future[NDArray[np.float32]]") -> None:
             self._free(process, room, job.memory_bytes)
-            if not done.cancelled():
-                # asyncio would log an exception that nothing reads, and a cancelled caller does not
-                # read it.
-                done.exception()
+            read_error(done)
 
         running.add_done_callback(ended)
         return await asyncio.shield(running)
