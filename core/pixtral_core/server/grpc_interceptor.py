@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from prometheus_client import Counter, Histogram
 
+from pixtral_core.concurrency.cancelling import reason_of
 from pixtral_core.concurrency.shared_limit import SharedLimit
 from pixtral_core.errors import ServingError, Unavailable, to_status
 from pixtral_core.server.channel import MAX_MESSAGE_BYTES
@@ -250,9 +251,9 @@ async def _run(
 
 
 def given_up_for(error: asyncio.CancelledError) -> ServingError | None:
-    """The error with which a tier cancelled its own call, by `task.cancel(error)`; None for another
-    cancel. gRPC itself would never answer such a call."""
-    (given,) = error.args or (None,)
+    """The error with which a tier cancelled its own call, by `cancel_for`; None for another cancel.
+    gRPC itself would never answer such a call."""
+    given = reason_of(error)
     return given if isinstance(given, ServingError) else None
 
 

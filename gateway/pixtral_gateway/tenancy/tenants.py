@@ -29,6 +29,7 @@ from weakref import WeakSet
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from pixtral_core.concurrency.cancelling import cancel_for
 from pixtral_core.concurrency.shared_counts import ALONE, Count, SharedCounts
 from pixtral_core.errors import InvalidRequest, Overloaded, StartupError, Unauthenticated
 from pixtral_gateway.metrics import TENANT_REFUSALS, TENANT_TOKENS
@@ -267,7 +268,7 @@ class Tenants:
         }
         for key in self._running.keys() - self._by_digest.keys():
             for task in self._running.pop(key):
-                task.cancel(Unauthenticated("the API key was revoked", "API_KEY_INVALID"))
+                cancel_for(task, Unauthenticated("the API key was revoked", "API_KEY_INVALID"))
 
     async def _watch(self, path: Path) -> None:
         while True:

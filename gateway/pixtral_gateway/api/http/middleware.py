@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
+from pixtral_core.concurrency.cancelling import cancel_for, reason_of
 from pixtral_core.errors import ServingError, Unavailable, client_error
 from pixtral_core.server.grpc_interceptor import GIVE_UP_SECONDS, Gate, given_up_for
 from pixtral_core.telemetry.request_log import REQUEST_ID, Call
@@ -46,7 +47,7 @@ async def while_client_waits(receive: Receive) -> AsyncIterator[None]:
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        task.cancel(ClientGone())
+        cancel_for(task, ClientGone())
 
     watcher = asyncio.create_task(watch())
     try:
@@ -98,7 +99,7 @@ class RequestMiddleware:
     async def end(self) -> None:
         """Ends running requests with an error that says that the server is shutting down."""
         for task in self._tasks:
-            task.cancel(Unavailable("the server is shutting down"))
+            cancel_for(task, Unavailable("the server is shutting down"))
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2 * GIVE_UP_SECONDS)
 
@@ -158,7 +159,7 @@ class RequestMiddleware:
             # Something that the request awaited was cancelled, and the request was not.
             return client_error(cancelled)
         given = given_up_for(cancelled)
-        if given is None and not isinstance(next(iter(cancelled.args), None), ClientGone):
+        if given is None and not isinstance(reason_of(cancelled), ClientGone):
             raise cancelled
         while task.uncancel():
             pass

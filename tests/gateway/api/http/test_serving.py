@@ -21,7 +21,7 @@ from pixtral_gateway.api.http import bounded_protocol, server
 from pixtral_gateway.process import GatewayTier
 from pixtral_gateway.settings import GatewaySettings
 from tests.support.certificate_authority import Authority
-from tests.support.fake_tiers import FakeDecoder, Responses, delta, never_ends
+from tests.support.fake_tiers import FakeDecoder, FakeEncoder, Responses, delta, never_ends
 from tests.support.gateway_harness import Client, eventually, ever_longer, gateway, permits
 from tests.support.gateway_pictures import text, user
 from tests.support.http_chat import CHAT, HELLO, LOOK
@@ -104,6 +104,29 @@ async def test_a_client_that_goes_away_stops_the_decoder_and_frees_its_permit(
         await lines.become(lambda seen: seen.calls)
         (line,) = lines.calls
         assert (line["code"], line["http_status"]) == ("CANCELLED", 499)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_client_that_leaves_while_its_image_is_encoded_is_no_error(
+    http: httpx.AsyncClient,
+    encoders: list[FakeEncoder],
+    caplog: pytest.LogCaptureFixture,
+    is_stream: bool,
+) -> None:
+    for encoder in encoders:
+        encoder.hold.clear()
+    with logged() as lines:
+        asking = asyncio.create_task(
+            http.post(CHAT, json={"messages": LOOK, "stream": is_stream}),
+        )
+        await eventually(lambda: any(encoder.calls for encoder in encoders))
+        asking.cancel()
+        await eventually(lambda: sum(encoder.cancelled for encoder in encoders) == 1)
+        await eventually(lambda: permits() == 0)
+        await lines.become(lambda seen: seen.calls)
+        (line,) = lines.calls
+    assert (line["code"], line["http_status"]) == ("CANCELLED", 499)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_client_that_does_not_read_holds_back_the_decoder(
