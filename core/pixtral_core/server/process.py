@@ -1,6 +1,7 @@
 """The life of a tier's process, from its first socket through the drain to its exit code."""
 
 import asyncio
+import faulthandler
 import gc
 import json
 import logging
@@ -145,6 +146,8 @@ def run(
     Exits 1 if the tier cannot start or has failed. With `in_turn` the process is a worker: it
     listens only when it is loaded, and its parent shows its metrics.
     """
+    # A crash in a library's machine code shows where each thread was.
+    faulthandler.enable()
     configure_logging(settings.log_level, settings.log_format)
     raise_file_limit()
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -162,13 +162,14 @@ def _started_or_why() -> Iterator[None]:
 
 
 class DecoderEngine:
-    """One vLLM engine and its process.
+    """One vLLM engine and its process. Its constructor sets environment variables for both.
 
     Call `start` and `shutdown` once each. `generate` may run any number of times at once, in one
     event loop.
     """
 
     def __init__(self, options: EngineOptions) -> None:
+        prepare_process()
         self.options = options
         self._loaded: _Loaded | None = None
         self._handover = Handover()
@@ -342,7 +343,9 @@ class DecoderEngine:
         return self._parts.llm
 
     def _load(self) -> None:
-        prepare_process()
+        # With this variable, vLLM's processes would send traces of their own start. The decoder's
+        # tracing has already read it.
+        os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
         supported.check()
         arguments = engine_args(self.options, self._tokenizer_dir())
 

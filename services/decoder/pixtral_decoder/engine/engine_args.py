@@ -118,7 +118,11 @@ class EngineOptions:
 
 
 def prepare_process() -> None:
-    """Sets the environment variables of vLLM and its processes; call it before vLLM's import."""
+    """Sets the environment variables of vLLM and its processes.
+
+    Call it before vLLM's import, and before gRPC has threads: they read the environment without
+    Python's lock, and a variable that is added meanwhile can make them crash.
+    """
     exit_with_parent.own()
     # A fork of a process that serves gRPC would copy locks that other threads own at that moment,
     # and nothing would release the copies.
@@ -130,9 +134,6 @@ def prepare_process() -> None:
     # If an encoder shares the GPU under CUDA's MPS, this lower priority lets the encoder's kernels
     # go first.
     os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")
-    # With this variable, vLLM's processes would send traces of their own start. The decoder's
-    # tracing has already read it.
-    os.environ.pop("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", None)
     # vLLM sets the level and the handler of its loggers when an engine starts. This line sets the
     # same level until then, and for those loggers of vLLM that write to this process's log.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
