@@ -41,6 +41,7 @@ async def test_a_reason_outlives_a_library_that_raises_a_cancelled_error_of_its_
                 raise asyncio.CancelledError from None
         except asyncio.CancelledError as cancelled:
             return reason_of(cancelled)
+        return None
 
     reason = Reason()
     assert await seen_by(asyncio.create_task(waits_in_a_library()), reason) is reason
