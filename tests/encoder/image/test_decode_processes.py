@@ -261,6 +261,23 @@ async def test_one_that_nobody_waits_for_any_more_leaves_its_place() -> None:
     processes.close()
 
 
+async def test_one_that_is_free_in_the_step_of_a_cancel_goes_to_the_next() -> None:
+    processes = DecodeProcesses(1, memory_bytes=1 << 40)
+    await processes.start()
+    room = processes._ordinary
+    held = await processes._process(room, 1)
+    waiting = [asyncio.create_task(processes.decode(job_of(png()), png())) for _ in range(2)]
+    await asyncio.sleep(0)
+    # The cancelled task has not run since, so that it still waits.
+    waiting[0].cancel()
+    processes._free(held, room, 1)
+    cancelled, decoded = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert getattr(decoded, "shape", None) == SIZE.shape
+    assert all_is_free(processes, 1)
+    processes.close()
+
+
 TEXT = "a text that may quote an image"
 
 
