@@ -1,6 +1,7 @@
 """Images that come again after the GPU has no room for them: with and without host memory.
 
     python -m bench.host_memory
+    python -m bench.host_memory --images 60 --side-px 1024
     python -m bench.host_memory --images 300 --host-bytes 100000000000
     python -m bench.host_memory --model-dir .cache/random-pixtral    # on a CPU, to try this command
 
@@ -40,8 +41,6 @@ from bench.servers import Address, Server, ours, started
 FILE = "host_memory.json"
 WITH, WITHOUT = "with host memory", "without"
 SIDE_PX = 640
-# A patch of 16 pixels is a token, and each row of patches ends with one more; the rest is the text.
-TOKENS_OF_A_PROMPT = (SIDE_PX // 16) * (SIDE_PX // 16 + 1) + 24
 # Keys and values of a token of Pixtral-12B: 40 layers, 8 heads of 128, twice, of 2 bytes.
 TOKEN_BYTES = 40 * 8 * 128 * 2 * 2
 TOKENS_OUT = 8
@@ -56,6 +55,13 @@ class Seen:
 
     first: float
     text: str
+
+
+def tokens_of_a_prompt(side_px: int) -> int:
+    # A patch of 16 pixels is a token, and each row of patches ends with one more; the rest is the
+    # text.
+    patches = side_px // 16
+    return patches * (patches + 1) + 24
 
 
 async def ask(session: aiohttp.ClientSession, address: Address, picture: bytes) -> Seen:
@@ -91,16 +97,18 @@ async def ask(session: aiohttp.ClientSession, address: Address, picture: bytes) 
     return Seen(first, text)
 
 
-async def measure(sides: Mapping[str, Address], images: int) -> dict[str, list[list[Seen]]]:
+async def measure(
+    sides: Mapping[str, Address], images: int, side_px: int
+) -> dict[str, list[list[Seen]]]:
     """The answers of both rounds of each side."""
     found: dict[str, list[list[Seen]]] = {side: [[], []] for side in sides}
     async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
         for number in range(WARM_UP):
             for address in sides.values():
-                await ask(session, address, jpeg(images + number, SIDE_PX, SIDE_PX))
+                await ask(session, address, jpeg(images + number, side_px, side_px))
         for turn in range(2):
             for number in range(images):
-                picture = jpeg(number, SIDE_PX, SIDE_PX)
+                picture = jpeg(number, side_px, side_px)
                 # Each side is first as often as it is last.
                 for side in list(sides)[:: -1 if number % 2 else 1]:
                     found[side][turn].append(await ask(session, sides[side], picture))
@@ -137,6 +145,7 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--side-px", type=int, default=SIDE_PX)
     parser.add_argument("--host-bytes", type=int, default=70 * 10**9)
     parser.add_argument("--model-dir", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "host_memory")
@@ -147,7 +156,8 @@ def main() -> None:
         model_dir = args.model_dir or pixtral_12b(directory)
         flags: list[str] = []
         if args.model_dir is None:
-            on_card = args.images // SHARE_ON_CARD * TOKENS_OF_A_PROMPT * TOKEN_BYTES
+            tokens = args.images // SHARE_ON_CARD * tokens_of_a_prompt(args.side_px)
+            on_card = tokens * TOKEN_BYTES
             flags = ["--kv-cache-bytes", str(on_card), "--gpu-memory-fraction", "0.42"]
             flags += ["--context-length", "8192", "--engine-args", "load_format=dummy"]
         servers = {
@@ -168,7 +178,7 @@ def main() -> None:
         }
         print(f"starting; logs are in {args.out}", flush=True)
         addresses = stack.enter_context(started(servers))
-        numbers = report(uvloop.run(measure(addresses, args.images)))
+        numbers = report(uvloop.run(measure(addresses, args.images, args.side_px)))
         text = json.dumps({"about": about_run("bench.host_memory"), **numbers}, indent=1)
         (args.out / FILE).write_text(f"{text}\n", "utf-8")
 
