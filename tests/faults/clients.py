@@ -155,6 +155,15 @@ async def _content(ask: Ask, client: AsyncClient | None = None) -> list[Any]:
 
 
 async def _by_grpc(client: AsyncClient, ask: Ask, record: Record) -> str:
+    outcome = await _once_by_grpc(client, ask, record)
+    if ask.form == "upload" and record.reason == "IMAGE_NOT_FOUND" and not record.deltas:
+        # Redis may have been away for that moment. The documents say to upload the image again.
+        record.reason = record.detail = ""
+        outcome = await _once_by_grpc(client, ask, record)
+    return outcome
+
+
+async def _once_by_grpc(client: AsyncClient, ask: Ask, record: Record) -> str:
     try:
         messages = await _content(ask, client)
         if not ask.is_stream:

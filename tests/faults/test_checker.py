@@ -182,6 +182,15 @@ def test_an_answer_that_goes_on_nowhere_else_may_end_with_its_decoder() -> None:
     assert kinds(replace(lost, form="plain"), windows=(once,)) == ["lost"]
 
 
+def test_a_name_may_be_lost_midway_with_the_decoder_that_had_it() -> None:
+    away = fault(allows=frozenset(), allows_once=frozenset({"UNAVAILABLE"}))
+    midway = replace(ended_with("NOT_FOUND", 2), form="plain", deltas=2)
+    assert kinds(midway, windows=(away,)) == []
+    assert kinds(midway, windows=(fault(allows=frozenset()),)) == ["lost"]
+    assert kinds(replace(midway, deltas=0), windows=(away,)) == ["lost"]
+    assert kinds(replace(midway, digests=()), windows=(away,)) == ["lost"]
+
+
 def test_a_name_may_be_lost_with_redis_by_those_who_uploaded() -> None:
     lost = replace(ended_with("NOT_FOUND"), form="upload")
     away = fault(allows=frozenset(), allows_uploads=frozenset({"NOT_FOUND"}))
