@@ -294,6 +294,9 @@ _REPOSITORY = "models--"
 class ModelSettings(ProcessSettings):
     """For a process that serves a model. Tiers work together if their models have the same name."""
 
+    # vLLM's names of flags, by the settings that mean the same.
+    model_config = SettingsConfigDict(cli_shortcuts={"model": "served-model-name"})
+
     model_dir: DirectoryPath = Field(description="Directory of the model in Mistral format.")
     model: str = Field(
         "",

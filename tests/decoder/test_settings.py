@@ -35,6 +35,25 @@ def test_arguments_of_vllm_are_named_in_flags(tmp_path: Path) -> None:
     }
 
 
+def test_flags_of_vllm_mean_the_same(tmp_path: Path) -> None:
+    given = {
+        "served-model-name": "ours",
+        "max-model-len": "4096",
+        "max-num-seqs": "8",
+        "gpu-memory-utilization": "0.5",
+        "kv-cache-memory-bytes": "100000000",
+        "tensor-parallel-size": "2",
+    }
+    flags = [f"--{name}={value}" for name, value in given.items()]
+    settings = load(DecoderSettings, [f"--model-dir={tmp_path}", *flags], prog="decoder")
+    assert settings.model_name == "ours"
+    assert settings.context_length == 4096
+    assert settings.max_running == 8
+    assert settings.gpu_memory_fraction == 0.5
+    assert settings.kv_cache_bytes == 100_000_000
+    assert settings.tensor_parallel == 2
+
+
 def test_a_quantisation_is_one_word(tmp_path: Path) -> None:
     argv = ["--model-dir", str(tmp_path), "--quantization", "fp8"]
     settings = load(DecoderSettings, argv, prog="decoder")

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, DirectoryPath, Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from pixtral_core.cache.wire_format import DType
 from pixtral_core.settings import Address, ModelSettings, PeerTlsSettings, RedisSettings
@@ -28,6 +29,17 @@ def _value(given: Any) -> Any:
 
 class DecoderSettings(ModelSettings, PeerTlsSettings, RedisSettings):
     """Answers prompts for a Pixtral model: its language model, in vLLM, on GPUs or a CPU."""
+
+    model_config = SettingsConfigDict(
+        cli_shortcuts={
+            "model": "served-model-name",
+            "context-length": "max-model-len",
+            "max-running": "max-num-seqs",
+            "gpu-memory-fraction": "gpu-memory-utilization",
+            "kv-cache-bytes": "kv-cache-memory-bytes",
+            "tensor-parallel": "tensor-parallel-size",
+        }
+    )
 
     listen: Address = Field(
         "127.0.0.1:50053", description="host:port of gRPC; port 0 is any free port."
