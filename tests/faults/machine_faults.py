@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.faults.mutated import CLOCK
+
 
 class Clock:
     """The wall clock of a process that is started with its `environment`, children and all.
@@ -27,7 +29,7 @@ class Clock:
         library = "vendor/libfaketime/src/libfaketime.so.1"
         return {
             "LD_PRELOAD": str(Path(package.origin).parent / library),
-            "FAKETIME_TIMESTAMP_FILE": str(self._path),
+            CLOCK: str(self._path),
             # Seconds, for which it does not look whether the file has changed.
             "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",

@@ -154,7 +154,7 @@ def redis_waited_for() -> None:
     GuardedRedis.attempt = waits  # type: ignore[method-assign]
 
 
-def count_waits() -> None:
+def give_structures_longer() -> None:
     """Gives each structure ten times as long.
 
     Under libfaketime a thread that waits for Python's lock takes processor time, which the limits
@@ -170,7 +170,7 @@ def count_waits() -> None:
 if __name__ == "__main__":
     tier, mutation = os.environ.pop(TIER), os.environ.pop(MUTATION, "")
     if tier == "decoder" and CLOCK in os.environ:
-        count_waits()
+        give_structures_longer()
     if mutation:
         MUTATIONS[mutation][1]()
     failpoints.plant(tier)

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import Generic, Protocol, TypeVar
 
+from pixtral_core.concurrency.cancelling import reason_of
 from pixtral_core.concurrency.gather import run_all
 from pixtral_core.concurrency.unread_errors import read_error
 
@@ -64,9 +65,9 @@ async def _several(
                     arrived.put_nowait((index, item, taken))
                     await taken.wait()
         except asyncio.CancelledError as cancelled:
-            reason = next(iter(cancelled.args), None)
+            reason = reason_of(cancelled)
             # A source that cancels itself with an error as the reason has failed with that error.
-            raise reason if isinstance(reason, Exception) else cancelled from None
+            raise cancelled if reason is None else reason from None
 
     async def drain_all() -> None:
         try:

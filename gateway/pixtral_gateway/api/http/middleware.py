@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from pixtral_core.concurrency.cancelling import cancel_for, reason_of
 from pixtral_core.errors import ServingError, Unavailable, client_error
-from pixtral_core.server.grpc_interceptor import GIVE_UP_SECONDS, Gate, given_up_for
+from pixtral_core.server.grpc_interceptor import GIVE_UP_SECONDS, Gate
 from pixtral_core.telemetry.request_log import REQUEST_ID, Call
 from pixtral_core.telemetry.tracing import Tracer
 from pixtral_gateway.api.http.error_form import OPENAI, STREAM_ERROR, ErrorForm
@@ -158,12 +158,12 @@ class RequestMiddleware:
         if task is None or not task.cancelling():
             # Something that the request awaited was cancelled, and the request was not.
             return client_error(cancelled)
-        given = given_up_for(cancelled)
-        if given is None and not isinstance(reason_of(cancelled), ClientGone):
+        reason = reason_of(cancelled)
+        if not isinstance(reason, ServingError | ClientGone):
             raise cancelled
         while task.uncancel():
             pass
-        return given
+        return reason if isinstance(reason, ServingError) else None
 
 
 class _Reply:

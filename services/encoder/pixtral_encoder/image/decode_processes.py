@@ -132,9 +132,8 @@ class DecodeProcesses:
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled():
                 self._free(granted.result(), room, nbytes)
-            else:
-                if (nbytes, granted) in room.waiting:
-                    room.waiting.remove((nbytes, granted))
+            elif (nbytes, granted) in room.waiting:
+                room.waiting.remove((nbytes, granted))
                 self._grant()
             raise
 
